@@ -1,0 +1,39 @@
+# Each target does its own set-up in .venv; PYTHON chooses the interpreter.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test test-long lint bench results clean
+
+# make demo               frames that edgexnas simulates
+# make demo DATA=PATH     your frames: a file or a folder
+demo: $(STAMP)
+	$(BIN)/edgexnas demo --output runs/demo $(if $(DATA),--data $(DATA))
+
+test: $(STAMP) lint
+	$(BIN)/python -m pytest
+
+# What takes minutes: every interpreter, clusters on one machine, long searches.
+test-long: $(STAMP) lint
+	$(BIN)/python -m pytest -m "long or not long" --timeout=1800
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# Side by side on this machine; writes docs/results/.
+bench: $(STAMP)
+	$(BIN)/python device/bench_cpu.py --output docs/results
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "edgexnas needs Python 3.10 or newer: make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs dist build

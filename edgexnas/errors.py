@@ -1,0 +1,90 @@
+"""What edgexnas raises.
+
+::
+
+    EdgexnasError
+    ├── ConfigurationError      an option, a name or a combination of them is wrong
+    ├── InputError              an array has the wrong shape, dtype or values
+    ├── SourceError             a file or a stream of frames cannot be read
+    ├── MissingDependencyError  an optional package is not installed
+    ├── BundleError             a bundle is malformed, incomplete or inconsistent
+    │   ├── SignatureError      ... its signature does not cover what it holds
+    │   └── TrustError          ... it is signed by a key that is not trusted
+    ├── EngineError             an engine cannot be built, opened or run
+    │   └── EngineAccuracyError ... it strays further from the reference than the gate allows
+    ├── SearchError             a search cannot start, continue or has no result
+    └── QuantisationError       the INT8 model loses more accuracy than allowed
+
+Every message is one sentence that names the thing, the value and the remedy.
+"""
+
+__all__ = [
+    "BundleError",
+    "ConfigurationError",
+    "EdgexnasError",
+    "EngineAccuracyError",
+    "EngineError",
+    "InputError",
+    "MissingDependencyError",
+    "QuantisationError",
+    "SearchError",
+    "SignatureError",
+    "SourceError",
+    "TrustError",
+]
+
+
+class EdgexnasError(Exception):
+    """Any failure that edgexnas foresees."""
+
+
+class ConfigurationError(EdgexnasError, ValueError):
+    """An option, a name or a combination of them is wrong."""
+
+
+class InputError(EdgexnasError, ValueError):
+    """An array has the wrong shape, dtype or values."""
+
+
+class SourceError(EdgexnasError, OSError):
+    """A file or a stream of frames cannot be read."""
+
+
+class MissingDependencyError(EdgexnasError, ImportError):
+    """An optional package is not installed."""
+
+    @classmethod
+    def of(cls, package: str, *, extra: str, purpose: str) -> "MissingDependencyError":
+        """Say which extra of edgexnas installs `package` and what it is needed for."""
+        return cls(
+            f"{purpose} needs {package}, which is not installed: "
+            f"run pip install 'edgexnas[{extra}]'"
+        )
+
+
+class BundleError(EdgexnasError):
+    """A bundle is malformed, incomplete or inconsistent."""
+
+
+class SignatureError(BundleError):
+    """A bundle's signature does not cover what the bundle holds."""
+
+
+class TrustError(BundleError):
+    """A bundle is signed by a key that is not trusted."""
+
+
+class EngineError(EdgexnasError):
+    """An engine cannot be built, opened or run."""
+
+
+class EngineAccuracyError(EngineError):
+    """An engine strays further from the reference outputs than the gate allows."""
+
+
+class SearchError(EdgexnasError):
+    """A search cannot start, cannot continue or has no result."""
+
+
+class QuantisationError(EdgexnasError):
+    """The INT8 model loses more accuracy than is allowed."""
