@@ -1,0 +1,257 @@
+"""Where the frames are in an HDF5 file, and whether they can be read.
+
+Objects of h5py are `Any` here: the module is imported without h5py.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgexnas.errors import SourceError
+
+_PLACES = (
+    "entry/data/data",
+    "entry/instrument/detector/data",
+    "imageseries/images",
+    "exchange/data",
+    "frames",
+)
+"""NeXus, areaDetector, hexrd, Data Exchange (APS), and the plainest name, in this order."""
+
+_BLOCK_GROUPS = ("entry/data", "entry")
+_BLOCK_NAME = re.compile(r"data_[0-9]{6}")
+
+_NOT_FRAMES = re.compile(r"mask|flat|dark|white|gain|pedestal|threshold|trimbit", re.IGNORECASE)
+"""Names of detector calibrations, which have the shape of frames but are none."""
+
+# https://github.com/HDFGroup/hdf5_plugins/blob/master/docs/RegisteredFilterPlugins.md
+_FILTER_NAMES = {
+    305: "LZO",
+    307: "bzip2",
+    32000: "LZF",
+    32001: "Blosc",
+    32004: "LZ4",
+    32008: "bitshuffle",
+    32013: "ZFP",
+    32015: "Zstandard",
+    32017: "SZ",
+    32018: "FCIDECOMP",
+    32019: "JPEG",
+    32024: "SZ3",
+    32026: "Blosc2",
+    32028: "SPERR",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class FrameAxes:
+    """How the frames lie in a dataset: `leading` indexes come before row and column."""
+
+    count: int
+    shape: tuple[int, int]
+    leading: tuple[int, ...]
+
+    def selection(self, index: int) -> tuple[int, ...]:
+        """Index of frame `index` in the dataset."""
+        return tuple(index if size != 1 else 0 for size in self.leading)
+
+
+def frame_axes(dataset: Any, path: Path) -> FrameAxes:
+    """Tell how the frames lie in a dataset of 2, 3 or 4 dimensions.
+
+    Raises
+    ------
+    SourceError
+        If the dataset has another number of dimensions, two series axes, or no real numbers.
+    """
+    shape = dataset.shape
+    if shape is None or not 2 <= len(shape) <= 4 or dataset.dtype.kind not in "uif":
+        raise SourceError(
+            f"{dataset.name} of {path} holds {dataset.dtype} of shape {shape}; "
+            "frames are real numbers of shape (n, H, W)"
+        )
+    leading = shape[:-2]
+    if len(leading) == 2 and 1 not in leading:
+        raise SourceError(
+            f"{dataset.name} of {path} has shape {shape} with two series axes; save it as (n, H, W)"
+        )
+    count = 1
+    for size in leading:
+        count *= size
+    return FrameAxes(count, (shape[-2], shape[-1]), tuple(leading))
+
+
+def find_blocks(file: Any, path: Path, name: str | None) -> list[Any]:
+    """Find the datasets that hold the frames, in order.
+
+    Raises
+    ------
+    SourceError
+        If there are none, or several that could be meant, or a linked file is missing.
+    """
+    if name is not None:
+        return [_named(file, path, name)]
+    for place in _PLACES:
+        if _resolves(file, path, place) and _is_frames(file[place]):
+            return [file[place]]
+    for place in _BLOCK_GROUPS:
+        blocks = _blocks(file, path, place)
+        if blocks:
+            return blocks
+    signal = _default_signal(file, path)
+    if signal is not None and _is_frames(signal):
+        return [signal]
+    return [_only_candidate(file, path)]
+
+
+def _named(file: Any, path: Path, name: str) -> Any:
+    if not _resolves(file, path, name):
+        raise SourceError(f"{path} has no dataset {name!r}; {_candidates_hint(file)}")
+    if not hasattr(file[name], "shape"):
+        raise SourceError(f"{name!r} of {path} is a group, not a dataset; {_candidates_hint(file)}")
+    return file[name]
+
+
+def _only_candidate(file: Any, path: Path) -> Any:
+    candidates = _candidates(file)
+    if not candidates:
+        raise SourceError(
+            f"{path} holds no dataset of frames (real numbers of shape (n, H, W)); "
+            "name the dataset if it has another shape"
+        )
+    if len(candidates) > 1:
+        raise SourceError(
+            f"{path} holds {len(candidates)} datasets that could be frames; "
+            f"name one with dataset=: {', '.join(candidates)}"
+        )
+    return file[candidates[0]]
+
+
+def _is_frames(item: Any) -> bool:
+    shape = getattr(item, "shape", None)
+    return shape is not None and 2 <= len(shape) <= 4 and item.dtype.kind in "uif"
+
+
+def _candidates(file: Any) -> list[str]:
+    """Paths of the 3-D datasets that could be frames, one for each dataset."""
+    found: list[str] = []
+
+    def visit(name: str, item: Any) -> None:
+        deep = _is_frames(item) and len(item.shape) >= 3
+        if deep and not _NOT_FRAMES.search(name.rsplit("/", 1)[-1]):
+            found.append(name)
+
+    file.visititems(visit)
+    return found
+
+
+def _candidates_hint(file: Any) -> str:
+    candidates = _candidates(file)
+    if not candidates:
+        return "it holds no dataset of shape (n, H, W)"
+    return f"name one of {', '.join(candidates)}"
+
+
+def _resolves(file: Any, path: Path, place: str) -> bool:
+    """Tell whether a path leads to something; a link into a missing file is an error."""
+    group = file
+    parts = [part for part in place.split("/") if part]
+    for part in parts:
+        if not hasattr(group, "keys"):
+            return False
+        link = group.get(part, getlink=True)
+        if link is None:
+            return False
+        target = group.get(part)
+        if target is None:
+            _refuse_dangling(link, f"{group.name.rstrip('/')}/{part}", path)
+            return False
+        group = target
+    return bool(parts)
+
+
+def _refuse_dangling(link: Any, name: str, path: Path) -> None:
+    linked = getattr(link, "filename", None)
+    if linked is None:
+        return
+    place = path.parent / linked
+    if place.exists():
+        raise SourceError(
+            f"{name} of {path} links to {link.path} of {linked}, which cannot be opened there; "
+            "copy that file again"
+        )
+    raise SourceError(
+        f"{name} of {path} links to the file {linked}, which is missing; copy it to {place.parent}"
+    )
+
+
+def _blocks(file: Any, path: Path, place: str) -> list[Any]:
+    """Collect data_000001, data_000002, ... of an Eiger master file."""
+    if not _resolves(file, path, place) or not hasattr(file[place], "keys"):
+        return []
+    names = sorted(name for name in file[place] if _BLOCK_NAME.fullmatch(name))
+    return [file[f"{place}/{name}"] for name in names if _resolves(file, path, f"{place}/{name}")]
+
+
+def _default_signal(file: Any, path: Path) -> Any | None:
+    """Follow @default to an NXdata group and @signal to its dataset (NeXus since 2014)."""
+    group = file
+    # NXroot, NXentry, NXdata: longer chains come from a loop of links.
+    for _ in range(4):
+        step = _text(group.attrs.get("default"))
+        if step is None or not _resolves(group, path, step):
+            break
+        group = group[step]
+    name = _text(group.attrs.get("signal"))
+    if name is None or not hasattr(group, "keys") or not _resolves(group, path, name):
+        return None
+    return group[name]
+
+
+def _text(value: Any) -> str | None:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return value if isinstance(value, str) else None
+
+
+def check_filters(dataset: Any, path: Path) -> None:
+    """Refuse a dataset that was written with a filter this HDF5 library does not have.
+
+    Raises
+    ------
+    SourceError
+        If so; it names the filter.
+    """
+    from h5py import h5z
+
+    properties = dataset.id.get_create_plist()
+    for number in range(properties.get_nfilters()):
+        code, _, _, label = properties.get_filter(number)
+        if not h5z.filter_avail(code):
+            name = _FILTER_NAMES.get(code) or label.decode("ascii", "replace") or "unregistered"
+            raise SourceError(
+                f"{dataset.name} of {path} is compressed with HDF5 filter {code} ({name}), which "
+                "is not installed; run pip install hdf5plugin, or save the file without it"
+            )
+
+
+def check_virtual_sources(dataset: Any, path: Path) -> None:
+    """Refuse a virtual dataset whose files are missing: HDF5 would read them as zeros.
+
+    Raises
+    ------
+    SourceError
+        If so; it names the first missing file.
+    """
+    if not dataset.is_virtual:
+        return
+    for source in dataset.virtual_sources():
+        place = path.parent / source.file_name
+        if source.file_name != "." and not place.exists():
+            raise SourceError(
+                f"{dataset.name} of {path} is assembled from the file {source.file_name}, which "
+                f"is missing; copy it to {place.parent}"
+            )

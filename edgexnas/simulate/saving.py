@@ -1,0 +1,93 @@
+"""Save a series of frames as HDF5, so that `open_frames` reads it back."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from tempfile import mkstemp
+from types import ModuleType
+from typing import Any
+
+from edgexnas.errors import ConfigurationError, MissingDependencyError
+from edgexnas.frames import FrameSeries
+
+
+def save_series(series: FrameSeries, path: str | Path) -> Path:
+    """Write a series as NeXus HDF5: whole, or not at all.
+
+    Frames go to entry/data/data in one chunk each, compressed by bitshuffle and LZ4 as by DECTRIS
+    detectors; angles to entry/data/omega_deg, the mask to entry/instrument/detector/pixel_mask
+    (1 is unusable), and the truth, if the series has one, to a dataset for each of its columns
+    in truth. An existing file is replaced.
+
+    Raises
+    ------
+    ConfigurationError
+        If the folder does not exist or the path is a folder.
+    MissingDependencyError
+        If h5py or hdf5plugin is not installed.
+    """
+    target = Path(path)
+    if target.is_dir() or not target.parent.is_dir():
+        raise ConfigurationError(f"cannot write {target}; name a file in an existing folder")
+    h5py, compression = _h5py()
+    handle, name = mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
+    os.close(handle)
+    try:
+        with h5py.File(name, "w") as file:
+            _write(file, series, compression)
+        _publish(Path(name), target)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    return target
+
+
+def _h5py() -> tuple[ModuleType, dict[str, Any]]:
+    try:
+        import h5py
+        import hdf5plugin
+    except ImportError as error:
+        raise MissingDependencyError.of(
+            error.name or "h5py", extra="host", purpose="saving frames as HDF5"
+        ) from None
+    return h5py, dict(hdf5plugin.Bitshuffle(cname="lz4"))
+
+
+def _write(file: Any, series: FrameSeries, compression: dict[str, Any]) -> None:
+    file.attrs.update({"NX_class": "NXroot", "default": "entry"})
+    entry = _group(file, "entry", "NXentry", default="data", source=series.source)
+    data = _group(entry, "data", "NXdata", signal="data")
+    shape = (len(series), *series.shape)
+    frames = data.create_dataset(
+        "data", shape, series.dtype, chunks=(1, *series.shape), **compression
+    )
+    for number, frame in enumerate(series):
+        frames[number] = frame
+    detector = _group(_group(entry, "instrument", "NXinstrument"), "detector", "NXdetector")
+    detector["data"] = frames
+    if series.mask is not None:
+        detector.create_dataset("pixel_mask", data=series.mask.astype("u4"), compression="gzip")
+    if series.omega_deg is not None:
+        angles = data.create_dataset("omega_deg", data=series.omega_deg)
+        angles.attrs["units"] = "deg"
+    if series.truth is not None:
+        truth = _group(file, "truth", "NXcollection")
+        for name, column in series.truth.columns().items():
+            truth.create_dataset(name, data=column)
+
+
+def _group(parent: Any, name: str, nexus_class: str, **attributes: str) -> Any:
+    group = parent.create_group(name)
+    group.attrs.update({"NX_class": nexus_class, **attributes})
+    return group
+
+
+def _publish(written: Path, target: Path) -> None:
+    """Give a finished file its name, with the permissions of a new file."""
+    mask = os.umask(0)
+    os.umask(mask)
+    written.chmod(0o666 & ~mask)
+    with written.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(written, target)
