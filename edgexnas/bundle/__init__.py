@@ -1,0 +1,48 @@
+"""The bundle: one signed file that carries a model from the host to the device."""
+
+from edgexnas.bundle.bundle_file import (
+    Bundle,
+    open_bundle,
+    read_manifest,
+    verify_bundle,
+    write_bundle,
+)
+from edgexnas.bundle.description import describe
+from edgexnas.bundle.keys import generate_keys, load_signing_key
+from edgexnas.bundle.manifest import (
+    MODEL_MEMBERS,
+    SCHEMA_VERSION,
+    AccuracyRow,
+    BraggPreprocessing,
+    Gate,
+    Manifest,
+    Precision,
+    Provenance,
+    PtychoPreprocessing,
+    Quantisation,
+    Tensor,
+)
+from edgexnas.bundle.trust import TrustStore
+
+__all__ = [
+    "MODEL_MEMBERS",
+    "SCHEMA_VERSION",
+    "AccuracyRow",
+    "BraggPreprocessing",
+    "Bundle",
+    "Gate",
+    "Manifest",
+    "Precision",
+    "Provenance",
+    "PtychoPreprocessing",
+    "Quantisation",
+    "Tensor",
+    "TrustStore",
+    "describe",
+    "generate_keys",
+    "load_signing_key",
+    "open_bundle",
+    "read_manifest",
+    "verify_bundle",
+    "write_bundle",
+]

@@ -1,0 +1,290 @@
+"""The bundle file: archive, signature, set of names and contents, checked in this order.
+
+`verify_bundle` is a pure function of bytes; `open_bundle` reads them once, so that what was
+checked is what is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import numpy.typing as npt
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from edgexnas.bundle.archive import decode_archive, encode_archive
+from edgexnas.bundle.files import read_once, write_whole
+from edgexnas.bundle.keys import key_id, load_signing_key
+from edgexnas.bundle.manifest import (
+    MODEL_MEMBERS,
+    Manifest,
+    Precision,
+    encode_manifest,
+    parse_manifest,
+)
+from edgexnas.bundle.onnx_graph import MOST_MODEL_BYTES, check_onnx
+from edgexnas.bundle.reference import MOST_REFERENCE_BYTES, decode_reference, encode_reference
+from edgexnas.bundle.rollback import accept_sequence
+from edgexnas.bundle.signature import SIGNATURE_MEMBER, sign_members, verify_signature
+from edgexnas.bundle.trust import TrustStore
+from edgexnas.errors import BundleError, ConfigurationError, SignatureError
+
+__all__ = ["Bundle", "open_bundle", "read_manifest", "verify_bundle", "write_bundle"]
+
+MANIFEST_MEMBER = "manifest.json"
+REFERENCE_MEMBER = "reference.npz"
+
+MEMBER_LIMITS = {
+    MANIFEST_MEMBER: 256 * 1024,
+    **dict.fromkeys(MODEL_MEMBERS.values(), MOST_MODEL_BYTES),
+    REFERENCE_MEMBER: MOST_REFERENCE_BYTES,
+    SIGNATURE_MEMBER: 64 * 1024,
+}
+"""Largest size in bytes of each member, in the order in which they stand in the file."""
+
+MOST_BUNDLE_BYTES = sum(MEMBER_LIMITS.values()) + 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A verified bundle.
+
+    Attributes
+    ----------
+    manifest
+        What the signer says about the model.
+    models
+        ONNX file of each precision in `manifest.precisions`, with all its data inside.
+    reference
+        Read-only float32 arrays: "input", real network inputs, and "output", what the float32
+        model gave for them, with the shapes and units of the manifest's tensors.
+    digest
+        SHA-256 of the whole file, hexadecimal: names this bundle in caches and reports.
+    key_id
+        Id of the key that signed it.
+    path
+        Where it was read from; None if it came as bytes.
+    """
+
+    manifest: Manifest
+    models: Mapping[Precision, bytes]
+    reference: Mapping[str, npt.NDArray[np.float32]]
+    digest: str
+    key_id: str
+    path: Path | None
+
+
+def write_bundle(
+    path: Path | str,
+    *,
+    manifest: Manifest,
+    models: Mapping[Precision, bytes],
+    reference: Mapping[str, npt.NDArray[np.generic]],
+    signing_key: Path | str | ec.EllipticCurvePrivateKey,
+) -> Path:
+    """Sign a model and write it as one file; equal content differs in its signature alone.
+
+    The result is verified as `open_bundle` does before the file appears, so nothing is written
+    that a device would refuse.
+
+    Parameters
+    ----------
+    path
+        File to write or replace, by custom `*.edgex`; its folder exists.
+    manifest
+        Description of the model.
+    models
+        ONNX file of each precision in `manifest.precisions`.
+    reference
+        float32 arrays: "input" (k, ...) of real network inputs and "output" (k, ...) of the
+        float32 model, with the shapes of the manifest's tensors.
+    signing_key
+        Private key on P-256, or its PEM file.
+
+    Returns
+    -------
+    The path.
+
+    Raises
+    ------
+    BundleError
+        If a device would refuse the bundle.
+    ConfigurationError
+        If the signing key cannot be used, or the file cannot be written.
+    """
+    path = Path(path)
+    if not isinstance(signing_key, ec.EllipticCurvePrivateKey):
+        signing_key = load_signing_key(signing_key)
+    if set(models) != set(manifest.precisions):
+        raise BundleError(
+            f"models are given for {', '.join(models)}, where the manifest says "
+            f"{', '.join(manifest.precisions)}"
+        )
+    members = {
+        MANIFEST_MEMBER: encode_manifest(manifest),
+        **{MODEL_MEMBERS[name]: models[name] for name in MODEL_MEMBERS if name in models},
+        REFERENCE_MEMBER: encode_reference(reference, manifest),
+    }
+    members[SIGNATURE_MEMBER] = sign_members(members, signing_key, name=manifest.model_id)
+    raw = encode_archive(members)
+    public = signing_key.public_key()
+    own = TrustStore(MappingProxyType({key_id(public): public}), "the signing key")
+    verify_bundle(raw, trust=own, now=manifest.created)
+    try:
+        write_whole(path, raw)
+    except OSError as error:
+        raise ConfigurationError(f"bundle {path} cannot be written: {error.strerror}") from error
+    return path
+
+
+def open_bundle(
+    path: Path | str,
+    *,
+    trust: Path | str | TrustStore,
+    state: Path | str | None = None,
+    now: datetime | None = None,
+) -> Bundle:
+    """Read a bundle and verify everything about it.
+
+    Parameters
+    ----------
+    path
+        File to read, once.
+    trust
+        Keys to accept: a store, a folder of `*.pub.pem` files, or one public key.
+    state
+        File that remembers the highest `sequence` of each model; a lower one is then refused.
+    now
+        Time against which the expiry is held, with time zone; None is the clock's.
+
+    Raises
+    ------
+    BundleError
+        If the file cannot be read, is malformed, incomplete, inconsistent, expired or older than
+        one accepted before.
+    SignatureError
+        If the signature does not cover what the bundle holds.
+    TrustError
+        If the signer is not trusted, or the trust store cannot be used.
+    ConfigurationError
+        If `state` cannot be used.
+    """
+    path = Path(path)
+    store = trust if isinstance(trust, TrustStore) else TrustStore.load(trust)
+    bundle = verify_bundle(_read(path), trust=store, path=path, now=now)
+    if state is not None:
+        accept_sequence(state, bundle.manifest)
+    return bundle
+
+
+def verify_bundle(
+    raw: bytes, *, trust: TrustStore, path: Path | None = None, now: datetime | None = None
+) -> Bundle:
+    """Verify a bundle that is in memory: a function of these arguments and the time alone.
+
+    The order is: layout of the archive; signature; equality of signed and present members;
+    manifest, expiry, ONNX files, and reference arrays. Nothing of a model is parsed before its
+    signature holds.
+
+    Parameters
+    ----------
+    raw
+        The whole file.
+    trust
+        Keys to accept.
+    path
+        Where the bytes are from, for messages and `Bundle.path`.
+    now
+        As in `open_bundle`.
+
+    Raises
+    ------
+    BundleError, SignatureError, TrustError
+        As in `open_bundle`.
+    """
+    what = "bundle" if path is None else f"bundle {path}"
+    members = decode_archive(raw, limits=MEMBER_LIMITS, what=what)
+    signer = _verify_members(members, trust, what)
+    manifest = _manifest_of(members, what)
+    _check_expiry(manifest, now or datetime.now(timezone.utc), what)
+    models = {name: members[file] for name, file in MODEL_MEMBERS.items() if file in members}
+    if set(models) != set(manifest.precisions):
+        raise BundleError(
+            f"{what} holds models for {', '.join(models) or 'no precision'}, where its manifest "
+            f"says {', '.join(manifest.precisions)}: export it again"
+        )
+    for name, model in models.items():
+        file = f"{MODEL_MEMBERS[name]} of {what}"
+        check_onnx(model, precision=name, manifest=manifest, what=file)
+    reference = _member(members, REFERENCE_MEMBER, what)
+    arrays = decode_reference(reference, manifest, what=f"{REFERENCE_MEMBER} of {what}")
+    digest = hashlib.sha256(raw).hexdigest()
+    return Bundle(
+        manifest, MappingProxyType(models), MappingProxyType(arrays), digest, signer, path
+    )
+
+
+def read_manifest(path: Path | str) -> Manifest:
+    """Read a bundle's manifest WITHOUT verifying who made it: to look at, not to act upon.
+
+    Raises
+    ------
+    BundleError
+        If the file cannot be read, or archive or manifest are malformed.
+    """
+    what = f"bundle {path}"
+    members = decode_archive(_read(Path(path)), limits=MEMBER_LIMITS, what=what)
+    return _manifest_of(members, what)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        raw = read_once(path, most_bytes=MOST_BUNDLE_BYTES)
+    except OSError as error:
+        raise BundleError(f"bundle {path} cannot be read: {error.strerror}") from error
+    if raw is None:
+        raise BundleError(f"{path} is larger than {MOST_BUNDLE_BYTES} bytes, so it is no bundle")
+    return raw
+
+
+def _member(members: Mapping[str, bytes], name: str, what: str) -> bytes:
+    if name not in members:
+        raise BundleError(f"{what} lacks {name}: use the file that was exported")
+    return members[name]
+
+
+def _manifest_of(members: Mapping[str, bytes], what: str) -> Manifest:
+    raw = _member(members, MANIFEST_MEMBER, what)
+    return parse_manifest(raw, what=f"{MANIFEST_MEMBER} of {what}")
+
+
+def _verify_members(members: Mapping[str, bytes], trust: TrustStore, what: str) -> str:
+    """Check the signature and that it covers these members and no others; give the key's id."""
+    if SIGNATURE_MEMBER not in members:
+        raise SignatureError(f"{what} is not signed: it lacks {SIGNATURE_MEMBER}")
+    try:
+        signer, digests = verify_signature(members[SIGNATURE_MEMBER], trust=trust)
+    except BundleError as error:
+        raise type(error)(f"{what}: {error}") from None
+    present = set(members) - {SIGNATURE_MEMBER}
+    if present != set(digests):
+        wrong = ", ".join(sorted(repr(name[:80]) for name in present ^ set(digests)))
+        raise SignatureError(f"{what} does not hold the members that were signed, as to {wrong}")
+    for name in present:
+        if not hmac.compare_digest(hashlib.sha256(members[name]).hexdigest(), digests[name]):
+            raise SignatureError(f"{what} holds a {name} other than the one that was signed")
+    return signer
+
+
+def _check_expiry(manifest: Manifest, now: datetime, what: str) -> None:
+    if manifest.expires is not None and now >= manifest.expires:
+        raise BundleError(
+            f"{what} expired at {manifest.expires.isoformat()}: export it again, or set the clock "
+            f"if it is not {now.isoformat()}"
+        )

@@ -1,0 +1,89 @@
+"""A manifest in words, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from edgexnas.bundle.manifest import AccuracyRow, Manifest, Tensor
+
+__all__ = ["describe"]
+
+
+def describe(manifest: Manifest) -> list[tuple[str, str]]:
+    """List what a manifest says, as pairs of label and value.
+
+    Values hold no line breaks or other control characters. Whether they are true is a question
+    of the signature, which is not asked here.
+    """
+    gate, made = manifest.gate, manifest.provenance
+    rows = [
+        ("task", manifest.task),
+        ("model", f"{manifest.model_id}, sequence {manifest.sequence}"),
+        ("architecture", f"{manifest.architecture}, {manifest.parameters:,} parameters"),
+        ("created", manifest.created.isoformat()),
+        ("expires", manifest.expires.isoformat() if manifest.expires else "never"),
+        ("precisions", ", ".join(manifest.precisions)),
+        ("inputs", "; ".join(map(_tensor, manifest.inputs))),
+        ("outputs", "; ".join(map(_tensor, manifest.outputs))),
+    ]
+    if manifest.quantile_levels:
+        rows.append(
+            ("quantile levels", ", ".join(f"{level:g}" for level in manifest.quantile_levels))
+        )
+    fields = manifest.preprocessing.model_dump(mode="json").items()
+    rows.append(("preprocessing", ", ".join(f"{name} {value}" for name, value in fields)))
+    limits = ", ".join(f"{name} {getattr(gate, name):g}" for name in manifest.precisions)
+    rows.append(("accuracy gate", f"{limits} {gate.unit}"))
+    rows += [("accuracy", _accuracy(row)) for row in manifest.accuracy]
+    rows += _quantisation(manifest)
+    trial = "" if made.trial is None else f", trial {made.trial}"
+    rows += [
+        ("search", f"{made.search or 'none'}{trial}, seed {made.seed}"),
+        ("data", f"{made.data_source} (sha256 {made.data_digest})"),
+        ("configuration", _pairs(made.configuration)),
+        ("made with", _pairs(made.versions)),
+    ]
+    return rows
+
+
+def _pairs(values: Mapping[str, object]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items()) or "not recorded"
+
+
+def _tensor(tensor: Tensor) -> str:
+    axes = ", ".join(
+        f"{axis} {length}" for axis, length in zip(tensor.axes, tensor.shape, strict=True)
+    )
+    return f"{tensor.name} {tensor.dtype} ({axes}) in {tensor.unit}"
+
+
+def _accuracy(row: AccuracyRow) -> str:
+    measures = [
+        f"{label} {value:.4f}{unit}"
+        for label, value, unit in (
+            ("mean", row.mean_px, " px"),
+            ("median", row.p50_px, " px"),
+            ("75 %", row.p75_px, " px"),
+            ("95 %", row.p95_px, " px"),
+            ("phase error", row.phase_mae_rad, " rad"),
+            ("amplitude error", row.amplitude_mae, ""),
+        )
+        if value is not None
+    ]
+    name = f"{row.name} {row.precision}" if row.precision else row.name
+    return f"{name} against {row.against} on {row.n}: {', '.join(measures) or 'not measured'}"
+
+
+def _quantisation(manifest: Manifest) -> list[tuple[str, str]]:
+    made = manifest.quantisation
+    if made is None:
+        return []
+    kept = ", ".join(made.float_layers) or "none"
+    return [
+        (
+            "quantisation",
+            f"{made.method} by {made.calibration_method} of {made.calibration_items} items, "
+            f"{len(made.quantised_layers)} layers in INT8, in float: {kept}, "
+            f"mean error {made.loss_fraction:+.1%}",
+        )
+    ]

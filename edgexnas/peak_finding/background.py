@@ -1,0 +1,130 @@
+"""What a detector shows without peaks, estimated from frames that also hold peaks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgexnas.bragg import FloatArray
+from edgexnas.errors import InputError
+
+__all__ = ["Background", "estimate_background"]
+
+BoolArray = npt.NDArray[np.bool_]
+Frame = npt.NDArray[Any]
+
+TILE = 32
+"""Side in pixels of the tiles whose statistics make the background."""
+
+CLIP_SIGMAS = 3.0
+MAD_TO_SIGMA = 1.4826
+"""Standard deviation of a normal distribution divided by its median absolute deviation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Background:
+    """What a frame shows without peaks.
+
+    Attributes
+    ----------
+    level
+        (H, W) float32, counts.
+    noise
+        (H, W) float32, standard deviation in counts.
+    """
+
+    level: FloatArray
+    noise: FloatArray
+
+
+def estimate_background(
+    frames: Sequence[Frame] | Frame, *, mask: BoolArray | None = None
+) -> Background:
+    """Estimate level and noise from frames that also hold peaks.
+
+    Each tile of 32×32 pixels, over all frames, gives the mean and the standard deviation of the
+    values within 3 robust standard deviations (1.4826 × the median absolute deviation, and at
+    least one count for integers, which would otherwise be quantised) of the tile's median. A 3×3
+    median over tiles removes tiles that bright spots dominate; bilinear interpolation between
+    tile centres makes the maps. Zero-suppressed frames give level 0 and noise 0.
+
+    Pixels are not treated one by one over time: a reflection that lasts for most of the given
+    frames would then become background.
+
+    Parameters
+    ----------
+    frames
+        (k, H, W) or k frames of (H, W), counts. Frames spread over the series serve best.
+    mask
+        (H, W) bool, True where a pixel must not be used.
+
+    Raises
+    ------
+    InputError
+        If there is no frame, the shapes differ, or every pixel is masked.
+    """
+    stack = list(frames)
+    if not stack or any(frame.ndim != 2 or frame.shape != stack[0].shape for frame in stack):
+        raise InputError(
+            f"the frames have shapes {[frame.shape for frame in stack]}; "
+            "give at least one (H, W) frame, all of one shape"
+        )
+    shape = stack[0].shape
+    usable = np.ones(shape, np.bool_) if mask is None else ~mask
+    if usable.shape != shape or not usable.any():
+        raise InputError(
+            f"the mask of shape {usable.shape} leaves no pixel of the {shape} frames; "
+            "give one that does"
+        )
+    rows, cols = _tile_slices(shape[0]), _tile_slices(shape[1])
+    tiles = np.array(
+        [[_clipped_moments([f[r, c][usable[r, c]] for f in stack]) for c in cols] for r in rows]
+    )
+    down, across = _linear_weights(shape[0], rows), _linear_weights(shape[1], cols)
+    level, noise = (down @ _smooth(tiles[:, :, k]) @ across.T for k in range(2))
+    return Background(level.astype(np.float32), noise.astype(np.float32))
+
+
+def _tile_slices(size: int) -> list[slice]:
+    edges = np.linspace(0, size, max(1, round(size / TILE)) + 1).round().astype(int)
+    return [slice(int(low), int(high)) for low, high in pairwise(edges)]
+
+
+def _clipped_moments(parts: list[Frame]) -> tuple[float, float]:
+    """Mean and standard deviation of the values near the median; NaN where there are none."""
+    values = np.concatenate(parts)
+    least = 1.0 if values.dtype.kind in "ui" else 0.0
+    values = values.astype(np.float64)
+    if not len(values):
+        return np.nan, np.nan
+    distance = np.abs(values - np.median(values))
+    near = values[distance <= CLIP_SIGMAS * max(MAD_TO_SIGMA * float(np.median(distance)), least)]
+    return float(near.mean()), float(near.std())
+
+
+def _smooth(tiles: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Median over 3×3 tiles; tiles without a usable pixel take it from the nearest ones."""
+    result = tiles
+    first = True
+    while first or np.isnan(result).any():
+        padded = np.pad(result, 1, mode="edge")
+        around = np.lib.stride_tricks.sliding_window_view(padded, (3, 3)).reshape(*tiles.shape, 9)
+        median = np.full(tiles.shape, np.nan)
+        known = ~np.isnan(around).all(axis=2)
+        median[known] = np.nanmedian(around[known], axis=1)
+        result = median if first else np.where(np.isnan(result), median, result)
+        first = False
+    return result
+
+
+def _linear_weights(size: int, tiles: list[slice]) -> npt.NDArray[np.float64]:
+    """(size, n) weights of linear interpolation between tile centres, constant beyond them."""
+    centres = [(tile.start + tile.stop - 1) / 2 for tile in tiles]
+    one_at_each = np.eye(len(tiles))
+    pixels = np.arange(size)
+    return np.stack([np.interp(pixels, centres, one) for one in one_at_each], axis=1)
