@@ -1,0 +1,141 @@
+"""Find the peaks on the frames of one detector, with one shape, dtype and mask."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgexnas.errors import InputError
+from edgexnas.peak_finding import (
+    Background,
+    FinderSettings,
+    FoundPeaks,
+    PeakFinder,
+    estimate_background,
+)
+
+__all__ = ["PeakDetection"]
+
+Frame = npt.NDArray[Any]
+Mask = npt.NDArray[np.bool_]
+
+
+class PeakDetection:
+    """Peak finding that learns the frames' shape and dtype from the first one.
+
+    Parameters
+    ----------
+    settings
+        What counts as a peak.
+    mask
+        (H, W) bool, True where a pixel must not be used; it fixes the frames' shape.
+
+    Raises
+    ------
+    InputError
+        If the mask is no (H, W) bool array.
+    """
+
+    def __init__(self, settings: FinderSettings, *, mask: npt.ArrayLike | None = None) -> None:
+        self.settings = settings
+        self.mask = None if mask is None else _checked_mask(mask)
+        self.shape = None if self.mask is None else self.mask.shape
+        self.dtype: np.dtype[Any] | None = None
+        self._background: Background | None = None
+        self._own_finder: PeakFinder | None = None
+
+    def calibrate(self, frames: Iterable[npt.ArrayLike]) -> None:
+        """Estimate the background from these frames, for all frames to come.
+
+        Raises
+        ------
+        InputError
+            If there is no frame, or one does not fit those before it.
+        """
+        admitted = [self.admit(frame) for frame in frames]
+        if not admitted:
+            raise InputError("there are no frames to calibrate with; give at least one")
+        self._background = self._estimate(admitted, self.mask)
+        self._own_finder = None
+
+    def find(self, frame: npt.ArrayLike) -> FoundPeaks:
+        """Find the peaks of one frame; the first shows the background, unless calibrated."""
+        admitted = self.admit(frame)
+        if self._own_finder is None:
+            self._own_finder = self.finder([admitted])
+        return self._own_finder.find(admitted)
+
+    def finder(self, frames: Sequence[Frame], *, mask: Mask | None = None) -> PeakFinder:
+        """Make a finder for one series.
+
+        Parameters
+        ----------
+        frames
+            Frames that show the series' background; unused after `calibrate`.
+        mask
+            The series' own mask, used beside this detector's.
+        """
+        shape = frames[0].shape
+        if mask is not None and self.mask is not None:
+            mask = mask | self.mask
+        mask = self.mask if mask is None else mask
+        background = self._background or self._estimate(frames, mask)
+        return PeakFinder(self.settings, shape=shape, background=background, mask=mask)
+
+    def admit(self, frame: npt.ArrayLike) -> Frame:
+        """Check a frame against those before it.
+
+        Raises
+        ------
+        InputError
+            If it is no (H, W) array of real numbers, or its shape or dtype is another.
+        """
+        array = np.asarray(frame)
+        if array.ndim != 2 or not array.size or array.dtype.kind not in "uif":
+            raise InputError(
+                f"the frame has shape {array.shape} and dtype {array.dtype}; "
+                "give (H, W) real numbers, such as uint16"
+            )
+        if array.shape != (self.shape or array.shape):
+            raise InputError(
+                f"the frame has shape {array.shape}, this predictor's detector has {self.shape}; "
+                "use one predictor for each detector"
+            )
+        if array.dtype != (self.dtype or array.dtype):
+            raise InputError(
+                f"the frame has dtype {array.dtype}, the frames before it had {self.dtype}; "
+                "give all frames the same dtype"
+            )
+        self.shape, self.dtype = array.shape, array.dtype
+        return array
+
+    @staticmethod
+    def _estimate(frames: Sequence[Frame], mask: Mask | None) -> Background:
+        for frame in frames:
+            _refuse_nan(frame, mask)
+        return estimate_background(frames, mask=mask)
+
+
+def _checked_mask(mask: npt.ArrayLike) -> Mask:
+    array = np.asarray(mask)
+    if array.ndim != 2 or array.dtype != np.bool_:
+        raise InputError(
+            f"the mask has shape {array.shape} and dtype {array.dtype}; "
+            "give (H, W) bool, True where a pixel must not be used"
+        )
+    return array.copy()
+
+
+def _refuse_nan(frame: Frame, mask: Mask | None) -> None:
+    """Refuse a background frame with a NaN, which would spread over a whole tile."""
+    if frame.dtype.kind != "f":
+        return
+    good = np.isfinite(frame) if mask is None else np.isfinite(frame) | mask
+    if not good.all():
+        row, col = divmod(int(np.argmin(good)), frame.shape[1])
+        raise InputError(
+            f"pixel (row {row}, col {col}) of the frame is NaN or infinite; mask it or set it to 0"
+        )

@@ -1,0 +1,154 @@
+"""What an inference engine is, and which one a device opens."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Protocol, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from edgexnas.errors import ConfigurationError, EngineError
+
+if TYPE_CHECKING:
+    from edgexnas.bundle import Bundle, Precision
+
+__all__ = ["ENGINES", "Engine", "open_engine"]
+
+ENGINES = ("auto", "onnxruntime", "tensorrt")
+"""Names that `open_engine` knows."""
+
+FloatArray = npt.NDArray[np.float32]
+
+_log = logging.getLogger(__name__)
+
+
+class Engine(Protocol):
+    """One model of a bundle, ready to run.
+
+    An engine may reuse its buffers between runs: use it from one thread at a time.
+    """
+
+    @property
+    def name(self) -> str:
+        """Name of the inference library: "onnxruntime"."""
+
+    @property
+    def precision(self) -> Precision:
+        """Arithmetic of the model."""
+
+    @property
+    def batch(self) -> int:
+        """Largest number of items that one run takes."""
+
+    @property
+    def reason(self) -> str:
+        """Why this engine was chosen, in one sentence."""
+
+    def run(self, inputs: FloatArray) -> FloatArray:
+        """Run the model on 1 to `batch` items.
+
+        Parameters
+        ----------
+        inputs
+            (n, ...) float32, the network's input; for Bragg peaks (n, 1, 11, 11), scaled.
+
+        Returns
+        -------
+        (n, ...) float32, a new array; for Bragg peaks (n, 2, q), offsets in px.
+
+        Raises
+        ------
+        InputError
+            If the shape or the dtype is another.
+        EngineError
+            If the engine is closed or the library fails.
+        """
+
+    def describe(self) -> dict[str, str | int]:
+        """Say what runs: library, version, precision, batch, threads, and why."""
+
+    def close(self) -> None:
+        """Release the model; closing again does nothing."""
+
+
+def open_engine(
+    bundle: Bundle,
+    *,
+    engine: str = "auto",
+    precision: Precision = "int8",
+    batch: int = 32,
+    threads: int | None = None,
+) -> Engine:
+    """Open an engine for one of a bundle's models.
+
+    Parameters
+    ----------
+    bundle
+        A verified bundle.
+    engine
+        "onnxruntime" or "tensorrt" for that one and no other, or "auto": TensorRT where it can
+        run, else onnxruntime. The engine's `reason`, which is also logged, says which and why.
+    precision
+        Which of the bundle's models: "float32", "float16" or "int8".
+    batch
+        Largest number of items of one run.
+    threads
+        CPU threads of the engine; None for 1, with which networks this small run best.
+
+    Raises
+    ------
+    ConfigurationError
+        If an option is out of range, or the bundle has no model of this precision.
+    EngineError
+        If the engine cannot run here or the library refuses the model.
+    MissingDependencyError
+        If the inference library is not installed.
+    """
+    _check_options(engine, batch, threads)
+    model = _model_of(bundle, precision)
+    reason = _choice(engine)
+    # Imported late: an inference library is loaded by the engine that uses it.
+    from edgexnas.device.onnx_engine import OnnxEngine
+
+    return OnnxEngine(model, precision=precision, batch=batch, threads=threads, reason=reason)
+
+
+def _check_options(engine: str, batch: int, threads: int | None) -> None:
+    if engine not in ENGINES:
+        raise ConfigurationError(f"there is no engine {engine!r}; give one of {', '.join(ENGINES)}")
+    # By type and not isinstance: True is an int to Python, 2.0 is no number of anything.
+    for name, value in (("batch", batch), ("threads", 1 if threads is None else threads)):
+        if type(value) is not int or value < 1:
+            raise ConfigurationError(f"{name} is {value!r}; give a whole number from 1")
+
+
+def _model_of(bundle: Bundle, precision: Precision) -> bytes:
+    from edgexnas.bundle import Precision as Precisions
+
+    known = get_args(Precisions)
+    if precision not in known:
+        raise ConfigurationError(
+            f"there is no precision {precision!r}; give one of {', '.join(known)}"
+        )
+    if precision not in bundle.models:
+        raise ConfigurationError(
+            f"bundle {bundle.manifest.model_id} has no {precision} model; "
+            f"give one of {', '.join(bundle.models)}"
+        )
+    return bundle.models[precision]
+
+
+def _choice(engine: str) -> str:
+    """Say why onnxruntime runs; refuse to replace an engine that was asked for by name."""
+    if engine == "onnxruntime":
+        return "onnxruntime was asked for"
+    from edgexnas.device.tensorrt_engine import installed_library, why_not_runnable
+
+    obstacle = why_not_runnable()
+    if engine == "tensorrt":
+        raise EngineError(f"engine='tensorrt' is refused: {obstacle}; give engine='onnxruntime'")
+    reason = f"onnxruntime runs the model on the CPU, because {obstacle}"
+    # Where TensorRT is present its user expects it, so its absence from the run is a warning.
+    _log.log(logging.WARNING if installed_library() else logging.INFO, "%s", reason)
+    return reason

@@ -1,0 +1,81 @@
+"""Where a predictor's frames come from, and which of them show the background."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import numpy as np
+import numpy.typing as npt
+
+from edgexnas.errors import ConfigurationError, SourceError
+from edgexnas.frames import ArrayFrames, FrameSeries, open_frames
+
+__all__ = [
+    "BACKGROUND_BYTES",
+    "BACKGROUND_FRAMES",
+    "FrameSource",
+    "background_frames",
+    "open_source",
+]
+
+Frame = npt.NDArray[Any]
+FrameSource = str | os.PathLike[str] | FrameSeries | Iterable[npt.ArrayLike]
+"""A path, an open series, or frames in the order in which they were taken."""
+
+BACKGROUND_FRAMES = 16
+"""Most frames of a series from which its background is estimated."""
+
+BACKGROUND_BYTES = 32 * 1024 * 1024
+"""Most memory that those frames take together; one frame may take more."""
+
+
+def open_source(source: FrameSource) -> FrameSeries | Iterator[npt.ArrayLike]:
+    """Open a path, check a series, or start to iterate.
+
+    Raises
+    ------
+    ConfigurationError
+        If it is none of these.
+    SourceError
+        If a path cannot be opened, or the series is empty.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        if "://" in os.fspath(source):
+            raise ConfigurationError(
+                f"source {os.fspath(source)} is a network stream, which this version does not "
+                "receive: give a path or an iterable of frames"
+            )
+        return open_frames(Path(source))
+    if _is_series(source):
+        if not len(source):
+            raise SourceError(f"{source.source} has no frames; give a series with at least one")
+        return source
+    if isinstance(source, np.ndarray):
+        if not source.size:
+            raise SourceError(f"an array of shape {source.shape} has no frames; give (n, H, W)")
+        return ArrayFrames(source)
+    if not isinstance(source, Iterable):
+        raise ConfigurationError(
+            f"source is {type(source).__name__}; give a path, a FrameSeries or an iterable of "
+            "frames"
+        )
+    return iter(source)
+
+
+def _is_series(source: object) -> TypeGuard[FrameSeries]:
+    """Tell a `FrameSeries`, whose frames can be read in any order, from other iterables."""
+    names = ("source", "shape", "dtype", "mask", "__len__", "__getitem__")
+    return all(hasattr(source, name) for name in names)
+
+
+def background_frames(series: FrameSeries) -> Sequence[Frame]:
+    """Read up to 16 frames spread evenly over a series, fewer where they are large."""
+    frame_bytes = int(np.prod(series.shape)) * series.dtype.itemsize
+    fitting = max(1, BACKGROUND_BYTES // max(1, frame_bytes))
+    count = min(len(series), BACKGROUND_FRAMES, fitting)
+    # The middles of `count` equal parts: a single frame comes from the middle of the series.
+    numbers = (2 * np.arange(count) + 1) * len(series) // (2 * count)
+    return [series[int(number)] for number in numbers]
