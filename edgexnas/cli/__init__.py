@@ -1,0 +1,60 @@
+"""The `edgexnas` command."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from edgexnas import __version__
+from edgexnas.cli import (
+    bundle_commands,
+    demo_command,
+    device_commands,
+    host_commands,
+    search_commands,
+)
+from edgexnas.errors import EdgexnasError
+
+__all__ = ["main"]
+
+FAILED, INTERRUPTED = 1, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit status: 0 for success, 2 for wrong usage.
+
+    Foreseen failures are one sentence on standard error, without a traceback.
+    """
+    options = build_parser().parse_args(arguments)
+    logging.basicConfig(format="edgexnas: %(message)s", level=logging.WARNING)
+    try:
+        options.run(options)
+        sys.stdout.flush()
+    except EdgexnasError as error:
+        print(f"edgexnas {options.command}: {error}", file=sys.stderr)  # noqa: T201
+        return FAILED
+    except KeyboardInterrupt:
+        print(f"edgexnas {options.command}: interrupted", file=sys.stderr)  # noqa: T201
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has gone; keep the interpreter from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="edgexnas",
+        description="Searched, verified, INT8 neural networks next to an X-ray detector.",
+        epilog="Start with: edgexnas demo",
+    )
+    parser.add_argument("--version", action="version", version=f"edgexnas {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for module in (demo_command, host_commands, search_commands, bundle_commands, device_commands):
+        module.add_to(commands)
+    return parser

@@ -1,0 +1,94 @@
+"""edgexnas demo."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgexnas.cli.arguments import add_command, positive_int
+from edgexnas.cli.terminal import print_pairs, print_table, progress
+
+if TYPE_CHECKING:
+    from edgexnas.bundle import AccuracyRow
+    from edgexnas.cli.arguments import Commands
+
+__all__ = ["add_to"]
+
+
+def add_to(commands: Commands) -> None:
+    """Add the command."""
+    demo = add_command(commands, "demo", "run the whole job once: frames to verified predictions")
+    demo.add_argument("--output", type=Path, default=Path("runs/demo"), help="folder for results")
+    demo.add_argument("--data", type=Path, help="frames, file or folder; simulated if not given")
+    demo.add_argument("--spots", help="hexrd spot list of these frames, FILE.h5::PANEL")
+    demo.add_argument("--space", nargs="+", default=["mlpBragg"], help="search spaces")
+    demo.add_argument("--evaluations", type=positive_int, default=12, help="networks to train")
+    demo.add_argument("--epochs", type=positive_int, default=60, help="most epochs of a training")
+    demo.add_argument(
+        "--baselines",
+        nargs="*",
+        default=["small"],
+        choices=("small", "large"),
+        help="BraggNN sizes",
+    )
+    demo.add_argument(
+        "--maximum-parameters", type=positive_int, default=20_000, help="larger ones are not tried"
+    )
+    demo.add_argument("--workers", type=positive_int, default=2, help="trainings at once")
+    demo.add_argument("--seed", type=int, default=0, help="of simulation, search and training")
+    demo.set_defaults(run=_demo)
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from edgexnas.demo import DemoSettings, run_demo
+
+    settings = DemoSettings(
+        output=options.output,
+        data=options.data,
+        spots=options.spots,
+        space=tuple(options.space),
+        max_evals=options.evaluations,
+        epochs=options.epochs,
+        baselines=tuple(options.baselines),
+        maximum_parameters=options.maximum_parameters,
+        workers=options.workers,
+        seed=options.seed,
+    )
+    result = run_demo(settings, progress)
+    against = {"fit": "pseudo-Voigt fit", "truth": "simulated truth"}[result.rows[0].against]
+    print_table(
+        ("", "precision", "parameters", "peaks", "mean", "p50", "p75", "p95"),
+        [_cells(row) for row in result.rows],
+        title=f"Distance to the {against} on held-out frames, px",
+    )
+    pairs = [
+        ("INT8 loses", f"{result.int8_loss:+.1%} of mean distance against float32"),
+        ("bundle", f"{result.bundle} ({result.bundle_bytes / 1024:.0f} KiB)"),
+        ("trust store", f"{settings.output / 'keys'}"),
+        ("picture", f"{result.picture}"),
+        ("table", f"{result.table}"),
+    ]
+    if result.detection is not None:
+        found = result.detection
+        listed = "listed spots" if settings.spots else "visible simulated spots"
+        pairs.insert(
+            0,
+            (
+                "detection",
+                f"recall {found.recall:.3f}, precision {found.precision:.3f} "
+                f"({found.found} found, {found.spots} {listed})",
+            ),
+        )
+    print_pairs(pairs)
+
+
+def _cells(row: AccuracyRow) -> tuple[str, ...]:
+    distances = (row.mean_px, row.p50_px, row.p75_px, row.p95_px)
+    return (
+        row.name,
+        row.precision or "",
+        f"{row.parameters:,}" if row.parameters else "",
+        str(row.n),
+        *(f"{value:.4f}" if value is not None else "" for value in distances),
+    )

@@ -1,0 +1,90 @@
+"""edgexnas predict."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from edgexnas.cli.arguments import add_command, positive_int
+from edgexnas.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from edgexnas.bragg import Peaks
+    from edgexnas.cli.arguments import Commands
+
+__all__ = ["add_to"]
+
+COLUMNS = ("frame", "row_px", "col_px", "row_interval_px", "col_interval_px", "counts", "flags")
+
+
+def add_to(commands: Commands) -> None:
+    """Add the commands."""
+    predict = add_command(commands, "predict", "find the peaks of a frame series with a bundle")
+    predict.add_argument("bundle", type=Path, help="*.edgex")
+    predict.add_argument("frames", type=Path, help="HDF5, NeXus, frame cache, image or folder")
+    predict.add_argument("--trust", type=Path, required=True, help="folder of *.pub.pem files")
+    predict.add_argument("--engine", default="auto", choices=("auto", "onnxruntime", "tensorrt"))
+    predict.add_argument("--precision", default="int8", choices=("int8", "float16", "float32"))
+    predict.add_argument("--batch", type=positive_int, default=32, help="patches an engine run")
+    predict.add_argument("--output", type=Path, help="CSV file; standard output if not given")
+    predict.set_defaults(run=_predict)
+
+
+def _predict(options: argparse.Namespace) -> None:
+    from edgexnas.device import Predictor
+
+    with (
+        Predictor(
+            options.bundle,
+            trust=options.trust,
+            engine=options.engine,
+            precision=options.precision,
+            batch=options.batch,
+        ) as predictor,
+        _sink(options.output) as sink,
+    ):
+        writer = csv.writer(sink)
+        writer.writerow(COLUMNS)
+        for peaks in predictor.stream(options.frames):
+            writer.writerows(_rows(peaks))
+
+
+def _rows(peaks: Peaks) -> Iterator[tuple[str, ...]]:
+    from edgexnas.bragg import PeakFlag
+
+    for position, interval, counts, flags in zip(
+        peaks.positions_px, peaks.intervals_px, peaks.intensities, peaks.flags, strict=True
+    ):
+        names = "|".join(flag.name.lower() for flag in PeakFlag if flag & flags and flag.name)
+        numbers = (*position, *interval)
+        yield (
+            str(peaks.frame_number),
+            *(f"{number:.4f}" for number in numbers),
+            f"{counts:.0f}",
+            names,
+        )
+
+
+@contextmanager
+def _sink(path: Path | None) -> Iterator[IO[str]]:
+    """Open standard output, or a file that appears whole when all frames are done."""
+    if path is None:
+        yield sys.stdout
+        return
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("w", newline="") as file:
+            yield file
+        partial.replace(path)
+    except OSError as error:
+        if error.filename is None or Path(error.filename) not in (path, partial):
+            raise
+        raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from error
+    finally:
+        partial.unlink(missing_ok=True)

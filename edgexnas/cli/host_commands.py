@@ -1,0 +1,87 @@
+"""edgexnas simulate and label."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgexnas.cli.arguments import add_command, positive_float, positive_int
+from edgexnas.cli.terminal import print_pairs, progress
+
+if TYPE_CHECKING:
+    from edgexnas.cli.arguments import Commands
+
+__all__ = ["add_to"]
+
+
+def add_to(commands: Commands) -> None:
+    """Add the commands."""
+    simulate = add_command(
+        commands, "simulate", "simulate far-field HEDM frames with a known answer"
+    )
+    simulate.add_argument("--output", type=Path, required=True, help="HDF5 file to write")
+    simulate.add_argument("--frames", type=positive_int, default=36)
+    simulate.add_argument(
+        "--shape", type=positive_int, nargs=2, metavar=("ROWS", "COLS"), help="of a frame"
+    )
+    simulate.add_argument("--grains", type=positive_int, help="grains in the beam")
+    simulate.add_argument(
+        "--like", choices=("default", "ruby-dexela"), default="default", help="preset to start from"
+    )
+    simulate.add_argument("--seed", type=int, default=0)
+    simulate.set_defaults(run=_simulate)
+
+    label = add_command(commands, "label", "find peaks and fit a pseudo-Voigt to each")
+    label.add_argument("frames", type=Path, help="HDF5, NeXus, frame cache, image or folder")
+    label.add_argument("--output", type=Path, required=True, help="HDF5 file to write")
+    label.add_argument(
+        "--minimum-counts", type=positive_float, help="above background, to count as a peak"
+    )
+    label.add_argument(
+        "--saturation", type=positive_float, help="counts at which a pixel saturates"
+    )
+    label.set_defaults(run=_label)
+
+
+def _simulate(options: argparse.Namespace) -> None:
+    from edgexnas.simulate import HedmSettings, save_series, simulate_hedm
+
+    changes: dict[str, Any] = {"frames": options.frames}
+    if options.shape is not None:
+        changes["shape"] = tuple(options.shape)
+    if options.grains is not None:
+        changes["grains"] = options.grains
+    preset = HedmSettings.ruby_dexela if options.like == "ruby-dexela" else HedmSettings
+    series = simulate_hedm(preset(**changes), seed=options.seed)
+    with progress(f"simulate {len(series)} frames"):
+        save_series(series, options.output)
+    print_pairs(
+        [
+            ("frames", f"{len(series)} of {series.shape[0]}×{series.shape[1]}"),
+            ("visible spots", str(int(series.truth.visible.sum()))),
+            ("file", str(options.output)),
+        ]
+    )
+
+
+def _label(options: argparse.Namespace) -> None:
+    from edgexnas.frames import open_frames
+    from edgexnas.host import label_frames
+    from edgexnas.peak_finding import FinderSettings
+
+    chosen = {
+        name: getattr(options, name)
+        for name in ("minimum_counts", "saturation")
+        if getattr(options, name) is not None
+    }
+    with open_frames(options.frames) as series, progress(f"label {len(series)} frames") as step:
+        dataset = label_frames(series, finder=FinderSettings(**chosen), progress=step)
+    dataset.save(options.output)
+    print_pairs(
+        [
+            ("peaks", f"{len(dataset)}, of which {int(dataset.good.sum())} have a good label"),
+            ("scored against", dataset.against),
+            ("file", str(options.output)),
+        ]
+    )

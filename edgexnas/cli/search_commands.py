@@ -1,0 +1,171 @@
+"""edgexnas optimize, report and export."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgexnas.cli.arguments import add_command, positive_float, positive_int
+from edgexnas.cli.terminal import print_pairs, print_table
+from edgexnas.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from edgexnas.cli.arguments import Commands
+    from edgexnas.host import SearchResult
+
+__all__ = ["add_to"]
+
+
+def add_to(commands: Commands) -> None:
+    """Add the commands."""
+    _add_optimize(commands)
+    report = add_command(commands, "report", "write the HTML report and the figures of a run")
+    report.add_argument("folder", type=Path, metavar="RUN", help="run folder of optimize")
+    report.add_argument("--output", type=Path, help="folder; the run's own if not given")
+    report.set_defaults(run=_report)
+
+    export = add_command(commands, "export", "write a network of a run as a signed bundle")
+    export.add_argument("folder", type=Path, metavar="RUN", help="run folder of optimize")
+    export.add_argument("--output", type=Path, required=True, help="*.edgex to write")
+    export.add_argument("--signing-key", type=Path, required=True, help="*.key.pem")
+    chosen = export.add_mutually_exclusive_group()
+    chosen.add_argument("--best", default="error", help="objective whose best network to take")
+    chosen.add_argument("--trial", type=int, help="number of the network to take")
+    export.add_argument("--model-id", help="name of the model; that of its space if not given")
+    export.add_argument(
+        "--maximum-loss", type=positive_float, default=0.10, help="share that INT8 may lose"
+    )
+    export.add_argument(
+        "--no-fine-tuning", action="store_true", help="refuse instead of fine-tuning for INT8"
+    )
+    export.set_defaults(run=_export)
+
+
+def _add_optimize(commands: Commands) -> None:
+    """Options default to None, so that those given override a configuration file."""
+    optimize = add_command(commands, "optimize", "search networks and hyperparameters")
+    optimize.formatter_class = argparse.HelpFormatter
+    optimize.add_argument("task", nargs="?", help="bragg; needed without --config")
+    optimize.add_argument("--config", type=Path, help="TOML file with the options of optimize()")
+    optimize.add_argument("--data", type=Path, help="labelled peaks, from edgexnas label")
+    optimize.add_argument("--output", type=Path, help="run folder")
+    optimize.add_argument("--space", nargs="+", help="search spaces, such as mlpBragg cnnBragg")
+    optimize.add_argument("--objectives", nargs="+", help="such as error quantile_loss parameters")
+    optimize.add_argument(
+        "--constraint", action="append", metavar="NAME=BOUND", help="upper bound; repeatable"
+    )
+    optimize.add_argument("--search", help="cbo, random, evolution, hyperband, optuna-tpe, ...")
+    optimize.add_argument("--max-evals", type=positive_int, help="evaluations in total")
+    optimize.add_argument("--timeout", type=positive_float, help="seconds")
+    optimize.add_argument("--workers", type=positive_int, help="evaluations at once")
+    optimize.add_argument("--evaluator", help="process, serial or ray")
+    optimize.add_argument("--epochs", type=positive_int, help="cap on the epochs of a training")
+    optimize.add_argument("--device", help="auto, cpu, cuda, ...")
+    optimize.add_argument("--seed", type=int)
+    optimize.add_argument("--resume", action="store_true", help="continue the run in --output")
+    optimize.set_defaults(run=_optimize)
+
+
+_PASSED_ON = (
+    "data",
+    "output",
+    "space",
+    "objectives",
+    "search",
+    "max_evals",
+    "timeout",
+    "workers",
+    "evaluator",
+    "epochs",
+    "device",
+    "seed",
+)
+
+
+def _optimize(options: argparse.Namespace) -> None:
+    from edgexnas.host import load_configuration, optimize
+
+    arguments: dict[str, Any] = {} if options.config is None else load_configuration(options.config)
+    given = {name: getattr(options, name) for name in ("task", *_PASSED_ON)}
+    arguments |= {name: value for name, value in given.items() if value is not None}
+    if options.constraint:
+        bounds = dict(_bound(text) for text in options.constraint)
+        arguments["constraints"] = {**arguments.get("constraints", {}), **bounds}
+    for name in ("task", "data", "output"):
+        if name not in arguments:
+            raise ConfigurationError(f"{name} is missing; give it here or in a --config file")
+    result = optimize(arguments.pop("task"), resume=options.resume, **arguments)
+    _print_front(result)
+
+
+def _bound(text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    try:
+        return name, float(value)
+    except ValueError:
+        raise ConfigurationError(
+            f"constraint {text!r} is not NAME=BOUND, such as parameters=20000"
+        ) from None
+
+
+def _print_front(result: SearchResult) -> None:
+    names = [objective.name for objective in result.objectives]
+    rows = [
+        (
+            str(candidate.trial),
+            candidate.space,
+            *(f"{candidate.objectives[name]:.6g}" for name in names),
+            ", ".join(f"{key}={value}" for key, value in candidate.configuration.items()),
+        )
+        for candidate in result.pareto
+    ]
+    labels = [objective.label for objective in result.objectives]
+    print_table(("trial", "space", *labels, "configuration"), rows, title="Pareto front")
+    failed = ", ".join(f"{count} {reason}" for reason, count in result.failures.items())
+    print_pairs(
+        [
+            (
+                "evaluations",
+                f"{len(result.trials)}, {result.kept} of them kept from before",
+            ),
+            ("failed", failed or "none"),
+            ("hypervolume", f"{result.hypervolume:.4f}"),
+            ("run", str(result.folder)),
+        ]
+    )
+
+
+def _report(options: argparse.Namespace) -> None:
+    from edgexnas.host import SearchResult
+    from edgexnas.host.report import write_report
+
+    written = write_report(SearchResult.load(options.folder), options.output)
+    print_pairs([("report", str(written))])
+
+
+def _export(options: argparse.Namespace) -> None:
+    from edgexnas.bundle import describe, load_signing_key
+    from edgexnas.host import SearchResult
+    from edgexnas.host.export import FINE_TUNING
+
+    load_signing_key(options.signing_key)
+    result = SearchResult.load(options.folder)
+    candidate = result.best(options.best)
+    if options.trial is not None:
+        known = {candidate.trial: candidate for candidate in result.candidates}
+        if options.trial not in known:
+            raise ConfigurationError(
+                f"run {options.folder} has no trained network {options.trial}; "
+                f"give one of {', '.join(map(str, sorted(known)))}"
+            )
+        candidate = known[options.trial]
+    report = result.export(
+        options.output,
+        candidate=candidate,
+        signing_key=options.signing_key,
+        model_id=options.model_id,
+        maximum_loss=options.maximum_loss,
+        fine_tune=None if options.no_fine_tuning else FINE_TUNING,
+    )
+    print_pairs([*describe(report.manifest), ("file", str(report.path))])

@@ -1,0 +1,119 @@
+"""Label-free prediction of held-out frames through the bundle, as on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edgexnas.bragg import Peaks
+from edgexnas.bundle import AccuracyRow, Precision
+from edgexnas.device import Predictor
+from edgexnas.host import PeakDataset, detection_scores, distance_row, match_peaks
+
+if TYPE_CHECKING:
+    from edgexnas.frames import FrameSeries
+
+__all__ = ["Detection", "HeldOut", "predict_held_out", "score_detection", "score_positions"]
+
+MATCH_PX = 1.5
+"""A prediction belongs to a label if the brightest pixels are at most diagonal neighbours."""
+
+DETECTION_PX = 3.0
+"""A found peak is a listed spot if it lies within this distance."""
+
+BACKGROUND_FRAMES = 16
+
+
+class SpotList(Protocol):
+    """An independent list of spots: (m, 2) positions (row, col) in pixels for a frame."""
+
+    def __call__(self, frame: int) -> npt.NDArray[np.floating]: ...
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Peaks of the held-out frames in one precision."""
+
+    precision: Precision
+    frames: tuple[int, ...]
+    peaks: tuple[Peaks, ...]
+
+
+@dataclass(frozen=True)
+class Detection:
+    """Recall and precision of peak finding against an independent list of spots."""
+
+    spots: int
+    found: int
+    recall: float
+    precision: float
+
+
+def predict_held_out(
+    bundle: Path,
+    *,
+    trust: Path,
+    series: FrameSeries,
+    frames: Sequence[int],
+    precision: Precision,
+    step: Callable[[int, int], None],
+) -> HeldOut:
+    """Stream the given frames through a predictor; no label is looked at."""
+    with Predictor(
+        bundle, trust=trust, engine="onnxruntime", precision=precision, mask=series.mask
+    ) as predictor:
+        spread = np.unique(np.linspace(0, len(frames) - 1, BACKGROUND_FRAMES).astype(int))
+        predictor.calibrate_background([series[frames[index]] for index in spread])
+
+        def pictures() -> Iterator[npt.NDArray[np.generic]]:
+            for done, number in enumerate(frames, start=1):
+                yield series[number]
+                step(done, len(frames))
+
+        peaks = tuple(predictor.stream(pictures()))
+    return HeldOut(precision, tuple(frames), peaks)
+
+
+def score_positions(
+    held_out: HeldOut,
+    dataset: PeakDataset,
+    test: npt.NDArray[np.intp],
+    *,
+    name: str,
+    parameters: int,
+) -> AccuracyRow:
+    """Distances between predictions and the targets of the test part, found again by position.
+
+    A labelled peak that the device did not find is not scored; `AccuracyRow.n` tells how many are.
+    """
+    predicted, targets = [], []
+    label_px = dataset.maxima + dataset.targets_px
+    for number, peaks in zip(held_out.frames, held_out.peaks, strict=True):
+        here = test[dataset.frame[test] == number]
+        pairs = match_peaks(peaks.maxima, dataset.maxima[here], MATCH_PX)
+        predicted.append(peaks.positions_px[pairs[:, 0]])
+        targets.append(label_px[here[pairs[:, 1]]])
+    return distance_row(
+        name,
+        np.concatenate(predicted),
+        np.concatenate(targets),
+        against=dataset.against,
+        precision=held_out.precision,
+        parameters=parameters,
+    )
+
+
+def score_detection(held_out: HeldOut, spots: SpotList) -> Detection:
+    """Compare found peaks with an independent list of spots, frame by frame."""
+    listed = found = matched = 0
+    for number, peaks in zip(held_out.frames, held_out.peaks, strict=True):
+        scores = detection_scores(peaks.positions_px, spots(number), DETECTION_PX)
+        listed += scores.reference
+        found += scores.found
+        matched += scores.matched
+    return Detection(listed, found, matched / max(1, listed), matched / max(1, found))

@@ -1,0 +1,69 @@
+"""Independent lists of spots to hold the peak finder against."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from edgexnas.errors import SourceError
+from edgexnas.frames import Truth
+
+__all__ = ["HexrdSpots", "TrueSpots"]
+
+
+_NONE = np.empty((0, 2))
+
+
+class TrueSpots:
+    """The visible spots of a simulated series."""
+
+    def __init__(self, truth: Truth) -> None:
+        self._truth = truth.select(truth.visible)
+
+    def __call__(self, frame: int) -> npt.NDArray[np.float64]:
+        """(m, 2) positions (row, col) of a frame in pixels."""
+        return self._truth.of_frame(frame).positions_px
+
+
+class HexrdSpots:
+    """A spot list of hexrd's connected-component finder: one table for each panel and frame.
+
+    Columns of a table: row and col of the intensity centroid, larger side of the bounding box,
+    row_min, col_min, row_end, col_end, largest count, sum.
+
+    Parameters
+    ----------
+    path
+        HDF5 file; ``path::panel`` names the panel where there are several.
+
+    Raises
+    ------
+    SourceError
+        If the file cannot be read or the panel is not in it.
+    """
+
+    def __init__(self, path: str) -> None:
+        import h5py
+
+        file_name, _, panel = path.partition("::")
+        try:
+            with h5py.File(file_name) as file:
+                panels = sorted(file)
+                chosen = panel or panels[0]
+                if chosen not in panels or (not panel and len(panels) > 1):
+                    raise SourceError(
+                        f"{file_name} holds the panels {', '.join(panels)}; "
+                        f"name one as {file_name}::{panels[0]}"
+                    )
+                tables = {int(k): file[chosen][k][()] for k in file[chosen] if k.isdecimal()}
+        except OSError as error:
+            if isinstance(error, SourceError):
+                raise
+            raise SourceError(f"spot list {file_name} cannot be read: {error}") from error
+        self._positions: dict[int, npt.NDArray[np.float64]] = {
+            k: table[:, :2] for k, table in tables.items() if table.ndim == 2
+        }
+
+    def __call__(self, frame: int) -> npt.NDArray[np.float64]:
+        """(m, 2) positions (row, col) of a frame in pixels."""
+        return self._positions.get(frame, _NONE)

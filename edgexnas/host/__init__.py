@@ -1,0 +1,94 @@
+"""Search, train, quantise and export: what runs on a workstation or a cluster.
+
+Names are imported when they are first used, so that `import edgexnas.host` is quick.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edgexnas.host.configuration import load_configuration
+    from edgexnas.host.dataset import PeakDataset
+    from edgexnas.host.export import ExportReport, Origin, export_bundle
+    from edgexnas.host.labels import label_frames
+    from edgexnas.host.matching import DetectionScores, detection_scores, match_peaks
+    from edgexnas.host.models import BRAGGNN_DENSE, BraggNN, count_parameters
+    from edgexnas.host.pseudo_voigt import PseudoVoigtFit, fit_pseudo_voigt
+    from edgexnas.host.result import Candidate, SearchResult
+    from edgexnas.host.scoring import classical_rows, distance_row
+    from edgexnas.host.search import optimize
+    from edgexnas.host.search_space import SearchSpace
+    from edgexnas.host.spaces import SPACES
+    from edgexnas.host.splitting import Split
+    from edgexnas.host.training import TrainingData, TrainingResult, TrainingSettings, train
+
+_HOME = {
+    "BRAGGNN_DENSE": "models",
+    "BraggNN": "models",
+    "Candidate": "result",
+    "DetectionScores": "matching",
+    "ExportReport": "export",
+    "Origin": "export",
+    "PeakDataset": "dataset",
+    "PseudoVoigtFit": "pseudo_voigt",
+    "SPACES": "spaces",
+    "SearchResult": "result",
+    "SearchSpace": "search_space",
+    "Split": "splitting",
+    "TrainingData": "training",
+    "TrainingResult": "training",
+    "TrainingSettings": "training",
+    "classical_rows": "scoring",
+    "count_parameters": "models",
+    "detection_scores": "matching",
+    "distance_row": "scoring",
+    "export_bundle": "export",
+    "fit_pseudo_voigt": "pseudo_voigt",
+    "label_frames": "labels",
+    "load_configuration": "configuration",
+    "match_peaks": "matching",
+    "optimize": "search",
+    "train": "training",
+}
+
+__all__ = [  # noqa: RUF022 - ruff sorts by case, a reader looks by name
+    "BRAGGNN_DENSE",
+    "BraggNN",
+    "Candidate",
+    "DetectionScores",
+    "ExportReport",
+    "Origin",
+    "PeakDataset",
+    "PseudoVoigtFit",
+    "SPACES",
+    "SearchResult",
+    "SearchSpace",
+    "Split",
+    "TrainingData",
+    "TrainingResult",
+    "TrainingSettings",
+    "classical_rows",
+    "count_parameters",
+    "detection_scores",
+    "distance_row",
+    "export_bundle",
+    "fit_pseudo_voigt",
+    "label_frames",
+    "load_configuration",
+    "match_peaks",
+    "optimize",
+    "train",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Import the module that holds a public name."""
+    if name in _HOME:
+        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

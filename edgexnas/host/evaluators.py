@@ -1,0 +1,359 @@
+"""Where evaluations run: in this process, in processes of their own, or on a Ray cluster.
+
+An evaluator takes requests up to its capacity and gives results back in the order in which they
+end. Whatever happens to an evaluation, its request ends in exactly one result.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from signal import SIGKILL, Signals
+from socket import socketpair
+from typing import IO, Protocol
+
+import cloudpickle  # type: ignore[import-untyped]
+
+from edgexnas.errors import ConfigurationError, SearchError
+from edgexnas.host.evaluation import (
+    EvaluationContext,
+    EvaluationRequest,
+    EvaluationResult,
+    evaluate,
+)
+from edgexnas.host.hyperparameters import is_whole
+
+__all__ = ["EVALUATORS", "Evaluator", "ProcessEvaluator", "SerialEvaluator", "make_evaluator"]
+
+EVALUATORS = ("process", "serial", "ray")
+
+START_LIMIT_S = 300.0
+"""A worker that has not imported torch by then never will."""
+
+EVALUATIONS_PER_WORKER = 200
+"""A worker is replaced after as many, before fragmented memory counts against its limit."""
+
+
+class Evaluator(Protocol):
+    """Runs requests and gives results."""
+
+    capacity: int
+
+    def submit(self, request: EvaluationRequest) -> None:
+        """Start an evaluation; at most `capacity` may run."""
+
+    def collect(self, timeout_s: float | None = None) -> list[EvaluationResult]:
+        """Wait for at least one result, or until the time-out, and return those there are."""
+
+    def close(self) -> None:
+        """Give up what still runs and free everything."""
+
+
+class SerialEvaluator:
+    """One evaluation at a time in this process: reproducible, easy to debug, not isolated."""
+
+    capacity = 1
+
+    def __init__(self, context: EvaluationContext) -> None:
+        self._context = context
+        self._requests: deque[EvaluationRequest] = deque()
+
+    def submit(self, request: EvaluationRequest) -> None:
+        """Keep a request until results are collected."""
+        self._requests.append(request)
+
+    def collect(self, timeout_s: float | None = None) -> list[EvaluationResult]:
+        """Evaluate what was submitted; an evaluation under way is not interrupted."""
+        import torch
+
+        threads = torch.get_num_threads()
+        # As in a worker: more threads slow small networks down and sum in another order.
+        torch.set_num_threads(1)
+        try:
+            return [evaluate(self._requests.popleft(), self._context) for _ in [*self._requests]]
+        finally:
+            torch.set_num_threads(threads)
+
+    def close(self) -> None:
+        """Forget what was not started."""
+        self._requests.clear()
+
+
+@dataclass
+class _Task:
+    request: EvaluationRequest
+    started: float
+    deadline: float | None
+
+
+class _Worker:
+    """A warm process that evaluates one request after another.
+
+    It runs in a session of its own, so that killing its process group leaves no grandchild.
+    """
+
+    def __init__(
+        self,
+        context: bytes,
+        environment: dict[str, str],
+        memory_limit: int | None,
+        log: IO[bytes] | int,
+    ) -> None:
+        ours, theirs = socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "edgexnas.host.worker", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self.connection = Connection(ours.detach())
+        self.task: _Task | None = None
+        self.evaluations = 0
+        self.born = time.monotonic()
+        self.ready = False
+        with suppress(OSError):
+            self.connection.send_bytes(cloudpickle.dumps(memory_limit))
+            self.connection.send_bytes(context)
+
+    def start(self, task: _Task) -> None:
+        self.task = task
+        self.evaluations += 1
+        # A worker that has just died is noticed, and reported, when its result is collected.
+        with suppress(OSError):
+            pickled = cloudpickle.dumps(task.request)
+            self.connection.send_bytes(cloudpickle.dumps((task.request.trial, pickled)))
+
+    def receive(self) -> EvaluationResult | None:
+        """Return the next result, or None if the worker has only said that it is ready."""
+        message = cloudpickle.loads(self.connection.recv_bytes())
+        if not isinstance(message, EvaluationResult):
+            self.ready = True
+            if self.task is not None and self.task.deadline is not None:
+                # Importing torch takes seconds that are not the evaluation's.
+                self.task.deadline += time.monotonic() - self.task.started
+            return None
+        self.task = None
+        return message
+
+    def kill(self) -> int:
+        """Kill the process and its children; return its exit status."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, SIGKILL)
+        self.connection.close()
+        return self._process.wait()
+
+    def status(self) -> int:
+        """Exit status of a process whose connection has closed."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=5)
+        return self._process.returncode if self._process.returncode is not None else self.kill()
+
+
+class ProcessEvaluator:
+    """Each evaluation in a process of its own, with limits on time and memory.
+
+    Workers stay warm between evaluations, because importing torch takes longer than training a
+    small network; one that was killed, died, or has done 200 evaluations is replaced. Worker k
+    sees one GPU, number k modulo the number of GPUs, so several candidates can share one.
+
+    Parameters
+    ----------
+    workers
+        How many evaluations run at once.
+    kill_after_s
+        Seconds after which an evaluation is killed; None never kills.
+    memory_limit
+        Bytes of data that a worker may allocate on the host, torch itself included; None for
+        no limit.
+    threads
+        Threads of torch in each worker; more than one slows networks this small down.
+    log
+        File to which workers' output is appended; None discards it.
+    """
+
+    def __init__(
+        self,
+        context: EvaluationContext,
+        *,
+        workers: int = 1,
+        kill_after_s: float | None = None,
+        memory_limit: int | None = None,
+        threads: int = 1,
+        log: Path | None = None,
+    ) -> None:
+        self.capacity = workers
+        self._kill_after_s = kill_after_s
+        self._memory_limit = memory_limit
+        self._context = cloudpickle.dumps(context)
+        self._threads = threads
+        self._log = log
+        self._gpus = visible_gpus() if context.device in ("auto", "cuda") else []
+        self._workers: list[_Worker | None] = [self._spawn(slot) for slot in range(workers)]
+
+    def submit(self, request: EvaluationRequest) -> None:
+        """Give a request to an idle worker."""
+        idle = [slot for slot, worker in enumerate(self._workers) if not (worker and worker.task)]
+        if not idle:
+            raise SearchError(
+                f"all {self.capacity} workers are busy; collect a result before submitting"
+            )
+        worker = self._workers[idle[0]]
+        if worker is None or worker.evaluations >= EVALUATIONS_PER_WORKER:
+            worker = self._replace(idle[0])
+        now = time.monotonic()
+        deadline = None if self._kill_after_s is None else now + self._kill_after_s
+        worker.start(_Task(request, now, deadline))
+
+    def collect(self, timeout_s: float | None = None) -> list[EvaluationResult]:
+        """Wait for at least one result, or until the time-out, and return those there are."""
+        end = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            results = self._overdue()
+            busy = {w.connection: s for s, w in enumerate(self._workers) if w and w.task}
+            pause = 0.0 if results else self._pause(end)
+            for connection in wait(list(busy), pause) if busy else ():
+                results += self._receive(busy[connection])  # type: ignore[index]
+            if results or not busy or (end is not None and time.monotonic() >= end):
+                return results
+
+    def close(self) -> None:
+        """Kill all workers."""
+        for slot, worker in enumerate(self._workers):
+            if worker is not None:
+                worker.kill()
+                self._workers[slot] = None
+
+    def _spawn(self, slot: int) -> _Worker:
+        environment = dict(os.environ)
+        environment["OMP_NUM_THREADS"] = str(self._threads)
+        # The worker imports this very package and whatever else this process can import.
+        root = str(Path(__file__).resolve().parents[2])
+        paths = [root, *(path or os.getcwd() for path in sys.path)]
+        environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+        if self._gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = self._gpus[slot % len(self._gpus)]
+        if self._log is None:
+            return _Worker(self._context, environment, self._memory_limit, subprocess.DEVNULL)
+        with self._log.open("ab") as log:
+            return _Worker(self._context, environment, self._memory_limit, log)
+
+    def _replace(self, slot: int) -> _Worker:
+        worker = self._workers[slot]
+        if worker is not None:
+            worker.kill()
+        fresh = self._workers[slot] = self._spawn(slot)
+        return fresh
+
+    def _receive(self, slot: int) -> list[EvaluationResult]:
+        worker = self._workers[slot]
+        assert worker is not None
+        try:
+            result = worker.receive()
+        except (EOFError, OSError):
+            return [self._died(slot, worker)]
+        return [] if result is None else [result]
+
+    def _died(self, slot: int, worker: _Worker) -> EvaluationResult:
+        assert worker.task is not None
+        task, status = worker.task, worker.status()
+        if not worker.ready:
+            self.close()
+            raise SearchError(
+                f"a worker ended with status {status} before it was ready; see {self._log}"
+            )
+        self._replace(slot)
+        cause = f"signal {Signals(-status).name}" if status < 0 else f"exit status {status}"
+        seconds = time.monotonic() - task.started
+        return EvaluationResult(
+            task.request.trial, "killed", f"the worker ended with {cause}", seconds=seconds
+        )
+
+    def _overdue(self) -> list[EvaluationResult]:
+        """Kill what has run too long."""
+        results, now = [], time.monotonic()
+        for slot, worker in enumerate(self._workers):
+            if worker is None or worker.task is None:
+                continue
+            if not worker.ready:
+                if now - worker.born > START_LIMIT_S:
+                    self.close()
+                    raise SearchError(
+                        f"a worker was not ready after {START_LIMIT_S:.0f} s; see {self._log}"
+                    )
+            elif worker.task.deadline is not None and now > worker.task.deadline:
+                task = worker.task
+                message = f"killed after {now - task.started:.1f} s"
+                self._replace(slot)
+                results.append(
+                    EvaluationResult(
+                        task.request.trial, "timeout", message, seconds=now - task.started
+                    )
+                )
+        return results
+
+    def _pause(self, end: float | None) -> float:
+        """Seconds until something is due, at most a second."""
+        due = [w.task.deadline for w in self._workers if w and w.task and w.task.deadline]
+        due += [] if end is None else [end]
+        return max(0.0, min([1.0, *(moment - time.monotonic() for moment in due)]))
+
+
+def visible_gpus() -> list[str]:
+    """Names by which CUDA_VISIBLE_DEVICES knows the GPUs this process may use."""
+    import torch
+
+    count = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    names = [name.strip() for name in named.split(",") if name.strip()]
+    return names[:count] if names else [str(index) for index in range(count)]
+
+
+def make_evaluator(
+    name: str,
+    context: EvaluationContext,
+    *,
+    workers: int,
+    kill_after_s: float | None,
+    memory_limit: int | None,
+    log: Path | None = None,
+    ray_address: str | None = None,
+) -> Evaluator:
+    """Make an evaluator by name: "process", "serial" or "ray"."""
+    check_evaluator(name, workers)
+    if name == "serial":
+        return SerialEvaluator(context)
+    if name == "ray":
+        from edgexnas.host.ray_evaluator import RayEvaluator
+
+        return RayEvaluator(
+            context, workers=workers, kill_after_s=kill_after_s, address=ray_address
+        )
+    return ProcessEvaluator(
+        context, workers=workers, kill_after_s=kill_after_s, memory_limit=memory_limit, log=log
+    )
+
+
+def check_evaluator(name: str, workers: int) -> None:
+    """Refuse an unknown evaluator or an impossible number of workers."""
+    known: Sequence[str] = EVALUATORS
+    if name not in known:
+        raise ConfigurationError(f"evaluator {name!r} is unknown; give one of {list(known)}")
+    if not is_whole(workers) or workers < 1:
+        raise ConfigurationError(f"workers is {workers!r}; give a whole number above 0")
+    if name == "serial" and workers != 1:
+        raise ConfigurationError(
+            f"evaluator 'serial' runs one evaluation at a time and workers is {workers}; "
+            "give workers=1 or evaluator='process'"
+        )

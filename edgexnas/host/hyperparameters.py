@@ -1,0 +1,211 @@
+"""The kinds of hyperparameters that make up a search space.
+
+Each kind maps the unit interval onto its values, so that sampling, mutation and scaling to a
+surrogate model all follow from one function and its inverse.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from edgexnas.errors import ConfigurationError
+
+__all__ = ["Choice", "Configuration", "Hyperparameter", "Integer", "Prior", "Real", "Scalar"]
+
+Scalar = bool | int | float | str
+Configuration = dict[str, Scalar]
+Prior = Literal["uniform", "log-uniform"]
+
+
+@dataclass(frozen=True)
+class Integer:
+    """A whole number from `low` to `high`, both included.
+
+    A log-uniform prior gives every factor the same weight: 1–10 is drawn as often as 10–100.
+    """
+
+    name: str
+    low: int
+    high: int
+    prior: Prior = "uniform"
+
+    def __post_init__(self) -> None:
+        _check_bounds(self)
+
+    @property
+    def fixed(self) -> bool:
+        """Whether only one value is left."""
+        return self.low == self.high
+
+    @property
+    def lowest(self) -> int:
+        """The smallest value."""
+        return self.low
+
+    def from_unit(self, u: float) -> int:
+        """Value at `u` in [0, 1)."""
+        if self.prior == "log-uniform":
+            span = math.log((self.high + 1) / self.low)
+            value = math.floor(self.low * math.exp(u * span))
+        else:
+            value = math.floor(self.low + u * (self.high + 1 - self.low))
+        return min(max(value, self.low), self.high)
+
+    def to_unit(self, value: Scalar) -> float:
+        """Middle of the part of [0, 1) that maps to `value`."""
+        number = float(value)
+        if self.prior == "log-uniform":
+            span = math.log((self.high + 1) / self.low)
+            return 0.5 * math.log(number * (number + 1) / self.low**2) / span
+        return (number + 0.5 - self.low) / (self.high + 1 - self.low)
+
+    def validate(self, value: object) -> int:
+        """Return `value` if it is one of this hyperparameter's, else raise ConfigurationError."""
+        if not is_whole(value) or not self.low <= value <= self.high:  # type: ignore[operator]
+            raise ConfigurationError(
+                f"{self.name} is {value!r}; give a whole number from {self.low} to {self.high}"
+            )
+        return value  # type: ignore[return-value]
+
+    def narrow(self, values: object) -> Integer:
+        """Restrict to (low, high) or to one value."""
+        low, high = _as_range(self.name, values)
+        return replace(self, low=self.validate(low), high=self.validate(high))
+
+
+@dataclass(frozen=True)
+class Real:
+    """A real number from `low` to `high`."""
+
+    name: str
+    low: float
+    high: float
+    prior: Prior = "uniform"
+
+    def __post_init__(self) -> None:
+        _check_bounds(self)
+
+    @property
+    def fixed(self) -> bool:
+        """Whether only one value is left."""
+        return self.low == self.high
+
+    @property
+    def lowest(self) -> float:
+        """The smallest value."""
+        return self.low
+
+    def from_unit(self, u: float) -> float:
+        """Value at `u` in [0, 1]."""
+        if self.prior == "log-uniform":
+            value = self.low * math.exp(u * math.log(self.high / self.low))
+        else:
+            value = self.low + u * (self.high - self.low)
+        return min(max(value, self.low), self.high)
+
+    def to_unit(self, value: Scalar) -> float:
+        """Inverse of `from_unit`."""
+        if self.fixed:
+            return 0.5
+        if self.prior == "log-uniform":
+            return math.log(float(value) / self.low) / math.log(self.high / self.low)
+        return (float(value) - self.low) / (self.high - self.low)
+
+    def validate(self, value: object) -> float:
+        """Return `value` if it is one of this hyperparameter's, else raise ConfigurationError."""
+        if not is_number(value) or not self.low <= value <= self.high:  # type: ignore[operator]
+            raise ConfigurationError(
+                f"{self.name} is {value!r}; give a number from {self.low:g} to {self.high:g}"
+            )
+        return float(value)  # type: ignore[arg-type]
+
+    def narrow(self, values: object) -> Real:
+        """Restrict to (low, high) or to one value."""
+        low, high = _as_range(self.name, values)
+        return replace(self, low=self.validate(low), high=self.validate(high))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of a few values, in the order given; numbers in increasing order are ordinal."""
+
+    name: str
+    values: tuple[Scalar, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values", tuple(self.values))
+        if not self.values or len(set(self.values)) != len(self.values):
+            raise ConfigurationError(
+                f"{self.name} has the choices {self.values}; give at least one and none twice"
+            )
+
+    @property
+    def fixed(self) -> bool:
+        """Whether only one value is left."""
+        return len(self.values) == 1
+
+    @property
+    def lowest(self) -> Scalar:
+        """The first value."""
+        return self.values[0]
+
+    def from_unit(self, u: float) -> Scalar:
+        """Value at `u` in [0, 1)."""
+        return self.values[min(int(u * len(self.values)), len(self.values) - 1)]
+
+    def to_unit(self, value: Scalar) -> float:
+        """Middle of the part of [0, 1) that maps to `value`."""
+        return (self.values.index(value) + 0.5) / len(self.values)
+
+    def validate(self, value: object) -> Scalar:
+        """Return `value` if it is one of this hyperparameter's, else raise ConfigurationError."""
+        for known in self.values:
+            # 1 == True and 1 == 1.0, but they are different values of a configuration.
+            if known == value and type(known) is type(value):
+                return known
+        raise ConfigurationError(f"{self.name} is {value!r}; give one of {list(self.values)}")
+
+    def narrow(self, values: object) -> Choice:
+        """Restrict to some of the values or to one of them."""
+        wanted = (
+            values if isinstance(values, Sequence) and not isinstance(values, str) else [values]
+        )
+        return replace(self, values=tuple(self.validate(value) for value in wanted))
+
+
+Hyperparameter = Integer | Real | Choice
+
+
+def is_whole(value: object) -> bool:
+    """Whether a value is an integer; True and False are not."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a real number; True and False are not."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _check_bounds(parameter: Integer | Real) -> None:
+    name, low, high = parameter.name, parameter.low, parameter.high
+    if not low <= high:
+        raise ConfigurationError(f"{name} runs from {low} to {high}; give low ≤ high")
+    if parameter.prior not in ("uniform", "log-uniform"):
+        raise ConfigurationError(
+            f"{name} has the prior {parameter.prior!r}; give 'uniform' or 'log-uniform'"
+        )
+    if parameter.prior == "log-uniform" and low <= 0:
+        raise ConfigurationError(
+            f"{name} starts at {low} with a log-uniform prior; give a low above 0"
+        )
+
+
+def _as_range(name: str, values: object) -> tuple[object, object]:
+    if not isinstance(values, Sequence):
+        return values, values
+    if isinstance(values, str) or len(values) != 2:
+        raise ConfigurationError(f"{name} is narrowed to {values!r}; give (low, high) or one value")
+    return values[0], values[1]

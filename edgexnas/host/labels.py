@@ -1,0 +1,131 @@
+"""Label the peaks of a series: detection as on the device, then a pseudo-Voigt fit of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from edgexnas.bragg import CENTRE
+from edgexnas.errors import ConfigurationError
+from edgexnas.host.dataset import PeakDataset
+from edgexnas.host.matching import match_peaks
+from edgexnas.host.pseudo_voigt import fit_pseudo_voigt
+from edgexnas.peak_finding import (
+    Background,
+    FinderSettings,
+    FoundPeaks,
+    PeakFinder,
+    estimate_background,
+)
+
+if TYPE_CHECKING:
+    from edgexnas.frames import FrameSeries, Truth
+
+__all__ = ["label_frames"]
+
+BACKGROUND_FRAMES = 8
+MINIMUM_R2 = 0.9
+MAXIMUM_OFFSET_PX = 2.0
+TRUTH_RADIUS_PX = 2.0
+"""How far a true peak may lie from the brightest pixel that is taken to be its own."""
+
+
+def label_frames(
+    series: FrameSeries,
+    *,
+    finder: FinderSettings | None = None,
+    background: Background | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    limit: int | None = None,
+    device: str = "cpu",
+) -> PeakDataset:
+    """Detect the peaks of all frames and fit each one.
+
+    A label is good if the peak carries no flag, the fit converged with R² > 0.9, and its position
+    lies within 2 px of the patch's centre; of a simulated series also if a true peak matches.
+
+    Parameters
+    ----------
+    series
+        Frames; the `truth` of a simulated series fills `truth_px`.
+    finder
+        What counts as a peak; None means the defaults of `FinderSettings`.
+    background
+        Level and noise; None estimates them from 8 frames spread over the series.
+    progress
+        Called with (frames done, frames in all) after each frame.
+    limit
+        Label only the first so many frames.
+    device
+        A torch device for the fits.
+
+    Raises
+    ------
+    ConfigurationError
+        If `limit` is below 1.
+    InputError, SourceError
+        If a frame cannot be used or read.
+    """
+    if limit is not None and limit < 1:
+        raise ConfigurationError(f"limit is {limit}; give at least 1 frame, or None for all")
+    total = len(series) if limit is None else min(limit, len(series))
+    if background is None:
+        spread = np.unique(np.linspace(0, total - 1, BACKGROUND_FRAMES).round().astype(int))
+        background = estimate_background([series[int(k)] for k in spread], mask=series.mask)
+    finder = finder or FinderSettings()
+    detector = PeakFinder(finder, shape=series.shape, background=background, mask=series.mask)
+    found: list[FoundPeaks] = []
+    for number in range(total):
+        found.append(detector.find(series[number]))
+        if progress is not None:
+            progress(number + 1, total)
+    return _dataset(series, found, finder, device)
+
+
+def _dataset(
+    series: FrameSeries, found: list[FoundPeaks], finder: FinderSettings, device: str
+) -> PeakDataset:
+    counts = np.concatenate([peaks.counts for peaks in found])
+    maxima = np.concatenate([peaks.maxima for peaks in found])
+    flags = np.concatenate([peaks.flags for peaks in found])
+    frame = np.repeat(np.arange(len(found), dtype=np.int32), [len(peaks) for peaks in found])
+    fit = fit_pseudo_voigt(counts, device=device)
+    offsets = fit.positions_px - CENTRE
+    good = (flags == 0) & fit.converged & (fit.r2 > MINIMUM_R2)
+    good &= np.linalg.norm(offsets, axis=1) < MAXIMUM_OFFSET_PX
+    truth_px = None
+    if series.truth is not None:
+        truth_px = _true_positions(series.truth, maxima, frame)
+        good &= np.isfinite(truth_px).all(axis=1)
+    omega = series.omega_deg
+    return PeakDataset(
+        counts=counts,
+        offsets_px=offsets.astype(np.float32),
+        maxima=maxima,
+        frame=frame,
+        flags=flags,
+        r2=fit.r2.astype(np.float32),
+        good=good,
+        truth_px=truth_px,
+        omega_deg=None if omega is None else omega[: len(found)],
+        frames=len(found),
+        shape=series.shape,
+        source=series.source,
+        finder=finder,
+    )
+
+
+def _true_positions(
+    truth: Truth, maxima: npt.NDArray[np.int32], frame: npt.NDArray[np.int32]
+) -> npt.NDArray[np.float64]:
+    """(n, 2) true (row, col) of each peak, NaN where none lies near enough."""
+    result = np.full(maxima.shape, np.nan)
+    for number in np.unique(frame):
+        here = np.flatnonzero(frame == number)
+        known = truth.of_frame(int(number)).positions_px
+        pairs = match_peaks(maxima[here], known, TRUTH_RADIUS_PX)
+        result[here[pairs[:, 0]]] = known[pairs[:, 1]]
+    return result

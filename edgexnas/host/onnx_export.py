@@ -1,0 +1,96 @@
+"""ONNX from a trained network: float32, and float16 behind float32 inputs and outputs."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+__all__ = ["OPSET", "to_onnx"]
+
+OPSET = 18
+"""Read by TensorRT 10.3 and later and by onnxruntime 1.20 and later."""
+
+
+class _HalfPrecision(nn.Module):
+    """Runs a network in float16 so that the graph itself says which layers are float16."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model.half()
+
+    def forward(self, patches: Tensor) -> Tensor:
+        result: Tensor = self.model(patches.half()).float()
+        return result
+
+
+def to_onnx(
+    model: nn.Module,
+    example: Tensor,
+    *,
+    half: bool = False,
+    input_name: str = "patches",
+    output_name: str = "offsets_px",
+) -> bytes:
+    """Export a network with a free batch axis named "n" and no external data.
+
+    Parameters
+    ----------
+    model
+        In evaluation mode on the CPU.
+    example
+        (2 or more, ...) float32 input. A batch of one would be taken for a constant.
+    half
+        Convert weights and arithmetic to float16; input and output stay float32.
+    """
+    if half:
+        from copy import deepcopy
+
+        model = _HalfPrecision(deepcopy(model))
+    batch = torch.export.Dim("n", min=1, max=1 << 20)
+    with _quiet():
+        program = torch.onnx.export(
+            model.eval(),
+            (example,),
+            input_names=[input_name],
+            output_names=[output_name],
+            opset_version=OPSET,
+            dynamic_shapes=({0: batch},),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    assert program is not None
+    return _without_notes(program.model_proto)
+
+
+def _without_notes(proto: onnx.ModelProto) -> bytes:
+    """Drop stack traces and file names that the exporter leaves on every node."""
+    for node in proto.graph.node:
+        node.ClearField("metadata_props")
+        node.ClearField("doc_string")
+    for value in (*proto.graph.value_info, *proto.graph.input, *proto.graph.output):
+        value.ClearField("metadata_props")
+    proto.graph.ClearField("metadata_props")
+    proto.ClearField("metadata_props")
+    onnx.checker.check_model(proto, full_check=True)
+    return bytes(proto.SerializeToString(deterministic=True))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's notes about packages that are not used here off the terminal."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,299 @@
+"""What a search is asked to do, checked completely before anything trains."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgexnas.errors import ConfigurationError, SearchError
+from edgexnas.host.evaluation import EvaluationContext, peak_context
+from edgexnas.host.evaluators import check_evaluator
+from edgexnas.host.hyperparameters import Configuration, is_number, is_whole
+from edgexnas.host.journal import NAME, read_journal
+from edgexnas.host.objectives import (
+    Measure,
+    Objective,
+    check_constraints,
+    resolve_objectives,
+    violation,
+)
+from edgexnas.host.search_space import SearchSpace
+from edgexnas.host.spaces import resolve_space
+from edgexnas.host.strategies import SearchProblem, Strategy, make_strategy
+
+if TYPE_CHECKING:
+    from edgexnas.host.dataset import PeakDataset
+
+__all__ = ["SearchPlan"]
+
+LEAST_FREE_BYTES = 16 << 20
+"""Below this a run folder cannot even hold its journal and a few checkpoints."""
+
+SpaceArgument = str | SearchSpace | Sequence[str | SearchSpace]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchPlan:
+    """The checked arguments of `edgexnas.host.search.optimize`; see there.
+
+    `given` are the spaces as they were named, `spaces` what they stand for under the cap on
+    epochs.
+    """
+
+    task: str
+    data: str | None
+    dataset: PeakDataset
+    context: EvaluationContext
+    given: tuple[str | SearchSpace, ...]
+    spaces: tuple[SearchSpace, ...]
+    objectives: tuple[Objective, ...]
+    constraints: dict[str, float]
+    search: str
+    search_options: dict[str, Any]
+    max_evals: int
+    timeout: float | None
+    workers: int
+    evaluator: str
+    seed: int
+    output: Path
+    epochs: int | None
+    time_limit_s: float | None
+    memory_limit_gb: float | None
+    measure: Measure | None
+    keep_checkpoints: str
+    ray_address: str | None
+
+    def strategies(self) -> list[Strategy]:
+        """Make one strategy a space; trial t belongs to number t modulo their count."""
+        return [
+            make_strategy(
+                self.search,
+                SearchProblem(
+                    space, len(self.objectives), self.seed, _Feasible(space, self.constraints)
+                ),
+                self.search_options,
+            )
+            for space in self.spaces
+        ]
+
+    def description(self) -> dict[str, Any]:
+        """Describe what a resumed run must agree on, as plain values."""
+        return {
+            "task": self.task,
+            "data": self.dataset.digest,
+            "spaces": [describe_space(space) for space in self.spaces],
+            "objectives": [objective.name for objective in self.objectives],
+            "constraints": self.constraints,
+            "search": self.search,
+            "search_options": self.search_options,
+            "seed": self.seed,
+            "time_limit_s": self.time_limit_s,
+            "patience": self.context.patience,
+        }
+
+
+@dataclass(frozen=True)
+class _Feasible:
+    """Whether a configuration keeps the constraints that its size alone decides."""
+
+    space: SearchSpace
+    constraints: Mapping[str, float]
+
+    def __call__(self, configuration: Configuration) -> bool:
+        if not {"parameters", "macs"} & self.constraints.keys():
+            return True
+        return violation(self.constraints, self.space.size(configuration)) is None
+
+
+def describe_space(space: SearchSpace) -> dict[str, Any]:
+    """Name and ranges of a space as plain values."""
+    parameters = [
+        {"kind": type(p).__name__, **dataclasses.asdict(p)} for p in space.hyperparameters
+    ]
+    return {"name": space.name, "hyperparameters": parameters}
+
+
+def make_plan(
+    task: str,
+    *,
+    data: str | Path | PeakDataset,
+    space: SpaceArgument,
+    objectives: Sequence[str],
+    constraints: Mapping[str, float] | None,
+    search: str,
+    search_options: Mapping[str, Any] | None,
+    evaluator: str,
+    workers: int,
+    output: str | Path,
+    resume: bool,
+    epochs: int | None,
+    measure: Measure | None,
+    device: str,
+    patience: int | None,
+    signing_key: str | Path | None,
+    **rest: Any,
+) -> SearchPlan:
+    """Check every argument of `optimize`; cheap checks come first, the data last."""
+    check_task(task)
+    given = (space,) if isinstance(space, str | SearchSpace) else tuple(space)
+    spaces = _spaces(given, task, epochs)
+    resolved = resolve_objectives(objectives, measure=measure)
+    bounds = check_constraints(constraints, measure=measure)
+    check_evaluator(evaluator, workers)
+    _check_numbers(epochs=epochs, patience=patience, workers=workers, **rest)
+    _check_device(device)
+    check_reachable(spaces, bounds)
+    if signing_key is not None:
+        from edgexnas.bundle import load_signing_key
+
+        load_signing_key(signing_key)
+    folder = Path(output)
+    _check_folder(folder, resume=resume)
+    dataset, path = _load(data)
+    context = peak_context(dataset, dataset.split(), device=device, patience=patience)
+    plan = SearchPlan(
+        task=task, data=path, dataset=dataset, context=context, given=given, spaces=spaces,
+        objectives=resolved, constraints=bounds, search=search,
+        search_options=dict(search_options or {}), evaluator=evaluator, workers=workers,
+        output=folder, epochs=epochs, measure=measure, **rest,
+    )  # fmt: skip
+    # Strategies check their own options and whether they are installed.
+    plan.strategies()
+    return plan
+
+
+def check_task(task: str) -> None:
+    """Refuse a task that cannot be searched."""
+    if task == "ptycho":
+        raise ConfigurationError(
+            "task 'ptycho' has search spaces but no training yet; give 'bragg'"
+        )
+    if task != "bragg":
+        raise ConfigurationError(f"task {task!r} is unknown; give 'bragg'")
+
+
+def check_reachable(spaces: Sequence[SearchSpace], constraints: Mapping[str, float]) -> None:
+    """Refuse a space of which nothing can be built, or nothing within the constraints.
+
+    Raises
+    ------
+    ConfigurationError
+        Naming the space and its smallest network.
+    """
+    for space in spaces:
+        try:
+            smallest = space.size(space.smallest)
+        except ConfigurationError:
+            raise
+        except Exception as error:
+            raise ConfigurationError(
+                f"space {space.name} cannot build its smallest network ({error}); mend its builder"
+            ) from error
+        problem = SearchProblem(space, 1, 0, _Feasible(space, constraints))
+        try:
+            problem.draw(problem.generator("reachable"))
+        except ConfigurationError as error:
+            bounds = " and ".join(f"{name} ≤ {bound:g}" for name, bound in constraints.items())
+            raise ConfigurationError(
+                f"space {space.name} has no network with {bounds}: its smallest has "
+                f"{smallest.parameters} parameters and {smallest.macs} macs; relax the constraints"
+            ) from error
+
+
+def _spaces(
+    given: Sequence[str | SearchSpace], task: str, epochs: int | None
+) -> tuple[SearchSpace, ...]:
+    if not given:
+        raise ConfigurationError("space is empty; give at least one space")
+    spaces = [resolve_space(item, task=task) for item in given]
+    names = [item.name for item in spaces]
+    if len(set(names)) != len(names):
+        raise ConfigurationError(f"spaces are named {names}; give each a name of its own")
+    if epochs is None:
+        return tuple(spaces)
+    return tuple(_capped(item, epochs) for item in spaces)
+
+
+def _capped(space: SearchSpace, epochs: int) -> SearchSpace:
+    parameter = space["epochs"]
+    values = getattr(parameter, "values", None)
+    if values is not None:
+        return space.narrow(epochs=tuple(value for value in values if value <= epochs))
+    low, high = parameter.lowest, parameter.from_unit(1.0)
+    if not is_whole(epochs) or epochs < float(low):
+        raise ConfigurationError(
+            f"epochs is {epochs!r} and space {space.name} starts at {low}; give a whole number "
+            "from there"
+        )
+    return space.narrow(epochs=(low, min(high, epochs)))
+
+
+def _check_numbers(
+    *,
+    epochs: int | None,
+    patience: int | None,
+    workers: int,
+    max_evals: int,
+    seed: int,
+    timeout: float | None,
+    time_limit_s: float | None,
+    memory_limit_gb: float | None,
+    keep_checkpoints: str,
+    ray_address: str | None,
+) -> None:
+    whole = {"max_evals": max_evals, "patience": patience, "epochs": epochs}
+    for name, count in whole.items():
+        if count is not None and (not is_whole(count) or count < 1):
+            raise ConfigurationError(f"{name} is {count!r}; give a whole number above 0")
+    if not is_whole(seed):
+        raise ConfigurationError(f"seed is {seed!r}; give a whole number")
+    limits = {
+        "timeout": timeout, "time_limit_s": time_limit_s, "memory_limit_gb": memory_limit_gb,
+    }  # fmt: skip
+    for name, limit in limits.items():
+        if limit is not None and (not is_number(limit) or not limit > 0):
+            raise ConfigurationError(f"{name} is {limit!r}; give a number above 0 or None")
+    if keep_checkpoints not in ("pareto", "all"):
+        raise ConfigurationError(
+            f"keep_checkpoints is {keep_checkpoints!r}; give 'pareto' or 'all'"
+        )
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    from edgexnas.host.training import training_device
+
+    if training_device(device).type == "cuda" and not torch.cuda.is_available():
+        raise ConfigurationError(f"device is {device!r} and torch finds no GPU; give 'auto'")
+
+
+def _check_folder(folder: Path, *, resume: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ConfigurationError(f"output {folder} is a file; give a folder")
+    if (folder / NAME).exists() and not resume:
+        _, trials = read_journal(folder)
+        raise SearchError(
+            f"{folder} already holds a run with {len(trials)} evaluations; give resume=True or "
+            "another output"
+        )
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents)
+                    if path.exists())  # fmt: skip
+    free = shutil.disk_usage(existing).free
+    if free < LEAST_FREE_BYTES:
+        raise SearchError(
+            f"the disk of {folder} has {free / 1e6:.0f} MB left and a run needs "
+            f"{LEAST_FREE_BYTES / 1e6:.0f} MB; free some space or give another output"
+        )
+
+
+def _load(data: str | Path | PeakDataset) -> tuple[PeakDataset, str | None]:
+    from edgexnas.host.dataset import PeakDataset
+
+    if isinstance(data, PeakDataset):
+        return data, None
+    return PeakDataset.load(data), str(Path(data).absolute())

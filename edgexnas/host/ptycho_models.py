@@ -1,0 +1,174 @@
+"""Networks for ptychography: the PtychoNN baseline, plain MLPs and plain CNNs.
+
+All take far-field diffraction patterns (n, 1, 64, 64) float32, scaled to [0, 1], and return
+(n, 2, 64, 64) float32: channel 0 is the amplitude of the object (0 to 1), channel 1 its phase in
+radians (−π to π).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from edgexnas.host.models import RESIDUAL_FROM, ResidualConvolution, he_init
+
+__all__ = ["CnnPtycho", "MlpPtycho", "PtychoNN", "cnn_ptycho", "mlp_ptycho"]
+
+PATTERN_SIZE = 64
+"""Side of a pattern in pixels, as in PtychoNN."""
+
+PIXELS = PATTERN_SIZE**2
+STAGES = 3
+"""64 → 32 → 16 → 8 pixels on the way in, and back on the way out."""
+
+
+def as_object(amplitude: Tensor, phase: Tensor) -> Tensor:
+    """Bring two raw images (n, 1, 64, 64) to amplitude and phase (n, 2, 64, 64)."""
+    return torch.cat([torch.sigmoid(amplitude), math.pi * torch.tanh(phase)], dim=1)
+
+
+class PtychoNN(nn.Module):
+    """The baseline of Cherukara et al., Appl. Phys. Lett. 117, 044103 (2020).
+
+    An encoder of six convolutions in three widths and two decoders alike, one for the amplitude
+    and one for the phase; 1,247,074 parameters at a width of 32.
+    """
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        wide, full = 2 * width, 4 * width
+        self.encoder = nn.Sequential(
+            *_pair(1, width), nn.MaxPool2d(2),
+            *_pair(width, wide), nn.MaxPool2d(2),
+            *_pair(wide, full), nn.MaxPool2d(2),
+        )  # fmt: skip
+        self.amplitude = self._decoder(wide, full)
+        self.phase = self._decoder(wide, full)
+        he_init(self)
+
+    @staticmethod
+    def _decoder(wide: int, full: int) -> nn.Sequential:
+        return nn.Sequential(
+            *_pair(full, full), _upsample(),
+            *_pair(full, wide), _upsample(),
+            *_pair(wide, wide), _upsample(),
+            nn.Conv2d(wide, 1, 3, padding=1),
+        )  # fmt: skip
+
+    def forward(self, patterns: Tensor) -> Tensor:
+        """Amplitude and phase (n, 2, 64, 64) from patterns (n, 1, 64, 64)."""
+        features = self.encoder(patterns)
+        return as_object(self.amplitude(features), self.phase(features))
+
+
+class MlpPtycho(nn.Module):
+    """4,096 pixels → `layers` hidden layers of `units` with ReLU → two heads of 4,096 pixels."""
+
+    def __init__(self, units: int, layers: int) -> None:
+        super().__init__()
+        hidden: list[nn.Module] = [nn.Flatten()]
+        width = PIXELS
+        for _ in range(layers):
+            hidden += [nn.Linear(width, units), nn.ReLU()]
+            width = units
+        self.hidden = nn.Sequential(*hidden)
+        self.amplitude = nn.Linear(width, PIXELS)
+        self.phase = nn.Linear(width, PIXELS)
+        he_init(self.hidden)
+
+    def forward(self, patterns: Tensor) -> Tensor:
+        """Amplitude and phase (n, 2, 64, 64) from patterns (n, 1, 64, 64)."""
+        features = self.hidden(patterns)
+        image = (-1, 1, PATTERN_SIZE, PATTERN_SIZE)
+        return as_object(
+            self.amplitude(features).reshape(image), self.phase(features).reshape(image)
+        )
+
+
+class CnnPtycho(nn.Module):
+    """A shared encoder and two decoders of padded 3×3 convolutions of one width.
+
+    64 pixels can be halved and doubled again only three times each way, so "128 up-sample layers"
+    cannot mean 128 doublings. Each of the three parts deals its convolutions as evenly as
+    possible to three stages; every encoder stage ends in 2×2 max-pooling and every decoder stage
+    in a doubling, and a stage without convolutions is its pooling or doubling alone. A
+    convolution to one channel ends each decoder. With `rezero` (None: from 9 layers on) the
+    convolutions between equal widths are ReZero residuals, because deep plain stacks do not
+    train.
+    """
+
+    def __init__(
+        self,
+        filters: int,
+        encoder_layers: int,
+        decoder1_layers: int,
+        decoder2_layers: int,
+        *,
+        rezero: bool | None = None,
+    ) -> None:
+        super().__init__()
+        self.encoder = _stages(1, filters, encoder_layers, rezero, nn.MaxPool2d(2))
+        self.amplitude = _decoder(filters, decoder1_layers, rezero)
+        self.phase = _decoder(filters, decoder2_layers, rezero)
+        he_init(self)
+
+    def forward(self, patterns: Tensor) -> Tensor:
+        """Amplitude and phase (n, 2, 64, 64) from patterns (n, 1, 64, 64)."""
+        features = self.encoder(patterns)
+        return as_object(self.amplitude(features), self.phase(features))
+
+
+def mlp_ptycho(units: int, layers: int) -> MlpPtycho:
+    """Build mlpPtycho; see `MlpPtycho`."""
+    return MlpPtycho(units, layers)
+
+
+def cnn_ptycho(
+    filters: int,
+    encoder_layers: int,
+    decoder1_layers: int,
+    decoder2_layers: int,
+    *,
+    rezero: bool | None = None,
+) -> CnnPtycho:
+    """Build cnnPtycho; see `CnnPtycho`."""
+    return CnnPtycho(filters, encoder_layers, decoder1_layers, decoder2_layers, rezero=rezero)
+
+
+def is_residual(layers: int, rezero: bool | None) -> bool:
+    """Whether a stack of `layers` convolutions has skips."""
+    return layers >= RESIDUAL_FROM if rezero is None else rezero
+
+
+def _stages(
+    channels: int, filters: int, layers: int, rezero: bool | None, resize: nn.Module
+) -> nn.Sequential:
+    residual = is_residual(layers, rezero)
+    parts: list[nn.Module] = []
+    for stage in range(STAGES):
+        for _ in range(layers // STAGES + (stage < layers % STAGES)):
+            if residual and channels == filters:
+                parts.append(ResidualConvolution(filters))
+            else:
+                parts += [nn.Conv2d(channels, filters, 3, padding=1), nn.ReLU()]
+            channels = filters
+        parts.append(resize)
+    return nn.Sequential(*parts)
+
+
+def _decoder(filters: int, layers: int, rezero: bool | None) -> nn.Sequential:
+    stages = _stages(filters, filters, layers, rezero, _upsample())
+    return nn.Sequential(*stages, nn.Conv2d(filters, 1, 3, padding=1))
+
+
+def _upsample() -> nn.Upsample:
+    return nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
+
+
+def _pair(channels: int, filters: int) -> list[nn.Module]:
+    return [
+        nn.Conv2d(channels, filters, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(filters, filters, 3, padding=1), nn.ReLU(),
+    ]  # fmt: skip

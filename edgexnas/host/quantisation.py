@@ -1,0 +1,213 @@
+"""INT8 as explicit Q/DQ in the ONNX graph, made by onnxruntime.
+
+Weighted layers get quantised inputs (symmetric, per tensor) and weights (symmetric, per output
+channel); outputs stay as they are, so that a runtime can fuse what follows. The last layer stays
+float, because a quantised output leaves a few dozen distinct positions. Whether the layer before
+it stays float too, and how activations are calibrated, is chosen on the validation part.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import ModelProto, NodeProto, numpy_helper
+
+from edgexnas.errors import QuantisationError
+
+__all__ = ["QuantisedModel", "Recipe", "quantise", "run_onnx", "weighted_layers"]
+
+FloatArray = npt.NDArray[np.float32]
+
+WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """One way to quantise.
+
+    Attributes
+    ----------
+    calibration
+        "minmax", or a percentile of the absolute activations, such as "percentile-99.99".
+    float_layers
+        How many of the last weighted layers stay float; at least 1.
+    """
+
+    calibration: str = "minmax"
+    float_layers: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class QuantisedModel:
+    """An INT8 graph with the names of its quantised and its float weighted layers."""
+
+    model: bytes
+    recipe: Recipe
+    quantised: tuple[str, ...]
+    left_float: tuple[str, ...]
+
+
+def weighted_layers(model: ModelProto) -> list[NodeProto]:
+    """Nodes that multiply by stored weights, in graph order.
+
+    A product of two activations, as in attention, has no weights and is not among them.
+    """
+    stored = {tensor.name for tensor in model.graph.initializer}
+    return [
+        node for node in model.graph.node if node.op_type in WEIGHTED and node.input[1] in stored
+    ]
+
+
+def quantise(model: bytes, calibration: FloatArray, recipe: Recipe) -> QuantisedModel:
+    """Quantise a float32 graph after training.
+
+    Parameters
+    ----------
+    model
+        ONNX with one input, float32 throughout.
+    calibration
+        Inputs that the activations' ranges are taken from; not used for validation or testing.
+
+    Raises
+    ------
+    QuantisationError
+        If nothing is left to quantise, or a layer that should be INT8 is not.
+    """
+    if calibration.size == 0 or calibration.max() == calibration.min():
+        raise QuantisationError(
+            f"the {len(calibration)} calibration items hold no contrast; give real patches"
+        )
+    proto = onnx.load_from_string(model)
+    layers = [node.name for node in weighted_layers(proto)]
+    chosen, left = layers[: -recipe.float_layers], layers[-recipe.float_layers :]
+    if not chosen:
+        raise QuantisationError(
+            f"the network has {len(layers)} weighted layers and {recipe.float_layers} stay float, "
+            "so none is left for INT8; export it with a hidden layer more"
+        )
+    result = _quantize_static(proto, calibration, recipe, chosen)
+    _check_quantised(onnx.load_from_string(result), chosen)
+    return QuantisedModel(result, recipe, tuple(chosen), tuple(left))
+
+
+def _quantize_static(
+    proto: ModelProto, calibration: FloatArray, recipe: Recipe, chosen: Sequence[str]
+) -> bytes:
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+    method = CalibrationMethod.MinMax
+    options: dict[str, Any] = {
+        "ActivationSymmetric": True,
+        "WeightSymmetric": True,
+        # TensorRT takes no quantised bias.
+        "QuantizeBias": False,
+        "DedicatedQDQPair": True,
+        # Float weights with Q and DQ behind them: one graph for TensorRT 8 to 11.
+        "AddQDQPairToWeight": True,
+        "OpTypesToExcludeOutputQuantization": sorted(WEIGHTED),
+    }
+    if recipe.calibration.startswith("percentile-"):
+        method = CalibrationMethod.Percentile
+        options["CalibPercentile"] = float(recipe.calibration.removeprefix("percentile-"))
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        source, target = Path(folder, "float32.onnx"), Path(folder, "int8.onnx")
+        source.write_bytes(proto.SerializeToString())
+        quantize_static(
+            source,
+            target,
+            _CalibrationReader(proto.graph.input[0].name, calibration),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=method,
+            op_types_to_quantize=sorted(WEIGHTED),
+            nodes_to_quantize=list(chosen),
+            extra_options=options,
+        )
+        quantised = onnx.load(str(target), load_external_data=False)
+    quantised.ClearField("metadata_props")
+    return bytes(quantised.SerializeToString(deterministic=True))
+
+
+class _CalibrationReader:
+    """Feeds batches to onnxruntime's calibrator, which asks through `get_next`."""
+
+    def __init__(self, name: str, items: FloatArray, batch: int = 512) -> None:
+        self._name = name
+        self._batches = iter([items[at : at + batch] for at in range(0, len(items), batch)])
+
+    def get_next(self) -> Mapping[str, FloatArray] | None:
+        batch = next(self._batches, None)
+        return None if batch is None else {self._name: batch}
+
+
+def _check_quantised(proto: ModelProto, chosen: Sequence[str]) -> None:
+    """Fail when a layer lacks a Q/DQ pair on its data or weight, or is not symmetric."""
+    producer = {name: node for node in proto.graph.node for name in node.output}
+    constants = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
+    nodes = {node.name: node for node in proto.graph.node}
+    for name in chosen:
+        for slot in (0, 1):
+            source = producer.get(nodes[name].input[slot]) if name in nodes else None
+            if source is None or source.op_type != "DequantizeLinear":
+                raise QuantisationError(
+                    f"layer {name} is not INT8 at its input {slot}: the quantiser left it float; "
+                    "leave it float on purpose or report this network"
+                )
+            scale, zero = constants[source.input[1]], constants[source.input[2]]
+            if np.any(zero != 0) or not np.all(np.isfinite(scale) & (scale > 0)):
+                raise QuantisationError(
+                    f"layer {name} has a scale that is not positive or a zero point that is not "
+                    "0 at its input; report this network"
+                )
+
+
+def run_onnx(model: bytes, items: FloatArray, batch: int = 4096) -> FloatArray:
+    """Run a graph as written, with every optimisation off.
+
+    For Q/DQ this is pure fake quantisation: the reference that an INT8 engine is held against.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    parts = [
+        session.run(None, {name: items[at : at + batch]})[0] for at in range(0, len(items), batch)
+    ]
+    return np.concatenate(parts) if parts else np.empty((0, 0, 0), np.float32)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep onnxruntime's notes on its calibration off the terminal."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        root.setLevel(level)
+
+
+def recipes() -> Iterator[Recipe]:
+    """Yield the recipes that `export` tries, those with more INT8 first."""
+    for float_layers in (1, 2):
+        for calibration in ("minmax", "percentile-99.99", "percentile-99.9"):
+            yield Recipe(calibration, float_layers)

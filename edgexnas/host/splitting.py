@@ -1,0 +1,105 @@
+"""Which frames train, calibrate, validate and test: by contiguous blocks, never at random.
+
+A reflection shows on neighbouring frames, so a random split would test on what it trained on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from edgexnas.errors import ConfigurationError
+
+__all__ = ["Split", "split_frames"]
+
+IndexArray = npt.NDArray[np.intp]
+
+TRAIN, CALIBRATION, VALIDATION, TEST, DROPPED = range(5)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Split:
+    """Indices of the peaks of each part, (n,) intp, increasing; no frame is in two parts."""
+
+    train: IndexArray
+    calibration: IndexArray
+    validation: IndexArray
+    test: IndexArray
+
+
+def split_frames(
+    frames: int,
+    *,
+    blocks: int = 24,
+    guard: int = 2,
+    fractions: tuple[float, float, float] = (0.1, 0.15, 0.15),
+    closed: bool = False,
+) -> npt.NDArray[np.int8]:
+    """Give every frame its part.
+
+    The last blocks are the test part. Calibration and validation blocks lie evenly spread among the
+    others. Between frames of different parts `guard` frames are dropped, from the training side
+    where there is one.
+
+    Parameters
+    ----------
+    frames
+        Number of frames.
+    blocks
+        Number of blocks; fewer where a block would have fewer than 2·guard frames.
+    guard
+        Frames dropped between blocks of different parts.
+    fractions
+        Shares of the blocks for calibration, validation and test; at least one block each.
+    closed
+        Whether the last frame is a neighbour of the first, as after a full turn.
+
+    Returns
+    -------
+    (frames,) int8: 0 train, 1 calibration, 2 validation, 3 test, 4 dropped.
+
+    Raises
+    ------
+    ConfigurationError
+        If an option is out of range or the frames are too few.
+    """
+    if guard < 0 or min(fractions) <= 0 or sum(fractions) >= 0.75:
+        raise ConfigurationError(
+            f"guard is {guard} and fractions are {fractions}; give a guard from 0 and positive "
+            "fractions that leave more than a quarter for training"
+        )
+    count = min(blocks, frames // max(2 * guard, 1))
+    held = [max(1, round(fraction * count)) for fraction in fractions]
+    rest = count - held[2]
+    if rest < 2 * (held[0] + held[1]):
+        raise ConfigurationError(
+            f"{frames} frames make {count} blocks of at least {max(2 * guard, 1)} frames, too few "
+            "to split; give more frames or blocks, a smaller guard or smaller fractions"
+        )
+    kinds = np.full(count, TRAIN, np.int8)
+    kinds[rest:] = TEST
+    places = _evenly(rest, held[0] + held[1])
+    kinds[places] = VALIDATION
+    kinds[places[_evenly(len(places), held[0])]] = CALIBRATION
+    part = kinds[np.arange(frames) * count // frames]
+    return _guarded(part, guard, closed)
+
+
+def _evenly(size: int, number: int) -> IndexArray:
+    """Spread `number` different indices evenly over range(size)."""
+    return ((np.arange(number) + 0.5) * size / number).astype(np.intp)
+
+
+def _guarded(part: npt.NDArray[np.int8], guard: int, closed: bool) -> npt.NDArray[np.int8]:
+    """Drop `guard` frames at each change of part."""
+    result = part.copy()
+    for frame in range(0 if closed else 1, len(part)):
+        before, after = part[frame - 1], part[frame]
+        if before != after:
+            # Training has frames to spare; of two held-out parts the earlier one gives way.
+            step = 1 if after == TRAIN else -1
+            start = frame if after == TRAIN else frame - 1
+            result[(start + step * np.arange(guard)) % len(part)] = DROPPED
+    return result

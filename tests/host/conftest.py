@@ -1,0 +1,53 @@
+"""Small learnable tasks for the host's tests."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from edgexnas.host.dataset import PeakDataset
+from edgexnas.host.training import TrainingData
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Keep torch from fighting over two cores, and sums in one order."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def gaussian_task() -> TrainingData:
+    """Gaussian spots at random offsets: 512 to train on and 256 to validate on."""
+    generator = torch.Generator().manual_seed(0)
+    offsets = torch.rand(768, 2, generator=generator) - 0.5
+    axis = torch.arange(11.0) - 5
+    row = (axis[None, :, None] - offsets[:, 0, None, None]) ** 2
+    col = (axis[None, None, :] - offsets[:, 1, None, None]) ** 2
+    spots = torch.exp(-(row + col) / 2)[:, None]
+    spots = (spots + 0.02 * torch.rand(spots.shape, generator=generator)).clamp(0, 1)
+    return TrainingData(spots[:512], offsets[:512], spots[512:], offsets[512:])
+
+
+@pytest.fixture(scope="session")
+def tiny_peaks() -> PeakDataset:
+    """960 Gaussian peaks at random offsets on 96 frames."""
+    rng = np.random.default_rng(0)
+    count, frames = 960, 96
+    offsets = rng.uniform(-0.5, 0.5, (count, 2)).astype(np.float32)
+    axis = np.arange(11.0) - 5
+    row = (axis[None, :, None] - offsets[:, 0, None, None]) ** 2
+    col = (axis[None, None, :] - offsets[:, 1, None, None]) ** 2
+    counts = 1000 * np.exp(-(row + col) / 2) + rng.uniform(0, 20, (count, 11, 11))
+    return PeakDataset(
+        counts=counts.astype(np.float32),
+        offsets_px=offsets,
+        maxima=rng.integers(6, 250, (count, 2)).astype(np.int32),
+        frame=np.sort(rng.integers(0, frames, count)).astype(np.int32),
+        flags=np.zeros(count, np.uint8),
+        r2=np.ones(count, np.float32),
+        good=np.ones(count, np.bool_),
+        frames=frames,
+        shape=(256, 256),
+        source="Gaussian peaks",
+    )
