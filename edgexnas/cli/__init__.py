@@ -29,7 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Foreseen failures are one sentence on standard error, without a traceback.
     """
     options = build_parser().parse_args(arguments)
-    logging.basicConfig(format="edgexnas: %(message)s", level=logging.WARNING)
+    warnings_only = logging.StreamHandler()
+    warnings_only.setLevel(logging.WARNING)
+    logging.basicConfig(format="edgexnas: %(message)s", handlers=[warnings_only])
     try:
         options.run(options)
         sys.stdout.flush()

@@ -71,15 +71,12 @@ def _demo(options: argparse.Namespace) -> None:
     ]
     if result.detection is not None:
         found = result.detection
-        listed = "listed spots" if settings.spots else "visible simulated spots"
-        pairs.insert(
-            0,
-            (
-                "detection",
-                f"recall {found.recall:.3f}, precision {found.precision:.3f} "
-                f"({found.found} found, {found.spots} {listed})",
-            ),
-        )
+        kind = "listed spots 3 px wide or more" if settings.spots else "visible simulated spots"
+        pairs[:0] = [
+            ("recall", f"{found.recall:.3f} of {found.wanted} {kind}"),
+            ("", f"{found.recall_listed:.3f} of all {found.listed}"),
+            ("precision", f"{found.precision:.3f} of {found.found} found peaks"),
+        ]
     print_pairs(pairs)
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from edgexnas.bragg import Peaks
 from edgexnas.bundle import AccuracyRow, Precision
 from edgexnas.device import Predictor
-from edgexnas.host import PeakDataset, detection_scores, distance_row, match_peaks
+from edgexnas.host import PeakDataset, distance_row, match_peaks
 
 if TYPE_CHECKING:
     from edgexnas.frames import FrameSeries
@@ -30,9 +30,10 @@ BACKGROUND_FRAMES = 16
 
 
 class SpotList(Protocol):
-    """An independent list of spots: (m, 2) positions (row, col) in pixels for a frame."""
+    """An independent list of the spots of each frame."""
 
-    def __call__(self, frame: int) -> npt.NDArray[np.floating]: ...
+    def __call__(self, frame: int) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.bool_]]:
+        """(m, 2) positions (row, col) in pixels, and (m,) whether the spot should be found."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,25 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Detection:
-    """Recall and precision of peak finding against an independent list of spots."""
+    """Peak finding against an independent list of spots.
 
-    spots: int
+    Attributes
+    ----------
+    listed, wanted, found
+        Numbers of spots in the list, of those that should be found, and of peaks found.
+    recall
+        Share of the wanted spots that were found.
+    recall_listed
+        Share of all listed spots that were found.
+    precision
+        Share of the found peaks that are listed.
+    """
+
+    listed: int
+    wanted: int
     found: int
     recall: float
+    recall_listed: float
     precision: float
 
 
@@ -110,10 +125,20 @@ def score_positions(
 
 def score_detection(held_out: HeldOut, spots: SpotList) -> Detection:
     """Compare found peaks with an independent list of spots, frame by frame."""
-    listed = found = matched = 0
+    listed = wanted = found = matched = matched_wanted = 0
     for number, peaks in zip(held_out.frames, held_out.peaks, strict=True):
-        scores = detection_scores(peaks.positions_px, spots(number), DETECTION_PX)
-        listed += scores.reference
-        found += scores.found
-        matched += scores.matched
-    return Detection(listed, found, matched / max(1, listed), matched / max(1, found))
+        positions, should = spots(number)
+        pairs = match_peaks(peaks.positions_px, positions, DETECTION_PX)
+        listed += len(positions)
+        wanted += int(should.sum())
+        found += len(peaks)
+        matched += len(pairs)
+        matched_wanted += int(should[pairs[:, 1]].sum())
+    return Detection(
+        listed,
+        wanted,
+        found,
+        matched_wanted / max(1, wanted),
+        matched / max(1, listed),
+        matched / max(1, found),
+    )

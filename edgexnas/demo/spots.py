@@ -11,25 +11,30 @@ from edgexnas.frames import Truth
 __all__ = ["HexrdSpots", "TrueSpots"]
 
 
-_NONE = np.empty((0, 2))
+FloatArray = npt.NDArray[np.float64]
+
+_NO_SPOTS = np.empty((0, 3))
+LEAST_SIDE_PX = 3
 
 
 class TrueSpots:
-    """The visible spots of a simulated series."""
+    """All spots of a simulated series; the visible ones should be found."""
 
     def __init__(self, truth: Truth) -> None:
-        self._truth = truth.select(truth.visible)
+        self._truth = truth
 
-    def __call__(self, frame: int) -> npt.NDArray[np.float64]:
-        """(m, 2) positions (row, col) of a frame in pixels."""
-        return self._truth.of_frame(frame).positions_px
+    def __call__(self, frame: int) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
+        """(m, 2) positions (row, col) of a frame in pixels, and (m,) which are visible."""
+        here = self._truth.of_frame(frame)
+        return here.positions_px, here.visible
 
 
 class HexrdSpots:
     """A spot list of hexrd's connected-component finder: one table for each panel and frame.
 
     Columns of a table: row and col of the intensity centroid, larger side of the bounding box,
-    row_min, col_min, row_end, col_end, largest count, sum.
+    row_min, col_min, row_end, col_end, largest count, sum. Two thirds of the ruby list are one or
+    two pixels wide, hits of single photons or particles; the others should be found.
 
     Parameters
     ----------
@@ -60,10 +65,11 @@ class HexrdSpots:
             if isinstance(error, SourceError):
                 raise
             raise SourceError(f"spot list {file_name} cannot be read: {error}") from error
-        self._positions: dict[int, npt.NDArray[np.float64]] = {
-            k: table[:, :2] for k, table in tables.items() if table.ndim == 2
+        self._tables: dict[int, FloatArray] = {
+            k: table for k, table in tables.items() if table.ndim == 2
         }
 
-    def __call__(self, frame: int) -> npt.NDArray[np.float64]:
-        """(m, 2) positions (row, col) of a frame in pixels."""
-        return self._positions.get(frame, _NONE)
+    def __call__(self, frame: int) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
+        """(m, 2) positions (row, col) of a frame in pixels, and (m,) which are 3 px or wider."""
+        table = self._tables.get(frame, _NO_SPOTS)
+        return table[:, :2], table[:, 2] >= LEAST_SIDE_PX

@@ -129,11 +129,12 @@ def export_bundle(
     Raises
     ------
     ConfigurationError
-        If the signing key does not fit, before anything else is done.
+        If the signing key does not fit or the folder does not exist, before anything is done.
     QuantisationError
         If INT8 loses more than `maximum_loss`; nothing is written.
     """
     key = load_signing_key(signing_key)
+    check_writable(path)
     levels = tuple(levels)
     exporter = _Exporter(dataset, split, levels)
     models, quantised, fine_tuned = exporter.models(model.cpu().eval(), maximum_loss, fine_tune)

@@ -7,7 +7,17 @@ The model, at pixel (r, c) of a patch, with x = p·(r - r₀) + q·(c - c₀) an
 b is the background, A the height, (r₀, c₀) the position, η the Lorentzian fraction (mixing). p, q
 and s describe the ellipse of half height without the angle of a round peak being undefined: its
 widths are the full widths at half maximum of both components. The profile is sampled at pixel
-centres, as in MIDAS and BraggNN's labels. All pixels weigh the same.
+centres.
+
+Choices, each by experiment (one CPU core; simulated peaks with Poisson noise, and real ones):
+
+* All pixels weigh the same. Poisson weights lower the mean error against the truth by 1 to 11 %
+  on dense frames (0.033 to 0.029 px) but raise it by 76 % (0.038 to 0.066 px) on zero-suppressed
+  ones, where a missing count is not a small one.
+* The solver is our own. `midas_peakfit.lm_solve_generic` reaches the same minimum with the same
+  model, limits and first guess (real ruby peaks: positions 1e-6 px apart in the median, 0.0015 px
+  at 99 %), but keeps converged patches in the batch and runs 6 to 23 times slower, and it brings
+  zarr < 3, numcodecs and three packages of MIDAS.
 """
 
 from __future__ import annotations
@@ -114,7 +124,8 @@ def fit_pseudo_voigt(
         raise InputError(
             f"the mask has shape {usable.shape}; give that of the patches, {patches.shape}"
         )
-    flat, weight = (array.reshape(len(patches), PATCH_SIZE**2) for array in (patches, usable))
+    flat = patches.reshape(len(patches), PATCH_SIZE**2)
+    weight = usable.reshape(flat.shape)
     results = [
         _fit_batch(flat[start : start + batch], weight[start : start + batch], device)
         for start in range(0, max(len(flat), 1), batch)

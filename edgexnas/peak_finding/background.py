@@ -85,9 +85,11 @@ def estimate_background(
     tiles = np.array(
         [[_clipped_moments([f[r, c][usable[r, c]] for f in stack]) for c in cols] for r in rows]
     )
-    down, across = _linear_weights(shape[0], rows), _linear_weights(shape[1], cols)
-    level, noise = (down @ _smooth(tiles[:, :, k]) @ across.T for k in range(2))
-    return Background(level.astype(np.float32), noise.astype(np.float32))
+    # float32 before the large products: a whole frame in float64 would double the memory.
+    down = _linear_weights(shape[0], rows).astype(np.float32)
+    across = _linear_weights(shape[1], cols).astype(np.float32)
+    level, noise = (down @ _smooth(tiles[:, :, k]).astype(np.float32) @ across.T for k in range(2))
+    return Background(level, noise)
 
 
 def _tile_slices(size: int) -> list[slice]:

@@ -208,7 +208,7 @@ class PeakFinder:
         np.greater(flat, masked_threshold, out=self._lit)
         lit = np.flatnonzero(self._lit)
         irregular = self._irregular[flat[self._irregular] > threshold[self._irregular]]
-        values = flat[lit]
+        values = flat.take(lit)
         brightest = max(values.max(initial=0), flat[irregular].max(initial=0))
         saturated = bool(brightest >= self._saturation(frame.dtype))
         candidates = np.concatenate(
@@ -244,21 +244,29 @@ class PeakFinder:
     def _threshold_maps(self, dtype: np.dtype[Any]) -> tuple[Frame, Frame]:
         """Thresholds in the frame's own dtype, and the same with irregular pixels never lit."""
         if dtype not in self._thresholds:
-            settings = self.settings
-            limit = np.full(self.shape, settings.minimum_counts, np.float64)
-            if self.background is not None:
-                np.maximum(limit, settings.noise_sigmas * self.background.noise, out=limit)
-                limit += self.background.level
-            if dtype.kind == "f":
-                threshold, highest = limit.astype(dtype).reshape(-1), np.inf
-            else:
-                threshold, highest = _integer_threshold(limit, dtype), np.iinfo(dtype).max
+            highest = np.inf if dtype.kind == "f" else np.iinfo(dtype).max
+            threshold = np.empty(self.shape, dtype)
+            # A few rows at a time: whole frames of float64 would be most of the process's memory.
+            for start in range(0, self.shape[0], 64):
+                rows = slice(start, start + 64)
+                limit = self._limits(rows)
+                threshold[rows] = limit if dtype.kind == "f" else _integer_threshold(limit, dtype)
             if self.mask is not None:
-                threshold[self.mask.reshape(-1)] = highest
+                threshold[self.mask] = highest
+            threshold = threshold.reshape(-1)
             regular_only = threshold.copy()
             regular_only[self._irregular] = highest
             self._thresholds[dtype] = (threshold, regular_only)
         return self._thresholds[dtype]
+
+    def _limits(self, rows: slice) -> npt.NDArray[np.float64]:
+        """Return what each pixel of these rows must exceed, (rows, W)."""
+        least = self.settings.minimum_counts
+        if self.background is None:
+            return np.full((len(range(*rows.indices(self.shape[0]))), self.shape[1]), least)
+        noise = self.background.noise[rows].astype(np.float64)
+        limit = np.maximum(self.settings.noise_sigmas * noise, least)
+        return limit + self.background.level[rows]
 
     def _accepted(self, flat: Frame, threshold: Frame, candidates: IndexArray) -> IndexArray:
         """Keep the candidates that pass the tests 3 to 5."""
@@ -333,8 +341,8 @@ class PeakFinder:
 def _integer_threshold(limit: npt.NDArray[np.float64], dtype: np.dtype[Any]) -> Frame:
     """Thresholds t in an integer dtype so that v > t exactly when v exceeds the real limit."""
     bounds = np.iinfo(dtype)
-    threshold = np.full(limit.size, bounds.max, dtype)
-    whole = np.maximum(np.floor(limit.reshape(-1)), float(bounds.min))
+    threshold = np.full(limit.shape, bounds.max, dtype)
+    whole = np.maximum(np.floor(limit), float(bounds.min))
     fits = whole < float(bounds.max)
     threshold[fits] = whole[fits].astype(dtype)
     return threshold
@@ -361,12 +369,12 @@ def _regular_maxima(flat: Frame, lit: IndexArray, values: Frame, width: int) -> 
     beaten[:-1] = adjacent & rising
     beaten[1:] |= adjacent & ~rising
     keep = np.flatnonzero(~beaten)
-    lit, values = lit[keep], values[keep]
+    lit, values = lit.take(keep), values.take(keep)
     for row, col in _NEIGHBOURS:
         step = row * width + col
-        other = flat[lit + step]
+        other = flat.take(lit + step)
         keep = np.flatnonzero(values > other if step < 0 else values >= other)
-        lit, values = lit[keep], values[keep]
+        lit, values = lit.take(keep), values.take(keep)
     return lit
 
 

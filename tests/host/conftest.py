@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from edgexnas.host.dataset import PeakDataset
+from edgexnas.host.labels import label_frames
 from edgexnas.host.training import TrainingData
+from edgexnas.simulate import HedmSettings, simulate_hedm
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -51,3 +53,10 @@ def tiny_peaks() -> PeakDataset:
         shape=(256, 256),
         source="Gaussian peaks",
     )
+
+
+@pytest.fixture(scope="session")
+def simulated_peaks() -> PeakDataset:
+    """Labelled peaks of 48 simulated frames, with the truth."""
+    series = simulate_hedm(HedmSettings(shape=(768, 768), frames=48, grains=60), seed=3)
+    return label_frames(series)

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from edgexnas.cli import build_parser, main
+
+
+def commands() -> list[str]:
+    parser = build_parser()
+    return sorted(next(a.choices for a in parser._actions if a.dest == "command"))
+
+
+def fails(arguments: Sequence[object], capsys: pytest.CaptureFixture[str]) -> str:
+    """Run a command that must fail with one sentence, and return the sentence."""
+    assert main([str(a) for a in arguments]) == 1
+    captured = capsys.readouterr()
+    assert len(captured.err.strip().splitlines()) == 1
+    assert "Traceback" not in captured.err
+    return captured.err
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which every command of the whole job has run once, by the command line."""
+    folder = tmp_path_factory.mktemp("project")
+    steps = [
+        f"simulate --output {folder}/frames.h5 --frames 48 --shape 768 768 --grains 60",
+        f"label {folder}/frames.h5 --output {folder}/peaks.h5",
+        f"keys generate --output {folder}/keys --name beam",
+        f"optimize bragg --data {folder}/peaks.h5 --output {folder}/run --space mlpBragg "
+        "--search random --max-evals 2 --epochs 2 --evaluator serial --constraint parameters=9000",
+        f"export {folder}/run --output {folder}/bragg.edgex --maximum-loss 5 --no-fine-tuning "
+        f"--signing-key {folder}/keys/beam.key.pem",
+    ]
+    for step in steps:
+        assert main(step.split()) == 0, step
+    return folder
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    assert stopped.value.code == 0
+    assert "usage: edgexnas" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["unknown"], ["predict"], ["demo", "--epochs", "0"], ["keys", "burn"]]
+)
+def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+
+
+def test_an_exported_bundle_verifies_and_predicts(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["verify", str(project / "bragg.edgex"), "--trust", str(project / "keys")]) == 0
+    assert "valid, by key" in capsys.readouterr().out
+    out = project / "predicted.csv"
+    predict = ["predict", project / "bragg.edgex", project / "frames.h5", "--output", out]
+    assert main([str(a) for a in [*predict, "--trust", project / "keys"]]) == 0
+    lines = out.read_text().splitlines()
+    assert lines[0].startswith("frame,row_px,col_px")
+    assert len(lines) > 100
+
+
+def test_inspect_says_that_nothing_was_verified(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", str(project / "bragg.edgex")]) == 0
+    assert "not checked" in capsys.readouterr().out
+
+
+def test_the_report_is_one_page(project: Path) -> None:
+    assert main(["report", str(project / "run")]) == 0
+    assert "<html" in (project / "run" / "report.html").read_text()
+
+
+def test_a_stranger_is_not_trusted(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["keys", "generate", "--output", str(tmp_path / "other")]) == 0
+    capsys.readouterr()
+    bundle = project / "bragg.edgex"
+    assert "trust" in fails(["verify", bundle, "--trust", tmp_path / "other"], capsys)
+
+
+def test_keys_are_never_overwritten(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (project / "keys" / "beam.key.pem").read_bytes()
+    fails(["keys", "generate", "--output", project / "keys", "--name", "beam"], capsys)
+    assert (project / "keys" / "beam.key.pem").read_bytes() == before
+
+
+def test_a_missing_file_leaves_nothing_behind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = fails(["label", tmp_path / "no.h5", "--output", tmp_path / "peaks.h5"], capsys)
+    assert "no.h5" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_prediction_that_fails_leaves_no_table(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken.h5"
+    broken.write_bytes((project / "frames.h5").read_bytes()[:5000])
+    arguments = ["predict", project / "bragg.edgex", broken, "--trust", project / "keys"]
+    fails([*arguments, "--output", tmp_path / "out.csv"], capsys)
+    assert not (tmp_path / "out.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (["--space", "cubist"], "cubist"),
+        (["--objectives", "beauty"], "beauty"),
+        (["--constraint", "beauty=3"], "beauty"),
+        (["--constraint", "parameters"], "NAME=BOUND"),
+        (["--constraint", "parameters=1"], "parameters"),
+        (["--search", "luck"], "luck"),
+        (["--evaluator", "hope"], "hope"),
+        (["--device", "gpu0"], "gpu0"),
+    ],
+)
+def test_optimize_names_what_is_wrong_before_it_trains(
+    project: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: list[str],
+    named: str,
+) -> None:
+    base = ["optimize", "bragg", "--data", project / "peaks.h5", "--output", tmp_path / "run"]
+    assert named in fails([*base, *change], capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def test_optimize_without_data_says_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "data is missing" in fails(["optimize", "bragg"], capsys)
+
+
+def test_export_refuses_a_trial_that_was_not_trained(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = project / "keys" / "beam.key.pem"
+    arguments = ["export", project / "run", "--signing-key", key, "--trial", "99"]
+    assert "99" in fails([*arguments, "--output", tmp_path / "b.edgex"], capsys)
+
+
+def test_a_reader_that_leaves_early_gets_no_traceback(project: Path) -> None:
+    command = [sys.executable, "-m", "edgexnas.cli", "predict", "bragg.edgex", "frames.h5"]
+    with subprocess.Popen(
+        [*command, "--trust", "keys"], cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        errors = process.stderr.read().decode()
+    assert "Traceback" not in errors

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def environment() -> dict[str, str]:
+    """Commands of this interpreter first, as in an activated virtual environment."""
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+def test_the_code_blocks_run_as_printed_in_their_order(tmp_path: Path) -> None:
+    blocks = re.findall(r"^```(python|bash)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    assert [language for language, _ in blocks] == ["bash", "python", "bash", "python"]
+    for language, code in blocks:
+        command = [sys.executable, "-c", code] if language == "python" else ["bash", "-ec", code]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=280
+        )
+        assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
+    assert (tmp_path / "bragg.edgex").exists()
+
+
+@pytest.mark.parametrize("target", re.findall(r"\]\(([^)#]+)\)", README))
+def test_every_link_leads_to_a_file(target: str) -> None:
+    assert target.startswith("https://") or (ROOT / target).exists()
+
+
+@pytest.mark.parametrize("folder", re.findall(r"^(\S+?/)[ ,]", README, re.MULTILINE))
+def test_every_folder_that_is_described_exists(folder: str) -> None:
+    assert (ROOT / folder).is_dir()

@@ -1,0 +1,51 @@
+"""Each sample runs as its own help text says."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgexnas.cli import main
+
+SAMPLES = Path(__file__).resolve().parents[1] / "samples"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `edgexnas demo` leaves, with little effort."""
+    place = tmp_path_factory.mktemp("samples")
+    simulate = "simulate --frames 48 --shape 768 768 --grains 60 --output"
+    assert main([*simulate.split(), str(place / "frames.h5")]) == 0
+    demo = f"demo --data {place}/frames.h5 --output {place} --evaluations 2 --epochs 15 --workers 1"
+    assert main([*demo.split(), "--baselines"]) == 0
+    return place
+
+
+def run(sample: str, *arguments: object) -> str:
+    done = subprocess.run(
+        [sys.executable, SAMPLES / sample, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_sample_is_tested_here() -> None:
+    source = Path(__file__).read_text()
+    assert [s.name for s in sorted(SAMPLES.glob("*.py")) if s.name not in source] == []
+
+
+def test_01_predict_peaks_prints_a_line_for_each_peak(folder: Path) -> None:
+    lines = run(
+        "01_predict_peaks.py", folder / "bragg.edgex", folder / "keys", folder / "frames.h5"
+    )
+    assert len(lines.splitlines()) > 100
+
+
+def test_02_own_space_prints_its_pareto_front(folder: Path, tmp_path: Path) -> None:
+    assert "units" in run("02_own_space.py", folder / "peaks.h5", tmp_path / "run")
