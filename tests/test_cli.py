@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -7,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from edgexnas.bundle import Precision, open_bundle
 from edgexnas.cli import build_parser, main
+from edgexnas.device import build_plan
 
 
 def commands() -> list[str]:
@@ -70,6 +73,18 @@ def test_an_exported_bundle_verifies_and_predicts(
     lines = out.read_text().splitlines()
     assert lines[0].startswith("frame,row_px,col_px")
     assert len(lines) > 100
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="TensorRT-RTX exists for x86-64 only")
+@pytest.mark.parametrize("precision", ["float16", "int8"])
+def test_tensorrt_builds_an_orin_like_engine_from_the_exported_bundle(
+    project: Path, precision: Precision
+) -> None:
+    bundle = open_bundle(project / "bragg.edgex", trust=project / "keys")
+    plan = build_plan(bundle.models[precision], compute_capability="SM86")
+    assert plan.data
+    # One hidden layer in INT8; the head stays float.
+    assert (len(plan.int8_layers) > 0) == (precision == "int8")
 
 
 def test_inspect_says_that_nothing_was_verified(

@@ -22,7 +22,7 @@ def add_to(commands: Commands) -> None:
     _add_optimize(commands)
     report = add_command(commands, "report", "write the HTML report and the figures of a run")
     report.add_argument("folder", type=Path, metavar="RUN", help="run folder of optimize")
-    report.add_argument("--output", type=Path, help="folder; the run's own if not given")
+    report.add_argument("--output", type=Path, help="page; report.html in the run if not given")
     report.set_defaults(run=_report)
 
     export = add_command(commands, "export", "write a network of a run as a signed bundle")
@@ -137,10 +137,9 @@ def _print_front(result: SearchResult) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from edgexnas.host import SearchResult
     from edgexnas.host.report import write_report
 
-    written = write_report(SearchResult.load(options.folder), options.output)
+    written = write_report(options.folder, options.output)
     print_pairs([("report", str(written))])
 
 

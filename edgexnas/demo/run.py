@@ -155,9 +155,7 @@ def _baselines(
 
     data = TrainingData.from_dataset(dataset, split)
     x = torch.from_numpy(dataset.inputs()[split.test])
-    training = TrainingSettings(
-        epochs=settings.epochs, batch_size=32, patience=None, seed=settings.seed
-    )
+    training = TrainingSettings(epochs=settings.epochs, batch_size=32, seed=settings.seed)
     for size in settings.baselines:
         torch.manual_seed(settings.seed)
         model = BraggNN(BRAGGNN_DENSE[size])
@@ -198,7 +196,6 @@ def _search(
             constraints={"parameters": settings.maximum_parameters},
             max_evals=settings.max_evals,
             epochs=settings.epochs,
-            patience=None,
             workers=settings.workers,
             seed=settings.seed,
             output=output / "search",

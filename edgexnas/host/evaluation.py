@@ -85,7 +85,7 @@ class EvaluationContext:
     validation_x: FloatArray
     validation_y: FloatArray
     device: str = "auto"
-    patience: int | None = 20
+    patience: int | None = None
 
     @functools.cached_property
     def training_data(self) -> TrainingData:
@@ -153,7 +153,7 @@ class EvaluationResult:
 
 
 def peak_context(
-    dataset: PeakDataset, split: Split, *, device: str = "auto", patience: int | None = 20
+    dataset: PeakDataset, split: Split, *, device: str = "auto", patience: int | None = None
 ) -> EvaluationContext:
     """Take the training and validation parts of labelled peaks.
 

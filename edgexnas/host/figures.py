@@ -7,6 +7,7 @@ a display.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,11 +51,14 @@ def hypervolume_figure(curves: Mapping[str, Sequence[Sequence[float]]]) -> Figur
             continue
         values = np.array([seed[:length] for seed in seeds])
         count = np.arange(1, length + 1)
-        axes.plot(count, np.median(values, axis=0), color=colour, label=name, linewidth=1.8)
+        axes.step(
+            count, np.median(values, axis=0), where="post", color=colour, label=name, linewidth=1.8
+        )
         if len(values) > 1:
             axes.fill_between(
-                count, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.15, linewidth=0
-            )
+                count, values.min(axis=0), values.max(axis=0), step="post", color=colour,
+                alpha=0.15, linewidth=0,
+            )  # fmt: skip
     axes.set_xlabel("evaluations")
     axes.set_ylabel("hypervolume")
     axes.set_ylim(bottom=0)
@@ -96,6 +100,7 @@ def front_figure(
         )  # fmt: skip
     axes.set_xscale("log")
     axes.set_yscale("log")
+    _plain_ticks(axes)
     axes.set_xlabel(objectives[0].label)
     axes.set_ylabel(objectives[1].label)
     axes.grid(visible=True, which="major", color="#dddddd", linewidth=0.6)
@@ -189,6 +194,19 @@ def _draw_front(
         drawstyle="steps-post", color=colour, marker=marker, markersize=4.5, linewidth=1.4,
         label=label,
     )  # fmt: skip
+
+
+def _plain_ticks(axes: Axes) -> None:
+    """Label errors of a tenth of a pixel as 0.1, not as a power of ten."""
+
+    def label(value: float, _: float = 0.0) -> str:
+        low, high = axes.get_ylim()
+        wide = high / low > 100
+        digit = round(value / 10 ** math.floor(math.log10(value) + 1e-9))
+        return f"{value:g}" if digit in ((1,) if wide else (1, 2, 4, 6)) else ""
+
+    axes.yaxis.set_major_formatter(label)
+    axes.yaxis.set_minor_formatter(label)
 
 
 def _legend(axes: Axes) -> None:

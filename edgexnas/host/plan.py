@@ -21,7 +21,7 @@ from edgexnas.host.objectives import (
     resolve_objectives,
     violation,
 )
-from edgexnas.host.search_space import SearchSpace
+from edgexnas.host.search_space import ModelSize, SearchSpace
 from edgexnas.host.spaces import resolve_space
 from edgexnas.host.strategies import SearchProblem, Strategy, make_strategy
 
@@ -32,6 +32,9 @@ __all__ = ["SearchPlan"]
 
 LEAST_FREE_BYTES = 16 << 20
 """Below this a run folder cannot even hold its journal and a few checkpoints."""
+
+BUILD_TRIES = 50
+"""Networks of which at least one must build, the smallest first."""
 
 SpaceArgument = str | SearchSpace | Sequence[str | SearchSpace]
 
@@ -106,7 +109,12 @@ class _Feasible:
     def __call__(self, configuration: Configuration) -> bool:
         if not {"parameters", "macs"} & self.constraints.keys():
             return True
-        return violation(self.constraints, self.space.size(configuration)) is None
+        try:
+            size = self.space.size(configuration)
+        except Exception:
+            # What cannot be built keeps no bound on its size.
+            return False
+        return violation(self.constraints, size) is None
 
 
 def describe_space(space: SearchSpace) -> dict[str, Any]:
@@ -185,15 +193,8 @@ def check_reachable(spaces: Sequence[SearchSpace], constraints: Mapping[str, flo
         Naming the space and its smallest network.
     """
     for space in spaces:
-        try:
-            smallest = space.size(space.smallest)
-        except ConfigurationError:
-            raise
-        except Exception as error:
-            raise ConfigurationError(
-                f"space {space.name} cannot build its smallest network ({error}); mend its builder"
-            ) from error
         problem = SearchProblem(space, 1, 0, _Feasible(space, constraints))
+        smallest = _smallest_size(problem)
         try:
             problem.draw(problem.generator("reachable"))
         except ConfigurationError as error:
@@ -202,6 +203,21 @@ def check_reachable(spaces: Sequence[SearchSpace], constraints: Mapping[str, flo
                 f"space {space.name} has no network with {bounds}: its smallest has "
                 f"{smallest.parameters} parameters and {smallest.macs} macs; relax the constraints"
             ) from error
+
+
+def _smallest_size(problem: SearchProblem) -> ModelSize:
+    """Size of the first network that can be built, from the smallest up."""
+    space, rng = problem.space, problem.generator("buildable")
+    first: Exception | None = None
+    for _ in range(BUILD_TRIES):
+        try:
+            return space.size(space.smallest if first is None else space.sample(rng))
+        except Exception as error:
+            first = first or error
+    raise ConfigurationError(
+        f"space {space.name} cannot build any of {BUILD_TRIES} networks "
+        f"({type(first).__name__}: {first}); mend its builder"
+    ) from first
 
 
 def _spaces(

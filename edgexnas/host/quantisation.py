@@ -142,11 +142,14 @@ def _quantize_static(
 
 
 class _CalibrationReader:
-    """Feeds batches to onnxruntime's calibrator, which asks through `get_next`."""
+    """Feeds the items to onnxruntime's calibrator, which asks through `get_next`.
 
-    def __init__(self, name: str, items: FloatArray, batch: int = 512) -> None:
+    In one batch: its percentile calibration fails where the last batch is shorter.
+    """
+
+    def __init__(self, name: str, items: FloatArray) -> None:
         self._name = name
-        self._batches = iter([items[at : at + batch] for at in range(0, len(items), batch)])
+        self._batches = iter([items])
 
     def get_next(self) -> Mapping[str, FloatArray] | None:
         batch = next(self._batches, None)

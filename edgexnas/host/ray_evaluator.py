@@ -6,6 +6,7 @@ retries, and nothing ends an evaluation that hangs.
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from contextlib import suppress
@@ -45,7 +46,8 @@ class RayEvaluator:
     Parameters
     ----------
     address
-        Of the cluster, such as "auto" or "10.0.0.1:6379"; None starts one on this machine.
+        Of the cluster, such as "auto" or "10.0.0.1:6379"; None takes the environment's
+        ``RAY_ADDRESS`` and, without that, starts a cluster on this machine.
     """
 
     def __init__(
@@ -61,7 +63,8 @@ class RayEvaluator:
         self._kill_after_s = kill_after_s
         self._connected = not self._ray.is_initialized()
         if self._connected:
-            self._connect(address)
+            # As Ray itself does, so that a job script need not edit a configuration.
+            self._connect(address or os.environ.get("RAY_ADDRESS"))
         self._context = self._ray.put(cloudpickle.dumps(context))
         gpus = self._ray.cluster_resources().get("GPU", 0.0)
         share = min(1.0, gpus / workers) if context.device in ("auto", "cuda") else 0.0

@@ -86,7 +86,7 @@ def make_figures(
     }
     if not result.candidates:
         return figures
-    for y, x in itertools.combinations([o.name for o in result.objectives], 2):
+    for y, x in _pairs_to_draw(result):
         known = {n: m for n, m in (baselines or {}).items() if x in m and y in m}
         figures[f"front_{y}_{x}"] = (
             f"All candidates in {x} and {y}; lines join each space's front.",
@@ -98,7 +98,9 @@ def make_figures(
     )
     for space in dict.fromkeys(candidate.space for candidate in result.candidates):
         members = [c for c in result.candidates if c.space == space]
-        shares = {o.name: hyperparameter_importance(members, o) for o in result.objectives}
+        # What is computed from the configuration needs no statistics.
+        uncertain = [o for o in result.objectives if o.kind != "exact"]
+        shares = {o.name: hyperparameter_importance(members, o) for o in uncertain}
         if any(shares.values()):
             figures[f"importance_{space}"] = (
                 f"Share of each objective's variation that hangs on a hyperparameter of {space} "
@@ -108,15 +110,24 @@ def make_figures(
     return figures
 
 
+def _pairs_to_draw(result: SearchResult) -> list[tuple[str, str]]:
+    """Pairs of objectives with something to trade: not two that follow from the size."""
+    pairs = itertools.combinations(result.objectives, 2)
+    return [
+        (a.name, b.name) for a, b in pairs if "exact" not in (a.kind, b.kind) or a.kind != b.kind
+    ]
+
+
 def _page(result: SearchResult, figures: Mapping[str, tuple[str, Figure]]) -> str:
     title = f"Search of {result.folder.name}"
+    fronts = _gallery(figures, "front") or "<p>A front takes two objectives.</p>"
     note = ""
     if not any(name.startswith("importance") for name in figures):
         note = f"<p>Importances need {LEAST_CANDIDATES} candidates of a space.</p>"
     return _TEMPLATE.format(
         title=html.escape(title),
         summary=_summary(result),
-        fronts=_gallery(figures, "front"),
+        fronts=fronts,
         course=_gallery(figures, "hypervolume") + _gallery(figures, "convergence"),
         importance=_gallery(figures, "importance") + note,
         front=_trial_table(result, [c.trial for c in result.pareto], with_status=False),

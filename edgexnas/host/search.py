@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -11,8 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgexnas.host.configuration import write_run
-from edgexnas.host.evaluation import EvaluationRequest, EvaluationResult, trial_seed
+from edgexnas.host.evaluation import (
+    EvaluationRequest,
+    EvaluationResult,
+    classify,
+    trial_seed,
+)
 from edgexnas.host.evaluators import Evaluator, make_evaluator
+from edgexnas.host.hyperparameters import Configuration
 from edgexnas.host.journal import Journal, Trial, write_whole
 from edgexnas.host.objectives import Measure, violation
 from edgexnas.host.plan import SearchPlan, SpaceArgument, make_plan
@@ -46,7 +53,7 @@ def optimize(
     seed: int = 0,
     resume: bool = False,
     epochs: int | None = None,
-    patience: int | None = 20,
+    patience: int | None = None,
     time_limit_s: float | None = 600.0,
     memory_limit_gb: float | None = None,
     device: str = "auto",
@@ -98,7 +105,8 @@ def optimize(
     epochs
         Cap on the epochs of every training.
     patience
-        Epochs without improvement after which a training stops; None never stops early.
+        Epochs without improvement after which a training stops; None never stops early, so that
+        every training reaches the end of its learning-rate schedule.
     time_limit_s
         A training ends after the epoch that passes this; one that still runs after one and a half
         times as long plus 30 seconds is killed, unless `evaluator` is "serial".
@@ -115,7 +123,8 @@ def optimize(
     keep_checkpoints
         "pareto" keeps the weights of each space's front only, "all" keeps everything.
     ray_address
-        Address of the cluster for evaluator "ray"; None starts one on this machine.
+        Address of the cluster for evaluator "ray"; None takes the environment's ``RAY_ADDRESS``
+        or starts one on this machine.
     progress
         Show a live table; None shows it on a terminal.
 
@@ -234,9 +243,8 @@ class _Run:
 
     def _launch(self, number: int, evaluator: Evaluator) -> None:
         proposal, space = self._proposals[number], self._space(number)
-        known: dict[str, float] = dict(vars(space.size(proposal.configuration)))
-        self._measured[number] = known
-        rejected = self._measure(number, space, proposal, known)
+        self._measured[number] = {}
+        rejected = self._measure(number, space, proposal.configuration)
         if rejected is not None:
             self._record(rejected)
             return
@@ -252,20 +260,27 @@ class _Run:
         evaluator.submit(request)
 
     def _measure(
-        self, number: int, space: SearchSpace, proposal: Proposal, known: dict[str, float]
+        self, number: int, space: SearchSpace, configuration: Configuration
     ) -> EvaluationResult | None:
-        """Measure latency and energy; return a result if that already decides."""
-        plan = self._plan
+        """Find what is known before training; return a result if that already decides."""
+        plan, known = self._plan, self._measured[number]
+        try:
+            known |= vars(space.size(configuration))
+        except Exception as error:
+            return EvaluationResult(number, *classify(error))
         wanted = {o.name for o in plan.objectives if o.kind == "measured"}
         wanted |= {"latency", "energy"} & plan.constraints.keys()
         if plan.measure is None or not wanted:
             return None
         try:
-            measured = plan.measure(space.build(proposal.configuration).eval())
-            known |= {name: float(measured[name]) for name in wanted}
+            measured = plan.measure(space.build(configuration).eval())
+            values = {name: float(measured[name]) for name in wanted}
         except Exception as error:
             message = f"{type(error).__name__}: {error}"
             return EvaluationResult(number, "measure", message)
+        if not all(math.isfinite(value) for value in values.values()):
+            return EvaluationResult(number, "measure", f"measured {values}")
+        known |= values
         excess = violation(plan.constraints, known)
         return None if excess is None else EvaluationResult(number, "constraint", excess)
 

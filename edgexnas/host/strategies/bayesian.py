@@ -82,7 +82,11 @@ class BayesianSearch(Strategy):
     def _propose(self, number: int, rng: random.Random) -> Configuration:
         if not self.outcomes or not self.problem.space.free:
             return self.problem.draw(rng)
-        with _quiet(), tempfile.TemporaryDirectory() as scratch:
+        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+        # On matrices this small more BLAS threads cost several times what they save.
+        limits = threadpool_limits(1)
+        with limits, _quiet(), tempfile.TemporaryDirectory() as scratch:
             search = self._search(number, rng, scratch)
             search.tell(self._history())
             asked = search.ask(1)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping
 
@@ -52,6 +53,13 @@ class Hyperband(Strategy):
     def _epochs(self) -> int:
         return int(self.problem.space["epochs"].from_unit(1.0))
 
+    def _parameters(self, configuration: Configuration) -> float:
+        try:
+            return self.problem.space.size(configuration).parameters
+        except Exception:
+            # What cannot be built will fail with its reason, and is no rival to anything.
+            return math.inf
+
     def _rungs(self, number: int) -> list[int]:
         rungs, epoch = [], 1
         while epoch < self._epochs:
@@ -60,11 +68,11 @@ class Hyperband(Strategy):
         return rungs[min(number % self.brackets, max(len(rungs) - 1, 0)) :]
 
     def _stop_above(self, number: int, configuration: Configuration) -> Mapping[int, float]:
-        parameters = self.problem.space.size(configuration).parameters
+        parameters = self._parameters(configuration)
         no_larger = [
             outcome.rungs
             for outcome in self.outcomes.values()
-            if self.problem.space.size(outcome.configuration).parameters <= parameters
+            if outcome.rungs and self._parameters(outcome.configuration) <= parameters
         ]
         limits: dict[int, float] = {}
         for epoch in self._rungs(number):
