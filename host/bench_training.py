@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from edgexnas.demo.markdown import hardware
 from edgexnas.host import SPACES, PeakDataset, SearchResult, SearchSpace, Split, optimize
 from edgexnas.host.models import LEVELS
 from edgexnas.host.training import quantile_loss, score_offsets
@@ -106,7 +107,7 @@ def main() -> None:
         "# Evaluations per hour\n\n"
         f"`python host/bench_training.py {options.peaks.name} --evaluations {options.evaluations} "
         f"--epochs {options.epochs}`: {len(split.train)} patches, networks of at most 20,000 "
-        f"parameters from random search, {workers} CPU cores, medians of {ROUNDS} rounds, each "
+        f"parameters from random search, {hardware()}, medians of {ROUNDS} rounds, each "
         "round both ways one after the other.\n\n" + "\n".join(lines) + "\n"
     )
     print(text)

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import wilcoxon
 
+from edgexnas.demo.markdown import hardware
 from edgexnas.host import SPACES, SearchResult, optimize
 from edgexnas.host.figures import hypervolume_figure, save_figure
 from edgexnas.host.objectives import Objective, hypervolume_curve
@@ -134,10 +135,10 @@ def report(curves: dict[str, list[list[float]]], options: argparse.Namespace) ->
         f"`python host/compare_searches.py {options.peaks.name} --evaluations "
         f"{options.evaluations} --seeds {options.seeds}`\n\n"
         f"{options.evaluations} evaluations of mlpBragg (1–256 units, 1–6 layers, 1–30 epochs) on "
-        f"`{options.peaks.name}`, {options.seeds} seeds, CPU. Hypervolume (mean ± standard "
-        f"deviation over seeds) in the logarithms of the four objectives, scaled to {scale}; "
-        "larger is better. p: two-sided Wilcoxon signed-rank test over seeds, not corrected for "
-        "multiple tests; with 5 seeds it cannot fall below 0.0625.\n\n"
+        f"`{options.peaks.name}`, {options.seeds} seeds, on {hardware()}. Hypervolume (mean ± "
+        "standard deviation over seeds) in the logarithms of the four objectives, scaled to "
+        f"{scale}; larger is better. p: two-sided Wilcoxon signed-rank test over seeds, not "
+        "corrected for multiple tests; with 5 seeds it cannot fall below 0.0625.\n\n"
         + "\n".join(lines)
         + "\n\n![hypervolume against evaluations](figure2.png)\n"
     )

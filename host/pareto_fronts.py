@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from edgexnas.bundle import AccuracyRow
+from edgexnas.demo.markdown import hardware
 from edgexnas.host import (
     BRAGGNN_DENSE,
     BraggNN,
@@ -155,7 +156,7 @@ def report(
         f"# Fronts of error against size: {options.name}\n\n"
         f"`python host/pareto_fronts.py {options.peaks.name} --name {options.name} "
         f"--mlp-evaluations {options.mlp_evaluations} --cnn-evaluations {options.cnn_evaluations} "
-        f"--cnn-macs {options.cnn_macs} --epochs {options.epochs}`, on the CPU.\n\n"
+        f"--cnn-macs {options.cnn_macs} --epochs {options.epochs}`, on {hardware()}.\n\n"
         f"{len(split.train)} patches to train on, {len(split.test)} to test on, split by blocks of "
         f"frames; distances to {against} in px. BraggNN: best of the learning rates "
         f"{', '.join(f'{rate:g}' for rate in RATES)}, as many epochs, and the same head with "

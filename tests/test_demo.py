@@ -11,6 +11,7 @@ import pytest
 
 from edgexnas.bundle import open_bundle
 from edgexnas.demo import DemoResult, DemoSettings, run_demo
+from edgexnas.demo.markdown import write_markdown
 from edgexnas.demo.spots import HexrdSpots
 from edgexnas.errors import SourceError
 from edgexnas.simulate import HedmSettings, save_series, simulate_hedm
@@ -63,6 +64,13 @@ def test_most_visible_spots_are_found_and_hardly_anything_else(result: DemoResul
     assert result.detection is not None
     assert result.detection.recall > 0.85
     assert result.detection.precision > 0.95
+
+
+def test_the_page_names_its_command_and_every_row(result: DemoResult, tmp_path: Path) -> None:
+    page = write_markdown(result, tmp_path / "results.md", command="edgexnas demo").read_text()
+    assert "`edgexnas demo` on" in page
+    assert all(f"| {row.name} |" in page for row in result.rows)
+    assert "recall" in page
 
 
 def test_bundle_trust_store_picture_and_table_are_left(result: DemoResult) -> None:

@@ -28,7 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Foreseen failures are one sentence on standard error, without a traceback.
     """
-    options = build_parser().parse_args(arguments)
+    typed = sys.argv[1:] if arguments is None else list(arguments)
+    options = build_parser().parse_args(typed)
+    options.typed = typed
     warnings_only = logging.StreamHandler()
     warnings_only.setLevel(logging.WARNING)
     logging.basicConfig(format="edgexnas: %(message)s", handlers=[warnings_only])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,6 @@ from edgexnas.cli.arguments import add_command, positive_int
 from edgexnas.cli.terminal import print_pairs, print_table, progress
 
 if TYPE_CHECKING:
-    from edgexnas.bundle import AccuracyRow
     from edgexnas.cli.arguments import Commands
 
 __all__ = ["add_to"]
@@ -42,6 +42,7 @@ def add_to(commands: Commands) -> None:
 
 def _demo(options: argparse.Namespace) -> None:
     from edgexnas.demo import DemoSettings, run_demo
+    from edgexnas.demo.markdown import AGAINST, COLUMNS, cells, detection_lines, write_markdown
 
     settings = DemoSettings(
         output=options.output,
@@ -56,36 +57,20 @@ def _demo(options: argparse.Namespace) -> None:
         seed=options.seed,
     )
     result = run_demo(settings, progress)
-    against = {"fit": "pseudo-Voigt fit", "truth": "simulated truth"}[result.rows[0].against]
+    command = shlex.join(["edgexnas", *options.typed])
+    page = write_markdown(result, settings.output / "results.md", command=command)
     print_table(
-        ("", "precision", "parameters", "peaks", "mean", "p50", "p75", "p95"),
-        [_cells(row) for row in result.rows],
-        title=f"Distance to the {against} on held-out frames, px",
+        COLUMNS,
+        [cells(row) for row in result.rows],
+        title=f"Distance to the {AGAINST[result.rows[0].against]} on held-out frames, px",
     )
-    pairs = [
-        ("INT8 loses", f"{result.int8_loss:+.1%} of mean distance against float32"),
-        ("bundle", f"{result.bundle} ({result.bundle_bytes / 1024:.0f} KiB)"),
-        ("trust store", f"{settings.output / 'keys'}"),
-        ("picture", f"{result.picture}"),
-        ("table", f"{result.table}"),
-    ]
-    if result.detection is not None:
-        found = result.detection
-        kind = "listed spots 3 px wide or more" if settings.spots else "visible simulated spots"
-        pairs[:0] = [
-            ("recall", f"{found.recall:.3f} of {found.wanted} {kind}"),
-            ("", f"{found.recall_listed:.3f} of all {found.listed}"),
-            ("precision", f"{found.precision:.3f} of {found.found} found peaks"),
+    print_pairs(
+        [
+            *detection_lines(result),
+            ("INT8", f"{result.int8_loss:+.1%} of mean distance against float32"),
+            ("bundle", f"{result.bundle} ({result.bundle_bytes / 1024:.0f} KiB)"),
+            ("trust store", f"{settings.output / 'keys'}"),
+            ("picture", f"{result.picture}"),
+            ("table", f"{result.table} and {page.name}"),
         ]
-    print_pairs(pairs)
-
-
-def _cells(row: AccuracyRow) -> tuple[str, ...]:
-    distances = (row.mean_px, row.p50_px, row.p75_px, row.p95_px)
-    return (
-        row.name,
-        row.precision or "",
-        f"{row.parameters:,}" if row.parameters else "",
-        str(row.n),
-        *(f"{value:.4f}" if value is not None else "" for value in distances),
     )

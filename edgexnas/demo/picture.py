@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from edgexnas.bragg import PeakFlag, Peaks
+from edgexnas.bragg import PATCH_SIZE, PeakFlag, Peaks
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.image import AxesImage
 
 __all__ = ["draw_peaks"]
 
 WINDOW_PX = 384
-INSET_PX = 11
+CROWDED = 60
+"""With more peaks than this, the busiest window of the frame is shown instead of all of it."""
+
+Frame = npt.NDArray[np.generic]
+Box = tuple[int, int, int, int]
 
 
-def draw_peaks(path: Path, frame: npt.NDArray[np.generic], peaks: Peaks, *, title: str) -> None:
-    """Draw the busiest part of a frame with its peaks, and four peaks close up.
+def draw_peaks(path: Path, frame: Frame, peaks: Peaks, *, title: str) -> None:
+    """Draw a frame, or the busiest part of a crowded one, with its peaks, and four close up.
 
     Parameters
     ----------
@@ -26,78 +35,88 @@ def draw_peaks(path: Path, frame: npt.NDArray[np.generic], peaks: Peaks, *, titl
         Peaks of this frame.
     """
     import matplotlib as mpl
-    from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
 
-    row, col = _busiest_corner(peaks.positions_px, frame.shape)
+    box = _box(peaks.positions_px, frame.shape)
+    near = _close_ups(peaks, box)
     with mpl.rc_context({"font.size": 9}):
-        figure = Figure(figsize=(13, 6.2), layout="constrained")
+        figure = Figure(figsize=(12.5, 6.3), layout="constrained")
         main, *insets = figure.subplot_mosaic(
-            [["all", "all", "a", "b"], ["all", "all", "c", "d"]], width_ratios=[1.4, 1.4, 1, 1]
+            [["all", "all", "a", "b"], ["all", "all", "c", "d"]], width_ratios=[1.3, 1.3, 1, 1]
         ).values()
-        shown = np.asarray(frame, float) + 1
-        norm = LogNorm(vmin=max(1.0, float(np.median(shown))), vmax=float(shown.max()))
-        image = main.imshow(shown, norm=norm, cmap="gray_r", interpolation="nearest")
-        clear = (peaks.flags & ~np.uint8(PeakFlag.OVERLAP)) == 0
-        for chosen, colour, label in ((clear, "tab:red", "peak"), (~clear, "tab:blue", "flagged")):
-            at = peaks.positions_px[chosen]
-            if not len(at):
-                continue
-            main.scatter(
-                at[:, 1], at[:, 0], s=60, facecolors="none", edgecolors=colour, label=label
-            )
-        height, width = frame.shape
-        main.set_xlim(col - 0.5, min(col + WINDOW_PX, width) - 0.5)
-        main.set_ylim(min(row + WINDOW_PX, height) - 0.5, row - 0.5)
-        main.set(xlabel="column / px", ylabel="row / px", title=title)
-        main.legend(loc="upper right")
-        figure.colorbar(image, ax=main, label="counts + 1", shrink=0.7)
-        for axes, index in zip(insets, _best(peaks, row, col), strict=False):
-            _draw_one(axes, frame, peaks, index)
-        for axes in insets[len(_best(peaks, row, col)) :]:
+        image = _draw_frame(main, frame, peaks, box)
+        main.set_title(title)
+        figure.colorbar(image, ax=main, label="counts + 1", shrink=0.8)
+        for letter, axes, index in zip("abcd", insets, near, strict=False):
+            _draw_close_up(axes, frame, peaks, index, letter)
+            row, col = peaks.positions_px[index]
+            main.annotate(letter, (col, row), (6, 6), textcoords="offset points", weight="bold")
+        for axes in insets[len(near) :]:
             axes.set_axis_off()
         figure.savefig(path, dpi=130)
 
 
-def _draw_one(axes: object, frame: npt.NDArray[np.generic], peaks: Peaks, index: int) -> None:
-    """One peak close up, with the ellipse of its interval."""
+def _draw_frame(axes: Axes, frame: Frame, peaks: Peaks, box: Box) -> AxesImage:
+    """Draw counts on a logarithmic scale with a circle for each peak."""
+    from matplotlib.colors import LogNorm
+
+    top, left, bottom, right = box
+    shown = np.asarray(frame[top:bottom, left:right], float) + 1
+    norm = LogNorm(vmin=max(1.0, float(np.median(shown))), vmax=float(shown.max()) + 1)
+    extent = (left - 0.5, right - 0.5, bottom - 0.5, top - 0.5)
+    image = axes.imshow(shown, norm=norm, cmap="gray_r", interpolation="nearest", extent=extent)
+    inside = _inside(peaks.positions_px, box)
+    flagged = (peaks.flags & ~np.uint8(PeakFlag.OVERLAP)) != 0
+    for chosen, colour, label in ((~flagged, "tab:red", "peak"), (flagged, "tab:blue", "flagged")):
+        at = peaks.positions_px[chosen & inside]
+        if len(at):
+            axes.scatter(at[:, 1], at[:, 0], 60, facecolors="none", edgecolors=colour, label=label)
+    axes.set(xlabel="column / px", ylabel="row / px")
+    axes.legend(loc="upper right")
+    return image
+
+
+def _draw_close_up(axes: Axes, frame: Frame, peaks: Peaks, index: int, letter: str) -> None:
+    """Draw one peak with its position and the ellipse of its interval."""
     from matplotlib.patches import Ellipse
 
     row, col = peaks.positions_px[index]
-    axes.imshow(frame, cmap="viridis", interpolation="nearest", vmin=0)  # type: ignore[attr-defined]
-    axes.images[0].set_clim(0, float(peaks.intensities[index]))  # type: ignore[attr-defined]
-    axes.plot(col, row, "r+", markersize=9)  # type: ignore[attr-defined]
+    top = float(peaks.intensities[index]) + float(np.median(np.asarray(frame)))
+    axes.imshow(frame, cmap="viridis", interpolation="nearest", vmin=0, vmax=top)
+    axes.plot(col, row, "r+", markersize=9)
     height, width = peaks.intervals_px[index]
-    axes.add_patch(Ellipse((col, row), width, height, fill=False, color="red"))  # type: ignore[attr-defined]
-    half = INSET_PX / 2
-    axes.set(  # type: ignore[attr-defined]
-        xlim=(round(col) - half, round(col) + half),
-        ylim=(round(row) + half, round(row) - half),
-        title=f"({row:.2f}, {col:.2f})",
+    axes.add_patch(Ellipse((col, row), width, height, fill=False, color="red"))
+    half = PATCH_SIZE / 2
+    axes.set_xlim(round(col) - half, round(col) + half)
+    axes.set_ylim(round(row) + half, round(row) - half)
+    axes.set_title(f"{letter}: ({row:.2f}, {col:.2f}) px")
+
+
+def _box(positions_px: npt.NDArray[np.float32], shape: tuple[int, ...]) -> Box:
+    """(top, left, bottom, right): all of the frame, or the window that holds the most peaks."""
+    height, width = shape
+    if len(positions_px) <= CROWDED:
+        return 0, 0, height, width
+    step = WINDOW_PX // 2
+    boxes: list[Box] = [
+        (row, col, min(row + WINDOW_PX, height), min(col + WINDOW_PX, width))
+        for row in range(0, max(1, height - step), step)
+        for col in range(0, max(1, width - step), step)
+    ]
+    return max(boxes, key=lambda box: int(_inside(positions_px, box).sum()))
+
+
+def _inside(positions_px: npt.NDArray[np.float32], box: Box) -> npt.NDArray[np.bool_]:
+    top, left, bottom, right = box
+    rows, cols = positions_px.T
+    inside: npt.NDArray[np.bool_] = (
+        (rows >= top) & (rows < bottom) & (cols >= left) & (cols < right)
     )
-
-
-def _busiest_corner(
-    positions_px: npt.NDArray[np.float32], shape: tuple[int, ...]
-) -> tuple[int, int]:
-    """First pixel of the window that holds the most peaks, on a grid of half windows."""
-    best, corner = -1, (0, 0)
-    for row in range(0, max(1, shape[0] - WINDOW_PX // 2), WINDOW_PX // 2):
-        for col in range(0, max(1, shape[1] - WINDOW_PX // 2), WINDOW_PX // 2):
-            inside = _inside(positions_px, row, col).sum()
-            if inside > best:
-                best, corner = int(inside), (row, col)
-    return corner
-
-
-def _inside(positions_px: npt.NDArray[np.float32], row: int, col: int) -> npt.NDArray[np.bool_]:
-    relative = positions_px - np.array([row, col])
-    inside: npt.NDArray[np.bool_] = ((relative >= 0) & (relative < WINDOW_PX)).all(axis=1)
     return inside
 
 
-def _best(peaks: Peaks, row: int, col: int) -> list[int]:
-    """Up to four peaks of the window without a flag, brightest first."""
-    usable = _inside(peaks.positions_px, row, col) & (peaks.flags == 0)
-    indices = np.flatnonzero(usable)
-    return [int(i) for i in indices[np.argsort(-peaks.intensities[indices])][:4]]
+def _close_ups(peaks: Peaks, box: Box) -> list[int]:
+    """Up to four peaks in view: those without a flag first, then the brightest."""
+    seen = np.flatnonzero(_inside(peaks.positions_px, box))
+    order = np.lexsort((-peaks.intensities[seen], peaks.flags[seen] != 0))
+    return [int(index) for index in seen[order][:4]]

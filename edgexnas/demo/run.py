@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgexnas.bragg import PeakFlag
 from edgexnas.bundle import AccuracyRow, Precision, generate_keys
 from edgexnas.demo.held_out import (
     Detection,
@@ -258,10 +257,8 @@ def _table(
 
 
 def _picture(output: Path, held_out: HeldOut, series: FrameSeries) -> Path:
-    """Draw the held-out frame with the most clear peaks."""
-    clear = [
-        int((peaks.flags & ~np.uint8(PeakFlag.OVERLAP) == 0).sum()) for peaks in held_out.peaks
-    ]
+    """Draw the held-out frame with the most peaks that carry no flag."""
+    clear = [int((peaks.flags == 0).sum()) for peaks in held_out.peaks]
     chosen = int(np.argmax(clear))
     number, peaks = held_out.frames[chosen], held_out.peaks[chosen]
     path = output / "peaks.png"
