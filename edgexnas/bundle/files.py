@@ -1,15 +1,13 @@
-"""Where this package touches the disk: a file is read once, and appears whole."""
+"""Where this package reads the disk: a file is read once, so that what is checked is used."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-import secrets
 import stat
 from pathlib import Path
 
-__all__ = ["read_once", "write_whole"]
+__all__ = ["read_once"]
 
 
 def read_once(path: Path, *, most_bytes: int) -> bytes | None:
@@ -45,34 +43,3 @@ def read_once(path: Path, *, most_bytes: int) -> bytes | None:
     finally:
         os.close(descriptor)
     return content if len(content) <= most_bytes else None
-
-
-def write_whole(path: Path, content: bytes, *, mode: int = 0o666) -> None:
-    """Write a file so that readers, and a power cut, see the old content or all of the new.
-
-    Parameters
-    ----------
-    path
-        File to write or replace; its folder exists.
-    content
-        The whole content.
-    mode
-        Permissions before the process's umask.
-
-    Raises
-    ------
-    OSError
-        If it cannot be written; then nothing is left behind.
-    """
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(draft)
-        raise

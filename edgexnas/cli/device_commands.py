@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from edgexnas.cli.arguments import add_command, positive_int
-from edgexnas.errors import ConfigurationError
+from edgexnas.errors import ConfigurationError, EdgexnasError
+from edgexnas.whole_files import whole_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,14 +78,10 @@ def _sink(path: Path | None) -> Iterator[IO[str]]:
     if path is None:
         yield sys.stdout
         return
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        with partial.open("w", newline="") as file:
+        with whole_file(path) as draft, draft.open("w", newline="") as file:
             yield file
-        partial.replace(path)
     except OSError as error:
-        if error.filename is None or Path(error.filename) not in (path, partial):
+        if isinstance(error, EdgexnasError):
             raise
         raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from error
-    finally:
-        partial.unlink(missing_ok=True)

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgexnas.whole_files import write_whole
+
 if TYPE_CHECKING:
     from edgexnas.bundle import AccuracyRow
     from edgexnas.demo.run import DemoResult
@@ -45,9 +47,7 @@ def write_markdown(result: DemoResult, path: Path, *, command: str) -> Path:
         f"![peaks of one frame]({result.picture.name})",
         "",
     ]
-    partial = path.with_suffix(".partial")
-    partial.write_text("\n".join(lines), encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, "\n".join(lines).encode())
     return path
 
 

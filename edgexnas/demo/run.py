@@ -39,6 +39,7 @@ from edgexnas.host import (
     train,
 )
 from edgexnas.simulate import HedmSettings, save_series, simulate_hedm
+from edgexnas.whole_files import whole_file
 
 if TYPE_CHECKING:
     from edgexnas.frames import FrameSeries
@@ -272,10 +273,8 @@ def _picture(output: Path, held_out: HeldOut, series: FrameSeries) -> Path:
 
 
 def _write_table(path: Path, rows: list[AccuracyRow]) -> Path:
-    partial = path.with_suffix(".partial")
-    with partial.open("w", newline="") as file:
+    with whole_file(path) as draft, draft.open("w", newline="") as file:
         writer = csv.DictWriter(file, [*type(rows[0]).model_fields], extrasaction="ignore")
         writer.writeheader()
         writer.writerows(row.model_dump() for row in rows)
-    partial.replace(path)
     return path

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -18,6 +16,7 @@ from edgexnas.bragg import PATCH_SIZE, FloatArray, IntArray, scale_patches
 from edgexnas.errors import ConfigurationError, EdgexnasError, InputError, SourceError
 from edgexnas.host.splitting import Split, split_frames
 from edgexnas.peak_finding import FinderSettings
+from edgexnas.whole_files import whole_file
 
 __all__ = ["PeakDataset", "Split"]
 
@@ -234,26 +233,16 @@ class PeakDataset:
 
         place = Path(path)
         try:
-            handle, name = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name}.")
-        except OSError as error:
-            raise SourceError(
-                f"{place} cannot be written: {error}; choose another folder"
-            ) from error
-        os.close(handle)
-        try:
-            with h5py.File(name, "w") as file:
+            with whole_file(place) as draft, h5py.File(draft, "w") as file:
                 for key, array in self._arrays().items():
                     file.create_dataset(key, data=array, **_compression(array))
                 file.attrs["format"], file.attrs["version"] = FORMAT, FORMAT_VERSION
                 file.attrs["description"] = json.dumps(self._description())
                 file.attrs["source"], file.attrs["digest"] = self.source, self.digest
-            with open(name, "rb") as written:
-                os.fsync(written.fileno())
-            os.replace(name, place)
         except OSError as error:
-            raise SourceError(f"{place} cannot be written: {error}; free some space") from error
-        finally:
-            Path(name).unlink(missing_ok=True)
+            raise SourceError(
+                f"{place} cannot be written: {error}; free some space or choose another folder"
+            ) from error
         return place
 
     @classmethod

@@ -23,6 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from edgexnas import whole_files
 from edgexnas.errors import SearchError
 
 __all__ = ["Journal", "Trial", "read_journal", "write_whole"]
@@ -195,15 +196,9 @@ def write_whole(path: Path, content: bytes) -> None:
     SearchError
         If it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        whole_files.write_whole(path, content)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise SearchError(
             f"{path} cannot be written ({error.strerror}); free some space or give another output"
         ) from error

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from tempfile import mkstemp
 from types import ModuleType
 from typing import Any
 
 from edgexnas.errors import ConfigurationError, MissingDependencyError
 from edgexnas.frames import FrameSeries
+from edgexnas.whole_files import whole_file
 
 
 def save_series(series: FrameSeries, path: str | Path) -> Path:
@@ -31,15 +30,8 @@ def save_series(series: FrameSeries, path: str | Path) -> Path:
     if target.is_dir() or not target.parent.is_dir():
         raise ConfigurationError(f"cannot write {target}; name a file in an existing folder")
     h5py, compression = _h5py()
-    handle, name = mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
-    os.close(handle)
-    try:
-        with h5py.File(name, "w") as file:
-            _write(file, series, compression)
-        _publish(Path(name), target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with whole_file(target) as draft, h5py.File(draft, "w") as file:
+        _write(file, series, compression)
     return target
 
 
@@ -81,13 +73,3 @@ def _group(parent: Any, name: str, nexus_class: str, **attributes: str) -> Any:
     group = parent.create_group(name)
     group.attrs.update({"NX_class": nexus_class, **attributes})
     return group
-
-
-def _publish(written: Path, target: Path) -> None:
-    """Give a finished file its name, with the permissions of a new file."""
-    mask = os.umask(0)
-    os.umask(mask)
-    written.chmod(0o666 & ~mask)
-    with written.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(written, target)

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from edgexnas.whole_files import whole_file, write_whole
+
+
+def test_a_file_appears_when_the_block_ends(tmp_path: Path) -> None:
+    with whole_file(tmp_path / "a") as draft:
+        draft.write_text("new")
+        assert not (tmp_path / "a").exists()
+    assert (tmp_path / "a").read_text() == "new"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def write_half(path: Path) -> None:
+    with whole_file(path) as draft:
+        draft.write_text("half")
+        raise KeyError(path)
+
+
+def test_an_exception_leaves_the_old_content_and_nothing_else(tmp_path: Path) -> None:
+    write_whole(tmp_path / "a", b"old")
+    with pytest.raises(KeyError):
+        write_half(tmp_path / "a")
+    assert (tmp_path / "a").read_text() == "old"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_permissions_follow_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_whole(tmp_path / "a", b"")
+        write_whole(tmp_path / "secret", b"", mode=0o600)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+    assert (tmp_path / "secret").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_missing_folder_is_an_os_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        write_whole(tmp_path / "no" / "a", b"")
