@@ -122,6 +122,27 @@ def test_a_missing_file_leaves_nothing_behind(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_demo_of_missing_frames_leaves_no_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    demo = ["demo", "--output", tmp_path / "out"]
+    assert "no.h5" in fails([*demo, "--data", tmp_path / "no.h5"], capsys)
+    assert "spots.h5" in fails([*demo, "--spots", tmp_path / "spots.h5"], capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "/proc/nowhere" in fails(["demo", "--output", "/proc/nowhere"], capsys)
+
+
+def test_a_missing_series_prints_no_header(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["predict", project / "bragg.edgex", "no.h5", "--trust", project / "keys"]
+    assert main([str(a) for a in arguments]) == 1
+    assert capsys.readouterr().out == ""
+
+
 def test_a_prediction_that_fails_leaves_no_table(
     project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

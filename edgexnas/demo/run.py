@@ -22,6 +22,7 @@ from edgexnas.demo.held_out import (
 )
 from edgexnas.demo.picture import draw_peaks
 from edgexnas.demo.spots import HexrdSpots, TrueSpots
+from edgexnas.errors import ConfigurationError
 from edgexnas.frames import open_frames
 from edgexnas.host import (
     BRAGGNN_DENSE,
@@ -106,9 +107,10 @@ def run_demo(settings: DemoSettings, progress: Progress) -> DemoResult:
         Given the name of a step, a context that yields a function of (done, total).
     """
     output = settings.output
-    output.mkdir(parents=True, exist_ok=True)
+    listed = None if settings.spots is None else HexrdSpots(settings.spots)
     with _frames(settings, progress) as series:
-        spots = _spots(settings, series)
+        _make_folder(output)
+        spots = _spots(listed, series)
         with progress("label: find peaks and fit a pseudo-Voigt to each") as step:
             dataset = label_frames(series, progress=step)
         dataset.save(output / "peaks.h5")
@@ -135,15 +137,25 @@ def run_demo(settings: DemoSettings, progress: Progress) -> DemoResult:
 def _frames(settings: DemoSettings, progress: Progress) -> FrameSeries:
     if settings.data is not None:
         return open_frames(settings.data)
+    _make_folder(settings.output)
     path = settings.output / "frames.h5"
     with progress(f"simulate {SIMULATED.frames} far-field HEDM frames"):
         save_series(simulate_hedm(SIMULATED, seed=settings.seed), path)
     return open_frames(path)
 
 
-def _spots(settings: DemoSettings, series: FrameSeries) -> SpotList | None:
-    if settings.spots is not None:
-        return HexrdSpots(settings.spots)
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(
+            f"folder {folder} cannot be made: {error.strerror}; choose another"
+        ) from error
+
+
+def _spots(listed: SpotList | None, series: FrameSeries) -> SpotList | None:
+    if listed is not None:
+        return listed
     return None if series.truth is None else TrueSpots(series.truth)
 
 

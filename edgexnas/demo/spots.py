@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 
@@ -51,6 +53,8 @@ class HexrdSpots:
         import h5py
 
         file_name, _, panel = path.partition("::")
+        if not Path(file_name).is_file():
+            raise SourceError(f"there is no spot list {file_name}; check the path")
         try:
             with h5py.File(file_name) as file:
                 panels = sorted(file)
