@@ -130,3 +130,52 @@ def test_the_real_siemens_star_survives_cutting_and_stitching(real_data: Path) -
     covered = image.coverage > 0
     np.testing.assert_allclose(image.values[covered], obj[covered], atol=1e-4)
     assert image.skipped == 0
+
+
+def patches(amplitude: float, phase_rad: float) -> np.ndarray:
+    flat = np.full((2, 2, 64, 64), amplitude, np.float32)
+    flat[:, 1] = phase_rad
+    return flat
+
+
+def test_patches_that_differ_by_constant_phases_have_no_phase_error() -> None:
+    reference = np.random.default_rng(0).random((2, 2, 64, 64), np.float32)
+    turned = reference.copy()
+    turned[0, 1] += 1
+    turned[1, 1] -= 2
+    assert ptycho.patch_errors(turned, reference).phase_rad < 1e-6
+
+
+def test_the_constant_phase_is_that_of_align_phase() -> None:
+    rng = np.random.default_rng(0)
+    guess, truth = rng.random((2, 1, 2, 64, 64), np.float32)
+    aligned = ptycho.align_phase(ptycho.to_complex(*guess[0]), ptycho.to_complex(*truth[0]))
+    expected = np.abs(np.angle(aligned * np.exp(-1j * truth[0, 1]))).mean()
+    assert ptycho.patch_errors(guess, truth).phase_rad == pytest.approx(expected, rel=1e-4)
+
+
+def test_phase_errors_go_the_short_way_round() -> None:
+    wrapped = patches(1.0, 0.0)
+    wrapped[:, 1, :32], wrapped[:, 1, 32:] = np.pi - 0.1, -np.pi + 0.1
+    errors = ptycho.patch_errors(wrapped, patches(1.0, 0.0))
+    assert errors.phase_rad == pytest.approx(0.1, rel=1e-4)
+
+
+def test_amplitude_errors_are_shares_of_the_mean() -> None:
+    errors = ptycho.patch_errors(patches(0.6, 0.0), patches(0.5, 0.0))
+    assert errors.amplitude == pytest.approx(0.2, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("guess", "reference"),
+    [
+        (patches(1, 0), patches(1, 0)[:1]),
+        (patches(1, 0)[:0], patches(1, 0)[:0]),
+        (patches(1, 0), patches(0, 0)),
+    ],
+)
+def test_patches_that_cannot_be_compared_are_refused(
+    guess: np.ndarray, reference: np.ndarray
+) -> None:
+    with pytest.raises(InputError, match="give"):
+        ptycho.patch_errors(guess, reference)

@@ -34,6 +34,9 @@ def describe(manifest: Manifest) -> list[tuple[str, str]]:
     rows.append(("preprocessing", ", ".join(f"{name} {value}" for name, value in fields)))
     limits = ", ".join(f"{name} {getattr(gate, name):g}" for name in manifest.precisions)
     rows.append(("accuracy gate", f"{limits} {gate.unit}"))
+    if gate.amplitude is not None:
+        shares = (f"{name} {getattr(gate.amplitude, name):.3g}" for name in manifest.precisions)
+        rows.append(("amplitude gate", f"{', '.join(shares)} of the mean"))
     rows += [("accuracy", _accuracy(row)) for row in manifest.accuracy]
     rows += _quantisation(manifest)
     trial = "" if made.trial is None else f", trial {made.trial}"

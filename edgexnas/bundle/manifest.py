@@ -33,6 +33,7 @@ __all__ = [
     "MODEL_MEMBERS",
     "SCHEMA_VERSION",
     "AccuracyRow",
+    "AmplitudeGate",
     "BraggPreprocessing",
     "Gate",
     "Manifest",
@@ -139,8 +140,9 @@ class AccuracyRow(_Record):
     """What is scored: "model", "constant", "centroid", "pseudo-Voigt fit", ..."""
     precision: Precision | None = None
     """Precision of the model; None for a classical estimate."""
-    against: Literal["fit", "truth", "reference"]
-    """Scored against the pseudo-Voigt fit, the simulated truth, or the float32 outputs."""
+    against: Literal["fit", "iterative", "truth", "reference"]
+    """Scored against the pseudo-Voigt fit, the iterative phase retrieval, the simulated truth, or
+    the float32 outputs."""
     n: PositiveInt
     """Number of scored items: peaks or patterns."""
     mean_px: NonNegative | None = None
@@ -152,9 +154,9 @@ class AccuracyRow(_Record):
     p95_px: NonNegative | None = None
     """95th percentile of the distance, in pixels."""
     phase_mae_rad: NonNegative | None = None
-    """Mean absolute error of the phase, in radians."""
+    """Mean absolute error of the phase after each patch's constant is removed, in radians."""
     amplitude_mae: NonNegative | None = None
-    """Mean absolute error of the amplitude, in units of the probe-normalised amplitude."""
+    """Mean absolute error of the amplitude, as a share of its mean."""
     parameters: NonNegativeInt | None = None
     """Trainable parameters; None for a classical estimate."""
 
@@ -178,8 +180,22 @@ class Quantisation(_Record):
     """INT8 mean error / float32 mean error - 1, on held-out data."""
 
 
+class AmplitudeGate(_Record):
+    """Largest mean amplitude difference allowed, as a share of the reference's mean amplitude."""
+
+    float32: PositiveFloat
+    """Limit for a float32 engine."""
+    float16: PositiveFloat
+    """Limit for a float16 engine."""
+    int8: PositiveFloat
+    """Limit for an INT8 engine."""
+
+
 class Gate(_Record):
-    """Largest mean distance allowed between an engine's output and the float32 reference."""
+    """Largest mean distance allowed between an engine's output and the float32 reference.
+
+    Distances of peaks are Euclidean; phases are compared by `edgexnas.ptycho.patch_errors`.
+    """
 
     unit: Literal["px", "rad"]
     """Unit of the three distances."""
@@ -189,6 +205,8 @@ class Gate(_Record):
     """Limit for a float16 engine."""
     int8: PositiveFloat
     """Limit for an INT8 engine."""
+    amplitude: AmplitudeGate | None = None
+    """Limits for the amplitude of ptychography; None leaves it unchecked."""
 
 
 class Provenance(_Record):
@@ -268,6 +286,8 @@ def _task_complaint(manifest: Manifest) -> str | None:
     unit = {"bragg": "px", "ptycho": "rad"}[manifest.task]
     if manifest.gate.unit != unit:
         return f"the gate of a {manifest.task} model is in {unit}, not {manifest.gate.unit}"
+    if manifest.task == "bragg" and manifest.gate.amplitude is not None:
+        return "the gate of a bragg model has no amplitude"
     return None
 
 
@@ -285,16 +305,21 @@ def _tensor_complaint(manifest: Manifest) -> str | None:
     names = [tensor.name for tensor in (*manifest.inputs, *manifest.outputs)]
     if len(set(names)) != len(names):
         return f"tensor names repeat: {names}"
-    if manifest.task == "ptycho":
-        return "a ptycho model has no quantile_levels" if manifest.quantile_levels else None
+    expected: list[tuple[int | str, ...]]
     levels = manifest.quantile_levels
-    if not levels or any(low >= high for low, high in pairwise(levels)):
-        return f"quantile_levels {levels} do not increase"
-    if isinstance(manifest.preprocessing, BraggPreprocessing):
+    if isinstance(manifest.preprocessing, PtychoPreprocessing):
+        if levels:
+            return "a ptycho model has no quantile_levels"
+        side = manifest.preprocessing.pattern_size
+        expected, kind = [("n", 1, side, side), ("n", 2, side, side)], "a ptycho model"
+    else:
+        if not levels or any(low >= high for low, high in pairwise(levels)):
+            return f"quantile_levels {levels} do not increase"
         side = manifest.preprocessing.patch_size
-        expected: list[tuple[int | str, ...]] = [("n", 1, side, side), ("n", 2, len(levels))]
-        if [tensor.shape for tensor in (*manifest.inputs, *manifest.outputs)] != expected:
-            return f"a bragg model with {len(levels)} quantiles maps {expected[0]} to {expected[1]}"
+        expected = [("n", 1, side, side), ("n", 2, len(levels))]
+        kind = f"a bragg model with {len(levels)} quantiles"
+    if [tensor.shape for tensor in (*manifest.inputs, *manifest.outputs)] != expected:
+        return f"{kind} maps {expected[0]} to {expected[1]}"
     return None
 
 

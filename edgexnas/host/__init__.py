@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from edgexnas.host.labels import label_frames
     from edgexnas.host.matching import DetectionScores, detection_scores, match_peaks
     from edgexnas.host.models import BRAGGNN_DENSE, BraggNN, count_parameters
+    from edgexnas.host.phase_retrieval import Reconstruction, reconstruct
     from edgexnas.host.pseudo_voigt import PseudoVoigtFit, fit_pseudo_voigt
+    from edgexnas.host.ptycho_dataset import PtychoDataset
+    from edgexnas.host.ptycho_labels import label_scan
     from edgexnas.host.result import Candidate, SearchResult
     from edgexnas.host.scoring import classical_rows, distance_row
     from edgexnas.host.search import optimize
@@ -33,6 +36,8 @@ _HOME = {
     "Origin": "export",
     "PeakDataset": "dataset",
     "PseudoVoigtFit": "pseudo_voigt",
+    "PtychoDataset": "ptycho_dataset",
+    "Reconstruction": "phase_retrieval",
     "SPACES": "spaces",
     "SearchResult": "result",
     "SearchSpace": "search_space",
@@ -47,9 +52,11 @@ _HOME = {
     "export_bundle": "export",
     "fit_pseudo_voigt": "pseudo_voigt",
     "label_frames": "labels",
+    "label_scan": "ptycho_labels",
     "load_configuration": "configuration",
     "match_peaks": "matching",
     "optimize": "search",
+    "reconstruct": "phase_retrieval",
     "train": "training",
 }
 
@@ -62,6 +69,8 @@ __all__ = [  # noqa: RUF022 - ruff sorts by case, a reader looks by name
     "Origin",
     "PeakDataset",
     "PseudoVoigtFit",
+    "PtychoDataset",
+    "Reconstruction",
     "SPACES",
     "SearchResult",
     "SearchSpace",
@@ -76,9 +85,11 @@ __all__ = [  # noqa: RUF022 - ruff sorts by case, a reader looks by name
     "export_bundle",
     "fit_pseudo_voigt",
     "label_frames",
+    "label_scan",
     "load_configuration",
     "match_peaks",
     "optimize",
+    "reconstruct",
     "train",
 ]
 

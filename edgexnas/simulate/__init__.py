@@ -3,13 +3,18 @@
 from edgexnas.frames import Truth, load_truth
 from edgexnas.simulate.hedm import SimulatedSeries, simulate_hedm
 from edgexnas.simulate.hedm_settings import HedmSettings
-from edgexnas.simulate.saving import save_series
+from edgexnas.simulate.ptychography import PtychographySettings, diffract, simulate_scan
+from edgexnas.simulate.saving import save_scan, save_series
 
 __all__ = [
     "HedmSettings",
+    "PtychographySettings",
     "SimulatedSeries",
     "Truth",
+    "diffract",
     "load_truth",
+    "save_scan",
     "save_series",
     "simulate_hedm",
+    "simulate_scan",
 ]

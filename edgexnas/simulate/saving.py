@@ -1,4 +1,4 @@
-"""Save a series of frames as HDF5, so that `open_frames` reads it back."""
+"""Save frames and scans as HDF5, so that `open_frames` and `open_scan` read them back."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from types import ModuleType
 from typing import Any
 
 from edgexnas.errors import ConfigurationError, MissingDependencyError
-from edgexnas.frames import FrameSeries
+from edgexnas.frames import ArrayFrames, FrameSeries
+from edgexnas.scans import Scan
 from edgexnas.whole_files import whole_file
 
 
@@ -26,12 +27,45 @@ def save_series(series: FrameSeries, path: str | Path) -> Path:
     MissingDependencyError
         If h5py or hdf5plugin is not installed.
     """
-    target = Path(path)
-    if target.is_dir() or not target.parent.is_dir():
-        raise ConfigurationError(f"cannot write {target}; name a file in an existing folder")
+    target = _target(path)
     h5py, compression = _h5py()
     with whole_file(target) as draft, h5py.File(draft, "w") as file:
         _write(file, series, compression)
+    return target
+
+
+def save_scan(scan: Scan, path: str | Path) -> Path:
+    """Write a ptychography scan as NeXus HDF5: whole, or not at all.
+
+    Patterns and mask go where `save_series` puts frames, positions to entry/data/positions_px,
+    the probe to entry/instrument/probe and a known object to entry/sample/object. An existing
+    file is replaced.
+
+    Raises
+    ------
+    ConfigurationError
+        If the folder does not exist or the path is a folder.
+    MissingDependencyError
+        If h5py or hdf5plugin is not installed.
+    """
+    target = _target(path)
+    h5py, compression = _h5py()
+    patterns = ArrayFrames(scan.patterns, mask=scan.mask, source=scan.source)
+    with whole_file(target) as draft, h5py.File(draft, "w") as file:
+        _write(file, patterns, compression)
+        file["entry/data/positions_px"] = scan.positions_px
+        if scan.probe is not None:
+            file["entry/instrument/probe"] = scan.probe
+        if scan.truth is not None:
+            sample = _group(file["entry"], "sample", "NXsample")
+            sample.create_dataset("object", data=scan.truth, compression="gzip", shuffle=True)
+    return target
+
+
+def _target(path: str | Path) -> Path:
+    target = Path(path)
+    if target.is_dir() or not target.parent.is_dir():
+        raise ConfigurationError(f"cannot write {target}; name a file in an existing folder")
     return target
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from edgexnas.bundle import SCHEMA_VERSION, Manifest, PtychoPreprocessing, describe
+from edgexnas.bundle import SCHEMA_VERSION, Manifest, PtychoPreprocessing, Tensor, describe
 from edgexnas.bundle.manifest import (
     SCHEMA_PATH,
     encode_manifest,
@@ -35,6 +35,19 @@ def tensor(**fields: Any) -> dict[str, Any]:
         "axes": list("abc"),
     }
     return whole | fields
+
+
+def ptychography(manifest: Manifest) -> Manifest:
+    axes = ("pattern", "channel", "row", "col")
+    fields = manifest.model_dump() | {
+        "task": "ptycho",
+        "preprocessing": PtychoPreprocessing(intensity_scale=200.0),
+        "quantile_levels": (),
+        "gate": {"unit": "rad", "float32": 0.01, "float16": 0.01, "int8": 0.1},
+        "inputs": [Tensor(name="patterns", shape=("n", 1, 64, 64), unit="1", axes=axes)],
+        "outputs": [Tensor(name="object", shape=("n", 2, 64, 64), unit="(1, rad)", axes=axes)],
+    }
+    return Manifest.model_validate(fields)
 
 
 def test_a_manifest_is_read_as_it_was_written(manifest: Manifest) -> None:
@@ -195,13 +208,26 @@ def test_fields_that_contradict_each_other_are_refused(
 def test_a_ptychography_model_has_its_own_preprocessing_and_no_quantiles(
     manifest: Manifest,
 ) -> None:
-    fields = manifest.model_dump() | {
-        "task": "ptycho",
-        "preprocessing": PtychoPreprocessing(intensity_scale=200.0),
-        "quantile_levels": (),
-        "gate": {"unit": "rad", "float32": 0.01, "float16": 0.01, "int8": 0.1},
-    }
-    assert parse_manifest(encode_manifest(Manifest.model_validate(fields))).task == "ptycho"
+    raw = encode_manifest(ptychography(manifest))
+    assert parse_manifest(raw).task == "ptycho"
+    with pytest.raises(BundleError, match="no quantile_levels"):
+        parse_manifest(changed(ptychography(manifest), quantile_levels=[0.5]))
+
+
+def test_a_ptychography_model_maps_patterns_to_amplitude_and_phase(manifest: Manifest) -> None:
+    narrow = tensor(name="object", shape=["n", 1, 64, 64], axes=list("abcd"))
+    with pytest.raises(BundleError, match=r"a ptycho model maps .* to \('n', 2, 64, 64\)"):
+        parse_manifest(changed(ptychography(manifest), outputs=[narrow]))
+
+
+def test_a_gate_for_the_amplitude_belongs_to_ptychography(manifest: Manifest) -> None:
+    limits = {"float32": 0.001, "float16": 0.01, "int8": 0.02}
+    gate = {"unit": "rad", "float32": 0.01, "float16": 0.01, "int8": 0.1, "amplitude": limits}
+    allowed = parse_manifest(changed(ptychography(manifest), gate=gate))
+    assert allowed.gate.amplitude is not None
+    assert dict(describe(allowed))["amplitude gate"].endswith("int8 0.02 of the mean")
+    with pytest.raises(BundleError, match="bragg model has no amplitude"):
+        parse_manifest(changed(manifest, gate=gate | {"unit": "px"}))
 
 
 def test_a_manifest_cannot_be_changed(manifest: Manifest) -> None:

@@ -1,0 +1,119 @@
+"""The file of a dataset: named arrays and a description in HDF5, whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgexnas.errors import EdgexnasError, SourceError
+from edgexnas.whole_files import whole_file
+
+__all__ = ["DatasetFile", "content_digest"]
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+def content_digest(arrays: Arrays, description: Mapping[str, Any]) -> str:
+    """SHA-256, in hex, of arrays with their names, and of a description that JSON can hold."""
+    digest = hashlib.sha256()
+    for name, array in arrays.items():
+        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    digest.update(json.dumps(description, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetFile:
+    """A kind of dataset file.
+
+    Attributes
+    ----------
+    format
+        Name of the kind, written into the file.
+    version
+        Version of the kind that is written and read.
+    remedy
+        What to do with a file that cannot be used, such as "label the frames again".
+    """
+
+    format: str
+    version: int
+    remedy: str
+
+    def write(
+        self, path: str | Path, arrays: Arrays, description: Mapping[str, Any], source: str
+    ) -> Path:
+        """Write a file; an existing one is replaced.
+
+        Raises
+        ------
+        SourceError
+            If the file cannot be written.
+        """
+        import h5py
+
+        place = Path(path)
+        try:
+            with whole_file(place) as draft, h5py.File(draft, "w") as file:
+                for key, array in arrays.items():
+                    file.create_dataset(key, data=array, **_compression(array))
+                file.attrs["format"], file.attrs["version"] = self.format, self.version
+                file.attrs["description"] = json.dumps(dict(description))
+                file.attrs["source"] = source
+                file.attrs["digest"] = content_digest(arrays, description)
+        except OSError as error:
+            raise SourceError(
+                f"{place} cannot be written: {error}; choose another folder or free some space"
+            ) from error
+        return place
+
+    def read(
+        self, path: str | Path, names: tuple[str, ...]
+    ) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any], str]:
+        """Read the named arrays that the file has, its description and its source.
+
+        Raises
+        ------
+        SourceError
+            If the file is missing, is of another kind, or its content does not give its digest.
+        """
+        import h5py
+
+        place = Path(path)
+        if not place.is_file():
+            raise SourceError(f"there is no dataset {place}; check the path or {self.remedy}")
+        try:
+            with h5py.File(place, "r") as file:
+                if (file.attrs.get("format"), file.attrs.get("version")) != (
+                    self.format,
+                    self.version,
+                ):
+                    raise SourceError(
+                        f"{place} is not a file of {self.format!r} version {self.version}; "
+                        f"{self.remedy}"
+                    )
+                arrays = {name: np.asarray(file[name][()]) for name in names if name in file}
+                description = json.loads(file.attrs["description"])
+                source, digest = str(file.attrs["source"]), str(file.attrs["digest"])
+        except EdgexnasError:
+            raise
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise SourceError(
+                f"{place} cannot be read as a dataset: {error}; {self.remedy}"
+            ) from error
+        if content_digest(arrays, description) != digest:
+            raise SourceError(f"the content of {place} does not give its digest; copy it again")
+        return arrays, description, source
+
+
+def _compression(array: npt.NDArray[Any]) -> dict[str, Any]:
+    # Counts are mostly small whole numbers: gzip packs them well, and every reader has it.
+    return {"compression": "gzip", "shuffle": True} if array.ndim > 2 and array.size else {}
