@@ -46,9 +46,9 @@ def _add_optimize(commands: Commands) -> None:
     """Options default to None, so that those given override a configuration file."""
     optimize = add_command(commands, "optimize", "search networks and hyperparameters")
     optimize.formatter_class = argparse.HelpFormatter
-    optimize.add_argument("task", nargs="?", help="bragg; needed without --config")
+    optimize.add_argument("task", nargs="?", help="bragg or ptycho; needed without --config")
     optimize.add_argument("--config", type=Path, help="TOML file with the options of optimize()")
-    optimize.add_argument("--data", type=Path, help="labelled peaks, from edgexnas label")
+    optimize.add_argument("--data", type=Path, help="labelled data, from edgexnas label")
     optimize.add_argument("--output", type=Path, help="run folder")
     optimize.add_argument("--space", nargs="+", help="search spaces, such as mlpBragg cnnBragg")
     optimize.add_argument("--objectives", nargs="+", help="such as error quantile_loss parameters")

@@ -34,10 +34,11 @@ from edgexnas.host.hyperparameters import Choice
 from edgexnas.host.journal import write_whole
 from edgexnas.host.search_space import SearchSpace
 from edgexnas.host.spaces import SPACES, import_space, resolve_space
+from edgexnas.host.tasks import find_task
 
 if TYPE_CHECKING:
-    from edgexnas.host.dataset import PeakDataset
     from edgexnas.host.plan import SearchPlan
+    from edgexnas.host.tasks import Dataset
 
 __all__ = ["load_configuration", "write_run"]
 
@@ -94,7 +95,7 @@ def load_run_spaces(folder: Path) -> dict[str, SearchSpace]:
     return found
 
 
-def load_run_dataset(folder: Path, digest: str) -> PeakDataset:
+def load_run_dataset(folder: Path, digest: str) -> Dataset:
     """Load the data that a run was made with.
 
     Raises
@@ -102,10 +103,9 @@ def load_run_dataset(folder: Path, digest: str) -> PeakDataset:
     SearchError
         If the file holds other data by now.
     """
-    from edgexnas.host.dataset import PeakDataset
-
-    path = load_configuration(folder / RUN_FILE)["data"]
-    dataset = PeakDataset.load(path)
+    content = load_configuration(folder / RUN_FILE)
+    path = content["data"]
+    dataset = find_task(content["task"]).load(path)
     if dataset.digest != digest:
         raise SearchError(f"{path} has changed since the run {folder}; restore it")
     return dataset

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -74,6 +74,8 @@ class PeakDataset:
     finder
         Settings with which the peaks were detected.
     """
+
+    task: ClassVar[str] = "bragg"
 
     counts: FloatArray
     offsets_px: FloatArray

@@ -22,11 +22,13 @@ import numpy.typing as npt
 from edgexnas.errors import ConfigurationError, InputError, SearchError
 from edgexnas.host.hyperparameters import Configuration
 from edgexnas.host.search_space import SearchSpace
+from edgexnas.host.tasks import find_task
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from edgexnas.host.dataset import PeakDataset, Split
+    from edgexnas.host.splitting import Split
+    from edgexnas.host.tasks import Dataset
     from edgexnas.host.training import TrainingData
 
 __all__ = [
@@ -35,8 +37,8 @@ __all__ = [
     "EvaluationRequest",
     "EvaluationResult",
     "evaluate",
+    "evaluation_context",
     "load_checkpoint",
-    "peak_context",
     "trial_seed",
 ]
 
@@ -59,7 +61,7 @@ RUNG_BASE = 3
 """Errors are kept at epochs 1, 3, 9, …, where Hyperband compares them."""
 
 LEAST_TRAINING, LEAST_VALIDATION = 64, 16
-"""Fewest good peaks for which a search says anything."""
+"""Fewest labelled items for which a search says anything."""
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -70,14 +72,14 @@ class EvaluationContext:
 
     Attributes
     ----------
-    train_x, validation_x
-        (n, 1, 11, 11) float32, scaled patches.
-    train_y, validation_y
-        (n, 2) float32, offset (row, col) from the patch's centre pixel, in pixels.
+    train_x, train_y, validation_x, validation_y
+        As in `edgexnas.host.training.TrainingData`.
     device
         "auto", "cpu", "cuda", ...
     patience
         Epochs without improvement after which a training stops; None never stops early.
+    task
+        "bragg" or "ptycho".
     """
 
     train_x: FloatArray
@@ -86,6 +88,7 @@ class EvaluationContext:
     validation_y: FloatArray
     device: str = "auto"
     patience: int | None = None
+    task: str = "bragg"
 
     @functools.cached_property
     def training_data(self) -> TrainingData:
@@ -96,7 +99,10 @@ class EvaluationContext:
 
         where = training_device(self.device)
         arrays = (self.train_x, self.train_y, self.validation_x, self.validation_y)
-        return TrainingData(*(torch.from_numpy(array).to(where) for array in arrays))
+        train_x, train_y, validation_x, validation_y = (
+            torch.from_numpy(array).to(where) for array in arrays
+        )
+        return TrainingData(train_x, train_y, validation_x, validation_y, self.task)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
@@ -136,7 +142,8 @@ class EvaluationResult:
     message
         One sentence of detail, or "".
     metrics
-        ``error``, ``quantile_loss``, ... and ``epochs``, the number that was trained.
+        The scores of the task's criterion, ``error`` among them, and ``epochs``, the number that
+        was trained.
     rungs
         Epoch → best validation error so far, at epochs 1, 3, 9, …
     checkpoint
@@ -152,26 +159,33 @@ class EvaluationResult:
     checkpoint: bytes | None = None
 
 
-def peak_context(
-    dataset: PeakDataset, split: Split, *, device: str = "auto", patience: int | None = None
+def evaluation_context(
+    dataset: Dataset, split: Split, *, device: str = "auto", patience: int | None = None
 ) -> EvaluationContext:
-    """Take the training and validation parts of labelled peaks.
+    """Take the training and validation parts of labelled data.
 
     Raises
     ------
     InputError
-        If there are too few good peaks to train or to validate.
+        If there is too little to train or to validate.
     """
+    task = find_task(dataset.task)
     for part, least in (("train", LEAST_TRAINING), ("validation", LEAST_VALIDATION)):
         count = len(getattr(split, part))
         if count < least:
             raise InputError(
-                f"{dataset.source} leaves {count} good peaks for {part} and a search needs "
+                f"{dataset.source} leaves {count} {task.items} for {part} and a search needs "
                 f"{least}; label more frames"
             )
-    x, y = dataset.inputs(), dataset.targets_px
+    x, y = dataset.inputs(), task.targets(dataset)
     return EvaluationContext(
-        x[split.train], y[split.train], x[split.validation], y[split.validation], device, patience
+        x[split.train],
+        y[split.train],
+        x[split.validation],
+        y[split.validation],
+        device,
+        patience,
+        task.name,
     )
 
 

@@ -16,51 +16,37 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from edgexnas.bragg import PATCH_SIZE
 from edgexnas.bundle import (
     AccuracyRow,
-    BraggPreprocessing,
-    Gate,
     Manifest,
     Precision,
     Provenance,
     Quantisation,
-    Tensor,
     load_signing_key,
     write_bundle,
 )
 from edgexnas.errors import ConfigurationError, QuantisationError
-from edgexnas.host.models import LEVELS, count_parameters, middle_of
+from edgexnas.host.models import LEVELS, count_parameters
 from edgexnas.host.onnx_export import to_onnx
 from edgexnas.host.quantisation import QuantisedModel, quantise, recipes, run_onnx
 from edgexnas.host.quantisation_aware import fine_tune_for_int8
-from edgexnas.host.scoring import classical_rows, distance_row
+from edgexnas.host.tasks import find_task
 from edgexnas.host.training import TrainingData, TrainingSettings
 
 if TYPE_CHECKING:
-    from edgexnas.host.dataset import PeakDataset, Split
+    from edgexnas.host.bundling import Bundling
+    from edgexnas.host.splitting import Split
+    from edgexnas.host.tasks import Dataset
 
 __all__ = ["MAXIMUM_LOSS", "ExportReport", "Origin", "export_bundle"]
 
 FloatArray = npt.NDArray[np.float32]
 
 MAXIMUM_LOSS = 0.10
-"""Largest share of mean distance that INT8 may lose against float32 on held-out data."""
-
-MOST_CALIBRATION_ITEMS = 2048
-"""Ranges of activations settle long before; more would only cost memory."""
-
-REFERENCES = 256
-"""Held-out patches that travel with a bundle; a device proves its engine on them."""
+"""Largest share of the mean error that INT8 may lose against float32 on held-out data."""
 
 FINE_TUNING = TrainingSettings(epochs=60, batch_size=32, learning_rate=5e-4)
 """Quantisation-aware fine-tuning where post-training quantisation loses too much."""
-
-GATE_MARGIN = 2.0
-"""An engine may stray this many times further than the host's own run of the same graph."""
-
-GATE_FLOOR_PX: dict[Precision, float] = {"float32": 1e-3, "float16": 5e-3, "int8": 1e-2}
-"""Below these distances summation order alone makes engines differ."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +81,7 @@ def export_bundle(
     path: str | Path,
     *,
     model: nn.Module,
-    dataset: PeakDataset,
+    dataset: Dataset,
     split: Split,
     architecture: str,
     signing_key: str | Path,
@@ -113,10 +99,13 @@ def export_bundle(
     Parameters
     ----------
     model
-        From (n, 1, 11, 11) to (n, 2, q).
+        From (n, 1, 11, 11) to (n, 2, q) for "bragg", from (n, 1, 64, 64) to (n, 2, 64, 64) for
+        "ptycho".
     dataset, split
-        Labelled peaks. Calibration uses `split.calibration`, the choice of recipe
+        Labelled data. Calibration uses `split.calibration`, the choice of recipe
         `split.validation`, the table and the limits `split.test`.
+    levels
+        Quantile levels of the output; unused for "ptycho".
     rows
         Further rows for the accuracy table, such as baselines.
     model_id
@@ -124,7 +113,8 @@ def export_bundle(
     sequence
         Number of this version; seconds since 1970 by default, so that it rises by itself.
     maximum_loss
-        Largest share of mean distance that INT8 may lose against float32.
+        Largest share that INT8 may add to the mean error of float32: the distance of peaks, the
+        phase error of patches.
     fine_tune
         Settings of quantisation-aware fine-tuning, used if post-training quantisation loses more
         than half of `maximum_loss` on the validation part; None never fine-tunes.
@@ -138,44 +128,40 @@ def export_bundle(
     """
     key = load_signing_key(signing_key)
     check_writable(path)
-    levels = tuple(levels)
-    exporter = _Exporter(dataset, split, levels)
+    task = find_task(dataset.task)
+    bundling = task.bundling(tuple(levels))
+    exporter = _Exporter(dataset, split, bundling)
     models, quantised, fine_tuned = exporter.models(model.cpu().eval(), maximum_loss, fine_tune)
-    outputs = {p: run_onnx(m, exporter.x[split.test]) for p, m in models.items()}
-    table = [
-        exporter.row(architecture, outputs[precision], precision, count_parameters(model))
-        for precision in models
-    ]
-    loss = _loss(table[-1], table[0])
-    if loss > maximum_loss:
-        raise QuantisationError(
-            f"INT8 loses {loss:.1%} of mean distance on held-out data "
-            f"({table[-1].mean_px:.4f} px against {table[0].mean_px:.4f} px in float32) and "
-            f"{maximum_loss:.0%} is allowed: pass fine_tune settings, or choose a wider network"
-        )
+    outputs = exporter.test_outputs(models)
+    loss = exporter.int8_loss(outputs, maximum_loss)
+    parameters = count_parameters(model)
+    reference = {
+        "input": exporter.x[split.test][: bundling.references],
+        "output": outputs["float32"][: bundling.references],
+    }
     created = datetime.now(timezone.utc).replace(microsecond=0)
+    inputs, output = bundling.tensors()
     manifest = Manifest(
-        task="bragg",
+        task=task.name,
         model_id=model_id or architecture,
         sequence=int(created.timestamp()) if sequence is None else sequence,
         created=created,
         expires=expires,
         architecture=architecture,
-        parameters=count_parameters(model),
-        quantile_levels=levels,
-        inputs=(_PATCHES,),
-        outputs=(_offsets(len(levels)),),
-        preprocessing=BraggPreprocessing(finder=dataset.finder),
-        accuracy=(*table, *classical_rows(dataset, split), *rows),
+        parameters=parameters,
+        quantile_levels=bundling.levels,
+        inputs=(inputs,),
+        outputs=(output,),
+        preprocessing=bundling.preprocessing(dataset),
+        accuracy=(
+            *exporter.rows(architecture, outputs, parameters),
+            *bundling.baselines(dataset, split),
+            *rows,
+        ),
         quantisation=exporter.recipe(quantised, loss, fine_tuned),
-        gate=exporter.gate(outputs),
+        gate=bundling.gate({p: o[: bundling.references] for p, o in outputs.items()}),
         provenance=_provenance(origin or Origin(), dataset),
     )
-    chosen = slice(None, REFERENCES)
-    reference = {
-        "input": exporter.x[split.test][chosen],
-        "output": outputs["float32"][chosen],
-    }
     written = write_bundle(
         path, manifest=manifest, models=models, reference=reference, signing_key=key
     )
@@ -185,33 +171,19 @@ def export_bundle(
 class _Exporter:
     """The data of one export, and the steps that need all of it."""
 
-    def __init__(self, dataset: PeakDataset, split: Split, levels: tuple[float, ...]) -> None:
+    def __init__(self, dataset: Dataset, split: Split, bundling: Bundling) -> None:
         self.x = dataset.inputs()
-        self.y = dataset.targets_px
-        spread = np.linspace(0, len(split.calibration) - 1, MOST_CALIBRATION_ITEMS)
+        self.y = find_task(dataset.task).targets(dataset)
+        spread = np.linspace(0, len(split.calibration) - 1, bundling.calibration_items)
         self._calibration = self.x[split.calibration[np.unique(spread.astype(int))]]
-        self._dataset, self._split, self._levels = dataset, split, levels
-        self._middle = middle_of(levels)
-
-    def row(
-        self, name: str, output: FloatArray, precision: Precision, parameters: int
-    ) -> AccuracyRow:
-        return distance_row(
-            name,
-            output[:, :, self._middle],
-            self.y[self._split.test],
-            against=self._dataset.against,
-            precision=precision,
-            parameters=parameters,
-        )
+        self._dataset, self._split, self._bundling = dataset, split, bundling
 
     def models(
         self, model: nn.Module, maximum_loss: float, fine_tune: TrainingSettings | None
     ) -> tuple[dict[Precision, bytes], QuantisedModel, bool]:
         """Export float32 and float16, and the best INT8 graph."""
-        example = torch.from_numpy(self.x[:4])
-        float32 = to_onnx(model, example)
-        float16 = to_onnx(model, example, half=True)
+        float32 = self._to_onnx(model)
+        float16 = self._to_onnx(model, half=True)
         # Half, because what is measured here on one part must hold on another.
         limit = (1 + maximum_loss / 2) * self._validation_error(float32)
         error, int8 = self._best_recipe(float32)
@@ -220,10 +192,51 @@ class _Exporter:
             data = TrainingData.from_dataset(self._dataset, self._split, fine_tune.device)
             calibration = torch.from_numpy(self._calibration)
             result = fine_tune_for_int8(model, data, calibration, fine_tune)
-            tuned_error, tuned_int8 = self._best_recipe(to_onnx(result.model, example))
+            tuned_error, tuned_int8 = self._best_recipe(self._to_onnx(result.model))
             if tuned_error < error:
                 int8, tuned = tuned_int8, True
         return {"float32": float32, "float16": float16, "int8": int8.model}, int8, tuned
+
+    def test_outputs(self, models: Mapping[Precision, bytes]) -> dict[Precision, FloatArray]:
+        """Run every model on the test part."""
+        return {p: self._run(model, self._split.test) for p, model in models.items()}
+
+    def int8_loss(self, outputs: Mapping[Precision, FloatArray], maximum: float) -> float:
+        """Share of the float32 error on the test part that INT8 adds; refused above `maximum`."""
+        truth, of = self.y[self._split.test], self._bundling
+        float32, int8 = (of.error(outputs[p], truth) for p in ("float32", "int8"))
+        loss = int8 / float32 - 1
+        if loss > maximum:
+            raise QuantisationError(
+                f"INT8 loses {loss:.1%} of {of.measure} on held-out data ({int8:.4f} {of.unit} "
+                f"against {float32:.4f} {of.unit} in float32) and {maximum:.0%} is allowed: pass "
+                "fine_tune settings, or choose a wider network"
+            )
+        return loss
+
+    def rows(
+        self, name: str, outputs: Mapping[Precision, FloatArray], parameters: int
+    ) -> list[AccuracyRow]:
+        """Score every model on the test part."""
+        return [
+            self._bundling.row(
+                name,
+                output,
+                self.y[self._split.test],
+                against=self._dataset.against,
+                precision=precision,
+                parameters=parameters,
+            )
+            for precision, output in outputs.items()
+        ]
+
+    def _to_onnx(self, model: nn.Module, *, half: bool = False) -> bytes:
+        example = torch.from_numpy(self.x[:4])
+        inputs, output = self._bundling.tensors()
+        return to_onnx(model, example, half=half, input_name=inputs.name, output_name=output.name)
+
+    def _run(self, model: bytes, part: npt.NDArray[np.intp]) -> FloatArray:
+        return run_onnx(model, self.x[part], self._bundling.batch)
 
     def _best_recipe(self, float32: bytes) -> tuple[float, QuantisedModel]:
         """Quantise by every recipe; a layer more in float must earn itself 2 %."""
@@ -243,9 +256,8 @@ class _Exporter:
         return best
 
     def _validation_error(self, model: bytes) -> float:
-        output = run_onnx(model, self.x[self._split.validation])[:, :, self._middle]
-        target = self.y[self._split.validation]
-        return float(np.linalg.norm(output - target, axis=1).mean())
+        part = self._split.validation
+        return self._bundling.error(self._run(model, part), self.y[part])
 
     def recipe(self, int8: QuantisedModel, loss: float, fine_tuned: bool) -> Quantisation:
         items = np.ascontiguousarray(self._calibration)
@@ -259,44 +271,8 @@ class _Exporter:
             loss_fraction=loss,
         )
 
-    def gate(self, outputs: Mapping[Precision, FloatArray]) -> Gate:
-        """Limits for the mean distance of an engine's quantiles from float32's."""
-        reference = outputs["float32"][:REFERENCES]
 
-        def limit(precision: Precision) -> float:
-            strayed = outputs[precision][:REFERENCES] - reference
-            mean = float(np.linalg.norm(strayed, axis=1).mean())
-            return max(GATE_MARGIN * mean, GATE_FLOOR_PX[precision])
-
-        return Gate(
-            unit="px", float32=limit("float32"), float16=limit("float16"), int8=limit("int8")
-        )
-
-
-def _loss(int8: AccuracyRow, float32: AccuracyRow) -> float:
-    assert int8.mean_px is not None
-    assert float32.mean_px is not None
-    return int8.mean_px / float32.mean_px - 1
-
-
-_PATCHES = Tensor(
-    name="patches",
-    shape=("n", 1, PATCH_SIZE, PATCH_SIZE),
-    unit="1",
-    axes=("patch", "channel", "row", "col"),
-)
-
-
-def _offsets(levels: int) -> Tensor:
-    return Tensor(
-        name="offsets_px",
-        shape=("n", 2, levels),
-        unit="px",
-        axes=("patch", "(row, col)", "quantile"),
-    )
-
-
-def _provenance(origin: Origin, dataset: PeakDataset) -> Provenance:
+def _provenance(origin: Origin, dataset: Dataset) -> Provenance:
     packages = ("edgexnas", "torch", "onnx", "onnxruntime", "numpy")
     versions = {"python": platform.python_version()}
     versions.update({name: metadata.version(name) for name in packages})

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgexnas.host.journal import write_whole
-from edgexnas.host.objectives import OBJECTIVES, Objective
+from edgexnas.host.objectives import Objective
 from edgexnas.host.result import Candidate, SearchResult, front_of
+from edgexnas.host.tasks import find_task
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -81,7 +82,8 @@ def front_figure(
         Name → metrics of networks to compare with, such as BraggNN.
     """
     figure, axes = _figure()
-    objectives = (OBJECTIVES[x], OBJECTIVES[y])
+    known = find_task(result.description["task"]).objectives
+    objectives = (known[x], known[y])
     spaces = list(dict.fromkeys(candidate.space for candidate in result.candidates))
     for number, space in enumerate(spaces):
         members = [c for c in result.candidates if c.space == space]

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "OBJECTIVES",
+    "PTYCHO_OBJECTIVES",
     "Measure",
     "Objective",
     "check_constraints",
@@ -85,13 +86,26 @@ OBJECTIVES: dict[str, Objective] = {
         Objective("energy", "measured", "mJ", 1e-3, 1e4, "module energy of one batch"),
     )
 }
-"""Objectives by name."""
+"""Objectives of Bragg peaks by name."""
+
+PTYCHO_OBJECTIVES: dict[str, Objective] = {
+    objective.name: objective
+    for objective in (
+        Objective("error", "learned", "rad", 0.01, 1.0, "mean absolute phase error"),
+        Objective("amplitude_error", "learned", "", 0.001, 1.0, "mean relative amplitude error"),
+        *(objective for objective in OBJECTIVES.values() if objective.kind != "learned"),
+    )
+}
+"""Objectives of ptychography by name; phases are compared as `edgexnas.ptycho` says."""
 
 
 def resolve_objectives(
-    names: Sequence[str], *, measure: Measure | None = None
+    names: Sequence[str],
+    *,
+    measure: Measure | None = None,
+    known: Mapping[str, Objective] = OBJECTIVES,
 ) -> tuple[Objective, ...]:
-    """Look objectives up by name.
+    """Look objectives up by name among those that are `known` to the task.
 
     Raises
     ------
@@ -104,11 +118,14 @@ def resolve_objectives(
         )
     if len(set(names)) != len(names):
         raise ConfigurationError(f"objectives are {tuple(names)}; name each of them once")
-    return tuple(_resolve("objective", name, measure) for name in names)
+    return tuple(_resolve("objective", name, measure, known) for name in names)
 
 
 def check_constraints(
-    constraints: Mapping[str, float] | None, *, measure: Measure | None = None
+    constraints: Mapping[str, float] | None,
+    *,
+    measure: Measure | None = None,
+    known: Mapping[str, Objective] = OBJECTIVES,
 ) -> dict[str, float]:
     """Check hard upper bounds, each on an exact or measured objective.
 
@@ -120,9 +137,9 @@ def check_constraints(
     """
     checked: dict[str, float] = {}
     for name, bound in (constraints or {}).items():
-        objective = _resolve("constraint", name, measure)
+        objective = _resolve("constraint", name, measure, known)
         if objective.kind == "learned":
-            possible = [o.name for o in OBJECTIVES.values() if o.kind != "learned"]
+            possible = [o.name for o in known.values() if o.kind != "learned"]
             raise ConfigurationError(
                 f"constraint {name!r} is known only after training and cannot reject a "
                 f"configuration before it; constrain one of {possible}"
@@ -133,10 +150,14 @@ def check_constraints(
     return checked
 
 
-def _resolve(role: str, name: str, measure: Measure | None) -> Objective:
-    if name not in OBJECTIVES:
-        raise ConfigurationError(f"{role} {name!r} is unknown; give one of {list(OBJECTIVES)}")
-    objective = OBJECTIVES[name]
+def _resolve(
+    role: str, name: str, measure: Measure | None, known: Mapping[str, Objective]
+) -> Objective:
+    if name not in known:
+        other = name in OBJECTIVES or name in PTYCHO_OBJECTIVES
+        fault = "belongs to another task" if other else "is unknown"
+        raise ConfigurationError(f"{role} {name!r} {fault}; give one of {list(known)}")
+    objective = known[name]
     if objective.kind == "measured" and measure is None:
         raise ConfigurationError(
             f"{role} {name!r} has no source; give measure=, a function from a network to its "

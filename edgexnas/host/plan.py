@@ -7,10 +7,10 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edgexnas.errors import ConfigurationError, SearchError
-from edgexnas.host.evaluation import EvaluationContext, peak_context
+from edgexnas.host.evaluation import EvaluationContext, evaluation_context
 from edgexnas.host.evaluators import check_evaluator
 from edgexnas.host.hyperparameters import Configuration, is_number, is_whole
 from edgexnas.host.journal import NAME, read_journal
@@ -24,9 +24,7 @@ from edgexnas.host.objectives import (
 from edgexnas.host.search_space import ModelSize, SearchSpace
 from edgexnas.host.spaces import resolve_space
 from edgexnas.host.strategies import SearchProblem, Strategy, make_strategy
-
-if TYPE_CHECKING:
-    from edgexnas.host.dataset import PeakDataset
+from edgexnas.host.tasks import Dataset, Task, find_task
 
 __all__ = ["SearchPlan"]
 
@@ -49,7 +47,7 @@ class SearchPlan:
 
     task: str
     data: str | None
-    dataset: PeakDataset
+    dataset: Dataset
     context: EvaluationContext
     given: tuple[str | SearchSpace, ...]
     spaces: tuple[SearchSpace, ...]
@@ -128,8 +126,8 @@ def describe_space(space: SearchSpace) -> dict[str, Any]:
 def make_plan(
     task: str,
     *,
-    data: str | Path | PeakDataset,
-    space: SpaceArgument,
+    data: str | Path | Dataset,
+    space: SpaceArgument | None,
     objectives: Sequence[str],
     constraints: Mapping[str, float] | None,
     search: str,
@@ -146,11 +144,12 @@ def make_plan(
     **rest: Any,
 ) -> SearchPlan:
     """Check every argument of `optimize`; cheap checks come first, the data last."""
-    check_task(task)
+    application = find_task(task)
+    space = application.spaces if space is None else space
     given = (space,) if isinstance(space, str | SearchSpace) else tuple(space)
     spaces = _spaces(given, task, epochs)
-    resolved = resolve_objectives(objectives, measure=measure)
-    bounds = check_constraints(constraints, measure=measure)
+    resolved = resolve_objectives(objectives, measure=measure, known=application.objectives)
+    bounds = check_constraints(constraints, measure=measure, known=application.objectives)
     check_evaluator(evaluator, workers)
     _check_numbers(epochs=epochs, patience=patience, workers=workers, **rest)
     _check_device(device)
@@ -161,8 +160,8 @@ def make_plan(
         load_signing_key(signing_key)
     folder = Path(output)
     _check_folder(folder, resume=resume)
-    dataset, path = _load(data)
-    context = peak_context(dataset, dataset.split(), device=device, patience=patience)
+    dataset, path = _load(data, application)
+    context = evaluation_context(dataset, dataset.split(), device=device, patience=patience)
     plan = SearchPlan(
         task=task, data=path, dataset=dataset, context=context, given=given, spaces=spaces,
         objectives=resolved, constraints=bounds, search=search,
@@ -172,16 +171,6 @@ def make_plan(
     # Strategies check their own options and whether they are installed.
     plan.strategies()
     return plan
-
-
-def check_task(task: str) -> None:
-    """Refuse a task that cannot be searched."""
-    if task == "ptycho":
-        raise ConfigurationError(
-            "task 'ptycho' has search spaces but no training yet; give 'bragg'"
-        )
-    if task != "bragg":
-        raise ConfigurationError(f"task {task!r} is unknown; give 'bragg'")
 
 
 def check_reachable(spaces: Sequence[SearchSpace], constraints: Mapping[str, float]) -> None:
@@ -307,9 +296,11 @@ def _check_folder(folder: Path, *, resume: bool) -> None:
         )
 
 
-def _load(data: str | Path | PeakDataset) -> tuple[PeakDataset, str | None]:
-    from edgexnas.host.dataset import PeakDataset
-
-    if isinstance(data, PeakDataset):
-        return data, None
-    return PeakDataset.load(data), str(Path(data).absolute())
+def _load(data: str | Path | Dataset, task: Task) -> tuple[Dataset, str | None]:
+    if isinstance(data, str | Path):
+        return task.load(data), str(Path(data).absolute())
+    if data.task != task.name:
+        raise ConfigurationError(
+            f"the data are for task {data.task!r} and {task.name!r} is searched; give its data"
+        )
+    return data, None

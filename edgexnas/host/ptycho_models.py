@@ -3,6 +3,9 @@
 All take far-field diffraction patterns (n, 1, 64, 64) float32, scaled to [0, 1], and return
 (n, 2, 64, 64) float32: channel 0 is the amplitude of the object (0 to 1), channel 1 its phase in
 radians (−π to π).
+
+All begin with `Contrast`: the patterns of a scan share nearly all their light, and without their
+mean taken away a network learns little more than the mean patch.
 """
 
 from __future__ import annotations
@@ -14,12 +17,16 @@ from torch import Tensor, nn
 
 from edgexnas.host.models import RESIDUAL_FROM, ResidualConvolution, he_init
 
-__all__ = ["CnnPtycho", "MlpPtycho", "PtychoNN", "cnn_ptycho", "mlp_ptycho"]
+__all__ = ["CnnPtycho", "Contrast", "MlpPtycho", "PtychoNN", "cnn_ptycho", "mlp_ptycho"]
 
 PATTERN_SIZE = 64
 """Side of a pattern in pixels, as in PtychoNN."""
 
 PIXELS = PATTERN_SIZE**2
+HEAD_SPREAD = 1e-3
+"""Standard deviation of the weights that heads start with. A head then starts near one amplitude
+and no phase, and adds no pattern of its own to what training leaves open."""
+
 STAGES = 3
 """64 → 32 → 16 → 8 pixels on the way in, and back on the way out."""
 
@@ -27,6 +34,33 @@ STAGES = 3
 def as_object(amplitude: Tensor, phase: Tensor) -> Tensor:
     """Bring two raw images (n, 1, 64, 64) to amplitude and phase (n, 2, 64, 64)."""
     return torch.cat([torch.sigmoid(amplitude), math.pi * torch.tanh(phase)], dim=1)
+
+
+class Contrast(nn.Module):
+    """Patterns minus their mean, in units of their spread: constants of the training data.
+
+    They are stored with the weights and exported with the graph, but not trained. A fresh layer
+    changes nothing.
+    """
+
+    mean: Tensor
+    gain: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(1, 1, PATTERN_SIZE, PATTERN_SIZE))
+        self.register_buffer("gain", torch.ones(()))
+
+    def fit(self, patterns: Tensor) -> None:
+        """Take the constants from scaled patterns (n, 1, 64, 64)."""
+        self.mean.copy_(patterns.mean(0, keepdim=True))
+        spread = (patterns - self.mean).square().mean().sqrt()
+        # Patterns that are all alike have no contrast to scale.
+        self.gain.copy_(1 / spread if spread > 0 else torch.ones(()))
+
+    def forward(self, patterns: Tensor) -> Tensor:
+        """Shape unchanged."""
+        return (patterns - self.mean) * self.gain
 
 
 class PtychoNN(nn.Module):
@@ -39,6 +73,7 @@ class PtychoNN(nn.Module):
     def __init__(self, width: int = 32) -> None:
         super().__init__()
         wide, full = 2 * width, 4 * width
+        self.contrast = Contrast()
         self.encoder = nn.Sequential(
             *_pair(1, width), nn.MaxPool2d(2),
             *_pair(width, wide), nn.MaxPool2d(2),
@@ -47,6 +82,7 @@ class PtychoNN(nn.Module):
         self.amplitude = self._decoder(wide, full)
         self.phase = self._decoder(wide, full)
         he_init(self)
+        _quieten(self.amplitude[-1], self.phase[-1])
 
     @staticmethod
     def _decoder(wide: int, full: int) -> nn.Sequential:
@@ -59,7 +95,7 @@ class PtychoNN(nn.Module):
 
     def forward(self, patterns: Tensor) -> Tensor:
         """Amplitude and phase (n, 2, 64, 64) from patterns (n, 1, 64, 64)."""
-        features = self.encoder(patterns)
+        features = self.encoder(self.contrast(patterns))
         return as_object(self.amplitude(features), self.phase(features))
 
 
@@ -68,6 +104,7 @@ class MlpPtycho(nn.Module):
 
     def __init__(self, units: int, layers: int) -> None:
         super().__init__()
+        self.contrast = Contrast()
         hidden: list[nn.Module] = [nn.Flatten()]
         width = PIXELS
         for _ in range(layers):
@@ -77,10 +114,11 @@ class MlpPtycho(nn.Module):
         self.amplitude = nn.Linear(width, PIXELS)
         self.phase = nn.Linear(width, PIXELS)
         he_init(self.hidden)
+        _quieten(self.amplitude, self.phase)
 
     def forward(self, patterns: Tensor) -> Tensor:
         """Amplitude and phase (n, 2, 64, 64) from patterns (n, 1, 64, 64)."""
-        features = self.hidden(patterns)
+        features = self.hidden(self.contrast(patterns))
         image = (-1, 1, PATTERN_SIZE, PATTERN_SIZE)
         return as_object(
             self.amplitude(features).reshape(image), self.phase(features).reshape(image)
@@ -109,14 +147,16 @@ class CnnPtycho(nn.Module):
         rezero: bool | None = None,
     ) -> None:
         super().__init__()
+        self.contrast = Contrast()
         self.encoder = _stages(1, filters, encoder_layers, rezero, nn.MaxPool2d(2))
         self.amplitude = _decoder(filters, decoder1_layers, rezero)
         self.phase = _decoder(filters, decoder2_layers, rezero)
         he_init(self)
+        _quieten(self.amplitude[-1], self.phase[-1])
 
     def forward(self, patterns: Tensor) -> Tensor:
         """Amplitude and phase (n, 2, 64, 64) from patterns (n, 1, 64, 64)."""
-        features = self.encoder(patterns)
+        features = self.encoder(self.contrast(patterns))
         return as_object(self.amplitude(features), self.phase(features))
 
 
@@ -161,6 +201,14 @@ def _stages(
 def _decoder(filters: int, layers: int, rezero: bool | None) -> nn.Sequential:
     stages = _stages(filters, filters, layers, rezero, _upsample())
     return nn.Sequential(*stages, nn.Conv2d(filters, 1, 3, padding=1))
+
+
+def _quieten(*heads: nn.Module) -> None:
+    for head in heads:
+        assert isinstance(head, nn.Conv2d | nn.Linear)
+        assert head.bias is not None
+        nn.init.normal_(head.weight, std=HEAD_SPREAD)
+        nn.init.zeros_(head.bias)
 
 
 def _upsample() -> nn.Upsample:

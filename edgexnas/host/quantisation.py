@@ -1,9 +1,9 @@
 """INT8 as explicit Q/DQ in the ONNX graph, made by onnxruntime.
 
 Weighted layers get quantised inputs (symmetric, per tensor) and weights (symmetric, per output
-channel); outputs stay as they are, so that a runtime can fuse what follows. The last layer stays
-float, because a quantised output leaves a few dozen distinct positions. Whether the layer before
-it stays float too, and how activations are calibrated, is chosen on the validation part.
+channel); outputs stay as they are, so that a runtime can fuse what follows. The last layer of each
+head stays float, because a quantised output leaves a few dozen distinct values. Whether the layer
+before it stays float too, and how activations are calibrated, is chosen on the validation part.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Recipe:
     calibration
         "minmax", or a percentile of the absolute activations, such as "percentile-99.99".
     float_layers
-        How many of the last weighted layers stay float; at least 1.
+        How many of the last weighted layers of each head stay float; at least 1.
     """
 
     calibration: str = "minmax"
@@ -69,6 +69,25 @@ def weighted_layers(model: ModelProto) -> list[NodeProto]:
     ]
 
 
+def layers_behind(model: ModelProto) -> dict[str, int]:
+    """Count the weighted layers between each one, by name in graph order, and its furthest output.
+
+    0 is the last layer of a head; a network with two heads has two of them.
+    """
+    weighted = {node.name for node in weighted_layers(model)}
+    counts: dict[str, int] = {}
+    behind: dict[str, int] = {}
+    # Graphs are sorted, so from the end every consumer is seen before its producer.
+    for node in reversed(model.graph.node):
+        count = max((behind.get(name, 0) for name in node.output), default=0)
+        if node.name in weighted:
+            counts[node.name] = count
+            count += 1
+        for name in node.input:
+            behind[name] = max(behind.get(name, 0), count)
+    return dict(reversed(counts.items()))
+
+
 def quantise(model: bytes, calibration: FloatArray, recipe: Recipe) -> QuantisedModel:
     """Quantise a float32 graph after training.
 
@@ -86,14 +105,15 @@ def quantise(model: bytes, calibration: FloatArray, recipe: Recipe) -> Quantised
     """
     if calibration.size == 0 or calibration.max() == calibration.min():
         raise QuantisationError(
-            f"the {len(calibration)} calibration items hold no contrast; give real patches"
+            f"the {len(calibration)} calibration items hold no contrast; give real data"
         )
     proto = onnx.load_from_string(model)
-    layers = [node.name for node in weighted_layers(proto)]
-    chosen, left = layers[: -recipe.float_layers], layers[-recipe.float_layers :]
+    behind = layers_behind(proto)
+    chosen = [name for name, count in behind.items() if count >= recipe.float_layers]
+    left = [name for name, count in behind.items() if count < recipe.float_layers]
     if not chosen:
         raise QuantisationError(
-            f"the network has {len(layers)} weighted layers and {recipe.float_layers} stay float, "
+            f"the network has {len(behind)} weighted layers and {len(left)} stay float, "
             "so none is left for INT8; export it with a hidden layer more"
         )
     result = _quantize_static(proto, calibration, recipe, chosen)

@@ -46,14 +46,14 @@ def fine_tune_for_int8(
     *,
     float_layers: int = 1,
 ) -> TrainingResult:
-    """Train on with INT8 rounding in every weighted layer but the last `float_layers`.
+    """Train on with INT8 rounding in every weighted layer but the last `float_layers` of a head.
 
     Parameters
     ----------
     model
         A trained float network; left as it is.
     calibration
-        (n, 1, 11, 11) inputs that fix the grids of the activations.
+        Inputs, such as (n, 1, 11, 11), that fix the grids of the activations.
     settings
         Of the fine-tuning; a tenth of the original learning rate is a good start.
 
@@ -62,11 +62,51 @@ def fine_tune_for_int8(
     A float network whose weights suit INT8. Its metrics are those with rounding.
     """
     model = copy.deepcopy(model).to(data.device).eval()
-    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    layers = layers[: len(layers) - float_layers]
+    behind = _layers_behind(model, calibration[:1].to(data.device))
+    layers = [layer for layer, count in behind.items() if count >= float_layers]
     scales = _activation_scales(model, layers, calibration.to(data.device))
     with _rounding(layers, scales):
         return train(model, data, settings)
+
+
+def _layers_behind(model: nn.Module, example: Tensor) -> dict[nn.Module, int]:
+    """Count the layers between each one and its furthest output, as for the exported graph.
+
+    0 is the last layer of a head; a network with two heads has two of them.
+    """
+    layers: list[nn.Module] = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    sources: dict[nn.Module, set[nn.Module]] = {}
+    of_weight = {id(layer.weight): layer for layer in layers}
+
+    def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        sources[layer] = {of_weight[i] for i in _leaves(inputs[0]) if i in of_weight}
+
+    handles = [layer.register_forward_pre_hook(hook) for layer in layers]
+    try:
+        model(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    counts = dict.fromkeys(layers, 0)
+    # Layers ran in the order of `sources`, so each is counted before what feeds it.
+    for layer in reversed(sources):
+        for source in sources[layer]:
+            counts[source] = max(counts[source], counts[layer] + 1)
+    return counts
+
+
+def _leaves(tensor: Tensor) -> set[int]:
+    """Ids of the parameters that a tensor was computed from."""
+    waiting, seen, leaves = [tensor.grad_fn], set(), set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            leaves.add(id(node.variable))
+        waiting += [after for after, _ in node.next_functions]
+    return leaves
 
 
 def _activation_scales(

@@ -12,20 +12,20 @@ from edgexnas.errors import ConfigurationError, SearchError
 from edgexnas.host.evaluation import load_checkpoint, trial_seed
 from edgexnas.host.journal import Trial, read_journal
 from edgexnas.host.objectives import (
-    OBJECTIVES,
     Objective,
     hypervolume,
     hypervolume_curve,
     pareto_front,
 )
 from edgexnas.host.search_space import SearchSpace
+from edgexnas.host.tasks import find_task
 
 if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
-    from edgexnas.host.dataset import PeakDataset
     from edgexnas.host.export import ExportReport
+    from edgexnas.host.tasks import Dataset
 
 __all__ = ["Candidate", "SearchResult", "checkpoint_path", "front_of"]
 
@@ -45,7 +45,7 @@ class Candidate:
     objectives
         The numbers that the search minimised.
     metrics
-        Everything that is known of it, in the units of `OBJECTIVES` or of the name.
+        Everything that is known of it, in the units of the objectives or of the name.
     checkpoint
         Trained weights, or None where they were not kept.
     """
@@ -80,7 +80,7 @@ class SearchResult:
     trials: tuple[Trial, ...]
     description: Mapping[str, Any]
     kept: int = 0
-    dataset: PeakDataset | None = None
+    dataset: Dataset | None = None
     signing_key: str | Path | None = None
 
     @classmethod
@@ -107,7 +107,8 @@ class SearchResult:
         place = Path(folder)
         description, trials = read_journal(place)
         known = load_run_spaces(place) if spaces is None else {s.name: s for s in spaces}
-        objectives = tuple(OBJECTIVES[name] for name in description["objectives"])
+        task = find_task(description["task"])
+        objectives = tuple(task.objectives[name] for name in description["objectives"])
         return cls(place, known, objectives, tuple(trials), description)
 
     @functools.cached_property
@@ -255,7 +256,7 @@ class SearchResult:
             )
         return self.spaces[name]
 
-    def _load_dataset(self) -> PeakDataset:
+    def _load_dataset(self) -> Dataset:
         from edgexnas.host.configuration import load_run_dataset
 
         return load_run_dataset(self.folder, str(self.description["data"]))

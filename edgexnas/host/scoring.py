@@ -14,11 +14,12 @@ import numpy.typing as npt
 
 from edgexnas.bragg import CENTRE, centroid
 from edgexnas.bundle import AccuracyRow, Precision
+from edgexnas.ptycho import patch_errors
 
 if TYPE_CHECKING:
     from edgexnas.host.dataset import PeakDataset, Split
 
-__all__ = ["classical_rows", "distance_row"]
+__all__ = ["classical_rows", "distance_row", "patch_row"]
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -28,7 +29,7 @@ def distance_row(
     offsets_px: npt.NDArray[np.floating],
     target_px: npt.NDArray[np.floating],
     *,
-    against: Literal["fit", "truth", "reference"],
+    against: Literal["fit", "iterative", "truth", "reference"],
     precision: Precision | None = None,
     parameters: int | None = None,
 ) -> AccuracyRow:
@@ -44,6 +45,28 @@ def distance_row(
         p50_px=p50,
         p75_px=p75,
         p95_px=p95,
+        parameters=parameters,
+    )
+
+
+def patch_row(
+    name: str,
+    patches: FloatArray,
+    targets: FloatArray,
+    *,
+    against: Literal["fit", "iterative", "truth", "reference"],
+    precision: Precision | None = None,
+    parameters: int | None = None,
+) -> AccuracyRow:
+    """Summarise the errors of patches (n, 2, 64, 64); see `edgexnas.ptycho.patch_errors`."""
+    errors = patch_errors(patches, targets)
+    return AccuracyRow(
+        name=name,
+        precision=precision,
+        against=against,
+        n=len(targets),
+        phase_mae_rad=errors.phase_rad,
+        amplitude_mae=errors.amplitude,
         parameters=parameters,
     )
 

@@ -29,7 +29,7 @@ from edgexnas.host.search_space import SearchSpace
 from edgexnas.host.strategies import Outcome, Proposal, Strategy
 
 if TYPE_CHECKING:
-    from edgexnas.host.dataset import PeakDataset
+    from edgexnas.host.tasks import Dataset
 
 __all__ = ["Candidate", "SearchResult", "optimize"]
 
@@ -39,9 +39,9 @@ logger = logging.getLogger(__name__)
 def optimize(
     task: str,
     *,
-    data: str | Path | PeakDataset,
+    data: str | Path | Dataset,
     output: str | Path,
-    space: SpaceArgument = ("mlpBragg", "cnnBragg"),
+    space: SpaceArgument | None = None,
     objectives: Sequence[str] = ("error", "parameters"),
     constraints: Mapping[str, float] | None = None,
     search: str = "cbo",
@@ -73,17 +73,20 @@ def optimize(
     Parameters
     ----------
     task
-        "bragg".
+        "bragg" or "ptycho".
     data
-        Labelled peaks: a file that `PeakDataset.save` wrote, or a `PeakDataset`.
+        Labelled data: a `PeakDataset` for "bragg", a `PtychoDataset` for "ptycho", or the file
+        that its `save` wrote.
     output
         The run folder.
     space
         One or more of `edgexnas.host.spaces.SPACES` by name, ``"module:ATTRIBUTE"``, or
-        `SearchSpace` objects. Several spaces take turns.
+        `SearchSpace` objects. Several spaces take turns; None takes both of the task.
     objectives
-        What to minimise, names of `edgexnas.host.objectives.OBJECTIVES`. All errors are on the
-        validation part of the data; neither the calibration nor the test part is touched.
+        What to minimise: names of `edgexnas.host.objectives.OBJECTIVES`, or of its
+        `PTYCHO_OBJECTIVES` for "ptycho", where ``error`` is the mean absolute phase error. All
+        errors are on the validation part of the data; neither the calibration nor the test part
+        is touched.
     constraints
         Upper bounds on parameters, macs, latency or energy. They reject a configuration before it
         trains.

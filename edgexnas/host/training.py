@@ -1,8 +1,9 @@
 """Training of networks this small: data resident on the training device, no Python per sample.
 
 An epoch is one gather of the permuted, augmented set and then views of it, so a step costs the
-network's own kernels and one fused optimiser call. Augmentation is the eight symmetries of the
-square, computed once and drawn anew for every sample and epoch.
+network's own kernels and one fused optimiser call. Augmentation is the symmetries of the square,
+computed once and drawn anew for every sample and epoch. The loop is the same for every task; what
+differs is a `Criterion`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -20,12 +21,16 @@ from torch import Tensor, nn
 
 from edgexnas.errors import ConfigurationError, SearchError
 from edgexnas.host.models import LEVELS, middle_of
+from edgexnas.host.tasks import find_task
 
 if TYPE_CHECKING:
-    from edgexnas.host.dataset import PeakDataset, Split
+    from edgexnas.host.splitting import Split
+    from edgexnas.host.tasks import Dataset
 
 __all__ = [
+    "Criterion",
     "DivergedError",
+    "QuantileCriterion",
     "TrainingData",
     "TrainingResult",
     "TrainingSettings",
@@ -39,7 +44,7 @@ __all__ = [
 EpochHook = Callable[[int, Mapping[str, float]], bool]
 
 AUGMENTED_BYTES = 1 << 30
-"""Above this size the eight-fold augmented set is not kept; each epoch transforms anew."""
+"""Above this size the augmented set is not kept; each epoch transforms anew."""
 
 
 class DivergedError(SearchError):
@@ -62,13 +67,13 @@ class TrainingSettings:
         Epochs without a better validation error after which to stop; None never stops early. The
         error falls most where the rate does, at the end, so a short patience costs accuracy.
     augment
-        Draw one of the eight symmetries of the square for each patch and epoch.
+        Draw one of the task's symmetries of the square for each item and epoch.
     device
         "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", ...
     time_limit_s
         Wall-clock bound; training stops at the end of the epoch that passes it.
     levels
-        Quantile levels of the network's head.
+        Quantile levels of the head of a network for Bragg peaks.
     """
 
     epochs: int = 100
@@ -105,25 +110,32 @@ class TrainingData:
     Attributes
     ----------
     train_x, validation_x
-        (n, 1, 11, 11) float32, scaled patches.
+        float32, scaled inputs: patches (n, 1, 11, 11) for "bragg", patterns (n, 1, 64, 64) for
+        "ptycho".
     train_y, validation_y
-        (n, 2) float32, offset (row, col) from the patch's centre pixel, in pixels.
+        float32: for "bragg" (n, 2), offset (row, col) from the patch's centre pixel in pixels; for
+        "ptycho" (n, 2, 64, 64), amplitude and phase in radians.
+    task
+        "bragg" or "ptycho".
     """
 
     train_x: Tensor
     train_y: Tensor
     validation_x: Tensor
     validation_y: Tensor
+    task: str = "bragg"
 
     @classmethod
-    def from_dataset(cls, dataset: PeakDataset, split: Split, device: str = "auto") -> TrainingData:
+    def from_dataset(cls, dataset: Dataset, split: Split, device: str = "auto") -> TrainingData:
         """Put the training and validation parts of a split on the training device."""
         where = training_device(device)
         x = torch.from_numpy(dataset.inputs())
-        y = torch.from_numpy(dataset.targets_px)
+        y = torch.from_numpy(find_task(dataset.task).targets(dataset))
         parts = (split.train, split.validation)
-        tensors = [t[torch.from_numpy(part)].to(where) for part in parts for t in (x, y)]
-        return cls(*tensors)
+        train_x, train_y, validation_x, validation_y = (
+            t[torch.from_numpy(part)].to(where) for part in parts for t in (x, y)
+        )
+        return cls(train_x, train_y, validation_x, validation_y, dataset.task)
 
     @property
     def device(self) -> torch.device:
@@ -141,6 +153,51 @@ def training_device(name: str) -> torch.device:
         raise ConfigurationError(
             f"device is {name!r}; give 'auto', 'cpu', 'cuda' or 'cuda:<number>'"
         ) from error
+
+
+class Criterion(Protocol):
+    """What a training minimises, how a network is judged, and how its data may be augmented."""
+
+    @property
+    def symmetries(self) -> int:
+        """How many folds `symmetry` knows; fold 0 changes nothing."""
+
+    def prepare(self, model: nn.Module, x: Tensor) -> None:
+        """Set what a network takes from the training inputs without learning it."""
+
+    def loss(self, predicted: Tensor, target: Tensor) -> Tensor:
+        """Scalar to minimise, from a batch's outputs and targets."""
+
+    def evaluate(self, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
+        """Score a network in evaluation mode; ``error`` decides which epoch is best."""
+
+    def symmetry(self, x: Tensor, y: Tensor, fold: int) -> tuple[Tensor, Tensor]:
+        """Transform inputs and targets together."""
+
+
+class QuantileCriterion:
+    """The pinball loss and the distances of Bragg peaks."""
+
+    symmetries = 8
+
+    def __init__(self, levels: tuple[float, ...], device: torch.device) -> None:
+        self._levels = levels
+        self._tensor = torch.tensor(levels, device=device)
+
+    def prepare(self, model: nn.Module, x: Tensor) -> None:
+        """Nothing: patches are scaled one by one."""
+
+    def loss(self, predicted: Tensor, target: Tensor) -> Tensor:
+        """See `quantile_loss`."""
+        return quantile_loss(predicted, target, self._tensor)
+
+    def evaluate(self, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
+        """See `evaluate_model`."""
+        return evaluate_model(model, x, y, self._levels)
+
+    def symmetry(self, x: Tensor, y: Tensor, fold: int) -> tuple[Tensor, Tensor]:
+        """See `symmetry`."""
+        return symmetry(x, y, fold)
 
 
 def quantile_loss(predicted: Tensor, target: Tensor, levels: Tensor) -> Tensor:
@@ -205,12 +262,13 @@ def train(
     *,
     on_epoch: EpochHook | None = None,
 ) -> TrainingResult:
-    """Train with Adam on the pinball loss and keep the weights of the best validation error.
+    """Train with Adam on the task's loss and keep the weights of the best validation error.
 
     Parameters
     ----------
     model
-        Any network from (n, 1, 11, 11) to (n, 2, q); trained in place.
+        Any network from (n, 1, 11, 11) to (n, 2, q) for "bragg", from (n, 1, 64, 64) to
+        (n, 2, 64, 64) for "ptycho"; trained in place.
     on_epoch
         Called after each epoch with its number (from 1) and metrics; True stops the training.
 
@@ -223,9 +281,10 @@ def train(
     torch.manual_seed(settings.seed)
     device = data.device
     model.to(device).train()
-    levels = torch.tensor(settings.levels, device=device)
+    criterion = find_task(data.task).criterion(settings.levels, device)
+    criterion.prepare(model, data.train_x)
     optimiser = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=True)
-    epochs = _Epochs(data, settings)
+    epochs = _Epochs(data, settings, criterion)
     schedule = _Schedule(settings.learning_rate, settings.epochs * epochs.steps)
     best = _Best()
     history: list[dict[str, float]] = []
@@ -233,11 +292,11 @@ def train(
         for x, y in epochs:
             optimiser.param_groups[0]["lr"] = schedule.next()
             optimiser.zero_grad(set_to_none=True)
-            loss = quantile_loss(model(x), y, levels)
+            loss = criterion.loss(model(x), y)
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
         model.eval()
-        metrics = evaluate_model(model, data.validation_x, data.validation_y, settings.levels)
+        metrics = criterion.evaluate(model, data.validation_x, data.validation_y)
         model.train()
         if not math.isfinite(metrics["error"]):
             break
@@ -264,26 +323,30 @@ def train(
 class _Epochs:
     """Yields the batches of one epoch as views of one permuted, augmented copy."""
 
-    def __init__(self, data: TrainingData, settings: TrainingSettings) -> None:
+    def __init__(
+        self, data: TrainingData, settings: TrainingSettings, criterion: Criterion
+    ) -> None:
         self._x, self._y, self._batch = data.train_x, data.train_y, settings.batch_size
         self._generator = torch.Generator(device=data.device).manual_seed(settings.seed)
-        self._folds = 8 if settings.augment else 1
-        self._keep = self._x.numel() * self._x.element_size() * self._folds <= AUGMENTED_BYTES
-        if self._keep and self._folds == 8:
-            turned = [symmetry(self._x, self._y, k) for k in range(8)]
+        self._symmetry = criterion.symmetry
+        self._folds = criterion.symmetries if settings.augment else 1
+        size = self._x.nbytes + self._y.nbytes
+        self._keep = size * self._folds <= AUGMENTED_BYTES
+        if self._keep and self._folds > 1:
+            turned = [self._symmetry(self._x, self._y, fold) for fold in range(self._folds)]
             self._x = torch.cat([x for x, _ in turned])
             self._y = torch.cat([y for _, y in turned])
         self._count = len(data.train_x)
-        # A last batch of one or two patches is noise, so it is dropped where others exist.
+        # A last batch of one or two items is noise, so it is dropped where others exist.
         self.steps = max(1, self._count // self._batch)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         order = torch.randperm(self._count, generator=self._generator, device=self._x.device)
         order = order[: self.steps * self._batch]
-        if self._folds == 8 and self._keep:
+        if self._folds > 1 and self._keep:
             x, y = self._take(order + self._draw(len(order)) * self._count)
-        elif self._folds == 8:
-            x, y = symmetry(*self._take(order), int(self._draw(1)))
+        elif self._folds > 1:
+            x, y = self._symmetry(*self._take(order), int(self._draw(1)))
         else:
             x, y = self._take(order)
         for start in range(0, len(x), self._batch):
@@ -293,7 +356,9 @@ class _Epochs:
         return self._x[index], self._y[index]
 
     def _draw(self, count: int) -> Tensor:
-        return torch.randint(8, (count,), generator=self._generator, device=self._x.device)
+        return torch.randint(
+            self._folds, (count,), generator=self._generator, device=self._x.device
+        )
 
 
 def symmetry(x: Tensor, y: Tensor, fold: int) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,8 @@ import torch
 
 from edgexnas.host.dataset import PeakDataset
 from edgexnas.host.labels import label_frames
+from edgexnas.host.ptycho_dataset import PtychoDataset
+from edgexnas.host.scan_regions import scan_regions
 from edgexnas.host.training import TrainingData
 from edgexnas.simulate import HedmSettings, simulate_hedm
 
@@ -52,6 +54,31 @@ def tiny_peaks() -> PeakDataset:
         frames=frames,
         shape=(256, 256),
         source="Gaussian peaks",
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_patterns() -> PtychoDataset:
+    """600 patterns of a smooth random object under a defocused Gaussian probe, with the truth."""
+    rng = np.random.default_rng(0)
+    row, col = np.mgrid[-32:32, -32:32]
+    probe = np.exp(-(row**2 + col**2) / 600 + 0.01j * (row**2 + 0.5 * col**2))
+    fields = np.fft.fft2(rng.normal(size=(2, 300, 300)))
+    near = np.exp(-(np.fft.fftfreq(300)[:, None] ** 2 + np.fft.fftfreq(300) ** 2) * 3000)
+    amplitude, phase = (field / field.std() for field in np.fft.ifft2(fields * near).real)
+    sample = np.stack([0.7 + 0.05 * amplitude, 0.3 * phase]).astype(np.float32)
+    positions = rng.integers(0, 300 - 64, (600, 2))
+    targets = np.stack([sample[:, r : r + 64, c : c + 64] for r, c in positions])
+    field = probe * targets[:, 0] * np.exp(1j * targets[:, 1])
+    far = np.abs(np.fft.fftshift(np.fft.fft2(field, norm="ortho"), axes=(1, 2))) ** 2
+    return PtychoDataset(
+        patterns=rng.poisson(1000 * far).astype(np.float32),
+        targets=targets,
+        positions_px=positions.astype(np.float64),
+        region=scan_regions(positions.astype(np.float64)),
+        intensity_scale=1000.0,
+        source="a smooth random object",
+        against="truth",
     )
 
 

@@ -23,8 +23,8 @@ from edgexnas.host.evaluation import (
     EvaluationRequest,
     EvaluationResult,
     evaluate,
+    evaluation_context,
     load_checkpoint,
-    peak_context,
 )
 from edgexnas.host.evaluators import (
     Evaluator,
@@ -42,7 +42,7 @@ GOOD: Configuration = {
 
 @pytest.fixture(scope="module")
 def context(tiny_peaks: PeakDataset) -> EvaluationContext:
-    return peak_context(tiny_peaks, tiny_peaks.split(), device="cpu")
+    return evaluation_context(tiny_peaks, tiny_peaks.split(), device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_a_training_is_stopped_at_a_rung_where_its_error_is_too_high(
 def test_too_few_peaks_are_refused_with_their_number(tiny_peaks: PeakDataset) -> None:
     split = dataclasses.replace(tiny_peaks.split(), train=tiny_peaks.split().train[:60])
     with pytest.raises(InputError, match="leaves 60 good peaks for train and a search needs 64"):
-        peak_context(tiny_peaks, split)
+        evaluation_context(tiny_peaks, split)
 
 
 def test_a_worker_gives_the_same_result_as_this_process(

@@ -9,6 +9,7 @@ from torch import nn
 from edgexnas.errors import QuantisationError
 from edgexnas.host.models import BraggNN, cnn_bragg, mlp_bragg
 from edgexnas.host.onnx_export import to_onnx
+from edgexnas.host.ptycho_models import CnnPtycho
 from edgexnas.host.quantisation import Recipe, quantise, run_onnx, weighted_layers
 from edgexnas.host.quantisation_aware import fine_tune_for_int8
 from edgexnas.host.training import TrainingData, TrainingSettings, score_offsets, train
@@ -132,3 +133,43 @@ def test_fine_tuning_leaves_the_float_network_as_it_was(
     )
     assert all(torch.equal(before[name], value) for name, value in trained.state_dict().items())
     assert tuned.model.state_dict().keys() == before.keys()
+
+
+@pytest.fixture(scope="module")
+def two_heads() -> tuple[CnnPtycho, TrainingData]:
+    """A network for ptychography whose encoder and heads have two layers each, and random data."""
+    torch.manual_seed(0)
+    patterns, patches = torch.rand(8, 1, 64, 64), torch.rand(8, 2, 64, 64)
+    return CnnPtycho(2, 2, 1, 1), TrainingData(patterns, patches, patterns, patches, "ptycho")
+
+
+@pytest.mark.parametrize(
+    ("float_layers", "left"),
+    [(1, {"amplitude.5", "phase.5"}), (2, {"amplitude.0", "amplitude.5", "phase.0", "phase.5"})],
+)
+def test_the_last_layers_of_each_head_stay_float(
+    two_heads: tuple[CnnPtycho, TrainingData], float_layers: int, left: set[str]
+) -> None:
+    model, data = two_heads
+    proto = to_onnx(model.eval(), data.train_x[:4], input_name="patterns", output_name="object")
+    result = quantise(proto, data.train_x.numpy(), Recipe(float_layers=float_layers))
+    graph = onnx.load_from_string(proto).graph
+    weights = {node.name: node.input[1] for node in graph.node if node.op_type == "Conv"}
+    assert {weights[name].removesuffix(".weight") for name in result.left_float} == left
+    assert len(result.quantised) == 6 - len(left)
+
+
+def test_fine_tuning_rounds_the_layers_that_the_graph_will_have_in_int8(
+    two_heads: tuple[CnnPtycho, TrainingData], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, data = two_heads
+    rounded: list[set[str]] = []
+
+    def watch(model: nn.Module, *rest: object) -> None:
+        names = {name.split(".parametrizations")[0] for name, _ in model.named_parameters()
+                 if ".parametrizations" in name}  # fmt: skip
+        rounded.append(names)
+
+    monkeypatch.setattr("edgexnas.host.quantisation_aware.train", watch)
+    fine_tune_for_int8(model, data, data.train_x, TrainingSettings(epochs=1, device="cpu"))
+    assert rounded == [{"encoder.0", "encoder.3", "amplitude.0", "phase.0"}]
