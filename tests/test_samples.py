@@ -5,9 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
 import pytest
 
+from edgexnas.bundle import generate_keys
 from edgexnas.cli import main
 
 SAMPLES = Path(__file__).resolve().parents[1] / "samples"
@@ -49,3 +52,18 @@ def test_01_predict_peaks_prints_a_line_for_each_peak(folder: Path) -> None:
 
 def test_02_own_space_prints_its_pareto_front(folder: Path, tmp_path: Path) -> None:
     assert "units" in run("02_own_space.py", folder / "peaks.h5", tmp_path / "run")
+
+
+def test_03_stream_ptycho_keeps_the_object_of_a_scan(visible: ModuleType, tmp_path: Path) -> None:
+    signing_key, _ = generate_keys(tmp_path)
+    bundle = visible.write_visible_bundle(tmp_path / "v.edgex", signing_key=signing_key)
+    scan = visible.visible_scan()
+    corners = np.fft.ifftshift(scan.patterns, axes=(1, 2))
+    np.savez(tmp_path / "scan.npz", data=corners[None], scan=scan.positions_px[None])
+    lines = run(
+        "03_stream_ptycho.py", bundle, tmp_path, tmp_path / "scan.npz", tmp_path / "object.npz"
+    )
+    assert "stitched=35" in lines.splitlines()[-1]
+    with np.load(tmp_path / "object.npz") as saved:
+        seen = visible.visible_object()
+        np.testing.assert_allclose(np.abs(saved["object"]), np.abs(seen), atol=0.02)

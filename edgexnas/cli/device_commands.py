@@ -38,10 +38,10 @@ def add_to(commands: Commands) -> None:
 
 
 def _predict(options: argparse.Namespace) -> None:
-    from edgexnas.device import Predictor
+    from edgexnas.device import PeakPredictor
 
     with (
-        Predictor(
+        PeakPredictor(
             options.bundle,
             trust=options.trust,
             engine=options.engine,
@@ -50,9 +50,10 @@ def _predict(options: argparse.Namespace) -> None:
         ) as predictor,
         _sink(options.output) as sink,
     ):
+        series = predictor.stream(options.frames)
         writer = csv.writer(sink)
         writer.writerow(COLUMNS)
-        for peaks in predictor.stream(options.frames):
+        for peaks in series:
             writer.writerows(_rows(peaks))
 
 

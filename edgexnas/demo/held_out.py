@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from edgexnas.bragg import Peaks
 from edgexnas.bundle import AccuracyRow, Precision
-from edgexnas.device import Predictor
+from edgexnas.device import PeakPredictor
 from edgexnas.host import PeakDataset, distance_row, match_peaks
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def predict_held_out(
     step: Callable[[int, int], None],
 ) -> HeldOut:
     """Stream the given frames through a predictor; no label is looked at."""
-    with Predictor(
+    with PeakPredictor(
         bundle, trust=trust, engine="onnxruntime", precision=precision, mask=series.mask
     ) as predictor:
         spread = np.unique(np.linspace(0, len(frames) - 1, BACKGROUND_FRAMES).astype(int))

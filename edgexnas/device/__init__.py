@@ -12,18 +12,29 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from edgexnas.device.engine import Engine, open_engine
     from edgexnas.device.onnx_engine import OnnxEngine
+    from edgexnas.device.patch_stream import PatchStream
+    from edgexnas.device.peak_predictor import PeakPredictor
     from edgexnas.device.predictor import Predictor
-    from edgexnas.device.proof import EngineProof, prove_engine
+    from edgexnas.device.proof import EngineProof, ObjectProof, prove_engine
+    from edgexnas.device.ptycho_predictor import PtychoPredictor
+    from edgexnas.device.scan_source import PositionReading
+    from edgexnas.device.stitching import StitchCounts
     from edgexnas.device.tensorrt_engine import Plan, build_plan
     from edgexnas.device.tensorrt_layers import PlanLayer
 
 __all__ = [
     "Engine",
     "EngineProof",
+    "ObjectProof",
     "OnnxEngine",
+    "PatchStream",
+    "PeakPredictor",
     "Plan",
     "PlanLayer",
+    "PositionReading",
     "Predictor",
+    "PtychoPredictor",
+    "StitchCounts",
     "build_plan",
     "open_engine",
     "prove_engine",
@@ -32,10 +43,16 @@ __all__ = [
 _MODULES = {
     "Engine": "engine",
     "EngineProof": "proof",
+    "ObjectProof": "proof",
     "OnnxEngine": "onnx_engine",
+    "PatchStream": "patch_stream",
+    "PeakPredictor": "peak_predictor",
     "Plan": "tensorrt_engine",
     "PlanLayer": "tensorrt_layers",
+    "PositionReading": "scan_source",
     "Predictor": "predictor",
+    "PtychoPredictor": "ptycho_predictor",
+    "StitchCounts": "stitching",
     "build_plan": "tensorrt_engine",
     "open_engine": "engine",
     "prove_engine": "proof",

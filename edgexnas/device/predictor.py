@@ -1,4 +1,4 @@
-"""The predictor: from a signed bundle and detector frames to Bragg peak positions."""
+"""The predictor: a verified bundle, an engine proven on it, and what the two predict."""
 
 from __future__ import annotations
 
@@ -7,31 +7,30 @@ import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast
 
-import numpy as np
 import numpy.typing as npt
 
-from edgexnas.bragg import CENTRE, PeakPositions, Peaks, as_patches, decode_offsets, scale_patches
 from edgexnas.bundle import Bundle, Manifest, open_bundle
-from edgexnas.device.detection import PeakDetection
 from edgexnas.device.engine import Engine, open_engine
-from edgexnas.device.proof import EngineProof, prove_engine, run_in_batches
-from edgexnas.device.stream import FrameSource, background_frames, open_source
-from edgexnas.errors import ConfigurationError, EngineError, SourceError
+from edgexnas.device.proof import EngineProof, ObjectProof, prove_engine
+from edgexnas.errors import ConfigurationError, EngineError
 
 if TYPE_CHECKING:
+    from edgexnas.bragg import Peaks
     from edgexnas.bundle import Precision, TrustStore
-    from edgexnas.frames import FrameSeries
-    from edgexnas.peak_finding import FoundPeaks, PeakFinder
 
 __all__ = ["Predictor"]
 
-FloatArray = npt.NDArray[np.float32]
+Task = Literal["bragg", "ptycho"]
+Kind = TypeVar("Kind", bound="Predictor")
 
 
 class Predictor:
-    """Positions of Bragg peaks from a verified bundle.
+    """What a verified bundle predicts: Bragg peak positions, or patches of an object.
+
+    `Predictor(...)` opens the predictor of the bundle's application, a `PeakPredictor` or a
+    `PtychoPredictor`; open one of these by its own name to accept bundles of one kind only.
 
     Opening a predictor verifies the bundle's signature, opens an engine, and proves that engine
     on the bundle's reference vectors; a predictor that opened works within the bundle's gate.
@@ -41,11 +40,6 @@ class Predictor:
         with Predictor("bragg.edgex", trust="keys/") as predictor:
             for peaks in predictor.stream("scan.h5"):
                 print(peaks.frame_number, peaks.positions_px)
-
-    All coordinates are (row, col) in pixels; the centre of a frame's first pixel is (0, 0).
-
-    A predictor serves one detector: the mask or the first frame fixes the shape of all frames,
-    the first frame their dtype.
 
     Thread-safe: calls from several threads wait for each other. For throughput open one predictor
     for each thread or process, or raise `threads`.
@@ -62,11 +56,11 @@ class Predictor:
     precision
         "int8", "float16" or "float32": which of the bundle's models runs.
     batch
-        Largest number of patches of one run of the engine.
+        Largest number of patches or patterns of one run of the engine.
     threads
         CPU threads of the engine; None for 1.
     mask
-        (H, W) bool, True where a pixel must not be used (dead, hot, in a gap).
+        (H, W) bool, True where a pixel of the detector must not be used (dead, hot, in a gap).
 
     Attributes
     ----------
@@ -91,6 +85,33 @@ class Predictor:
         If the inference library is not installed.
     """
 
+    task: ClassVar[Task]
+    """The application that a subclass serves."""
+
+    manifest: Manifest
+    engine: Engine
+    proof: EngineProof | ObjectProof
+
+    def __new__(
+        cls: type[Kind],
+        bundle: str | os.PathLike[str] | Bundle,
+        *,
+        trust: str | os.PathLike[str] | TrustStore | None = None,
+        **options: Any,
+    ) -> Kind:
+        """Choose the class by the bundle's task, once the bundle is verified."""
+        verified = _verified(bundle, trust)
+        manifest = verified.manifest
+        kind = _predictor_of(manifest.task) if cls is Predictor else cls
+        if manifest.task != kind.task:
+            raise ConfigurationError(
+                f"bundle {manifest.model_id} is for {manifest.task}; "
+                f"this predictor serves {kind.task} bundles"
+            )
+        predictor = cast(Kind, super().__new__(kind))
+        predictor._verified = verified
+        return predictor
+
     def __init__(
         self,
         bundle: str | os.PathLike[str] | Bundle,
@@ -102,136 +123,44 @@ class Predictor:
         threads: int | None = None,
         mask: npt.ArrayLike | None = None,
     ) -> None:
-        verified = _verified(bundle, trust)
-        self.manifest: Manifest = verified.manifest
-        preprocessing = self.manifest.preprocessing
-        if preprocessing.kind != "bragg":
-            raise ConfigurationError(
-                f"bundle {self.manifest.model_id} is for {self.manifest.task}; "
-                "this predictor serves bragg bundles"
-            )
-        self._detection = PeakDetection(preprocessing.finder, mask=mask)
+        verified = self._verified
+        # The engine has its own copy of the model; the bundle's need not stay in memory.
+        del self._verified
+        self.manifest = verified.manifest
         self._lock = threading.RLock()
         self._closed = False
-        self._next_number = 0
-        self.engine: Engine = open_engine(
+        self.engine = open_engine(
             verified, engine=engine, precision=precision, batch=batch, threads=threads
         )
         try:
-            self.proof: EngineProof = prove_engine(self.engine, verified)
+            self.proof = prove_engine(self.engine, verified)
         except BaseException:
             self.engine.close()
             raise
 
-    def predict(self, patches: npt.ArrayLike) -> PeakPositions:
-        """Predict the positions of peaks in patches.
+    _verified: Bundle
 
-        Parameters
-        ----------
-        patches
-            (n, 11, 11) or (n, 1, 11, 11), any real dtype, n from 0; counts in any unit, with the
-            background subtracted. Each is scaled by its own minimum and maximum.
+    def predict(self, items: npt.ArrayLike, /) -> Any:
+        """Predict from patches or patterns: `PeakPositions` or `ObjectPatches`.
 
-        Returns
-        -------
-        Positions in pixels from the patch's first pixel: positions_px (n, 2), intervals_px (n, 2)
-        and quantiles_px (n, 2, q), float32.
-
-        Raises
-        ------
-        InputError
-            If the shape or the dtype is another, or a value is not finite.
-        EngineError
-            If the predictor is closed or the engine fails.
+        See `PeakPredictor.predict` and `PtychoPredictor.predict`.
         """
-        checked = as_patches(patches)
-        with self._lock:
-            return decode_offsets(self._offsets(checked), self.manifest.quantile_levels)
+        raise NotImplementedError
 
     def process(self, frame: npt.ArrayLike, *, frame_number: int | None = None) -> Peaks:
-        """Find the peaks of one detector frame and predict their positions.
+        """Find the peaks of one detector frame; see `PeakPredictor.process`."""
+        raise self._other_task("process")
 
-        The first frame shows the background of all frames that `process` gets, unless
-        `calibrate_background` was called.
+    def stream(self, source: Any, /) -> Iterator[Any]:
+        """Predict from a series of frames or a scan: `Peaks` or `PlacedPatches`, in order.
 
-        Parameters
-        ----------
-        frame
-            (H, W) counts, any integer or float dtype.
-        frame_number
-            Number of the frame in its series; None for one more than at the last call, from 0.
-
-        Returns
-        -------
-        The peaks in frame coordinates, sorted by the (row, col) of their brightest pixel.
-
-        Raises
-        ------
-        InputError
-            If shape or dtype differ from the first frame's or from the mask's shape, or a usable
-            pixel is NaN or infinite; the message names the pixel.
-        EngineError
-            If the predictor is closed or the engine fails.
+        See `PeakPredictor.stream` and `PtychoPredictor.stream`.
         """
-        with self._lock:
-            self._refuse_closed()
-            found = self._detection.find(frame)
-            number = self._next_number if frame_number is None else frame_number
-            peaks = self._peaks(found, number)
-            self._next_number = number + 1
-            return peaks
-
-    def stream(self, source: FrameSource) -> Iterator[Peaks]:
-        """Process a series of frames in order.
-
-        Parameters
-        ----------
-        source
-            A path that `edgexnas.frames.open_frames` reads, a `FrameSeries`, an (n, H, W) array,
-            or an iterable of (H, W) frames. The background of a path, series or array comes from
-            up to 16 of its frames, spread evenly; that of an iterable from its first frame. After
-            `calibrate_background` it comes from there instead. A series' own mask is used beside
-            the predictor's.
-
-        Yields
-        ------
-        The peaks of each frame, in order, with `frame_number` from 0.
-
-        Raises
-        ------
-        ConfigurationError
-            If the source is none of these.
-        SourceError
-            If a path cannot be opened or read, or there are no frames; an iterable shows that only
-            when it is asked for its first frame.
-        InputError, EngineError
-            As in `process`, for the frame at fault.
-        """
-        self._refuse_closed()
-        opened = open_source(source)
-        if isinstance(opened, Iterator):
-            return self._stream_frames(opened)
-        return self._stream_series(opened, close=opened is not source)
+        raise NotImplementedError
 
     def calibrate_background(self, frames: Iterable[npt.ArrayLike]) -> None:
-        """Estimate the background once, for every frame to come.
-
-        Parameters
-        ----------
-        frames
-            (k, H, W) or k frames of (H, W), counts, k from 1; such as frames without beam, or ones
-            spread over a scan.
-
-        Raises
-        ------
-        InputError
-            If there is no frame, or one differs in shape or dtype or holds a NaN.
-        EngineError
-            If the predictor is closed.
-        """
-        with self._lock:
-            self._refuse_closed()
-            self._detection.calibrate(frames)
+        """Estimate the frames' background; see `PeakPredictor.calibrate_background`."""
+        raise self._other_task("calibrate_background")
 
     def close(self) -> None:
         """Release the engine; closing again does nothing."""
@@ -239,7 +168,7 @@ class Predictor:
             self._closed = True
             self.engine.close()
 
-    def __enter__(self) -> Predictor:
+    def __enter__(self: Kind) -> Kind:
         return self
 
     def __exit__(
@@ -252,60 +181,30 @@ class Predictor:
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{self.engine.name}, {self.engine.precision}"
-        return f"<Predictor: {self.manifest.model_id} {self.manifest.sequence}, {state}>"
-
-    def _stream_series(self, series: FrameSeries, *, close: bool) -> Iterator[Peaks]:
-        try:
-            with self._lock:
-                self._refuse_closed()
-                frames = [self._detection.admit(frame) for frame in background_frames(series)]
-                finder = self._detection.finder(frames, mask=series.mask)
-            del frames
-            for number in range(len(series)):
-                yield self._streamed(series[number], finder, number)
-        finally:
-            if close:
-                series.close()
-
-    def _stream_frames(self, frames: Iterator[npt.ArrayLike]) -> Iterator[Peaks]:
-        finder: PeakFinder | None = None
-        for number, frame in enumerate(frames):
-            if finder is None:
-                with self._lock:
-                    self._refuse_closed()
-                    finder = self._detection.finder([self._detection.admit(frame)])
-            yield self._streamed(frame, finder, number)
-        if finder is None:
-            raise SourceError("the iterable gave no frames; give at least one")
-
-    def _streamed(self, frame: npt.ArrayLike, finder: PeakFinder, number: int) -> Peaks:
-        with self._lock:
-            self._refuse_closed()
-            return self._peaks(finder.find(self._detection.admit(frame)), number)
-
-    def _peaks(self, found: FoundPeaks, number: int) -> Peaks:
-        offsets_px = self._offsets(found.counts)
-        placed = decode_offsets(offsets_px, self.manifest.quantile_levels, found.maxima - CENTRE)
-        return Peaks(
-            positions_px=placed.positions_px,
-            intervals_px=placed.intervals_px,
-            quantiles_px=placed.quantiles_px,
-            maxima=found.maxima,
-            intensities=found.intensities,
-            flags=found.flags,
-            frame_number=number,
-            overflow=found.overflow,
+        return (
+            f"<{type(self).__name__}: {self.manifest.model_id} {self.manifest.sequence}, {state}>"
         )
 
-    def _offsets(self, counts: FloatArray) -> FloatArray:
-        """(n, 11, 11) counts → (n, 2, q) offsets from the patch centres, in px."""
-        self._refuse_closed()
-        item_shape = (2, len(self.manifest.quantile_levels))
-        return run_in_batches(self.engine, scale_patches(counts)[:, None], item_shape)
+    def _other_task(self, method: str) -> ConfigurationError:
+        return ConfigurationError(
+            f"bundle {self.manifest.model_id} is for {self.task}, and {method} is for frames of "
+            "Bragg peaks; use predict or stream"
+        )
 
     def _refuse_closed(self) -> None:
         if self._closed:
             raise EngineError("this predictor is closed; open a new one")
+
+
+def _predictor_of(task: Task) -> type[Predictor]:
+    # Imported late, because both modules need this one; and only what is used is loaded.
+    if task == "bragg":
+        from edgexnas.device.peak_predictor import PeakPredictor
+
+        return PeakPredictor
+    from edgexnas.device.ptycho_predictor import PtychoPredictor
+
+    return PtychoPredictor
 
 
 def _verified(

@@ -9,19 +9,20 @@ import numpy as np
 import numpy.typing as npt
 
 from edgexnas.errors import EngineAccuracyError, EngineError
+from edgexnas.ptycho import patch_errors
 
 if TYPE_CHECKING:
     from edgexnas.bundle import Bundle
     from edgexnas.device.engine import Engine
 
-__all__ = ["EngineProof", "prove_engine"]
+__all__ = ["EngineProof", "ObjectProof", "prove_engine"]
 
 FloatArray = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
 class EngineProof:
-    """How far an engine's outputs lie from the float32 reference outputs.
+    """How far an engine's positions lie from the float32 reference positions.
 
     Attributes
     ----------
@@ -38,11 +39,37 @@ class EngineProof:
     vectors: int
 
 
-def prove_engine(engine: Engine, bundle: Bundle) -> EngineProof:
-    """Run a Bragg bundle's reference inputs through an engine and compare with its gate.
+@dataclass(frozen=True, slots=True)
+class ObjectProof:
+    """How far an engine's patches of the object lie from the float32 reference patches.
 
-    The distance is the Euclidean one, sqrt(Δrow² + Δcol²), between a quantile and its reference,
-    averaged over all quantiles and vectors, as the host measures it when it sets the gate.
+    Attributes
+    ----------
+    measured_rad
+        Mean absolute phase difference in radians, after each patch's constant is removed.
+    allowed_rad
+        The gate: the largest phase difference that the manifest allows for this precision.
+    measured_amplitude
+        Mean absolute amplitude difference, as a share of the mean reference amplitude.
+    allowed_amplitude
+        The gate of the amplitude; None where the manifest has none.
+    vectors
+        Number of reference vectors.
+    """
+
+    measured_rad: float
+    allowed_rad: float
+    measured_amplitude: float
+    allowed_amplitude: float | None
+    vectors: int
+
+
+def prove_engine(engine: Engine, bundle: Bundle) -> EngineProof | ObjectProof:
+    """Run a bundle's reference inputs through an engine and compare with its gate.
+
+    The distance of positions is the Euclidean one, sqrt(Δrow² + Δcol²), between a quantile and its
+    reference, averaged over all quantiles and vectors; patches of an object are compared by
+    `edgexnas.ptycho.patch_errors`. The host measures both alike when it sets the gate.
 
     Raises
     ------
@@ -52,23 +79,55 @@ def prove_engine(engine: Engine, bundle: Bundle) -> EngineProof:
     EngineError
         If the engine fails or gives another shape.
     """
-    allowed = float(getattr(bundle.manifest.gate, engine.precision))
-    inputs, expected = bundle.reference["input"], bundle.reference["output"]
-    outputs = run_in_batches(engine, inputs, expected.shape[1:])
+    expected = bundle.reference["output"]
+    outputs = run_in_batches(engine, bundle.reference["input"], expected.shape[1:])
     if outputs.shape != expected.shape:
         raise EngineError(
             f"the {engine.precision} model of bundle {bundle.manifest.model_id} gives shape "
             f"{outputs.shape}, its reference has {expected.shape}; export the bundle again"
         )
+    prove = _prove_patches if bundle.manifest.task == "ptycho" else _prove_positions
+    return prove(engine, bundle, outputs, expected)
+
+
+def _prove_positions(
+    engine: Engine, bundle: Bundle, outputs: FloatArray, expected: FloatArray
+) -> EngineProof:
+    allowed = float(getattr(bundle.manifest.gate, engine.precision))
     measured = float(np.linalg.norm(outputs - expected, axis=1).mean(dtype=np.float64))
+    _refuse_beyond(measured, allowed, " px", engine, bundle)
+    return EngineProof(measured, allowed, len(expected))
+
+
+def _prove_patches(
+    engine: Engine, bundle: Bundle, outputs: FloatArray, expected: FloatArray
+) -> ObjectProof:
+    gate = bundle.manifest.gate
+    allowed_rad = float(getattr(gate, engine.precision))
+    limits = gate.amplitude
+    allowed_amplitude = None if limits is None else float(getattr(limits, engine.precision))
+    # An engine that gives NaN is refused below, in words.
+    with np.errstate(invalid="ignore"):
+        measured = patch_errors(outputs, expected)
+    _refuse_beyond(measured.phase_rad, allowed_rad, " rad", engine, bundle)
+    if allowed_amplitude is not None:
+        unit = " of the mean amplitude"
+        _refuse_beyond(measured.amplitude, allowed_amplitude, unit, engine, bundle)
+    return ObjectProof(
+        measured.phase_rad, allowed_rad, measured.amplitude, allowed_amplitude, len(expected)
+    )
+
+
+def _refuse_beyond(
+    measured: float, allowed: float, unit: str, engine: Engine, bundle: Bundle
+) -> None:
     # Stated so that NaN, which compares false with everything, is refused.
     if not measured <= allowed:
         raise EngineAccuracyError(
-            f"the {engine.precision} engine of {engine.name} strays {measured:.4g} px from the "
-            f"reference of bundle {bundle.manifest.model_id}, which allows {allowed:.4g} px; "
+            f"the {engine.precision} engine of {engine.name} strays {measured:.4g}{unit} from the "
+            f"reference of bundle {bundle.manifest.model_id}, which allows {allowed:.4g}{unit}; "
             "use another precision or engine"
         )
-    return EngineProof(measured, allowed, len(inputs))
 
 
 def run_in_batches(engine: Engine, inputs: FloatArray, item_shape: tuple[int, ...]) -> FloatArray:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from edgexnas.bragg import CENTRE, PeakFlag, centroid
-from edgexnas.bundle import Bundle, Gate, PtychoPreprocessing, Tensor, generate_keys
-from edgexnas.device import Predictor, prove_engine
+from edgexnas.bundle import Bundle, Gate, generate_keys
+from edgexnas.device import PeakPredictor, Predictor, prove_engine
 from edgexnas.errors import (
     ConfigurationError,
     EngineAccuracyError,
@@ -82,20 +82,10 @@ class TestOpening:
         with pytest.raises(EngineError, match=r"gives shape \(64, 2, 3\).*\(64, 2, 2\)"):
             Predictor(replace(bundle, reference=reference))
 
-    def test_a_bundle_for_ptychography_is_refused(
-        self, bundle: Bundle, bragg_manifest: Callable[..., Any]
+    def test_the_application_of_the_bundle_chooses_the_predictor(
+        self, predictor: Predictor
     ) -> None:
-        shape = {"shape": ("n", 1, 64, 64), "unit": "1", "axes": ("n", "1", "row", "col")}
-        manifest = bragg_manifest(
-            task="ptycho",
-            quantile_levels=(),
-            preprocessing=PtychoPreprocessing(intensity_scale=1.0),
-            gate=Gate(unit="rad", float32=1, float16=1, int8=1),
-            inputs=(Tensor(name="pattern", **shape),),
-            outputs=(Tensor(name="phase", **shape),),
-        )
-        with pytest.raises(ConfigurationError, match="is for ptycho; this predictor serves bragg"):
-            Predictor(replace(bundle, manifest=manifest))
+        assert type(predictor) is PeakPredictor
 
     @pytest.mark.parametrize("mask", [np.zeros((4, 4)), np.zeros(4, np.bool_)])
     def test_a_mask_that_is_no_bool_image_is_refused(self, bundle: Bundle, mask: Any) -> None:

@@ -1,0 +1,134 @@
+"""Bring a detector's diffraction patterns to the network's 64×64, one detector at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgexnas.errors import ConfigurationError, InputError
+from edgexnas.ptycho import PATTERN_SIZE, bin_patterns, check_counts
+
+__all__ = ["PatternIntake"]
+
+FloatArray = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
+
+
+class PatternIntake:
+    """Checks and binning that learn the patterns' shape and dtype from the first one.
+
+    Parameters
+    ----------
+    mask
+        (H, W) bool, True where a pixel must not be used and counts as 0; it fixes the patterns'
+        shape.
+    saturation
+        Counts from which a pixel is saturated; None as in `edgexnas.ptycho.check_counts`.
+
+    Raises
+    ------
+    InputError
+        If the mask is no (H, W) bool array.
+    ConfigurationError
+        If `saturation` is not positive.
+    """
+
+    def __init__(
+        self, *, mask: npt.ArrayLike | None = None, saturation: float | None = None
+    ) -> None:
+        if saturation is not None and not saturation > 0:
+            raise ConfigurationError(f"saturation is {saturation}; give more than 0 counts")
+        self.mask = None if mask is None else _checked_mask(mask)
+        self.saturation = saturation
+        self._shape = None if self.mask is None else self.mask.shape
+        self._dtype: np.dtype[Any] | None = None
+
+    def beside(self, mask: Mask | None) -> PatternIntake:
+        """Make a fresh intake for one scan, which uses the scan's own mask beside this one's."""
+        if mask is not None and self.mask is not None:
+            if mask.shape != self.mask.shape:
+                raise InputError(
+                    f"the scan's mask has shape {mask.shape}, this predictor's has "
+                    f"{self.mask.shape}; give masks of one detector"
+                )
+            mask = mask | self.mask
+        return PatternIntake(mask=self.mask if mask is None else mask, saturation=self.saturation)
+
+    def admit(self, pattern: npt.ArrayLike, number: int) -> FloatArray:
+        """Check one pattern against those before it and bin it to (64, 64) float32.
+
+        Parameters
+        ----------
+        pattern
+            (H, W) counts, any real dtype, the direct beam at (H // 2, W // 2); square, its side a
+            multiple of 64.
+        number
+            Number of the pattern in its scan, for messages.
+
+        Raises
+        ------
+        InputError
+            If its shape or dtype is another, or a count is negative, not finite or saturated.
+        """
+        array = np.asarray(pattern)
+        if (array.shape, array.dtype) != (self._shape, self._dtype):
+            self._learn(array, number)
+        array = self.masked(array)
+        check_counts(array[None], saturation=self.saturation, first_number=number)
+        factor = len(array) // PATTERN_SIZE
+        binned: FloatArray = bin_patterns(array[None], factor)[0]
+        return binned
+
+    def masked(self, patterns: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Set the masked pixels of (..., H, W) patterns to 0.
+
+        Raises
+        ------
+        InputError
+            If the mask has another shape.
+        """
+        if self.mask is None:
+            return patterns
+        if patterns.shape[-2:] != self.mask.shape:
+            raise InputError(
+                f"patterns have shape {patterns.shape} and the mask {self.mask.shape}; give a mask "
+                "of one pattern's shape"
+            )
+        cleared: npt.NDArray[Any] = np.where(self.mask, patterns.dtype.type(0), patterns)
+        return cleared
+
+    def _learn(self, array: npt.NDArray[Any], number: int) -> None:
+        """Take over shape and dtype of the first pattern; refuse others after it."""
+        if array.dtype.kind not in "uif" or array.ndim != 2:
+            raise InputError(
+                f"pattern {number} has shape {array.shape} and dtype {array.dtype}; "
+                "give (H, W) real numbers"
+            )
+        rows, cols = array.shape
+        if rows != cols or not rows or rows % PATTERN_SIZE:
+            raise InputError(
+                f"pattern {number} has shape {array.shape}; give squares whose side is a multiple "
+                f"of {PATTERN_SIZE}, with the direct beam in the middle"
+            )
+        if self._shape not in (None, array.shape):
+            raise InputError(
+                f"pattern {number} has shape {array.shape}, this detector's mask or first pattern "
+                f"has {self._shape}; give patterns of one detector"
+            )
+        if self._dtype not in (None, array.dtype):
+            raise InputError(
+                f"pattern {number} has dtype {array.dtype}, the patterns before it had "
+                f"{self._dtype}; give patterns of one detector"
+            )
+        self._shape, self._dtype = array.shape, array.dtype
+
+
+def _checked_mask(mask: npt.ArrayLike) -> Mask:
+    array = np.asarray(mask)
+    if array.ndim != 2 or array.dtype != np.bool_:
+        raise InputError(
+            f"the mask has shape {array.shape} and dtype {array.dtype}; give a bool array (H, W)"
+        )
+    return array

@@ -1,0 +1,240 @@
+"""From detector frames to the positions of Bragg peaks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from edgexnas.bragg import CENTRE, PeakPositions, Peaks, as_patches, decode_offsets, scale_patches
+from edgexnas.device.detection import PeakDetection
+from edgexnas.device.predictor import Predictor
+from edgexnas.device.proof import EngineProof, run_in_batches
+from edgexnas.device.stream import FrameSource, background_frames, open_source
+from edgexnas.errors import SourceError
+
+if TYPE_CHECKING:
+    from edgexnas.bundle import Bundle, Precision, TrustStore
+    from edgexnas.frames import FrameSeries
+    from edgexnas.peak_finding import FoundPeaks, PeakFinder
+
+__all__ = ["PeakPredictor"]
+
+FloatArray = npt.NDArray[np.float32]
+
+
+class PeakPredictor(Predictor):
+    """Positions of Bragg peaks; see `Predictor`.
+
+    ::
+
+        with PeakPredictor("bragg.edgex", trust="keys/") as predictor:
+            for peaks in predictor.stream("scan.h5"):
+                print(peaks.frame_number, peaks.positions_px)
+
+    All coordinates are (row, col) in pixels; the centre of a frame's first pixel is (0, 0).
+
+    A predictor serves one detector: the mask or the first frame fixes the shape of all frames,
+    the first frame their dtype.
+
+    Parameters
+    ----------
+    bundle, trust, engine, precision, batch, threads
+        As of `Predictor`.
+    mask
+        (H, W) bool, True where a pixel must not be used (dead, hot, in a gap).
+
+    Attributes
+    ----------
+    proof
+        How far positions lie from the reference outputs, and the gate.
+
+    Raises
+    ------
+    BundleError, ConfigurationError, EngineError, InputError, MissingDependencyError
+        As of `Predictor`; `ConfigurationError` also if the bundle is not for Bragg peaks.
+    """
+
+    task = "bragg"
+    proof: EngineProof
+
+    def __init__(
+        self,
+        bundle: str | os.PathLike[str] | Bundle,
+        *,
+        trust: str | os.PathLike[str] | TrustStore | None = None,
+        engine: str = "auto",
+        precision: Precision = "int8",
+        batch: int = 32,
+        threads: int | None = None,
+        mask: npt.ArrayLike | None = None,
+    ) -> None:
+        preprocessing = self._verified.manifest.preprocessing
+        assert preprocessing.kind == "bragg"
+        self._detection = PeakDetection(preprocessing.finder, mask=mask)
+        self._next_number = 0
+        super().__init__(
+            bundle, trust=trust, engine=engine, precision=precision, batch=batch, threads=threads
+        )
+
+    def predict(self, patches: npt.ArrayLike) -> PeakPositions:
+        """Predict the positions of peaks in patches.
+
+        Parameters
+        ----------
+        patches
+            (n, 11, 11) or (n, 1, 11, 11), any real dtype, n from 0; counts in any unit, with the
+            background subtracted. Each is scaled by its own minimum and maximum.
+
+        Returns
+        -------
+        Positions in pixels from the patch's first pixel: positions_px (n, 2), intervals_px (n, 2)
+        and quantiles_px (n, 2, q), float32.
+
+        Raises
+        ------
+        InputError
+            If the shape or the dtype is another, or a value is not finite.
+        EngineError
+            If the predictor is closed or the engine fails.
+        """
+        checked = as_patches(patches)
+        with self._lock:
+            return decode_offsets(self._offsets(checked), self.manifest.quantile_levels)
+
+    def process(self, frame: npt.ArrayLike, *, frame_number: int | None = None) -> Peaks:
+        """Find the peaks of one detector frame and predict their positions.
+
+        The first frame shows the background of all frames that `process` gets, unless
+        `calibrate_background` was called.
+
+        Parameters
+        ----------
+        frame
+            (H, W) counts, any integer or float dtype.
+        frame_number
+            Number of the frame in its series; None for one more than at the last call, from 0.
+
+        Returns
+        -------
+        The peaks in frame coordinates, sorted by the (row, col) of their brightest pixel.
+
+        Raises
+        ------
+        InputError
+            If shape or dtype differ from the first frame's or from the mask's shape, or a usable
+            pixel is NaN or infinite; the message names the pixel.
+        EngineError
+            If the predictor is closed or the engine fails.
+        """
+        with self._lock:
+            self._refuse_closed()
+            found = self._detection.find(frame)
+            number = self._next_number if frame_number is None else frame_number
+            peaks = self._peaks(found, number)
+            self._next_number = number + 1
+            return peaks
+
+    def stream(self, source: FrameSource) -> Iterator[Peaks]:
+        """Process a series of frames in order.
+
+        Parameters
+        ----------
+        source
+            A path that `edgexnas.frames.open_frames` reads, a `FrameSeries`, an (n, H, W) array,
+            or an iterable of (H, W) frames. The background of a path, series or array comes from
+            up to 16 of its frames, spread evenly; that of an iterable from its first frame. After
+            `calibrate_background` it comes from there instead. A series' own mask is used beside
+            the predictor's.
+
+        Yields
+        ------
+        The peaks of each frame, in order, with `frame_number` from 0.
+
+        Raises
+        ------
+        ConfigurationError
+            If the source is none of these.
+        SourceError
+            If a path cannot be opened or read, or there are no frames; an iterable shows that only
+            when it is asked for its first frame.
+        InputError, EngineError
+            As in `process`, for the frame at fault.
+        """
+        self._refuse_closed()
+        opened = open_source(source)
+        if isinstance(opened, Iterator):
+            return self._stream_frames(opened)
+        return self._stream_series(opened, close=opened is not source)
+
+    def calibrate_background(self, frames: Iterable[npt.ArrayLike]) -> None:
+        """Estimate the background once, for every frame to come.
+
+        Parameters
+        ----------
+        frames
+            (k, H, W) or k frames of (H, W), counts, k from 1; such as frames without beam, or ones
+            spread over a scan.
+
+        Raises
+        ------
+        InputError
+            If there is no frame, or one differs in shape or dtype or holds a NaN.
+        EngineError
+            If the predictor is closed.
+        """
+        with self._lock:
+            self._refuse_closed()
+            self._detection.calibrate(frames)
+
+    def _stream_series(self, series: FrameSeries, *, close: bool) -> Iterator[Peaks]:
+        try:
+            with self._lock:
+                self._refuse_closed()
+                frames = [self._detection.admit(frame) for frame in background_frames(series)]
+                finder = self._detection.finder(frames, mask=series.mask)
+            del frames
+            for number in range(len(series)):
+                yield self._streamed(series[number], finder, number)
+        finally:
+            if close:
+                series.close()
+
+    def _stream_frames(self, frames: Iterator[npt.ArrayLike]) -> Iterator[Peaks]:
+        finder: PeakFinder | None = None
+        for number, frame in enumerate(frames):
+            if finder is None:
+                with self._lock:
+                    self._refuse_closed()
+                    finder = self._detection.finder([self._detection.admit(frame)])
+            yield self._streamed(frame, finder, number)
+        if finder is None:
+            raise SourceError("the iterable gave no frames; give at least one")
+
+    def _streamed(self, frame: npt.ArrayLike, finder: PeakFinder, number: int) -> Peaks:
+        with self._lock:
+            self._refuse_closed()
+            return self._peaks(finder.find(self._detection.admit(frame)), number)
+
+    def _peaks(self, found: FoundPeaks, number: int) -> Peaks:
+        offsets_px = self._offsets(found.counts)
+        placed = decode_offsets(offsets_px, self.manifest.quantile_levels, found.maxima - CENTRE)
+        return Peaks(
+            positions_px=placed.positions_px,
+            intervals_px=placed.intervals_px,
+            quantiles_px=placed.quantiles_px,
+            maxima=found.maxima,
+            intensities=found.intensities,
+            flags=found.flags,
+            frame_number=number,
+            overflow=found.overflow,
+        )
+
+    def _offsets(self, counts: FloatArray) -> FloatArray:
+        """(n, 11, 11) counts → (n, 2, q) offsets from the patch centres, in px."""
+        self._refuse_closed()
+        item_shape = (2, len(self.manifest.quantile_levels))
+        return run_in_batches(self.engine, scale_patches(counts)[:, None], item_shape)

@@ -1,0 +1,158 @@
+"""From diffraction patterns to patches of the object, and to an image of it."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from edgexnas.device.patch_stream import PatchStream
+from edgexnas.device.pattern_intake import PatternIntake
+from edgexnas.device.predictor import Predictor
+from edgexnas.device.proof import ObjectProof, run_in_batches
+from edgexnas.device.scan_source import ScanChunk, ScanSource, open_chunks
+from edgexnas.device.stitching import MOST_WAITING, ObjectStitcher
+from edgexnas.ptycho import (
+    PATTERN_SIZE,
+    FloatArray,
+    ObjectPatches,
+    as_patterns,
+    decode_patches,
+    scale_patterns,
+)
+
+if TYPE_CHECKING:
+    from edgexnas.bundle import Bundle, Precision, TrustStore
+
+__all__ = ["PtychoPredictor"]
+
+
+class PtychoPredictor(Predictor):
+    """Amplitude and phase of an object from its diffraction patterns; see `Predictor`.
+
+    ::
+
+        with PtychoPredictor("ptycho.edgex", trust="keys/") as predictor:
+            stream = predictor.stream("scan.h5")
+            for patches in stream:
+                print(patches.frame_numbers, patches.positions_px)
+            image = stream.image()
+
+    Parameters
+    ----------
+    bundle, trust, engine, precision, batch, threads
+        As of `Predictor`.
+    mask
+        (H, W) bool, True where a detector pixel must not be used; it counts as 0 there.
+    saturation
+        Counts from which a pixel is saturated; None for the largest value of an unsigned integer
+        dtype, and no limit for others.
+
+    Attributes
+    ----------
+    proof
+        How far phase and amplitude lie from the reference outputs, and the gates.
+
+    Raises
+    ------
+    BundleError, ConfigurationError, EngineError, InputError, MissingDependencyError
+        As of `Predictor`; `ConfigurationError` also if the bundle is not for ptychography.
+    """
+
+    task = "ptycho"
+    proof: ObjectProof
+
+    def __init__(
+        self,
+        bundle: str | os.PathLike[str] | Bundle,
+        *,
+        trust: str | os.PathLike[str] | TrustStore | None = None,
+        engine: str = "auto",
+        precision: Precision = "int8",
+        batch: int = 32,
+        threads: int | None = None,
+        mask: npt.ArrayLike | None = None,
+        saturation: float | None = None,
+    ) -> None:
+        self._intake = PatternIntake(mask=mask, saturation=saturation)
+        super().__init__(
+            bundle, trust=trust, engine=engine, precision=precision, batch=batch, threads=threads
+        )
+        preprocessing = self.manifest.preprocessing
+        assert preprocessing.kind == "ptycho"
+        self._intensity_scale = preprocessing.intensity_scale
+
+    def predict(self, patterns: npt.ArrayLike) -> ObjectPatches:
+        """Predict the patches of the object under the probe.
+
+        Parameters
+        ----------
+        patterns
+            (n, 64, 64) or (n, 1, 64, 64) photon counts, any real dtype, n from 0, the direct beam
+            at (32, 32); `edgexnas.ptycho.bin_patterns` brings larger ones to this size. Pixels
+            under the mask count as 0.
+
+        Returns
+        -------
+        amplitude, without unit, and phase_rad, up to a constant a patch: (n, 64, 64) float32.
+
+        Raises
+        ------
+        InputError
+            If the shape, the dtype or the mask's shape is another, or a count is negative, not
+            finite or saturated; the message names the pattern, the pixel and the value.
+        EngineError
+            If the predictor is closed or the engine fails.
+        """
+        usable = self._intake.masked(np.asarray(patterns))
+        return self._patches(as_patterns(usable, saturation=self._intake.saturation))
+
+    def stream(self, source: ScanSource, *, most_waiting: int = MOST_WAITING) -> PatchStream:
+        """Predict the patches of a scan in order, and stitch them into an image of the object.
+
+        Parameters
+        ----------
+        source
+            A path that `edgexnas.scans.open_scan` reads, a `Scan`, or an iterable of (pattern,
+            position). Patterns of 128×128, 192×192, ... are binned to 64×64. A position is
+            the (row, col) of the first pixel of a patch in object pixels, and NaN or None while it
+            is unknown: give it later, or beforehand, as a `PositionReading` among the pairs.
+        most_waiting
+            Most patches that wait for their position, 32 kB each, and most positions that wait for
+            their pattern; beyond that the oldest is given up and counted.
+
+        Returns
+        -------
+        An iterator over `PlacedPatches`, up to `batch` of them at a time, whose `image()` is the
+        object stitched so far, and whose `counts` tell what became of every patch. Each patch is
+        turned by a constant phase to fit those before it. The image depends on the order of
+        patterns and positions alone, not on `batch`.
+
+        Raises
+        ------
+        ConfigurationError
+            If the source is none of these.
+        SourceError
+            If a path cannot be read, or a scan is empty, has not one position for each pattern, or
+            spreads over a range that is no object's; an iterable shows that it is empty only
+            when it is asked for its first pattern, and an implausible position is counted.
+        InputError, EngineError
+            As in `predict`, for the pattern at fault, after those before it.
+        """
+        self._refuse_closed()
+        stitcher = ObjectStitcher(most_waiting)
+        chunks = open_chunks(source, self._intake, self.engine.batch)
+        return PatchStream(chunks, self._predict_chunk, stitcher)
+
+    def _predict_chunk(self, chunk: ScanChunk) -> ObjectPatches:
+        return self._patches(chunk.patterns)
+
+    def _patches(self, counts: FloatArray) -> ObjectPatches:
+        """(n, 64, 64) checked counts → patches."""
+        inputs = scale_patterns(counts, self._intensity_scale)[:, None]
+        with self._lock:
+            self._refuse_closed()
+            output = run_in_batches(self.engine, inputs, (2, PATTERN_SIZE, PATTERN_SIZE))
+        return decode_patches(output)

@@ -1,0 +1,252 @@
+"""Where a predictor's diffraction patterns and their positions come from."""
+
+from __future__ import annotations
+
+import operator
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeGuard
+
+import numpy as np
+import numpy.typing as npt
+
+from edgexnas.device.pattern_intake import PatternIntake
+from edgexnas.device.stitching import LONGEST_SIDE, MOST_PIXELS, plausible
+from edgexnas.errors import ConfigurationError, InputError, SourceError
+from edgexnas.ptycho import PATTERN_SIZE
+
+__all__ = ["PositionReading", "ScanChunk", "ScanLike", "ScanSource", "open_chunks"]
+
+FloatArray = npt.NDArray[np.float32]
+Positions = npt.NDArray[np.float64]
+Reading = tuple[int, Positions]
+
+SMALLEST_SPREAD_PX = 1e-3
+"""Positions that all differ by less, but do differ, are taken for metres."""
+
+MOST_READINGS = 1024
+"""Readings after which a chunk ends even without a pattern."""
+
+
+class ScanLike(Protocol):
+    """What is needed of `edgexnas.scans.Scan`."""
+
+    @property
+    def patterns(self) -> npt.NDArray[Any]:
+        """(n, H, W) counts."""
+
+    @property
+    def positions_px(self) -> Positions:
+        """(n, 2), (row, col) of each 64×64 patch's first pixel in object pixels."""
+
+    @property
+    def mask(self) -> npt.NDArray[np.bool_] | None:
+        """(H, W), True where a pixel is unusable."""
+
+    @property
+    def source(self) -> str:
+        """What it was opened from."""
+
+
+@dataclass(frozen=True, slots=True)
+class PositionReading:
+    """The position of a pattern that came, or will come, without one.
+
+    Attributes
+    ----------
+    frame_number
+        Number of the pattern in its scan, from 0.
+    position_px
+        (row, col) of the first pixel of its patch, in object pixels.
+    """
+
+    frame_number: int
+    position_px: tuple[float, float]
+
+
+Item = tuple[npt.ArrayLike, npt.ArrayLike | None] | PositionReading
+ScanSource = str | os.PathLike[str] | ScanLike | Iterable[Item]
+"""A path, a scan, or patterns with their positions in the order in which they were taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScanChunk:
+    """Patterns that follow each other, and the readings that came between them.
+
+    Attributes
+    ----------
+    first_number
+        Number of the first pattern in its scan.
+    patterns
+        (n, 64, 64) float32 counts.
+    positions_px
+        (n, 2) float64; NaN where unknown.
+    readings
+        Pairs of the number of patterns of this chunk that came before a reading, and the
+        reading: number of a pattern in its scan, and its position.
+    """
+
+    first_number: int
+    patterns: FloatArray
+    positions_px: Positions
+    readings: tuple[tuple[int, Reading], ...]
+
+
+def open_chunks(source: ScanSource, intake: PatternIntake, size: int) -> Iterator[ScanChunk]:
+    """Open a path, check a scan, or start to iterate; give at most `size` patterns at a time.
+
+    Raises
+    ------
+    ConfigurationError
+        If it is none of these.
+    SourceError
+        If a path cannot be opened, or a scan is empty or its positions cannot be used.
+    InputError
+        If the masks of scan and predictor differ in shape.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        source = _opened(os.fspath(source))
+    if _is_scan(source):
+        check_positions(source)
+        items = zip(source.patterns, source.positions_px, strict=True)
+        return _chunks(items, intake.beside(source.mask), size)
+    if not isinstance(source, Iterable):
+        raise ConfigurationError(
+            f"source is {type(source).__name__}; give a path, a Scan or an iterable of "
+            "(pattern, position)"
+        )
+    return _chunks(iter(source), intake.beside(None), size)
+
+
+def check_positions(scan: ScanLike) -> None:
+    """Refuse a scan whose positions cannot place its patterns, before any work.
+
+    Raises
+    ------
+    SourceError
+        If there are no patterns or not one position for each, a position is infinite, all are
+        NaN, or they spread over a range that is no object's.
+    """
+    count, positions = len(scan.patterns), np.asarray(scan.positions_px)
+    if not count:
+        raise SourceError(f"{scan.source} has no patterns; give a scan with at least one")
+    if positions.shape != (count, 2):
+        raise SourceError(
+            f"{scan.source} has {count} patterns and positions of shape {positions.shape}; give "
+            f"({count}, 2), NaN where a position is unknown"
+        )
+    known = np.flatnonzero(~np.isnan(positions).any(axis=1))
+    if not len(known):
+        raise SourceError(f"{scan.source} has no position that is a number; give some")
+    infinite = known[np.isinf(positions[known]).any(axis=1)]
+    if len(infinite):
+        raise SourceError(
+            f"{scan.source} has pattern {infinite[0]} at an infinite position; "
+            "give NaN where it is unknown"
+        )
+    _check_spread(scan.source, positions[known], known)
+
+
+def _check_spread(source: str, positions: Positions, numbers: npt.NDArray[np.intp]) -> None:
+    # Through the median, so that of an outlier and the rest the outlier is named.
+    strayed = np.abs(positions - np.median(positions, axis=0)).max(axis=1)
+    worst = int(np.argmax(strayed))
+    spread = np.ptp(positions, axis=0)
+    if not plausible(*(spread + PATTERN_SIZE).tolist()):
+        row, col = positions[worst].tolist()
+        raise SourceError(
+            f"{source} has positions that spread over {spread[0]:.6g} × {spread[1]:.6g} px, with "
+            f"pattern {numbers[worst]} at ({row:.6g}, {col:.6g}), and objects have at most "
+            f"{LONGEST_SIDE} px a side and {MOST_PIXELS} px in all; give positions in object pixels"
+        )
+    if 0 < spread.max() < SMALLEST_SPREAD_PX:
+        raise SourceError(
+            f"{source} has positions that spread over {spread.max():.3g} px, which looks like "
+            "metres; give positions in object pixels"
+        )
+
+
+def _opened(path: str) -> ScanLike:
+    if "://" in path:
+        raise ConfigurationError(
+            f"source {path} is a network stream, which this version does not receive: give a "
+            "path or an iterable of (pattern, position)"
+        )
+    # Imported late: reading scans loads h5py.
+    from edgexnas.scans import open_scan
+
+    return open_scan(Path(path))
+
+
+def _is_scan(source: object) -> TypeGuard[ScanLike]:
+    return hasattr(source, "patterns") and hasattr(source, "positions_px")
+
+
+def _chunks(items: Iterator[Item], intake: PatternIntake, size: int) -> Iterator[ScanChunk]:
+    gathered = _Gathered(0, intake)
+    failure: Exception | None = None
+    try:
+        for item in items:
+            gathered.take(item)
+            if len(gathered.patterns) == size or len(gathered.readings) >= MOST_READINGS:
+                yield gathered.chunk()
+                gathered = _Gathered(gathered.next_number, intake)
+    except Exception as error:
+        # What came before the fault is delivered first, whatever the size of a chunk.
+        failure = error
+    if gathered.patterns or gathered.readings:
+        yield gathered.chunk()
+    if failure is not None:
+        raise failure
+    if not gathered.next_number:
+        raise SourceError("the iterable gave no patterns; give at least one")
+
+
+@dataclass(slots=True)
+class _Gathered:
+    """A chunk in the making."""
+
+    first_number: int
+    intake: PatternIntake
+    patterns: list[FloatArray] = field(default_factory=list)
+    positions: list[Positions] = field(default_factory=list)
+    readings: list[tuple[int, Reading]] = field(default_factory=list)
+
+    @property
+    def next_number(self) -> int:
+        return self.first_number + len(self.patterns)
+
+    def take(self, item: object) -> None:
+        if isinstance(item, PositionReading):
+            number = operator.index(item.frame_number)
+            reading = number, _position(item.position_px, number)
+            self.readings.append((len(self.patterns), reading))
+            return
+        if not isinstance(item, (tuple, list)) or len(item) != 2:
+            raise InputError(
+                f"item {self.next_number} of the iterable is no pair; give (pattern, position), "
+                "with None for a position that is not known yet"
+            )
+        pattern, position = item
+        placed = _position(position, self.next_number)
+        self.patterns.append(self.intake.admit(pattern, self.next_number))
+        self.positions.append(placed)
+
+    def chunk(self) -> ScanChunk:
+        patterns = np.array(self.patterns, np.float32).reshape(-1, PATTERN_SIZE, PATTERN_SIZE)
+        positions = np.array(self.positions, np.float64).reshape(-1, 2)
+        return ScanChunk(self.first_number, patterns, positions, tuple(self.readings))
+
+
+def _position(position: npt.ArrayLike | None, number: int) -> Positions:
+    if position is None:
+        return np.full(2, np.nan)
+    array = np.asarray(position)
+    if array.shape != (2,) or array.dtype.kind not in "uif":
+        raise InputError(
+            f"the position of pattern {number} has shape {array.shape} and dtype {array.dtype}; "
+            "give (row, col) in object pixels, or None where it is not known yet"
+        )
+    return array.astype(np.float64)

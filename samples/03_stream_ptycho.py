@@ -1,0 +1,47 @@
+"""Stream a ptychography scan and keep the object that its patches are stitched to.
+
+Run: python samples/03_stream_ptycho.py BUNDLE KEYS SCAN OBJECT
+
+BUNDLE is a signed model, KEYS the folder of the public keys you trust, SCAN an HDF5, CXI or .npz
+file of patterns with positions, OBJECT an .npz file to write. Live patterns work alike: give
+`stream` an iterable of (pattern, position) pairs, with None for a position that comes later as a
+`PositionReading`.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from edgexnas import EdgexnasError
+from edgexnas.device import PtychoPredictor
+from edgexnas.whole_files import whole_file
+
+
+def main(bundle: str, keys: str, scan: str, output: str) -> None:
+    with PtychoPredictor(bundle, trust=keys) as predictor:
+        proof = predictor.proof
+        print(f"# {predictor.manifest.model_id} on {predictor.engine.name}, ", end="")
+        print(f"{proof.measured_rad:.4f} rad from its reference ({proof.allowed_rad} rad allowed)")
+        stream = predictor.stream(scan)
+        print("# frames rows_px cols_px covered")
+        for patches in stream:
+            # A snapshot of what is stitched so far; the stream goes on beside it.
+            image = stream.image()
+            (rows, cols), covered = image.values.shape, (image.coverage > 0).mean()
+            print(f"{patches.frame_numbers[-1] + 1} {rows} {cols} {covered:.3f}")
+    print(f"# {stream.counts}")
+    image = stream.image()
+    # Phases are known up to a constant: here the mean over the object is 0.
+    values = image.values * np.exp(-1j * np.angle(image.values.sum()))
+    with whole_file(Path(output)) as draft, draft.open("wb") as file:
+        np.savez(file, object=values, coverage=image.coverage, origin_px=image.origin_px)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 5:
+        sys.exit(f"usage: python {sys.argv[0]} BUNDLE KEYS SCAN OBJECT")
+    try:
+        main(*sys.argv[1:])
+    except EdgexnasError as error:
+        sys.exit(f"error: {error}")
