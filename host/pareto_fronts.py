@@ -244,7 +244,8 @@ def claims_against(baseline: Scored, candidates: list[Scored]) -> list[str]:
         reached = gain >= (LOWER_ERROR if wanted == "lower error" else 0)
         answers.append(
             f"* **{baseline.name}, {wanted}: {'yes' if reached else 'no'}**, {best.name} has "
-            f"{gain:.1%} lower error with {saved:.1%} fewer parameters."
+            f"{abs(gain):.1%} {'lower' if gain >= 0 else 'higher'} error with {saved:.1%} fewer "
+            "parameters."
         )
     return answers
 
