@@ -83,6 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("peaks", type=Path, help="labelled peaks, from `edgexnas label`")
     parser.add_argument("--evaluations", type=int, default=16)
+    parser.add_argument("--spaces", nargs="+", default=["mlpBragg", "cnnBragg"])
     parser.add_argument("--epochs", type=int, default=8, help="of every network")
     parser.add_argument("--output", type=Path, help="Markdown file; only printed if not given")
     options = parser.parse_args()
@@ -91,10 +92,10 @@ def main() -> None:
     workers = os.cpu_count() or 1
 
     lines = [
-        "| space | plain loop | optimize | ratio | mean error plain / ours, px |",
+        "| space | plain loop | optimize | ratio | median error plain / ours, px |",
         "|---|---|---|---|---|",
     ]
-    for name in ("mlpBragg", "cnnBragg"):
+    for name in options.spaces:
         space = SPACES[name].narrow(epochs=(options.epochs, options.epochs))
         ratios = [compare(space, dataset, split, options.evaluations, workers, seed)
                   for seed in range(ROUNDS)]  # fmt: skip
@@ -106,8 +107,9 @@ def main() -> None:
     text = (
         "# Evaluations per hour\n\n"
         f"`python host/bench_training.py {options.peaks.name} --evaluations {options.evaluations} "
-        f"--epochs {options.epochs}`: {len(split.train)} patches, networks of at most 20,000 "
-        f"parameters from random search, {hardware()}, medians of {ROUNDS} rounds, each "
+        f"--epochs {options.epochs} --spaces {' '.join(options.spaces)}`: "
+        f"{len(split.train)} patches, networks of at most 20,000 parameters from random search, "
+        f"{hardware()}, medians of {ROUNDS} rounds, starting the workers included, each "
         "round both ways one after the other.\n\n" + "\n".join(lines) + "\n"
     )
     print(text)
@@ -123,7 +125,7 @@ def compare(
     workers: int,
     seed: int,
 ) -> tuple[float, float, float, float]:
-    """Give evaluations per hour and mean errors, plain and ours, over equal configurations."""
+    """Give evaluations per hour and median errors, plain and ours, over equal configurations."""
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         result: SearchResult = optimize(
@@ -146,7 +148,7 @@ def compare(
     plain = time.perf_counter() - started
     our_errors = [candidate.metrics["error"] for candidate in candidates]
     hourly = 3600 * len(candidates)
-    return hourly / plain, hourly / ours, float(np.mean(errors)), float(np.mean(our_errors))
+    return hourly / plain, hourly / ours, float(np.median(errors)), float(np.median(our_errors))
 
 
 if __name__ == "__main__":

@@ -280,7 +280,9 @@ def train(
     started = time.monotonic()
     torch.manual_seed(settings.seed)
     device = data.device
-    model.to(device).train()
+    # Convolutions run up to a third faster in this layout; other layers do not mind.
+    # The stubs do not know this keyword.
+    model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     criterion = find_task(data.task).criterion(settings.levels, device)
     criterion.prepare(model, data.train_x)
     optimiser = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=True)
@@ -315,9 +317,9 @@ def train(
             "lower the learning rate"
         )
     model.load_state_dict(best.state)
-    return TrainingResult(
-        model.cpu().eval(), best.metrics, len(history), time.monotonic() - started, history
-    )
+    model.cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    seconds = time.monotonic() - started
+    return TrainingResult(model.eval(), best.metrics, len(history), seconds, history)
 
 
 class _Epochs:
