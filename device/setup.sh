@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Installs edgexnas on a Jetson beside the TensorRT that JetPack brings.
+#
+#     bash device/setup.sh [FOLDER]        the virtual environment, ~/edgexnas by default
+set -euo pipefail
+
+folder=${1:-$HOME/edgexnas}
+root=$(cd "$(dirname "$0")/.." && pwd)
+python=${PYTHON:-python3}
+
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 10) and "edgexnas needs Python 3.10 or newer: JetPack 6 or 7")'
+if [ -e "$folder" ] && [ ! -x "$folder/bin/python" ]; then
+    echo "setup.sh: $folder exists and is no virtual environment; name another folder" >&2
+    exit 1
+fi
+if [ "$(uname -m)" = aarch64 ] && ! command -v nvcc >/dev/null; then
+    # pycuda is built from source here and needs the compiler of JetPack's CUDA.
+    export PATH=/usr/local/cuda/bin:$PATH
+fi
+
+# TensorRT comes from apt and not from pip, so the environment must see the system's packages.
+"$python" -m venv --system-site-packages "$folder"
+"$folder/bin/python" -m pip install --quiet -c "$root/constraints.txt" "$root[device]"
+
+"$folder/bin/python" - <<'PY'
+import importlib.util
+
+import edgexnas
+from edgexnas.device import Predictor
+
+tensorrt = importlib.util.find_spec("tensorrt")
+if tensorrt is None:
+    found = "TensorRT was not found; models will run on the CPU"
+else:
+    found = f"TensorRT {importlib.import_module('tensorrt').__version__}"
+print(f"edgexnas {edgexnas.__version__}, {Predictor.__name__} ready; {found}")
+PY
+echo "Next: $folder/bin/edgexnas verify BUNDLE --trust KEYS"
