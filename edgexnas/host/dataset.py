@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -14,14 +12,15 @@ import numpy.typing as npt
 
 from edgexnas.bragg import PATCH_SIZE, FloatArray, IntArray, scale_patches
 from edgexnas.errors import ConfigurationError, EdgexnasError, InputError, SourceError
+from edgexnas.host.dataset_file import DatasetFile, content_digest
 from edgexnas.host.splitting import Split, split_frames
 from edgexnas.peak_finding import FinderSettings
-from edgexnas.whole_files import whole_file
 
 __all__ = ["PeakDataset", "Split"]
 
-FORMAT = "edgexnas peaks"
-FORMAT_VERSION = 1
+_FILE = DatasetFile("edgexnas peaks", 1, "label the frames again")
+_OPTIONAL = ("truth_px", "omega_deg")
+
 MINIMUM_PEAKS = 16
 """Fewest good peaks that each part of a split must hold."""
 
@@ -122,12 +121,7 @@ class PeakDataset:
     @property
     def digest(self) -> str:
         """SHA-256, in hex, of everything but the source."""
-        digest = hashlib.sha256()
-        for name, array in self._arrays().items():
-            digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
-            digest.update(np.ascontiguousarray(array).tobytes())
-        digest.update(json.dumps(self._description(), sort_keys=True).encode())
-        return digest.hexdigest()
+        return content_digest(self._arrays(), self._description())
 
     @property
     def against(self) -> Literal["fit", "truth"]:
@@ -231,21 +225,7 @@ class PeakDataset:
         SourceError
             If the file cannot be written.
         """
-        import h5py
-
-        place = Path(path)
-        try:
-            with whole_file(place) as draft, h5py.File(draft, "w") as file:
-                for key, array in self._arrays().items():
-                    file.create_dataset(key, data=array, **_compression(array))
-                file.attrs["format"], file.attrs["version"] = FORMAT, FORMAT_VERSION
-                file.attrs["description"] = json.dumps(self._description())
-                file.attrs["source"], file.attrs["digest"] = self.source, self.digest
-        except OSError as error:
-            raise SourceError(
-                f"{place} cannot be written: {error}; free some space or choose another folder"
-            ) from error
-        return place
+        return _FILE.write(path, self._arrays(), self._description(), self.source)
 
     @classmethod
     def load(cls, path: str | Path) -> PeakDataset:
@@ -256,37 +236,21 @@ class PeakDataset:
         SourceError
             If the file is missing, is not such a file, or its content does not give its digest.
         """
-        import h5py
-
-        place = Path(path)
-        if not place.is_file():
-            raise SourceError(f"there is no dataset {place}; check the path or label frames first")
+        arrays, description, source = _FILE.read(
+            path, [name for name in _COLUMNS if name not in _OPTIONAL], optional=_OPTIONAL
+        )
         try:
-            with h5py.File(place, "r") as file:
-                if file.attrs.get("format") != FORMAT or file.attrs["version"] != FORMAT_VERSION:
-                    raise SourceError(
-                        f"{place} is not a file of {FORMAT!r} version {FORMAT_VERSION}; "
-                        "label the frames again"
-                    )
-                arrays = {key: file[key][()] for key in (*_COLUMNS, "omega_deg") if key in file}
-                description = json.loads(file.attrs["description"])
-                source, digest = str(file.attrs["source"]), str(file.attrs["digest"])
-            dataset = cls(
+            return cls(
                 **arrays,
                 frames=int(description["frames"]),
                 shape=(int(description["shape"][0]), int(description["shape"][1])),
                 source=source,
                 finder=FinderSettings(**description["finder"]),
             )
-        except SourceError:
-            raise
-        except (OSError, KeyError, TypeError, ValueError, EdgexnasError) as error:
+        except (KeyError, TypeError, ValueError, EdgexnasError) as error:
             raise SourceError(
-                f"{place} cannot be read as a dataset: {error}; label the frames again"
+                f"{path} cannot be read as a dataset: {error}; {_FILE.remedy}"
             ) from error
-        if dataset.digest != digest:
-            raise SourceError(f"the content of {place} does not give its digest; copy it again")
-        return dataset
 
     def _arrays(self) -> dict[str, npt.NDArray[Any]]:
         named = {name: getattr(self, name) for name in (*_COLUMNS, "omega_deg")}
@@ -294,8 +258,3 @@ class PeakDataset:
 
     def _description(self) -> dict[str, Any]:
         return {"frames": self.frames, "shape": list(self.shape), "finder": asdict(self.finder)}
-
-
-def _compression(array: npt.NDArray[Any]) -> dict[str, Any]:
-    # Patches are mostly zeros: gzip makes them several times smaller, and every reader has it.
-    return {"compression": "gzip", "shuffle": True} if array.ndim == 3 and len(array) else {}

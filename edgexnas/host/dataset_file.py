@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,14 +76,19 @@ class DatasetFile:
         return place
 
     def read(
-        self, path: str | Path, names: tuple[str, ...]
+        self, path: str | Path, names: Sequence[str], *, optional: Sequence[str] = ()
     ) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any], str]:
-        """Read the named arrays that the file has, its description and its source.
+        """Read the named arrays, the optional ones that there are, and what goes with them.
+
+        Returns
+        -------
+        The arrays by name, the description, and the source.
 
         Raises
         ------
         SourceError
-            If the file is missing, is of another kind, or its content does not give its digest.
+            If the file is missing, is of another kind, lacks an array, or its content does not
+            give its digest.
         """
         import h5py
 
@@ -100,7 +105,8 @@ class DatasetFile:
                         f"{place} is not a file of {self.format!r} version {self.version}; "
                         f"{self.remedy}"
                     )
-                arrays = {name: np.asarray(file[name][()]) for name in names if name in file}
+                present = (*names, *(name for name in optional if name in file))
+                arrays = {name: np.asarray(file[name][()]) for name in present}
                 description = json.loads(file.attrs["description"])
                 source, digest = str(file.attrs["source"]), str(file.attrs["digest"])
         except EdgexnasError:
