@@ -10,8 +10,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from edgexnas.device.engine import Engine, open_engine
-    from edgexnas.device.onnx_engine import OnnxEngine
+    from edgexnas.device.engines.engine import Engine, open_engine
+    from edgexnas.device.engines.onnx_engine import OnnxEngine
+    from edgexnas.device.engines.tensorrt_engine import Plan, build_plan
+    from edgexnas.device.engines.tensorrt_layers import PlanLayer
     from edgexnas.device.patch_stream import PatchStream
     from edgexnas.device.peak_predictor import PeakPredictor
     from edgexnas.device.predictor import Predictor
@@ -19,8 +21,6 @@ if TYPE_CHECKING:
     from edgexnas.device.ptycho_predictor import PtychoPredictor
     from edgexnas.device.scan_source import PositionReading
     from edgexnas.device.stitching import StitchCounts
-    from edgexnas.device.tensorrt_engine import Plan, build_plan
-    from edgexnas.device.tensorrt_layers import PlanLayer
 
 __all__ = [
     "Engine",
@@ -41,20 +41,20 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Engine": "engine",
+    "Engine": "engines.engine",
     "EngineProof": "proof",
     "ObjectProof": "proof",
-    "OnnxEngine": "onnx_engine",
+    "OnnxEngine": "engines.onnx_engine",
     "PatchStream": "patch_stream",
     "PeakPredictor": "peak_predictor",
-    "Plan": "tensorrt_engine",
-    "PlanLayer": "tensorrt_layers",
+    "Plan": "engines.tensorrt_engine",
+    "PlanLayer": "engines.tensorrt_layers",
     "PositionReading": "scan_source",
     "Predictor": "predictor",
     "PtychoPredictor": "ptycho_predictor",
     "StitchCounts": "stitching",
-    "build_plan": "tensorrt_engine",
-    "open_engine": "engine",
+    "build_plan": "engines.tensorrt_engine",
+    "open_engine": "engines.engine",
     "prove_engine": "proof",
 }
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast
 import numpy.typing as npt
 
 from edgexnas.bundle import Bundle, Manifest, open_bundle
-from edgexnas.device.engine import Engine, open_engine
+from edgexnas.device.engines.engine import Engine, open_engine
 from edgexnas.device.proof import EngineProof, ObjectProof, prove_engine
 from edgexnas.errors import ConfigurationError, EngineError
 

@@ -13,7 +13,7 @@ from edgexnas.ptycho import patch_errors
 
 if TYPE_CHECKING:
     from edgexnas.bundle import Bundle
-    from edgexnas.device.engine import Engine
+    from edgexnas.device.engines.engine import Engine
 
 __all__ = ["EngineProof", "ObjectProof", "prove_engine"]
 

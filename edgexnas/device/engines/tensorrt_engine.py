@@ -15,7 +15,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from edgexnas.device.tensorrt_layers import (
+from edgexnas.device.engines.tensorrt_layers import (
     HEADING,
     PlanLayer,
     layers_from_inspector,

@@ -109,7 +109,7 @@ def open_engine(
     model = _model_of(bundle, precision)
     reason = _choice(engine)
     # Imported late: an inference library is loaded by the engine that uses it.
-    from edgexnas.device.onnx_engine import OnnxEngine
+    from edgexnas.device.engines.onnx_engine import OnnxEngine
 
     return OnnxEngine(model, precision=precision, batch=batch, threads=threads, reason=reason)
 
@@ -143,7 +143,7 @@ def _choice(engine: str) -> str:
     """Say why onnxruntime runs; refuse to replace an engine that was asked for by name."""
     if engine == "onnxruntime":
         return "onnxruntime was asked for"
-    from edgexnas.device.tensorrt_engine import installed_library, why_not_runnable
+    from edgexnas.device.engines.tensorrt_engine import installed_library, why_not_runnable
 
     obstacle = why_not_runnable()
     if engine == "tensorrt":

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgexnas.device import build_plan, tensorrt_engine
-from edgexnas.device.tensorrt_layers import layers_from_inspector, layers_from_log
+from edgexnas.device import build_plan
+from edgexnas.device.engines import tensorrt_engine
+from edgexnas.device.engines.tensorrt_layers import layers_from_inspector, layers_from_log
 from edgexnas.errors import ConfigurationError, EngineError, MissingDependencyError
 
 

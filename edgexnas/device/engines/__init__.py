@@ -1,0 +1,1 @@
+"""The engines that run a bundle's models, behind one small interface."""
