@@ -1,0 +1,1 @@
+"""The streaming service: from a source's frames to results in files and on the network."""

@@ -1,0 +1,179 @@
+"""What the service is doing: one frozen snapshot, which every view of the service reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from edgexnas.ptycho import ObjectImage
+
+__all__ = [
+    "EngineStatus",
+    "LastResult",
+    "LatencySummary",
+    "QueueLevel",
+    "Rates",
+    "ServiceState",
+    "ServiceStatus",
+    "StatusSource",
+    "StatusView",
+]
+
+ServiceState = Literal["starting", "running", "draining", "stopped", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class LatencySummary:
+    """How long something took, in milliseconds, over the last frames or calls.
+
+    Attributes
+    ----------
+    p50, p95, p99
+        Percentiles; 0 where nothing was measured so far.
+    max
+        The longest.
+    count
+        Number of measurements that these are taken from.
+    """
+
+    p50: float = 0.0
+    p95: float = 0.0
+    p99: float = 0.0
+    max: float = 0.0
+    count: int = 0
+
+    @classmethod
+    def of(cls, times_ms: Iterable[float]) -> LatencySummary:
+        """Summarise measurements in milliseconds."""
+        times = np.fromiter(times_ms, np.float64)
+        if not len(times):
+            return cls()
+        p50, p95, p99 = np.percentile(times, (50, 95, 99)).tolist()
+        return cls(p50, p95, p99, float(times.max()), len(times))
+
+
+class QueueLevel(NamedTuple):
+    """How full a queue is."""
+
+    length: int
+    capacity: int
+
+
+class EngineStatus(NamedTuple):
+    """Which engine runs, and why."""
+
+    name: str
+    precision: str
+    reason: str
+
+
+class Rates(NamedTuple):
+    """Frames a second, over the last seconds."""
+
+    received_per_s: float = 0.0
+    done_per_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class LastResult:
+    """The newest result that was committed, for showing.
+
+    Attributes
+    ----------
+    series, number
+        Which frame.
+    pixels
+        (H, W) counts of the frame: a reference, not to be written to; None if not kept.
+    positions_px
+        (n, 2), (row, col) of the peaks; None for ptychography.
+    object_image
+        The object as it is stitched so far; None for Bragg peaks, and before the first patch.
+    """
+
+    series: str
+    number: int
+    pixels: npt.NDArray[Any] | None = None
+    positions_px: npt.NDArray[np.float32] | None = None
+    object_image: ObjectImage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceStatus:
+    """A snapshot of the service.
+
+    Attributes
+    ----------
+    state
+        "starting" (bundle and engine are opened), "running", "draining" (asked to stop, finishing
+        what it has), "stopped", or "failed".
+    model_id
+        Name of the model in its manifest.
+    engine
+        Which engine runs; None while starting.
+    source
+        The source's URL.
+    series
+        The newest series seen; None before the first frame.
+    uptime_s
+        Seconds since the start, on the monotonic clock.
+    counts
+        Frames of all series by ledger state: "received" = "done" + "dropped" + "duplicate" +
+        "failed" + "pending" + "spilled"; frames that never came are "lost".
+    series_counts
+        The same of the newest series.
+    rates
+        Frames a second that came and that were committed.
+    queues
+        Stage → how many wait for it, and how many may.
+    latency_ms
+        From the arrival of a frame to the commit of its result.
+    stage_ms
+        Stage → time that one frame or one batch spends in it.
+    peaks_total
+        Peaks of all committed frames.
+    watermark
+        Frames up to this number have all ended in the newest series; None before the first.
+    last_error
+        The newest trouble in one sentence; None if there was none.
+    last_result
+        The newest result; None before the first.
+    """
+
+    state: ServiceState = "starting"
+    model_id: str = ""
+    engine: EngineStatus | None = None
+    source: str = ""
+    series: str | None = None
+    uptime_s: float = 0.0
+    counts: Mapping[str, int] = field(default_factory=dict)
+    series_counts: Mapping[str, int] = field(default_factory=dict)
+    rates: Rates = field(default_factory=Rates)
+    queues: Mapping[str, QueueLevel] = field(default_factory=dict)
+    latency_ms: LatencySummary = field(default_factory=LatencySummary)
+    stage_ms: Mapping[str, LatencySummary] = field(default_factory=dict)
+    peaks_total: int = 0
+    watermark: int | None = None
+    last_error: str | None = None
+    last_result: LastResult | None = None
+
+
+class StatusSource(Protocol):
+    """What a view reads from."""
+
+    def status(self) -> ServiceStatus:
+        """Take a snapshot; cheap, from any thread."""
+
+
+class StatusView(Protocol):
+    """Metrics, status PVs, terminal view, web page: started and closed by the service."""
+
+    def start(self) -> None:
+        """Begin to show; returns at once."""
+
+    def close(self) -> None:
+        """Stop and release ports; closing again does nothing."""
