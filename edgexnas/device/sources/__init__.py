@@ -1,0 +1,1 @@
+"""Where a service's frames come from, behind one form of URL."""
