@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Tests of one file share costly fixtures, so a file stays in one process.
+PARALLEL ?= -n 2 --dist loadfile
 
 .PHONY: demo test test-long lint bench results clean
 
@@ -12,11 +14,11 @@ demo: $(STAMP)
 	$(BIN)/edgexnas demo --output runs/demo $(if $(DATA),--data $(DATA))
 
 test: $(STAMP) lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 # What takes minutes: every interpreter, clusters on one machine, long searches.
 test-long: $(STAMP) lint
-	$(BIN)/python -m pytest -m "long or not long" --timeout=1800
+	$(BIN)/python -m pytest $(PARALLEL) -m "long or not long" --timeout=1800
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
