@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -138,6 +138,39 @@ class PeakPredictor(Predictor):
             self._next_number = number + 1
             return peaks
 
+    def detection(self) -> PeakDetection:
+        """Give a peak detection of its own to a series, with the bundle's settings and this mask.
+
+        `find` on its finders and then `locate` is what `process` does, in two steps that can run
+        in different threads.
+        """
+        return PeakDetection(self._detection.settings, mask=self._detection.mask)
+
+    def locate(self, found: Sequence[FoundPeaks], numbers: Sequence[int]) -> list[Peaks]:
+        """Predict the positions of peaks found on several frames, in shared runs of the engine.
+
+        Parameters
+        ----------
+        found
+            What a finder of `detection` found on each of n frames.
+        numbers
+            The n frame numbers.
+
+        Returns
+        -------
+        The peaks of each frame, in the order given.
+
+        Raises
+        ------
+        EngineError
+            If the predictor is closed or the engine fails.
+        """
+        with self._lock:
+            offsets_px = self._offsets(np.concatenate([peaks.counts for peaks in found]))
+        ends = np.cumsum([len(peaks) for peaks in found])[:-1]
+        split = np.split(offsets_px, ends)
+        return list(map(self._placed, split, found, numbers))
+
     def stream(self, source: FrameSource) -> Iterator[Peaks]:
         """Process a series of frames in order.
 
@@ -220,7 +253,9 @@ class PeakPredictor(Predictor):
             return self._peaks(finder.find(self._detection.admit(frame)), number)
 
     def _peaks(self, found: FoundPeaks, number: int) -> Peaks:
-        offsets_px = self._offsets(found.counts)
+        return self._placed(self._offsets(found.counts), found, number)
+
+    def _placed(self, offsets_px: FloatArray, found: FoundPeaks, number: int) -> Peaks:
         placed = decode_offsets(offsets_px, self.manifest.quantile_levels, found.maxima - CENTRE)
         return Peaks(
             positions_px=placed.positions_px,

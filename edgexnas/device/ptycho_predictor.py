@@ -146,6 +146,29 @@ class PtychoPredictor(Predictor):
         chunks = open_chunks(source, self._intake, self.engine.batch)
         return PatchStream(chunks, self._predict_chunk, stitcher)
 
+    def intake(self, mask: npt.NDArray[np.bool_] | None = None) -> PatternIntake:
+        """Give a check of patterns of its own to a scan, with this mask beside the scan's.
+
+        `admit` on each pattern and then `predict_admitted` is what `stream` does, in two steps
+        that can run in different threads.
+
+        Raises
+        ------
+        InputError
+            If the masks differ in shape.
+        """
+        return self._intake.beside(mask)
+
+    def predict_admitted(self, patterns: FloatArray) -> ObjectPatches:
+        """Predict from patterns that `intake` has admitted: (n, 64, 64) float32.
+
+        Raises
+        ------
+        EngineError
+            If the predictor is closed or the engine fails.
+        """
+        return self._patches(patterns)
+
     def _predict_chunk(self, chunk: ScanChunk) -> ObjectPatches:
         return self._patches(chunk.patterns)
 

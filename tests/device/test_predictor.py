@@ -212,6 +212,21 @@ class TestProcess:
         (bright,) = predictor.process(spot_frame([[40, 60]], level=5, seed=2)).intensities
         assert bright == pytest.approx(2000, abs=200)
 
+    def test_frames_located_together_are_predicted_as_one_by_one(
+        self, bundle: Bundle, series: Any
+    ) -> None:
+        with PeakPredictor(bundle, batch=2) as predictor:
+            frames = [*series, np.zeros_like(series[0])]
+            finder = predictor.detection().finder(frames)
+            located = predictor.locate([finder.find(frame) for frame in frames], range(6))
+            predictor.calibrate_background(frames)
+            for number, peaks in enumerate(located):
+                alone = predictor.process(frames[number], frame_number=number)
+                assert peaks.frame_number == number
+                np.testing.assert_array_equal(peaks.maxima, alone.maxima)
+                np.testing.assert_allclose(peaks.quantiles_px, alone.quantiles_px, atol=1e-5)
+        assert [len(peaks) for peaks in located] == [1, 1, 1, 1, 1, 0]
+
     def test_calibration_needs_a_frame(self, predictor: Predictor) -> None:
         with pytest.raises(InputError, match="no frames to calibrate with"):
             predictor.calibrate_background([])

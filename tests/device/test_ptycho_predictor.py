@@ -153,6 +153,16 @@ class TestOpening:
         with pytest.raises(ConfigurationError, match="saturation is"):
             PtychoPredictor(bundle, saturation=saturation)
 
+    def test_patterns_admitted_one_by_one_are_predicted_alike(
+        self, bundle: Bundle, visible: ModuleType
+    ) -> None:
+        patterns = visible.visible_scan().patterns[:3]
+        with PtychoPredictor(bundle) as predictor:
+            intake = predictor.intake()
+            admitted = np.stack([intake.admit(p, n) for n, p in enumerate(patterns)])
+            stepwise = predictor.predict_admitted(admitted)
+            np.testing.assert_array_equal(stepwise.values, predictor.predict(patterns).values)
+
 
 class TestPredict:
     @pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
