@@ -1,0 +1,57 @@
+"""Give frames at a rate, as a detector does that waits for nobody."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+__all__ = ["Pacer"]
+
+
+class Pacer:
+    """Waits until a frame is due; a consumer that falls behind loses frames, or is waited for.
+
+    Parameters
+    ----------
+    rate
+        Frames a second; None for as fast as they are taken.
+    backlog
+        How many due frames may wait; None lets any number wait, so that none is lost.
+    """
+
+    def __init__(self, rate: float | None, *, backlog: int | None = None) -> None:
+        self._period_ns = None if rate is None else 1e9 / rate
+        self._backlog = backlog
+        self._closed = threading.Event()
+        self._start_ns: int | None = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed.is_set()
+
+    def close(self) -> None:
+        """End a wait that is going on, and every later one; from any thread."""
+        self._closed.set()
+
+    def wait(self, tick: int) -> int | None:
+        """Wait for the frame that is due at `tick` periods after the first.
+
+        Returns
+        -------
+        `time.monotonic_ns()` at which it was due, which for a consumer that is behind lies in the
+        past; None if the frame is lost, because more than `backlog` frames are due.
+        """
+        if self._period_ns is None:
+            return time.monotonic_ns()
+        now = time.monotonic_ns()
+        if self._start_ns is None:
+            self._start_ns = now
+        due = self._start_ns + round(tick * self._period_ns)
+        if self._backlog is None:
+            self._closed.wait(max(0, due - now) / 1e9)
+            return time.monotonic_ns()
+        if now - due > self._backlog * self._period_ns:
+            return None
+        self._closed.wait(max(0, due - now) / 1e9)
+        return due
