@@ -20,7 +20,12 @@ fi
 
 # TensorRT comes from apt and not from pip, so the environment must see the system's packages.
 "$python" -m venv --system-site-packages "$folder"
-"$folder/bin/python" -m pip install --quiet -c "$root/constraints.txt" "$root[device]"
+# cuda-bindings must be of the machine's CUDA: 12 on JetPack 6, 13 on JetPack 7.
+bindings=()
+if [ "$(uname -m)" = aarch64 ] && command -v nvcc >/dev/null; then
+    bindings=("cuda-bindings==$(nvcc --version | sed -n 's/.*release \([0-9]*\).*/\1/p').*")
+fi
+"$folder/bin/python" -m pip install --quiet -c "$root/constraints.txt" "$root[device]" "${bindings[@]}"
 
 "$folder/bin/python" - <<'PY'
 import importlib.util

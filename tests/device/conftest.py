@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -213,3 +215,21 @@ def bundle_path(make_bundle: MakeBundle) -> Path:
 @pytest.fixture(scope="session")
 def bundle(bundle_path: Path, keys: Path) -> Bundle:
     return open_bundle(bundle_path, trust=keys)
+
+
+@pytest.fixture(scope="session")
+def fake_cuda_module() -> ModuleType:
+    """The module of the GPU that is none; `install(monkeypatch, ...)` puts one in place."""
+    path = Path(__file__).with_name("cuda") / "fake_cuda.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def fake_cuda(fake_cuda_module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A discrete GPU, SM87, that is none."""
+    return fake_cuda_module.install(monkeypatch)

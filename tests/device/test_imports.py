@@ -3,7 +3,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
-HEAVY = ("torch", "deephyper", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "pycuda", "h5py")
+HEAVY = (
+    *("torch", "deephyper", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "h5py"),
+    *("pycuda", "cuda", "cuda.bindings"),
+)
 
 
 def _loaded_after(statement: str) -> list[str]:
@@ -20,6 +23,10 @@ def test_importing_the_device_package_loads_no_heavy_library() -> None:
 def test_asking_for_every_public_name_loads_no_heavy_library() -> None:
     every_name = "import edgexnas.device as d\n[getattr(d, name) for name in d.__all__]"
     assert _loaded_after(every_name) == []
+
+
+def test_importing_the_cuda_package_loads_no_cuda() -> None:
+    assert _loaded_after("import edgexnas.device.cuda") == []
 
 
 def test_the_predictor_is_reached_from_the_package_root() -> None:

@@ -1,0 +1,155 @@
+"""Memory that a GPU works on: device memory, and host memory with a device address beside it."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgexnas.errors import EngineError, InputError
+
+if TYPE_CHECKING:
+    from edgexnas.device.cuda.session import CudaSession
+
+__all__ = ["DeviceBuffer", "StagedBuffer"]
+
+Array = npt.NDArray[Any]
+
+
+class DeviceBuffer:
+    """Device memory for one array, in C order. Made by `CudaSession.device_buffer`.
+
+    Attributes
+    ----------
+    pointer
+        Device address, in bytes.
+    shape, dtype, nbytes
+        Of the array.
+    """
+
+    def __init__(self, session: CudaSession, shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
+        self._session = session
+        self.shape = shape
+        self.dtype = np.dtype(dtype)
+        self.nbytes = math.prod(shape) * self.dtype.itemsize
+        driver = session.driver_module
+        self._allocation: Any = driver.mem_alloc(max(self.nbytes, 1))
+        self.pointer = int(self._allocation)
+
+    def upload(self, array: npt.ArrayLike, stream: Any | None = None) -> None:
+        """Copy an array of this shape and dtype to the device and wait for it."""
+        given = np.ascontiguousarray(array)
+        if given.shape != self.shape or given.dtype != self.dtype:
+            raise InputError(
+                f"a device buffer of {self.dtype} {self.shape} got {given.dtype} {given.shape}"
+            )
+        with self._session.current():
+            self._refuse_closed()
+            stream = stream or self._session.compute
+            self._session.driver_module.memcpy_htod_async(self.pointer, given, stream)
+            stream.synchronize()
+
+    def download(self, stream: Any | None = None) -> Array:
+        """Copy the device's array to a new one and wait for it."""
+        array = np.empty(self.shape, self.dtype)
+        with self._session.current():
+            self._refuse_closed()
+            stream = stream or self._session.compute
+            self._session.driver_module.memcpy_dtoh_async(array, self.pointer, stream)
+            stream.synchronize()
+        return array
+
+    def fill_zero(self, stream: Any) -> None:
+        """Put zeroing all bytes into a stream; the context must be current."""
+        self._refuse_closed()
+        self._session.driver_module.memset_d8_async(self.pointer, 0, self.nbytes, stream)
+
+    def close(self) -> None:
+        """Free the memory; closing again does nothing. The GPU must be done with it."""
+        if self._allocation is not None:
+            allocation, self._allocation = self._allocation, None
+            self._session.forget(self, device_bytes=self.nbytes)
+            with self._session.releasing():
+                allocation.free()
+
+    def _refuse_closed(self) -> None:
+        if self._allocation is None:
+            raise EngineError(f"this device buffer of {self.nbytes} bytes is closed; open another")
+
+
+class StagedBuffer:
+    """Host memory that the GPU reaches, and the device address that kernels work on.
+
+    Where CPU and GPU share memory (Jetson) both are the same bytes, mapped, and no copy is made.
+    Elsewhere the host memory is pinned, and `upload` and `download` copy to and from device memory.
+    Made by `CudaSession.staged_buffer`.
+
+    Attributes
+    ----------
+    array
+        The host's array; it stays valid while somebody holds it, also after `close`.
+    pointer
+        Device address, in bytes.
+    mapped
+        Whether both are the same memory.
+    shape, dtype, nbytes
+        Of the array.
+    """
+
+    def __init__(
+        self,
+        session: CudaSession,
+        shape: tuple[int, ...],
+        dtype: npt.DTypeLike,
+        *,
+        mapped: bool,
+    ) -> None:
+        self._session = session
+        self.shape = shape
+        self.dtype = np.dtype(dtype)
+        self.nbytes = math.prod(shape) * self.dtype.itemsize
+        self.mapped = mapped
+        driver = session.driver_module
+        flags = driver.host_alloc_flags.DEVICEMAP if mapped else 0
+        self.array: Array = driver.pagelocked_zeros(shape, self.dtype, mem_flags=flags)
+        self._allocation: Any = None
+        if mapped:
+            owner: Any = self.array.base
+            self.pointer = int(owner.get_device_pointer())
+        else:
+            self._allocation = driver.mem_alloc(max(self.nbytes, 1))
+            self.pointer = int(self._allocation)
+        self._flat: Array = self.array.reshape(-1).view(np.uint8)
+        self._item_bytes = self.nbytes // shape[0] if shape and shape[0] else self.nbytes
+        self._closed = False
+
+    def upload(self, stream: Any, count: int | None = None) -> None:
+        """Put the copy of `array[:count]` to the device into a stream; the context is current."""
+        if not self.mapped:
+            self._session.driver_module.memcpy_htod_async(self.pointer, self._part(count), stream)
+
+    def download(self, stream: Any, count: int | None = None) -> None:
+        """Put the copy of the device's first `count` items to `array` into a stream."""
+        if not self.mapped:
+            self._session.driver_module.memcpy_dtoh_async(self._part(count), self.pointer, stream)
+
+    def _part(self, count: int | None) -> Array:
+        end = None if count is None else count * self._item_bytes
+        return self._flat[:end]
+
+    def close(self) -> None:
+        """Free the memory; closing again does nothing. The GPU must be done with it."""
+        if self._closed:
+            return
+        self._closed = True
+        self._session.forget(
+            self, device_bytes=0 if self.mapped else self.nbytes, host_bytes=self.nbytes
+        )
+        with self._session.releasing():
+            # Whoever holds a view keeps the host memory; the last one to let go frees it.
+            del self._flat, self.array
+            if self._allocation is not None:
+                self._allocation.free()
+                self._allocation = None

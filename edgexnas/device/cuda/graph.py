@@ -1,0 +1,98 @@
+"""A sequence of GPU work that was recorded once and is launched as one, through cuda-bindings."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from edgexnas.errors import EngineError, MissingDependencyError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from edgexnas.device.cuda.session import CudaSession
+
+__all__ = ["CudaGraph", "capture_graph"]
+
+
+class CudaGraph:
+    """Recorded work with the addresses and sizes it had. Made by `CudaSession.capture`."""
+
+    def __init__(self, session: CudaSession, bindings: Any, executable: Any) -> None:
+        self._session = session
+        self._bindings = bindings
+        self._executable = executable
+        self._stream = bindings.CUstream(session.compute.handle)
+
+    def launch(self, stream: Any | None = None) -> None:
+        """Put the recorded work into a stream, `compute` by default.
+
+        Raises
+        ------
+        EngineError
+            If the graph is closed or the GPU fails.
+        """
+        if self._executable is None:
+            raise EngineError("this CUDA graph is closed; capture another")
+        target = self._stream if stream is None else self._bindings.CUstream(stream.handle)
+        with self._session.current():
+            _checked(self._bindings, self._bindings.cuGraphLaunch(self._executable, target))
+
+    def close(self) -> None:
+        """Free the graph; closing again does nothing. The GPU must be done with it."""
+        if self._executable is not None:
+            executable, self._executable = self._executable, None
+            self._session.forget(self)
+            with self._session.releasing():
+                self._bindings.cuGraphExecDestroy(executable)
+
+
+def capture_graph(session: CudaSession, work: Callable[[Any], None]) -> CudaGraph:
+    """Record what `work(session.compute)` enqueues; see `CudaSession.capture`."""
+    bindings = _import_bindings()
+    stream = bindings.CUstream(session.compute.handle)
+    # Thread-local: what other threads do meanwhile, such as taking memory, does not disturb it.
+    mode = bindings.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+    with session.current():
+        _checked(bindings, bindings.cuStreamBeginCapture(stream, mode))
+        try:
+            work(session.compute)
+        except BaseException:
+            # The stream leaves capture mode, whatever went wrong in it.
+            outcome, half = bindings.cuStreamEndCapture(stream)
+            if int(outcome) == 0:
+                bindings.cuGraphDestroy(half)
+            raise
+        graph = _checked(bindings, bindings.cuStreamEndCapture(stream))
+        try:
+            executable = _checked(bindings, bindings.cuGraphInstantiate(graph, 0))
+        finally:
+            bindings.cuGraphDestroy(graph)
+    return CudaGraph(session, bindings, executable)
+
+
+def _import_bindings() -> Any:
+    try:
+        return import_module("cuda.bindings.driver")
+    except ImportError as error:
+        raise MissingDependencyError(
+            "a CUDA graph needs cuda-bindings, which is not installed: run device/setup.sh on a "
+            "Jetson, or pip install cuda-bindings elsewhere"
+        ) from error
+
+
+def _checked(bindings: Any, returned: tuple[Any, ...]) -> Any:
+    """Give the result of a driver call, which returns its outcome first."""
+    outcome, *results = returned
+    if int(outcome) != 0:
+        raise CudaCallError(bindings, outcome)
+    return results[0] if results else None
+
+
+class CudaCallError(Exception):
+    """A driver call failed; `CudaSession.current` makes an `EngineError` of it."""
+
+    def __init__(self, bindings: Any, outcome: Any) -> None:
+        _, text = bindings.cuGetErrorString(outcome)
+        said = text.decode() if isinstance(text, bytes) else str(text)
+        super().__init__(f"{getattr(outcome, 'name', outcome)}: {said}")

@@ -1,0 +1,129 @@
+"""The primary context of a GPU, held once a process and shared with every other CUDA library."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from edgexnas.errors import EngineError, MissingDependencyError
+
+__all__ = ["HeldContext", "hold_context", "why_no_cuda"]
+
+
+@dataclass(slots=True)
+class HeldContext:
+    """A GPU's primary context, retained until the process ends.
+
+    Attributes
+    ----------
+    driver
+        The module `pycuda.driver`.
+    device, context
+        pycuda's objects.
+    failure
+        What the GPU said when it failed for good; None while it works. A context that failed
+        stays unusable as long as its process lives.
+    """
+
+    driver: Any
+    device: Any
+    context: Any
+    failure: str | None = None
+
+
+_HELD: dict[int, HeldContext] = {}
+_LOCK = threading.Lock()
+_PROCESS: list[int] = []
+
+
+def hold_context(ordinal: int) -> HeldContext:
+    """Retain the primary context of a GPU, once; later calls get the same one.
+
+    Raises
+    ------
+    EngineError
+        If there is no such GPU, it failed before in this process, or the process was forked from
+        one that used CUDA.
+    MissingDependencyError
+        If pycuda is not installed.
+    """
+    with _LOCK:
+        if _PROCESS and _PROCESS[0] != os.getpid():
+            raise EngineError(
+                f"process {os.getpid()} was forked from one that used CUDA, which CUDA does not "
+                "survive; start it with the multiprocessing method 'spawn'"
+            )
+        held = _HELD.get(ordinal)
+        if held is None:
+            held = _HELD[ordinal] = _retain(ordinal)
+            if not _PROCESS:
+                _PROCESS.append(os.getpid())
+                atexit.register(_release_all)
+        if held.failure is not None:
+            raise EngineError(
+                f"GPU {ordinal} failed earlier in this process ({held.failure}); start the "
+                "process again"
+            )
+        return held
+
+
+def why_no_cuda(ordinal: int = 0) -> str | None:
+    """Say in a clause why no CUDA session opens here; None if one should."""
+    held = _HELD.get(ordinal)
+    if held is not None:
+        return None if held.failure is None else f"GPU {ordinal} failed ({held.failure})"
+    try:
+        driver = _import_driver()
+        _initialised(driver, ordinal)
+    except (EngineError, MissingDependencyError) as error:
+        return str(error)
+    return None
+
+
+def _retain(ordinal: int) -> HeldContext:
+    driver = _import_driver()
+    device = _initialised(driver, ordinal)
+    try:
+        return HeldContext(driver, device, device.retain_primary_context())
+    except driver.Error as error:
+        raise EngineError(
+            f"GPU {ordinal} gives no context ({error}); look with nvidia-smi or tegrastats "
+            "whether another process holds it"
+        ) from error
+
+
+def _import_driver() -> Any:
+    try:
+        return import_module("pycuda.driver")
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            "using a GPU needs pycuda, which is not installed: run device/setup.sh on a Jetson, "
+            "or pip install pycuda where the CUDA toolkit is"
+        ) from error
+    # A driver library that is missing or too old for pycuda shows as an import that fails.
+    except (ImportError, OSError) as error:
+        raise EngineError(
+            f"pycuda does not load ({error}); install an NVIDIA driver that fits it"
+        ) from error
+
+
+def _initialised(driver: Any, ordinal: int) -> Any:
+    try:
+        driver.init()
+        count = driver.Device.count()
+    except driver.Error as error:
+        raise EngineError(
+            f"there is no usable GPU ({error}); check the driver with nvidia-smi"
+        ) from error
+    if not 0 <= ordinal < count:
+        raise EngineError(f"there is no GPU {ordinal}; this machine has {count}, counted from 0")
+    return driver.Device(ordinal)
+
+
+def _release_all() -> None:
+    """Let go of the contexts before the interpreter, and with it pycuda, is taken down."""
+    _HELD.clear()

@@ -1,0 +1,316 @@
+"""A CUDA session: a GPU's context, one stream for copies and one for everything else, memory."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy.typing as npt
+
+from edgexnas.device.cuda.buffers import DeviceBuffer, StagedBuffer
+from edgexnas.device.cuda.graph import CudaCallError, CudaGraph, capture_graph
+from edgexnas.device.cuda.primary_context import hold_context
+from edgexnas.errors import EngineError
+
+__all__ = ["CudaSession"]
+
+NON_BLOCKING = 1
+"""CU_STREAM_NON_BLOCKING: the stream does not wait for work that others put in the default one."""
+
+
+class Closable(Protocol):
+    """Anything that a session frees when it closes."""
+
+    def close(self) -> None:
+        """Free it; closing again does nothing."""
+
+
+class CudaSession:
+    """Work on one GPU: streams, buffers and graphs, freed together.
+
+    The context is the GPU's primary one, which torch, cupy and TensorRT use too; all sessions of a
+    process share it. Any thread may use a session, one at a time, inside `current()`.
+
+    Parameters
+    ----------
+    device
+        Number of the GPU, from 0.
+
+    Attributes
+    ----------
+    name
+        Of the GPU, such as "NVIDIA H100 80GB HBM3".
+    capability
+        Compute capability, such as "SM87".
+    integrated
+        Whether CPU and GPU share memory, as on a Jetson.
+    driver
+        CUDA version that the driver offers, such as "13.0".
+    copies
+        Stream (`pycuda.driver.Stream`) for copies from the host.
+    compute
+        Stream for everything else; graphs are captured on it.
+    device_bytes, host_bytes
+        Memory taken through this session and not freed yet.
+    lost
+        Whether the GPU failed for good; open sessions in a fresh process then.
+
+    Raises
+    ------
+    EngineError
+        If there is no such GPU or it cannot be used.
+    MissingDependencyError
+        If pycuda is not installed.
+    """
+
+    def __init__(self, device: int = 0) -> None:
+        self._held = hold_context(device)
+        self.driver_module: Any = self._held.driver
+        self._resources: dict[int, Closable] = {}
+        self._closed = False
+        self.device_bytes = 0
+        self.host_bytes = 0
+        self.name = f"GPU {device}"
+        self._current = _Current(self)
+        gpu, driver = self._held.device, self.driver_module
+        with self.current():
+            self.name = str(gpu.name())
+            self.capability = "SM{}{}".format(*gpu.compute_capability())
+            self.integrated = bool(gpu.get_attribute(driver.device_attribute.INTEGRATED))
+            version = int(driver.get_driver_version())
+            self.driver = f"{version // 1000}.{version % 1000 // 10}"
+            self.copies: Any = driver.Stream(NON_BLOCKING)
+            self.compute: Any = driver.Stream(NON_BLOCKING)
+
+    @property
+    def lost(self) -> bool:
+        """Whether the GPU failed for good in this process."""
+        return self._held.failure is not None
+
+    def current(self) -> AbstractContextManager[None]:
+        """Make the context current in this thread for a with-block; blocks may nest.
+
+        Don't leave a generator suspended inside: pycuda aborts a process whose thread ends with a
+        context still current.
+
+        Raises
+        ------
+        EngineError
+            If the session is closed, or a call of pycuda or cuda-bindings fails in the block.
+        """
+        return self._current
+
+    def device_buffer(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> DeviceBuffer:
+        """Take device memory for an array, zeroed.
+
+        Raises
+        ------
+        EngineError
+            If the GPU has not enough memory left.
+        """
+        with self.current():
+            buffer = DeviceBuffer(self, tuple(shape), dtype)
+            self._keep(buffer, device_bytes=buffer.nbytes)
+            buffer.fill_zero(self.compute)
+            self.compute.synchronize()
+        return buffer
+
+    def staged_buffer(
+        self, shape: tuple[int, ...], dtype: npt.DTypeLike, *, mapped: bool | None = None
+    ) -> StagedBuffer:
+        """Take host memory that the GPU reaches.
+
+        Parameters
+        ----------
+        shape, dtype
+            Of the array; `upload` and `download` count items along its first axis.
+        mapped
+            One memory for both sides; None for what suits the GPU: mapped where it is integrated.
+
+        Raises
+        ------
+        EngineError
+            If host or GPU has not enough memory left.
+        """
+        with self.current():
+            buffer = StagedBuffer(
+                self,
+                tuple(shape),
+                dtype,
+                mapped=self.integrated if mapped is None else mapped,
+            )
+            self._keep(
+                buffer,
+                device_bytes=0 if buffer.mapped else buffer.nbytes,
+                host_bytes=buffer.nbytes,
+            )
+        return buffer
+
+    def event(self, *, timing: bool = False) -> Any:
+        """Make a `pycuda.driver.Event`; without timing it costs less."""
+        flags = self.driver_module.event_flags
+        with self.current():
+            return self.driver_module.Event(flags.DEFAULT if timing else flags.DISABLE_TIMING)
+
+    def capture(self, work: Callable[[Any], None]) -> CudaGraph:
+        """Record what `work(compute)` puts into the stream `compute`, to be launched as one.
+
+        Run `work` once before and wait for it, because libraries set themselves up at their first
+        call. It must neither wait nor take memory.
+
+        Raises
+        ------
+        EngineError
+            If the work cannot be recorded.
+        MissingDependencyError
+            If cuda-bindings is not installed.
+        """
+        graph = capture_graph(self, work)
+        self._keep(graph)
+        return graph
+
+    def module(self, image: bytes) -> Any:
+        """Load compiled kernels (cubin, fatbin or PTX): a `pycuda.driver.Module`.
+
+        Raises
+        ------
+        EngineError
+            If the image is not for this GPU.
+        """
+        with self.current():
+            return self.driver_module.module_from_buffer(image)
+
+    def synchronize(self) -> None:
+        """Wait until both streams are done.
+
+        Raises
+        ------
+        EngineError
+            If the GPU failed meanwhile.
+        """
+        with self.current():
+            self.copies.synchronize()
+            self.compute.synchronize()
+
+    def free_bytes(self) -> tuple[int, int]:
+        """Give the GPU's free and whole memory, in bytes."""
+        with self.current():
+            free, total = self.driver_module.mem_get_info()
+        return int(free), int(total)
+
+    def close(self) -> None:
+        """Wait for the GPU, then free every graph, buffer and stream; closing again does nothing.
+
+        A GPU that failed is not waited for, and closing never raises because of it.
+        """
+        if self._closed:
+            return
+        if not self.lost:
+            with contextlib.suppress(EngineError):
+                self.synchronize()
+        # Graphs go before the buffers that they use: the last made is the first freed.
+        for resource in reversed(list(self._resources.values())):
+            resource.close()
+        with self.releasing():
+            del self.copies, self.compute
+        self._closed = True
+
+    def __enter__(self) -> CudaSession:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "lost" if self.lost else self.capability
+        return f"<CudaSession: {self.name}, {state}>"
+
+    def _keep(self, resource: Closable, *, device_bytes: int = 0, host_bytes: int = 0) -> None:
+        self._resources[id(resource)] = resource
+        self.device_bytes += device_bytes
+        self.host_bytes += host_bytes
+
+    def forget(self, resource: Closable, *, device_bytes: int = 0, host_bytes: int = 0) -> None:
+        """Count a resource as freed; resources call it when they close."""
+        if self._resources.pop(id(resource), None) is not None:
+            self.device_bytes -= device_bytes
+            self.host_bytes -= host_bytes
+
+    @contextmanager
+    def releasing(self) -> Iterator[None]:
+        """Make the context current for freeing, which a GPU that failed must not stop."""
+        driver = self.driver_module
+        try:
+            self._held.context.push()
+        except driver.Error:
+            # Without its context there is nothing left to free; pycuda drops what it held.
+            with contextlib.suppress(driver.Error):
+                yield
+            return
+        try:
+            with contextlib.suppress(driver.Error):
+                yield
+        finally:
+            with contextlib.suppress(driver.Error):
+                driver.Context.pop()
+
+    def note_failure(self, error: Exception) -> EngineError:
+        """Make one sentence of a failed call, and find out whether the GPU still works."""
+        driver = self.driver_module
+        if isinstance(error, driver.MemoryError):
+            return EngineError(
+                f"{self.name} has not enough memory left ({error}); take smaller batches or stop "
+                "other processes on it"
+            )
+        try:
+            # Errors of a call go with it; those of the GPU stay, and any later call shows them.
+            driver.Context.synchronize()
+        except driver.Error:
+            self._held.failure = str(error)
+            return EngineError(f"{self.name} failed ({error}); start the process again")
+        return EngineError(f"{self.name} refused a call ({error})")
+
+
+class _Current:
+    """The with-block of `CudaSession.current`; it has no state, so that blocks may nest."""
+
+    def __init__(self, session: CudaSession) -> None:
+        self._session = session
+
+    def __enter__(self) -> None:
+        session = self._session
+        if session._closed:
+            raise EngineError(f"this CUDA session on {session.name} is closed; open another")
+        try:
+            session._held.context.push()
+        except session.driver_module.Error as error:
+            session._held.failure = str(error)
+            raise EngineError(
+                f"{session.name} failed ({error}); start the process again"
+            ) from error
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        session = self._session
+        driver = session.driver_module
+        failure = None
+        if error is not None and isinstance(error, (driver.Error, CudaCallError)):
+            failure = session.note_failure(error)
+        try:
+            driver.Context.pop()
+        except driver.Error as second:
+            failure = failure or session.note_failure(second)
+        if failure is not None:
+            raise failure from error
