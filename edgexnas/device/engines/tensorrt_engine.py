@@ -85,7 +85,13 @@ class Plan:
 
 def installed_library() -> str | None:
     """Name the TensorRT module that is installed, without importing it; None without one."""
-    return next((name for name in LIBRARIES if find_spec(name) is not None), None)
+    return next((name for name in LIBRARIES if _is_installed(name)), None)
+
+
+def _is_installed(name: str) -> bool:
+    """Whether a module is there; type stubs alone look like a package without an origin."""
+    spec = find_spec(name)
+    return spec is not None and spec.origin is not None
 
 
 def why_not_runnable() -> str:
@@ -169,11 +175,14 @@ def _import_tensorrt() -> ModuleType:
     failures = []
     for name in LIBRARIES:
         try:
-            return import_module(name)
+            library = import_module(name)
         # On Jetson a missing system library shows as OSError.
         except (ImportError, OSError) as error:
-            if find_spec(name) is not None:
+            if _is_installed(name):
                 failures.append(f"{name} does not load ({error})")
+        else:
+            if hasattr(library, "Builder"):
+                return library
     if failures:
         raise EngineError(f"{'; '.join(failures)}: repair that installation of TensorRT")
     raise MissingDependencyError(

@@ -4,6 +4,7 @@ import json
 import platform
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import MagicMock, Mock
 
@@ -123,6 +124,16 @@ def test_without_tensorrt_a_build_says_how_to_get_it(monkeypatch: pytest.MonkeyP
     with pytest.raises(MissingDependencyError, match="install JetPack's TensorRT"):
         build_plan(b"")
     assert tensorrt_engine.why_not_runnable() == "TensorRT is not installed"
+
+
+def test_type_stubs_alone_are_no_tensorrt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "stubs_of_tensorrt").mkdir()
+    (tmp_path / "stubs_of_tensorrt" / "__init__.pyi").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(tensorrt_engine, "LIBRARIES", ("stubs_of_tensorrt",))
+    assert tensorrt_engine.installed_library() is None
+    with pytest.raises(MissingDependencyError, match="install JetPack's TensorRT"):
+        build_plan(b"")
 
 
 @pytest.fixture
