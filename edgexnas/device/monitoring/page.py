@@ -1,0 +1,281 @@
+"""The web page: complete without JavaScript, which only keeps it fresh."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from edgexnas.device.monitoring.summary import SummaryTable, summarise
+from edgexnas.device.monitoring.watch import HISTORY_S, HistoryPoint, Observation
+
+__all__ = ["PagePicture", "page_data", "pictures_of", "render_page"]
+
+_CHART_WIDTH, _CHART_HEIGHT = 300.0, 60.0
+
+
+class PagePicture(NamedTuple):
+    """A picture on the page: where it is and what it shows.
+
+    Attributes
+    ----------
+    path
+        Its address on this server.
+    alt
+        What somebody who cannot see it is told.
+    """
+
+    path: str
+    alt: str
+
+
+class _Chart(NamedTuple):
+    key: str
+    title: str
+    lines: tuple[tuple[str, str, str], ...]
+    """(colour class, name with the newest value, points of the line)."""
+    top: str
+
+
+def pictures_of(observation: Observation) -> tuple[PagePicture, ...]:
+    """List the pictures that the newest result has."""
+    result = observation.status.last_result
+    if result is None:
+        return ()
+    where = f"frame {result.number} of series {result.series}"
+    if result.object_image is not None:
+        return (
+            PagePicture("/object/amplitude.png", f"Amplitude of the object up to {where}"),
+            PagePicture("/object/phase.png", f"Phase of the object up to {where}"),
+        )
+    if result.pixels is None:
+        return ()
+    if result.positions_px is None:
+        return (PagePicture("/frame.png", where.capitalize()),)
+    count = len(result.positions_px)
+    rings = f"{count} peak{'' if count == 1 else 's'} marked with rings"
+    return (PagePicture("/frame.png", f"{where.capitalize()}, {rings}"),)
+
+
+def page_data(observation: Observation) -> dict[str, Any]:
+    """Collect what changes on the page: the body of ``/status.json``.
+
+    Parameters
+    ----------
+    observation
+        What is shown.
+
+    Returns
+    -------
+    dict
+        Numbers for programs under ``"status"``; texts, charts and pictures as the page shows them
+        under ``"page"``.
+    """
+    status = observation.status
+    result = status.last_result
+    return {
+        "status": {
+            "state": status.state,
+            "healthy": observation.health.ok,
+            "reason": observation.health.reason,
+            "model_id": status.model_id,
+            "engine": status.engine._asdict() if status.engine else None,
+            "source": status.source,
+            "series": status.series,
+            "uptime_s": status.uptime_s,
+            "counts": dict(status.counts),
+            "series_counts": dict(status.series_counts),
+            "rates": status.rates._asdict(),
+            "queues": {stage: level._asdict() for stage, level in status.queues.items()},
+            "latency_ms": _latency(status.latency_ms),
+            "stage_ms": {stage: _latency(times) for stage, times in status.stage_ms.items()},
+            "peaks_total": status.peaks_total,
+            "watermark": status.watermark,
+            "last_error": status.last_error,
+            "rails_w": dict(observation.sensors.rails_w),
+            "module_w": observation.sensors.module_w,
+            "power_source": observation.sensors.power_source,
+            "temperatures_c": dict(observation.sensors.temperatures_c),
+        },
+        "page": {
+            "state": status.state,
+            "healthy": observation.health.ok,
+            "reason": observation.health.reason,
+            "error": status.last_error or "",
+            "tables": {table.key: table.rows for table in summarise(observation)},
+            "charts": {
+                chart.key: {
+                    "top": chart.top,
+                    "lines": [[name, points] for _, name, points in chart.lines],
+                }
+                for chart in _charts(observation.history)
+            },
+            "pictures": [picture._asdict() for picture in pictures_of(observation)],
+            "picture_version": f"{result.series}/{result.number}" if result else "",
+        },
+    }
+
+
+def _latency(summary: Any) -> dict[str, float]:
+    return {name: getattr(summary, name) for name in ("p50", "p95", "p99", "max", "count")}
+
+
+def render_page(observation: Observation) -> str:
+    """Write the page.
+
+    Parameters
+    ----------
+    observation
+        What is shown. Every text of it is escaped: model and series names come from outside.
+
+    Returns
+    -------
+    str
+        A complete HTML document.
+    """
+    status, health = observation.status, observation.health
+    pictures = pictures_of(observation)
+    tables = {table.key: table for table in summarise(observation)}
+    kind = "Object" if len(pictures) > 1 else "Last frame"
+    figures = "".join(_figure(picture) for picture in pictures)
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<title>edgexnas: {_text(status.model_id or "streaming service")}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<link rel="icon" href="data:,">
+<link rel="stylesheet" href="/page.css">
+<noscript><meta http-equiv="refresh" content="5"></noscript>
+<script src="/page.js" defer></script>
+</head>
+<body>
+<header>
+<h1>edgexnas <span id="model">{_text(status.model_id)}</span></h1>
+<p id="health" role="status" data-ok="{"yes" if health.ok else "no"}">
+<strong id="state">{_text(status.state)}</strong> <span id="reason">{_text(health.reason)}</span>
+</p>
+</header>
+<main>
+<p id="error" role="alert"{"" if status.last_error else " hidden"}>{_text(status.last_error)}</p>
+<section id="pictures" aria-labelledby="pictures-title">
+<h2 id="pictures-title">{kind}</h2>
+<div id="figures">{figures or '<p class="none">No result so far.</p>'}</div>
+</section>
+<div id="numbers">
+<section id="charts" aria-labelledby="charts-title">
+<h2 id="charts-title">Last {HISTORY_S // 60} minutes</h2>
+{"".join(_chart(chart) for chart in _charts(observation.history))}
+</section>
+{"".join(_table(tables[key]) for key in ("flow", "latency", "ledger", "queues"))}
+{"".join(_table(tables[key]) for key in ("machine", "service"))}
+</div>
+</main>
+<footer>
+<p>Read-only. Programs read <a href="/status.json">status.json</a>, Prometheus
+<a href="/metrics">metrics</a>, and a load balancer <a href="/healthz">healthz</a>.</p>
+</footer>
+</body>
+</html>
+"""
+
+
+def _text(value: str | None) -> str:
+    return html.escape(value or "")
+
+
+def _figure(picture: PagePicture) -> str:
+    return (
+        f'<figure><img src="{picture.path}" alt="{_text(picture.alt)}">'
+        f"<figcaption>{_text(picture.alt)}</figcaption></figure>"
+    )
+
+
+def _table(table: SummaryTable) -> str:
+    head = ""
+    if any(table.columns):
+        cells = "".join(
+            f'<th scope="col">{_text(column)}</th>' if column else "<td></td>"
+            for column in table.columns
+        )
+        head = f"<thead><tr>{cells}</tr></thead>"
+    rows = "".join(
+        f'<tr><th scope="row">{_text(row[0])}</th>'
+        + "".join(f"<td>{_text(cell)}</td>" for cell in row[1:])
+        + "</tr>"
+        for row in table.rows
+    )
+    return (
+        f'<section class="card {table.key}" aria-labelledby="{table.key}-title">'
+        f'<h2 id="{table.key}-title">{_text(table.title)}</h2>'
+        f'<table>{head}<tbody id="{table.key}">{rows}</tbody></table></section>'
+    )
+
+
+def _charts(history: Sequence[HistoryPoint]) -> tuple[_Chart, _Chart]:
+    received = [point.received_per_s for point in history]
+    done = [point.done_per_s for point in history]
+    p50 = [point.latency_p50_ms for point in history]
+    p99 = [point.latency_p99_ms for point in history]
+    times = [point.time_s for point in history]
+    rate_top, latency_top = _round_up([*received, *done]), _round_up([*p50, *p99])
+    return (
+        _Chart(
+            "rate-chart",
+            "Frames per second",
+            (
+                ("a", _legend("received", received, ""), _points(times, received, rate_top)),
+                ("b", _legend("done", done, ""), _points(times, done, rate_top)),
+            ),
+            f"{rate_top:g}",
+        ),
+        _Chart(
+            "latency-chart",
+            "Latency from arrival to result",
+            (
+                ("a", _legend("p50", p50, " ms"), _points(times, p50, latency_top)),
+                ("b", _legend("p99", p99, " ms"), _points(times, p99, latency_top)),
+            ),
+            f"{latency_top:g} ms",
+        ),
+    )
+
+
+def _legend(name: str, values: Sequence[float], unit: str) -> str:
+    return f"{name} {values[-1]:.1f}{unit}" if values else name
+
+
+def _round_up(values: Sequence[float]) -> float:
+    """Find the next 1, 2 or 5 times a power of ten, so that the scale moves seldom."""
+    largest = max(values, default=0.0)
+    if largest <= 0:
+        return 1.0
+    power = 10.0 ** (len(f"{int(largest)}") - 1) if largest >= 1 else 0.1
+    return next(power * step for step in (1, 2, 5, 10) if power * step >= largest)
+
+
+def _points(times: Sequence[float], values: Sequence[float], top: float) -> str:
+    """Points of a line, the newest at the right edge."""
+    return " ".join(
+        f"{_CHART_WIDTH * (1 - (times[-1] - at) / HISTORY_S):.1f},"
+        f"{_CHART_HEIGHT * (1 - value / top):.1f}"
+        for at, value in zip(times, values, strict=True)
+        if times[-1] - at <= HISTORY_S
+    )
+
+
+def _chart(chart: _Chart) -> str:
+    lines = "".join(
+        f'<polyline class="{colour}" points="{points}"></polyline>'
+        for colour, _, points in chart.lines
+    )
+    legend = "".join(
+        f'<span class="{colour}">{_text(name)}</span>' for colour, name, _ in chart.lines
+    )
+    return (
+        f'<figure class="chart" id="{chart.key}"><figcaption>{_text(chart.title)} '
+        f'<span class="legend">{legend}</span></figcaption><div class="plot">'
+        f'<svg viewBox="0 -2 {_CHART_WIDTH:g} {_CHART_HEIGHT + 4:g}" preserveAspectRatio="none" '
+        f'aria-hidden="true">{lines}</svg><span class="top">{_text(chart.top)}</span>'
+        '<span class="bottom">0</span></div></figure>'
+    )

@@ -1,0 +1,117 @@
+"""Power and temperatures of the machine that the service runs on."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgexnas.errors import EdgexnasError
+
+__all__ = ["SensorReading", "Sensors", "read_temperatures"]
+
+_logger = logging.getLogger(__name__)
+
+THERMAL_ZONES = Path("/sys/class/thermal")
+"""Where Linux keeps the temperatures of a machine, the Orin's among them."""
+
+
+@dataclass(frozen=True, slots=True)
+class SensorReading:
+    """Power and temperatures at one moment.
+
+    Attributes
+    ----------
+    rails_w
+        Rail → watts; empty where the machine has no sensor.
+    module_w
+        Power of the whole module; None where it cannot be told.
+    power_source
+        Where the power was read, or why it was not.
+    temperatures_c
+        Thermal zone → degrees Celsius.
+    """
+
+    rails_w: Mapping[str, float] = field(default_factory=dict)
+    module_w: float | None = None
+    power_source: str = ""
+    temperatures_c: Mapping[str, float] = field(default_factory=dict)
+
+
+def read_temperatures(root: Path = THERMAL_ZONES) -> dict[str, float]:
+    """Read every thermal zone that answers: name → degrees Celsius.
+
+    A zone whose part is switched off refuses to be read, and is left out.
+    """
+    temperatures: dict[str, float] = {}
+    for zone in sorted(root.glob("thermal_zone*")):
+        try:
+            name = (zone / "type").read_text().strip()
+            temperatures[name.removesuffix("-thermal")] = int((zone / "temp").read_text()) / 1000
+        except (OSError, ValueError):
+            continue
+    return temperatures
+
+
+def _open_power_meter() -> Any:
+    return importlib.import_module("edgexnas.device.power").open_power_meter()
+
+
+class Sensors:
+    """Reads power and temperatures; the newest reading is kept for whoever asks.
+
+    Parameters
+    ----------
+    open_meter
+        Opens the power meter; raises an `EdgexnasError` or ImportError where there is none.
+    thermal_zones
+        Folder of the thermal zones.
+    """
+
+    def __init__(
+        self,
+        open_meter: Callable[[], Any] = _open_power_meter,
+        thermal_zones: Path = THERMAL_ZONES,
+    ) -> None:
+        self._open_meter = open_meter
+        self._thermal_zones = thermal_zones
+        self._meter: Any = None
+        self._asked = False
+        self._why_not = ""
+        self._latest = SensorReading()
+
+    def latest(self) -> SensorReading:
+        """Return the newest reading; empty before the first."""
+        return self._latest
+
+    def read(self) -> SensorReading:
+        """Read all sensors. Takes tens of milliseconds on a Jetson; one thread at a time."""
+        temperatures = read_temperatures(self._thermal_zones)
+        if not self._asked:
+            self._asked = True
+            try:
+                self._meter = self._open_meter()
+            except (EdgexnasError, ImportError) as error:
+                self._why_not = str(error)
+        reading = SensorReading(power_source=self._why_not, temperatures_c=temperatures)
+        if self._meter is not None:
+            try:
+                power = self._meter.read()
+            except (EdgexnasError, OSError) as error:
+                _logger.warning("power cannot be read: %s", error)
+                reading = SensorReading(power_source=str(error), temperatures_c=temperatures)
+            else:
+                reading = SensorReading(
+                    dict(power.rails_w), power.module_w, power.source, temperatures
+                )
+        self._latest = reading
+        return reading
+
+    def close(self) -> None:
+        """Close the power meter; closing again does nothing."""
+        meter, self._meter = self._meter, None
+        if meter is not None:
+            meter.close()

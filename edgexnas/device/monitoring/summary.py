@@ -1,0 +1,174 @@
+"""A service's status in words and numbers for people: what page and terminal both show."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from edgexnas.device.monitoring.watch import Observation
+from edgexnas.device.serving.status import LatencySummary, ServiceStatus
+
+__all__ = ["LEDGER_STATES", "SummaryTable", "log_line", "summarise"]
+
+LEDGER_STATES = (
+    ("received", "came from the source"),
+    ("done", "result committed"),
+    ("dropped", "gave way to newer ones"),
+    ("failed", "could not be processed"),
+    ("duplicate", "came again"),
+    ("pending", "in work"),
+    ("spilled", "waiting on disk"),
+    ("lost", "never came"),
+)
+"""States of the ledger in the order in which they are shown, and what each means."""
+
+
+class SummaryTable(NamedTuple):
+    """A small table of texts.
+
+    Attributes
+    ----------
+    key
+        Its name for programs.
+    title
+        Its heading.
+    columns
+        Headings of the columns; empty strings where the rows speak for themselves.
+    rows
+        As many texts each as there are columns; the first names the row.
+    """
+
+    key: str
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def summarise(observation: Observation) -> tuple[SummaryTable, ...]:
+    """Put an observation into tables.
+
+    Parameters
+    ----------
+    observation
+        What is shown.
+
+    Returns
+    -------
+    tuple
+        Always the same tables in the same order; some have no rows.
+    """
+    status = observation.status
+    return (
+        _service(status),
+        SummaryTable(
+            "flow",
+            "Rates",
+            ("", ""),
+            (
+                ("Received", f"{status.rates.received_per_s:.1f} frames/s"),
+                ("Done", f"{status.rates.done_per_s:.1f} frames/s"),
+                ("Peaks so far", _count(status.peaks_total)),
+                ("Complete up to frame", _optional(status.watermark)),
+            ),
+        ),
+        SummaryTable(
+            "latency",
+            "Latency (ms)",
+            ("", "p50", "p95", "p99", "max"),
+            (
+                _latency_row("arrival → result", status.latency_ms),
+                *(_latency_row(name, summary) for name, summary in status.stage_ms.items()),
+            ),
+        ),
+        SummaryTable(
+            "ledger",
+            "Ledger (frames)",
+            ("", "all", "this series"),
+            tuple(
+                (
+                    f"{state}: {meaning}",
+                    _count(status.counts.get(state, 0)),
+                    _count(status.series_counts.get(state, 0)),
+                )
+                for state, meaning in LEDGER_STATES
+            ),
+        ),
+        SummaryTable(
+            "queues",
+            "Queues (frames)",
+            ("", "waiting", "room for"),
+            tuple(
+                (stage, _count(level.length), _count(level.capacity))
+                for stage, level in status.queues.items()
+            ),
+        ),
+        _machine(observation),
+    )
+
+
+def log_line(observation: Observation) -> str:
+    """Say in one line how the service does, for logs."""
+    status, counts = observation.status, observation.status.counts
+    line = (
+        f"{status.state}: {status.rates.received_per_s:.1f} frames/s in, "
+        f"{status.rates.done_per_s:.1f} out, latency p50 {status.latency_ms.p50:.1f} "
+        f"p99 {status.latency_ms.p99:.1f} ms, done {counts.get('done', 0)} "
+        f"of {counts.get('received', 0)} frames"
+    )
+    troubles = [
+        f"{counts[state]} {state}" for state in ("dropped", "failed", "lost") if counts.get(state)
+    ]
+    if troubles:
+        line += f" ({', '.join(troubles)})"
+    if not observation.health.ok:
+        line += f"; {observation.health.reason}"
+    return line
+
+
+def _service(status: ServiceStatus) -> SummaryTable:
+    engine = status.engine
+    return SummaryTable(
+        "service",
+        "Service",
+        ("", ""),
+        (
+            ("Model", status.model_id or "–"),
+            ("Engine", f"{engine.name}, {engine.precision}" if engine else "–"),
+            ("Chosen because", engine.reason if engine else "–"),
+            ("Source", status.source or "–"),
+            ("Series", status.series or "–"),
+            ("Up for", _duration(status.uptime_s)),
+        ),
+    )
+
+
+def _machine(observation: Observation) -> SummaryTable:
+    sensors = observation.sensors
+    rows = [(rail, f"{power_w:.2f} W") for rail, power_w in sensors.rails_w.items()]
+    if sensors.module_w is not None:
+        rows.insert(0, ("Module power", f"{sensors.module_w:.2f} W"))
+    if not rows:
+        rows.append(("Power", "no sensor"))
+    rows.extend((zone, f"{celsius:.1f} °C") for zone, celsius in sensors.temperatures_c.items())
+    return SummaryTable("machine", "Power and temperatures", ("", ""), tuple(rows))
+
+
+def _latency_row(name: str, summary: LatencySummary) -> tuple[str, ...]:
+    if not summary.count:
+        return name, "–", "–", "–", "–"
+    times = (summary.p50, summary.p95, summary.p99, summary.max)
+    return name, *(f"{time:.2f}" if time < 10 else f"{time:.1f}" for time in times)
+
+
+def _count(number: int) -> str:
+    return f"{number:,}".replace(",", "\u202f")
+
+
+def _optional(number: int | None) -> str:
+    return "–" if number is None else _count(number)
+
+
+def _duration(seconds: float) -> str:
+    minutes, second = divmod(int(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    return (f"{days} d " if days else "") + f"{hour:02d}:{minute:02d}:{second:02d}"

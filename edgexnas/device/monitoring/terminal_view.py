@@ -1,0 +1,140 @@
+"""A live view of the service on the terminal, or log lines where there is no terminal."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from typing import Any
+
+from rich.columns import Columns
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from edgexnas.device.monitoring.summary import SummaryTable, log_line, summarise
+from edgexnas.device.monitoring.watch import Observation, ServiceWatch
+
+__all__ = ["TerminalView", "draw"]
+
+_logger = logging.getLogger(__name__)
+
+
+class TerminalView:
+    """Shows a service on standard error, so that results may go to standard output.
+
+    Parameters
+    ----------
+    watch
+        Whose observations are shown.
+    console
+        Where to show them; standard error by default.
+    period_s
+        How often the view changes.
+    log_period_s
+        How often a line is logged where there is no terminal.
+    """
+
+    def __init__(
+        self,
+        watch: ServiceWatch,
+        *,
+        console: Console | None = None,
+        period_s: float = 0.5,
+        log_period_s: float = 10.0,
+    ) -> None:
+        self._watch = watch
+        self._console = console or Console(stderr=True)
+        self._period_s = period_s
+        self._log_period_s = log_period_s
+        self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin to show."""
+        if self._thread is not None or self._closing.is_set():
+            return
+        show = self._show if self._console.is_terminal else self._log
+        self._thread = threading.Thread(target=show, name="edgexnas-terminal", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Leave the last view, or a last line, on the terminal; closing again does nothing."""
+        self._closing.set()
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.join()
+
+    def _show(self) -> None:
+        live = Live(console=self._console, auto_refresh=False, transient=False)
+        with live:
+            moved = _follow_redirection()
+            try:
+                while True:
+                    live.update(draw(self._watch.observe()), refresh=True)
+                    if self._closing.wait(self._period_s):
+                        break
+                live.update(draw(self._watch.observe()), refresh=True)
+            finally:
+                for handler, stream in moved:
+                    handler.setStream(stream)
+
+    def _log(self) -> None:
+        while not self._closing.wait(self._log_period_s):
+            _logger.info("%s", log_line(self._watch.observe()))
+        _logger.info("%s", log_line(self._watch.observe()))
+
+
+def _follow_redirection() -> list[tuple[logging.StreamHandler[Any], Any]]:
+    """Let log lines appear above the live view instead of in it.
+
+    The live view replaces sys.stderr, but a log handler holds the stream that it was made with.
+    """
+    moved: list[tuple[logging.StreamHandler[Any], Any]] = []
+    for handler in [*logging.getLogger().handlers, *logging.getLogger("edgexnas").handlers]:
+        if isinstance(handler, logging.StreamHandler) and handler.stream is sys.__stderr__:
+            moved.append((handler, handler.setStream(sys.stderr)))
+    return moved
+
+
+def draw(observation: Observation) -> RenderableType:
+    """Lay out an observation for a terminal.
+
+    Parameters
+    ----------
+    observation
+        What is shown.
+
+    Returns
+    -------
+    RenderableType
+        For `rich.console.Console.print`.
+    """
+    health = observation.health
+    style = "green" if health.ok else "bold red"
+    head = Text.assemble(
+        ("edgexnas ", "bold"), observation.status.model_id, "  ", (health.reason, style)
+    )
+    parts: list[RenderableType] = [head]
+    if observation.status.last_error:
+        parts.append(Text(f"last error: {observation.status.last_error}", "red"))
+    tables = {table.key: table for table in summarise(observation)}
+    order = ("flow", "latency", "ledger", "queues", "machine", "service")
+    parts.append(
+        Columns([_table(tables[key]) for key in order if tables[key].rows], padding=(0, 2))
+    )
+    return Group(*parts)
+
+
+def _table(summary: SummaryTable) -> Table:
+    named = any(summary.columns)
+    table = Table(title=summary.title, title_justify="left", show_header=named, box=None)
+    for index, column in enumerate(summary.columns):
+        table.add_column(escape(column), justify="left" if index == 0 else "right", overflow="fold")
+    for row in summary.rows:
+        # A ledger row explains itself on the page; here is room for its name alone.
+        name = row[0].partition(":")[0] if summary.key == "ledger" else row[0]
+        table.add_row(escape(name), *(escape(cell) for cell in row[1:]))
+    return table

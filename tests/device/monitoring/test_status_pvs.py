@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgexnas.device.monitoring.status_pvs import PV_NAMES, StatusPvs, pv_values
+from edgexnas.device.monitoring.watch import ServiceWatch
+from edgexnas.device.serving.status import QueueLevel, ServiceStatus
+from edgexnas.errors import ConfigurationError
+
+NDPLUGINBASE = {
+    "ArrayCounter_RBV",
+    "ArrayRate_RBV",
+    "ArraySize0_RBV",
+    "ArraySize1_RBV",
+    "DriverVersion_RBV",
+    "DroppedArrays_RBV",
+    "ExecutionTime_RBV",
+    "NDArrayPort_RBV",
+    "PluginType_RBV",
+    "PortName_RBV",
+    "QueueFree",
+    "QueueSize",
+    "QueueUse",
+    "UniqueId_RBV",
+}
+"""Names in areaDetector's NDArrayBase.template and NDPluginBase.template."""
+
+
+def test_names_are_those_of_area_detector_where_it_has_one() -> None:
+    assert set(PV_NAMES) >= NDPLUGINBASE
+
+
+def test_values_are_those_of_the_status(watch: ServiceWatch) -> None:
+    values = {name: pv.value for name, pv in pv_values(watch.observe()).items()}
+    assert set(values) == set(PV_NAMES)
+    assert (values["ArrayCounter_RBV"], values["ProcessedArrays_RBV"]) == (1000, 950)
+    assert (values["ArraySize0_RBV"], values["ArraySize1_RBV"]) == (128, 96)
+    assert (values["UniqueId_RBV"], values["Watermark_RBV"]) == (41, 40)
+    assert (values["ExecutionTime_RBV"], values["LatencyP99_RBV"]) == (4.5, 21.0)
+
+
+@pytest.mark.parametrize(
+    ("waiting", "severity"), [(0, 0), (47, 0), (48, 1), (63, 1), (64, 2)], ids=str
+)
+def test_the_fullest_queue_warns_at_three_quarters_and_alarms_when_full(
+    source: Any, watch: ServiceWatch, waiting: int, severity: int
+) -> None:
+    source.change(queues={"decode": QueueLevel(0, 8), "sink": QueueLevel(waiting, 64)})
+    values = pv_values(watch.observe())
+    assert values["QueueFree"].severity == values["QueueUse"].severity == severity
+    if waiting:
+        assert (values["QueueFree"].value, values["QueueUse"].value) == (64 - waiting, waiting)
+
+
+def test_losses_are_minor_alarms_and_a_failure_is_a_major_one(
+    source: Any, watch: ServiceWatch
+) -> None:
+    assert pv_values(watch.observe())["LostArrays_RBV"][1:] == (1, "frames never came")
+    assert pv_values(watch.observe())["State_RBV"].severity == 0
+    source.change(state="failed", last_error="the disk is full")
+    values = pv_values(watch.observe())
+    assert values["Status_RBV"] == ("the disk is full", 2, "the disk is full")
+
+
+def test_a_count_too_large_for_an_epics_integer_wraps(source: Any, watch: ServiceWatch) -> None:
+    source.change(counts={"received": 2**31 + 5})
+    assert pv_values(watch.observe())["ArrayCounter_RBV"].value == 5
+
+
+def test_a_service_that_has_just_started_has_all_values(source: Any, watch: ServiceWatch) -> None:
+    source.now = ServiceStatus()
+    assert set(pv_values(watch.observe())) == set(PV_NAMES)
+
+
+@pytest.mark.parametrize("prefix", ["", "EDGE X:", "EDGEX:$(P)", "É:", "EDGEX:\n"])
+def test_a_prefix_that_no_pv_can_have_is_refused(watch: ServiceWatch, prefix: str) -> None:
+    with pytest.raises(ConfigurationError, match="cannot begin the name of a PV"):
+        StatusPvs(watch, prefix=prefix)
+
+
+@pytest.fixture
+def epics(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """An EPICS network that ends at this machine and meets no other test's."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    settings = {
+        "EPICS_PVAS_INTF_ADDR_LIST": "127.0.0.1",
+        "EPICS_PVA_ADDR_LIST": "127.0.0.1",
+        "EPICS_PVA_AUTO_ADDR_LIST": "NO",
+        "EPICS_PVA_BROADCAST_PORT": port,
+        "EPICS_PVAS_BROADCAST_PORT": port,
+        "EPICS_PVA_SERVER_PORT": "0",
+    }
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    return settings
+
+
+CLIENT = """
+import json, sys
+import pvaccess
+answers = {}
+for name in sys.argv[1:]:
+    channel = pvaccess.Channel(name)
+    channel.setTimeout(10)
+    answers[name] = channel.get("field()").toDict()
+try:
+    channel.put(7)
+    answers["put"] = "accepted"
+except pvaccess.PvaException as error:
+    answers["put"] = str(error)
+print("ANSWERS" + json.dumps(answers))
+"""
+
+
+def test_a_client_elsewhere_reads_the_pvs_with_alarm_time_and_units_and_cannot_write(
+    source: Any, watch: ServiceWatch, epics: dict[str, str], tmp_path: Path
+) -> None:
+    before = threading.active_count()
+    view = StatusPvs(watch, prefix="EDGEX:", period_s=0.05)
+    view.start()
+    try:
+        names = ["EDGEX:State_RBV", "EDGEX:LatencyP99_RBV", "EDGEX:DroppedArrays_RBV"]
+        command = [sys.executable, "-c", CLIENT, *names]
+        environment = {**os.environ, **epics}
+        run = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=60, check=True
+        )
+    finally:
+        view.close()
+        view.close()
+    answers = json.loads(run.stdout.partition("ANSWERS")[2])
+    assert answers["EDGEX:State_RBV"]["value"] == "running"
+    latency = answers["EDGEX:LatencyP99_RBV"]
+    assert (latency["value"], latency["display"]["units"]) == (21.0, "ms")
+    assert latency["timeStamp"]["secondsPastEpoch"] > 1.6e9
+    dropped = answers["EDGEX:DroppedArrays_RBV"]
+    assert (dropped["value"], dropped["alarm"]["severity"]) == (20, 1)
+    assert "not allowed" in answers["put"]
+    assert "More than one channel" not in run.stderr + run.stdout
+    assert threading.active_count() == before

@@ -1,0 +1,266 @@
+from __future__ import annotations
+
+import http.client
+import io
+import json
+import re
+import socket
+import threading
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edgexnas.device.monitoring.watch import ServiceWatch
+from edgexnas.device.monitoring.web_view import WebView
+from edgexnas.device.serving.status import LastResult, LatencySummary, ServiceStatus
+from edgexnas.errors import ConfigurationError
+from edgexnas.ptycho import ObjectImage
+
+
+@pytest.fixture
+def view(watch: ServiceWatch) -> Iterator[WebView]:
+    view = WebView(watch, port=0)
+    view.start()
+    yield view
+    view.close()
+
+
+def _ask(
+    view: WebView, path: str, method: str = "GET", **headers: str
+) -> tuple[http.client.HTTPResponse, bytes]:
+    port = int(view.url.rstrip("/").rpartition(":")[2])
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    try:
+        connection.request(method, path, headers=headers)
+        answer = connection.getresponse()
+        return answer, answer.read()
+    finally:
+        connection.close()
+
+
+def test_health_is_200_while_frames_move(view: WebView) -> None:
+    answer, body = _ask(view, "/healthz")
+    assert (answer.status, body) == (200, b"the service is running\n")
+
+
+def test_health_is_503_with_the_reason_when_it_failed(source: Any, view: WebView) -> None:
+    source.change(state="failed", last_error="the disk is full")
+    answer, body = _ask(view, "/healthz")
+    assert (answer.status, body) == (503, b"the disk is full\n")
+
+
+def test_metrics_are_served_in_the_format_that_prometheus_reads(view: WebView) -> None:
+    answer, body = _ask(view, "/metrics")
+    assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+    assert b'edgexnas_frames_total{state="done"} 950.0' in body
+
+
+def test_status_json_holds_numbers_for_programs(view: WebView) -> None:
+    status = json.loads(_ask(view, "/status.json")[1])["status"]
+    assert status["counts"]["done"] == 950
+    assert status["latency_ms"]["p99"] == 21.0
+    assert status["queues"]["sink"] == {"length": 60, "capacity": 64}
+    assert status["temperatures_c"] == {}
+
+
+def test_a_number_that_json_cannot_say_is_null(source: Any, view: WebView) -> None:
+    source.change(latency_ms=LatencySummary(float("nan"), 1, 2, float("inf"), 3))
+    status = json.loads(_ask(view, "/status.json")[1])["status"]
+    assert status["latency_ms"] == {"p50": None, "p95": 1, "p99": 2, "max": None, "count": 3}
+
+
+def test_the_page_has_every_number_without_javascript(view: WebView) -> None:
+    text = re.sub(r"<script.*?</script>", "", _ask(view, "/")[1].decode(), flags=re.DOTALL)
+    shown = re.sub(r"<[^>]+>", " ", text)
+    for expected in (
+        "mlpBragg-12k",
+        "onnxruntime, float32",
+        "200.5 frames/s",
+        "950",
+        "21.0",
+        "scan_7",
+        "60",
+        "1 d 02:03:04",
+        "2 peaks marked with rings",
+    ):
+        assert expected in shown
+
+
+class _Outline(HTMLParser):
+    """What a screen reader finds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+
+def test_the_page_can_be_read_aloud(view: WebView) -> None:
+    outline = _Outline()
+    outline.feed(_ask(view, "/")[1].decode())
+    tags = [tag for tag, _ in outline.tags]
+    ids = {attributes.get("id") for _, attributes in outline.tags}
+    assert dict(outline.tags)["html"]["lang"] == "en"
+    assert tags.count("h1") == 1
+    assert all(attributes["alt"] for tag, attributes in outline.tags if tag == "img")
+    assert all("scope" in attributes for tag, attributes in outline.tags if tag == "th")
+    sections = [attributes for tag, attributes in outline.tags if tag == "section"]
+    assert sections
+    assert all(attributes["aria-labelledby"] in ids for attributes in sections)
+
+
+def test_the_page_asks_nobody_else_for_anything(view: WebView) -> None:
+    text = b"".join(_ask(view, path)[1] for path in ("/", "/page.css", "/page.js")).decode()
+    addresses = re.findall(r"""(?:src=|href=|url\(|fetch\(|import )["']?([^"')\s]+)""", text)
+    assert "/page.css" in addresses
+    assert all(re.match(r"/[a-z]|data:|\{|\$", address) for address in addresses), addresses
+
+
+def test_names_from_outside_are_text_and_never_markup(source: Any, view: WebView) -> None:
+    evil = '<script>alert("1")</script>'
+    source.change(
+        model_id=evil,
+        series=evil,
+        source=evil,
+        last_error=evil,
+        last_result=LastResult(evil, 1, np.zeros((8, 8), np.uint16), None),
+        stage_ms={evil: LatencySummary(1, 1, 1, 1, 1)},
+    )
+    body = _ask(view, "/")[1].decode()
+    assert "<script>alert" not in body
+    assert "&lt;script&gt;alert" in body
+
+
+def test_the_frame_is_a_picture(view: WebView) -> None:
+    answer, body = _ask(view, "/frame.png")
+    assert answer.headers["Content-Type"] == "image/png"
+    with Image.open(io.BytesIO(body)) as image:
+        assert image.size == (512, 384)
+
+
+def test_the_same_frame_is_drawn_once(source: Any, view: WebView) -> None:
+    first = _ask(view, "/frame.png")[1]
+    result = source.now.last_result
+    assert result is not None
+    result.pixels[:] = 0
+    assert _ask(view, "/frame.png")[1] == first
+
+
+def test_a_growing_object_is_shown_as_amplitude_and_phase(source: Any, view: WebView) -> None:
+    image = ObjectImage(np.ones((70, 90), np.complex64), np.ones((70, 90), np.float32), 0)
+    source.change(last_result=LastResult("star", 12, None, None, image))
+    assert b"Amplitude of the object up to frame 12 of series star" in _ask(view, "/")[1]
+    for name in ("amplitude", "phase"):
+        body = _ask(view, f"/object/{name}.png")[1]
+        with Image.open(io.BytesIO(body)) as picture:
+            assert picture.size == (450, 350)
+    assert _ask(view, "/frame.png")[0].status == 404
+
+
+def test_without_a_result_there_is_no_picture_and_the_page_says_so(
+    source: Any, view: WebView
+) -> None:
+    source.now = ServiceStatus()
+    assert _ask(view, "/frame.png")[0].status == 404
+    assert b"No result so far." in _ask(view, "/")[1]
+
+
+@pytest.mark.parametrize("path", ["/", "/status.json", "/metrics", "/frame.png", "/nothing"])
+def test_every_answer_forbids_caching_framing_and_foreign_content(view: WebView, path: str) -> None:
+    headers = _ask(view, path)[0].headers
+    assert headers["Cache-Control"] == "no-store"
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    policy = headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "frame-ancestors 'none'" in policy
+    assert "unsafe" not in policy
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"])
+def test_only_reading_is_allowed(view: WebView, method: str) -> None:
+    answer, _ = _ask(view, "/", method)
+    assert (answer.status, answer.headers["Allow"]) == (405, "GET, HEAD")
+
+
+def test_a_head_request_gets_the_headers_alone(view: WebView) -> None:
+    answer, body = _ask(view, "/", "HEAD")
+    assert (answer.status, body) == (200, b"")
+    assert int(answer.headers["Content-Length"]) > 1000
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:9108", "localhost.evil.example"])
+def test_a_foreign_name_that_points_here_is_refused(view: WebView, host: str) -> None:
+    assert _ask(view, "/status.json", Host=host)[0].status == 403
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost:8080", "127.0.0.1:1", "[::1]:9108"])
+def test_this_machine_s_own_names_are_served_at_any_port_as_through_a_tunnel(
+    view: WebView, host: str
+) -> None:
+    assert _ask(view, "/status.json", Host=host)[0].status == 200
+
+
+@pytest.mark.parametrize("path", ["/../../etc/passwd", "/static/page.css", "//frame.png/", "/%2e"])
+def test_a_path_that_is_not_listed_does_not_exist(view: WebView, path: str) -> None:
+    assert _ask(view, path)[0].status == 404
+
+
+def test_what_is_no_http_is_answered_under_the_same_headers(view: WebView) -> None:
+    port = int(view.url.rstrip("/").rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+        connection.sendall(b"BREW /pot HTCPCP/1.0\r\n\r\n")
+        answer = connection.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.0 400 ")
+    assert b"Content-Security-Policy" in answer
+
+
+def test_a_port_that_is_taken_is_refused_in_one_sentence(watch: ServiceWatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigurationError) as refusal:
+            WebView(watch, port=port).start()
+    assert str(refusal.value) == (
+        f"the monitoring page cannot be served on port {port} of 127.0.0.1 "
+        "(Address already in use): free it, choose another port, or 0 for no page"
+    )
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "beamline.example"])
+def test_an_address_that_others_can_reach_is_refused(watch: ServiceWatch, host: str) -> None:
+    with pytest.raises(ConfigurationError, match="and an ssh tunnel or a proxy"):
+        WebView(watch, port=0, host=host)
+
+
+def test_closing_ends_the_threads_and_frees_the_port(watch: ServiceWatch) -> None:
+    before = threading.active_count()
+    view = WebView(watch, port=0)
+    view.start()
+    port = int(view.url.rstrip("/").rpartition(":")[2])
+    _ask(view, "/")
+    view.close()
+    view.close()
+    assert threading.active_count() == before
+    again = WebView(watch, port=port)
+    again.start()
+    again.close()
+
+
+def test_a_crowd_of_silent_clients_does_not_grow_the_number_of_threads(view: WebView) -> None:
+    port = int(view.url.rstrip("/").rpartition(":")[2])
+    crowd = [socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(40)]
+    try:
+        crowd[-1].settimeout(20)
+        # Those that are too many are closed at once.
+        assert crowd[-1].recv(1) == b""
+        assert threading.active_count() < 30
+    finally:
+        for client in crowd:
+            client.close()
