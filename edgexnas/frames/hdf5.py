@@ -81,7 +81,7 @@ class Hdf5Frames(LazyFrames):
             dtype=blocks[0].dtype,
             source=str(path),
             omega_deg=_omega(file, blocks[0].parent, count),
-            mask=_mask(blocks[0].parent, shape),
+            mask=pixel_mask(blocks[0].parent, shape),
             truth=_truth(file, path),
         )
         self._file = file
@@ -124,7 +124,7 @@ def _dataset_values(group: Any, place: str) -> npt.NDArray[Any] | None:
     return np.asarray(found[()])
 
 
-def _mask(group: Any, shape: tuple[int, int]) -> Mask | None:
+def pixel_mask(group: Any, shape: tuple[int, int]) -> Mask | None:
     """Take the first pixel mask that fits the frames; any set bit makes a pixel unusable."""
     for place in _MASK_PLACES:
         values = _dataset_values(group, place)

@@ -14,6 +14,7 @@ from edgexnas.errors import ConfigurationError
 __all__ = ["open_event_source"]
 
 _SOURCES = {
+    "file": ("file_source", "FileSource"),
     "sim": ("simulated_source", "SimulatedSource"),
 }
 """Scheme → module and class; a module is imported when a URL asks for it."""

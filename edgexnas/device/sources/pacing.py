@@ -34,6 +34,10 @@ class Pacer:
         """End a wait that is going on, and every later one; from any thread."""
         self._closed.set()
 
+    def pause(self, seconds: float) -> None:
+        """Wait for something else than a frame."""
+        self._closed.wait(seconds)
+
     def wait(self, tick: int) -> int | None:
         """Wait for the frame that is due at `tick` periods after the first.
 

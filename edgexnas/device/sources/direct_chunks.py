@@ -1,0 +1,118 @@
+"""Frames of an HDF5 dataset, decoded from their chunks without HDF5's filter pipeline.
+
+A frame that is one chunk, as detectors write them, is read as it lies in the file and decoded by
+`edgexnas.device.sources.compression` into its own memory; whatever else a dataset may be is left to
+HDF5. Objects of h5py are `Any` here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgexnas.device.sources.compression import Codec, decompress
+from edgexnas.errors import InputError, SourceError
+from edgexnas.frames.hdf5_layout import FrameAxes, check_filters, check_virtual_sources
+from edgexnas.frames.reading import reading
+
+__all__ = ["ChunkReader"]
+
+_BITSHUFFLE, _LZ4, _BLOSC = 32008, 32004, 32001
+_BITSHUFFLE_LZ4 = 2
+
+
+class ChunkReader:
+    """Reads the frames of a dataset, which may grow.
+
+    Parameters
+    ----------
+    dataset
+        (n, H, W) or (H, W) real numbers.
+    path
+        Where it lies, for messages.
+
+    Raises
+    ------
+    SourceError
+        If it needs a filter that is not installed, or a virtual dataset's files are missing.
+    """
+
+    def __init__(self, dataset: Any, path: Path, axes: FrameAxes) -> None:
+        check_filters(dataset, path)
+        check_virtual_sources(dataset, path)
+        self.dataset = dataset
+        self.shape = axes.shape
+        self.dtype = dataset.dtype.newbyteorder("=")
+        self._path = path
+        self._axes = axes
+        self._leading = len(axes.leading)
+        self._codec = _codec(dataset)
+
+    @property
+    def codec(self) -> Codec | None:
+        """How chunks are decoded here; None where HDF5 decodes them."""
+        return self._codec
+
+    def __len__(self) -> int:
+        count: int = int(np.prod(self.dataset.shape[: self._leading], dtype=int))
+        return count
+
+    def refresh(self) -> None:
+        """Ask how far another process has written."""
+        self.dataset.refresh()
+
+    def read(self, index: int) -> npt.NDArray[Any]:
+        """Read a frame, (H, W) in native byte order.
+
+        Raises
+        ------
+        SourceError
+            If it cannot be read or decoded.
+        """
+        what = f"frame {index} of {self.dataset.name} in {self._path}"
+        with reading(what):
+            if self._codec is not None:
+                pixels = self._direct(self._codec, index, what)
+                if pixels is not None:
+                    return pixels
+            pixels = np.empty(self.shape, self.dtype)
+            self.dataset.read_direct(pixels, self._place(index))
+            return pixels
+
+    def _place(self, index: int) -> tuple[int, ...]:
+        # One series axis at most is longer than 1; a growing one is the first.
+        longest = max(range(self._leading), key=lambda axis: self.dataset.shape[axis], default=0)
+        return tuple(index if axis == longest else 0 for axis in range(self._leading))
+
+    def _direct(self, codec: Codec, index: int, what: str) -> npt.NDArray[Any] | None:
+        """Decode a frame's chunk; None if it is not in the file or skipped a filter."""
+        offset = (*self._place(index), 0, 0)
+        stored = self.dataset.id.get_chunk_info_by_coord(offset)
+        if stored.byte_offset is None or stored.filter_mask:
+            return None
+        _, payload = self.dataset.id.read_direct_chunk(offset)
+        try:
+            return decompress(codec, payload, self.shape, self.dataset.dtype)
+        except InputError as error:
+            raise SourceError(f"{what} is damaged: {error}; copy or record it again") from error
+
+
+def _codec(dataset: Any) -> Codec | None:
+    """Tell how the chunks of a dataset can be decoded here, if each is a frame."""
+    if dataset.is_virtual or dataset.chunks is None or dataset.ndim < 3:
+        return None
+    if dataset.chunks != (*(1 for _ in dataset.shape[:-2]), *dataset.shape[-2:]):
+        return None
+    properties = dataset.id.get_create_plist()
+    filters = [properties.get_filter(number) for number in range(properties.get_nfilters())]
+    if not filters:
+        return "none"
+    if len(filters) > 1:
+        return None
+    code, _, values, _ = filters[0]
+    if code == _BITSHUFFLE and len(values) >= 5 and values[4] == _BITSHUFFLE_LZ4:
+        return "bslz4-hdf5"
+    return {_LZ4: "lz4-hdf5", _BLOSC: "blosc"}.get(code)  # type: ignore[return-value]
