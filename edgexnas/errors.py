@@ -12,6 +12,7 @@
     │   └── TrustError          ... it is signed by a key that is not trusted
     ├── EngineError             an engine cannot be built, opened or run
     │   └── EngineAccuracyError ... it strays further from the reference than the gate allows
+    ├── MeasurementError        power, energy or latency was measured and cannot be trusted
     ├── SearchError             a search cannot start, continue or has no result
     └── QuantisationError       the INT8 model loses more accuracy than allowed
 
@@ -25,6 +26,7 @@ __all__ = [
     "EngineAccuracyError",
     "EngineError",
     "InputError",
+    "MeasurementError",
     "MissingDependencyError",
     "QuantisationError",
     "SearchError",
@@ -80,6 +82,10 @@ class EngineError(EdgexnasError):
 
 class EngineAccuracyError(EngineError):
     """An engine strays further from the reference outputs than the gate allows."""
+
+
+class MeasurementError(EdgexnasError):
+    """Power, energy or latency was measured and cannot be trusted."""
 
 
 class SearchError(EdgexnasError):

@@ -14,6 +14,7 @@ from edgexnas.cli import (
     demo_command,
     device_commands,
     host_commands,
+    power_command,
     search_commands,
 )
 from edgexnas.errors import EdgexnasError
@@ -59,6 +60,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"edgexnas {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (demo_command, host_commands, search_commands, bundle_commands, device_commands):
+    for module in (
+        demo_command,
+        host_commands,
+        search_commands,
+        bundle_commands,
+        device_commands,
+        power_command,
+    ):
         module.add_to(commands)
     return parser

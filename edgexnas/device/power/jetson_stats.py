@@ -1,0 +1,117 @@
+"""Power mode, clocks, fan and temperatures from jetson-stats, if its service runs.
+
+jetson-stats is AGPL-3.0 and not a dependency: it is imported here, when this is asked for, and
+nowhere else. Rails are not taken from it, because its total counts VDDQ_VDD2_1V8AO twice on AGX
+Orin (jetson-stats 7.2.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from edgexnas.errors import MissingDependencyError, SourceError
+
+__all__ = ["JetsonStats", "read_jetson_stats"]
+
+
+@dataclass(frozen=True)
+class JetsonStats:
+    """State of a Jetson.
+
+    Attributes
+    ----------
+    mode
+        Name of the power mode, such as "MAXN"; "" if unknown.
+    jetson_clocks
+        Whether clocks are pinned to the mode's maximum; None if unknown.
+    clocks_mhz
+        Name → present frequency: cores, GPU, memory.
+    temperatures_c
+        Sensor → temperature; sensors that are off are left out.
+    fans_percent
+        Fan → speed.
+    """
+
+    mode: str
+    jetson_clocks: bool | None
+    clocks_mhz: Mapping[str, float]
+    temperatures_c: Mapping[str, float]
+    fans_percent: Mapping[str, float]
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """Names and values to print."""
+        known = {True: "on", False: "off", None: "unknown"}
+        return [
+            ("mode", self.mode or "unknown"),
+            ("jetson_clocks", known[self.jetson_clocks]),
+            ("clocks", ", ".join(f"{k} {v:.0f} MHz" for k, v in self.clocks_mhz.items())),
+            ("temperatures", ", ".join(f"{k} {v:.1f} °C" for k, v in self.temperatures_c.items())),
+            ("fans", ", ".join(f"{k} {v:.0f} %" for k, v in self.fans_percent.items())),
+        ]
+
+
+def read_jetson_stats(interval_s: float = 0.5) -> JetsonStats:
+    """Ask the jtop service once.
+
+    Parameters
+    ----------
+    interval_s
+        Interval that is asked of the service; an earlier client's holds instead.
+
+    Raises
+    ------
+    MissingDependencyError
+        If jetson-stats is not installed.
+    SourceError
+        If its service does not run or does not answer.
+    """
+    try:
+        from jtop import JtopException, jtop
+    except ImportError as error:
+        raise MissingDependencyError.of(
+            "jetson-stats", extra="monitor", purpose="Reading mode, clocks and fan"
+        ) from error
+    try:
+        with jtop(interval=interval_s) as service:
+            if not service.ok():
+                raise SourceError(
+                    "the jtop service sends nothing; restart it by systemctl restart jtop"
+                )
+            return _state_of(service)
+    except JtopException as error:
+        raise SourceError(
+            f"jetson-stats gives no state ({error}); start its service by systemctl start jtop"
+        ) from error
+
+
+def _state_of(service: Any) -> JetsonStats:
+    mode = getattr(service, "nvpmodel", None)
+    pinned = getattr(service, "jetson_clocks", None)
+    clocks = {
+        f"CPU{number}": core["freq"]["cur"] / 1e3
+        for number, core in enumerate(service.cpu.get("cpu", ()))
+        if core.get("online") and core.get("freq")
+    }
+    clocks |= {
+        name: gpu["freq"]["cur"] / 1e3 for name, gpu in service.gpu.items() if gpu.get("freq")
+    }
+    memory = service.memory.get("EMC", {})
+    if "cur" in memory:
+        clocks["EMC"] = memory["cur"] / 1e3
+    return JetsonStats(
+        mode=str(getattr(mode, "name", mode) or ""),
+        jetson_clocks=None if pinned is None else bool(pinned),
+        clocks_mhz=clocks,
+        temperatures_c={
+            name: float(sensor["temp"])
+            for name, sensor in service.temperature.items()
+            if sensor.get("online", True) and sensor["temp"] > -200
+        },
+        fans_percent={
+            f"{name}{number}": float(speed)
+            for name, fan in service.fan.items()
+            for number, speed in enumerate(fan.get("speed", ()))
+        },
+    )

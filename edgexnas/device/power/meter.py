@@ -1,0 +1,130 @@
+"""What a power meter is, and which one this machine has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from edgexnas.errors import ConfigurationError, EdgexnasError, SourceError
+
+__all__ = ["METERS", "PowerMeter", "PowerReading", "open_power_meter"]
+
+METERS = ("auto", "jetson", "nvml", "rapl")
+"""Names that `open_power_meter` knows."""
+
+
+@dataclass(frozen=True, slots=True)
+class PowerReading:
+    """Power at one moment.
+
+    Attributes
+    ----------
+    time_s
+        CLOCK_MONOTONIC in the middle of the readout.
+    rails_w
+        Name of a rail or domain → W. Rails may contain each other: their sum means nothing.
+    module_w
+        Power of the whole module (GPU board, CPU package); None if it is not measured.
+    source
+        "jetson", "nvml" or "rapl".
+    energy_j
+        Reading of a cumulative counter of the module's energy; None where there is none.
+    steps_w
+        Rail that adds to `module_w` → smallest difference in W that its sensor resolves, where that
+        is worth counting.
+    systematic_w
+        Half-width, about 95 %, of the error of `module_w` that all readings share: offset and
+        gain of the sensors. None if the maker states none.
+    supply_v
+        Supply voltage of the module; None if it is not measured.
+    """
+
+    time_s: float
+    rails_w: Mapping[str, float]
+    module_w: float | None
+    source: str
+    energy_j: float | None = None
+    steps_w: Mapping[str, float] = field(default_factory=dict)
+    systematic_w: float | None = None
+    supply_v: float | None = None
+
+
+class PowerMeter(Protocol):
+    """Reads power now. Use it from one thread at a time."""
+
+    @property
+    def source(self) -> str:
+        """Name of the kind: "jetson", "nvml" or "rapl"."""
+
+    @property
+    def description(self) -> str:
+        """What is measured, in one line: module, board or package, and by which sensors."""
+
+    def read(self) -> PowerReading:
+        """Read all rails once.
+
+        Raises
+        ------
+        SourceError
+            If a rail that was there when the meter was opened cannot be read any more.
+        """
+
+    def close(self) -> None:
+        """Release the sensors; closing again does nothing."""
+
+
+def open_power_meter(source: str = "auto", *, root: str | Path = "/", gpu: int = 0) -> PowerMeter:
+    """Open the power meter of this machine.
+
+    Parameters
+    ----------
+    source
+        "jetson" (INA3221 rails), "nvml" (a desktop GPU), "rapl" (CPU packages), or "auto": the
+        first of them, in this order, that works.
+    root
+        Folder that holds ``sys`` and ``proc``; another one for recorded or simulated trees, on
+        which "auto" does not look for a GPU.
+    gpu
+        Index of the GPU for "nvml".
+
+    Raises
+    ------
+    ConfigurationError
+        If the source is unknown.
+    SourceError
+        If there is no such meter, or it cannot be read; the message says what was found.
+    MissingDependencyError
+        If "nvml" is asked for and its package is not installed.
+    """
+    if source not in METERS:
+        raise ConfigurationError(
+            f"there is no power meter {source!r}; give one of {', '.join(METERS)}"
+        )
+    folder = Path(root)
+    openers = _openers(folder, gpu)
+    if source != "auto":
+        return openers[source]()
+    if folder != Path("/"):
+        del openers["nvml"]
+    obstacles = []
+    for name, opener in openers.items():
+        try:
+            return opener()
+        except EdgexnasError as error:
+            obstacles.append(f"{name}: {error}")
+    raise SourceError(f"this machine has no power meter ({'; '.join(obstacles)})")
+
+
+def _openers(root: Path, gpu: int) -> dict[str, Callable[[], PowerMeter]]:
+    # Imported late: a Jetson needs no NVML, a desktop no device tree.
+    from edgexnas.device.power.jetson_rails import JetsonRailMeter
+    from edgexnas.device.power.nvml import NvmlMeter
+    from edgexnas.device.power.rapl import RaplMeter
+
+    return {
+        "jetson": lambda: JetsonRailMeter(root),
+        "nvml": lambda: NvmlMeter(gpu),
+        "rapl": lambda: RaplMeter(root),
+    }

@@ -1,0 +1,118 @@
+"""Power of a desktop or data-centre GPU, from NVIDIA's management library."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from edgexnas.device.power.meter import PowerReading
+from edgexnas.errors import MissingDependencyError, SourceError
+
+__all__ = ["NvmlMeter"]
+
+RELATIVE_ERROR = 0.05
+"""NVIDIA states ±5 % for `nvmlDeviceGetPowerUsage`."""
+
+
+class NvmlMeter:
+    """The board of one GPU. A `PowerMeter`.
+
+    Power is the driver's instantaneous reading where it has one: the usual reading is an average
+    over the last second on recent GPUs. `energy_j` is the driver's own total, which loses nothing
+    between readings.
+
+    Parameters
+    ----------
+    gpu
+        Index of the GPU.
+
+    Raises
+    ------
+    MissingDependencyError
+        If the package ``nvidia-ml-py`` is not installed.
+    SourceError
+        If there is no NVIDIA driver or no such GPU, or it measures no power, as on a Jetson.
+    """
+
+    source = "nvml"
+
+    def __init__(self, gpu: int = 0) -> None:
+        self._library = _import_nvml()
+        try:
+            self._library.nvmlInit()
+        except self._library.NVMLError as error:
+            raise SourceError(f"NVML finds no NVIDIA driver ({error}); install one") from error
+        self._open = True
+        try:
+            self.handle = self._library.nvmlDeviceGetHandleByIndex(gpu)
+            self.name = str(self._library.nvmlDeviceGetName(self.handle))
+            self._instantaneous = self._instant_w() is not None
+            self._counts = self._total_j() is not None
+            self._average_w()
+        except self._library.NVMLError as error:
+            self.close()
+            raise SourceError(
+                f"GPU {gpu} reports no power through NVML ({error}); on a Jetson read the rails"
+            ) from error
+
+    @property
+    def description(self) -> str:
+        """Board and kind of reading in one line."""
+        kind = "instantaneous" if self._instantaneous else "averaged by the driver"
+        counter = ", with energy counter" if self._counts else ""
+        return f"{self.name}: board power, {kind}{counter}"
+
+    def read(self) -> PowerReading:
+        """Read the board's power; see `PowerMeter.read`."""
+        if not self._open:
+            raise SourceError("this power meter is closed; open another one")
+        before = time.monotonic()
+        try:
+            instant = self._instant_w() if self._instantaneous else None
+            watts = self._average_w() if instant is None else instant
+            energy = self._total_j() if self._counts else None
+        except self._library.NVMLError as error:
+            raise SourceError(f"{self.name} reports no power any more ({error})") from error
+        after = time.monotonic()
+        return PowerReading(
+            time_s=(before + after) / 2,
+            rails_w={"board": watts},
+            module_w=watts,
+            source=self.source,
+            energy_j=energy,
+            systematic_w=RELATIVE_ERROR * watts,
+        )
+
+    def close(self) -> None:
+        """Release the library; closing again does nothing."""
+        if self._open:
+            self._open = False
+            self._library.nvmlShutdown()
+
+    def _average_w(self) -> float:
+        return float(self._library.nvmlDeviceGetPowerUsage(self.handle)) / 1e3
+
+    def _instant_w(self) -> float | None:
+        field = getattr(self._library, "NVML_FI_DEV_POWER_INSTANT", None)
+        if field is None:
+            return None
+        value = self._library.nvmlDeviceGetFieldValues(self.handle, [field])[0]
+        if value.nvmlReturn != self._library.NVML_SUCCESS:
+            return None
+        return float(value.value.uiVal) / 1e3
+
+    def _total_j(self) -> float | None:
+        try:
+            return float(self._library.nvmlDeviceGetTotalEnergyConsumption(self.handle)) / 1e3
+        except self._library.NVMLError_NotSupported:
+            return None
+
+
+def _import_nvml() -> Any:
+    try:
+        import pynvml
+    except ImportError as error:
+        raise MissingDependencyError.of(
+            "nvidia-ml-py", extra="nvml", purpose="Reading a GPU's power"
+        ) from error
+    return pynvml

@@ -1,0 +1,202 @@
+"""The sysfs tree of a Jetson, as files: rails, decoys, and power that changes over time.
+
+Numbers are written as an INA3221 gives them: 8 mV and 20 mA steps, in mV and mA.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+INPUT_V, FIVE_V = 19.9, 5.0
+AGX_ORIN = {
+    "1-0040": (("VDD_GPU_SOC", INPUT_V), ("VDD_CPU_CV", INPUT_V), ("VIN_SYS_5V0", FIVE_V)),
+    "1-0041": (("NC", 0.0), ("VDDQ_VDD2_1V8AO", FIVE_V), ("NC", 0.0)),
+}
+SMALL_ORIN = {"1-0040": (("VDD_IN", FIVE_V), ("VDD_CPU_GPU_CV", FIVE_V), ("VDD_SOC", FIVE_V))}
+MODULES = {
+    "p3701-0000": AGX_ORIN,
+    "p3701-0004": AGX_ORIN,
+    "p3701-0005": AGX_ORIN,
+    "p3767-0000": SMALL_ORIN,
+    "p3767-0003": SMALL_ORIN,
+}
+BUS = {
+    5: "sys/devices/c240000.i2c/i2c-1",
+    6: "sys/devices/platform/bus@0/c240000.i2c/i2c-1",
+    7: "sys/devices/platform/bus@0/c240000.i2c/i2c-1",
+}
+FIRST_HWMON = {5: 2, 6: 1, 7: 4}
+
+
+class JetsonTree:
+    """A tree under `root` for one module and one JetPack.
+
+    `monitors` maps bus address to (label, V) of its three inputs; `disabled` inputs answer as
+    the mainline driver does when they are switched off.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        module: str = "p3701-0005",
+        jetpack: int = 6,
+        first_hwmon: int | None = None,
+        disabled: tuple[str, ...] = (),
+        missing: tuple[str, ...] = (),
+        noise_a: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        self.root, self._noise_a = root, noise_a
+        self._random = np.random.default_rng(seed)
+        self._rails: dict[str, tuple[Path, int, float]] = {}
+        self._write("proc/device-tree/compatible", f"nvidia,p3737-0000+{module}\0nvidia,tegra234")
+        self._write("proc/device-tree/model", "NVIDIA Jetson (simulated)\0")
+        number = FIRST_HWMON[jetpack] if first_hwmon is None else first_hwmon
+        self._decoys(number)
+        for address, inputs in MODULES[module].items():
+            kept = tuple(("NC", 0.0) if label in missing else (label, v) for label, v in inputs)
+            self._monitor(f"{BUS[jetpack]}/{address}", f"hwmon{number}", kept, disabled)
+            number += 1
+        self.set_power(dict.fromkeys(self._rails, 1.0))
+
+    def set_power(self, rails_w: Mapping[str, float]) -> None:
+        """Write what the monitors would give for these powers; other rails keep theirs."""
+        for label, watts in rails_w.items():
+            folder, channel, volts = self._rails[label]
+            amperes = watts / volts + self._random.normal(0, self._noise_a)
+            (folder / f"in{channel}_input").write_text(f"{round(volts / 0.008) * 8}\n")
+            (folder / f"curr{channel}_input").write_text(f"{round(amperes / 0.020) * 20}\n")
+
+    def files(self, label: str) -> tuple[Path, Path]:
+        """Voltage and current file of a rail."""
+        folder, channel, _ = self._rails[label]
+        return folder / f"in{channel}_input", folder / f"curr{channel}_input"
+
+    def _monitor(
+        self,
+        device: str,
+        name: str,
+        inputs: tuple[tuple[str, float], ...],
+        disabled: tuple[str, ...],
+    ) -> None:
+        folder = self.root / device / "hwmon" / name
+        self._write(f"{device}/hwmon/{name}/name", "ina3221\n")
+        for channel, (label, volts) in enumerate(inputs, start=1):
+            off = label in disabled
+            self._write(f"{device}/hwmon/{name}/in{channel}_label", f"{label}\n")
+            self._write(f"{device}/hwmon/{name}/in{channel}_enable", f"{int(not off)}\n")
+            self._write(f"{device}/hwmon/{name}/in{channel}_input", "0\n")
+            self._write(f"{device}/hwmon/{name}/curr{channel}_input", "0\n")
+            if label != "NC":
+                self._rails[label] = (folder, channel, volts)
+        # What the driver numbers beyond the inputs: shunts and their sum.
+        self._write(f"{device}/hwmon/{name}/in7_label", "sum of shunt voltages\n")
+        self._write(f"{device}/hwmon/{name}/in7_input", "4096\n")
+        self._write(f"{device}/hwmon/{name}/curr4_input", "2048\n")
+        self._link(f"sys/class/hwmon/{name}", folder)
+        self._link(f"sys/bus/i2c/drivers/ina3221/{Path(device).name}", self.root / device)
+
+    def _decoys(self, before: int) -> None:
+        """Monitors that are none, and a USB supply that looks like a rail."""
+        names = ["soctherm_oc", "ucsi_source_psy_ucsi_ccg01", "pwmfan", "nvme"]
+        for number, name in enumerate(names[:before]):
+            folder = f"sys/devices/virtual/hwmon/hwmon{number}"
+            self._write(f"{folder}/name", f"{name}\n")
+            self._write(f"{folder}/in1_label", "VIN_SYS_5V0\n")
+            self._write(f"{folder}/in1_input", "5000\n")
+            self._write(f"{folder}/curr1_input", "3000\n")
+            self._link(f"sys/class/hwmon/hwmon{number}", self.root / folder)
+
+    def _write(self, path: str, text: str) -> None:
+        (self.root / path).parent.mkdir(parents=True, exist_ok=True)
+        (self.root / path).write_text(text)
+
+    def _link(self, path: str, target: Path) -> None:
+        (self.root / path).parent.mkdir(parents=True, exist_ok=True)
+        (self.root / path).symlink_to(target)
+
+
+class SteppedClock:
+    """A clock that stands still until told, and that a sampler's thread follows in lock-step.
+
+    `on_time` is called with each moment at which somebody looks, before they look. The thread that
+    made the clock moves it, by `advance_to` or by waiting; any other thread that waits is woken
+    when its moment has come, and the clock stands until it waits again.
+    """
+
+    def __init__(self, on_time: Callable[[float], None] = lambda t: None) -> None:
+        self.on_time = on_time
+        self._time = 0.0
+        self._owner = threading.current_thread()
+        self._changed = threading.Condition()
+        self._due: float | None = None
+        self._follower = False
+
+    def now(self) -> float:
+        return self._time
+
+    def jump(self, seconds: float) -> None:
+        """Set the clock forwards or back, as nobody expects."""
+        with self._changed:
+            self._time += seconds
+            # Whoever sleeps does so for a duration, as the kernel's timers do.
+            self._due = None if self._due is None else self._due + seconds
+
+    def expect_follower(self) -> None:
+        self._follower = True
+
+    def wait(self, stop: threading.Event, until_s: float) -> bool:
+        if threading.current_thread() is self._owner:
+            self.advance_to(until_s)
+            return stop.is_set()
+        with self._changed:
+            self._due = until_s
+            self._changed.notify_all()
+            while self._due is not None and not stop.is_set():
+                self._changed.wait(0.002)
+            if stop.is_set():
+                self._follower, self._due = False, None
+            return stop.is_set()
+
+    def advance_to(self, until_s: float) -> None:
+        with self._changed:
+            while self._follower:
+                while self._due is None and self._follower:
+                    self._changed.wait(5.0)
+                if self._due is None or self._due > until_s:
+                    break
+                self._time = max(self._time, self._due)
+                self.on_time(self._time)
+                self._due = None
+                self._changed.notify_all()
+            self._time = max(self._time, until_s)
+            self.on_time(self._time)
+
+
+class RushingClock:
+    """A clock that only its one waiting thread moves, as fast as it can, until `end_s`."""
+
+    def __init__(self, end_s: float, on_time: Callable[[float], None] = lambda t: None) -> None:
+        self.on_time = on_time
+        self.finished = threading.Event()
+        self._end = end_s
+        self._time = 0.0
+        self.jumps: list[tuple[float, float]] = []
+
+    def now(self) -> float:
+        return self._time
+
+    def wait(self, stop: threading.Event, until_s: float) -> bool:
+        if until_s > self._end:
+            self.finished.set()
+            return stop.wait()
+        self._time = max(self._time, until_s)
+        if self.jumps and self.jumps[0][0] <= self._time:
+            self._time += self.jumps.pop(0)[1]
+        self.on_time(self._time)
+        return stop.is_set()
