@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from edgexnas.device.monitoring.summary import SummaryTable, summarise
@@ -23,10 +23,13 @@ class PagePicture(NamedTuple):
         Its address on this server.
     alt
         What somebody who cannot see it is told.
+    caption
+        The same, and what the colours mean.
     """
 
     path: str
     alt: str
+    caption: str
 
 
 class _Chart(NamedTuple):
@@ -37,33 +40,50 @@ class _Chart(NamedTuple):
     top: str
 
 
-def pictures_of(observation: Observation) -> tuple[PagePicture, ...]:
-    """List the pictures that the newest result has."""
+def pictures_of(
+    observation: Observation, scales: Mapping[str, str] | None = None
+) -> tuple[PagePicture, ...]:
+    """List the pictures that the newest result has.
+
+    Parameters
+    ----------
+    observation
+        What is shown.
+    scales
+        Address of a picture → what its colours mean, as far as it has been drawn.
+    """
     result = observation.status.last_result
     if result is None:
         return ()
     where = f"frame {result.number} of series {result.series}"
+    pictures: tuple[tuple[str, str], ...] = ()
     if result.object_image is not None:
-        return (
-            PagePicture("/object/amplitude.png", f"Amplitude of the object up to {where}"),
-            PagePicture("/object/phase.png", f"Phase of the object up to {where}"),
+        pictures = (
+            ("/object/amplitude.png", f"Amplitude of the object up to {where}"),
+            ("/object/phase.png", f"Phase of the object up to {where}"),
         )
-    if result.pixels is None:
-        return ()
-    if result.positions_px is None:
-        return (PagePicture("/frame.png", where.capitalize()),)
-    count = len(result.positions_px)
-    rings = f"{count} peak{'' if count == 1 else 's'} marked with rings"
-    return (PagePicture("/frame.png", f"{where.capitalize()}, {rings}"),)
+    elif result.pixels is not None:
+        rings = ""
+        if result.positions_px is not None:
+            count = len(result.positions_px)
+            rings = f", {count} peak{'' if count == 1 else 's'} marked with rings"
+        pictures = (("/frame.png", f"{where[0].upper()}{where[1:]}{rings}"),)
+    known = scales or {}
+    return tuple(
+        PagePicture(path, alt, f"{alt}; {known[path]}" if path in known else alt)
+        for path, alt in pictures
+    )
 
 
-def page_data(observation: Observation) -> dict[str, Any]:
+def page_data(observation: Observation, scales: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Collect what changes on the page: the body of ``/status.json``.
 
     Parameters
     ----------
     observation
         What is shown.
+    scales
+        As for `pictures_of`.
 
     Returns
     -------
@@ -110,7 +130,7 @@ def page_data(observation: Observation) -> dict[str, Any]:
                 }
                 for chart in _charts(observation.history)
             },
-            "pictures": [picture._asdict() for picture in pictures_of(observation)],
+            "pictures": [picture._asdict() for picture in pictures_of(observation, scales)],
             "picture_version": f"{result.series}/{result.number}" if result else "",
         },
     }
@@ -120,13 +140,15 @@ def _latency(summary: Any) -> dict[str, float]:
     return {name: getattr(summary, name) for name in ("p50", "p95", "p99", "max", "count")}
 
 
-def render_page(observation: Observation) -> str:
+def render_page(observation: Observation, scales: Mapping[str, str] | None = None) -> str:
     """Write the page.
 
     Parameters
     ----------
     observation
         What is shown. Every text of it is escaped: model and series names come from outside.
+    scales
+        As for `pictures_of`.
 
     Returns
     -------
@@ -134,7 +156,7 @@ def render_page(observation: Observation) -> str:
         A complete HTML document.
     """
     status, health = observation.status, observation.health
-    pictures = pictures_of(observation)
+    pictures = pictures_of(observation, scales)
     tables = {table.key: table for table in summarise(observation)}
     kind = "Object" if len(pictures) > 1 else "Last frame"
     figures = "".join(_figure(picture) for picture in pictures)
@@ -158,17 +180,19 @@ def render_page(observation: Observation) -> str:
 </header>
 <main>
 <p id="error" role="alert"{"" if status.last_error else " hidden"}>{_text(status.last_error)}</p>
+<div class="column">
 <section id="pictures" aria-labelledby="pictures-title">
 <h2 id="pictures-title">{kind}</h2>
 <div id="figures">{figures or '<p class="none">No result so far.</p>'}</div>
 </section>
-<div id="numbers">
+{_table(tables["service"])}
+</div>
+<div class="column numbers">
 <section id="charts" aria-labelledby="charts-title">
 <h2 id="charts-title">Last {HISTORY_S // 60} minutes</h2>
 {"".join(_chart(chart) for chart in _charts(observation.history))}
 </section>
-{"".join(_table(tables[key]) for key in ("flow", "latency", "ledger", "queues"))}
-{"".join(_table(tables[key]) for key in ("machine", "service"))}
+{"".join(_table(tables[key]) for key in ("flow", "queues", "latency", "ledger", "machine"))}
 </div>
 </main>
 <footer>
@@ -187,7 +211,7 @@ def _text(value: str | None) -> str:
 def _figure(picture: PagePicture) -> str:
     return (
         f'<figure><img src="{picture.path}" alt="{_text(picture.alt)}">'
-        f"<figcaption>{_text(picture.alt)}</figcaption></figure>"
+        f"<figcaption>{_text(picture.caption)}</figcaption></figure>"
     )
 
 

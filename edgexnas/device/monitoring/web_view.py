@@ -18,9 +18,14 @@ from socket import AF_INET6, socket
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from edgexnas.device.monitoring import pictures
 from edgexnas.device.monitoring.metrics import CONTENT_TYPE, ServiceMetrics
 from edgexnas.device.monitoring.page import page_data, render_page
+from edgexnas.device.monitoring.pictures import (
+    Picture,
+    amplitude_picture,
+    frame_picture,
+    phase_picture,
+)
 from edgexnas.device.monitoring.watch import ServiceWatch
 from edgexnas.device.serving.status import LastResult
 from edgexnas.errors import ConfigurationError
@@ -148,7 +153,7 @@ class _Pages:
         self._css = (folder / "page.css").read_bytes()
         self._js = (folder / "page.js").read_bytes()
         self._drawing = threading.Lock()
-        self._drawn: dict[str, tuple[float, tuple[str, int], bytes]] = {}
+        self._drawn: dict[str, _Drawn] = {}
         self._paths: dict[str, Callable[[], _Answer]] = {
             "/": self._page,
             "/page.css": lambda: _ok("text/css; charset=utf-8", self._css),
@@ -170,10 +175,11 @@ class _Pages:
         return page()
 
     def _page(self) -> _Answer:
-        return _ok("text/html; charset=utf-8", render_page(self._watch.observe()).encode())
+        page = render_page(self._watch.observe(), self._scales())
+        return _ok("text/html; charset=utf-8", page.encode())
 
     def _status(self) -> _Answer:
-        data = page_data(self._watch.observe())
+        data = page_data(self._watch.observe(), self._scales())
         # JSON knows no NaN: a browser would refuse the whole answer.
         text = json.dumps(_finite(data), allow_nan=False, ensure_ascii=False)
         return _ok("application/json; charset=utf-8", text.encode())
@@ -183,36 +189,42 @@ class _Pages:
         status = HTTPStatus.OK if health.ok else HTTPStatus.SERVICE_UNAVAILABLE
         return _plain(status, health.reason)
 
-    def _picture(self, path: str, draw: Callable[[LastResult], bytes | None]) -> _Answer:
+    def _scales(self) -> dict[str, str]:
+        return {path: drawn.picture.caption for path, drawn in self._drawn.copy().items()}
+
+    def _picture(self, path: str, draw: Callable[[LastResult], Picture | None]) -> _Answer:
         # One at a time: several open pages must not draw the same frame at once.
         with self._drawing:
             result = self._watch.observe().status.last_result
             if result is None:
                 return _plain(HTTPStatus.NOT_FOUND, "there is no result so far")
             frame = (result.series, result.number)
-            drawn_s, drawn_frame, png = self._drawn.get(path, (0.0, ("", -1), b""))
-            if not png or (drawn_frame != frame and time.monotonic() - drawn_s >= _PICTURE_AGE_S):
-                png = draw(result) or b""
-                self._drawn[path] = (time.monotonic(), frame, png)
-        if not png:
-            return _plain(HTTPStatus.NOT_FOUND, "the newest result has no such picture")
-        return _ok("image/png", png)
+            drawn = self._drawn.get(path)
+            now = time.monotonic()
+            if drawn is None or (drawn.frame != frame and now - drawn.at_s >= _PICTURE_AGE_S):
+                picture = draw(result)
+                if picture is None:
+                    return _plain(HTTPStatus.NOT_FOUND, "the newest result has no such picture")
+                drawn = self._drawn[path] = _Drawn(now, frame, picture)
+        return _ok("image/png", drawn.picture.png)
 
 
-def _frame(result: LastResult) -> bytes | None:
-    if result.pixels is None:
-        return None
-    return pictures.frame_picture(result.pixels, result.positions_px).png
+class _Drawn(NamedTuple):
+    at_s: float
+    frame: tuple[str, int]
+    picture: Picture
 
 
-def _amplitude(result: LastResult) -> bytes | None:
-    image = result.object_image
-    return None if image is None else pictures.amplitude_picture(image).png
+def _frame(result: LastResult) -> Picture | None:
+    return None if result.pixels is None else frame_picture(result.pixels, result.positions_px)
 
 
-def _phase(result: LastResult) -> bytes | None:
-    image = result.object_image
-    return None if image is None else pictures.phase_picture(image).png
+def _amplitude(result: LastResult) -> Picture | None:
+    return None if result.object_image is None else amplitude_picture(result.object_image)
+
+
+def _phase(result: LastResult) -> Picture | None:
+    return None if result.object_image is None else phase_picture(result.object_image)
 
 
 def _finite(value: Any) -> Any:

@@ -39,6 +39,10 @@ function drawChart(id, chart) {
 
 let shown = "";
 async function showPictures(page) {
+  const captions = document.querySelectorAll("#figures figcaption");
+  if (captions.length === page.pictures.length) {
+    page.pictures.forEach((picture, index) => { captions[index].textContent = picture.caption; });
+  }
   if (page.picture_version === shown || !page.pictures.length) return;
   const figures = element("figures");
   if (figures.querySelectorAll("img").length !== page.pictures.length) {
@@ -60,7 +64,7 @@ async function showPictures(page) {
     await next.decode();
     const figure = figures.children[index];
     figure.querySelector("img").replaceWith(next);
-    figure.querySelector("figcaption").textContent = picture.alt;
+    figure.querySelector("figcaption").textContent = picture.caption;
   });
   await Promise.all(loads);
   shown = page.picture_version;

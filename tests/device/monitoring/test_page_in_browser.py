@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import io
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edgexnas.device.monitoring.watch import ServiceWatch
+from edgexnas.device.monitoring.web_view import WebView
+from edgexnas.device.serving.status import ServiceStatus
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+Browse = Callable[..., subprocess.CompletedProcess[bytes]]
+
+
+@pytest.fixture
+def browse(tmp_path: Path) -> Browse:
+    """Run a headless Chromium until the page has had some seconds of its own time."""
+    program = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    if program is None:
+        pytest.skip("no Chromium here: apt-get install chromium")
+    command = [
+        program,
+        "--headless=new",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--hide-scrollbars",
+        "--enable-logging=stderr",
+        "--virtual-time-budget=3500",
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ]
+    if os.getuid() == 0:
+        command.append("--no-sandbox")
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(
+            [*command, *arguments], check=True, capture_output=True, timeout=120, cwd=tmp_path
+        )
+
+    return run
+
+
+class Ageing:
+    """A service that is seen a second older each time, with a frame further."""
+
+    def __init__(self, status: ServiceStatus) -> None:
+        self.now = replace(status, uptime_s=0)
+
+    def status(self) -> ServiceStatus:
+        result = self.now.last_result
+        assert result is not None
+        self.now = replace(
+            self.now,
+            uptime_s=self.now.uptime_s + 1,
+            last_result=replace(result, number=result.number + 1),
+        )
+        return self.now
+
+
+@pytest.fixture
+def address(source: Any) -> Iterator[str]:
+    watch = ServiceWatch(Ageing(source.now))
+    view = WebView(watch, port=0)
+    view.start()
+    yield view.url
+    view.close()
+    watch.close()
+
+
+def _age(text: str) -> int:
+    found = re.search(r"Up for</th><td>00:00:(\d\d)</td>", text)
+    assert found, text
+    return int(found[1])
+
+
+def test_the_page_keeps_itself_fresh_and_breaks_no_policy(address: str, browse: Browse) -> None:
+    run = browse("--dump-dom", address)
+    page = run.stdout.decode()
+    assert 'data-fresh="yes"' in page
+    # The page itself and its first request are observations, so only later ones are older.
+    assert _age(page) > 3
+    # Pictures are put in after they were decoded.
+    assert re.search(r'<img src="/frame.png\?frame=scan_7%2F\d+" alt="Frame \d+ of series', page)
+    assert "logarithmic scale" in page
+    assert 'id="error" role="alert" hidden' in page
+    assert "CONSOLE" not in run.stderr.decode()
+
+
+def test_the_page_shows_the_frame_beside_its_numbers(
+    address: str, browse: Browse, tmp_path: Path
+) -> None:
+    browse("--window-size=1400,1000", f"--screenshot={tmp_path / 'page.png'}", address)
+    with Image.open(io.BytesIO((tmp_path / "page.png").read_bytes())) as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    assert pixels.shape == (1000, 1400, 3)
+    # The frame is on the left in dark violets with bright peaks, numbers on white on the right.
+    frame = pixels[120:300, 60:500]
+    assert np.median(frame.sum(-1)) < 250
+    assert (frame.sum(-1) > 550).any()
+    assert np.median(pixels[:, 800:].sum(-1)) > 700
