@@ -14,7 +14,7 @@ from edgexnas.device.detection import PeakDetection
 from edgexnas.device.predictor import Predictor
 from edgexnas.device.proof import EngineProof, run_in_batches
 from edgexnas.device.stream import FrameSource, background_frames, open_source
-from edgexnas.errors import SourceError
+from edgexnas.errors import InputError, SourceError
 
 if TYPE_CHECKING:
     from edgexnas.bundle import Bundle, Precision, TrustStore
@@ -138,13 +138,26 @@ class PeakPredictor(Predictor):
             self._next_number = number + 1
             return peaks
 
-    def detection(self) -> PeakDetection:
-        """Give a peak detection of its own to a series, with the bundle's settings and this mask.
+    def detection(self, mask: npt.NDArray[np.bool_] | None = None) -> PeakDetection:
+        """Give a peak detection of its own to a series, with this mask beside the series'.
 
         `find` on its finders and then `locate` is what `process` does, in two steps that can run
         in different threads.
+
+        Raises
+        ------
+        InputError
+            If the masks differ in shape.
         """
-        return PeakDetection(self._detection.settings, mask=self._detection.mask)
+        own = self._detection.mask
+        if mask is not None and own is not None:
+            if mask.shape != own.shape:
+                raise InputError(
+                    f"the series' mask has shape {mask.shape}, this predictor's has {own.shape}; "
+                    "give masks of one detector"
+                )
+            mask = mask | own
+        return PeakDetection(self._detection.settings, mask=own if mask is None else mask)
 
     def locate(self, found: Sequence[FoundPeaks], numbers: Sequence[int]) -> list[Peaks]:
         """Predict the positions of peaks found on several frames, in shared runs of the engine.

@@ -90,6 +90,11 @@ class Intervals:
         self._stops[index : index + 1] = [pair[1] for pair in parts]
         return True
 
+    def intersection(self, other: Intervals) -> Intervals:
+        """Return the numbers that both have."""
+        pairs = ((max(start, low), min(stop, high)) for start, stop in self for low, high in other)
+        return Intervals(pair for pair in pairs if pair[0] < pair[1])
+
     def missing_from(self, number: int) -> int:
         """Return the smallest number from `number` on that is not there."""
         index = bisect_right(self._starts, number) - 1

@@ -110,6 +110,15 @@ class SeriesLedger:
                 )
             self._ended[state] += 1
 
+    def refuse(self, number: int) -> None:
+        """Count a frame that came after its series had ended: a duplicate, or dropped."""
+        with self._lock:
+            fresh = self._seen.add(number)
+            self._distinct += fresh
+            self._start = number if self._start is None else min(self._start, number)
+            self._stop = max(self._stop, number + 1)
+            self._ended["dropped" if fresh else "duplicate"] += 1
+
     def spill(self, number: int) -> None:
         """Note that a pending frame waits on disk."""
         with self._lock:
@@ -195,6 +204,11 @@ class Ledger:
                 self._series[name] = SeriesLedger(name, first=first, committed=committed)
                 self._retire()
             return self._series[name]
+
+    def known(self, name: str) -> SeriesLedger | None:
+        """Return the ledger of a series that was asked for before; None if there is none."""
+        with self._lock:
+            return self._series.get(name)
 
     def fail_unnumbered(self) -> None:
         """Count a frame that came and failed before its series or number was known."""

@@ -1,0 +1,167 @@
+"""Frames of Bragg peaks: the background from the first ones, then peaks and their positions."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgexnas.device.detection import PeakDetection
+from edgexnas.device.serving.results import FrameResult, ObjectSnapshot
+from edgexnas.device.serving.series_run import FrameTask, SeriesRun
+from edgexnas.device.serving.settings import MEBIBYTE, PipelineSettings
+from edgexnas.errors import EdgexnasError, InputError
+
+if TYPE_CHECKING:
+    from edgexnas.device.peak_predictor import PeakPredictor
+    from edgexnas.peak_finding import PeakFinder
+
+__all__ = ["PeakWork"]
+
+_log = logging.getLogger("edgexnas.device.serving")
+
+
+@dataclass(slots=True)
+class _Calibration:
+    """A series' detection, and the first frames, which wait until its background is known."""
+
+    detection: PeakDetection
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    held: list[FrameTask] = field(default_factory=list)
+    done: bool = False
+    # A finder has a scratch buffer, so each thread gets its own.
+    finders: dict[int, PeakFinder] = field(default_factory=dict)
+
+
+class PeakWork:
+    """The steps from frames to Bragg peaks.
+
+    Parameters
+    ----------
+    predictor
+        What predicts positions.
+    settings
+        How many first frames show the background.
+    """
+
+    def __init__(self, predictor: PeakPredictor, settings: PipelineSettings) -> None:
+        self._predictor = predictor
+        self._settings = settings
+
+    def begin(self, run: SeriesRun) -> None:
+        """Make a detection for the series."""
+        detection = self._predictor.detection(run.start.mask)
+        if detection.shape is None:
+            detection.shape = run.start.shape
+        detection.dtype = run.start.dtype
+        run.work = _Calibration(detection)
+
+    def prepare(self, task: FrameTask) -> list[FrameTask]:
+        """Find the peaks of a frame, or hold it back for the background."""
+        state: _Calibration = task.run.work
+        assert task.pixels is not None
+        if state.done:
+            return self._find_all(state, [task])
+        with state.lock:
+            if not state.done:
+                try:
+                    state.detection.admit(task.pixels)
+                except InputError as error:
+                    task.error = str(error)
+                    return [task]
+                state.held.append(task)
+                if not self._enough(state.held):
+                    return []
+                return self._calibrated(state)
+        return self._find_all(state, [task])
+
+    def release(self, run: SeriesRun, *, now_ns: int) -> list[FrameTask]:
+        """Do with the first frames that are there, once the wait for more is over."""
+        state: _Calibration = run.work
+        if state.done or not state.held:
+            return []
+        with state.lock:
+            wait_ns = self._settings.background_wait_ms * 1e6
+            if state.held and (run.over or now_ns - state.held[0].arrival_ns >= wait_ns):
+                return self._calibrated(state)
+        return []
+
+    def size(self, task: FrameTask) -> int:
+        """Give the number of peaks."""
+        return 0 if task.prepared is None else len(task.prepared)
+
+    def predict(self, tasks: list[FrameTask]) -> None:
+        """Predict the positions of all peaks together."""
+        located = self._predictor.locate(
+            [task.prepared for task in tasks], [task.number for task in tasks]
+        )
+        for task, peaks in zip(tasks, located, strict=True):
+            task.prepared = None
+            task.result = FrameResult(
+                task.run.series, task.number, task.arrival_ns, task.timestamp_s, peaks
+            )
+
+    def place(self, task: FrameTask) -> None:
+        """Do nothing: frames do not depend on each other."""
+
+    def snapshot(self, run: SeriesRun, *, final: bool) -> ObjectSnapshot | None:
+        """Give none: nothing grows over a series of peaks."""
+        return None
+
+    def _enough(self, held: list[FrameTask]) -> bool:
+        settings = self._settings
+        pixels = held[0].pixels
+        assert pixels is not None
+        # One more would be too many bytes; one frame may always be.
+        bytes_ = (len(held) + 1) * pixels.nbytes
+        return len(held) >= settings.background_frames or bytes_ > (
+            settings.background_mib * MEBIBYTE
+        )
+
+    def _calibrated(self, state: _Calibration) -> list[FrameTask]:
+        """Estimate the background from the frames held back, and find their peaks."""
+        held, state.held = state.held, []
+        usable = [task for task in held if self._shows_background(state.detection, task)]
+        if usable:
+            state.detection.calibrate([_pixels(task) for task in usable])
+            state.done = True
+            series = usable[0].run.series
+            _log.info("%s: background from %d frames", series, len(usable))
+        refused = [task for task in held if task.error is not None]
+        return sorted(refused + self._find_all(state, usable))
+
+    @staticmethod
+    def _shows_background(detection: PeakDetection, task: FrameTask) -> bool:
+        pixels = _pixels(task)
+        if pixels.dtype.kind == "f":
+            good = np.isfinite(pixels)
+            good = good if detection.mask is None else good | detection.mask
+            if not good.all():
+                row, col = divmod(int(np.argmin(good)), pixels.shape[1])
+                task.error = (
+                    f"pixel (row {row}, col {col}) of the frame is NaN or infinite; "
+                    "mask it or set it to 0"
+                )
+        return task.error is None
+
+    def _find_all(self, state: _Calibration, tasks: list[FrameTask]) -> list[FrameTask]:
+        for task in tasks:
+            pixels = _pixels(task)
+            try:
+                admitted = state.detection.admit(pixels)
+                finder = state.finders.get(threading.get_ident())
+                if finder is None:
+                    finder = state.detection.finder([admitted])
+                    state.finders[threading.get_ident()] = finder
+                task.prepared = finder.find(admitted)
+            except EdgexnasError as error:
+                task.error = str(error)
+        return tasks
+
+
+def _pixels(task: FrameTask) -> Any:
+    assert task.pixels is not None
+    return task.pixels

@@ -1,0 +1,153 @@
+"""One series on its way through the service."""
+
+from __future__ import annotations
+
+import heapq
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy.typing as npt
+
+from edgexnas.device.serving.intervals import Intervals
+from edgexnas.device.sources.events import PositionReading, SeriesStart
+
+if TYPE_CHECKING:
+    from edgexnas.device.serving.ledger import EndState, SeriesLedger
+
+__all__ = ["FrameTask", "SeriesRun"]
+
+
+@dataclass(slots=True, eq=False)
+class FrameTask:
+    """One frame on its way through the stages, which fill it in.
+
+    Attributes
+    ----------
+    run
+        Its series.
+    number, arrival_ns, timestamp_s, position_m
+        As of `SourceFrame`.
+    pixels
+        (H, W); None once they are not needed any more.
+    prepared
+        What the engine's input is made of.
+    result
+        What sinks get of it.
+    error
+        Why it failed, in one sentence.
+    owed
+        Sinks that must still store it before it is done.
+    shown
+        (H, W) pixels to show beside the result.
+    """
+
+    run: SeriesRun
+    number: int
+    arrival_ns: int
+    pixels: npt.NDArray[Any] | None
+    timestamp_s: float | None = None
+    position_m: tuple[float, float] | None = None
+    prepared: Any = None
+    result: Any = None
+    error: str | None = None
+    owed: int = 0
+    shown: npt.NDArray[Any] | None = None
+
+    def __lt__(self, other: FrameTask) -> bool:
+        return self.number < other.number
+
+
+@dataclass(slots=True, eq=False)
+class SeriesRun:
+    """A series, and which of its frames are where.
+
+    Attributes
+    ----------
+    start
+        What the source said at its start.
+    ledger
+        What became of its frames.
+    work
+        What an application keeps for the series.
+    over
+        Whether no more frames will come.
+    begun
+        Whether sinks were told of it.
+    readings
+        Positions that came apart from their frames and were not used so far.
+    """
+
+    start: SeriesStart
+    ledger: SeriesLedger
+    work: Any = None
+    over: bool = False
+    begun: bool = False
+    readings: deque[PositionReading] = field(default_factory=lambda: deque(maxlen=65_536))
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _in_flight: Intervals = field(default_factory=Intervals)
+    _waiting: list[FrameTask] = field(default_factory=list)
+    _next: int | None = None
+
+    @property
+    def series(self) -> str:
+        """Name of the series."""
+        return self.start.series
+
+    def enter(self, number: int) -> None:
+        """Note that a frame is in the stages."""
+        with self._lock:
+            self._in_flight.add(number)
+
+    def leave(self, number: int, state: EndState) -> None:
+        """End a frame before it is delivered."""
+        with self._lock:
+            self._in_flight.remove(number)
+        self.ledger.end(number, state)
+
+    @property
+    def drained(self) -> bool:
+        """Whether no more frames will come and none is in the stages."""
+        return self.over and not self._in_flight
+
+    def deliverable(self, wait_ns: int) -> list[FrameTask]:
+        """Take out what can be delivered, in order.
+
+        A frame waits for those before it that are in the stages, and for missing ones until
+        `wait_ns` after its own arrival; those are given up then.
+        """
+        ready: list[FrameTask] = []
+        with self._lock:
+            while self._waiting and self._is_next(self._waiting[0], wait_ns):
+                task = heapq.heappop(self._waiting)
+                self._in_flight.remove(task.number)
+                self._next = task.number + 1
+                ready.append(task)
+        if ready:
+            self.ledger.close_gaps(ready[-1].number)
+        return ready
+
+    def keep(self, task: FrameTask) -> None:
+        """Take in a frame that the engine is done with."""
+        heapq.heappush(self._waiting, task)
+
+    def give_up(self) -> None:
+        """Drop what waits to be delivered."""
+        for task in self._waiting:
+            self.leave(task.number, "dropped")
+        self._waiting.clear()
+
+    def waiting_until_ns(self, wait_ns: int) -> int | None:
+        """When the first waiting frame gives up those missing before it."""
+        return self._waiting[0].arrival_ns + wait_ns if self._waiting else None
+
+    def _is_next(self, task: FrameTask, wait_ns: int) -> bool:
+        if self._in_flight.first != task.number:
+            return False
+        if self._next is None or task.number == self._next or self.over:
+            return True
+        if self.ledger.missing_from(self._next) >= task.number:
+            return True
+        return time.monotonic_ns() >= task.arrival_ns + wait_ns

@@ -1,0 +1,363 @@
+"""The streaming service: opened, run until its source ends or it is told to stop, and closed."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, cast
+
+from edgexnas import __version__
+from edgexnas.device.serving.intervals import Intervals
+from edgexnas.device.serving.ledger import Ledger
+from edgexnas.device.serving.peak_work import PeakWork
+from edgexnas.device.serving.pipeline import Pipeline
+from edgexnas.device.serving.results import ServiceIdentity
+from edgexnas.device.serving.settings import PipelineSettings
+from edgexnas.device.serving.sink_thread import SinkThread
+from edgexnas.device.serving.stage_times import Complaints, RateMeter, StageTimes
+from edgexnas.device.serving.status import (
+    EngineStatus,
+    ServiceState,
+    ServiceStatus,
+    StatusView,
+)
+from edgexnas.errors import ConfigurationError, EdgexnasError
+
+if TYPE_CHECKING:
+    from edgexnas.device.peak_predictor import PeakPredictor
+    from edgexnas.device.predictor import Predictor
+    from edgexnas.device.ptycho_predictor import PtychoPredictor
+    from edgexnas.device.serving.series_run import FrameTask
+    from edgexnas.device.serving.sink import Sink
+    from edgexnas.device.serving.work import Work
+    from edgexnas.device.sources.events import EventSource
+
+__all__ = ["Service", "ServiceError"]
+
+STAGES = ("wait", "find", "batch", "predict", "deliver", "latency")
+STALLED_NS = 10_000_000_000
+"""A stage that has not looked for work for this long is stalled."""
+
+REPORT_S = 10.0
+ABORT_S = 5.0
+
+_log = logging.getLogger("edgexnas.device.serving")
+
+
+class ServiceError(EdgexnasError):
+    """A service could not go on."""
+
+
+class Service:
+    """From a source's frames to results in sinks.
+
+    ::
+
+        with Predictor("bragg.edgex", trust="keys/") as predictor:
+            service = Service(predictor, open_event_source("pva://GE1:Pva1:Image"), sinks)
+            service.run()
+
+    Parameters
+    ----------
+    predictor
+        An open predictor, of Bragg peaks or of ptychography; it is not closed here.
+    source
+        Where frames come from; closed at the end.
+    sinks
+        Where results go; opened by `run` and closed at the end.
+    settings
+        How the stages work; None for the defaults.
+    views
+        What shows the service; started by `run` and closed at the end.
+    sink_queue
+        Most results that wait for one sink.
+    sink_retry_s
+        How long after a failure a sink is opened again.
+    stop_on_sink_failure
+        Names of sinks without which the service does not go on.
+
+    Raises
+    ------
+    ConfigurationError
+        If two sinks have one name, or a setting does not fit the application.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        source: EventSource,
+        sinks: Sequence[Sink] = (),
+        *,
+        settings: PipelineSettings | None = None,
+        views: Sequence[StatusView] = (),
+        sink_queue: int = 1024,
+        sink_retry_s: float = 5.0,
+        stop_on_sink_failure: Sequence[str] = (),
+    ) -> None:
+        self.settings = settings = settings or PipelineSettings()
+        self.views = list(views)
+        self._predictor = predictor
+        self._source = source
+        self._work = _work_of(predictor, settings)
+        self._complaints = Complaints()
+        self._times = StageTimes(*STAGES, *(sink.name for sink in sinks))
+        self._meter = RateMeter()
+        names = [sink.name for sink in sinks]
+        if len(set(names)) < len(names):
+            raise ConfigurationError(f"sinks are named {names}; give each a name of its own")
+        self._state: ServiceState = "starting"
+        self._began = time.monotonic()
+        self._failure: str | None = None
+        self._stopping = threading.Event()
+        self._aborting = threading.Event()
+        self._changed = threading.Event()
+        self._needed = frozenset(stop_on_sink_failure)
+        self._sinks = [
+            SinkThread(
+                sink,
+                settle=self._settle,
+                complaints=self._complaints,
+                times=self._times,
+                failed=partial(self._sink_failed, sink.name),
+                capacity=sink_queue,
+                retry_s=sink_retry_s,
+            )
+            for sink in sinks
+        ]
+        self._committed = _committed_by_all([sink for sink in sinks if sink.policy == "block"])
+        self._ledger = Ledger({series: list(kept) for series, kept in self._committed.items()})
+        self._pipeline = Pipeline(
+            source,
+            self._work,
+            self._sinks,
+            ledger=self._ledger,
+            settings=settings,
+            engine_batch=predictor.engine.batch,
+            complaints=self._complaints,
+            times=self._times,
+            failed=self._fail,
+        )
+
+    def run(self) -> ServiceStatus:
+        """Serve until the source ends or `stop` is called, and return the last status.
+
+        Raises
+        ------
+        ServiceError
+            If the source, a stage, or a sink that is needed failed.
+        EdgexnasError, OSError
+            If a sink or a view cannot be opened.
+        """
+        try:
+            self.start()
+            self.wait()
+        finally:
+            self.close()
+        if self._failure is not None:
+            raise ServiceError(self._failure)
+        return self.status()
+
+    def start(self) -> None:
+        """Open sinks, views and stages; returns once frames are taken.
+
+        Raises
+        ------
+        EdgexnasError, OSError
+            If a sink or a view cannot be opened.
+        """
+        identity = self.identity
+        for sink in self._sinks:
+            sink.start(identity)
+        for view in self.views:
+            view.start()
+        if self._committed:
+            stored = sum(kept.total for kept in self._committed.values())
+            _log.info("%d frames of earlier runs are stored and will not be repeated", stored)
+        self._pipeline.start()
+        self._state = "running"
+        engine = self._predictor.engine
+        _log.info(
+            "serving %s with %s (%s, %s), policy %s",
+            self._source.url,
+            identity.model_id,
+            engine.name,
+            engine.precision,
+            self._pipeline.intake.policy,
+        )
+
+    def wait(self) -> None:
+        """Wait until all is done; log a line every 10 s."""
+        next_report = time.monotonic() + REPORT_S
+        drain_by: float | None = None
+        while not self._pipeline.join(0.0):
+            self._changed.wait(0.1)
+            self._sample()
+            if time.monotonic() >= next_report:
+                next_report += REPORT_S
+                self._report()
+            if self._stopping.is_set() and drain_by is None:
+                drain_by = time.monotonic() + self.settings.drain_s
+            if drain_by is not None and time.monotonic() >= drain_by:
+                self._complaints.add("drain", f"not done {self.settings.drain_s:g} s after stop")
+                self.abort()
+            if self._aborting.is_set():
+                self._pipeline.join(ABORT_S)
+                return
+
+    def close(self) -> None:
+        """Close everything; closing again does nothing."""
+        if self._state in ("stopped", "failed"):
+            return
+        if self._state != "starting" and not self._pipeline.join(0.0):
+            self._pipeline.abort()
+            self._pipeline.join(ABORT_S)
+        for sink in self._sinks:
+            sink.abandon()
+        self._source.close()
+        self._pipeline.intake.close()
+        self._state = "failed" if self._failure is not None else "stopped"
+        for view in self.views:
+            view.close()
+        self._report()
+
+    def stop(self) -> None:
+        """Take no more frames and finish those that are here; from any thread."""
+        if not self._stopping.is_set():
+            self._stopping.set()
+            self._state = "draining"
+            _log.info("stopping: no more frames are taken, those that are here are finished")
+            self._source.close()
+            self._changed.set()
+
+    def abort(self) -> None:
+        """Stop soon; frames that are not stored yet are dropped. From any thread."""
+        self._stopping.set()
+        self._aborting.set()
+        _log.warning("stopping at once: frames that are not stored yet are dropped")
+        self._pipeline.abort()
+        self._changed.set()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every frame that came has ended."""
+        counts = self._ledger.counts
+        return not counts["pending"] and not counts["spilled"] and not self._aborting.is_set()
+
+    @property
+    def healthy(self) -> bool:
+        """Whether every stage and every sink that must have results looks for work."""
+        beats = list(self._pipeline.beats_ns.values())
+        beats += [sink.beat_ns for sink in self._sinks if sink.required]
+        return time.monotonic_ns() - min(beats) < STALLED_NS
+
+    @property
+    def identity(self) -> ServiceIdentity:
+        """Who makes the results."""
+        manifest, engine = self._predictor.manifest, self._predictor.engine
+        return ServiceIdentity(
+            manifest.task,
+            manifest.model_id,
+            manifest.sequence,
+            engine.name,
+            engine.precision,
+            self._source.url,
+            __version__,
+        )
+
+    def status(self) -> ServiceStatus:
+        """Take a snapshot; cheap, from any thread."""
+        pipeline, engine, run = self._pipeline, self._predictor.engine, self._pipeline.intake.run
+        return ServiceStatus(
+            state=self._state,
+            model_id=self._predictor.manifest.model_id,
+            engine=EngineStatus(engine.name, engine.precision, engine.reason),
+            source=self._source.url,
+            series=None if run is None else run.series,
+            uptime_s=time.monotonic() - self._began,
+            counts=self._ledger.counts,
+            series_counts={} if run is None else run.ledger.counts,
+            rates=self._meter.rates,
+            queues=pipeline.queues,
+            latency_ms=self._times.summary("latency"),
+            stage_ms=self._times.summaries(leave_out="latency"),
+            peaks_total=pipeline.peaks_total,
+            watermark=None if run is None else run.ledger.watermark,
+            last_error=self._complaints.newest,
+            last_result=pipeline.last_result,
+        )
+
+    def sink_counts(self) -> dict[str, Mapping[str, int]]:
+        """Count what each sink has stored, refused and dropped."""
+        return {
+            sink.sink.name: {
+                "stored": sink.stored,
+                "refused": sink.refused,
+                "dropped": sink.dropped,
+            }
+            for sink in self._sinks
+        }
+
+    def _settle(self, tasks: Sequence[FrameTask], reason: str | None) -> None:
+        self._pipeline.settle(tasks, reason)
+
+    def _sample(self) -> None:
+        counts = self._ledger.counts
+        self._meter.sample(counts["received"], counts["done"])
+
+    def _report(self) -> None:
+        counts, rates = self._ledger.counts, self._meter.rates
+        latency = self._times.summary("latency")
+        troubles = [
+            f"{counts[state]} {state}"
+            for state in ("lost", "dropped", "failed", "duplicate", "spilled")
+            if counts[state]
+        ]
+        _log.info(
+            "%.1f frames/s in, %.1f/s done; %d of %d frames done, %s; latency p50 %.1f ms, "
+            "p99 %.1f ms; %d peaks",
+            rates.received_per_s,
+            rates.done_per_s,
+            counts["done"],
+            counts["received"],
+            ", ".join(troubles) or "none lost",
+            latency.p50,
+            latency.p99,
+            self._pipeline.peaks_total,
+        )
+
+    def _sink_failed(self, name: str, message: str) -> None:
+        if name in self._needed:
+            self._fail(message)
+
+    def _fail(self, message: str) -> None:
+        if self._failure is None:
+            self._failure = message
+            _log.error("the service cannot go on: %s", message)
+        self.stop()
+
+
+def _work_of(predictor: Predictor, settings: PipelineSettings) -> Work:
+    if predictor.task == "bragg":
+        return PeakWork(cast("PeakPredictor", predictor), settings)
+    from edgexnas.device.serving.pattern_work import PatternWork
+
+    return PatternWork(cast("PtychoPredictor", predictor), settings)
+
+
+def _committed_by_all(sinks: Sequence[Sink]) -> dict[str, Intervals]:
+    """Frames that every sink which must have them has stored before."""
+    stored = [sink.committed() for sink in sinks]
+    if not stored:
+        return {}
+    common = set.intersection(*(set(kept) for kept in stored))
+    result: dict[str, Intervals] = {}
+    for series in common:
+        kept = stored[0][series]
+        for other in stored[1:]:
+            kept = kept.intersection(other[series])
+        if kept:
+            result[series] = kept
+    return result

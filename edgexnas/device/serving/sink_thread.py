@@ -1,0 +1,224 @@
+"""A sink in its own thread, so that no sink holds up another beyond its policy."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+from edgexnas.device.serving.bounded_queue import BoundedQueue
+from edgexnas.device.serving.results import (
+    ObjectSnapshot,
+    SeriesBegun,
+    SeriesEnded,
+    ServiceIdentity,
+)
+from edgexnas.device.serving.series_run import FrameTask
+from edgexnas.device.serving.sink import Sink
+from edgexnas.device.serving.stage_times import Complaints, StageTimes
+
+__all__ = ["SinkThread"]
+
+Item: TypeAlias = FrameTask | SeriesBegun | SeriesEnded | ObjectSnapshot
+Settle = Callable[[Sequence[FrameTask], str | None], None]
+"""Told of frames that a sink has stored, or has not and why."""
+
+_log = logging.getLogger("edgexnas.device.serving")
+
+
+class SinkThread:
+    """Feeds one sink.
+
+    A sink that raises is closed and opened again every `retry_s`; meanwhile its results are
+    refused, and those of a sink that must have them fail.
+
+    Parameters
+    ----------
+    sink
+        Where results go.
+    settle
+        Told what became of frames, if the sink must have them.
+    complaints, times
+        Where troubles and durations go.
+    capacity
+        Most results that wait for the sink.
+    retry_s
+        How long after a failure it is opened again.
+    failed
+        Told when the sink fails.
+    """
+
+    def __init__(
+        self,
+        sink: Sink,
+        *,
+        settle: Settle,
+        complaints: Complaints,
+        times: StageTimes,
+        failed: Callable[[str], None],
+        capacity: int,
+        retry_s: float,
+    ) -> None:
+        self.sink = sink
+        self.required = sink.policy == "block"
+        self.stored = self.refused = self.dropped = 0
+        self.down = False
+        self.beat_ns = time.monotonic_ns()
+        self._settle = settle
+        self._complaints = complaints
+        self._times = times
+        self._failed = failed
+        self._retry_s = retry_s
+        self._retry_at = 0.0
+        self._identity: ServiceIdentity | None = None
+        self.queue: BoundedQueue[Item] = BoundedQueue(capacity)
+        self._thread = threading.Thread(target=self._run, name=f"sink {sink.name}", daemon=True)
+
+    def start(self, identity: ServiceIdentity) -> None:
+        """Open the sink and begin to feed it.
+
+        Raises
+        ------
+        EdgexnasError, OSError
+            If it cannot be opened.
+        """
+        self._identity = identity
+        self.sink.open(identity)
+        self._thread.start()
+
+    def give(self, task: FrameTask, *, timeout_s: float) -> bool:
+        """Hand over a result; False if the sink must have it and had no room in time."""
+        if self.required:
+            return self.queue.put(task, timeout_s=timeout_s)
+        self._count_dropped(len(self.queue.push(task)))
+        return True
+
+    def tell(self, item: SeriesBegun | SeriesEnded) -> None:
+        """Hand over where a series begins or ends, which is never dropped."""
+        self.queue.force(item)
+
+    def show(self, snapshot: ObjectSnapshot) -> None:
+        """Hand over an object image; the last of a series is never dropped."""
+        if snapshot.final:
+            self.queue.force(snapshot)
+        else:
+            self.queue.offer(snapshot)
+
+    def finish(self) -> None:
+        """Let the sink close once all is written."""
+        self.queue.close()
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for the sink to close; tell whether it has."""
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def abandon(self) -> None:
+        """Drop what was not written, and close."""
+        self.queue.close()
+        dropped = [item for item in self.queue.take_all(0) if isinstance(item, FrameTask)]
+        if self.required and dropped:
+            self._settle(dropped, f"the service was stopped before {self.sink.name} had stored it")
+
+    def _run(self) -> None:
+        while not self.queue.finished:
+            self.beat_ns = time.monotonic_ns()
+            items = self.queue.take_all(0.2)
+            if items:
+                self._feed(items)
+        try:
+            self.sink.close()
+        except Exception as error:
+            self._fail(error)
+
+    def _feed(self, items: Sequence[Item]) -> None:
+        batch: list[FrameTask] = []
+        for item in items:
+            if batch and (not isinstance(item, FrameTask) or item.run is not batch[0].run):
+                self._write(batch)
+                batch = []
+            if isinstance(item, FrameTask):
+                batch.append(item)
+            else:
+                self._pass_on(item)
+        if batch:
+            self._write(batch)
+
+    def _write(self, batch: list[FrameTask]) -> None:
+        began = time.monotonic_ns()
+        reason: str | None = None
+        if not self._up():
+            reason = f"{self.sink.name} is not available"
+        else:
+            try:
+                self.sink.write([task.result for task in batch])
+            except Exception as error:
+                self._fail(error)
+                reason = f"{self.sink.name} did not store it: {_sentence(error)}"
+        if reason is None:
+            self.stored += len(batch)
+        else:
+            self.refused += len(batch)
+        self._times.add(self.sink.name, time.monotonic_ns() - began)
+        if self.required:
+            self._settle(batch, reason)
+
+    def _pass_on(self, item: SeriesBegun | SeriesEnded | ObjectSnapshot) -> None:
+        if not self._up():
+            return
+        try:
+            if isinstance(item, SeriesBegun):
+                self.sink.begin(item)
+            elif isinstance(item, SeriesEnded):
+                self.sink.end(item)
+            else:
+                self.sink.show(item)
+        except Exception as error:
+            self._fail(error)
+
+    def _up(self) -> bool:
+        """Open the sink again if it is down and it is time to; tell whether it is open."""
+        if not self.down:
+            return True
+        if time.monotonic() < self._retry_at:
+            return False
+        assert self._identity is not None
+        try:
+            self.sink.open(self._identity)
+        except Exception as error:
+            self._retry_at = time.monotonic() + self._retry_s
+            self._complaints.add(
+                f"{self.sink.name} is down", f"{self.sink.name} is still down: {_sentence(error)}"
+            )
+            return False
+        self.down = False
+        _log.warning("%s works again", self.sink.name)
+        return True
+
+    def _fail(self, error: Exception) -> None:
+        """Close the sink after a failure, and open it again later."""
+        message = f"{self.sink.name} failed: {_sentence(error)}"
+        self._complaints.add(f"{self.sink.name} failed", message)
+        self.down = True
+        self._retry_at = time.monotonic() + self._retry_s
+        try:
+            self.sink.close()
+        except Exception as second:
+            _log.debug("closing %s after its failure: %s", self.sink.name, second)
+        self._failed(message)
+
+    def _count_dropped(self, count: int) -> None:
+        if count:
+            self.dropped += count
+            self._complaints.add(
+                f"{self.sink.name} is slow",
+                f"{self.sink.name} does not keep up; its oldest results are dropped",
+            )
+
+
+def _sentence(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

@@ -1,0 +1,504 @@
+"""The service from a source's events to the sinks."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgexnas.bundle import Bundle, open_bundle
+from edgexnas.device import PeakPredictor, PtychoPredictor
+from edgexnas.device.serving.callback_sink import CallbackSink
+from edgexnas.device.serving.results import ObjectSnapshot, SeriesBegun, SeriesEnded
+from edgexnas.device.serving.service import Service, ServiceError
+from edgexnas.device.serving.settings import PipelineSettings
+from edgexnas.device.sources.events import (
+    PositionReading,
+    SeriesEnd,
+    SeriesStart,
+    SourceTrouble,
+)
+from edgexnas.errors import ConfigurationError, SourceError
+
+pytest.importorskip("onnxruntime", reason="onnxruntime is the extra «device»")
+
+Make = Callable[..., Any]
+
+
+@pytest.fixture
+def serve(
+    peak_predictor: PeakPredictor, told_source: Make, seen: Any, adds_up: Make
+) -> Callable[..., dict[str, int]]:
+    """Run a service over events until they end and return the counts, which must add up."""
+
+    def run(events: Any, *, live: bool = False, **settings: Any) -> Any:
+        sink = CallbackSink(seen, policy="block")
+        service = Service(
+            peak_predictor,
+            told_source(events, live=live),
+            [sink],
+            settings=PipelineSettings(**settings),
+        )
+        counts = dict(service.run().counts)
+        assert adds_up(counts)
+        assert counts["pending"] == counts["spilled"] == 0
+        return counts
+
+    return run
+
+
+class TestOrder:
+    @pytest.mark.parametrize("workers", [1, 3])
+    def test_results_come_in_order_and_are_those_of_the_predictor(
+        self,
+        serve: Make,
+        seen: Any,
+        small_frames: list[Any],
+        frame_of: Make,
+        bundle: Bundle,
+        workers: int,
+    ) -> None:
+        counts = serve(
+            (frame_of(n, pixels) for n, pixels in enumerate(small_frames)),
+            workers=workers,
+            background_frames=1,
+        )
+        assert counts["done"] == 8
+        assert seen.numbers == list(range(8))
+        with PeakPredictor(bundle) as predictor:
+            for result in seen.results:
+                alone = predictor.process(small_frames[result.number])
+                np.testing.assert_array_equal(result.peaks.maxima, alone.maxima)
+                np.testing.assert_allclose(result.peaks.positions_px, alone.positions_px, atol=1e-4)
+
+    def test_frames_out_of_order_are_put_in_order(
+        self, serve: Make, seen: Any, small_frames: list[Any], frame_of: Make
+    ) -> None:
+        order = [0, 2, 1, 3, 6, 5, 4, 7]
+        counts = serve(
+            (frame_of(n, small_frames[n]) for n in order), reorder_wait_ms=2000, background_frames=8
+        )
+        assert seen.numbers == list(range(8))
+        assert (counts["done"], counts["lost"]) == (8, 0)
+
+    def test_a_gap_is_waited_for_and_then_lost(
+        self, serve: Make, seen: Any, small_frames: list[Any], frame_of: Make
+    ) -> None:
+        def events() -> Iterator[Any]:
+            for number in (0, 1, 3):
+                yield frame_of(number, small_frames[number])
+            time.sleep(0.3)
+            yield frame_of(2, small_frames[2])
+            yield frame_of(4, small_frames[4])
+
+        counts = serve(events(), reorder_wait_ms=20, background_frames=1)
+        assert seen.numbers == [0, 1, 3, 4]
+        assert (counts["done"], counts["dropped"], counts["lost"]) == (4, 1, 0)
+
+    def test_a_duplicate_is_not_processed_again(
+        self, serve: Make, seen: Any, small_frames: list[Any], frame_of: Make
+    ) -> None:
+        counts = serve(frame_of(n, small_frames[n]) for n in (0, 1, 1, 2, 0))
+        assert seen.numbers == [0, 1, 2]
+        assert (counts["received"], counts["duplicate"]) == (5, 2)
+
+    def test_a_series_change_drains_the_old_series_first(
+        self, serve: Make, seen: Any, small_frames: list[Any], frame_of: Make
+    ) -> None:
+        def events() -> Iterator[Any]:
+            for number in range(5):
+                yield frame_of(number, small_frames[number], series="a")
+            for number in range(3):
+                yield frame_of(number, small_frames[number][:64, :64].copy(), series="b")
+            yield frame_of(5, small_frames[5], series="a")
+
+        counts = serve(events(), workers=2)
+        told = [
+            (type(item).__name__, item.series, getattr(item, "number", None)) for item in seen.items
+        ]
+        assert told == [
+            ("SeriesBegun", "a", None),
+            *[("FrameResult", "a", number) for number in range(5)],
+            ("SeriesEnded", "a", None),
+            ("SeriesBegun", "b", None),
+            *[("FrameResult", "b", number) for number in range(3)],
+            ("SeriesEnded", "b", None),
+        ]
+        assert (counts["done"], counts["dropped"]) == (8, 1)
+
+    def test_frames_that_the_detector_sent_and_that_never_came_are_lost(
+        self, serve: Make, small_frames: list[Any], frame_of: Make
+    ) -> None:
+        events = [
+            SeriesStart("a"),
+            frame_of(1, small_frames[1]),
+            frame_of(3, small_frames[3]),
+            SeriesEnd("a", frames_sent=6, arrival_ns=0),
+        ]
+        assert serve(events)["lost"] == 4
+
+
+class TestFailures:
+    def test_a_frame_of_another_shape_or_dtype_fails_and_others_go_on(
+        self, serve: Make, seen: Any, small_frames: list[Any], frame_of: Make
+    ) -> None:
+        odd = [small_frames[0][:50], small_frames[0].astype(np.int32), np.zeros(3, np.uint16)]
+        frames = [small_frames[0], odd[0], small_frames[1], odd[1], odd[2], small_frames[2]]
+        counts = serve(frame_of(n, pixels) for n, pixels in enumerate(frames))
+        assert (counts["done"], counts["failed"]) == (3, 3)
+        assert seen.numbers == list(range(6))
+        errors = [result.error for result in seen.results]
+        assert [error is None for error in errors] == [True, False, True, False, False, True]
+        assert "shape (50, 128)" in errors[1]
+
+    def test_a_first_frame_of_nans_fails_and_shows_no_background(
+        self, serve: Make, seen: Any, small_frames: list[Any], frame_of: Make
+    ) -> None:
+        frames = [pixels.astype(np.float32) for pixels in small_frames]
+        frames[0] = np.full_like(frames[0], np.nan)
+        counts = serve(frame_of(n, pixels) for n, pixels in enumerate(frames))
+        assert (counts["done"], counts["failed"]) == (7, 1)
+        assert "NaN" in seen.results[0].error
+        assert all(len(result.peaks) == 3 for result in seen.results[1:])
+
+    def test_an_engine_that_fails_on_one_frame_fails_that_frame_alone(
+        self,
+        serve: Make,
+        seen: Any,
+        small_frames: list[Any],
+        frame_of: Make,
+        peak_predictor: PeakPredictor,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        locate = peak_predictor.locate
+
+        def faulty(found: Any, numbers: Any) -> Any:
+            if 3 in numbers:
+                raise RuntimeError("the card is hot")
+            return locate(found, numbers)
+
+        monkeypatch.setattr(peak_predictor, "locate", faulty)
+        counts = serve(frame_of(n, pixels) for n, pixels in enumerate(small_frames))
+        assert (counts["done"], counts["failed"]) == (7, 1)
+        assert seen.results[3].error == "RuntimeError: the card is hot"
+
+    def test_a_frame_that_could_not_be_decoded_is_failed_in_its_turn(
+        self, serve: Make, seen: Any, small_frames: list[Any], frame_of: Make
+    ) -> None:
+        def events() -> Iterator[Any]:
+            yield frame_of(0, small_frames[0])
+            yield SourceTrouble("a", 1, "frame 1 is no bslz4", time.monotonic_ns())
+            yield SourceTrouble(None, None, "the connection was lost", time.monotonic_ns())
+            yield frame_of(2, small_frames[2])
+
+        counts = serve(events())
+        assert seen.numbers == [0, 1, 2]
+        assert seen.results[1].error == "frame 1 is no bslz4"
+        assert (counts["done"], counts["failed"], counts["received"]) == (2, 1, 3)
+
+    def test_an_exception_in_a_callback_harms_neither_the_frame_nor_the_service(
+        self, peak_predictor: PeakPredictor, told_source: Make, small_frames: Any, frame_of: Make
+    ) -> None:
+        calls = []
+
+        def faulty(item: object) -> None:
+            calls.append(item)
+            raise ZeroDivisionError("mine")
+
+        sink = CallbackSink(faulty, policy="block")
+        events = [frame_of(n, pixels) for n, pixels in enumerate(small_frames)]
+        counts = Service(peak_predictor, told_source(events), [sink]).run().counts
+        assert counts["done"] == 8
+        assert sink.exceptions == len(calls) == 10
+
+    def test_a_source_that_breaks_fails_the_service_after_what_came_is_done(
+        self,
+        peak_predictor: PeakPredictor,
+        told_source: Make,
+        seen: Any,
+        small_frames: Any,
+        frame_of: Make,
+    ) -> None:
+        def events() -> Iterator[Any]:
+            yield frame_of(0, small_frames[0])
+            raise SourceError("the cable was cut")
+
+        service = Service(peak_predictor, told_source(events()), [CallbackSink(seen)])
+        with pytest.raises(ServiceError, match="the cable was cut"):
+            service.run()
+        assert service.status().state == "failed"
+        assert seen.numbers == [0]
+
+    def test_a_clock_that_is_set_changes_nothing(
+        self,
+        serve: Make,
+        seen: Any,
+        small_frames: list[Any],
+        frame_of: Make,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        def events() -> Iterator[Any]:
+            for number, pixels in enumerate(small_frames):
+                monkeypatch.setattr(time, "time", lambda step=number: (-1) ** step * 1e9)
+                monkeypatch.setattr(time, "time_ns", lambda step=number: (-1) ** step * 10**18)
+                yield frame_of(number, pixels)
+
+        assert serve(events(), live=True)["done"] == 8
+        assert seen.numbers == list(range(8))
+
+
+class TestOverload:
+    def test_at_twice_the_rate_old_frames_are_dropped_and_the_newest_are_done(
+        self,
+        serve: Make,
+        seen: Any,
+        small_frames: list[Any],
+        frame_of: Make,
+        peak_predictor: PeakPredictor,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """The engine takes 4 ms a frame; frames come every 2 ms."""
+        locate = peak_predictor.locate
+
+        def slow(found: Any, numbers: Any) -> Any:
+            time.sleep(0.004 * len(found))
+            return locate(found, numbers)
+
+        def events() -> Iterator[Any]:
+            yield SeriesStart("a")
+            for number in range(300):
+                time.sleep(0.002)
+                yield frame_of(number, small_frames[number % 8])
+
+        monkeypatch.setattr(peak_predictor, "locate", slow)
+        monkeypatch.setattr("edgexnas.device.serving.pipeline.BETWEEN_STAGES", 8)
+        counts = serve(events(), live=True, queue_frames=16, background_frames=1)
+        assert counts["received"] == 300
+        assert counts["dropped"] > 20
+        assert counts["done"] + counts["dropped"] == 300
+        assert seen.numbers == sorted(set(seen.numbers))
+        assert seen.numbers[-1] == 299
+
+    def test_frames_older_than_the_limit_are_dropped(
+        self, serve: Make, seen: Any, small_frames: list[Any], frame_of: Make
+    ) -> None:
+        def events() -> Iterator[Any]:
+            old = frame_of(0, small_frames[0])
+            time.sleep(0.05)
+            yield old
+            yield frame_of(1, small_frames[1])
+
+        counts = serve(events(), live=True, max_age_ms=40)
+        assert seen.numbers == [1]
+        assert counts["dropped"] == 1
+
+    def test_a_replay_waits_and_drops_nothing(
+        self, serve: Make, small_frames: list[Any], frame_of: Make
+    ) -> None:
+        counts = serve((frame_of(n, small_frames[n % 8]) for n in range(200)), queue_frames=2)
+        assert counts["done"] == 200
+
+    def test_frames_wait_on_disk_and_come_back_in_order(
+        self, serve: Make, seen: Any, small_frames: list[Any], frame_of: Make, tmp_path: Path
+    ) -> None:
+        counts = serve(
+            (frame_of(n, small_frames[n % 8]) for n in range(200)),
+            live=True,
+            policy="spill",
+            queue_frames=4,
+            spill_folder=tmp_path,
+        )
+        assert counts["done"] == 200
+        assert seen.numbers == list(range(200))
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_full_spill_folder_drops_and_says_so(
+        self, serve: Make, seen: Any, small_frames: list[Any], frame_of: Make, tmp_path: Path
+    ) -> None:
+        counts = serve(
+            (frame_of(n, small_frames[n % 8]) for n in range(300)),
+            live=True,
+            policy="spill",
+            queue_frames=2,
+            spill_folder=tmp_path,
+            spill_mib=0.1,
+        )
+        assert counts["dropped"] > 0
+        assert counts["done"] + counts["dropped"] == 300
+        assert seen.numbers == sorted(set(seen.numbers))
+
+    def test_a_stalled_sink_does_not_stall_the_others(
+        self,
+        peak_predictor: PeakPredictor,
+        told_source: Make,
+        seen: Any,
+        small_frames: list[Any],
+        frame_of: Make,
+    ) -> None:
+        released = threading.Event()
+
+        def stall(item: object) -> None:
+            released.wait(20)
+
+        events = (frame_of(n, small_frames[n % 8]) for n in range(100))
+        stalled = CallbackSink(stall, name="stalled", policy="drop-oldest")
+        good = CallbackSink(seen, name="good", policy="block")
+        service = Service(peak_predictor, told_source(events), [stalled, good], sink_queue=8)
+        service.start()
+        end = time.monotonic() + 20
+        while len(seen.results) < 100 and time.monotonic() < end:
+            time.sleep(0.01)
+        released.set()
+        service.wait()
+        service.close()
+        assert seen.numbers == list(range(100))
+        assert service.status().counts["done"] == 100
+        assert service.sink_counts()["stalled"]["dropped"] > 50
+
+
+class TestStopping:
+    def test_a_service_that_is_stopped_finishes_what_it_has(
+        self,
+        peak_predictor: PeakPredictor,
+        told_source: Make,
+        seen: Any,
+        small_frames: list[Any],
+        frame_of: Make,
+    ) -> None:
+        def events() -> Iterator[Any]:
+            for number in range(100_000):
+                time.sleep(0.001)
+                yield frame_of(number, small_frames[number % 8])
+
+        service = Service(peak_predictor, told_source(events()), [CallbackSink(seen)])
+        threading.Timer(0.3, service.stop).start()
+        status = service.run()
+        assert status.state == "stopped"
+        assert service.complete
+        assert status.counts["done"] == status.counts["received"] == len(seen.results)
+        assert isinstance(seen.items[-1], SeriesEnded)
+
+    def test_an_abort_drops_what_is_not_stored_and_the_counts_add_up(
+        self,
+        peak_predictor: PeakPredictor,
+        told_source: Make,
+        small_frames: list[Any],
+        frame_of: Make,
+        adds_up: Make,
+    ) -> None:
+        released = threading.Event()
+        events = (frame_of(n, small_frames[n % 8]) for n in range(5000))
+        sink = CallbackSink(lambda item: released.wait(20), policy="block")
+        service = Service(peak_predictor, told_source(events), [sink], sink_queue=4)
+        service.start()
+        time.sleep(0.3)
+        threading.Timer(0.1, released.set).start()
+        service.abort()
+        service.wait()
+        service.close()
+        counts = service.status().counts
+        assert not service.complete
+        assert adds_up(counts)
+        assert counts["dropped"] + counts["failed"] > 0
+
+    def test_a_status_says_what_runs(
+        self,
+        peak_predictor: PeakPredictor,
+        told_source: Make,
+        seen: Any,
+        small_frames: list[Any],
+        frame_of: Make,
+    ) -> None:
+        events = [frame_of(n, pixels) for n, pixels in enumerate(small_frames)]
+        service = Service(peak_predictor, told_source(events), [CallbackSink(seen)])
+        assert service.status().state == "starting"
+        status = service.run()
+        assert status.model_id == "centroid"
+        assert status.engine is not None
+        assert status.engine.name == "onnxruntime"
+        assert (status.series, status.watermark, status.peaks_total) == ("a", 7, 24)
+        assert status.latency_ms.count == 8
+        assert status.last_result is not None
+        assert status.last_result.pixels is not None
+        assert len(status.last_result.positions_px) == 3
+        assert set(status.queues) == {"waiting", "found", "predicted", "callback"}
+
+    def test_two_sinks_of_one_name_are_refused(
+        self, peak_predictor: PeakPredictor, told_source: Make, seen: Any
+    ) -> None:
+        with pytest.raises(ConfigurationError, match="a name of its own"):
+            Service(peak_predictor, told_source([]), [CallbackSink(seen), CallbackSink(seen)])
+
+
+class TestPtychography:
+    PIXEL_M = (5e-9, 10e-9)
+
+    @pytest.fixture
+    def predictor(
+        self, visible: ModuleType, keys: Path, tmp_path: Path
+    ) -> Iterator[PtychoPredictor]:
+        path = visible.write_visible_bundle(
+            tmp_path / "v.edgex", signing_key=keys / "edgexnas.key.pem"
+        )
+        with PtychoPredictor(open_bundle(path, trust=keys), precision="float32") as opened:
+            yield opened
+
+    @pytest.mark.parametrize("apart", [False, True])
+    def test_patterns_and_positions_become_the_object(
+        self,
+        predictor: PtychoPredictor,
+        visible: ModuleType,
+        told_source: Make,
+        frame_of: Make,
+        seen: Any,
+        apart: bool,
+    ) -> None:
+        scan = visible.visible_scan()
+        places = [
+            tuple(p * s for p, s in zip(xy, self.PIXEL_M, strict=True))
+            for xy in scan.positions_px.tolist()
+        ]
+
+        def events() -> Iterator[Any]:
+            yield SeriesStart("scan")
+            for number, (pattern, place) in enumerate(zip(scan.patterns, places, strict=True)):
+                if apart:
+                    yield PositionReading(None, number, place, time.monotonic_ns())
+                yield frame_of(number, pattern, series="scan", position_m=None if apart else place)
+
+        settings = PipelineSettings(object_pixel_m=self.PIXEL_M)
+        service = Service(
+            predictor,
+            told_source(events()),
+            [CallbackSink(seen, policy="block")],
+            settings=settings,
+        )
+        status = service.run()
+        assert status.counts["done"] == 35
+        final = [item for item in seen.items if isinstance(item, ObjectSnapshot)][-1]
+        assert final.final
+        truth = visible.visible_object()
+        np.testing.assert_allclose(final.image.amplitude, np.abs(truth), atol=0.02)
+        assert status.last_result is not None
+        assert status.last_result.object_image is final.image
+
+    def test_positions_in_metres_need_the_size_of_a_pixel(
+        self, predictor: PtychoPredictor, told_source: Make
+    ) -> None:
+        with pytest.raises(ConfigurationError, match="object_pixel_m"):
+            Service(predictor, told_source([]))
+
+
+def test_series_metadata_reaches_the_sinks(
+    serve: Make, seen: Any, small_frames: list[Any], frame_of: Make
+) -> None:
+    serve([SeriesStart("a", metadata={"energy_kev": 12.4}), frame_of(0, small_frames[0])])
+    begun = seen.items[0]
+    assert isinstance(begun, SeriesBegun)
+    assert begun.metadata == {"energy_kev": 12.4}
