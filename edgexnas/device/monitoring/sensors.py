@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from edgexnas.device.power.meter import PowerMeter, open_power_meter
 from edgexnas.errors import EdgexnasError
 
 __all__ = ["SensorReading", "Sensors", "read_temperatures"]
@@ -56,29 +55,25 @@ def read_temperatures(root: Path = THERMAL_ZONES) -> dict[str, float]:
     return temperatures
 
 
-def _open_power_meter() -> Any:
-    return importlib.import_module("edgexnas.device.power").open_power_meter()
-
-
 class Sensors:
     """Reads power and temperatures; the newest reading is kept for whoever asks.
 
     Parameters
     ----------
     open_meter
-        Opens the power meter; raises an `EdgexnasError` or ImportError where there is none.
+        Opens the power meter; raises an `EdgexnasError` where there is none.
     thermal_zones
         Folder of the thermal zones.
     """
 
     def __init__(
         self,
-        open_meter: Callable[[], Any] = _open_power_meter,
+        open_meter: Callable[[], PowerMeter] = open_power_meter,
         thermal_zones: Path = THERMAL_ZONES,
     ) -> None:
         self._open_meter = open_meter
         self._thermal_zones = thermal_zones
-        self._meter: Any = None
+        self._meter: PowerMeter | None = None
         self._asked = False
         self._why_not = ""
         self._latest = SensorReading()
@@ -94,7 +89,7 @@ class Sensors:
             self._asked = True
             try:
                 self._meter = self._open_meter()
-            except (EdgexnasError, ImportError) as error:
+            except EdgexnasError as error:
                 self._why_not = str(error)
         reading = SensorReading(power_source=self._why_not, temperatures_c=temperatures)
         if self._meter is not None:
