@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from edgexnas.demo.markdown import hardware
 from edgexnas.host import SPACES, PeakDataset, SearchResult, SearchSpace, Split, optimize
 from edgexnas.host.models import LEVELS
-from edgexnas.host.training import quantile_loss, score_offsets
+from edgexnas.host.training_criteria import quantile_loss, score_offsets
 
 ROUNDS = 3
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,10 +62,19 @@ class QuantileHead(nn.Module):
         nn.init.constant_(self.linear.bias, -2.0)
         with torch.no_grad():
             self.linear.bias[self.middle :: self.count] = 0.0
+        source, quantile = torch.arange(self.count)[:, None], torch.arange(self.count)[None, :]
+        above = (source > self.middle) & (source <= quantile) | (source == self.middle)
+        below = (source < self.middle) & (source >= quantile)
+        self.signs: Tensor
+        # Not part of a checkpoint.
+        self.register_buffer("signs", above.float() - below.float(), persistent=False)
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the quantiles of (row, col)."""
         raw = self.linear(features).reshape(-1, 2, self.count)
+        if self.training and torch.is_grad_enabled():
+            together: Tensor = _Quantiles.apply(raw, self.signs, self.middle)  # type: ignore[no-untyped-call]
+            return together
         spacing = nn.functional.softplus(raw)
         # Slices and additions instead of cumsum: every runtime fuses them, and q is small.
         quantiles = [raw[:, :, self.middle : self.middle + 1]]
@@ -73,6 +83,29 @@ class QuantileHead(nn.Module):
         for index in range(self.middle - 1, -1, -1):
             quantiles.insert(0, quantiles[0] - spacing[:, :, index : index + 1])
         return torch.cat(quantiles, dim=2)
+
+
+class _Quantiles(torch.autograd.Function):
+    """What `QuantileHead` computes, in few calls and with its gradient in closed form.
+
+    A quantile is the middle one plus or minus the spacings on the way, so with the middle kept in
+    its place among the spacings it is one product with a matrix of 1, −1 and 0.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, raw: Tensor, signs: Tensor, middle: int) -> Tensor:
+        spacing = nn.functional.softplus(raw)
+        spacing[:, :, middle] = raw[:, :, middle]
+        ctx.save_for_backward(raw, signs)
+        ctx.middle = middle
+        return spacing @ signs
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        raw, signs = ctx.saved_tensors
+        slope = torch.sigmoid(raw)
+        slope[:, :, ctx.middle] = 1.0
+        return (gradients[0] @ signs.t()) * slope, None, None
 
 
 def middle_of(levels: Sequence[float]) -> int:

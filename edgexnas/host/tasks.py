@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from edgexnas.host.bundling import Bundling
     from edgexnas.host.splitting import Split
-    from edgexnas.host.training import Criterion
+    from edgexnas.host.training_criteria import Criterion
 
 __all__ = ["TASKS", "Dataset", "Task", "find_task"]
 
@@ -103,7 +103,7 @@ class BraggTask:
 
     def criterion(self, levels: tuple[float, ...], device: torch.device) -> Criterion:
         """Pinball loss and distances."""
-        from edgexnas.host.training import QuantileCriterion
+        from edgexnas.host.training_criteria import QuantileCriterion
 
         return QuantileCriterion(levels, device)
 

@@ -1,27 +1,27 @@
 """Training of networks this small: data resident on the training device, no Python per sample.
 
-An epoch is one gather of the permuted, augmented set and then views of it, so a step costs the
-network's own kernels and one fused optimiser call. Augmentation is the symmetries of the square,
-computed once and drawn anew for every sample and epoch. The loop is the same for every task; what
-differs is a `Criterion`.
+An epoch is one gather of the permuted, augmented set and then views of it, see
+`edgexnas.host.training_epochs`; a step is recorded once and replayed, see
+`edgexnas.host.training_steps`. The loop is the same for every task; what differs is a `Criterion`.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from edgexnas.errors import ConfigurationError, SearchError
-from edgexnas.host.models import LEVELS, middle_of
+from edgexnas.host.models import LEVELS
 from edgexnas.host.tasks import find_task
+from edgexnas.host.training_criteria import Criterion
+from edgexnas.host.training_epochs import Epochs
+from edgexnas.host.training_steps import make_step
 
 if TYPE_CHECKING:
     from edgexnas.host.splitting import Split
@@ -30,21 +30,13 @@ if TYPE_CHECKING:
 __all__ = [
     "Criterion",
     "DivergedError",
-    "QuantileCriterion",
     "TrainingData",
     "TrainingResult",
     "TrainingSettings",
-    "evaluate_model",
-    "predict_offsets",
-    "quantile_loss",
-    "score_offsets",
     "train",
 ]
 
 EpochHook = Callable[[int, Mapping[str, float]], bool]
-
-AUGMENTED_BYTES = 1 << 30
-"""Above this size the augmented set is not kept; each epoch transforms anew."""
 
 
 class DivergedError(SearchError):
@@ -155,106 +147,6 @@ def training_device(name: str) -> torch.device:
         ) from error
 
 
-class Criterion(Protocol):
-    """What a training minimises, how a network is judged, and how its data may be augmented."""
-
-    @property
-    def symmetries(self) -> int:
-        """How many folds `symmetry` knows; fold 0 changes nothing."""
-
-    def prepare(self, model: nn.Module, x: Tensor) -> None:
-        """Set what a network takes from the training inputs without learning it."""
-
-    def loss(self, predicted: Tensor, target: Tensor) -> Tensor:
-        """Scalar to minimise, from a batch's outputs and targets."""
-
-    def evaluate(self, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
-        """Score a network in evaluation mode; ``error`` decides which epoch is best."""
-
-    def symmetry(self, x: Tensor, y: Tensor, fold: int) -> tuple[Tensor, Tensor]:
-        """Transform inputs and targets together."""
-
-
-class QuantileCriterion:
-    """The pinball loss and the distances of Bragg peaks."""
-
-    symmetries = 8
-
-    def __init__(self, levels: tuple[float, ...], device: torch.device) -> None:
-        self._levels = levels
-        self._tensor = torch.tensor(levels, device=device)
-
-    def prepare(self, model: nn.Module, x: Tensor) -> None:
-        """Nothing: patches are scaled one by one."""
-
-    def loss(self, predicted: Tensor, target: Tensor) -> Tensor:
-        """See `quantile_loss`."""
-        return quantile_loss(predicted, target, self._tensor)
-
-    def evaluate(self, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
-        """See `evaluate_model`."""
-        return evaluate_model(model, x, y, self._levels)
-
-    def symmetry(self, x: Tensor, y: Tensor, fold: int) -> tuple[Tensor, Tensor]:
-        """See `symmetry`."""
-        return symmetry(x, y, fold)
-
-
-def quantile_loss(predicted: Tensor, target: Tensor, levels: Tensor) -> Tensor:
-    """Mean pinball loss in pixels (Koenker and Bassett, Econometrica 46, 33 (1978)).
-
-    Parameters
-    ----------
-    predicted
-        (n, 2, q) quantiles.
-    target
-        (n, 2).
-    levels
-        (q,) between 0 and 1.
-    """
-    error = target.unsqueeze(2) - predicted
-    return torch.maximum(levels * error, (levels - 1) * error).mean()
-
-
-def predict_offsets(model: nn.Module, x: Tensor, batch: int = 4096) -> Tensor:
-    """Offsets (n, 2, q) of patches (n, 1, 11, 11), without gradients."""
-    with torch.inference_mode():
-        return torch.cat([model(x[at : at + batch]) for at in range(0, len(x), batch)])
-
-
-def score_offsets(
-    predicted: np.ndarray, target: np.ndarray, levels: tuple[float, ...]
-) -> dict[str, float]:
-    """Score predicted quantiles (n, 2, q) against offsets (n, 2), all in pixels.
-
-    Returns
-    -------
-    ``error`` (mean distance), ``p50_px``, ``p75_px``, ``p95_px`` of the distance, ``quantile_loss``
-    (mean pinball loss) and ``coverage`` (share of targets inside the outermost quantiles).
-    """
-    middle = middle_of(levels)
-    distance = np.linalg.norm(predicted[:, :, middle] - target, axis=1)
-    p50, p75, p95 = np.percentile(distance, [50, 75, 95])
-    error = target[:, :, None] - predicted
-    level = np.asarray(levels)
-    inside = (target >= predicted[:, :, 0]) & (target <= predicted[:, :, -1])
-    return {
-        "error": float(distance.mean()),
-        "p50_px": float(p50),
-        "p75_px": float(p75),
-        "p95_px": float(p95),
-        "quantile_loss": float(np.maximum(level * error, (level - 1) * error).mean()),
-        "coverage": float(inside.mean()),
-    }
-
-
-def evaluate_model(
-    model: nn.Module, x: Tensor, y: Tensor, levels: tuple[float, ...] = LEVELS
-) -> dict[str, float]:
-    """Score a network on patches (n, 1, 11, 11) and offsets (n, 2); see `score_offsets`."""
-    return score_offsets(predict_offsets(model, x).cpu().numpy(), y.cpu().numpy(), levels)
-
-
 def train(
     model: nn.Module,
     data: TrainingData,
@@ -280,30 +172,24 @@ def train(
     started = time.monotonic()
     torch.manual_seed(settings.seed)
     device = data.device
-    # Convolutions run up to a third faster in this layout; other layers do not mind.
-    # The stubs do not know this keyword.
-    model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    model.to(device).train()
     criterion = find_task(data.task).criterion(settings.levels, device)
     criterion.prepare(model, data.train_x)
-    optimiser = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=True)
-    epochs = _Epochs(data, settings, criterion)
+    epochs = Epochs(data, settings, criterion)
+    step = make_step(model, criterion, device)
     schedule = _Schedule(settings.learning_rate, settings.epochs * epochs.steps)
-    best = _Best()
+    best = _Best(model)
     history: list[dict[str, float]] = []
     for number in range(1, settings.epochs + 1):
         for x, y in epochs:
-            optimiser.param_groups[0]["lr"] = schedule.next()
-            optimiser.zero_grad(set_to_none=True)
-            loss = criterion.loss(model(x), y)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
+            step(x, y, schedule.next())
         model.eval()
         metrics = criterion.evaluate(model, data.validation_x, data.validation_y)
         model.train()
         if not math.isfinite(metrics["error"]):
             break
         history.append(metrics)
-        best.offer(number, metrics, model)
+        best.offer(number, metrics)
         if on_epoch is not None and on_epoch(number, metrics):
             break
         if settings.patience is not None and number - best.epoch >= settings.patience:
@@ -311,56 +197,18 @@ def train(
         limit = settings.time_limit_s
         if limit is not None and time.monotonic() - started > limit:
             break
-    if best.state is None:
+    if not best.epoch:
         raise DivergedError(
             f"training diverged in its first epoch at learning rate {settings.learning_rate:g}; "
             "lower the learning rate"
         )
-    model.load_state_dict(best.state)
-    model.cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    best.restore()
+    model.cpu()
+    for parameter in model.parameters():
+        # Steps lay parameters out as they like, such as in one vector.
+        parameter.data = parameter.detach().clone(memory_format=torch.contiguous_format)
     seconds = time.monotonic() - started
     return TrainingResult(model.eval(), best.metrics, len(history), seconds, history)
-
-
-class _Epochs:
-    """Yields the batches of one epoch as views of one permuted, augmented copy."""
-
-    def __init__(
-        self, data: TrainingData, settings: TrainingSettings, criterion: Criterion
-    ) -> None:
-        self._x, self._y, self._batch = data.train_x, data.train_y, settings.batch_size
-        self._generator = torch.Generator(device=data.device).manual_seed(settings.seed)
-        self._symmetry = criterion.symmetry
-        self._folds = criterion.symmetries if settings.augment else 1
-        size = self._x.nbytes + self._y.nbytes
-        self._keep = size * self._folds <= AUGMENTED_BYTES
-        if self._keep and self._folds > 1:
-            turned = [self._symmetry(self._x, self._y, fold) for fold in range(self._folds)]
-            self._x = torch.cat([x for x, _ in turned])
-            self._y = torch.cat([y for _, y in turned])
-        self._count = len(data.train_x)
-        # A last batch of one or two items is noise, so it is dropped where others exist.
-        self.steps = max(1, self._count // self._batch)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        order = torch.randperm(self._count, generator=self._generator, device=self._x.device)
-        order = order[: self.steps * self._batch]
-        if self._folds > 1 and self._keep:
-            x, y = self._take(order + self._draw(len(order)) * self._count)
-        elif self._folds > 1:
-            x, y = self._symmetry(*self._take(order), int(self._draw(1)))
-        else:
-            x, y = self._take(order)
-        for start in range(0, len(x), self._batch):
-            yield x[start : start + self._batch], y[start : start + self._batch]
-
-    def _take(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        return self._x[index], self._y[index]
-
-    def _draw(self, count: int) -> Tensor:
-        return torch.randint(
-            self._folds, (count,), generator=self._generator, device=self._x.device
-        )
 
 
 def symmetry(x: Tensor, y: Tensor, fold: int) -> tuple[Tensor, Tensor]:
@@ -401,12 +249,16 @@ class _Schedule:
 class _Best:
     """The best epoch so far and a copy of its weights."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._state: dict[str, Tensor] = {}
         self.epoch = 0
         self.metrics: dict[str, float] = {}
-        self.state: dict[str, Tensor] | None = None
 
-    def offer(self, epoch: int, metrics: dict[str, float], model: nn.Module) -> None:
-        if self.state is None or metrics["error"] < self.metrics["error"]:
+    def offer(self, epoch: int, metrics: dict[str, float]) -> None:
+        if not self.epoch or metrics["error"] < self.metrics["error"]:
             self.epoch, self.metrics = epoch, metrics
-            self.state = copy.deepcopy(model.state_dict())
+            self._state = {k: v.clone() for k, v in self._model.state_dict().items()}
+
+    def restore(self) -> None:
+        self._model.load_state_dict(self._state)

@@ -74,3 +74,15 @@ def test_a_deep_cnn_starts_as_a_shallow_one_so_that_gradients_pass() -> None:
     first = next(model.parameters())
     assert first.grad is not None
     assert first.grad.abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("levels", [(0.5,), (0.05, 0.5, 0.95), (0.05, 0.25, 0.5, 0.9), (0.1, 0.2)])
+def test_the_quantile_head_computes_the_same_with_and_without_gradients(
+    levels: tuple[float, ...],
+) -> None:
+    head = QuantileHead(5, levels).double()
+    x = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    with torch.no_grad():
+        expected = head(x)
+    torch.testing.assert_close(head(x), expected)
+    assert torch.autograd.gradcheck(head, x)

@@ -12,7 +12,8 @@ from edgexnas.host.onnx_export import to_onnx
 from edgexnas.host.ptycho_models import CnnPtycho
 from edgexnas.host.quantisation import Recipe, quantise, run_onnx, weighted_layers
 from edgexnas.host.quantisation_aware import fine_tune_for_int8
-from edgexnas.host.training import TrainingData, TrainingSettings, score_offsets, train
+from edgexnas.host.training import TrainingData, TrainingSettings, train
+from edgexnas.host.training_criteria import score_offsets
 
 LEVELS = (0.05, 0.5, 0.95)
 

@@ -11,11 +11,13 @@ from edgexnas.host.training import (
     DivergedError,
     TrainingData,
     TrainingSettings,
+    train,
+)
+from edgexnas.host.training_criteria import (
     evaluate_model,
     quantile_loss,
     score_offsets,
     symmetry,
-    train,
 )
 
 
@@ -137,3 +139,10 @@ def test_an_unknown_device_is_refused_by_name(gaussian_task: TrainingData) -> No
 
     with pytest.raises(ConfigurationError, match="gpu0"):
         training_device("gpu0")
+
+
+def test_the_pinball_losss_gradient_is_that_of_its_formula() -> None:
+    levels = torch.tensor([0.1, 0.5, 0.8], dtype=torch.float64)
+    predicted = torch.randn(9, 2, 3, dtype=torch.float64, requires_grad=True)
+    target = torch.randn(9, 2, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda p: quantile_loss(p, target, levels), predicted)

@@ -1,0 +1,129 @@
+"""Steps: recording one changes how fast a network trains, and nothing else."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from edgexnas.host import recorded_step, training_steps
+from edgexnas.host.models import BraggNN, QuantileHead, cnn_bragg, mlp_bragg
+from edgexnas.host.training import TrainingData, TrainingSettings, train
+from edgexnas.host.training_criteria import QuantileCriterion
+from edgexnas.host.training_steps import ModuleStep, RecordedStep, make_step
+
+CRITERION = QuantileCriterion((0.05, 0.5, 0.95), torch.device("cpu"))
+
+
+def normalised() -> nn.Module:
+    return nn.Sequential(
+        # A bias before a normalisation has no gradient but rounding errors.
+        nn.Conv2d(1, 4, 3, stride=2, bias=False), nn.BatchNorm2d(4), nn.GELU(),
+        nn.AvgPool2d(2), nn.Flatten(),
+        nn.Linear(16, 8), nn.LayerNorm(8), nn.SiLU(), QuantileHead(8),
+    )  # fmt: skip
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "mlpBragg": lambda: mlp_bragg(16, 2),
+    "cnnBragg": lambda: cnn_bragg(3, 4),
+    "cnnBragg of residuals": lambda: cnn_bragg(2, 10),
+    "BraggNN": BraggNN,
+    "layers of torch": normalised,
+}
+
+
+def batches(data: TrainingData, size: int = 32) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(data.train_x.split(size), data.train_y.split(size), strict=True))
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_recorded_step_moves_the_weights_as_a_plain_one_does(
+    gaussian_task: TrainingData, network: str
+) -> None:
+    torch.manual_seed(0)
+    plain = NETWORKS[network]().train()
+    recorded = copy.deepcopy(plain)
+    steps = ModuleStep(plain, CRITERION), RecordedStep(recorded, CRITERION)
+    for x, y in batches(gaussian_task):
+        for step in steps:
+            step(x, y, 1e-3)
+    torch.testing.assert_close(recorded.state_dict(), plain.state_dict(), atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("network", ["mlpBragg", "cnnBragg"])
+def test_a_recorded_training_gives_the_errors_of_a_plain_one(
+    gaussian_task: TrainingData, network: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def errors() -> list[float]:
+        torch.manual_seed(1)
+        settings = TrainingSettings(epochs=4, batch_size=32, seed=2, device="cpu")
+        history = train(NETWORKS[network](), gaussian_task, settings).history
+        return [epoch["error"] for epoch in history]
+
+    recorded = errors()
+    monkeypatch.setattr(training_steps, "known_layers", lambda model: False)
+    assert errors() == pytest.approx(recorded, abs=1e-4)
+
+
+def test_layers_of_ones_own_run_as_they_are_in_every_step(gaussian_task: TrainingData) -> None:
+    class Counting(nn.Module):
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            Counting.calls += 1
+            return x
+
+    model = nn.Sequential(Counting(), mlp_bragg(4, 1))
+    step = make_step(model, CRITERION, torch.device("cpu"))
+    for x, y in batches(gaussian_task)[:3]:
+        step(x, y, 1e-3)
+    assert Counting.calls == 3
+
+
+def test_randomness_of_layers_is_drawn_anew_in_every_step(gaussian_task: TrainingData) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), QuantileHead(121)).train()
+    masks = []
+    step = RecordedStep(model, CRITERION)
+    x, y = batches(gaussian_task)[0]
+    for _ in range(3):
+        step(x, y, 0.0)
+        # A weight whose pixel was dropped everywhere has no gradient, so its moment shrinks only.
+        masks.append(step.gradient().clone())
+    assert not torch.equal(masks[1], masks[2])
+
+
+def test_a_step_that_cannot_be_recorded_is_run_as_it_is(
+    gaussian_task: TrainingData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Scaled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x / x.max().item()
+
+    for model in (nn.Sequential(Scaled(), mlp_bragg(4, 1)), mlp_bragg(4, 1)):
+        step = RecordedStep(model, CRITERION)
+        before = [p.detach().clone() for p in model.parameters()]
+        for x, y in batches(gaussian_task)[:2]:
+            step(x, y, 1e-2)
+        assert not any(map(torch.equal, before, model.parameters()))
+        assert not step.recorded
+        monkeypatch.setattr(recorded_step, "LARGEST_BYTES", 1000)
+
+
+def test_weights_that_are_frozen_stay_as_they_are(gaussian_task: TrainingData) -> None:
+    model = mlp_bragg(4, 2)
+    frozen = model.hidden[1]
+    frozen.requires_grad_(False)
+    before = copy.deepcopy(frozen.state_dict())
+    result = train(model, gaussian_task, TrainingSettings(epochs=1, device="cpu"))
+    after = result.model.hidden[1].state_dict()  # type: ignore[union-attr,index]
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_trained_networks_weights_share_no_memory(gaussian_task: TrainingData) -> None:
+    model = train(mlp_bragg(4, 2), gaussian_task, TrainingSettings(epochs=1, device="cpu")).model
+    sizes = [(p.untyped_storage().nbytes(), p.numel() * 4) for p in model.parameters()]
+    assert all(stored == needed for stored, needed in sizes)
