@@ -145,18 +145,18 @@ def _decode_lz4(source: Bytes, pixels: Bytes, _: int) -> None:
 def _decode_lz4_hdf5(source: Bytes, pixels: Bytes, _: int) -> None:
     block = _block_bytes(source, pixels.size)
     _check_expansion(source.size, pixels.size)
-    unpack = _lz4().LZ4_decompress_safe
-    here, done = _HEADER.size, 0
-    while done < pixels.size:
-        want = min(block, pixels.size - done)
+    unpack, packed, room = _lz4().LZ4_decompress_safe, _at(source), _at(pixels)
+    here, done, size, end = _HEADER.size, 0, pixels.size, source.size
+    while done < size:
+        want = min(block, size - done)
         got = _size_at(source, here)
         here += _SIZE.size
-        if got > source.size - here:
+        if got > end - here:
             raise InputError(f"an lz4 block of {got} bytes ends after the message")
         # What does not become shorter is stored as it is.
         if got == want:
             pixels[done : done + want] = source[here : here + got]
-        elif unpack(_at(source) + here, _at(pixels) + done, got, want) != want:
+        elif unpack(packed + here, room + done, got, want) != want:
             raise InputError(f"an lz4 block of {got} bytes is malformed or not of {want} bytes")
         here, done = here + got, done + want
 

@@ -4,31 +4,35 @@ from __future__ import annotations
 
 __all__ = ["FrameNumbers"]
 
+REMEMBERED = 4096
+"""How many missing numbers are remembered; an older one that comes late stays missed."""
+
 
 class FrameNumbers:
     """Counts the numbers that a series skipped; what comes late is no longer missed.
 
     Attributes
     ----------
-    seen
-        How many numbers came.
     missed
-        How many below the highest one did not come so far. A repetition counts as late: what is
-        a duplicate only the receiver can tell, which knows every number.
+        How many numbers below the highest one did not come so far.
     """
 
     def __init__(self, first: int = 0) -> None:
-        self.seen = 0
         self.missed = 0
         self._next = first
+        # The newest numbers that are missing, in order: what comes late is one of them.
+        self._missing: dict[int, None] = {}
 
-    def take(self, number: int) -> int:
-        """Note a number; return how many were skipped just before it."""
-        self.seen += 1
-        skipped = number - self._next
-        if skipped < 0:
-            self.missed = max(0, self.missed - 1)
-            return 0
+    def take(self, number: int) -> None:
+        """Note a number, also one that comes late or again."""
+        if number < self._next:
+            if number in self._missing:
+                del self._missing[number]
+                self.missed -= 1
+            return
+        self.missed += number - self._next
+        first = max(self._next, number - REMEMBERED)
+        self._missing.update(dict.fromkeys(range(first, number)))
+        while len(self._missing) > REMEMBERED:
+            del self._missing[next(iter(self._missing))]
         self._next = number + 1
-        self.missed += skipped
-        return skipped

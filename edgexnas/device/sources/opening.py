@@ -15,6 +15,7 @@ __all__ = ["open_event_source"]
 
 _SOURCES = {
     "file": ("file_source", "FileSource"),
+    "pva": ("pva_source", "PvaSource"),
     "sim": ("simulated_source", "SimulatedSource"),
 }
 """Scheme → module and class; a module is imported when a URL asks for it."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
@@ -203,7 +204,13 @@ def _ptycho(options: SimulatedOptions) -> SimulatedFrames:
     rows, cols = options.shape or (64, 64)
     if rows != cols:
         raise ConfigurationError(f"shape {rows}x{cols} is not square, as patterns are; give one")
-    scan = simulate_scan(PtychographySettings(pattern_size=rows), seed=options.seed)
+    settings = PtychographySettings(pattern_size=rows)
+    if options.frames is not None:
+        # No more positions than there are frames, but a scan in two directions.
+        side = settings.step_px * max(1, math.isqrt(options.frames))
+        smaller = min(int(side), settings.scan_shape_px[0])
+        settings = replace(settings, scan_shape_px=(smaller, smaller))
+    scan = simulate_scan(settings, seed=options.seed)
     return SimulatedFrames(
         scan.patterns, mask=scan.mask, positions_m=scan.positions_px * options.pixel_nm * 1e-9
     )

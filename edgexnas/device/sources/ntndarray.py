@@ -1,0 +1,258 @@
+"""NTNDArray, areaDetector's image on EPICS PV Access, as a frame.
+
+https://docs.epics-controls.org/en/latest/pv-access/Normative-Types-Specification.html: `value` is
+a union of arrays, `dimension` lists the fastest axis first, and where `codec.name` is set, `value`
+holds bytes and `codec.parameters` the type of the pixels. The update is read by its field names
+alone, so that pvapy's objects and plain dictionaries serve alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgexnas.device.sources.compression import decompress
+from edgexnas.device.sources.pixels import as_pixels, frame_bytes
+from edgexnas.errors import InputError
+
+__all__ = ["FrameUpdate", "read_positions"]
+
+_FIELD_DTYPES = {
+    "byteValue": "int8",
+    "ubyteValue": "uint8",
+    "shortValue": "int16",
+    "ushortValue": "uint16",
+    "intValue": "int32",
+    "uintValue": "uint32",
+    "longValue": "int64",
+    "ulongValue": "uint64",
+    "floatValue": "float32",
+    "doubleValue": "float64",
+}
+
+# epics::pvData::ScalarType, what ADCore's NDPluginPva sends.
+_SCALAR_TYPES = {
+    1: "int8",
+    2: "int16",
+    3: "int32",
+    4: "int64",
+    5: "uint8",
+    6: "uint16",
+    7: "uint32",
+    8: "uint64",
+    9: "float32",
+    10: "float64",
+}
+# Type codes of PV Access, which NDPluginPvxs sent until 2026 (ADCore issue 555); bit 3 is "array".
+_TYPE_CODES = {
+    **{0x20 + number: f"int{8 << number}" for number in range(4)},
+    **{0x24 + number: f"uint{8 << number}" for number in range(4)},
+    0x42: "float32",
+    0x43: "float64",
+}
+_ARRAY_BIT = 0x08
+
+_CODECS = {"": "none", "lz4": "lz4", "bslz4": "bslz4", "blosc": "blosc", "lz4hdf5": "lz4-hdf5"}
+"""areaDetector's names of codecs."""
+
+_COLUMNS = ("number", "row", "col")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FrameUpdate:
+    """An update, taken out of pvapy's object.
+
+    pvapy gives its object the memory of a place in the monitor's queue, which the next updates
+    overwrite once the callback has returned; an array that was taken out stays as it is.
+
+    Attributes
+    ----------
+    unique_id
+        The driver's counter, int32.
+    time_s
+        Unix seconds of the data; None if it is not set.
+    field
+        Name of the union's field; None for an update without an image, as a server gives before
+        the first frame.
+    values
+        Pixels or encoded bytes, 1-D.
+    sizes
+        Sizes of the dimensions, the fastest first.
+    codec, type_code
+        Name of the codec, "" for none, and the type of the pixels that it states.
+    stated_bytes
+        Bytes of the pixels, as the sender says.
+    attributes
+        Numbers among the NTNDArray attributes that were asked for.
+    """
+
+    unique_id: int
+    time_s: float | None
+    field: str | None
+    values: npt.NDArray[Any]
+    sizes: tuple[int, ...]
+    codec: str
+    type_code: int | None
+    stated_bytes: int
+    attributes: Mapping[str, float]
+
+    @classmethod
+    def of(cls, update: Any, attributes: tuple[str, ...] = ()) -> FrameUpdate:
+        """Take an update out; it is read by the names of its fields alone.
+
+        Parameters
+        ----------
+        attributes
+            Names of attributes to read.
+
+        Raises
+        ------
+        InputError
+            If it is no NTNDArray.
+        """
+        try:
+            selected = update["value"][0]
+            ((field, values),) = selected.items() if selected else ((None, ()),)
+            codec = update["codec"]
+            name = str(codec["name"])
+            return cls(
+                unique_id=int(update["uniqueId"]),
+                time_s=_seconds(update["dataTimeStamp"]),
+                field=field,
+                values=np.asarray(values),
+                sizes=tuple(int(axis["size"]) for axis in update["dimension"]),
+                codec=name,
+                type_code=_type_code(codec["parameters"]) if name else None,
+                stated_bytes=int(update["uncompressedSize"]),
+                attributes=_attributes(update, attributes) if attributes else {},
+            )
+        # pvapy has exceptions of its own for fields that are not there.
+        except Exception as error:
+            raise InputError(
+                f"an update is no NTNDArray ({type(error).__name__}: {error}); name the PV of an "
+                "areaDetector plugin such as NDPluginPva"
+            ) from error
+
+    def decode(self) -> npt.NDArray[Any]:
+        """Decode the image.
+
+        Returns
+        -------
+        (H, W) in native byte order; a view of `values` if they are not compressed.
+
+        Raises
+        ------
+        InputError
+            If the image is not (H, W), or its sizes, type or compressed data do not fit each
+            other.
+        """
+        if self.field not in _FIELD_DTYPES:
+            raise InputError(f"the image is a {self.field}; frames are real numbers")
+        shape, data = _shape(self.sizes), self.values
+        if not self.codec:
+            size = frame_bytes(shape, data.dtype)
+            if data.nbytes != size:
+                raise InputError(
+                    f"an image of {shape[0]}×{shape[1]} {data.dtype} came with {data.nbytes} "
+                    f"bytes, not {size}"
+                )
+            return as_pixels(data.reshape(shape))
+        if self.codec not in _CODECS:
+            raise InputError(
+                f"the image is compressed with {self.codec!r}; set the codec plugin to "
+                f"{', '.join(codec for codec in _CODECS if codec)} or none"
+            )
+        if data.dtype.itemsize != 1:
+            raise InputError(
+                f"an image compressed with {self.codec} came as {data.dtype}, not as bytes"
+            )
+        dtype = self._dtype(shape)
+        return decompress(_CODECS[self.codec], data.view(np.uint8), shape, dtype)
+
+    def _dtype(self, shape: tuple[int, int]) -> np.dtype[Any]:
+        """Tell the type of compressed pixels from what the sender says; check it by the sizes."""
+        code = self.type_code
+        if code is None:
+            raise InputError("a compressed image does not say its type in codec.parameters")
+        named = _SCALAR_TYPES.get(code) or _TYPE_CODES.get(code & ~_ARRAY_BIT)
+        if named is None:
+            raise InputError(f"codec.parameters of a compressed image is {code}, which is no type")
+        dtype = np.dtype(named)
+        size = frame_bytes(shape, dtype)
+        if self.stated_bytes != size:
+            raise InputError(
+                f"a compressed image claims {self.stated_bytes} bytes, but {shape[0]}×{shape[1]} "
+                f"{dtype} takes {size}"
+            )
+        return dtype
+
+
+def read_positions(update: Mapping[str, Any]) -> list[tuple[int, tuple[float, float]]]:
+    """Read an update of a position channel: ids of frames and their (row, col).
+
+    Parameters
+    ----------
+    update
+        Fields number, row and col, each a number or an array of equal length, at the top or in
+        `value` as an NTTable has them.
+
+    Raises
+    ------
+    InputError
+        If a field is missing or the lengths differ.
+    """
+    inner = update.get("value")
+    fields = inner if isinstance(inner, Mapping) else update
+    missing = [name for name in _COLUMNS if name not in fields]
+    if missing:
+        raise InputError(
+            f"an update of the position channel has no field {missing[0]!r}; give number, row, col"
+        )
+    columns = [np.atleast_1d(np.asarray(fields[name])) for name in _COLUMNS]
+    if any(
+        c.ndim != 1 or c.shape != columns[0].shape or c.dtype.kind not in "uif" for c in columns
+    ):
+        raise InputError(
+            "number, row and col of the position channel are not numbers of equal length; they are "
+            f"{', '.join(f'{column.shape} {column.dtype}' for column in columns)}"
+        )
+    number, row, col = (column.tolist() for column in columns)
+    return [(int(n), (float(r), float(c))) for n, r, c in zip(number, row, col, strict=True)]
+
+
+def _shape(sizes: tuple[int, ...]) -> tuple[int, int]:
+    """(rows, columns) from areaDetector's dimensions, the fastest first."""
+    axes = list(sizes[::-1])
+    while len(axes) > 2 and 1 in axes:
+        axes.remove(1)
+    if len(axes) != 2:
+        raise InputError(
+            f"an image has dimensions {sizes}; frames have two (set ColorMode to Mono)"
+        )
+    return axes[0], axes[1]
+
+
+def _type_code(parameters: Any) -> int | None:
+    with suppress(Exception):
+        return int(parameters[0]["value"])
+    return None
+
+
+def _attributes(update: Any, names: tuple[str, ...]) -> dict[str, float]:
+    """Give the numbers among the attributes that have one of the names."""
+    found: dict[str, float] = {}
+    for attribute in update["attribute"]:
+        if attribute["name"] in names:
+            with suppress(KeyError, IndexError, TypeError, ValueError):
+                found[attribute["name"]] = float(attribute["value"][0]["value"])
+    return found
+
+
+def _seconds(stamp: Any) -> float | None:
+    seconds = int(stamp["secondsPastEpoch"]) + int(stamp["nanoseconds"]) * 1e-9
+    return seconds if seconds > 0 else None

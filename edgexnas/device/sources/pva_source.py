@@ -1,0 +1,331 @@
+"""Frames from areaDetector over EPICS PV Access, with pvapy."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timezone
+from enum import Enum
+from queue import Empty, SimpleQueue
+from typing import Annotated, Any, Literal, TypeAlias
+
+import numpy as np
+from pydantic import Field
+
+from edgexnas.device.sources.compression import prepare_codecs
+from edgexnas.device.sources.events import (
+    PositionReading,
+    SeriesEnd,
+    SeriesStart,
+    SourceEvent,
+    SourceFrame,
+    SourceTrouble,
+)
+from edgexnas.device.sources.frame_numbers import FrameNumbers
+from edgexnas.device.sources.ntndarray import FrameUpdate, read_positions
+from edgexnas.device.sources.source_url import SourceOptions, SourceUrl
+from edgexnas.device.sources.unique_ids import UniqueIds
+from edgexnas.errors import ConfigurationError, InputError, MissingDependencyError
+
+__all__ = ["PvaOptions", "PvaSource", "pvaccess_module"]
+
+_WAIT_S = 0.1
+"""How often an idle source looks whether it is closed, or the series has ended."""
+
+_MOST_WAITING_POSITIONS = 65_536
+
+_PURPOSE = "receiving frames over EPICS PV Access"
+
+_UNITS_M = {"m": 1.0, "mm": 1e-3, "um": 1e-6, "nm": 1e-9}
+
+
+_Readings: TypeAlias = list[tuple[int, tuple[float, float]]]
+
+
+class _Lost(Enum):
+    """What is put into the queue beside updates."""
+
+    CHANNEL = "the channel is disconnected"
+    NOTHING = "the source is closed"
+
+
+_Message: TypeAlias = tuple[FrameUpdate | _Readings | InputError | _Lost, int]
+
+
+class PvaOptions(SourceOptions):
+    """Parameters of a PVA channel.
+
+    Attributes
+    ----------
+    queue
+        How many updates may wait on their way, at the server and here. PV Access itself keeps a
+        few only, and loses frames from about 200 a second.
+    row, col
+        NTNDArray attributes that hold the scan position, such as motor readbacks.
+    positions
+        A second channel with scan positions: fields number (the uniqueId of the frame), row and
+        col, each a number or an array.
+    unit
+        Unit of the positions.
+    idle_s
+        A series ends when no frame came for so long; None if only the next series ends it.
+    """
+
+    queue: Annotated[int, Field(ge=1, le=10_000)] = 64
+    row: str | None = None
+    col: str | None = None
+    positions: str | None = None
+    unit: Literal["m", "mm", "um", "nm"] = "m"
+    idle_s: Annotated[float, Field(gt=0)] | None = None
+
+
+class PvaSource:
+    """NTNDArray updates as frames; see `edgexnas.device.sources.EventSource`.
+
+    The channel may appear, vanish and come back at any time. A series begins with the first
+    frame, when uniqueId is set back, and when shape or dtype change; its numbers count uniqueId
+    from that of its first frame. What uniqueId skips is counted as missed: PV Access overwrites
+    what is not taken in time and does not reliably tell.
+    """
+
+    live = True
+
+    def __init__(self, url: str, channel: str, options: PvaOptions) -> None:
+        self.url = url
+        self._channel = channel
+        self._options = options
+        self._scale = _UNITS_M[options.unit]
+        named = options.row is not None and options.col is not None
+        self._attributes = (str(options.row), str(options.col)) if named else ()
+        self._updates: SimpleQueue[_Message] = SimpleQueue()
+        self._closed = False
+        self._connected = False
+        self._lost = False
+        self._fresh = True
+        self._counts: Counter[str] = Counter()
+        self._overruns: Mapping[str, int] = {}
+        self._ids = UniqueIds()
+        self._numbers = FrameNumbers()
+        self._missed_before = 0
+        self._series: str | None = None
+        self._kind: tuple[tuple[int, ...], np.dtype[Any]] | None = None
+        self._waiting_positions: deque[tuple[int, tuple[float, float], int]] = deque(
+            maxlen=_MOST_WAITING_POSITIONS
+        )
+
+    @classmethod
+    def open(cls, url: SourceUrl, given: Mapping[str, Any]) -> PvaSource:
+        """Check a URL pva://CHANNEL and that pvapy is installed; nothing is connected yet."""
+        options = url.options(PvaOptions, given)
+        if (options.row is None) != (options.col is None):
+            raise ConfigurationError(f"{url.text} names one of row and col; name both, or neither")
+        pvaccess_module(_PURPOSE)
+        prepare_codecs()
+        return cls(url.text, url.place.strip("/"), options)
+
+    def events(self) -> Iterator[SourceEvent]:
+        """Iterate over what the channel brings, until `close`."""
+        pva = pvaccess_module(_PURPOSE)
+        channel = pva.Channel(self._channel)
+        channels = [channel]
+        channel.setConnectionCallback(self._on_connection)
+        # Without queueSize a server keeps a handful of updates, and whatever is more is lost.
+        channel.monitor(self._on_frame, f"record[queueSize={self._options.queue}]field()")
+        if self._options.positions is not None:
+            channels.append(pva.Channel(self._options.positions))
+            channels[1].monitor(self._on_positions, "record[queueSize=1000]field()")
+        try:
+            yield from self._taken(channel)
+        finally:
+            for opened in channels:
+                opened.stopMonitor()
+
+    def close(self) -> None:
+        """Let `events` end soon; from any thread."""
+        self._closed = True
+        self._updates.put((_Lost.NOTHING, 0))
+
+    def status(self) -> Mapping[str, int | str]:
+        """Count frames, ids that were skipped, updates that could not be decoded, reconnects.
+
+        "overruns" are updates that pvapy says were overwritten at the server (not every server
+        tells) and those that were overwritten here because nobody took them. "connection" is
+        "connected" once an update came, also an empty one.
+        """
+        missed = self._missed_before + self._numbers.missed
+        return {
+            "frames": self._counts["frames"],
+            "missed": missed,
+            "malformed": self._counts["malformed"],
+            "reconnects": self._counts["reconnects"],
+            "overruns": self._counts["overruns"] + self._overruns.get("nOverruns", 0),
+            "connection": "connected" if self._connected else "waiting",
+        }
+
+    def _on_connection(self, connected: bool) -> None:
+        if connected:
+            self._counts["reconnects"] += self._lost
+            self._lost, self._fresh = False, True
+        elif self._connected:
+            self._connected, self._lost = False, True
+            self._updates.put((_Lost.CHANNEL, time.monotonic_ns()))
+
+    def _on_frame(self, update: Any) -> None:
+        arrival_ns = time.monotonic_ns()
+        try:
+            self._put(FrameUpdate.of(update, self._attributes), arrival_ns)
+        except InputError as error:
+            self._put(error, arrival_ns)
+
+    def _on_positions(self, update: Any) -> None:
+        # Positions are small and must not push frames out.
+        arrival_ns = time.monotonic_ns()
+        try:
+            self._updates.put((read_positions(update.toDict()), arrival_ns))
+        except InputError as error:
+            self._updates.put((error, arrival_ns))
+
+    def _put(self, content: FrameUpdate | InputError, arrival_ns: int) -> None:
+        self._connected = True
+        if self._updates.qsize() >= 2 * self._options.queue:
+            # The oldest goes, as PV Access itself would do; its number will be missed.
+            try:
+                self._updates.get_nowait()
+                self._counts["overruns"] += 1
+            except Empty:
+                pass
+        self._updates.put((content, arrival_ns))
+
+    def _taken(self, channel: Any) -> Iterator[SourceEvent]:
+        last_s = time.monotonic()
+        while not self._closed:
+            try:
+                content, arrival_ns = self._updates.get(timeout=_WAIT_S)
+            except Empty:
+                self._overruns = channel.getMonitorCounters()
+                idle_s = self._options.idle_s
+                if self._series and idle_s is not None and time.monotonic() - last_s > idle_s:
+                    yield from self._ended(time.monotonic_ns())
+                    self._ids.restart()
+                continue
+            if isinstance(content, FrameUpdate):
+                last_s = time.monotonic()
+                if content.field is not None:
+                    yield from self._frame(content, arrival_ns)
+            elif isinstance(content, list):
+                yield from self._positions(content, arrival_ns)
+            elif isinstance(content, InputError):
+                yield self._trouble(None, content, arrival_ns)
+            elif content is _Lost.CHANNEL:
+                message = f"the channel {self._channel} is disconnected; it is waited for"
+                yield SourceTrouble(self._series, None, message, arrival_ns)
+        yield from self._ended(time.monotonic_ns())
+
+    def _frame(self, about: FrameUpdate, arrival_ns: int) -> Iterator[SourceEvent]:
+        fresh, self._fresh = self._fresh, False
+        if fresh and self._ids.last == (about.unique_id, about.time_s):
+            # A channel that came back gives the frame again that it holds.
+            return
+        place = self._ids.take(about.unique_id, about.time_s)
+        failure: InputError | None = None
+        pixels = None
+        try:
+            pixels = about.decode()
+        except InputError as error:
+            failure = error
+        kind = self._kind if pixels is None else (pixels.shape, pixels.dtype)
+        if not place.begins and None not in (kind, self._kind) and kind != self._kind:
+            self._ids.restart()
+            place = self._ids.take(about.unique_id, about.time_s)
+        if place.begins:
+            yield from self._ended(arrival_ns)
+            yield from self._started(about, place.number, pixels, arrival_ns)
+        self._kind = kind
+        if place.number < 0:
+            message = f"the frame with uniqueId {about.unique_id} is older than its series"
+            yield self._trouble(None, InputError(message), arrival_ns)
+            return
+        self._numbers.take(place.number)
+        if pixels is None:
+            assert failure is not None
+            yield self._trouble(place.number, failure, arrival_ns)
+            return
+        self._counts["frames"] += 1
+        assert self._series is not None
+        yield SourceFrame(
+            self._series,
+            place.number,
+            pixels,
+            arrival_ns,
+            timestamp_s=about.time_s,
+            position_m=self._position(about),
+        )
+
+    def _started(
+        self, about: FrameUpdate, number: int, pixels: Any, arrival_ns: int
+    ) -> Iterator[SourceEvent]:
+        moment = time.time() if about.time_s is None else about.time_s
+        text = datetime.fromtimestamp(moment, timezone.utc).isoformat(timespec="microseconds")
+        self._series = f"{self._channel}@{text.replace('+00:00', 'Z')}"
+        self._missed_before += self._numbers.missed
+        self._numbers = FrameNumbers(number)
+        yield SeriesStart(
+            self._series,
+            shape=None if pixels is None else pixels.shape,
+            dtype=None if pixels is None else pixels.dtype,
+            metadata={"channel": self._channel, "uniqueId": about.unique_id},
+            arrival_ns=arrival_ns,
+        )
+        while self._waiting_positions:
+            yield from self._reading(*self._waiting_positions.popleft())
+
+    def _ended(self, arrival_ns: int) -> Iterator[SourceEvent]:
+        if self._series is not None:
+            yield SeriesEnd(self._series, None, arrival_ns)
+        self._series = self._kind = None
+
+    def _position(self, about: FrameUpdate) -> tuple[float, float] | None:
+        if not self._attributes:
+            return None
+        row, col = (about.attributes.get(name, math.nan) for name in self._attributes)
+        if not (math.isfinite(row) and math.isfinite(col)):
+            return None
+        return row * self._scale, col * self._scale
+
+    def _positions(self, readings: _Readings, arrival_ns: int) -> Iterator[SourceEvent]:
+        for unique_id, position in readings:
+            if self._series is None:
+                self._waiting_positions.append((unique_id, position, arrival_ns))
+            else:
+                yield from self._reading(unique_id, position, arrival_ns)
+
+    def _reading(
+        self, unique_id: int, position: tuple[float, float], arrival_ns: int
+    ) -> Iterator[SourceEvent]:
+        number = self._ids.number(unique_id)
+        row, col = position[0] * self._scale, position[1] * self._scale
+        # A position of an earlier series, or one that is not known.
+        if number >= 0 and math.isfinite(row) and math.isfinite(col):
+            yield PositionReading(self._series, number, (row, col), arrival_ns)
+
+    def _trouble(self, number: int | None, error: InputError, arrival_ns: int) -> SourceTrouble:
+        self._counts["malformed"] += 1
+        place = self._channel if number is None else f"frame {number} of {self._channel}"
+        return SourceTrouble(self._series, number, f"{place}: {error}", arrival_ns)
+
+
+def pvaccess_module(purpose: str) -> Any:
+    """Import pvapy's module.
+
+    Raises
+    ------
+    MissingDependencyError
+        If pvapy is not installed; it says what it is needed for.
+    """
+    try:
+        import pvaccess
+    except ImportError:
+        raise MissingDependencyError.of("pvapy", extra="pva", purpose=purpose) from None
+    return pvaccess

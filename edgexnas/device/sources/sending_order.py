@@ -1,0 +1,59 @@
+"""In which order a publisher sends the frames of a series, with the faults one asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+__all__ = ["Faults", "sending_order"]
+
+
+@dataclass(frozen=True, slots=True)
+class Faults:
+    """Faults of a transport, each at every n-th frame; 0 for never.
+
+    Attributes
+    ----------
+    gap
+        The frame is left out.
+    duplicate
+        It is sent twice.
+    reorder
+        It is sent after its successor.
+    """
+
+    gap: int = 0
+    duplicate: int = 0
+    reorder: int = 0
+
+
+def sending_order(frames: int | None, faults: Faults) -> Iterator[int]:
+    """Give the numbers of the frames in the order in which they are sent.
+
+    Parameters
+    ----------
+    frames
+        How many a series has; None for no end.
+    """
+    late: int | None = None
+    number = 0
+    while frames is None or number < frames:
+        if _hit(number, faults.gap):
+            number += 1
+            continue
+        if late is None and _hit(number, faults.reorder):
+            late, number = number, number + 1
+            continue
+        yield number
+        if _hit(number, faults.duplicate):
+            yield number
+        if late is not None:
+            yield late
+            late = None
+        number += 1
+    if late is not None:
+        yield late
+
+
+def _hit(number: int, period: int) -> bool:
+    return period > 0 and number % period == period - 1
