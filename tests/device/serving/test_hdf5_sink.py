@@ -1,0 +1,295 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from edgexnas.bragg import Peaks
+from edgexnas.device.serving.hdf5_sink import Hdf5Sink
+from edgexnas.device.serving.results import (
+    FrameResult,
+    ObjectSnapshot,
+    ServiceIdentity,
+)
+from edgexnas.device.serving.results_file import committed_frames, read_results
+from edgexnas.errors import ConfigurationError, SourceError
+from edgexnas.ptycho import ObjectImage
+
+IDENTITY = ServiceIdentity("bragg", "m", 1, "onnxruntime", "int8", "told://", "0")
+
+WRITER = """
+import sys
+import numpy as np
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from test_hdf5_sink import IDENTITY, result
+from edgexnas.device.serving.hdf5_sink import Hdf5Sink
+
+{before}
+sink = Hdf5Sink(sys.argv[1], **{options})
+sink.open(IDENTITY)
+first = 1 + max((stop for _, stop in sink.committed().get("a", [])), default=0) - 1
+print("open", first, flush=True)
+for number in range(first, 1_000_000, 3):
+    try:
+        sink.write([result(number + step) for step in range(3)])
+    except OSError as error:
+        print("refused", number, error, flush=True)
+        break
+    print("stored", number + 2, flush=True)
+"""
+
+
+def result(number: int, *, series: str = "a", **fields: Any) -> FrameResult:
+    """A result whose peaks tell its number: `number % 4` of them, at row `number`."""
+    count = number % 4
+    positions = np.full((count, 2), number, np.float32)
+    peaks = Peaks(
+        positions_px=positions,
+        intervals_px=positions / 2,
+        quantiles_px=np.zeros((count, 2, 3), np.float32),
+        maxima=np.zeros((count, 2), np.int32),
+        intensities=np.arange(count, dtype=np.float32),
+        flags=np.zeros(count, np.uint8),
+        frame_number=number,
+        overflow=0,
+    )
+    return replace(FrameResult(series, number, 0, 1.5, peaks), **fields)
+
+
+def check_frame(frame: Any) -> None:
+    """A stored frame is whole: what `result` made of its number."""
+    assert frame.positions_px.shape == (frame.number % 4, 2)
+    assert (frame.positions_px == frame.number).all()
+    assert (frame.intensities == np.arange(frame.number % 4)).all()
+
+
+def run_writer(folder: Path, *, before: str = "", options: str = "{}") -> subprocess.Popen[str]:
+    program = WRITER.format(before=before, options=options)
+    return subprocess.Popen(
+        [sys.executable, "-c", program, str(folder), str(Path(__file__).parent)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture
+def sink(tmp_path: Path) -> Any:
+    made = Hdf5Sink(tmp_path)
+    made.open(IDENTITY)
+    yield made
+    made.close()
+
+
+class TestStoring:
+    def test_what_is_written_is_read_back(self, sink: Hdf5Sink, tmp_path: Path) -> None:
+        sink.write([result(0), result(1), result(2)])
+        sink.write([result(7, series="b")])
+        sink.write([result(3, error="it was dark", peaks=None)])
+        sink.close()
+        frames = list(read_results(tmp_path))
+        assert [(f.series, f.number, f.failed) for f in frames] == [
+            ("a", 0, False),
+            ("a", 1, False),
+            ("a", 2, False),
+            ("b", 7, False),
+            ("a", 3, True),
+        ]
+        for frame in frames[:4]:
+            check_frame(frame)
+            assert frame.timestamp_s == 1.5
+        assert len(frames[4].positions_px) == 0
+
+    def test_a_frame_that_is_stored_is_not_stored_again(
+        self, sink: Hdf5Sink, tmp_path: Path
+    ) -> None:
+        sink.write([result(0), result(1)])
+        sink.close()
+        again = Hdf5Sink(tmp_path)
+        assert list(again.committed()["a"]) == [(0, 2)]
+        again.open(IDENTITY)
+        again.write([result(1), result(2)])
+        again.close()
+        assert [f.number for f in read_results(tmp_path)] == [0, 1, 2]
+        assert sorted(p.name for p in tmp_path.iterdir()) == [
+            "results_000001.h5",
+            "results_000002.h5",
+        ]
+
+    def test_another_process_reads_committed_frames_while_they_are_written(
+        self, sink: Hdf5Sink, tmp_path: Path
+    ) -> None:
+        sink.write([result(0), result(1)])
+        program = (
+            "import sys; from pathlib import Path;"
+            "from edgexnas.device.serving.results_file import read_results;"
+            "print(*[f.number for f in read_results(Path(sys.argv[1]))])"
+        )
+        command = [sys.executable, "-c", program, str(tmp_path)]
+        read = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert read.stdout.split() == ["0", "1"]
+
+    def test_a_new_file_is_begun_when_one_is_large(self, tmp_path: Path) -> None:
+        sink = Hdf5Sink(tmp_path, segment_mib=0.001)
+        sink.open(IDENTITY)
+        for number in range(60):
+            sink.write([result(number)])
+        sink.close()
+        assert len(list(tmp_path.glob("*.h5"))) > 2
+        assert [f.number for f in read_results(tmp_path)] == list(range(60))
+
+    def test_committed_numbers_are_intervals(self, sink: Hdf5Sink, tmp_path: Path) -> None:
+        sink.write([result(n) for n in (0, 1, 2, 5, 6, 9)])
+        sink.close()
+        assert list(committed_frames(tmp_path / "results_000001.h5")["a"]) == [
+            (0, 3),
+            (5, 7),
+            (9, 10),
+        ]
+
+    def test_a_folder_without_results_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(SourceError, match="holds no results_"):
+            list(read_results(tmp_path))
+
+    def test_patches_and_positions_are_kept_where_asked(self, tmp_path: Path) -> None:
+        sink = Hdf5Sink(tmp_path, patches=True)
+        sink.open(replace(IDENTITY, task="ptycho"))
+        patch = np.random.default_rng(0).random((64, 64), np.float32)
+        sink.write(
+            [
+                FrameResult("s", 0, 0, amplitude=patch, phase_rad=-patch, position_px=(1.5, 2.5)),
+                FrameResult("s", 1, 0, error="saturated"),
+                FrameResult("s", 2, 0, amplitude=2 * patch, phase_rad=patch, position_px=(3, 4)),
+            ]
+        )
+        sink.close()
+        first, failed, last = read_results(tmp_path)
+        np.testing.assert_array_equal(first.phase_rad, -patch)
+        np.testing.assert_array_equal(last.amplitude, 2 * patch)
+        assert first.position_px == (1.5, 2.5)
+        assert failed.failed
+        assert failed.amplitude is None
+
+    def test_the_object_appears_in_a_file_of_its_own(self, tmp_path: Path) -> None:
+        sink = Hdf5Sink(tmp_path)
+        sink.open(replace(IDENTITY, task="ptycho"))
+        values = np.exp(1j * np.arange(12).reshape(3, 4) / 9).astype(np.complex64)
+        image = ObjectImage(values, np.ones((3, 4), np.float32), 0, (5, 6))
+        sink.show(ObjectSnapshot("pva:x@3/1", 9, image, final=True))
+        sink.close()
+        with h5py.File(tmp_path / "object_pva_x_3_1_000001.h5") as file:
+            data = file["entry/object"]
+            np.testing.assert_allclose(data["phase"][:], np.angle(values), atol=1e-6)
+            assert list(data["row_px"]) == [5, 6, 7]
+
+
+class TestNexus:
+    def test_a_nexus_tool_finds_the_plot(self, sink: Hdf5Sink, tmp_path: Path) -> None:
+        nexusformat = pytest.importorskip("nexusformat.nexus", reason="needs nexusformat")
+        sink.write([result(n) for n in range(8)])
+        sink.close()
+        root = nexusformat.nxload(tmp_path / "results_000001.h5")
+        plot = root.get_default()
+        assert plot.nxclass == "NXdata"
+        assert plot.nxsignal.nxname == "intensity"
+        assert [axis.nxname for axis in plot.nxaxes] == ["col_px", "row_px"]
+        assert len(plot.nxsignal) == 12
+        assert str(root["entry/process/program"]) == "edgexnas"
+
+
+class TestCrash:
+    def test_kill_9_loses_and_repeats_nothing_that_was_stored(self, tmp_path: Path) -> None:
+        said: list[int] = []
+        for _ in range(2):
+            writer = run_writer(tmp_path)
+            assert writer.stdout is not None
+            assert writer.stdout.readline().startswith("open")
+            for _ in range(40):
+                said.append(int(writer.stdout.readline().split()[1]))
+            time.sleep(0.02)
+            os.kill(writer.pid, signal.SIGKILL)
+            said += [int(line.split()[1]) for line in writer.stdout if line.endswith("\n")]
+            writer.wait()
+            assert writer.stderr is not None
+            writer.stdout.close()
+            writer.stderr.close()
+        frames = list(read_results(tmp_path))
+        numbers = [frame.number for frame in frames]
+        assert numbers == list(range(len(numbers)))
+        assert len(numbers) >= max(said) + 1
+        for frame in frames:
+            check_frame(frame)
+
+    def test_a_crash_before_the_first_commit_leaves_no_file_that_cannot_be_read(
+        self, tmp_path: Path
+    ) -> None:
+        (tmp_path / ".results_000001.h5.part").write_bytes(b"cut off")
+        sink = Hdf5Sink(tmp_path)
+        sink.open(IDENTITY)
+        sink.write([result(0)])
+        sink.close()
+        assert [path.name for path in tmp_path.iterdir()] == ["results_000001.h5"]
+
+    def test_a_damaged_file_is_said_and_passed_over(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        (tmp_path / "results_000004.h5").write_bytes(b"damaged")
+        sink = Hdf5Sink(tmp_path)
+        sink.open(IDENTITY)
+        sink.close()
+        assert "its frames may be repeated" in caplog.text
+        assert sink.path == tmp_path / "results_000005.h5"
+
+
+class TestFullDisk:
+    def test_a_disk_that_is_nearly_full_is_refused_before_anything_is_written(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        sink = Hdf5Sink(tmp_path)
+        sink.open(IDENTITY)
+        sink.write([result(0)])
+        usage: Callable[..., Any] = lambda place: type("Usage", (), {"free": 2**20})  # noqa: E731
+        monkeypatch.setattr("shutil.disk_usage", usage)
+        with pytest.raises(OSError, match="has 1 MiB free and 64 MiB are to stay so"):
+            sink.write([result(1)])
+        monkeypatch.undo()
+        sink.write([result(1), result(2)])
+        sink.close()
+        assert [f.number for f in read_results(tmp_path)] == [0, 1, 2]
+
+    def test_a_write_that_is_cut_off_leaves_whole_frames_alone(self, tmp_path: Path) -> None:
+        """The kernel refuses to let a file grow beyond a limit, and 32 kB are set aside at a time."""
+        limit = """
+import resource
+import edgexnas.device.serving.hdf5_sink as module
+module.AHEAD_BYTES, module.CHUNKS_BYTES = 2**15, 100_000
+resource.setrlimit(resource.RLIMIT_FSIZE, (250_000, 250_000))
+"""
+        writer = run_writer(tmp_path, before=limit)
+        out, errors = writer.communicate(timeout=60)
+        assert writer.returncode == 0, errors
+        lines = out.splitlines()
+        assert lines[-1].startswith("refused")
+        stored = int(lines[-2].split()[1])
+        frames = list(read_results(tmp_path))
+        assert [frame.number for frame in frames][: stored + 1] == list(range(stored + 1))
+        for frame in frames:
+            check_frame(frame)
+
+    def test_a_folder_that_is_not_ours_is_refused_by_a_check(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        with pytest.raises(ConfigurationError, match="is no folder or not yours"):
+            Hdf5Sink(tmp_path / "file" / "below").check()
+        Hdf5Sink(tmp_path / "new" / "folder").check()
+        assert not (tmp_path / "new").exists()
