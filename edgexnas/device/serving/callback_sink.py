@@ -43,6 +43,8 @@ class CallbackSink:
         How many calls have raised.
     """
 
+    gather_s = 0.0
+
     def __init__(
         self,
         function: Callable[[SinkItem], object],

@@ -74,6 +74,8 @@ class Hdf5Sink:
         Free space on the disk below which nothing is written.
     patches
         For ptychography: whether each frame's patch is kept, 32 KiB.
+    gather_ms
+        Results are gathered for this long, because each commit costs about a millisecond.
     """
 
     def __init__(
@@ -85,7 +87,9 @@ class Hdf5Sink:
         segment_mib: float = 8192.0,
         least_free_mib: float = 64.0,
         patches: bool = False,
+        gather_ms: float = 10.0,
     ) -> None:
+        self.gather_s = gather_ms / 1e3
         self.folder = Path(folder)
         self.name = f"hdf5 {self.folder / name}"
         self.policy: SinkPolicy = policy
@@ -251,14 +255,12 @@ class Hdf5Sink:
                 "frame": np.repeat(numbers, counts),
             }
         elif "amplitude" in self._columns:
-            whole = [result for result in results if result.amplitude is not None]
-            counts = np.array([result.amplitude is not None for result in results], np.int64)
-            if not whole:
+            amplitudes = [r.amplitude for r in results if r.amplitude is not None]
+            phases = [r.phase_rad for r in results if r.phase_rad is not None]
+            counts = np.array([r.amplitude is not None for r in results], np.int64)
+            if not amplitudes:
                 return counts
-            data = {
-                "amplitude": np.stack([result.amplitude for result in whole]),  # type: ignore[arg-type]
-                "phase": np.stack([result.phase_rad for result in whole]),  # type: ignore[arg-type]
-            }
+            data = {"amplitude": np.stack(amplitudes), "phase": np.stack(phases)}
         else:
             return np.zeros(len(results), np.int64)
         for name, values in data.items():

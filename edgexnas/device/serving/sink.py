@@ -30,10 +30,13 @@ class Sink(Protocol):
     policy
         "block": a frame is done once this sink has it, and the service waits for it.
         "drop-oldest": results that it does not take in time are dropped for this sink alone.
+    gather_s
+        For how long results are gathered before they are written together.
     """
 
     name: str
     policy: SinkPolicy
+    gather_s: float
 
     def check(self) -> None:
         """Find out whether it could open, and leave nothing behind.

@@ -124,11 +124,15 @@ class SinkThread:
             self._settle(dropped, f"the service was stopped before {self.sink.name} had stored it")
 
     def _run(self) -> None:
+        next_s = 0.0
         while not self.queue.finished:
             self.beat_ns = time.monotonic_ns()
+            if not self.queue.closed:
+                time.sleep(max(0.0, next_s - time.monotonic()))
             items = self.queue.take_all(0.2)
             if items:
                 self._feed(items)
+                next_s = time.monotonic() + self.sink.gather_s
         try:
             self.sink.close()
         except Exception as error:

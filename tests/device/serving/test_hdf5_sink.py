@@ -269,7 +269,7 @@ class TestFullDisk:
         assert [f.number for f in read_results(tmp_path)] == [0, 1, 2]
 
     def test_a_write_that_is_cut_off_leaves_whole_frames_alone(self, tmp_path: Path) -> None:
-        """The kernel refuses to let a file grow beyond a limit, and 32 kB are set aside at a time."""
+        """The kernel lets no file grow beyond a limit; 32 kB are set aside at a time."""
         limit = """
 import resource
 import edgexnas.device.serving.hdf5_sink as module
