@@ -1,0 +1,330 @@
+"""Networks for ptychography beside what they may not lose to: the tables of docs/results.
+
+    python host/ptycho_accuracy.py star --scan siemens-star-small.npz.bz2 --device cuda
+    python host/ptycho_accuracy.py simulated --draw 40 --device cuda
+
+Stages can be run one by one, and what is in the run folder is not made again: `prepare` labels the
+scans and finds the beam, `train` trains the named networks and those drawn at random from the
+spaces, `report` exports the best ones as bundles and writes page and picture. Several `train`
+processes may share a GPU, each with its `--share`.
+
+The right quarter of each scan tests; see `edgexnas.host.scan_regions`. Its patterns and labels
+serve neither training, nor the beam and object that patterns are drawn from, nor any choice: those
+are made on the validation part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from edgexnas.bundle import AccuracyRow, generate_keys, open_bundle
+from edgexnas.host import (
+    PtychoDataset,
+    Split,
+    TrainingData,
+    TrainingSettings,
+    count_parameters,
+    export_bundle,
+    label_scan,
+    reconstruct,
+    train,
+)
+from edgexnas.host.ptycho_labels import cut_patches
+from edgexnas.host.ptycho_models import PtychoNN
+from edgexnas.host.ptycho_patterns import (
+    ObjectVariety,
+    PatternSource,
+    draw_objects,
+    reconstruct_part,
+)
+from edgexnas.host.ptycho_pretraining import PretrainingSettings, pretrain
+from edgexnas.host.ptycho_training import PatchCriterion
+from edgexnas.host.scoring import patch_row
+from edgexnas.host.spaces import SPACES
+from edgexnas.scans import Scan, open_scan
+from edgexnas.simulate import PtychographySettings, simulate_scan
+
+OBJECTS = 96
+BASELINE = "PtychoNN"
+LARGEST = 1_247_074
+"""Parameters of PtychoNN: no drawn network is larger."""
+LOWER_ERROR, SMALLER = 0.1677, 0.1282
+"""The paper's two claims against PtychoNN."""
+
+FINE_TUNING = TrainingSettings(epochs=40, batch_size=32, learning_rate=1e-4, augment=False)
+INT8_TUNING = TrainingSettings(epochs=8, batch_size=32, learning_rate=5e-5, augment=False)
+
+# Table 1's ranges, as far as networks of PtychoNN's size go.
+DRAWN = {
+    "mlpPtycho": SPACES["mlpPtycho"].narrow(units=(8, 100), layers=(1, 5)),
+    "cnnPtycho": SPACES["cnnPtycho"].narrow(
+        filters=(8, 96), encoder_layers=(3, 12), decoder1_layers=(3, 12), decoder2_layers=(3, 12)
+    ),
+}
+SIMULATED = tuple(
+    PtychographySettings(object_kind=kind, scan=scan, jitter_px=1.0)  # type: ignore[arg-type]
+    for kind, scan in (("siemens-star", "raster"), ("circuit", "spiral"), ("cells", "random"))
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Data that the networks of one page share, and where fresh patterns come from."""
+
+    scans: tuple[Scan, ...]
+    dataset: PtychoDataset
+    split: Split
+    probe: np.ndarray
+    objects: np.ndarray
+    iterative: np.ndarray
+    """(len(split.test), 2, 64, 64): patches of a further reconstruction, for its row."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What is known of a trained network; its weights lie beside this record."""
+
+    name: str
+    parameters: int
+    pretrained_rad: float
+    validation_rad: float
+    test_rad: float
+    test_amplitude: float
+    steps: int
+    seconds: float
+
+    @property
+    def space(self) -> str:
+        """PtychoNN, mlpPtycho or cnnPtycho."""
+        return self.name.partition("-")[0]
+
+
+def main() -> None:
+    options = parsed()
+    options.runs.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(options.threads)
+    case = star_case(options) if options.case == "star" else simulated_case(options)
+    if "train" in options.stages:
+        wanted = [*options.networks, *drawn_names(options.draw)]
+        part, parts = map(int, options.share.split("/"))
+        for name in wanted[part - 1 :: parts]:
+            train_network(name, case, options)
+    if "report" in options.stages:
+        from ptycho_pages import write_page
+
+        write_page(case, trained(options.runs), options)
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("case", choices=("star", "simulated"))
+    parser.add_argument("stages", nargs="*", default=["prepare", "train", "report"])
+    parser.add_argument("--scan", type=Path, help="the measured star, .npz.bz2")
+    parser.add_argument("--networks", nargs="*", default=[BASELINE], metavar="SPACE-SIZE-SIZE")
+    parser.add_argument("--draw", type=int, default=0, help="networks drawn from each space")
+    parser.add_argument("--share", default="1/1", help="k/n trains the k-th of n shares")
+    parser.add_argument("--steps", type=int, default=6000, help="of pre-training")
+    parser.add_argument("--batch", type=int, default=64, help="patterns a step")
+    parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate")
+    parser.add_argument("--seen-share", type=float, default=0.5, help="of objects, measured ones")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--command", default="", help="options to quote on the page")
+    parser.add_argument("--hardware", default="", help="to quote on the page; this machine's")
+    parser.add_argument("--runs", type=Path, default=Path("runs/ptycho"))
+    parser.add_argument("--output", type=Path, default=Path("docs/results"))
+    return parser.parse_args()
+
+
+def star_case(options: argparse.Namespace) -> Case:
+    """Label the real star, and find beam and object of its training part alone."""
+    scan = open_scan(options.scan)
+    files = [options.runs / name for name in ("labels.h5", "beam.npz", "again.npz")]
+    if not files[0].exists():
+        label_scan(scan, device=options.device).save(files[0])
+    dataset = PtychoDataset.load(files[0])
+    split = dataset.split()
+    if not files[1].exists():
+        targets = dataset.targets[split.train]
+        beam = reconstruct_part(scan, split.train, targets, device=options.device)
+        np.savez(files[1], probe=beam.probe, objects=draw_objects(
+            OBJECTS, seen=beam, seen_share=options.seen_share))  # fmt: skip
+    if not files[2].exists():
+        again = reconstruct(scan, seed=1, device=options.device)
+        patches = cut_patches(again.object, again.positions_px[split.test])
+        np.savez(files[2], patches=in_gauge_of(patches, dataset.targets[split.test]))
+    with np.load(files[1]) as beam, np.load(files[2]) as again:
+        return Case(
+            (scan,), dataset, split, beam["probe"], beam["objects"], again["patches"]
+        )  # fmt: skip
+
+
+def simulated_case(options: argparse.Namespace) -> Case:
+    """Label three simulated scans by their objects; fresh patterns show other objects."""
+    scans = tuple(simulate_scan(settings, seed=k) for k, settings in enumerate(SIMULATED))
+    first = label_scan(scans[0])
+    others = [label_scan(scan, intensity_scale=first.intensity_scale) for scan in scans[1:]]
+    dataset = PtychoDataset.concatenate([first, *others])
+    split = dataset.split()
+    file = options.runs / "again.npz"
+    if not file.exists():
+        patches, start = [], 0
+        for scan in scans:
+            found = reconstruct(replace(scan, truth=None), device=options.device)
+            here = split.test[(split.test >= start) & (split.test < start + len(scan))]
+            own = cut_patches(found.object, found.positions_px[here - start])
+            patches.append(in_gauge_of(own, dataset.targets[here]))
+            start += len(scan)
+        np.savez(file, patches=np.concatenate(patches))
+    settings = SIMULATED[0]
+    variety = ObjectVariety(
+        phase_shift_rad=(settings.phase_shift_rad,) * 2,
+        transmission=(settings.transmission,) * 2,
+        amplitude=(1.0, 1.0), zoom=(1.0, 1.0), drift_rad=0.0, roughness=0.0,
+        kinds=("siemens-star", "circuit", "cells"),
+    )  # fmt: skip
+    objects = draw_objects(OBJECTS, variety=variety, seed=1000)
+    assert scans[0].probe is not None
+    with np.load(file) as again:
+        return Case(scans, dataset, split, scans[0].probe, objects, again["patches"])
+
+
+def in_gauge_of(patches: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Take from complex patches what a reconstruction leaves open: tilt and scale of the object."""
+    aimed = targets[:, 0] * np.exp(1j * targets[:, 1])
+    product = aimed * patches.conj()
+    axis = np.arange(patches.shape[1])
+    down = np.angle((product[:, 1:] * product[:, :-1].conj()).sum())
+    across = np.angle((product[:, :, 1:] * product[:, :, :-1].conj()).sum())
+    turned = patches * np.exp(1j * (down * axis[:, None] + across * axis))
+    turned *= targets[:, 0].mean() / np.abs(turned).mean()
+    return np.stack([np.abs(turned), np.angle(turned)], axis=1).astype(np.float32)
+
+
+def drawn_names(count: int) -> list[str]:
+    """Draw networks of PtychoNN's size at most; a longer list begins with the shorter one."""
+    names = []
+    for space in DRAWN.values():
+        rng = random.Random(f"{space.name}/0")
+        mine: list[str] = []
+        while len(mine) < count:
+            drawn = space.sample(rng)
+            if space.size(drawn).parameters <= LARGEST:
+                sizes = [str(drawn[name]) for name in architecture(space.name)]
+                mine.append("-".join([space.name, *sizes]))
+        names += mine
+    return list(dict.fromkeys(names))
+
+
+def architecture(space: str) -> list[str]:
+    """Names of the hyperparameters that make a network of a space."""
+    trained = ("epochs", "batch_size", "learning_rate")
+    return [p.name for p in SPACES[space].hyperparameters if p.name not in trained]
+
+
+def build(name: str) -> nn.Module:
+    """Build PtychoNN, mlpPtycho-UNITS-LAYERS or cnnPtycho-FILTERS-ENCODER-DECODER-DECODER."""
+    kind, *sizes = name.split("-")
+    if kind == BASELINE:
+        return PtychoNN()
+    values = dict(zip(architecture(kind), map(int, sizes), strict=True))
+    return SPACES[kind].build(SPACES[kind].smallest | values)
+
+
+def train_network(name: str, case: Case, options: argparse.Namespace) -> None:
+    """Pre-train and fine-tune a network; keep its weights and its scores."""
+    record = options.runs / f"{name}.json"
+    if record.exists():
+        return
+    started = time.monotonic()
+    torch.manual_seed(0)
+    model = build(name)
+    source = PatternSource(
+        case.objects, case.probe, case.dataset.intensity_scale, device=options.device
+    )
+    settings = PretrainingSettings(
+        steps=options.steps, batch_size=options.batch, learning_rate=options.rate
+    )
+
+    def show(step: int, loss: float, seconds: float) -> None:
+        if step % 1000 == 0:
+            print(f"{name} step {step} loss {loss:.4f} {seconds:.0f} s", flush=True)
+
+    pretrain(model, source, settings, on_steps=show)
+    data = TrainingData.from_dataset(case.dataset, case.split, options.device)
+    model.to(data.device)
+    before = PatchCriterion().evaluate(model, data.validation_x, data.validation_y)["error"]
+    weights = {key: value.cpu().clone() for key, value in model.state_dict().items()}
+    tuned = train(model, data, replace(FINE_TUNING, device=options.device))
+    if tuned.metrics["error"] > before:
+        model.load_state_dict(weights)
+    test = case.split.test
+    scores = PatchCriterion().evaluate(
+        model,
+        torch.from_numpy(case.dataset.inputs()[test]),
+        torch.from_numpy(case.dataset.targets[test]),
+    )
+    result = Trained(
+        name=name,
+        parameters=count_parameters(model),
+        pretrained_rad=before,
+        validation_rad=min(before, tuned.metrics["error"]),
+        test_rad=scores["error"],
+        test_amplitude=scores["amplitude_error"],
+        steps=options.steps,
+        seconds=time.monotonic() - started,
+    )
+    torch.save(model.state_dict(), record.with_suffix(".pt"))
+    record.write_text(json.dumps(asdict(result)))
+    print(json.dumps(asdict(result)), flush=True)
+
+
+def trained(runs: Path) -> list[Trained]:
+    """Read the records of all trained networks."""
+    return [Trained(**json.loads(path.read_text())) for path in sorted(runs.glob("*.json"))]
+
+
+def best(networks: Sequence[Trained], space: str) -> Trained:
+    """Choose the network of a space with the lowest error on the validation part."""
+    return min((n for n in networks if n.space == space), key=lambda n: n.validation_rad)
+
+
+def exported(network: Trained, case: Case, runs: Path) -> tuple[Path, tuple[AccuracyRow, ...]]:
+    """Quantise, sign and write a network's bundle; return it with its accuracy table."""
+    path, keys = runs / f"{network.name}.edgex", runs / "keys"
+    if not path.exists():
+        if not keys.exists():
+            generate_keys(keys)
+        model = build(network.name)
+        model.load_state_dict(torch.load(runs / f"{network.name}.pt", weights_only=True))
+        export_bundle(
+            path,
+            model=model.eval(),
+            dataset=case.dataset,
+            split=case.split,
+            architecture=network.name,
+            signing_key=next(keys.glob("*.key.pem")),
+            fine_tune=INT8_TUNING,
+        )
+    return path, open_bundle(path, trust=keys).manifest.accuracy
+
+
+def iterative_row(case: Case) -> AccuracyRow:
+    """Score the further reconstruction on the test part."""
+    name = "rPIE, another seed" if case.dataset.against == "iterative" else "rPIE"
+    targets = case.dataset.targets[case.split.test]
+    return patch_row(name, case.iterative, targets, against=case.dataset.against)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,241 @@
+"""The pages and pictures of `ptycho_accuracy.py`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from ptycho_accuracy import (
+    BASELINE,
+    DRAWN,
+    FINE_TUNING,
+    LOWER_ERROR,
+    SMALLER,
+    Case,
+    Trained,
+    best,
+    exported,
+    iterative_row,
+)
+
+from edgexnas.bundle import AccuracyRow
+from edgexnas.demo.markdown import hardware
+from edgexnas.device import PtychoPredictor
+from edgexnas.host.figures import save_figure
+from edgexnas.ptycho import ObjectCanvas, ObjectImage, align_phase
+
+CLASSICAL = ("mean predictor", "ridge regression")
+PRECISIONS = ("float32", "int8")
+SPACES = ("cnnPtycho", "mlpPtycho")
+
+
+def write_page(case: Case, networks: Sequence[Trained], options: argparse.Namespace) -> None:
+    """Export the baseline and the best network of each space; write page and pictures."""
+    chosen = [next(n for n in networks if n.name == BASELINE)]
+    chosen += [best(networks, space) for space in SPACES]
+    bundles = [exported(network, case, options.runs) for network in chosen]
+    rows = [row for row in bundles[0][1] if row.name in CLASSICAL] + [iterative_row(case)]
+    rows += [
+        row for _, table in bundles for precision in PRECISIONS
+        for row in table if row.precision == precision
+    ]  # fmt: skip
+    page = options.output / f"ptycho-{options.case}.md"
+    picture = page.with_suffix(".png")
+    text = [*heading(case, options), *table_of(rows), "", *answers(rows, case)]
+    if options.case == "star":
+        draw_star(picture, case, bundles[1][0], chosen[1].name, options)
+        text += ["", f"![the star by iterations and by the network]({picture.name})"]
+    else:
+        text += ["", *claims(networks), "", f"![error against size]({picture.name})"]
+        draw_front(picture, networks)
+    text += ["", *candidates(networks)]
+    page.write_text("\n".join(text) + "\n")
+    print(page.read_text())
+
+
+def heading(case: Case, options: argparse.Namespace) -> list[str]:
+    """Say what was done, by which command, on what."""
+    split = case.split
+    data = {
+        "star": "The real Siemens star (Velociprobe, 516 patterns). Labels: rPIE, 3 modes, 50 "
+        "sweeps over the whole scan. Fresh patterns: the beam and the object that rPIE finds from "
+        "the training patterns alone, the object turned, mirrored and zoomed, mixed with simulated "
+        "stars, circuits and cells.",
+        "simulated": "Three simulated scans: star by raster, circuit by spiral, cells at random "
+        "positions; labels are the true objects. Fresh patterns: other objects of these kinds "
+        "under the same beam.",
+    }[options.case]
+    command = f"python host/ptycho_accuracy.py {options.case}"
+    if options.case == "star":
+        command += f" --scan {Path(options.scan).name}"
+    return [
+        f"# Ptychography on held-out regions: {options.case}",
+        "",
+        f"`{command} {options.command}`. {options.hardware or hardware()}.",
+        "",
+        f"{data} {len(split.train)} patterns train, {len(split.validation)} validate, "
+        f"{len(split.calibration)} calibrate INT8, {len(split.test)} in the right quarter test; "
+        "patches that share a pixel with a test patch are left out. The test region's patterns and "
+        "labels serve no training, no beam and no choice.",
+        "",
+        f"All networks: AdamW on patterns drawn anew for every step, then {FINE_TUNING.epochs} "
+        "epochs on the scan's own training patterns where that lowers the validation error. "
+        "Errors over all pixels of all test patches: phase in rad after each patch's constant, "
+        "amplitude as a share of its mean.",
+        "",
+    ]
+
+
+def table_of(rows: Sequence[AccuracyRow]) -> list[str]:
+    lines = [
+        "| | precision | parameters | phase MAE rad | amplitude MAE |",
+        "|---|---|---:|---:|---:|",
+    ]
+    for row in rows:
+        size = f"{row.parameters:,}" if row.parameters else ""
+        lines.append(
+            f"| {row.name} | {row.precision or ''} | {size} | {row.phase_mae_rad:.4f} | "
+            f"{row.amplitude_mae:.4f} |"
+        )
+    return lines
+
+
+def answers(rows: Sequence[AccuracyRow], case: Case) -> list[str]:
+    """Say how the networks stand to the ridge."""
+    ridge = next(row for row in rows if row.name == "ridge regression").phase_mae_rad or np.inf
+    lines = []
+    for row in rows:
+        if row.precision is not None and row.phase_mae_rad is not None:
+            gain = 1 - row.phase_mae_rad / ridge
+            lines.append(
+                f"* {row.name} {row.precision}: {abs(gain):.1%} "
+                f"{'lower' if gain > 0 else 'higher'} phase error than the ridge"
+            )
+    return lines
+
+
+def claims(networks: Sequence[Trained]) -> list[str]:
+    """Answer the paper's two claims; networks are chosen on the validation part."""
+    baseline = next(n for n in networks if n.name == BASELINE)
+    lines = [
+        f"The paper's claims, against {BASELINE} ({baseline.parameters:,} parameters, "
+        f"{baseline.test_rad:.4f} rad), for networks chosen by their validation error:",
+        "",
+    ]
+    for space in SPACES:
+        own = [n for n in networks if n.space == space]
+        fitting = [n for n in own if n.parameters <= baseline.parameters]
+        small = [n for n in own if n.parameters <= (1 - SMALLER) * baseline.parameters]
+        for claim, among in (
+            (f"{LOWER_ERROR:.2%} lower error at no more parameters", fitting),
+            (f"{SMALLER:.2%} fewer parameters at no higher error", small),
+        ):
+            if not among:
+                lines.append(f"* **{space}, {claim}: no**, none was that small.")
+                continue
+            found = min(among, key=lambda n: n.validation_rad)
+            gain = 1 - found.test_rad / baseline.test_rad
+            reached = gain >= (LOWER_ERROR if among is fitting else 0)
+            lines.append(
+                f"* **{space}, {claim}: {'yes' if reached else 'no'}**: {found.name} has "
+                f"{abs(gain):.1%} {'lower' if gain > 0 else 'higher'} error with "
+                f"{1 - found.parameters / baseline.parameters:.1%} fewer parameters."
+            )
+    return lines
+
+
+def candidates(networks: Sequence[Trained]) -> list[str]:
+    """List all networks that were trained."""
+    lines = [
+        "All networks that were trained, float32:",
+        "",
+        "| network | parameters | steps | pre-trained | fine-tuned, validation | test |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    lines += [
+        f"| {n.name} | {n.parameters:,} | {n.steps:,} | {n.pretrained_rad:.4f} | "
+        f"{n.validation_rad:.4f} | {n.test_rad:.4f} |"
+        for n in sorted(networks, key=lambda n: n.parameters)
+    ]
+    return lines
+
+
+def draw_front(path: Path, networks: Sequence[Trained]) -> None:
+    """Draw test error against size, each space's front, and the baseline."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for space, colour, marker in zip(DRAWN, ("#0072B2", "#D55E00"), "os", strict=True):
+        own = sorted((n for n in networks if n.space == space), key=lambda n: n.parameters)
+        axes.scatter([n.parameters for n in own], [n.test_rad for n in own], s=14, color=colour,
+                     marker=marker, alpha=0.35)  # fmt: skip
+        front: list[Trained] = []
+        for network in own:
+            if not front or network.test_rad < front[-1].test_rad:
+                front.append(network)
+        axes.plot([n.parameters for n in front], [n.test_rad for n in front], color=colour,
+                  marker=marker, markersize=5, label=space)  # fmt: skip
+    baseline = next(n for n in networks if n.name == BASELINE)
+    axes.plot(baseline.parameters, baseline.test_rad, linestyle="", marker="*", markersize=12,
+              color="black", markerfacecolor="white", label=BASELINE)  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_xlabel("trainable parameters")
+    axes.set_ylabel("phase MAE on the test part, rad")
+    axes.grid(visible=True, color="#dddddd", linewidth=0.6)
+    axes.legend(frameon=False)
+    save_figure(figure, path)
+
+
+def stitched(case: Case, bundle: Path, keys: Path) -> ObjectImage:
+    """Stitch the whole scan through the INT8 bundle, as a device does."""
+    with PtychoPredictor(bundle, trust=keys) as predictor:
+        stream = predictor.stream(case.scans[0])
+        for _ in stream:
+            pass
+        return stream.image()
+
+
+def draw_star(path: Path, case: Case, bundle: Path, name: str, options: argparse.Namespace) -> None:
+    """Draw the star by iterations, by the network, and their difference."""
+    image = stitched(case, bundle, options.runs / "keys")
+    reference = label_image(case, image)
+    covered = image.coverage > 0.05 * image.coverage.max()
+    ours = np.where(covered, align_phase(image.values, np.where(covered, reference, 0)), 0)
+    difference = np.angle(ours * reference.conj())
+    left = case.scans[0].positions_px[case.split.test, 1].min() - image.origin_px[1]
+    figure = Figure(figsize=(13, 8.2), layout="constrained")
+    phase = {"cmap": "gray", "vmin": -1.0, "vmax": 0.6}
+    panels = [
+        ("rPIE on the whole scan: phase, rad", np.angle(reference), phase),
+        (f"{name} INT8, stitched: phase, rad", np.angle(ours), phase),
+        ("difference, rad", difference, {"cmap": "RdBu", "vmin": -0.6, "vmax": 0.6}),
+        ("amplitude", np.abs(reference), {"cmap": "gray", "vmin": 0.6, "vmax": 0.9}),
+        ("amplitude", np.abs(ours), {"cmap": "gray", "vmin": 0.6, "vmax": 0.9}),
+    ]
+    places = figure.subplots(2, 3).ravel()
+    for axes, (title, values, style) in zip(places, panels, strict=False):
+        shown = np.where(covered, values, np.nan)
+        drawn = axes.imshow(shown, interpolation="nearest", **style)
+        axes.axvline(left, color="#D55E00", linewidth=1)
+        axes.set_title(title, fontsize=10)
+        axes.set_axis_off()
+        figure.colorbar(drawn, ax=axes, shrink=0.8)
+    places[5].set_axis_off()
+    places[5].text(
+        0, 0.5, "Right of the orange line lie the patches\nof the held-out quarter. No network\n"
+        "has seen a pattern from there.", fontsize=11,
+    )  # fmt: skip
+    save_figure(figure, path)
+
+
+def label_image(case: Case, image: ObjectImage) -> np.ndarray:
+    """Stitch the labels at the scan's own positions, on the canvas of an image."""
+    canvas = ObjectCanvas(image.values.shape, origin_px=image.origin_px)
+    targets = case.dataset.targets
+    canvas.add(
+        (targets[:, 0] * np.exp(1j * targets[:, 1])).astype(np.complex64),
+        case.scans[0].positions_px,
+    )
+    return canvas.image().values
