@@ -30,11 +30,12 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python device/bench_cpu.py --output docs/results
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt tests/tensorrt_stubs.py
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "edgexnas needs Python 3.10 or newer: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python tests/tensorrt_stubs.py
 	touch $@
 
 clean:

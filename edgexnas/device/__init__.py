@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from edgexnas.device.engines.engine import Engine, open_engine
     from edgexnas.device.engines.onnx_engine import OnnxEngine
-    from edgexnas.device.engines.tensorrt_engine import Plan, build_plan
     from edgexnas.device.engines.tensorrt_layers import PlanLayer
+    from edgexnas.device.engines.tensorrt_plan import Plan, build_plan
     from edgexnas.device.patch_stream import PatchStream
     from edgexnas.device.peak_predictor import PeakPredictor
     from edgexnas.device.predictor import Predictor
@@ -47,13 +47,13 @@ _MODULES = {
     "OnnxEngine": "engines.onnx_engine",
     "PatchStream": "patch_stream",
     "PeakPredictor": "peak_predictor",
-    "Plan": "engines.tensorrt_engine",
+    "Plan": "engines.tensorrt_plan",
     "PlanLayer": "engines.tensorrt_layers",
     "PositionReading": "scan_source",
     "Predictor": "predictor",
     "PtychoPredictor": "ptycho_predictor",
     "StitchCounts": "stitching",
-    "build_plan": "engines.tensorrt_engine",
+    "build_plan": "engines.tensorrt_plan",
     "open_engine": "engines.engine",
     "prove_engine": "proof",
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -42,7 +42,7 @@ class PeakPredictor(Predictor):
 
     Parameters
     ----------
-    bundle, trust, engine, precision, batch, threads
+    bundle, trust, engine, precision, batch, threads, cache
         As of `Predictor`.
     mask
         (H, W) bool, True where a pixel must not be used (dead, hot, in a gap).
@@ -67,9 +67,10 @@ class PeakPredictor(Predictor):
         *,
         trust: str | os.PathLike[str] | TrustStore | None = None,
         engine: str = "auto",
-        precision: Precision = "int8",
+        precision: Precision | Literal["auto"] = "int8",
         batch: int = 32,
         threads: int | None = None,
+        cache: str | os.PathLike[str] | Literal[False] | None = None,
         mask: npt.ArrayLike | None = None,
     ) -> None:
         preprocessing = self._verified.manifest.preprocessing
@@ -77,7 +78,13 @@ class PeakPredictor(Predictor):
         self._detection = PeakDetection(preprocessing.finder, mask=mask)
         self._next_number = 0
         super().__init__(
-            bundle, trust=trust, engine=engine, precision=precision, batch=batch, threads=threads
+            bundle,
+            trust=trust,
+            engine=engine,
+            precision=precision,
+            batch=batch,
+            threads=threads,
+            cache=cache,
         )
 
     def predict(self, patches: npt.ArrayLike) -> PeakPositions:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast
 import numpy.typing as npt
 
 from edgexnas.bundle import Bundle, Manifest, open_bundle
-from edgexnas.device.engines.engine import Engine, open_engine
-from edgexnas.device.proof import EngineProof, ObjectProof, prove_engine
+from edgexnas.device.engines.engine import Engine
+from edgexnas.device.proof import EngineProof, ObjectProof
+from edgexnas.device.proven_engine import EngineOptions, PrecisionTrial, open_proven_engine
 from edgexnas.errors import ConfigurationError, EngineError
 
 if TYPE_CHECKING:
@@ -54,11 +55,16 @@ class Predictor:
     engine
         "auto", "onnxruntime" or "tensorrt"; see `open_engine`.
     precision
-        "int8", "float16" or "float32": which of the bundle's models runs.
+        "int8", "float16" or "float32": which of the bundle's models runs. "auto" opens float16 and
+        INT8, measures both on this device, and keeps the faster that passes the gate; the next
+        start remembers.
     batch
         Largest number of patches or patterns of one run of the engine.
     threads
         CPU threads of the engine; None for 1.
+    cache
+        Folder where TensorRT plans and measurements are kept, for this user alone; None for
+        `$EDGEXNAS_CACHE` or the user's cache folder, False for none.
     mask
         (H, W) bool, True where a pixel of the detector must not be used (dead, hot, in a gap).
 
@@ -70,6 +76,8 @@ class Predictor:
         The engine that runs; its `reason` says why this one.
     proof
         How far the engine's outputs lie from the reference outputs, and the gate.
+    precision_trials
+        What precision="auto" measured of each precision; empty otherwise.
 
     Raises
     ------
@@ -91,6 +99,7 @@ class Predictor:
     manifest: Manifest
     engine: Engine
     proof: EngineProof | ObjectProof
+    precision_trials: tuple[PrecisionTrial, ...]
 
     def __new__(
         cls: type[Kind],
@@ -118,9 +127,10 @@ class Predictor:
         *,
         trust: str | os.PathLike[str] | TrustStore | None = None,
         engine: str = "auto",
-        precision: Precision = "int8",
+        precision: Precision | Literal["auto"] = "int8",
         batch: int = 32,
         threads: int | None = None,
+        cache: str | os.PathLike[str] | Literal[False] | None = None,
         mask: npt.ArrayLike | None = None,
     ) -> None:
         verified = self._verified
@@ -129,14 +139,13 @@ class Predictor:
         self.manifest = verified.manifest
         self._lock = threading.RLock()
         self._closed = False
-        self.engine = open_engine(
-            verified, engine=engine, precision=precision, batch=batch, threads=threads
+        proven = open_proven_engine(
+            verified,
+            precision=precision,
+            options=EngineOptions(engine=engine, batch=batch, threads=threads, cache=cache),
         )
-        try:
-            self.proof = prove_engine(self.engine, verified)
-        except BaseException:
-            self.engine.close()
-            raise
+        self.engine, self.proof = proven.engine, proven.proof
+        self.precision_trials = proven.trials
 
     _verified: Bundle
 

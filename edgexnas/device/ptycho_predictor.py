@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -42,7 +42,7 @@ class PtychoPredictor(Predictor):
 
     Parameters
     ----------
-    bundle, trust, engine, precision, batch, threads
+    bundle, trust, engine, precision, batch, threads, cache
         As of `Predictor`.
     mask
         (H, W) bool, True where a detector pixel must not be used; it counts as 0 there.
@@ -70,15 +70,22 @@ class PtychoPredictor(Predictor):
         *,
         trust: str | os.PathLike[str] | TrustStore | None = None,
         engine: str = "auto",
-        precision: Precision = "int8",
+        precision: Precision | Literal["auto"] = "int8",
         batch: int = 32,
         threads: int | None = None,
+        cache: str | os.PathLike[str] | Literal[False] | None = None,
         mask: npt.ArrayLike | None = None,
         saturation: float | None = None,
     ) -> None:
         self._intake = PatternIntake(mask=mask, saturation=saturation)
         super().__init__(
-            bundle, trust=trust, engine=engine, precision=precision, batch=batch, threads=threads
+            bundle,
+            trust=trust,
+            engine=engine,
+            precision=precision,
+            batch=batch,
+            threads=threads,
+            cache=cache,
         )
         preprocessing = self.manifest.preprocessing
         assert preprocessing.kind == "ptycho"

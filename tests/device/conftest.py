@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import importlib.util
+import sys
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
@@ -220,7 +222,11 @@ def bundle(bundle_path: Path, keys: Path) -> Bundle:
 @pytest.fixture(scope="session")
 def fake_cuda_module() -> ModuleType:
     """The module of the GPU that is none; `install(monkeypatch, ...)` puts one in place."""
-    path = Path(__file__).with_name("cuda") / "fake_cuda.py"
+    return _module_beside(Path("cuda") / "fake_cuda.py")
+
+
+def _module_beside(relative: Path) -> ModuleType:
+    path = Path(__file__).parent / relative
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
@@ -233,3 +239,20 @@ def fake_cuda_module() -> ModuleType:
 def fake_cuda(fake_cuda_module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A discrete GPU, SM87, that is none."""
     return fake_cuda_module.install(monkeypatch)
+
+
+@pytest.fixture
+def fake_tensorrt(fake_cuda: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """`fake_tensorrt(version="10.3.0", name="tensorrt", cuda=fake_cuda)` installs a TensorRT."""
+    module = _module_beside(Path("engines") / "fake_tensorrt.py")
+
+    def install(version: str = "10.3.0", name: str = "tensorrt", cuda: Any = fake_cuda) -> Any:
+        from edgexnas.device.engines import tensorrt_library
+
+        library = module.make(cuda, version=version, name=name)
+        library.__spec__ = importlib.machinery.ModuleSpec(name, None, origin="fake")
+        monkeypatch.setitem(sys.modules, name, library)
+        monkeypatch.setattr(tensorrt_library, "LIBRARIES", (name,))
+        return library
+
+    return install

@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING, Protocol, get_args
 import numpy as np
 import numpy.typing as npt
 
-from edgexnas.errors import ConfigurationError, EngineError
+from edgexnas.errors import ConfigurationError, EngineError, MissingDependencyError
 
 if TYPE_CHECKING:
     from edgexnas.bundle import Bundle, Precision
+    from edgexnas.device.cuda import CudaSession
+    from edgexnas.device.engines.engine_cache import EngineCache
+    from edgexnas.device.engines.tensorrt_library import Progress
 
-__all__ = ["ENGINES", "Engine", "open_engine"]
+__all__ = ["ENGINES", "Engine", "fallback_reason", "open_engine", "resolve_engine"]
 
-ENGINES = ("auto", "onnxruntime", "tensorrt")
+ENGINES = ("auto", "onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt")
 """Names that `open_engine` knows."""
 
 FloatArray = npt.NDArray[np.float32]
@@ -31,7 +34,7 @@ class Engine(Protocol):
 
     @property
     def name(self) -> str:
-        """Name of the inference library: "onnxruntime"."""
+        """What runs it: "onnxruntime", "onnxruntime-cuda", "tensorrt", "tensorrt_rtx"."""
 
     @property
     def precision(self) -> Precision:
@@ -41,9 +44,8 @@ class Engine(Protocol):
     def batch(self) -> int:
         """Largest number of items that one run takes."""
 
-    @property
-    def reason(self) -> str:
-        """Why this engine was chosen, in one sentence."""
+    reason: str
+    """Why this engine was chosen, in one sentence."""
 
     def run(self, inputs: FloatArray) -> FloatArray:
         """Run the model on 1 to `batch` items.
@@ -79,6 +81,9 @@ def open_engine(
     precision: Precision = "int8",
     batch: int = 32,
     threads: int | None = None,
+    cache: EngineCache | None = None,
+    session: CudaSession | None = None,
+    progress: Progress | None = None,
 ) -> Engine:
     """Open an engine for one of a bundle's models.
 
@@ -87,14 +92,23 @@ def open_engine(
     bundle
         A verified bundle.
     engine
-        "onnxruntime" or "tensorrt" for that one and no other, or "auto": TensorRT where it can
-        run, else onnxruntime. The engine's `reason`, which is also logged, says which and why.
+        A name of `ENGINES` for that one and no other ("onnxruntime" on the CPU, "tensorrt", or
+        onnxruntime's CUDA and TensorRT providers), or "auto": TensorRT where it can run, else
+        onnxruntime on the CPU. The engine's `reason`, which is also logged, says which and why.
     precision
         Which of the bundle's models: "float32", "float16" or "int8".
     batch
         Largest number of items of one run.
     threads
         CPU threads of the engine; None for 1, with which networks this small run best.
+    cache
+        Where TensorRT plans are kept; None to build at each start.
+    session
+        CUDA session for TensorRT, to share its GPU memory; None for one of the engine's own. With
+        "tensorrt" or "auto" the engine is then a `DeviceEngine`, unless "auto" falls back.
+    progress
+        Called with (phase, steps done, steps in all) while TensorRT builds; None shows it on the
+        terminal.
 
     Raises
     ------
@@ -107,11 +121,66 @@ def open_engine(
     """
     _check_options(engine, batch, threads)
     model = _model_of(bundle, precision)
-    reason = _choice(engine)
-    # Imported late: an inference library is loaded by the engine that uses it.
+    name, reason, level = resolve_engine(engine)
+    _log.log(level, "%s", reason)
+    if name == "tensorrt":
+        # Imported late: an inference library is loaded by the engine that uses it.
+        from edgexnas.device.engines.tensorrt_opening import open_tensorrt
+
+        try:
+            return open_tensorrt(
+                bundle,
+                precision=precision,
+                batch=batch,
+                reason=reason,
+                cache=cache,
+                session=session,
+                progress=progress,
+            )
+        except (EngineError, MissingDependencyError) as error:
+            if engine != "auto":
+                raise
+            reason = fallback_reason(str(error))
+            _log.warning("%s", reason)
+            name = "onnxruntime"
     from edgexnas.device.engines.onnx_engine import OnnxEngine
 
-    return OnnxEngine(model, precision=precision, batch=batch, threads=threads, reason=reason)
+    return OnnxEngine(
+        model,
+        precision=precision,
+        batch=batch,
+        threads=threads,
+        reason=reason,
+        provider=name.removeprefix("onnxruntime").removeprefix("-") or "cpu",
+    )
+
+
+def resolve_engine(engine: str) -> tuple[str, str, int]:
+    """Say which engine a name stands for here, why, and how loudly to say it in the log.
+
+    Raises
+    ------
+    EngineError
+        If "tensorrt" is asked for and cannot run here.
+    """
+    if engine not in ("auto", "tensorrt"):
+        return engine, f"{engine} was asked for", logging.DEBUG
+    from edgexnas.device.engines.tensorrt_library import installed_library, why_not_runnable
+
+    obstacle = why_not_runnable()
+    if obstacle is None:
+        why = "was asked for" if engine == "tensorrt" else "can run here"
+        return "tensorrt", f"TensorRT {why}", logging.INFO
+    if engine == "tensorrt":
+        raise EngineError(f"engine='tensorrt' is refused: {obstacle}; give engine='onnxruntime'")
+    # Where TensorRT is present its user expects it, so its absence from the run is a warning.
+    level = logging.WARNING if installed_library() else logging.INFO
+    return "onnxruntime", fallback_reason(obstacle), level
+
+
+def fallback_reason(obstacle: str) -> str:
+    """Say why onnxruntime takes the place of TensorRT."""
+    return f"onnxruntime runs the model on the CPU, because {obstacle}"
 
 
 def _check_options(engine: str, batch: int, threads: int | None) -> None:
@@ -137,18 +206,3 @@ def _model_of(bundle: Bundle, precision: Precision) -> bytes:
             f"give one of {', '.join(bundle.models)}"
         )
     return bundle.models[precision]
-
-
-def _choice(engine: str) -> str:
-    """Say why onnxruntime runs; refuse to replace an engine that was asked for by name."""
-    if engine == "onnxruntime":
-        return "onnxruntime was asked for"
-    from edgexnas.device.engines.tensorrt_engine import installed_library, why_not_runnable
-
-    obstacle = why_not_runnable()
-    if engine == "tensorrt":
-        raise EngineError(f"engine='tensorrt' is refused: {obstacle}; give engine='onnxruntime'")
-    reason = f"onnxruntime runs the model on the CPU, because {obstacle}"
-    # Where TensorRT is present its user expects it, so its absence from the run is a warning.
-    _log.log(logging.WARNING if installed_library() else logging.INFO, "%s", reason)
-    return reason

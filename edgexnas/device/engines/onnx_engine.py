@@ -1,4 +1,4 @@
-"""Run a model on the CPU with onnxruntime."""
+"""Run a model with onnxruntime: on the CPU, or through its CUDA or TensorRT provider."""
 
 from __future__ import annotations
 
@@ -22,8 +22,15 @@ ERRORS_ONLY = 3
 """Severity from which onnxruntime writes to standard error; failures are raised anyway."""
 
 
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+
+
 class OnnxEngine:
-    """One ONNX model in onnxruntime, on the CPU. An `Engine`.
+    """One ONNX model in onnxruntime, on the CPU unless another provider is asked for. An `Engine`.
 
     Memory is taken once: input and output buffers for `batch` items, and an arena that one run of
     `batch` items fills. Runs of fewer items reuse them.
@@ -47,16 +54,17 @@ class OnnxEngine:
         CPU threads of a run; None for 1.
     reason
         Why this engine was chosen, for `describe`.
+    provider
+        "cpu", or "cuda" or "tensorrt" where onnxruntime has them; these copy inputs and outputs
+        to the GPU and back at each run.
 
     Raises
     ------
     EngineError
-        If onnxruntime refuses the model or its tensors are other ones.
+        If onnxruntime refuses the model, its tensors are other ones, or it lacks the provider.
     MissingDependencyError
         If onnxruntime is not installed.
     """
-
-    name = "onnxruntime"
 
     def __init__(
         self,
@@ -66,21 +74,30 @@ class OnnxEngine:
         batch: int = 32,
         threads: int | None = None,
         reason: str = "onnxruntime was asked for",
+        provider: str = "cpu",
     ) -> None:
+        self.name = "onnxruntime" if provider == "cpu" else f"onnxruntime-{provider}"
         self.precision = precision
         self.batch = batch
         self.threads = threads or 1
         self.reason = reason
         runtime = _import_onnxruntime()
         self.version = str(runtime.__version__)
+        _refuse_missing(runtime, provider)
         try:
             session = runtime.InferenceSession(
-                model, _options(runtime, self.threads), providers=["CPUExecutionProvider"]
+                model, _options(runtime, self.threads), providers=_providers(provider, precision)
             )
         except Exception as error:
             raise EngineError(
                 f"onnxruntime {self.version} refuses the {precision} model: {_first_line(error)}"
             ) from error
+        # onnxruntime takes the next provider where one does not start, without an error.
+        if session.get_providers()[0] != PROVIDERS[provider]:
+            raise EngineError(
+                f"onnxruntime {self.version} does not start its {PROVIDERS[provider]} here; check "
+                "the GPU's driver and the CUDA libraries, or give engine='onnxruntime'"
+            )
         self._session: Any = session
         self._binding: Any = session.io_binding()
         self._input_name, item_shape = _sole_tensor(session.get_inputs(), "input")
@@ -149,6 +166,31 @@ def _import_onnxruntime() -> ModuleType:
             "onnxruntime", extra="device", purpose="Running a bundle on the CPU"
         ) from error
     return onnxruntime  # type: ignore[no-any-return,unused-ignore]
+
+
+def _refuse_missing(runtime: ModuleType, provider: str) -> None:
+    present = runtime.get_available_providers()
+    if PROVIDERS[provider] not in present:
+        raise EngineError(
+            f"onnxruntime {runtime.__version__} has no {PROVIDERS[provider]}, only "
+            f"{', '.join(present)}; install onnxruntime-gpu, or give engine='onnxruntime'"
+        )
+
+
+def _providers(provider: str, precision: Precision) -> list[Any]:
+    """List the provider, and behind it those that take what it leaves."""
+    chain: list[Any] = ["CPUExecutionProvider"]
+    if provider in ("cuda", "tensorrt"):
+        chain.insert(0, "CUDAExecutionProvider")
+    if provider == "tensorrt":
+        # Its own cache of engines stays off: nothing checks what it reads from there.
+        flags = {
+            "trt_fp16_enable": precision == "float16",
+            "trt_int8_enable": precision == "int8",
+            "trt_engine_cache_enable": False,
+        }
+        chain.insert(0, ("TensorrtExecutionProvider", flags))
+    return chain
 
 
 def _options(runtime: ModuleType, threads: int) -> Any:

@@ -137,14 +137,19 @@ def test_auto_says_aloud_which_engine_runs_and_why(
 
 
 def test_tensorrt_by_name_is_not_replaced_by_another_engine(bundle: Bundle) -> None:
-    with pytest.raises(EngineError, match=r"builds TensorRT plans .* does not run them yet"):
+    with pytest.raises(
+        EngineError, match=r"engine='tensorrt' is refused: .*; give engine='onnxruntime'"
+    ):
         open_engine(bundle, engine="tensorrt")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"engine": "openvino"}, "no engine 'openvino'; give one of auto, onnxruntime, tensorrt"),
+        (
+            {"engine": "openvino"},
+            "no engine 'openvino'; give one of auto, onnxruntime, onnxruntime-cuda, ",
+        ),
         ({"precision": "int4"}, "no precision 'int4'; give one of float32, float16, int8"),
         ({"batch": 0}, "batch is 0; give a whole number from 1"),
         ({"batch": 2.5}, "batch is 2.5"),

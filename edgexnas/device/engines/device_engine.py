@@ -1,0 +1,198 @@
+"""Engines that work on device memory, and how one runs on arrays of the host."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edgexnas.device.engines.engine import Engine
+from edgexnas.errors import EngineError, InputError, MissingDependencyError
+
+if TYPE_CHECKING:
+    from edgexnas.device.cuda import CudaGraph, CudaSession, StagedBuffer
+
+__all__ = ["DeviceEngine", "HostRuns", "ladder", "least_size"]
+
+FloatArray = npt.NDArray[np.float32]
+
+_log = logging.getLogger(__name__)
+
+SMALL_BATCH = 32
+"""A batch between 1 and the largest: the size of the paper's latency protocol."""
+
+
+class DeviceEngine(Engine, Protocol):
+    """An engine that reads and writes device memory, in a stream.
+
+    It is used from one thread at a time, and runs one after the other.
+    """
+
+    @property
+    def session(self) -> CudaSession:
+        """The session whose GPU it runs on."""
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one item of the input: (1, 11, 11) for Bragg peaks; float32, C order."""
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of one item of the output: (2, q) for Bragg peaks; float32, C order."""
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Batch sizes that it runs, ascending; the last is `batch`."""
+
+    def size_of(self, count: int) -> int:
+        """Give the least of `sizes` that holds `count` items.
+
+        Raises
+        ------
+        InputError
+            If there is none.
+        """
+
+    def enqueue(self, inputs: int, outputs: int, count: int, stream: Any) -> None:
+        """Put one run into a stream; it can be recorded in a CUDA graph.
+
+        Parameters
+        ----------
+        inputs, outputs
+            Device addresses of `size_of(count)` items each; what lies behind the first `count`
+            inputs is computed too and means nothing.
+        count
+            Number of items.
+        stream
+            A `pycuda.driver.Stream`.
+
+        Raises
+        ------
+        EngineError
+            If the engine is closed, the library refuses, or the GPU fails.
+        """
+
+
+def ladder(batch: int) -> tuple[int, ...]:
+    """Choose batch sizes: few, because each costs a build, and close enough for small batches."""
+    return tuple(sorted({1, min(SMALL_BATCH, batch), batch}))
+
+
+def least_size(sizes: tuple[int, ...], count: int) -> int:
+    """Give the least of ascending sizes that holds `count` items.
+
+    Raises
+    ------
+    InputError
+        If there is none.
+    """
+    for size in sizes:
+        if 1 <= count <= size:
+            return size
+    raise InputError(f"the engine got {count} items; give 1 to {sizes[-1]}")
+
+
+class HostRuns:
+    """Runs a device engine on arrays of the host: pinned or mapped buffers, one graph a size.
+
+    Each size's upload, run and download are one CUDA graph where they can be recorded; where they
+    cannot, they are put into the stream one by one, and a warning says why.
+
+    Parameters
+    ----------
+    engine
+        The engine; opening runs every size once, so that libraries set themselves up.
+    graph
+        Whether to record graphs.
+
+    Attributes
+    ----------
+    recorded
+        Whether all sizes run as CUDA graphs.
+    buffer_bytes
+        Memory of the buffers that the GPU works on.
+
+    Raises
+    ------
+    EngineError
+        If the GPU has not enough memory, or the engine fails.
+    """
+
+    def __init__(self, engine: DeviceEngine, *, graph: bool = True) -> None:
+        self._engine = engine
+        self._session = engine.session
+        self._graphs: dict[int, CudaGraph] = {}
+        self._inputs = self._session.staged_buffer((engine.batch, *engine.input_shape), np.float32)
+        self._outputs: StagedBuffer | None = None
+        try:
+            self._outputs = self._session.staged_buffer(
+                (engine.batch, *engine.output_shape), np.float32
+            )
+            for size in engine.sizes:
+                with self._session.current():
+                    self._enqueue(size, self._session.compute)
+                    self._session.compute.synchronize()
+            if graph:
+                self._record()
+        except BaseException:
+            self.close()
+            raise
+        self.recorded = bool(self._graphs)
+        self.buffer_bytes = self._inputs.nbytes + self._outputs.nbytes
+
+    def _record(self) -> None:
+        try:
+            for size in self._engine.sizes:
+                self._graphs[size] = self._session.capture(partial(self._enqueue, size))
+        except (EngineError, MissingDependencyError) as error:
+            _log.warning("the engine runs without a CUDA graph, because %s", error)
+            self._forget_graphs()
+            if self._session.lost:
+                raise
+
+    def _enqueue(self, size: int, stream: Any) -> None:
+        assert self._outputs is not None
+        self._inputs.upload(stream, size)
+        self._engine.enqueue(self._inputs.pointer, self._outputs.pointer, size, stream)
+        self._outputs.download(stream, size)
+
+    def run(self, inputs: FloatArray) -> FloatArray:
+        """Run the model on (n, ...) float32 items, 1 ≤ n ≤ `batch`; see `Engine.run`."""
+        engine = self._engine
+        if self._outputs is None:
+            raise EngineError(f"this {engine.name} engine is closed; open a new one")
+        count = len(inputs)
+        if inputs.shape[1:] != engine.input_shape or not 1 <= count <= engine.batch:
+            raise InputError(
+                f"the engine got an array of shape {inputs.shape}; give "
+                f"(n, {', '.join(map(str, engine.input_shape))}), n from 1 to {engine.batch}"
+            )
+        if inputs.dtype != np.float32:
+            raise InputError(f"the engine got dtype {inputs.dtype}; give float32")
+        size = engine.size_of(count)
+        self._inputs.array[:count] = inputs
+        stream = self._session.compute
+        with self._session.current():
+            graph = self._graphs.get(size)
+            if graph is None:
+                self._enqueue(size, stream)
+            else:
+                graph.launch()
+            stream.synchronize()
+        result: FloatArray = self._outputs.array[:count].copy()
+        return result
+
+    def close(self) -> None:
+        """Free buffers and graphs; closing again does nothing."""
+        self._forget_graphs()
+        self._inputs.close()
+        if self._outputs is not None:
+            self._outputs.close()
+            self._outputs = None
+
+    def _forget_graphs(self) -> None:
+        while self._graphs:
+            self._graphs.popitem()[1].close()
