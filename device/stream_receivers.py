@@ -30,10 +30,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from edgexnas.device.serving.hdf5_sink import Hdf5Sink
 
 from edgexnas.device import Predictor
 from edgexnas.device.monitoring import open_views
+from edgexnas.device.serving.hdf5_sink import Hdf5Sink
 from edgexnas.device.serving.results import FrameResult
 from edgexnas.device.serving.service import Service
 from edgexnas.device.serving.settings import PipelineSettings

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from edgexnas.device.monitoring.watch import Observation
 from edgexnas.device.serving.status import LatencySummary, ServiceStatus
 
-__all__ = ["LEDGER_STATES", "SummaryTable", "log_line", "summarise"]
+__all__ = ["LEDGER_STATES", "SummaryTable", "summarise"]
 
 LEDGER_STATES = (
     ("received", "came from the source"),
@@ -103,25 +103,6 @@ def summarise(observation: Observation) -> tuple[SummaryTable, ...]:
         ),
         _machine(observation),
     )
-
-
-def log_line(observation: Observation) -> str:
-    """Say in one line how the service does, for logs."""
-    status, counts = observation.status, observation.status.counts
-    line = (
-        f"{status.state}: {status.rates.received_per_s:.1f} frames/s in, "
-        f"{status.rates.done_per_s:.1f} out, latency p50 {status.latency_ms.p50:.1f} "
-        f"p99 {status.latency_ms.p99:.1f} ms, done {counts.get('done', 0)} "
-        f"of {counts.get('received', 0)} frames"
-    )
-    troubles = [
-        f"{counts[state]} {state}" for state in ("dropped", "failed", "lost") if counts.get(state)
-    ]
-    if troubles:
-        line += f" ({', '.join(troubles)})"
-    if not observation.health.ok:
-        line += f"; {observation.health.reason}"
-    return line
 
 
 def _service(status: ServiceStatus) -> SummaryTable:

@@ -1,4 +1,4 @@
-"""A live view of the service on the terminal, or log lines where there is no terminal."""
+"""A live view of the service on the terminal."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from edgexnas.device.monitoring.summary import SummaryTable, log_line, summarise
+from edgexnas.device.monitoring.summary import SummaryTable, summarise
 from edgexnas.device.monitoring.watch import Observation, ServiceWatch
 
 __all__ = ["TerminalView", "draw"]
 
-_logger = logging.getLogger(__name__)
-
 
 class TerminalView:
     """Shows a service on standard error, so that results may go to standard output.
+
+    Where standard error is no terminal it shows nothing: the service logs a line every 10 s.
 
     Parameters
     ----------
@@ -33,8 +33,6 @@ class TerminalView:
         Where to show them; standard error by default.
     period_s
         How often the view changes.
-    log_period_s
-        How often a line is logged where there is no terminal.
     """
 
     def __init__(
@@ -43,25 +41,22 @@ class TerminalView:
         *,
         console: Console | None = None,
         period_s: float = 0.5,
-        log_period_s: float = 10.0,
     ) -> None:
         self._watch = watch
         self._console = console or Console(stderr=True)
         self._period_s = period_s
-        self._log_period_s = log_period_s
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Begin to show."""
-        if self._thread is not None or self._closing.is_set():
+        if not self._console.is_terminal or self._thread is not None or self._closing.is_set():
             return
-        show = self._show if self._console.is_terminal else self._log
-        self._thread = threading.Thread(target=show, name="edgexnas-terminal", daemon=True)
+        self._thread = threading.Thread(target=self._show, name="edgexnas-terminal", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Leave the last view, or a last line, on the terminal; closing again does nothing."""
+        """Leave the last view on the terminal; closing again does nothing."""
         self._closing.set()
         thread, self._thread = self._thread, None
         if thread is not None:
@@ -80,11 +75,6 @@ class TerminalView:
             finally:
                 for handler, stream in moved:
                     handler.setStream(stream)
-
-    def _log(self) -> None:
-        while not self._closing.wait(self._log_period_s):
-            _logger.info("%s", log_line(self._watch.observe()))
-        _logger.info("%s", log_line(self._watch.observe()))
 
 
 def _follow_redirection() -> list[tuple[logging.StreamHandler[Any], Any]]:

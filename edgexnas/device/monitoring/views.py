@@ -29,7 +29,7 @@ def open_views(
     pv_prefix
         What the names of the status PVs begin with, such as ``"EDGEX:"``; None or "" for no PVs.
     terminal
-        Whether to show a live view on the terminal, or log lines where there is no terminal.
+        Whether to show a live view where standard error is a terminal.
 
     Returns
     -------

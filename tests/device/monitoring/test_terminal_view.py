@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import io
 import logging
+import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -57,29 +59,34 @@ def test_a_terminal_sees_the_view_change_and_the_last_one_stays(
     assert threading.active_count() == before
 
 
-def test_where_there_is_no_terminal_lines_are_logged(
-    watch: ServiceWatch,
-    caplog: pytest.LogCaptureFixture,
-    until: Callable[[Callable[[], bool]], None],
-) -> None:
-    console = Console(file=io.StringIO(), force_terminal=False)
-    view = TerminalView(watch, console=console, log_period_s=0.02)
-    with caplog.at_level(logging.INFO, "edgexnas"):
-        view.start()
-        until(lambda: len(caplog.messages) >= 2)
-        view.close()
-    assert caplog.messages[0] == (
-        "running: 200.5 frames/s in, 199.2 out, latency p50 4.5 p99 21.0 ms, "
-        "done 950 of 1000 frames (20 dropped, 3 failed, 5 lost)"
-    )
+def test_where_there_is_no_terminal_nothing_is_shown(watch: ServiceWatch) -> None:
+    screen = io.StringIO()
+    before = threading.active_count()
+    view = TerminalView(watch, console=Console(file=screen, force_terminal=False))
+    view.start()
+    assert threading.active_count() == before
+    view.close()
+    assert screen.getvalue() == ""
 
 
-def test_a_line_says_why_a_service_is_not_healthy(
-    source: Any, watch: ServiceWatch, caplog: pytest.LogCaptureFixture
+def test_log_lines_stand_above_the_view_and_go_back_to_their_stream(
+    watch: ServiceWatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source.change(state="failed", last_error="the disk is full")
-    view = TerminalView(watch, console=Console(file=io.StringIO(), force_terminal=False))
-    with caplog.at_level(logging.INFO, "edgexnas"):
+    screen = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setattr(sys, "__stderr__", screen)
+    handler = logging.StreamHandler(screen)
+    logger = logging.getLogger("edgexnas")
+    logger.addHandler(handler)
+    try:
+        console = Console(file=screen, width=100, force_terminal=True)
+        view = TerminalView(watch, console=console, period_s=0.02)
         view.start()
+        while handler.stream is screen:
+            time.sleep(0.01)
+        logger.warning("the disk is nearly full")
         view.close()
-    assert caplog.messages[-1].endswith("; the disk is full")
+    finally:
+        logger.removeHandler(handler)
+    assert handler.stream is screen
+    assert "the disk is nearly full" in screen.getvalue()
