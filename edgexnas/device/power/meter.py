@@ -37,6 +37,9 @@ class PowerReading:
     systematic_w
         Half-width, about 95 %, of the error of `module_w` that all readings share: offset and
         gain of the sensors. None if the maker states none.
+    gain_error
+        Share of `systematic_w` that is proportional to power, as a fraction of the power: what is
+        left of it in a difference of two powers. None if the maker states none.
     supply_v
         Supply voltage of the module; None if it is not measured.
     """
@@ -48,6 +51,7 @@ class PowerReading:
     energy_j: float | None = None
     steps_w: Mapping[str, float] = field(default_factory=dict)
     systematic_w: float | None = None
+    gain_error: float | None = None
     supply_v: float | None = None
 
 

@@ -81,6 +81,7 @@ class NvmlMeter:
             source=self.source,
             energy_j=energy,
             systematic_w=RELATIVE_ERROR * watts,
+            gain_error=RELATIVE_ERROR,
         )
 
     def close(self) -> None:

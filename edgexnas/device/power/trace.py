@@ -44,6 +44,8 @@ class PowerTrace:
     systematic_w
         Half-width of the error that all readings share, mean over the readings; None if the maker
         states none.
+    gain_error
+        As of `PowerReading`.
     failures
         (moment, sentence) of each reading that failed.
     steps_back
@@ -59,6 +61,7 @@ class PowerTrace:
     source: str
     steps_w: Mapping[str, float]
     systematic_w: float | None
+    gain_error: float | None
     failures: tuple[tuple[float, str], ...] = ()
     steps_back: tuple[tuple[float, float], ...] = ()
 
@@ -94,6 +97,7 @@ class PowerTrace:
                 for label in (stepped[0].steps_w if stepped else ())
             },
             systematic_w=float(np.mean(errors)) if errors else None,
+            gain_error=readings[0].gain_error if readings else None,
             failures=tuple(failures),
             steps_back=tuple(steps_back),
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -140,15 +141,17 @@ class SteppedClock:
     def now(self) -> float:
         return self._time
 
-    def jump(self, seconds: float) -> None:
-        """Set the clock forwards or back, as nobody expects."""
-        with self._changed:
-            self._time += seconds
-            # Whoever sleeps does so for a duration, as the kernel's timers do.
-            self._due = None if self._due is None else self._due + seconds
+    def follow(self, meter: Any) -> Any:
+        """Make a meter whose first reading tells that its sampler's thread is about to wait."""
+        read = meter.read
 
-    def expect_follower(self) -> None:
-        self._follower = True
+        def first() -> Any:
+            if threading.current_thread() is self._owner:
+                self._follower = True
+            return read()
+
+        meter.read = first
+        return meter
 
     def wait(self, stop: threading.Event, until_s: float) -> bool:
         if threading.current_thread() is self._owner:

@@ -1,0 +1,1 @@
+"""Latency and energy of inference, measured by protocols that others can repeat."""

@@ -1,0 +1,113 @@
+"""Latency of one inference, by the paper's protocol: 375 runs of 10 inferences each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgexnas.device.benchmark.intervals import half_width
+from edgexnas.device.benchmark.load import Load
+
+__all__ = ["LatencyResult", "measure_latency"]
+
+RUNS, CALLS = 375, 10
+"""The paper's: 375 runs, each the mean of 10 inferences."""
+
+WARM_UP_CALLS = 20
+
+
+@dataclass(frozen=True)
+class LatencyResult:
+    """Latency of one inference of `items` items.
+
+    Attributes
+    ----------
+    mean_ms, half_width_ms
+        Mean over the runs, and half-width of its 95 % interval.
+    deviation_ms
+        Standard deviation of the runs.
+    p50_ms, p90_ms, p99_ms, least_ms, most_ms
+        Over single inferences.
+    items_per_s
+        Throughput while inferences follow each other without a pause.
+    runs_ms
+        Mean of each run, in the order in which they were made.
+    """
+
+    name: str
+    items: int
+    runs: int
+    calls: int
+    mean_ms: float
+    half_width_ms: float
+    deviation_ms: float
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    least_ms: float
+    most_ms: float
+    items_per_s: float
+    runs_ms: tuple[float, ...]
+
+    @classmethod
+    def of(cls, load: Load, times_ms: Sequence[Sequence[float]]) -> LatencyResult:
+        """Summarise (runs, calls) times of single inferences in ms."""
+        times = np.asarray(times_ms, np.float64)
+        runs = times.mean(axis=1)
+        p50, p90, p99 = np.percentile(times, (50, 90, 99)).tolist()
+        return cls(
+            name=load.name,
+            items=load.items,
+            runs=times.shape[0],
+            calls=times.shape[1],
+            mean_ms=float(runs.mean()),
+            half_width_ms=half_width(runs.tolist()),
+            deviation_ms=float(runs.std(ddof=1)) if len(runs) > 1 else 0.0,
+            p50_ms=p50,
+            p90_ms=p90,
+            p99_ms=p99,
+            least_ms=float(times.min()),
+            most_ms=float(times.max()),
+            items_per_s=load.items * 1e3 / float(times.mean()),
+            runs_ms=tuple(runs.tolist()),
+        )
+
+
+def measure_latency(
+    loads: Sequence[Load],
+    *,
+    runs: int = RUNS,
+    calls: int = CALLS,
+    now_ns: Callable[[], int] = time.perf_counter_ns,
+) -> list[LatencyResult]:
+    """Time single inferences of each load.
+
+    Runs of the loads take turns (A, B, A, B, ...), so that whatever else the device does falls on
+    all of them alike.
+
+    Parameters
+    ----------
+    loads
+        What to time.
+    runs, calls
+        Runs of each load, and inferences a run.
+    now_ns
+        Clock in nanoseconds; tests replace it.
+    """
+    for load in loads:
+        for _ in range(WARM_UP_CALLS):
+            load.run()
+    times: list[list[list[float]]] = [[] for _ in loads]
+    for _ in range(runs):
+        for load, record in zip(loads, times, strict=True):
+            # The other load's data are in the caches now; the first call brings ours back.
+            load.run()
+            record.append([])
+            for _ in range(calls):
+                began = now_ns()
+                load.run()
+                record[-1].append((now_ns() - began) / 1e6)
+    return [LatencyResult.of(load, record) for load, record in zip(loads, times, strict=True)]
