@@ -1,0 +1,190 @@
+"""Latency and memory of the engine stage on a GPU, with and without a CUDA graph.
+
+    python device/bench_engines.py --output docs/results
+
+The paper's protocol: 375 times the mean of 10 runs of a batch of 32, from host memory to host
+memory. TensorRT is not needed: torch stands in for it, and the page says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch_stand_in import TorchStandIn
+
+from edgexnas.bragg import PATCH_SIZE
+from edgexnas.device.cuda import CudaSession, DoubleBuffer, Slot
+from edgexnas.host.models import BraggNN, cnn_bragg, count_parameters, mlp_bragg
+from edgexnas.host.ptycho_models import PtychoNN, cnn_ptycho, mlp_ptycho
+from edgexnas.ptycho import PATTERN_SIZE
+
+BATCH, REPEATS, RUNS = 32, 375, 10
+PATCH, PATTERN = (1, PATCH_SIZE, PATCH_SIZE), (1, PATTERN_SIZE, PATTERN_SIZE)
+
+NETWORKS: dict[str, tuple[Any, tuple[int, ...]]] = {
+    "mlpBragg 50×1": (lambda: mlp_bragg(50, 1), PATCH),
+    "mlpBragg 50×5": (lambda: mlp_bragg(50, 5), PATCH),
+    "cnnBragg 32×6": (lambda: cnn_bragg(32, 6), PATCH),
+    "BraggNN": (lambda: BraggNN(), PATCH),
+    "mlpPtycho 256×1": (lambda: mlp_ptycho(256, 1), PATTERN),
+    "cnnPtycho 32×6+4+4": (lambda: cnn_ptycho(32, 6, 4, 4), PATTERN),
+    "PtychoNN": (lambda: PtychoNN(), PATTERN),
+}
+
+
+def latencies_us(run: Any) -> list[float]:
+    """375 means of 10 runs, in µs a run."""
+    for _ in range(RUNS):
+        run()
+    means = []
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        for _ in range(RUNS):
+            run()
+        means.append((time.perf_counter() - started) / RUNS * 1e6)
+    return means
+
+
+def summary(means: list[float]) -> dict[str, float]:
+    ordered = sorted(means)
+    return {
+        "median": round(statistics.median(means), 2),
+        "p99": round(ordered[int(0.99 * len(ordered))], 2),
+        "least": round(ordered[0], 2),
+    }
+
+
+def measured(name: str, precision: str) -> dict[str, Any]:
+    """One network: agreement with the CPU, latencies by turns, memory, start."""
+    build, shape = NETWORKS[name]
+    torch.manual_seed(0)
+    network = build()
+    inputs = np.random.default_rng(0).random((BATCH, *shape), np.float32)
+    with torch.inference_mode():
+        expected = network(torch.from_numpy(inputs)).numpy()
+    row: dict[str, Any] = {
+        "network": name,
+        "precision": precision,
+        "parameters": count_parameters(network),
+    }
+    with CudaSession() as session:
+        engines = {
+            kind: TorchStandIn(
+                network, shape, session=session, precision=precision, graph=kind == "graph"
+            )
+            for kind in ("plain", "graph")
+        }
+        outputs = {kind: engine.run(inputs) for kind, engine in engines.items()}
+        row["largest difference to the CPU"] = float(np.abs(outputs["graph"] - expected).max())
+        row["graph equals plain"] = bool(np.array_equal(outputs["graph"], outputs["plain"]))
+        row["recorded"] = engines["graph"].describe()["cuda_graph"]
+        for kind, engine in engines.items():
+            row[f"{kind} µs"] = summary(latencies_us(lambda engine=engine: engine.run(inputs)))
+        row["device only µs"] = summary(device_latencies_us(engines["graph"], session))
+        row["device memory bytes"] = engines["graph"].device_memory_bytes
+        row["start s"] = round(engines["graph"].seconds, 3)
+        for engine in engines.values():
+            engine.close()
+    return row
+
+
+def device_latencies_us(engine: TorchStandIn, session: CudaSession) -> list[float]:
+    """Time the graph of the engine alone, on device memory, 10 launches to one wait."""
+    source = session.device_buffer((BATCH, *engine.input_shape), np.float32)
+    target = session.device_buffer((BATCH, *engine.output_shape), np.float32)
+    graph = session.capture(
+        lambda stream: engine.enqueue(source.pointer, target.pointer, BATCH, stream)
+    )
+    means = []
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        for _ in range(RUNS):
+            graph.launch()
+        session.synchronize()
+        means.append((time.perf_counter() - started) / RUNS * 1e6)
+    for thing in (graph, source, target):
+        thing.close()
+    return means
+
+
+def copies(session: CudaSession) -> dict[str, float]:
+    """Frames of 2048×2048 uint16 through the double buffer, against the bandwidth of one copy."""
+    shape = (2048, 2048)
+    frame = np.random.default_rng(0).integers(0, 1000, shape).astype(np.uint16)
+    buffer = session.staged_buffer(shape, np.uint16, mapped=False)
+    buffer.array[:] = frame
+    seconds = []
+    with session.current():
+        for _ in range(50):
+            started = time.perf_counter()
+            buffer.upload(session.copies)
+            session.copies.synchronize()
+            seconds.append(time.perf_counter() - started)
+    buffer.close()
+    limit = 1 / statistics.median(seconds)
+
+    def work(slot: Slot, stream: Any) -> None:
+        driver = session.driver_module
+        driver.memcpy_dtoh_async(slot.outputs["corner"].array, slot.input.pointer, stream)
+
+    rates = {}
+    for filled in ("in place", "copied by the host"):
+        double = DoubleBuffer(session, (shape, np.uint16), {"corner": ((64,), np.uint16)}, work)
+        done, started = 0, time.perf_counter()
+        while time.perf_counter() < started + 1:
+            if double.in_flight == 2:
+                assert (double.result()["corner"] == frame[0, :64]).all() or filled == "in place"
+                done += 1
+            if filled == "in place":
+                double.submit(fill=lambda array: None)
+            else:
+                double.submit(frame)
+        rates[filled] = done / (time.perf_counter() - started)
+        double.close()
+    return {
+        "frames/s that one pinned copy allows": round(limit, 1),
+        "GB/s of one pinned copy": round(frame.nbytes * limit / 1e9, 2),
+        "frames/s, frame written in place": round(rates["in place"], 1),
+        "frames/s, frame copied by the host": round(rates["copied by the host"], 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, required=True, help="folder for gpu-engines.json")
+    options = parser.parse_args()
+    with CudaSession() as session:
+        before, total = session.free_bytes()
+        found = {
+            "GPU": session.name,
+            "capability": session.capability,
+            "CUDA driver": session.driver,
+            "torch": torch.__version__,
+            "double buffer": copies(session),
+        }
+        print(json.dumps(found, indent=1, ensure_ascii=False), flush=True)
+        rows = []
+        for precision in ("float16", "float32"):
+            for name in NETWORKS:
+                try:
+                    rows.append(measured(name, precision))
+                except Exception as error:
+                    rows.append({"network": name, "precision": precision, "failed": repr(error)})
+                print(json.dumps(rows[-1], ensure_ascii=False), flush=True)
+        torch.cuda.empty_cache()
+        after, _ = session.free_bytes()
+    found |= {"rows": rows, "memory not given back, bytes": before - after, "GPU bytes": total}
+    options.output.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(found, indent=1, ensure_ascii=False)
+    (options.output / "gpu-engines.json").write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

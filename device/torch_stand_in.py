@@ -1,0 +1,140 @@
+"""A torch network behind the interface of a TensorRT engine, for checks on a GPU without TensorRT.
+
+It stands in for the engine stage in this folder's GPU scripts and is no engine of edgexnas: it
+needs the network as a torch module, runs float32 or float16, and has none of TensorRT's fusions.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from edgexnas.device.cuda import CudaSession
+from edgexnas.device.engines.device_engine import HostRuns, ladder, least_size
+from edgexnas.errors import EngineError
+
+
+class _Array:
+    """Device memory as torch takes it: an object with an array interface."""
+
+    def __init__(self, pointer: int, shape: tuple[int, ...]) -> None:
+        self.__cuda_array_interface__ = {
+            "data": (pointer, False),
+            "shape": shape,
+            "typestr": "<f4",
+            "version": 3,
+        }
+
+
+class TorchStandIn:
+    """One torch module as a `DeviceEngine`.
+
+    Parameters
+    ----------
+    network
+        Takes (n, ...) and gives (n, ...) in the dtype of its weights.
+    input_shape
+        Shape of one item, such as (1, 11, 11).
+    session
+        The session to run in; torch runs in the same primary context.
+    precision
+        "float32" or "float16".
+    batch
+        Largest number of items of one run.
+    graph
+        Whether `run` records CUDA graphs.
+
+    Attributes
+    ----------
+    seconds
+        Duration of opening, with the first run of every size.
+    device_memory_bytes
+        Device memory that opening took: weights, intermediate results, buffers and graphs.
+    """
+
+    name = "torch stand-in"
+
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        input_shape: tuple[int, ...],
+        *,
+        session: CudaSession,
+        precision: str = "float16",
+        batch: int = 32,
+        graph: bool = True,
+    ) -> None:
+        started = time.perf_counter()
+        self.session = session
+        self.precision = precision
+        self.batch = batch
+        self.sizes = ladder(batch)
+        self.reason = "TensorRT does not run here, torch stands in"
+        self.input_shape = tuple(input_shape)
+        self._dtype = {"float32": torch.float32, "float16": torch.float16}[precision]
+        self._closed = False
+        before, _ = session.free_bytes()
+        with session.current(), torch.inference_mode():
+            # Weights and intermediate results of its own, so that a graph's memory stays its own.
+            self._pool = torch.cuda.MemPool()
+            with torch.cuda.use_mem_pool(self._pool):
+                self._network = network.eval().to("cuda", self._dtype)
+                probe = torch.zeros((1, *input_shape), device="cuda", dtype=self._dtype)
+                self.output_shape = tuple(self._network(probe).shape[1:])
+                torch.cuda.synchronize()
+        self._warm: set[tuple[int, int]] = set()
+        self._streams: dict[int, torch.cuda.ExternalStream] = {}
+        self._runs = HostRuns(self, graph=graph)
+        self.seconds = time.perf_counter() - started
+        self.device_memory_bytes = before - session.free_bytes()[0]
+
+    def size_of(self, count: int) -> int:
+        """Give the least size that holds `count` items."""
+        return least_size(self.sizes, count)
+
+    def enqueue(self, inputs: int, outputs: int, count: int, stream: Any) -> None:
+        """Put one run into a stream; see `DeviceEngine.enqueue`."""
+        if self._closed:
+            raise EngineError(f"this {self.name} is closed; open a new one")
+        size = self.size_of(count)
+        external = self._streams.get(stream.handle)
+        if external is None:
+            external = self._streams[stream.handle] = torch.cuda.ExternalStream(stream.handle)
+        with self.session.current(), torch.inference_mode(), torch.cuda.stream(external):
+            fresh = (size, stream.handle) not in self._warm
+            if fresh or torch.cuda.is_current_stream_capturing():
+                with torch.cuda.use_mem_pool(self._pool):
+                    self._compute(inputs, outputs, size)
+                self._warm.add((size, stream.handle))
+            else:
+                self._compute(inputs, outputs, size)
+
+    def _compute(self, inputs: int, outputs: int, size: int) -> None:
+        source = torch.as_tensor(_Array(inputs, (size, *self.input_shape)), device="cuda")
+        target = torch.as_tensor(_Array(outputs, (size, *self.output_shape)), device="cuda")
+        target.copy_(self._network(source.to(self._dtype)))
+
+    def run(self, inputs: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Run on arrays of the host; see `Engine.run`."""
+        return self._runs.run(inputs)
+
+    def describe(self) -> dict[str, str | int]:
+        """Say what stands in."""
+        return {
+            "engine": self.name,
+            "version": torch.__version__,
+            "precision": self.precision,
+            "batch": self.batch,
+            "gpu": f"{self.session.name}, {self.session.capability}",
+            "cuda_graph": "yes" if self._runs.recorded else "no",
+            "device_memory_bytes": self.device_memory_bytes,
+            "reason": self.reason,
+        }
+
+    def close(self) -> None:
+        """Release buffers and graphs."""
+        self._closed = True
+        self._runs.close()
