@@ -16,6 +16,7 @@ from edgexnas.cli import (
     host_commands,
     power_command,
     search_commands,
+    serve_command,
 )
 from edgexnas.errors import EdgexnasError
 
@@ -67,6 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
         bundle_commands,
         device_commands,
         power_command,
+        serve_command,
     ):
         module.add_to(commands)
     return parser

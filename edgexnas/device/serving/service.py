@@ -42,7 +42,8 @@ STALLED_NS = 10_000_000_000
 """A stage that has not looked for work for this long is stalled."""
 
 REPORT_S = 10.0
-ABORT_S = 5.0
+ABORT_S = 2.0
+"""How long stages have to end after an abort; a sink that hangs is left behind."""
 
 _log = logging.getLogger("edgexnas.device.serving")
 
@@ -156,9 +157,13 @@ class Service:
             self.wait()
         finally:
             self.close()
+        self.raise_failure()
+        return self.status()
+
+    def raise_failure(self) -> None:
+        """Raise `ServiceError` if the service has failed."""
         if self._failure is not None:
             raise ServiceError(self._failure)
-        return self.status()
 
     def start(self) -> None:
         """Open sinks, views and stages; returns once frames are taken.
@@ -211,7 +216,8 @@ class Service:
         """Close everything; closing again does nothing."""
         if self._state in ("stopped", "failed"):
             return
-        if self._state != "starting" and not self._pipeline.join(0.0):
+        running = self._state != "starting" and not self._pipeline.join(0.0)
+        if running and not self._aborting.is_set():
             self._pipeline.abort()
             self._pipeline.join(ABORT_S)
         for sink in self._sinks:

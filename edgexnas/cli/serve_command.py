@@ -1,0 +1,122 @@
+"""edgexnas serve."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+from contextlib import closing
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from edgexnas.cli.arguments import add_command
+from edgexnas.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from edgexnas.cli.arguments import Commands
+    from edgexnas.device.serving.service import Service
+
+__all__ = ["add_to"]
+
+WRONG_CONFIGURATION = 2
+INCOMPLETE = 4
+
+EPILOG = f"""\
+exit status: 0 the source has ended, or the service was stopped, and every frame has ended; 1 the
+service failed; {WRONG_CONFIGURATION} the configuration is wrong, so that starting again is of no
+use; {INCOMPLETE} it was stopped before every frame had ended. SIGTERM or Ctrl-C finishes the frames
+that are here; a second one stops at once."""
+
+
+def add_to(commands: Commands) -> None:
+    """Add the command."""
+    serve = add_command(commands, "serve", "serve a detector's frames as a configuration says")
+    serve.epilog = EPILOG
+    serve.add_argument("configuration", type=Path, help="TOML file")
+    serve.add_argument("--check", action="store_true", help="validate everything, run nothing")
+    serve.add_argument("--quiet", action="store_true", help="log warnings and errors only")
+    serve.set_defaults(run=_serve)
+
+
+def _serve(options: argparse.Namespace) -> None:
+    from edgexnas.device.serving.opening import open_service
+
+    _log_for_operators(quiet=options.quiet)
+    try:
+        opened = open_service(options.configuration, views=not options.check)
+        with closing(opened):
+            if options.check:
+                opened.check()
+                print(_summary(opened.service))  # noqa: T201
+                return
+            complete = _run(opened.service)
+    except ConfigurationError as error:
+        print(f"edgexnas serve: {error}", file=sys.stderr)  # noqa: T201
+        raise SystemExit(WRONG_CONFIGURATION) from error
+    if not complete:
+        raise SystemExit(INCOMPLETE)
+
+
+def _run(service: Service) -> bool:
+    """Run until the end or a signal; tell whether every frame has ended."""
+    from edgexnas.device.serving.service_manager import Watchdog, notify
+
+    interrupts = _Interrupts(service)
+    watchdog = Watchdog(lambda: service.healthy)
+    try:
+        service.start()
+        notify(READY=1, STATUS=f"serving {service.identity.source}")
+        watchdog.start()
+        service.wait()
+    finally:
+        notify(STOPPING=1)
+        watchdog.close()
+        service.close()
+        interrupts.restore()
+    service.raise_failure()
+    return service.complete
+
+
+class _Interrupts:
+    """The first SIGTERM or SIGINT lets a service finish what it has, the second does not."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._count = 0
+        self._before = {
+            number: signal.signal(number, self._take) for number in (signal.SIGTERM, signal.SIGINT)
+        }
+
+    def restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        self._count += 1
+        # In a thread: the handler may have interrupted whoever holds the locks that these take.
+        act = self._service.stop if self._count == 1 else self._service.abort
+        threading.Thread(target=act, daemon=True).start()
+
+
+def _summary(service: Service) -> str:
+    identity = service.identity
+    sinks = ", ".join(service.sink_counts()) or "no sinks"
+    return (
+        f"{identity.source}: {identity.model_id} {identity.sequence} with {identity.engine}, "
+        f"{identity.precision}, to {sinks}: all is well"
+    )
+
+
+def _log_for_operators(*, quiet: bool) -> None:
+    """Log to standard error, with the time unless the journal has its own."""
+    handler = logging.StreamHandler()
+    stamp = "" if os.environ.get("JOURNAL_STREAM") else "%(asctime)s "
+    handler.setFormatter(logging.Formatter(f"{stamp}%(levelname)s %(message)s"))
+    log = logging.getLogger("edgexnas")
+    log.handlers[:] = [handler]
+    log.propagate = False
+    log.setLevel(logging.WARNING if quiet else logging.INFO)

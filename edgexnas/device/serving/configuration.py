@@ -1,0 +1,322 @@
+"""What `edgexnas serve` does, as a TOML file.
+
+::
+
+    source = "pva://GE1:Pva1:Image"      # or simplon://, file:// or a path, sim://
+
+    [predictor]
+    bundle = "bragg.edgex"               # relative to this file, as all paths are
+    trust = "keys"
+    precision = "int8"                   # "float16", "float32"
+    mask = "bad_pixels.npy"
+
+    [pipeline]
+    policy = "drop-oldest"               # "block", "spill"; left out: by the source
+    deadline_ms = 5
+
+    [[sinks]]
+    kind = "hdf5"
+    folder = "results"
+
+    [[sinks]]
+    kind = "zmq"
+    address = "tcp://127.0.0.1:5557"
+
+    [[sinks]]
+    kind = "pva"
+    prefix = "EDGEX:"
+
+    [[sinks]]
+    kind = "callback"
+    function = "my_module:on_result"
+
+    [monitoring]
+    port = 9108                          # page, metrics and health on 127.0.0.1; 0 for none
+    status_pv = "EDGEX:"
+    terminal = false
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from edgexnas.device.serving.settings import PipelineSettings, Policy
+from edgexnas.device.serving.sink import SinkPolicy
+from edgexnas.device.serving.toml_lines import line_of, parse_toml
+from edgexnas.errors import ConfigurationError
+
+__all__ = [
+    "CallbackSinkSettings",
+    "Hdf5SinkSettings",
+    "MonitoringSettings",
+    "PredictorSettings",
+    "PvaSinkSettings",
+    "ServeConfiguration",
+    "SinkSettings",
+    "ZmqSinkSettings",
+    "load_configuration",
+]
+
+Positive: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count: TypeAlias = Annotated[int, Field(ge=1)]
+Text: TypeAlias = Annotated[str, Field(min_length=1)]
+
+
+class _Table(BaseModel):
+    # Strict apart from whole numbers for lengths and paths as text: "8" is no number.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class PredictorSettings(_Table):
+    """Which model runs and how; fields as of `edgexnas.device.Predictor`.
+
+    Attributes
+    ----------
+    mask
+        ``.npy`` file of (H, W) bool, True where a pixel must not be used.
+    saturation
+        For ptychography: counts from which a pixel is saturated.
+    """
+
+    bundle: Text
+    trust: Text
+    engine: Text = "auto"
+    precision: Literal["int8", "float16", "float32"] = "int8"
+    batch: Count = 32
+    threads: Count | None = None
+    mask: Text | None = None
+    saturation: Positive | None = None
+
+
+class PipelineTable(_Table):
+    """How the stages work; fields as of `PipelineSettings`."""
+
+    policy: Policy | None = None
+    queue_frames: Count = 256
+    queue_mib: Positive = 192.0
+    max_age_ms: Positive = 1000.0
+    workers: Annotated[int, Field(ge=1, le=64)] = 1
+    deadline_ms: NotNegative = 5.0
+    reorder_wait_ms: NotNegative = 20.0
+    drain_s: Positive = 30.0
+    spill_folder: Text | None = None
+    spill_mib: Positive = 4096.0
+
+
+class BackgroundTable(_Table):
+    """Which first frames of a series show its background; as of `PipelineSettings`."""
+
+    frames: Count = 16
+    mib: NotNegative = 8.0
+    wait_ms: NotNegative = 500.0
+
+
+class PtychoTable(_Table):
+    """How scans become objects; fields as of `PipelineSettings`."""
+
+    object_pixel_m: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
+    snapshot_s: Positive = 2.0
+
+
+class _AnySink(_Table):
+    """What every sink has.
+
+    Attributes
+    ----------
+    policy
+        "block" or "drop-oldest"; see `Sink`.
+    on_failure
+        "continue": the sink is opened again, and its results fail or are dropped meanwhile.
+        "stop": the service ends.
+    """
+
+    on_failure: Literal["continue", "stop"] = "continue"
+
+
+class Hdf5SinkSettings(_AnySink):
+    """Fields as of `Hdf5Sink`."""
+
+    kind: Literal["hdf5"]
+    folder: Text
+    name: Annotated[str, Field(pattern=r"^[\w-]+$")] = "results"
+    policy: SinkPolicy = "block"
+    segment_mib: Positive = 8192.0
+    least_free_mib: NotNegative = 64.0
+    patches: bool = False
+    gather_ms: NotNegative = 10.0
+
+
+class ZmqSinkSettings(_AnySink):
+    """Fields as of `ZmqSink`."""
+
+    kind: Literal["zmq"]
+    address: Annotated[str, Field(pattern=r"^(tcp|ipc|inproc)://")]
+    mode: Literal["pub", "push"] = "pub"
+    connect: bool = False
+    high_water: Count = 1000
+    policy: SinkPolicy = "drop-oldest"
+
+
+class PvaSinkSettings(_AnySink):
+    """Fields as of `PvaSink`."""
+
+    kind: Literal["pva"]
+    prefix: Annotated[str, Field(pattern=r"^[\w:.\-\[\]<>;/+{}]+$")]
+    policy: SinkPolicy = "drop-oldest"
+
+
+class CallbackSinkSettings(_AnySink):
+    """Fields as of `CallbackSink`; the function is "module:name", importable or beside the file."""
+
+    kind: Literal["callback"]
+    function: Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]
+    policy: SinkPolicy = "drop-oldest"
+
+
+SinkSettings: TypeAlias = (
+    Hdf5SinkSettings | ZmqSinkSettings | PvaSinkSettings | CallbackSinkSettings
+)
+
+
+class MonitoringSettings(_Table):
+    """What shows the service.
+
+    Attributes
+    ----------
+    port
+        Of the page, metrics and health on 127.0.0.1; 0 for none.
+    status_pv
+        What names of status PVs begin with; None for none.
+    terminal
+        Whether to show a live view on the terminal.
+    """
+
+    port: Annotated[int, Field(ge=0, le=65535)] = 9108
+    status_pv: Text | None = None
+    terminal: bool = False
+
+
+class ServeConfiguration(_Table):
+    """A whole file.
+
+    Attributes
+    ----------
+    source
+        URL or path of the source.
+    sink_queue, sink_retry_s
+        As of `Service`.
+    """
+
+    source: Text
+    predictor: PredictorSettings
+    pipeline: PipelineTable = PipelineTable()
+    background: BackgroundTable = BackgroundTable()
+    ptycho: PtychoTable = PtychoTable()
+    sinks: list[Annotated[SinkSettings, Field(discriminator="kind")]] = []
+    monitoring: MonitoringSettings = MonitoringSettings()
+    sink_queue: Count = 1024
+    sink_retry_s: Positive = 5.0
+
+    def pipeline_settings(self, folder: Path) -> PipelineSettings:
+        """Give the settings of the stages; paths are relative to `folder`.
+
+        Raises
+        ------
+        ConfigurationError
+            If settings do not fit each other.
+        """
+        table = self.pipeline.model_dump(exclude={"spill_folder"})
+        spill, pixel = self.pipeline.spill_folder, self.ptycho.object_pixel_m
+        return PipelineSettings(
+            **table,
+            spill_folder=None if spill is None else folder / spill,
+            background_frames=self.background.frames,
+            background_mib=self.background.mib,
+            background_wait_ms=self.background.wait_ms,
+            object_pixel_m=None if pixel is None else (pixel[0], pixel[1]),
+            snapshot_s=self.ptycho.snapshot_s,
+        )
+
+
+def load_configuration(path: Path) -> ServeConfiguration:
+    """Read a configuration.
+
+    Raises
+    ------
+    ConfigurationError
+        If the file cannot be read, is no TOML, or has wrong keys or values; the message has one
+        line for each, with file and line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"configuration {path} cannot be read: {error}") from error
+    try:
+        document = parse_toml(text)
+    except ValueError as error:
+        raise ConfigurationError(f"{path} is not TOML: {error}; mend it") from error
+    try:
+        return ServeConfiguration.model_validate(document)
+    except ValidationError as error:
+        lines = [_complaint(path, text, document, fault) for fault in error.errors()]
+        raise ConfigurationError("\n".join(sorted(lines, key=_line_number))) from None
+
+
+def _line_number(complaint: str) -> int:
+    return int(complaint.split(":")[1])
+
+
+def _complaint(path: Path, text: str, document: Any, fault: Any) -> str:
+    place = _place(document, fault["loc"])
+    line = line_of(text, place)
+    name = ".".join(f"[{key + 1}]" if isinstance(key, int) else key for key in place)
+    name = name.replace(".[", "[")
+    if fault["type"] == "missing":
+        return f"{path}:{line}: {name} is missing; give it"
+    if fault["type"] == "extra_forbidden":
+        known = ", ".join(_known_names(place, document))
+        return f"{path}:{line}: {name} is unknown; give one of {known}"
+    if fault["type"] == "union_tag_not_found":
+        return f"{path}:{line}: {name}.kind is missing; give one of {_KINDS}"
+    if fault["type"] == "union_tag_invalid":
+        return f"{path}:{line}: {name} has the unknown kind {fault['ctx']['tag']}; give {_KINDS}"
+    wanted = fault["msg"][0].lower() + fault["msg"][1:]
+    return f"{path}:{line}: {name} is {fault['input']!r}; {wanted}"
+
+
+_KINDS = "hdf5, zmq, pva or callback"
+
+_SINK_KINDS: dict[str, type[_AnySink]] = {
+    "hdf5": Hdf5SinkSettings,
+    "zmq": ZmqSinkSettings,
+    "pva": PvaSinkSettings,
+    "callback": CallbackSinkSettings,
+}
+
+
+def _place(document: Any, location: Sequence[str | int]) -> tuple[str | int, ...]:
+    """Give a fault's keys as the document has them: without the tags of unions."""
+    place: list[str | int] = []
+    for index, key in enumerate(location):
+        is_tag = index and isinstance(location[index - 1], int) and key in _SINK_KINDS
+        if not is_tag:
+            place.append(key)
+    return tuple(place)
+
+
+def _known_names(place: Sequence[str | int], document: Any) -> list[str]:
+    """Names that the table of a key may have."""
+    if len(place) >= 2 and place[0] == "sinks" and isinstance(place[1], int):
+        model: type[BaseModel] = _SINK_KINDS[document["sinks"][place[1]]["kind"]]
+    elif len(place) >= 2:
+        annotation = ServeConfiguration.model_fields[str(place[0])].annotation
+        assert isinstance(annotation, type)
+        model = annotation
+    else:
+        model = ServeConfiguration
+    return list(model.model_fields)

@@ -1,0 +1,247 @@
+"""Open a service as a configuration says."""
+
+from __future__ import annotations
+
+import importlib
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from edgexnas.device.serving.callback_sink import CallbackSink
+from edgexnas.device.serving.configuration import (
+    CallbackSinkSettings,
+    Hdf5SinkSettings,
+    PvaSinkSettings,
+    ServeConfiguration,
+    SinkSettings,
+    ZmqSinkSettings,
+    load_configuration,
+)
+from edgexnas.device.serving.service import Service
+from edgexnas.device.serving.sink import Sink
+from edgexnas.device.serving.toml_lines import line_of
+from edgexnas.device.sources import open_event_source
+from edgexnas.errors import (
+    BundleError,
+    ConfigurationError,
+    EdgexnasError,
+    InputError,
+    MissingDependencyError,
+)
+
+if TYPE_CHECKING:
+    from edgexnas.device.predictor import Predictor
+
+__all__ = ["OpenedService", "open_service"]
+
+
+@dataclass(slots=True)
+class OpenedService:
+    """A service that can run, and what is to be closed after it.
+
+    Attributes
+    ----------
+    path
+        The configuration.
+    service
+        The service, with its views.
+    sinks
+        Its sinks, not open yet.
+    port
+        Of the monitoring page; 0 for none.
+    """
+
+    path: Path
+    service: Service
+    sinks: list[Sink]
+    port: int
+    _closing: ExitStack
+
+    def check(self) -> None:
+        """Find out whether sinks could open and whether the port is free.
+
+        Raises
+        ------
+        ConfigurationError
+            If not; the message names file and line.
+        """
+        for index, sink in enumerate(self.sinks):
+            with _at(self.path, "sinks", index):
+                try:
+                    sink.check()
+                except OSError as error:
+                    raise ConfigurationError(f"{sink.name} cannot be used: {error}") from error
+        if self.port:
+            with _at(self.path, "monitoring", "port"):
+                _check_port(self.port)
+
+    def close(self) -> None:
+        """Close the predictor and the source; closing again does nothing."""
+        self._closing.close()
+
+
+def open_service(path: Path, *, views: bool = True) -> OpenedService:
+    """Read a configuration, verify the bundle, prove the engine, and open the source.
+
+    Parameters
+    ----------
+    path
+        TOML file; see `configuration`.
+    views
+        Whether to make the views too.
+
+    Raises
+    ------
+    ConfigurationError
+        If the configuration, the bundle or a library that it asks for is wrong; each line of the
+        message names file and line.
+    EdgexnasError
+        If a part cannot be opened, and why.
+    """
+    configuration = load_configuration(path)
+    folder = path.absolute().parent
+    with ExitStack() as closing:
+        with _at(path, "pipeline"):
+            settings = configuration.pipeline_settings(folder)
+        with _at(path, "source"):
+            source = open_event_source(_from(folder, configuration.source))
+        closing.callback(source.close)
+        with _at(path, "predictor"):
+            predictor = closing.enter_context(_predictor(configuration, folder))
+        sinks = []
+        for index, given in enumerate(configuration.sinks):
+            with _at(path, "sinks", index):
+                sinks.append(_sink(given, folder))
+        needed = [
+            sink.name
+            for sink, given in zip(sinks, configuration.sinks, strict=True)
+            if given.on_failure == "stop"
+        ]
+        with _at(path, "ptycho" if predictor.task == "ptycho" else "sinks"):
+            service = Service(
+                predictor,
+                source,
+                sinks,
+                settings=settings,
+                sink_queue=configuration.sink_queue,
+                sink_retry_s=configuration.sink_retry_s,
+                stop_on_sink_failure=needed,
+            )
+        if views:
+            from edgexnas.device.monitoring import open_views
+
+            monitoring = configuration.monitoring
+            with _at(path, "monitoring"):
+                service.views += open_views(
+                    service,
+                    http_port=monitoring.port or None,
+                    pv_prefix=monitoring.status_pv,
+                    terminal=monitoring.terminal,
+                )
+        return OpenedService(path, service, sinks, configuration.monitoring.port, closing.pop_all())
+
+
+@contextmanager
+def _at(path: Path, *place: str | int) -> Iterator[None]:
+    """Say at which line of the configuration a part stands that cannot be opened."""
+    try:
+        yield
+    except (ConfigurationError, BundleError, InputError, MissingDependencyError) as error:
+        line = line_of(path.read_text(encoding="utf-8"), place)
+        raise ConfigurationError(f"{path}:{line}: {error}") from error
+
+
+def _from(folder: Path, source: str) -> str:
+    """Give a URL as it is, and a path relative to the folder."""
+    return source if "://" in source else str(folder / source)
+
+
+def _predictor(configuration: ServeConfiguration, folder: Path) -> Predictor:
+    from edgexnas.bundle import open_bundle
+    from edgexnas.device import Predictor
+
+    given = configuration.predictor
+    bundle = open_bundle(folder / given.bundle, trust=folder / given.trust)
+    options: dict[str, Any] = {}
+    if given.mask is not None:
+        options["mask"] = _mask(folder / given.mask)
+    if given.saturation is not None:
+        if bundle.manifest.task != "ptycho":
+            raise ConfigurationError(
+                "saturation is for ptychography, and the bundle is for Bragg peaks, whose "
+                "saturation is in its manifest; leave it out"
+            )
+        options["saturation"] = given.saturation
+    return Predictor(
+        bundle,
+        engine=given.engine,
+        precision=given.precision,
+        batch=given.batch,
+        threads=given.threads,
+        **options,
+    )
+
+
+def _check_port(port: int) -> None:
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+    except OSError as error:
+        raise ConfigurationError(
+            f"port {port} of 127.0.0.1 cannot be used ({error.strerror}); give another, or 0"
+        ) from error
+
+
+def _mask(path: Path) -> Any:
+    import numpy as np
+
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"mask {path} cannot be read as .npy: {error}") from error
+
+
+def _sink(given: SinkSettings, folder: Path) -> Sink:
+    if isinstance(given, Hdf5SinkSettings):
+        from edgexnas.device.serving.hdf5_sink import Hdf5Sink
+
+        options = given.model_dump(exclude={"kind", "folder", "on_failure"})
+        return cast(Sink, Hdf5Sink(folder / given.folder, **options))
+    if isinstance(given, ZmqSinkSettings):
+        from edgexnas.device.serving.zmq_sink import ZmqSink
+
+        return ZmqSink(**given.model_dump(exclude={"kind", "on_failure"}))
+    if isinstance(given, PvaSinkSettings):
+        from edgexnas.device.serving.pva_sink import PvaSink
+
+        return PvaSink(**given.model_dump(exclude={"kind", "on_failure"}))
+    assert isinstance(given, CallbackSinkSettings)
+    function = _function(given.function, folder)
+    return CallbackSink(function, name=f"callback {given.function}", policy=given.policy)
+
+
+def _function(name: str, folder: Path) -> Callable[[Any], object]:
+    """Import "module:name", also from beside the configuration."""
+    module, _, attribute = name.partition(":")
+    sys.path.append(str(folder))
+    try:
+        found: Any = importlib.import_module(module)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except Exception as error:
+        if isinstance(error, EdgexnasError):
+            raise
+        raise ConfigurationError(
+            f"callback {name} cannot be imported ({type(error).__name__}: {error}); give "
+            f"module:function, importable or beside the configuration"
+        ) from error
+    finally:
+        sys.path.remove(str(folder))
+    if not callable(found):
+        raise ConfigurationError(f"callback {name} is no function; give one")
+    return cast(Callable[[Any], object], found)

@@ -1,0 +1,75 @@
+"""Where in a TOML file a key stands."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["line_of", "parse_toml"]
+
+Key = str | int
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """Parse TOML.
+
+    Raises
+    ------
+    ValueError
+        If it is none; the message says at which line and column.
+    """
+    return tomllib.loads(text)
+
+
+def line_of(text: str, path: Sequence[Key]) -> int:
+    """Find the line, from 1, at which a key or an item of an array is set.
+
+    The parser itself is asked: the first lines of a file are TOML up to each statement's end, and
+    the first such beginning that has the key ends with the statement that sets it.
+
+    Parameters
+    ----------
+    text
+        A whole TOML document.
+    path
+        Names of tables and keys, and indices into arrays of tables; a part of it is used where
+        the rest is not in the document.
+    """
+    lines = text.splitlines()
+    depth = _depth(tomllib.loads(text), path)
+    if not depth:
+        return 1
+    whole = 0
+    for count in range(1, len(lines) + 1):
+        try:
+            document = tomllib.loads("\n".join(lines[:count]))
+        except tomllib.TOMLDecodeError:
+            continue
+        if _depth(document, path) >= depth:
+            statement = lines[whole:count]
+            blank = next((i for i, line in enumerate(statement) if _says_something(line)), 0)
+            return whole + blank + 1
+        whole = count
+    return len(lines)
+
+
+def _says_something(line: str) -> bool:
+    return bool(line.strip()) and not line.lstrip().startswith("#")
+
+
+def _depth(document: Any, path: Sequence[Key]) -> int:
+    """Tell how many parts of a path lead somewhere."""
+    for depth, key in enumerate(path):
+        inside = key in document if isinstance(document, dict) else False
+        if isinstance(document, list) and isinstance(key, int):
+            inside = key < len(document)
+        if not inside:
+            return depth
+        document = document[key]
+    return len(path)

@@ -1,0 +1,249 @@
+"""`edgexnas serve` as a process, as an operator and a service manager see it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from edgexnas.cli import main
+from edgexnas.device.serving.results_file import read_results
+
+pytest.importorskip("onnxruntime", reason="onnxruntime is the extra «device»")
+
+UNIT = Path(__file__).resolve().parents[3] / "device" / "edgexnas.service"
+FRAMES = 240
+
+
+@pytest.fixture(scope="module")
+def frames_file(small_frames: list[Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """240 frames of (96, 128)."""
+    path = tmp_path_factory.mktemp("frames") / "scan.h5"
+    with h5py.File(path, "w") as file:
+        file["entry/data/data"] = np.stack([small_frames[n % 8] for n in range(FRAMES)])
+    return path
+
+
+@pytest.fixture
+def configure(
+    tmp_path: Path, bundle_path: Path, keys: Path, frames_file: Path
+) -> Callable[..., Path]:
+    """`configure(source_options, more)` writes a configuration and returns its path."""
+
+    def write(options: str = "", more: str = "", source: str | None = None) -> Path:
+        path = tmp_path / "serve.toml"
+        path.write_text(
+            f'source = "{source or f"file://{frames_file}"}{options}"\n'
+            f'[predictor]\nbundle = "{bundle_path}"\ntrust = "{keys}"\n'
+            '[[sinks]]\nkind = "hdf5"\nfolder = "results"\n'
+            f"[monitoring]\nport = 0\n{more}"
+        )
+        return path
+
+    return write
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start `edgexnas serve`; what still runs at the end is killed."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(path: Path, **environment: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "edgexnas.cli", "serve", str(path)],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **environment},
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        if process.stderr is not None:
+            process.stderr.close()
+
+
+def stored(folder: Path) -> list[int]:
+    return [frame.number for frame in read_results(folder)]
+
+
+def wait_for_segment(folder: Path, number: int, process: subprocess.Popen[str]) -> None:
+    path = folder / f"results_{number:06d}.h5"
+    while not path.exists():
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        time.sleep(0.01)
+
+
+def test_a_file_is_served_to_its_end(configure: Any, serve: Any, tmp_path: Path) -> None:
+    process = serve(configure())
+    _, log = process.communicate(timeout=60)
+    assert process.returncode == 0, log
+    assert stored(tmp_path / "results") == list(range(FRAMES))
+    assert f"{FRAMES} of {FRAMES} frames done, none lost" in log
+
+
+def test_kill_9_loses_and_repeats_no_committed_frame(
+    configure: Any, serve: Any, tmp_path: Path
+) -> None:
+    configuration, folder = configure("?rate=300"), tmp_path / "results"
+    committed: list[int] = []
+    for run in (1, 2):
+        process = serve(configuration)
+        wait_for_segment(folder, run, process)
+        time.sleep(0.25)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        now = stored(folder)
+        assert now[: len(committed)] == committed
+        committed = now
+    assert 0 < len(committed) < FRAMES
+    process = serve(configure())
+    _, log = process.communicate(timeout=60)
+    assert process.returncode == 0, log
+    assert "frames of earlier runs are stored and will not be repeated" in log
+    repeats = [number for number, count in Counter(stored(folder)).items() if count > 1]
+    assert repeats == []
+    assert sorted(stored(folder)) == list(range(FRAMES))
+
+
+def test_sigterm_finishes_what_is_here(configure: Any, serve: Any, tmp_path: Path) -> None:
+    process = serve(configure("?rate=100"))
+    wait_for_segment(tmp_path / "results", 1, process)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGTERM)
+    _, log = process.communicate(timeout=30)
+    assert process.returncode == 0, log
+    assert "stopping: no more frames are taken" in log
+    numbers = stored(tmp_path / "results")
+    assert 0 < len(numbers) < FRAMES
+    assert numbers == list(range(len(numbers)))
+    assert f"{len(numbers)} of {len(numbers)} frames done" in log
+
+
+def test_a_second_sigterm_stops_at_once_and_says_that_not_all_is_done(
+    configure: Any, serve: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "stuck.py").write_text("import time\ndef stuck(item): time.sleep(3)\n")
+    callback = '[[sinks]]\nkind = "callback"\nfunction = "stuck:stuck"\npolicy = "block"\n'
+    process = serve(configure("", callback))
+    wait_for_segment(tmp_path / "results", 1, process)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    _, log = process.communicate(timeout=30)
+    assert process.returncode == 4, log
+    assert "stopping at once" in log
+
+
+def test_the_service_manager_is_told_of_readiness_health_and_the_end(
+    configure: Any, serve: Any, tmp_path: Path
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(20)
+        environment = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "300000"}
+        process = serve(configure("?rate=100"), **environment)
+        assert manager.recv(1000).startswith(b"READY=1\nSTATUS=serving file://")
+        assert manager.recv(1000) == b"WATCHDOG=1"
+        process.send_signal(signal.SIGTERM)
+        while (message := manager.recv(1000)) == b"WATCHDOG=1":
+            pass
+        assert message == b"STOPPING=1"
+        assert process.wait(20) == 0
+
+
+def test_check_validates_and_leaves_nothing(
+    configure: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", str(configure()), "--check"]) == 0
+    assert "centroid 1 with onnxruntime, int8, to hdf5" in capsys.readouterr().out
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "line", "message"),
+    [
+        (("file://", "files://"), 1, "unknown scheme files://"),
+        (('.edgex"\n', '.edge"\n'), 2, "cannot be read"),
+        (('folder = "results"', 'folder = "serve.toml"'), 5, "cannot be written to"),
+        (("port = 0", "port = 1"), 9, "port 1 of 127.0.0.1 cannot be used"),
+        (("port = 0", 'port = "a"'), 9, "monitoring.port is 'a'"),
+    ],
+)
+def test_check_refuses_with_file_and_line(
+    configure: Any, capsys: pytest.CaptureFixture[str], change: Any, line: int, message: str
+) -> None:
+    if "port = 1" in change and os.geteuid() == 0:
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            port = str(taken.getsockname()[1])
+            change = (change[0], f"port = {port}")
+            message = message.replace("port 1", f"port {port}")
+            refused(configure(), capsys, change, line, message)
+    else:
+        refused(configure(), capsys, change, line, message)
+
+
+def refused(path: Path, capsys: Any, change: tuple[str, str], line: int, message: str) -> None:
+    assert change[0] in path.read_text()
+    path.write_text(path.read_text().replace(*change))
+    with pytest.raises(SystemExit) as caught:
+        main(["serve", str(path), "--check"])
+    assert caught.value.code == 2
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert told.startswith(f"edgexnas serve: {path}:{line}: ")
+    assert message in told
+
+
+def test_a_callback_beside_the_configuration_is_called(
+    configure: Any, serve: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from pathlib import Path\n"
+        "def note(item):\n"
+        "    with open(Path(__file__).with_name('notes'), 'a') as file:\n"
+        "        file.write(type(item).__name__ + '\\n')\n"
+    )
+    callback = '[[sinks]]\nkind = "callback"\nfunction = "mine:note"\npolicy = "block"\n'
+    assert serve(configure("", callback)).wait(60) == 0
+    notes = (tmp_path / "notes").read_text().split()
+    assert notes == ["SeriesBegun", *["FrameResult"] * FRAMES, "SeriesEnded"]
+
+
+def test_a_sink_that_is_needed_ends_the_service_when_it_fails(
+    configure: Any, serve: Any, tmp_path: Path
+) -> None:
+    path = configure("?rate=200")
+    more = 'least_free_mib = 1e12\non_failure = "stop"\n'
+    path.write_text(path.read_text().replace('folder = "results"\n', f'folder = "results"\n{more}'))
+    process = serve(path)
+    _, log = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "are to stay so; make room" in log
+
+
+def test_the_unit_is_what_systemd_understands(tmp_path: Path) -> None:
+    if not Path("/usr/bin/systemd-analyze").exists():
+        pytest.skip("systemd-analyze is not installed (Debian package systemd)")
+    unit = tmp_path / "edgexnas.service"
+    unit.write_text(UNIT.read_text().replace("/opt/edgexnas/bin/edgexnas", sys.executable))
+    command = ["systemd-analyze", "verify", "--man=no", str(unit)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
