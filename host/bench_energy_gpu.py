@@ -174,7 +174,8 @@ def markdown(content: dict[str, Any], batch: int) -> str:
     gpu, protocol = content["device"]["gpu"], content["protocol"]
     lines = [
         f"{gpu['name']}, driver {gpu['driver']}, "
-        f"SM clock {gpu['clocks_mhz'].get('sm')} MHz before; torch {torch.__version__}, float16 CUDA graphs with copies in and out, batch {batch}. "
+        f"SM clock {gpu['clocks_mhz'].get('sm')} MHz before; "
+        f"torch {torch.__version__}, float16 CUDA graphs with copies in and out, batch {batch}. "
         f"Idle {protocol['idle_s']:g} s, load {protocol['load_s']:g} s, in turns; "
         "375 runs of 10 for the latency. Energies are of one inference of the batch, ± half of "
         "the 95 % interval.",
