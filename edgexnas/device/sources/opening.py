@@ -16,6 +16,7 @@ __all__ = ["open_event_source"]
 _SOURCES = {
     "file": ("file_source", "FileSource"),
     "pva": ("pva_source", "PvaSource"),
+    "simplon": ("simplon_source", "SimplonSource"),
     "sim": ("simulated_source", "SimulatedSource"),
 }
 """Scheme → module and class; a module is imported when a URL asks for it."""

@@ -1,8 +1,8 @@
-"""A detector to try a service with: python -m edgexnas.device.sources.publish pva ...
+"""A detector to try a service with: python -m edgexnas.device.sources.publish pva|simplon ...
 
-It sends simulated frames at a rate, over EPICS PV Access as areaDetector does. Frames are made
-and compressed before the first is sent. It prints "ready" when it can be connected to, and at the
-end what it sent, as JSON.
+It sends simulated frames at a rate, over EPICS PV Access as areaDetector does, or over ZMQ as a
+DECTRIS detector does. Frames are made and compressed before the first is sent. It prints "ready"
+when it can be connected to, and at the end what it sent, as JSON.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def send_all(
     time.sleep(options.linger)
 
 
-def prepare(options: argparse.Namespace) -> PreparedFrames:
+def prepare(options: argparse.Namespace, codec: str) -> PreparedFrames:
     """Simulate and encode the frames that are sent."""
     given = {name: getattr(options, name) for name in ("shape", "seed", "peaks", "frames")}
     given = {name: value for name, value in given.items() if value is not None}
@@ -146,28 +146,41 @@ def prepare(options: argparse.Namespace) -> PreparedFrames:
     if options.dtype is not None:
         stack = frames.stack.astype(options.dtype)
         frames = SimulatedFrames(stack, frames.mask, frames.positions_m)
-    encoded = [] if options.codec == "none" else [compress(options.codec, f) for f in frames.stack]
-    return PreparedFrames(frames, options.codec, encoded)
+    encoded = [] if codec == "none" else [compress(codec, frame) for frame in frames.stack]
+    return PreparedFrames(frames, codec, encoded)
 
 
 def _send_pva(options: argparse.Namespace) -> None:
     from edgexnas.device.sources.publish_pva import send_pva
 
-    send_pva(options, prepare(options))
+    send_pva(options, prepare(options, options.codec))
+
+
+def _send_simplon(options: argparse.Namespace) -> None:
+    from edgexnas.device.sources.publish_simplon import send_simplon
+
+    codec = options.codec if options.codec == "none" else f"{options.codec}-hdf5"
+    send_simplon(options, prepare(options, codec))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m edgexnas.device.sources.publish", description=__doc__.split("\n")[0]
     )
-    kinds = parser.add_subparsers(required=True, metavar="pva")
+    kinds = parser.add_subparsers(required=True, metavar="pva|simplon")
     pva = kinds.add_parser("pva", help="NTNDArray over EPICS PV Access")
     pva.add_argument("channel", nargs="?", default="EDGEX:SIM:Image", help="name of the PV")
     pva.add_argument("--positions", metavar="CHANNEL", help="send scan positions on another PV")
     pva.add_argument("--codec", choices=["none", "lz4", "bslz4", "blosc"], default="none")
     pva.add_argument("--linger", type=float, default=1.0, help="seconds to stay after the end")
     pva.set_defaults(send=_send_pva)
-    for kind in (pva,):
+    simplon = kinds.add_parser("simplon", help="DECTRIS Stream V2 over ZMQ PUSH")
+    simplon.add_argument("address", nargs="?", default="tcp://127.0.0.1:31001")
+    simplon.add_argument("--codec", choices=["none", "lz4", "bslz4"], default="bslz4")
+    simplon.add_argument("--queue", type=int, default=100, help="messages that may wait")
+    simplon.add_argument("--linger", type=float, default=5.0, help="seconds to wait for a receiver")
+    simplon.set_defaults(send=_send_simplon)
+    for kind in (pva, simplon):
         kind.add_argument("--experiment", choices=["hedm", "ptycho"], default="hedm")
         kind.add_argument("--shape", help="rows x columns, such as 1024x1024")
         kind.add_argument("--dtype", choices=["uint8", "uint16", "uint32", "int32", "float32"])

@@ -38,7 +38,7 @@ _MOST_WAITING_POSITIONS = 65_536
 
 _PURPOSE = "receiving frames over EPICS PV Access"
 
-_UNITS_M = {"m": 1.0, "mm": 1e-3, "um": 1e-6, "nm": 1e-9}
+UNITS_M = {"m": 1.0, "mm": 1e-3, "um": 1e-6, "nm": 1e-9}
 
 
 _Readings: TypeAlias = list[tuple[int, tuple[float, float]]]
@@ -96,7 +96,7 @@ class PvaSource:
         self.url = url
         self._channel = channel
         self._options = options
-        self._scale = _UNITS_M[options.unit]
+        self._scale = UNITS_M[options.unit]
         named = options.row is not None and options.col is not None
         self._attributes = (str(options.row), str(options.col)) if named else ()
         self._updates: SimpleQueue[_Message] = SimpleQueue()
