@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import queue
 import resource
 import signal
@@ -340,6 +341,8 @@ def main() -> None:
     }
     options.output.write_text(json.dumps(report))
     sys.stdout.flush()
+    # Threads that wait for ever in a library end with the process, not before.
+    os._exit(0)
 
 
 if __name__ == "__main__":
