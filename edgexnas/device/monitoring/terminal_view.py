@@ -111,18 +111,19 @@ def draw(observation: Observation) -> RenderableType:
     if observation.status.last_error:
         parts.append(Text(f"last error: {observation.status.last_error}", "red"))
     tables = {table.key: table for table in summarise(observation)}
-    order = ("flow", "latency", "ledger", "queues", "machine", "service")
-    parts.append(
-        Columns([_table(tables[key]) for key in order if tables[key].rows], padding=(0, 2))
-    )
-    return Group(*parts)
+    order = ("flow", "latency", "ledger", "queues", "machine")
+    small = [_table(tables[key]) for key in order if tables[key].rows]
+    return Group(*parts, Columns(small, padding=(0, 3)), _table(tables["service"]))
 
 
 def _table(summary: SummaryTable) -> Table:
     named = any(summary.columns)
     table = Table(title=summary.title, title_justify="left", show_header=named, box=None)
+    table.min_width = len(summary.title)
     for index, column in enumerate(summary.columns):
-        table.add_column(escape(column), justify="left" if index == 0 else "right", overflow="fold")
+        # What the service is are sentences, which are read from the left.
+        left = index == 0 or summary.key == "service"
+        table.add_column(escape(column), justify="left" if left else "right", overflow="fold")
     for row in summary.rows:
         # A ledger row explains itself on the page; here is room for its name alone.
         name = row[0].partition(":")[0] if summary.key == "ledger" else row[0]
