@@ -224,6 +224,22 @@ def test_simulated_peaks_are_found_with_few_mistakes():
     assert near.any(axis=1).mean() > 0.97
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_background_of_counted_values_is_that_of_values_one_by_one(
+    seed: int, dtype: type, masked: bool
+) -> None:
+    rng = np.random.default_rng(seed)
+    frames = rng.poisson(rng.uniform(0, 60, (70, 90)), (3, 70, 90)).astype(dtype)
+    frames[rng.random(frames.shape) < 0.01] = np.iinfo(dtype).max
+    mask = rng.random((70, 90)) < 0.1 if masked else None
+    counted = estimate_background(frames, mask=mask)
+    one_by_one = estimate_background(frames.astype(np.int32), mask=mask)
+    np.testing.assert_allclose(counted.level, one_by_one.level, rtol=1e-6)
+    np.testing.assert_allclose(counted.noise, one_by_one.noise, rtol=1e-6)
+
+
 def test_a_background_follows_a_slope_and_ignores_peaks():
     generator = np.random.default_rng(0)
     slope = np.linspace(50, 150, 256)[:, None] * np.ones((1, 192))
