@@ -89,9 +89,8 @@ def _soak(runs: dict[str, Run]) -> str:
             *notes,
             "",
             "The first frames of a series show its background; while it is estimated, frames "
-            "wait, which is where the longest latencies come from. "
-            "Stream V2 has no time of sending in the bare receiver, which decodes nothing; its "
-            "latency is left out.",
+            "wait, which is where the longest latencies come from. The bare receivers decode "
+            "nothing: frames of Stream V2 stay compressed.",
         ]
     )
 

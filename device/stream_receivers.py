@@ -39,6 +39,7 @@ from edgexnas.device.serving.results import FrameResult
 from edgexnas.device.serving.service import Service
 from edgexnas.device.serving.settings import PipelineSettings
 from edgexnas.device.sources import SourceFrame, open_event_source
+from edgexnas.device.sources.stream_v2 import ImageMessage, parse_message
 
 EDGEBRAGG_BATCH = 32
 
@@ -127,7 +128,7 @@ def run_service(options: argparse.Namespace, stop: threading.Event) -> dict[str,
 
 
 def run_bare(options: argparse.Namespace, stop: threading.Event) -> dict[str, Any]:
-    """Receive and do nothing: a pvapy callback, or a ZMQ socket that is read."""
+    """Receive and do nothing: a pvapy callback, or a ZMQ socket of which headers are read."""
     times = Times()
     scheme, _, place = options.url.partition("://")
     place = place.partition("?")[0]
@@ -154,15 +155,16 @@ def run_bare(options: argparse.Namespace, stop: threading.Event) -> dict[str, An
     socket.setsockopt(zmq.RCVTIMEO, 100)
     socket.connect(f"tcp://{place}")
     _ready()
-    count = 0
     while not stop.is_set():
         try:
             message = socket.recv(copy=False)
         except zmq.Again:
             continue
-        if len(message.buffer) > 10_000:
-            times.add(count, None, time.monotonic_ns())
-            count += 1
+        arrival = time.monotonic_ns()
+        # The header alone: when it was sent. The image stays compressed.
+        header = parse_message(message.buffer)
+        if isinstance(header, ImageMessage):
+            times.add(header.number, header.time_s, arrival)
     socket.close(0)
     return times.report()
 
