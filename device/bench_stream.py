@@ -33,7 +33,9 @@ RECEIVERS = ("service", "threads", "bare")
 TRANSPORTS = ("pva", "simplon")
 RATE = 200.0
 SHAPE = "1024x1024"
-ACCURACY = 0.05
+FIRST_TRIES = {"service": 250.0, "threads": 80.0, "bare": 400.0}
+STEP = 1.25
+ACCURACY = 0.07
 """The highest rate without loss is found to this fraction."""
 
 Run = dict[str, Any]
@@ -45,7 +47,7 @@ def main() -> None:
     )
     parser.add_argument("part", choices=["soak", "rates", "overload", "page"])
     parser.add_argument("--minutes", type=float, default=10.0, help="of the service's soak")
-    parser.add_argument("--seconds", type=float, default=12.0, help="of each other run")
+    parser.add_argument("--seconds", type=float, default=8.0, help="of each other run")
     parser.add_argument("--rate", type=float, default=RATE, help="of the soak, frames/s")
     parser.add_argument("--peaks", type=int, default=100, help="about how many a frame has")
     parser.add_argument("--transport", choices=TRANSPORTS, action="append", help="default: both")
@@ -84,14 +86,14 @@ def soak(options: argparse.Namespace, _: dict[str, Run]) -> Iterator[tuple[str, 
 
 
 def rates(options: argparse.Namespace, _: dict[str, Run]) -> Iterator[tuple[str, Run]]:
-    """Find the highest rate without loss of each receiver, doubling first and halving then."""
+    """Find the highest rate without loss of each receiver, by steps and then by halves."""
     for transport in options.transport:
         for receiver in options.receiver:
 
             def attempt(rate: float, transport: str = transport, receiver: str = receiver) -> Run:
                 return measure(options, transport, receiver, rate, options.seconds)
 
-            yield f"rates/{transport}/{receiver}", _highest(attempt, options.rate)
+            yield f"rates/{transport}/{receiver}", _highest(attempt, FIRST_TRIES[receiver])
 
 
 def overload(options: argparse.Namespace, runs: dict[str, Run]) -> Iterator[tuple[str, Run]]:
@@ -119,7 +121,10 @@ def _highest(attempt: Callable[[float], Run], start: float) -> Run:
             low, best = rate, run
         else:
             high = rate
-        rate = low * 2 if high is None else (low + high) / 2
+        if high is None:
+            rate = low * STEP
+        else:
+            rate = (low + high) / 2 if low else high / STEP
         if rate < 5:
             break
     return {**(best or run), "sustained": low, "tried": tried}

@@ -114,7 +114,7 @@ def _rates(runs: dict[str, Run]) -> str:
         [
             "## Highest rate without loss",
             "",
-            f"Runs of {seconds:g} s, the rate doubled and then halved to 5 %. A rate counts when "
+            f"Runs of {seconds:g} s, the rate found to 7 %. A rate counts when "
             "every frame has its result within 2 s of the last one and the publisher kept pace.",
             "",
             "| transport | receiver | frames/s without loss | loses at | latency p50 / p95 / p99 / "
