@@ -123,8 +123,8 @@ def _highest(attempt: Callable[[float], Run], start: float) -> Run:
             high = rate
         if high is None:
             rate = low * STEP
-        else:
-            rate = (low + high) / 2 if low else high / STEP
+            continue
+        rate = (low + high) / 2 if low else high / STEP
         if rate < 5:
             break
     return {**(best or run), "sustained": low, "tried": tried}
