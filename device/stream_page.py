@@ -23,7 +23,7 @@ def write_page(results: dict[str, Any], path: Path) -> None:
     runs: dict[str, Run] = results["runs"]
     picture = path.with_suffix(".png")
     sections = [_head(runs), _soak(runs), _rates(runs), _overload(runs)]
-    if any(key.startswith("soak/") for key in runs):
+    if any(key.startswith("soak/") and key.endswith("/service") for key in runs):
         draw(runs, picture)
         sections.insert(2, f"![Latency over time, by transport]({picture.name})")
     write_whole(path, ("\n\n".join(filter(None, sections)) + "\n").encode())
@@ -170,11 +170,12 @@ def draw(runs: dict[str, Run], path: Path) -> None:
     """Draw latencies second by second."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 5.2), layout="constrained")
-    panels = figure.subplots(len(TRANSPORTS), 1, sharex=True, squeeze=False)[:, 0]
+    shown = {key: title for key, title in TRANSPORTS.items() if f"soak/{key}/service" in runs}
+    figure = Figure(figsize=(9, 0.4 + 2.4 * len(shown)), layout="constrained")
+    panels = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
     colours = {"service": "C0", "threads": "C1", "bare": "C7"}
     labels = {"service": "edgexnas", "threads": "queues and threads", "bare": "bare receiver"}
-    for axes, (transport, title) in zip(panels, TRANSPORTS.items(), strict=True):
+    for axes, (transport, title) in zip(panels, shown.items(), strict=True):
         for receiver, colour in colours.items():
             run = runs.get(f"soak/{transport}/{receiver}")
             if run is None or "from_sending_ms" not in run:
