@@ -4,8 +4,9 @@
 
 Both train the same configurations, in the same order, for the same epochs, on the same peaks.
 The plain loop is what one writes first: a Dataset that turns each patch at random in
-`__getitem__`, a DataLoader, Adam, one network after the other with torch's own threads. `optimize`
-trains in worker processes, one thread each, on data that stay in memory.
+`__getitem__`, a DataLoader (with two processes of its own if that is faster, which is tried),
+batches moved to the device, Adam, one network after the other with torch's own threads. `optimize`
+trains in worker processes, on data that stay on the device.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import random
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +26,8 @@ from torch.utils.data import DataLoader, Dataset
 from edgexnas.demo.markdown import hardware
 from edgexnas.host import SPACES, PeakDataset, SearchResult, SearchSpace, Split, optimize
 from edgexnas.host.models import LEVELS
-from edgexnas.host.training_criteria import quantile_loss, score_offsets
-
-ROUNDS = 3
+from edgexnas.host.training import training_device
+from edgexnas.host.training_criteria import score_offsets
 
 
 class TurnedPatches(Dataset[tuple[torch.Tensor, torch.Tensor]]):
@@ -50,30 +51,51 @@ class TurnedPatches(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         return torch.from_numpy(patch.copy()), torch.from_numpy(offset.astype(np.float32))
 
 
+def pinball(predicted: torch.Tensor, target: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+    """Compute the loss as one writes it down."""
+    error = target.unsqueeze(2) - predicted
+    return torch.maximum(levels * error, (levels - 1) * error).mean()
+
+
 def plain_training(
-    space: SearchSpace, configuration: dict[str, object], dataset: PeakDataset, split: Split
+    space: SearchSpace,
+    configuration: dict[str, object],
+    dataset: PeakDataset,
+    split: Split,
+    device: torch.device,
+    loaders: int,
 ) -> float:
     """Train one network the plain way and return its validation error in px."""
     x, y = dataset.inputs(), dataset.targets_px
-    size = int(configuration["batch_size"])
+    options = {
+        "num_workers": loaders, "persistent_workers": loaders > 0,
+        "pin_memory": device.type == "cuda",
+    }  # fmt: skip
     train = DataLoader(
-        TurnedPatches(x[split.train], y[split.train], turn=True), size, shuffle=True, drop_last=True
+        TurnedPatches(x[split.train], y[split.train], turn=True),
+        int(configuration["batch_size"]), shuffle=True, drop_last=True, **options,
+    )  # fmt: skip
+    check = DataLoader(
+        TurnedPatches(x[split.validation], y[split.validation], turn=False), 512, **options
     )
-    check = DataLoader(TurnedPatches(x[split.validation], y[split.validation], turn=False), 512)
-    model = space.build(configuration)
+    model = space.build(configuration).to(device)
     optimiser = torch.optim.Adam(model.parameters(), lr=float(configuration["learning_rate"]))
     epochs = int(configuration["epochs"])
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs * len(train))
-    levels = torch.tensor(LEVELS)
+    levels = torch.tensor(LEVELS, device=device)
     best = float("inf")
     for _ in range(epochs):
         for patches, offsets in train:
+            patches, offsets = (t.to(device, non_blocking=True) for t in (patches, offsets))
             optimiser.zero_grad()
-            quantile_loss(model(patches), offsets, levels).backward()
+            pinball(model(patches), offsets, levels).backward()
             optimiser.step()
             schedule.step()
         with torch.no_grad():
-            pairs = [(model(patches).numpy(), offsets.numpy()) for patches, offsets in check]
+            pairs = [
+                (model(patches.to(device)).cpu().numpy(), offsets.numpy())
+                for patches, offsets in check
+            ]
         predicted, target = (np.concatenate(part) for part in zip(*pairs, strict=True))
         best = min(best, score_offsets(predicted, target, LEVELS)["error"])
     return best
@@ -85,47 +107,62 @@ def main() -> None:
     parser.add_argument("--evaluations", type=int, default=16)
     parser.add_argument("--spaces", nargs="+", default=["mlpBragg", "cnnBragg"])
     parser.add_argument("--epochs", type=int, default=8, help="of every network")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--device", default="auto")
     parser.add_argument("--output", type=Path, help="Markdown file; only printed if not given")
     options = parser.parse_args()
     dataset = PeakDataset.load(options.peaks)
     split = dataset.split()
-    workers = os.cpu_count() or 1
+    device = training_device(options.device)
 
     lines = [
-        "| space | plain loop | optimize | ratio | median error plain / ours, px |",
-        "|---|---|---|---|---|",
+        "| space | plain loop | `optimize` | ratio | of it starting workers | "
+        "median error plain / ours, px |",
+        "|---|---|---|---|---|---|",
     ]
     for name in options.spaces:
         space = SPACES[name].narrow(epochs=(options.epochs, options.epochs))
-        ratios = [compare(space, dataset, split, options.evaluations, workers, seed)
-                  for seed in range(ROUNDS)]  # fmt: skip
-        plain, ours, plain_error, our_error = np.median(np.array(ratios), axis=0)
+        rounds = []
+        for seed in range(options.rounds):
+            rounds.append(compare(space, dataset, split, options, device, seed))
+            print(name, "round", seed, rounds[-1], flush=True)
+        plain, ours, start, plain_error, our_error = np.median(np.array(rounds), axis=0)
+        ratios = [ours / plain for plain, ours, *_ in rounds]
         lines.append(
-            f"| {name} | {plain:,.0f}/h | {ours:,.0f}/h | {ours / plain:.1f}× | "
+            f"| {name} | {plain:,.0f}/h | {ours:,.0f}/h | {np.median(ratios):.1f}× "
+            f"({min(ratios):.1f}–{max(ratios):.1f}) | {start:.1f} s | "
             f"{plain_error:.4f} / {our_error:.4f} |"
         )
+    where = torch.cuda.get_device_name(device) + " and " if device.type == "cuda" else ""
     text = (
-        "# Evaluations per hour\n\n"
         f"`python host/bench_training.py {options.peaks.name} --evaluations {options.evaluations} "
-        f"--epochs {options.epochs} --spaces {' '.join(options.spaces)}`: "
+        f"--epochs {options.epochs} --spaces {' '.join(options.spaces)} "
+        f"--workers {options.workers} --rounds {options.rounds} --device {options.device}`: "
         f"{len(split.train)} patches, networks of at most 20,000 parameters from random search, "
-        f"{hardware()}, medians of {ROUNDS} rounds, starting the workers included, each "
-        "round both ways one after the other.\n\n" + "\n".join(lines) + "\n"
+        f"{where}{hardware()}, medians of {options.rounds} rounds (least–most), starting the "
+        "workers included, each round both ways one after the other.\n\n" + "\n".join(lines) + "\n"
     )
     print(text)
     if options.output is not None:
-        options.output.write_text(text)
+        options.output.write_text(f"# Evaluations per hour\n\n{text}")
 
 
 def compare(
     space: SearchSpace,
     dataset: PeakDataset,
     split: Split,
-    evaluations: int,
-    workers: int,
+    options: argparse.Namespace,
+    device: torch.device,
     seed: int,
-) -> tuple[float, float, float, float]:
-    """Give evaluations per hour and median errors, plain and ours, over equal configurations."""
+) -> tuple[float, float, float, float, float]:
+    """Compare both ways over equal configurations.
+
+    Returns
+    -------
+    Evaluations per hour plain and ours, seconds until the first worker was ready, and the median
+    errors.
+    """
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         result: SearchResult = optimize(
@@ -135,20 +172,39 @@ def compare(
             objectives=("error", "parameters"),
             constraints={"parameters": 20_000},
             search="random",
-            max_evals=evaluations,
-            workers=workers,
+            max_evals=options.evaluations,
+            workers=options.workers,
             seed=seed,
             output=Path(folder) / "run",
+            device=str(device),
             progress=False,
         )
         ours = time.perf_counter() - started
+    start = min(trial.finished - trial.seconds for trial in result.trials)
     candidates = result.candidates
+    configurations = [dict(candidate.configuration) for candidate in candidates]
+
+    def train(loaders: int, configuration: dict[str, object]) -> float:
+        return plain_training(space, configuration, dataset, split, device, loaders)
+
+    # The first one warms up and tells how the loader is faster.
+    tried = {loaders: seconds_of(train, loaders, configurations[0]) for loaders in (0, 0, 2)}
+    loaders = min(tried, key=lambda count: tried[count])
     started = time.perf_counter()
-    errors = [plain_training(space, dict(c.configuration), dataset, split) for c in candidates]
+    errors = [train(loaders, configuration) for configuration in configurations]
     plain = time.perf_counter() - started
     our_errors = [candidate.metrics["error"] for candidate in candidates]
     hourly = 3600 * len(candidates)
-    return hourly / plain, hourly / ours, float(np.median(errors)), float(np.median(our_errors))
+    return (
+        hourly / plain, hourly / ours, start, float(np.median(errors)),
+        float(np.median(our_errors)),
+    )  # fmt: skip
+
+
+def seconds_of(call: Callable[..., object], *arguments: object) -> float:
+    started = time.perf_counter()
+    call(*arguments)
+    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ end. Whatever happens to an evaluation, its request ends in exactly one result.
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -104,7 +105,7 @@ class _Worker:
         self,
         context: bytes,
         environment: dict[str, str],
-        memory_limit: int | None,
+        limits: tuple[int | None, float | None],
         log: IO[bytes] | int,
     ) -> None:
         ours, theirs = socketpair()
@@ -124,7 +125,7 @@ class _Worker:
         self.born = time.monotonic()
         self.ready = False
         with suppress(OSError):
-            self.connection.send_bytes(cloudpickle.dumps(memory_limit))
+            self.connection.send_bytes(cloudpickle.dumps(limits))
             self.connection.send_bytes(context)
 
     def start(self, task: _Task) -> None:
@@ -138,14 +139,18 @@ class _Worker:
     def receive(self) -> EvaluationResult | None:
         """Return the next result, or None if the worker has only said that it is ready."""
         message = cloudpickle.loads(self.connection.recv_bytes())
-        if not isinstance(message, EvaluationResult):
+        if message == "ready":
             self.ready = True
             if self.task is not None and self.task.deadline is not None:
                 # Importing torch takes seconds that are not the evaluation's.
                 self.task.deadline += time.monotonic() - self.task.started
             return None
         self.task = None
-        return message
+        result: EvaluationResult
+        result, usable = message
+        if not usable:
+            self.evaluations = EVALUATIONS_PER_WORKER
+        return result
 
     def kill(self) -> int:
         """Kill the process and its children; return its exit status."""
@@ -165,8 +170,9 @@ class ProcessEvaluator:
     """Each evaluation in a process of its own, with limits on time and memory.
 
     Workers stay warm between evaluations, because importing torch takes longer than training a
-    small network; one that was killed, died, or has done 200 evaluations is replaced. Worker k
-    sees one GPU, number k modulo the number of GPUs, so several candidates can share one.
+    small network; one that was killed, died, lost its GPU to a kernel that failed, or has done 200
+    evaluations is replaced. Worker k sees one GPU, number k modulo the number of GPUs, so several
+    candidates can share one, each with its share of the memory.
 
     Parameters
     ----------
@@ -242,12 +248,15 @@ class ProcessEvaluator:
         root = str(Path(__file__).resolve().parents[2])
         paths = [root, *(path or os.getcwd() for path in sys.path)]
         environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+        share = None
         if self._gpus:
             environment["CUDA_VISIBLE_DEVICES"] = self._gpus[slot % len(self._gpus)]
+            share = 1 / math.ceil(self.capacity / len(self._gpus))
+        limits = self._memory_limit, share
         if self._log is None:
-            return _Worker(self._context, environment, self._memory_limit, subprocess.DEVNULL)
+            return _Worker(self._context, environment, limits, subprocess.DEVNULL)
         with self._log.open("ab") as log:
-            return _Worker(self._context, environment, self._memory_limit, log)
+            return _Worker(self._context, environment, limits, log)
 
     def _replace(self, slot: int) -> _Worker:
         worker = self._workers[slot]

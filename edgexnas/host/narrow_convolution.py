@@ -21,6 +21,13 @@ Report = Callable[[Call, list[Tensor], list[Tensor]], None]
 
 aten = torch.ops.aten
 
+LAYERS = {
+    aten.convolution.default,
+    aten.convolution_backward.default,
+    aten.max_pool2d_with_indices.default,
+    aten.max_pool2d_with_indices_backward.default,
+}
+
 WIDEST = 48
 """From more channels on, the library's own convolution is the faster one."""
 
@@ -46,6 +53,8 @@ class NarrowConvolutions:
 
     def run(self, func: Any, args: tuple[Any, ...]) -> Any:
         """Return what `func` would, or None if it is left to the library."""
+        if func not in LAYERS or args[0].device.type != "cpu":
+            return None
         if func is aten.convolution.default and _fits(*args[:2], *args[3:]):
             return self._forward(args[0], args[1], args[2], args[4][0])
         if func is aten.convolution_backward.default and _fits(*args[1:3], *args[4:10]):
@@ -120,9 +129,7 @@ class NarrowConvolutions:
             of_weight = torch.empty_like(weight, memory_format=torch.contiguous_format)
             gathered_t = self._columns[x.data_ptr(), weight.data_ptr(), padding].t()
             matrix = of_weight.view(filters, -1)
-            self._do(
-                lambda: torch.mm(flat, gathered_t, out=matrix), [flat, gathered_t], [of_weight]
-            )
+            self._do(lambda: torch.mm(flat, gathered_t, out=matrix), [flat, gathered_t], [matrix])
         if wanted[2]:
             of_bias = weight.new_empty(filters)
             total = of_bias

@@ -38,15 +38,17 @@ FAST: dict[Any, Callable[..., Any]] = {
     aten.cat.default: torch.cat,
     aten.clamp_min.default: torch.clamp_min,
     aten.div.Tensor: torch.div,
+    aten.lt.Scalar: torch.lt,
     aten.maximum.default: torch.maximum,
     aten.mm.default: torch.mm,
     aten.mul.Tensor: torch.mul,
     aten.neg.default: torch.neg,
+    aten.sigmoid.default: torch.sigmoid,
+    aten.softplus.default: torch._C._nn.softplus,
     aten.sub.Tensor: torch.sub,
     aten.sum.dim_IntList: torch.sum,
 }
 
-FAST[aten.relu.default] = lambda x, out: torch.clamp_min(x, 0, out=out)
 
 CONSTANT = {
     aten.full.default,
@@ -97,6 +99,11 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._calls: list[Call] = []
         self._narrow = NarrowConvolutions(self._record)
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Skipping would import torch's compiler, which takes a second in each worker.
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
@@ -130,11 +137,20 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self._bytes > LARGEST_BYTES:
             raise UnrecordableError(f"a step fills more than {LARGEST_BYTES / 1e6:.0f} MB")
 
-    def compile(self, wanted: Sequence[Tensor]) -> None:
-        """Keep the calls that `wanted`, or anything outside the recording, depends on."""
+    def compile(self, wanted: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
+        """Keep the calls that `wanted`, or anything outside the recording, depends on.
+
+        Parameters
+        ----------
+        wanted
+            Results of the recording.
+        targets
+            Where a replay is to leave them: tensors of the same shapes.
+        """
         made = {memory(t) for e in self._entries if not e.writes for t in e.fills}
         written = {memory(t) for e in self._entries if e.writes for t in e.fills}
-        needed = {memory(t) for t in wanted}
+        moved = [self._redirect(w, t) for w, t in zip(wanted, targets, strict=True)]
+        needed = {memory(t) for t in targets} | {memory(t) for t in wanted}
         calls = []
         for entry in reversed(self._entries):
             fills = {memory(t) for t in entry.fills}
@@ -144,6 +160,29 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 needed |= {memory(t) for t in entry.reads}
                 calls.append(entry.call)
         self._calls = calls[::-1]
+        pairs = zip(wanted, targets, moved, strict=True)
+        rest = [(w, t) for w, t, done in pairs if not done]
+        if rest:
+            sources, copies = map(list, zip(*rest, strict=True))
+            with torch.no_grad():
+                torch._foreach_copy_(copies, sources)
+            self._calls.append(functools.partial(torch._foreach_copy_, copies, sources))
+
+    def _redirect(self, result: Tensor, target: Tensor) -> bool:
+        """Let the call that makes a result write into its target, if nothing else needs it."""
+        shared = memory(result)
+        makers = [e for e in self._entries if shared in map(memory, e.fills)]
+        readers = [e for e in self._entries if shared in map(memory, e.reads)]
+        if len(makers) != 1 or readers or makers[0].writes or not result.is_contiguous():
+            return False
+        (made,) = (t for t in makers[0].fills if memory(t) == shared)
+        if not made.is_contiguous() or made.numel() != result.numel():
+            return False
+        with torch.no_grad():
+            target.copy_(result)
+            # The call holds this very tensor, which looks at the target's memory from here on.
+            made.set_(target.view(made.shape))  # type: ignore[call-overload]
+        return True
 
     def replay(self) -> None:
         """Run the calls again, on what is in the tensors by then."""
@@ -176,18 +215,19 @@ def writes(func: Any) -> bool:
 def as_call(func: Any, args: Any, kwargs: Any, outputs: Sequence[Tensor | None]) -> Call:
     """Make a call that computes the same into the same tensors."""
     if writes(func):
-        return lambda: func(*args, **kwargs)
+        return functools.partial(func, *args, **kwargs)
     if func in COPIES and outputs[0] is not None:
-        target, source = outputs[0], args[0]
-        return lambda: target.copy_(source)
+        return functools.partial(outputs[0].copy_, args[0])
+    if func is aten.relu.default:
+        return functools.partial(torch.clamp_min, args[0], 0, out=outputs[0])
     if func in FAST and not kwargs:
         fast, (output,) = FAST[func], outputs
-        return lambda: fast(*args, out=output)
+        return functools.partial(fast, *args, out=output)
     found = out_overload(func)
     if found is not None and None not in outputs:
         overload, names = found
         keywords = kwargs | dict(zip(names, outputs, strict=True))
-        return lambda: overload(*args, **keywords)
+        return functools.partial(overload, *args, **keywords)
 
     def call_and_copy() -> None:
         result = func(*args, **kwargs)

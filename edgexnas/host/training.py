@@ -176,13 +176,12 @@ def train(
     criterion = find_task(data.task).criterion(settings.levels, device)
     criterion.prepare(model, data.train_x)
     epochs = Epochs(data, settings, criterion)
-    step = make_step(model, criterion, device)
+    step = make_step(model, criterion)
     schedule = _Schedule(settings.learning_rate, settings.epochs * epochs.steps)
     best = _Best(model)
     history: list[dict[str, float]] = []
     for number in range(1, settings.epochs + 1):
-        for x, y in epochs:
-            step(x, y, schedule.next())
+        step.run((x, y, schedule.next()) for x, y in epochs)
         model.eval()
         metrics = criterion.evaluate(model, data.validation_x, data.validation_y)
         model.train()

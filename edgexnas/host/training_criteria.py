@@ -116,7 +116,11 @@ def score_offsets(
     """
     middle = middle_of(levels)
     distance = np.linalg.norm(predicted[:, :, middle] - target, axis=1)
-    p50, p75, p95 = np.percentile(distance, [50, 75, 95])
+    # As np.percentile, which costs more than all else here.
+    ranked = np.sort(distance)
+    p50, p75, p95 = np.interp(
+        np.array([0.50, 0.75, 0.95]) * (len(ranked) - 1), np.arange(len(ranked)), ranked
+    )
     error = target[:, :, None] - predicted
     level = np.asarray(levels)
     inside = (target >= predicted[:, :, 0]) & (target <= predicted[:, :, -1])

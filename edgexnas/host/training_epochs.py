@@ -47,8 +47,7 @@ class Epochs:
             x, y = self._symmetry(*self._take(order), int(self._draw(1)))
         else:
             x, y = self._take(order)
-        for start in range(0, len(x), self._batch):
-            yield x[start : start + self._batch], y[start : start + self._batch]
+        yield from zip(torch.split(x, self._batch), torch.split(y, self._batch), strict=True)
 
     def _take(self, index: Tensor) -> tuple[Tensor, Tensor]:
         return self._x[index], self._y[index]

@@ -9,8 +9,8 @@ and so is whatever a record cannot hold.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,17 +24,22 @@ __all__ = ["TrainingStep", "make_step"]
 
 logger = logging.getLogger(__name__)
 
-TrainingStep = Callable[[Tensor, Tensor, float], None]
-"""Takes inputs, targets and the learning rate, and changes the network's weights."""
-
 KNOWN = ("torch.nn.", "edgexnas.host.")
 
+Batch = tuple[Tensor, Tensor, float]
+"""Inputs, targets and the learning rate of one step."""
 
-def make_step(model: nn.Module, criterion: Criterion, device: torch.device) -> TrainingStep:
-    """Choose how a network is trained on the device that it is on."""
-    if device.type == "cpu" and known_layers(model):
-        return RecordedStep(model, criterion)
-    return ModuleStep(model, criterion)
+
+class TrainingStep(Protocol):
+    """One way to change a network's weights, step by step."""
+
+    def run(self, batches: Iterable[Batch]) -> None:
+        """Take a step for each batch; all batches of a training have one shape."""
+
+
+def make_step(model: nn.Module, criterion: Criterion) -> TrainingStep:
+    """Choose how a network is trained."""
+    return (RecordedStep if known_layers(model) else ModuleStep)(model, criterion)
 
 
 def known_layers(model: nn.Module) -> bool:
@@ -52,86 +57,147 @@ class ModuleStep:
         self._model, self._criterion = model, criterion
         self._optimiser = torch.optim.Adam(model.parameters(), fused=True)
 
-    def __call__(self, x: Tensor, y: Tensor, rate: float) -> None:
-        self._optimiser.param_groups[0]["lr"] = rate
-        self._optimiser.zero_grad(set_to_none=True)
-        self._criterion.loss(self._model(x), y).backward()  # type: ignore[no-untyped-call]
-        self._optimiser.step()
+    def run(self, batches: Iterable[Batch]) -> None:
+        """Take a step for each batch."""
+        for x, y, rate in batches:
+            self._optimiser.param_groups[0]["lr"] = rate
+            self._optimiser.zero_grad(set_to_none=True)
+            self._criterion.loss(self._model(x), y).backward()  # type: ignore[no-untyped-call]
+            self._optimiser.step()
 
 
 class RecordedStep:
-    """The recorded step on the CPU; becomes the plain one if it cannot be recorded."""
+    """Records its first step and replays it; a network that cannot be recorded runs as it is.
+
+    Attributes
+    ----------
+    plain
+        The step that runs instead if there is no record.
+    """
 
     def __init__(self, model: nn.Module, criterion: Criterion) -> None:
         self._model, self._criterion = model, criterion
-        self._run: TrainingStep = self._record
-        self._adam: FlatAdam | None = None
+        self._record: _Record | None = None
+        self.plain: ModuleStep | None = None
 
-    @property
-    def recorded(self) -> bool:
-        """Whether steps are replayed."""
-        return self._adam is not None
-
-    def gradient(self) -> Tensor:
-        """Return the gradient of the last replayed step, over all parameters."""
-        assert self._adam is not None
-        return self._adam.gradient
-
-    def __call__(self, x: Tensor, y: Tensor, rate: float) -> None:
-        self._run(x, y, rate)
-
-    def _record(self, x: Tensor, y: Tensor, rate: float) -> None:
-        parameters = [p for p in self._model.parameters() if p.requires_grad]
-        weights = flatten(parameters)
-        inputs, targets = x.clone(), y.clone()
-        recording = Recording()
-        try:
-            with recording:
-                loss = self._criterion.loss(self._model(inputs), targets)
-                gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
-        except UnrecordableError as error:
-            logger.info("trains without a record: %s", error)
-            self._run = ModuleStep(self._model, self._criterion)
-            self._run(x, y, rate)
-            return
-        recording.compile(gradients)
-        adam = self._adam = FlatAdam(weights, gradients)
-        adam.step(rate)
-
-        def replay(x: Tensor, y: Tensor, rate: float) -> None:
+    def run(self, batches: Iterable[Batch]) -> None:
+        """Take a step for each batch."""
+        batches = iter(batches)
+        if self._record is None and self.plain is None:
+            first = next(batches)
+            try:
+                self._record = _Record(self._model, self._criterion, *first)
+            except UnrecordableError as error:
+                logger.info("trains without a record: %s", error)
+                self.plain = ModuleStep(self._model, self._criterion)
+                self.plain.run([first])
+        if self._record is not None:
             with torch.inference_mode():
-                inputs.copy_(x)
-                targets.copy_(y)
-                recording.replay()
-                adam.step(rate)
+                for x, y, rate in batches:
+                    self._record.run(x, y, rate)
+        elif self.plain is not None:
+            self.plain.run(batches)
 
-        self._run = replay
+
+class _Record:
+    """A step in its own memory: inputs, targets, weights, gradients, Adam's moments.
+
+    Making one takes the first step.
+    """
+
+    def __init__(
+        self, model: nn.Module, criterion: Criterion, x: Tensor, y: Tensor, rate: float
+    ) -> None:
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        weights = flatten(parameters)
+        self._x, self._y = x.clone(), y.clone()
+        self._recording = Recording()
+        with self._recording:
+            loss = criterion.loss(model(self._x), self._y)
+            gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
+        self._adam = FlatAdam(weights)
+        self._recording.compile(gradients, self._adam.parts(gradients))
+        self._adam.step(rate)
+        self._work: Callable[[float], None] = self._replay
+        if weights.device.type == "cuda":
+            self._work = self._capture
+
+    def run(self, x: Tensor, y: Tensor, rate: float) -> None:
+        """Take a step."""
+        self._x.copy_(x)
+        self._y.copy_(y)
+        self._work(rate)
+
+    def _replay(self, rate: float | Tensor) -> None:
+        self._recording.replay()
+        self._adam.step(rate)
+
+    def _capture(self, rate: float) -> None:
+        """Take the second step on a stream of its own, and capture a CUDA graph for the others."""
+        device = self._x.device
+        on_device = torch.full((), rate, device=device)
+        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        graph = torch.cuda.CUDAGraph()
+        stream.wait_stream(torch.cuda.current_stream(device))
+        try:
+            with torch.cuda.stream(stream):
+                self._replay(on_device)
+                graph.capture_begin(capture_error_mode="thread_local")
+                try:
+                    self._replay(on_device)
+                finally:
+                    graph.capture_end()
+        except RuntimeError as error:
+            if isinstance(error, torch.cuda.OutOfMemoryError):
+                raise
+            logger.info("replays without a CUDA graph: %s", error)
+            self._work = self._replay
+            return
+        finally:
+            torch.cuda.current_stream(device).wait_stream(stream)
+
+        def launch(rate: float) -> None:
+            on_device.fill_(rate)
+            graph.replay()
+
+        self._work = launch
 
 
 class FlatAdam:
     """Adam over all parameters at once, which lie in one vector.
 
     The kernel is the one of ``torch.optim.Adam(fused=True)``, called without its bookkeeping.
+
+    Attributes
+    ----------
+    gradient
+        To be filled before each step.
     """
 
-    def __init__(self, weights: Tensor, gradients: Sequence[Tensor]) -> None:
-        self._gradients = list(gradients)
-        self._weights = weights
-        self.gradient = torch.empty_like(weights)
-        sizes = [g.numel() for g in gradients]
-        parts = torch.split(self.gradient, sizes)
-        self._parts = [part.view_as(g) for part, g in zip(parts, gradients, strict=True)]
-        self._first, self._second = torch.zeros_like(weights), torch.zeros_like(weights)
-        self._steps = torch.zeros(())
+    def __init__(self, weights: Tensor) -> None:
+        self.gradient = torch.zeros_like(weights)
+        self._steps = weights.new_zeros(())
+        first, second = torch.zeros_like(weights), torch.zeros_like(weights)
+        self._lists: tuple[list[Tensor], ...] = (
+            [weights],
+            [self.gradient],
+            [first],
+            [second],
+            [],
+            [self._steps],
+        )
 
-    def step(self, rate: float) -> None:
-        """Move the weights against the gradients."""
-        torch._foreach_copy_(self._parts, self._gradients)
+    def parts(self, like: Sequence[Tensor]) -> list[Tensor]:
+        """View the gradient in the shapes of the parameters."""
+        parts = torch.split(self.gradient, [t.numel() for t in like])
+        return [part.view(t.shape) for part, t in zip(parts, like, strict=True)]
+
+    def step(self, rate: float | Tensor) -> None:
+        """Move the weights against the gradient."""
         self._steps += 1
         torch._fused_adam_(
-            [self._weights], [self.gradient], [self._first], [self._second], [], [self._steps],
-            lr=rate, beta1=0.9, beta2=0.999, weight_decay=0.0, eps=1e-8, amsgrad=False,
-            maximize=False,
+            *self._lists, lr=rate, beta1=0.9, beta2=0.999, weight_decay=0.0, eps=1e-8,
+            amsgrad=False, maximize=False,
         )  # fmt: skip
 
 

@@ -1,8 +1,9 @@
 """The process behind `edgexnas.host.evaluators.ProcessEvaluator`.
 
 Started as ``python -m edgexnas.host.worker FD`` with one end of a socket pair. It reads its
-memory limit and the shared context, says that it is ready, and then answers each request with a
-result until the other end closes.
+memory limits and the shared context, says that it is ready, and then answers each request with a
+result until the other end closes. With each result it says whether it can go on: a kernel that
+fails leaves CUDA unusable for the whole process.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def main(descriptor: int) -> None:
     threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
     with Connection(descriptor) as connection:
         try:
-            limit = cloudpickle.loads(connection.recv_bytes())
+            limit, gpu_share = cloudpickle.loads(connection.recv_bytes())
             context = cloudpickle.loads(connection.recv_bytes())
             import torch
 
@@ -34,6 +35,8 @@ def main(descriptor: int) -> None:
             if limit is not None:
                 # Data, not address space: CUDA reserves hundreds of gigabytes of addresses.
                 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+            if gpu_share is not None:
+                torch.cuda.set_per_process_memory_fraction(gpu_share)
             connection.send_bytes(cloudpickle.dumps("ready"))
             while True:
                 trial, pickled = cloudpickle.loads(connection.recv_bytes())
@@ -42,9 +45,21 @@ def main(descriptor: int) -> None:
                 except Exception as error:
                     # A builder from a module that cannot be imported here fails to unpickle.
                     result = EvaluationResult(trial, *classify(error))
-                connection.send_bytes(cloudpickle.dumps(result))
+                connection.send_bytes(cloudpickle.dumps((result, _usable())))
         except (EOFError, ConnectionError):
             return
+
+
+def _usable() -> bool:
+    import torch
+
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return True
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _follow(parent: int) -> None:
