@@ -67,3 +67,12 @@ def test_03_stream_ptycho_keeps_the_object_of_a_scan(visible: ModuleType, tmp_pa
     with np.load(tmp_path / "object.npz") as saved:
         seen = visible.visible_object()
         np.testing.assert_allclose(np.abs(saved["object"]), np.abs(seen), atol=0.02)
+
+
+def test_04_choose_engine_measures_once_and_remembers(folder: Path, tmp_path: Path) -> None:
+    arguments = ("04_choose_engine.py", folder / "bragg.edgex", folder / "keys", tmp_path / "cache")
+    first, second = run(*arguments), run(*arguments)
+    assert "int8:" in first
+    assert "float16:" in first
+    assert "measured earlier" not in first
+    assert "measured earlier" in second

@@ -170,3 +170,41 @@ def test_a_precision_that_the_bundle_lacks_is_refused(
     lean = open_bundle(make_bundle(("float32",)), trust=keys)
     with pytest.raises(ConfigurationError, match="has no int8 model; give one of float32"):
         open_engine(lean, precision="int8")
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_a_provider_that_onnxruntime_lacks_is_named_with_those_it_has(
+    bundle: Bundle, provider: str
+) -> None:
+    with pytest.raises(
+        EngineError, match=r"has no \w+ExecutionProvider, only .*CPUExecutionProvider.*-gpu"
+    ):
+        open_engine(bundle, engine=f"onnxruntime-{provider}")
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_a_provider_is_asked_for_in_front_of_the_cpu_and_must_start(
+    bundle: Bundle, provider: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    class Session(ort.InferenceSession):  # type: ignore[misc]
+        def __init__(self, model: bytes, options: Any, *, providers: list[Any]) -> None:
+            asked.extend(providers)
+            super().__init__(model, options, providers=["CPUExecutionProvider"])
+
+    names = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(ort, "get_available_providers", lambda: names)
+    monkeypatch.setattr(ort, "InferenceSession", Session)
+    with pytest.raises(EngineError, match=r"does not start its \w+ExecutionProvider here"):
+        open_engine(bundle, engine=f"onnxruntime-{provider}")
+    started = [name if isinstance(name, str) else name[0] for name in asked]
+    assert started == (names if provider == "tensorrt" else names[1:])
+    if provider == "tensorrt":
+        assert asked[0][1]["trt_int8_enable"]
+        assert not asked[0][1]["trt_engine_cache_enable"]
+    # Where it starts, the engine says so.
+    monkeypatch.setattr(Session, "get_providers", lambda self: started)
+    engine = open_engine(bundle, engine=f"onnxruntime-{provider}")
+    assert engine.describe()["engine"] == f"onnxruntime-{provider}"
+    assert engine.reason == f"onnxruntime-{provider} was asked for"
