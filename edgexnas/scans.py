@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
-from zipfile import ZipFile
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,7 @@ from edgexnas.frames import open_frames
 from edgexnas.frames.reading import reading
 from edgexnas.ptycho import PATTERN_SIZE
 
-__all__ = ["Scan", "open_scan"]
+__all__ = ["Scan", "holds_scan", "open_scan"]
 
 MARGIN_PX = 2.0
 """Where positions have no origin of their own, the first window starts this far inside."""
@@ -171,6 +171,30 @@ def open_scan(path: str | Path) -> Scan:
         return _open_hdf5(place)
     except InputError as error:
         raise SourceError(str(error)) from error
+
+
+def holds_scan(path: str | Path) -> bool:
+    """Tell whether a file holds positions beside its patterns, as `open_scan` needs.
+
+    Frames without positions, folders, images and files that cannot be read are no scans; what is
+    wrong with them, whoever opens them says.
+    """
+    place = Path(path)
+    try:
+        with place.open("rb") as file:
+            start = file.read(8)
+        if start.startswith(b"BZh"):
+            with bz2.open(place) as stream:
+                return stream.read(4) == b"PK\x03\x04"
+        if start.startswith(b"PK\x03\x04"):
+            with ZipFile(place) as archive:
+                return {"data.npy", "scan.npy"} <= set(archive.namelist())
+        import h5py
+
+        with h5py.File(place, "r") as file:
+            return any(name in file for name in (*_POSITION_PLACES, *_TRANSLATION_PLACES))
+    except (OSError, EOFError, BadZipFile, ImportError):
+        return False
 
 
 def _open_tike(path: Path) -> Scan:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from edgexnas.cli.arguments import add_command, positive_int
+from edgexnas.cli.scan_commands import predict_object
 from edgexnas.errors import ConfigurationError, EdgexnasError
 from edgexnas.whole_files import whole_file
 
@@ -26,20 +27,37 @@ COLUMNS = ("frame", "row_px", "col_px", "row_interval_px", "col_interval_px", "c
 
 def add_to(commands: Commands) -> None:
     """Add the commands."""
-    predict = add_command(commands, "predict", "find the peaks of a frame series with a bundle")
+    predict = add_command(
+        commands, "predict", "find the peaks of frames, or the object of a scan, with a bundle"
+    )
     predict.add_argument("bundle", type=Path, help="*.edgex")
-    predict.add_argument("frames", type=Path, help="HDF5, NeXus, frame cache, image or folder")
+    predict.add_argument(
+        "frames",
+        type=Path,
+        help="HDF5, NeXus, frame cache, image or folder; a scan (HDF5, CXI, .npz) for a bundle "
+        "of ptychography",
+    )
     predict.add_argument("--trust", type=Path, required=True, help="folder of *.pub.pem files")
     predict.add_argument("--engine", default="auto", choices=("auto", "onnxruntime", "tensorrt"))
     predict.add_argument("--precision", default="int8", choices=("int8", "float16", "float32"))
     predict.add_argument("--batch", type=positive_int, default=32, help="patches an engine run")
-    predict.add_argument("--output", type=Path, help="CSV file; standard output if not given")
+    predict.add_argument(
+        "--output",
+        type=Path,
+        help="CSV file of peaks, standard output if not given; .npz or .h5 file of an object, "
+        "which gets pictures beside it",
+    )
     predict.set_defaults(run=_predict)
 
 
 def _predict(options: argparse.Namespace) -> None:
+    from edgexnas.bundle import read_manifest
     from edgexnas.device import PeakPredictor
 
+    # Not verified yet: it only chooses the predictor, which verifies the bundle.
+    if read_manifest(options.bundle).task == "ptycho":
+        predict_object(options)
+        return
     with (
         PeakPredictor(
             options.bundle,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgexnas.cli.arguments import add_command, positive_float, positive_int
+from edgexnas.cli.scan_commands import label_scan_file, simulate_scan_file
 from edgexnas.cli.terminal import print_pairs, progress
 
 if TYPE_CHECKING:
@@ -29,11 +30,23 @@ def add_to(commands: Commands) -> None:
     simulate.add_argument(
         "--like", choices=("default", "ruby-dexela"), default="default", help="preset to start from"
     )
+    simulate.add_argument(
+        "--scan-of",
+        choices=("siemens-star", "circuit", "cells"),
+        help="simulate a ptychography scan of this object instead of frames",
+    )
     simulate.add_argument("--seed", type=int, default=0)
     simulate.set_defaults(run=_simulate)
 
-    label = add_command(commands, "label", "find peaks and fit a pseudo-Voigt to each")
-    label.add_argument("frames", type=Path, help="HDF5, NeXus, frame cache, image or folder")
+    label = add_command(
+        commands, "label", "fit a pseudo-Voigt to each peak of frames, or retrieve a scan's object"
+    )
+    label.add_argument(
+        "frames",
+        type=Path,
+        help="HDF5, NeXus, frame cache, image or folder; a file that holds positions beside its "
+        "patterns (HDF5, CXI, .npz) is a ptychography scan",
+    )
     label.add_argument("--output", type=Path, required=True, help="HDF5 file to write")
     label.add_argument(
         "--minimum-counts", type=positive_float, help="above background, to count as a peak"
@@ -41,10 +54,19 @@ def add_to(commands: Commands) -> None:
     label.add_argument(
         "--saturation", type=positive_float, help="counts at which a pixel saturates"
     )
+    label.add_argument(
+        "--iterations", type=positive_int, default=50, help="sweeps of phase retrieval, for scans"
+    )
+    label.add_argument(
+        "--modes", type=positive_int, default=3, help="incoherent modes of the beam, for scans"
+    )
     label.set_defaults(run=_label)
 
 
 def _simulate(options: argparse.Namespace) -> None:
+    if options.scan_of is not None:
+        simulate_scan_file(options)
+        return
     from edgexnas.simulate import HedmSettings, save_series, simulate_hedm
 
     changes: dict[str, Any] = {"frames": options.frames}
@@ -69,7 +91,11 @@ def _label(options: argparse.Namespace) -> None:
     from edgexnas.frames import open_frames
     from edgexnas.host import label_frames
     from edgexnas.peak_finding import FinderSettings
+    from edgexnas.scans import holds_scan
 
+    if holds_scan(options.frames):
+        label_scan_file(options.frames, options)
+        return
     chosen = {
         name: getattr(options, name)
         for name in ("minimum_counts", "saturation")

@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     from edgexnas.host.pseudo_voigt import PseudoVoigtFit, fit_pseudo_voigt
     from edgexnas.host.ptycho_dataset import PtychoDataset
     from edgexnas.host.ptycho_labels import label_scan
+    from edgexnas.host.ptycho_patterns import (
+        ObjectVariety,
+        PatternSource,
+        draw_objects,
+        reconstruct_part,
+    )
+    from edgexnas.host.ptycho_pretraining import PretrainingSettings, pretrain
     from edgexnas.host.result import Candidate, SearchResult
     from edgexnas.host.scoring import classical_rows, distance_row
     from edgexnas.host.search import optimize
@@ -33,8 +40,11 @@ _HOME = {
     "Candidate": "result",
     "DetectionScores": "matching",
     "ExportReport": "export",
+    "ObjectVariety": "ptycho_patterns",
     "Origin": "export",
+    "PatternSource": "ptycho_patterns",
     "PeakDataset": "dataset",
+    "PretrainingSettings": "ptycho_pretraining",
     "PseudoVoigtFit": "pseudo_voigt",
     "PtychoDataset": "ptycho_dataset",
     "Reconstruction": "phase_retrieval",
@@ -49,6 +59,7 @@ _HOME = {
     "count_parameters": "models",
     "detection_scores": "matching",
     "distance_row": "scoring",
+    "draw_objects": "ptycho_patterns",
     "export_bundle": "export",
     "fit_pseudo_voigt": "pseudo_voigt",
     "label_frames": "labels",
@@ -56,7 +67,9 @@ _HOME = {
     "load_configuration": "configuration",
     "match_peaks": "matching",
     "optimize": "search",
+    "pretrain": "ptycho_pretraining",
     "reconstruct": "phase_retrieval",
+    "reconstruct_part": "ptycho_patterns",
     "train": "training",
 }
 
@@ -66,8 +79,11 @@ __all__ = [  # noqa: RUF022 - ruff sorts by case, a reader looks by name
     "Candidate",
     "DetectionScores",
     "ExportReport",
+    "ObjectVariety",
     "Origin",
+    "PatternSource",
     "PeakDataset",
+    "PretrainingSettings",
     "PseudoVoigtFit",
     "PtychoDataset",
     "Reconstruction",
@@ -82,6 +98,7 @@ __all__ = [  # noqa: RUF022 - ruff sorts by case, a reader looks by name
     "count_parameters",
     "detection_scores",
     "distance_row",
+    "draw_objects",
     "export_bundle",
     "fit_pseudo_voigt",
     "label_frames",
@@ -89,7 +106,9 @@ __all__ = [  # noqa: RUF022 - ruff sorts by case, a reader looks by name
     "load_configuration",
     "match_peaks",
     "optimize",
+    "pretrain",
     "reconstruct",
+    "reconstruct_part",
     "train",
 ]
 

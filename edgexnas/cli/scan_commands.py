@@ -1,0 +1,85 @@
+"""What `edgexnas simulate`, `label` and `predict` do with ptychography scans."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from edgexnas.cli.terminal import print_pairs, progress
+from edgexnas.errors import ConfigurationError
+
+__all__ = ["label_scan_file", "predict_object", "simulate_scan_file"]
+
+
+def simulate_scan_file(options: argparse.Namespace) -> None:
+    """Simulate the scan of an object and save it with its truth."""
+    from edgexnas.simulate import PtychographySettings, save_scan, simulate_scan
+
+    settings = PtychographySettings(object_kind=options.scan_of)
+    with progress(f"simulate a scan of a {options.scan_of}"):
+        scan = simulate_scan(settings, seed=options.seed)
+        save_scan(scan, options.output)
+    rows, cols = scan.patterns.shape[1:]
+    print_pairs([("patterns", f"{len(scan)} of {rows}×{cols}"), ("file", str(options.output))])
+
+
+def label_scan_file(path: Path, options: argparse.Namespace) -> None:
+    """Pair the patterns of a scan with the object under each and save the dataset."""
+    from edgexnas.host import label_scan
+    from edgexnas.scans import open_scan
+
+    if not options.output.parent.is_dir():
+        raise ConfigurationError(
+            f"there is no folder {options.output.parent} for {options.output.name}; make it first"
+        )
+    scan = open_scan(path)
+    with progress(f"label {len(scan)} patterns") as step:
+        dataset = label_scan(
+            scan, iterations=options.iterations, modes=options.modes, progress=step
+        )
+    dataset.save(options.output)
+    left_out = len(scan) - len(dataset)
+    without = f", {left_out} left out without a usable position" if left_out else ""
+    print_pairs(
+        [
+            ("patterns", f"{len(dataset)}{without}"),
+            ("scored against", dataset.against),
+            ("intensity scale", f"{dataset.intensity_scale:g} counts"),
+            ("file", str(options.output)),
+        ]
+    )
+
+
+def predict_object(options: argparse.Namespace) -> None:
+    """Stitch the patches that a bundle predicts for a scan, and save the object."""
+    from edgexnas.device import PtychoPredictor
+    from edgexnas.device.object_file import check_object_path, save_object
+
+    if options.output is None:
+        raise ConfigurationError(
+            f"{options.bundle} is for ptychography, whose result is an image: name a file for it, "
+            "--output object.npz or object.h5"
+        )
+    check_object_path(options.output)
+    with PtychoPredictor(
+        options.bundle,
+        trust=options.trust,
+        engine=options.engine,
+        precision=options.precision,
+        batch=options.batch,
+    ) as predictor:
+        stream = predictor.stream(options.frames)
+        for _ in stream:
+            pass
+    image = stream.image()
+    paths = save_object(image, options.output)
+    rows, cols = image.values.shape
+    counts = stream.counts
+    print_pairs(
+        [
+            ("stitched", f"{counts.stitched} patches to {rows}×{cols} px"),
+            ("covered", f"{(image.coverage > 0).mean():.1%}"),
+            ("not placed", f"{counts.missing + counts.repeated + counts.outside} patches"),
+            *(("file", str(path)) for path in paths),
+        ]
+    )

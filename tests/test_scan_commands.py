@@ -1,0 +1,157 @@
+"""Ptychography from the shell: simulate, label, predict, and what is said of bad scans."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+
+import h5py
+import numpy as np
+import pytest
+
+from edgexnas.bundle import generate_keys
+from edgexnas.cli import main
+from edgexnas.host.ptycho_dataset import PtychoDataset
+from edgexnas.scans import holds_scan, open_scan
+from edgexnas.simulate import HedmSettings, save_series, simulate_hedm
+
+PATTERNS = np.random.default_rng(0).poisson(3, (6, 64, 64)).astype(np.uint16)
+POSITIONS = np.stack([np.arange(6.0) * 7, 40 - np.arange(6.0)], axis=1)
+
+
+@pytest.fixture(scope="module")
+def beamline(visible: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with keys, a bundle and a scan without a known object."""
+    folder = tmp_path_factory.mktemp("beamline")
+    signing_key, _ = generate_keys(folder / "keys")
+    visible.write_visible_bundle(folder / "visible.edgex", signing_key=signing_key)
+    scan = visible.visible_scan()
+    write(folder / "scan.h5", scan.patterns, scan.positions_px)
+    return folder
+
+
+def write(path: Path, patterns: np.ndarray, positions: np.ndarray) -> Path:
+    with h5py.File(path, "w") as file:
+        file["entry/data/data"] = patterns
+        file["entry/data/positions_px"] = positions
+    return path
+
+
+def run(command: str, *paths: object) -> int:
+    return main([*command.split(), *map(str, paths)])
+
+
+def test_a_simulated_scan_is_labelled_by_its_truth(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scan, labels = tmp_path / "scan.h5", tmp_path / "labels.h5"
+    assert run("simulate --scan-of cells --seed 3 --output", scan) == 0
+    assert run("label", scan, "--output", labels) == 0
+    dataset = PtychoDataset.load(labels)
+    assert dataset.against == "truth"
+    assert len(dataset) == len(open_scan(scan)) == 784
+    assert "784" in capsys.readouterr().out
+
+
+def test_a_measured_scan_is_labelled_by_phase_retrieval(beamline: Path, tmp_path: Path) -> None:
+    labels = tmp_path / "labels.h5"
+    command = ["label", beamline / "scan.h5", "--iterations", 1, "--modes", 1, "--output", labels]
+    assert run("", *command) == 0
+    dataset = PtychoDataset.load(labels)
+    assert dataset.against == "iterative"
+    assert len(dataset) == 35
+
+
+@pytest.mark.parametrize("name", ["object.npz", "object.h5"])
+def test_the_object_of_a_scan_is_kept_with_its_pictures(
+    beamline: Path, visible: ModuleType, tmp_path: Path, name: str
+) -> None:
+    inputs = beamline / "visible.edgex", beamline / "scan.h5"
+    assert run("predict", *inputs, "--trust", beamline / "keys", "--output", tmp_path / name) == 0
+    if name.endswith(".npz"):
+        with np.load(tmp_path / name) as file:
+            found, coverage = file["object"], file["coverage"]
+    else:
+        with h5py.File(tmp_path / name) as file:
+            found, coverage = file["entry/object/object"][()], file["entry/object/coverage"][()]
+    np.testing.assert_allclose(np.abs(found), np.abs(visible.visible_object()), atol=0.02)
+    assert abs(np.angle(found.sum())) < 1e-5
+    assert coverage.shape == found.shape
+    pictures = sorted(tmp_path.glob("*.png"))
+    assert [p.name for p in pictures] == ["object-amplitude.png", "object-phase.png"]
+    assert all(p.read_bytes().startswith(b"\x89PNG") for p in pictures)
+
+
+def test_what_holds_positions_is_a_scan_and_frames_are_none(tmp_path: Path) -> None:
+    frames = simulate_hedm(HedmSettings(frames=2, shape=(64, 64), grains=1))
+    assert not holds_scan(save_series(frames, tmp_path / "frames.h5"))
+    assert holds_scan(write(tmp_path / "scan.h5", PATTERNS, POSITIONS))
+    np.savez(tmp_path / "scan.npz", data=PATTERNS, scan=POSITIONS)
+    assert holds_scan(tmp_path / "scan.npz")
+    np.savez(tmp_path / "frames.npz", data=PATTERNS)
+    assert not holds_scan(tmp_path / "frames.npz")
+    assert not holds_scan(tmp_path)
+    assert not holds_scan(tmp_path / "nothing.h5")
+
+
+def counts(value: int, dtype: type = np.int32) -> np.ndarray:
+    changed = PATTERNS.astype(dtype)
+    changed[2, 5, 6] = value
+    return changed
+
+
+BAD = {
+    "another size": (np.ones((6, 48, 80), np.uint16), POSITIONS, "48"),
+    "negative counts": (counts(-3), POSITIONS, "-3 at row 5, col 6"),
+    "saturated counts": (counts(65535, np.uint16), POSITIONS, "counts from 65535 are saturated"),
+    "fewer positions": (PATTERNS, POSITIONS[:4], "6 patterns but positions of shape (4, 2)"),
+    "far positions": (PATTERNS, POSITIONS * 1e6, "in object pixels"),
+    "no known position": (PATTERNS, np.full((6, 2), np.nan), "no "),
+    "empty": (PATTERNS[:0], POSITIONS[:0], "holds no frames"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+@pytest.mark.parametrize("command", ["label", "predict"])
+def test_a_bad_scan_is_refused_in_a_sentence_and_leaves_nothing(
+    beamline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, case: str
+) -> None:
+    patterns, positions, message = BAD[case]
+    scan = write(tmp_path / "scan.h5", patterns, positions)
+    out = tmp_path / "out"
+    out.mkdir()
+    if command == "label":
+        status = run("label --iterations 1", scan, "--output", out / "labels.h5")
+    else:
+        trust = "--trust", beamline / "keys"
+        status = run("predict", beamline / "visible.edgex", scan, *trust, "--output", out / "o.h5")
+    said = capsys.readouterr().err
+    lines = [line for line in said.splitlines() if line.startswith("edgexnas")]
+    assert status == 1
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert "Traceback" not in said
+    assert not list(out.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ([], "name a file for it"),
+        (["--output", "object.tif"], "no suffix that tells its format"),
+        (["--output", "nowhere/object.npz"], "in a folder that exists"),
+    ],
+)
+def test_where_an_object_cannot_be_kept_is_said_before_it_is_made(
+    beamline: Path, capsys: pytest.CaptureFixture[str], output: list[str], message: str
+) -> None:
+    inputs = beamline / "visible.edgex", beamline / "scan.h5", "--trust", beamline / "keys"
+    assert run("predict", *inputs, *output) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_labels_without_a_folder_are_refused_before_the_work(
+    beamline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("label", beamline / "scan.h5", "--output", tmp_path / "nowhere" / "labels.h5") == 1
+    assert "there is no folder" in capsys.readouterr().err
