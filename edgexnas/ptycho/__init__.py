@@ -1,0 +1,62 @@
+"""The contract of ptychography: patterns, scaling, patches, phase and stitching.
+
+Training and inference call the same functions here. numpy only.
+
+Conventions
+-----------
+* A pattern is a far-field diffraction pattern, 64×64 photon counts with the direct beam in the
+  middle: pixel (32, 32).
+* A patch is the object under the probe, 64×64: amplitude without unit and phase in radians.
+* Positions are (row, col) in object pixels: where the first pixel of a patch lies on the canvas.
+  They need not be whole numbers.
+* The phase of a diffraction pattern is known up to a constant, so phases are compared and shown
+  after that constant is removed; see `align_phase`.
+"""
+
+from edgexnas.ptycho.canvas import (
+    ObjectCanvas,
+    ObjectImage,
+    SpreadPatch,
+    hann_weight,
+    spread_patch,
+)
+from edgexnas.ptycho.patches import (
+    ComplexArray,
+    ObjectPatches,
+    PatchErrors,
+    PlacedPatches,
+    align_phase,
+    decode_patches,
+    patch_errors,
+    to_complex,
+)
+from edgexnas.ptycho.patterns import (
+    PATTERN_SIZE,
+    FloatArray,
+    as_patterns,
+    bin_patterns,
+    check_counts,
+    scale_patterns,
+)
+
+__all__ = [
+    "PATTERN_SIZE",
+    "ComplexArray",
+    "FloatArray",
+    "ObjectCanvas",
+    "ObjectImage",
+    "ObjectPatches",
+    "PatchErrors",
+    "PlacedPatches",
+    "SpreadPatch",
+    "align_phase",
+    "as_patterns",
+    "bin_patterns",
+    "check_counts",
+    "decode_patches",
+    "hann_weight",
+    "patch_errors",
+    "scale_patterns",
+    "spread_patch",
+    "to_complex",
+]
