@@ -226,9 +226,16 @@ class StatusPvs:
             records.close()
 
     def _run(self, records: PvaRecords) -> None:
-        while not self._closing.wait(self._period_s):
-            self._post(records)
-        self._post(records)
+        complained = False
+        going_on = True
+        while going_on:
+            going_on = not self._closing.wait(self._period_s)
+            try:
+                self._post(records)
+            except Exception as error:
+                if not complained:
+                    _logger.warning("status PVs cannot be posted: %s", error)
+                complained = True
 
     def _post(self, records: PvaRecords) -> None:
         """Post what has changed, as a record with monitors does."""

@@ -159,8 +159,15 @@ class ServiceWatch:
         return Health(True, f"the service is {status.state}")
 
     def _run(self) -> None:
+        complained = False
         while True:
-            self._sensors.read()
+            try:
+                self._sensors.read()
+            except Exception as error:
+                # A broken sensor must not take the history of rates and latencies with it.
+                if not complained:
+                    _logger.warning("power and temperatures cannot be read: %s", error)
+                complained = True
             status = self.observe().status
             point = HistoryPoint(
                 self._clock(),

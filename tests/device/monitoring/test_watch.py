@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from edgexnas.device.monitoring.sensors import SensorReading, Sensors
 from edgexnas.device.monitoring.watch import ServiceWatch
 from edgexnas.device.serving.status import ServiceStatus
 
@@ -93,3 +94,17 @@ def test_history_is_kept_while_the_watch_runs_and_its_thread_ends_with_it(
     history = watch.observe().history
     assert [point.time_s for point in history] == sorted(point.time_s for point in history)
     assert (history[0].done_per_s, history[0].latency_p99_ms) == (199.25, 21.0)
+
+
+def test_a_broken_sensor_does_not_take_the_history_with_it(
+    source: Any, until: Callable[[Callable[[], bool]], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(Sensors):
+        def read(self) -> SensorReading:
+            raise ZeroDivisionError("the sensor says 0 V")
+
+    watch = ServiceWatch(source, period_s=0.02, sensors=Broken())
+    watch.start()
+    until(lambda: len(watch.observe().history) >= 3)
+    watch.close()
+    assert caplog.messages == ["power and temperatures cannot be read: the sensor says 0 V"]
