@@ -29,8 +29,8 @@ from edgexnas.device.sources.events import EventSource
 
 __all__ = ["Pipeline"]
 
-BETWEEN_STAGES = 256
-"""Most frames between two stages; what is left of them there is patches or patterns."""
+BETWEEN_STAGES = 32
+"""Most frames between two stages: enough to smooth them, and few, because each adds latency."""
 
 IDLE_S = 0.05
 """How long a stage waits before it looks whether something else is to be done."""
@@ -212,13 +212,16 @@ class Pipeline:
             while not (self._found.finished and not batch):
                 now = self.beats_ns["predict"] = time.monotonic_ns()
                 left_ns = oldest_ns + deadline_ns - now if batch else int(IDLE_S * 1e9)
-                came = self._found.take_all(max(0, left_ns) / 1e9)
-                for task in came:
+                for task in self._found.take_all(max(0, left_ns) / 1e9):
                     oldest_ns = min(oldest_ns, task.arrival_ns) if batch else task.arrival_ns
                     batch.append(task)
                     items += 0 if task.error else self._work.size(task)
+                    # A full batch goes at once: what waits behind it need not hold it up.
+                    if items >= self._engine_batch:
+                        self._run_engine(batch)
+                        batch, items = [], 0
                 due = time.monotonic_ns() >= oldest_ns + deadline_ns
-                if batch and (items >= self._engine_batch or due or self._found.closed):
+                if batch and (due or self._found.closed):
                     self._run_engine(batch)
                     batch, items = [], 0
         finally:

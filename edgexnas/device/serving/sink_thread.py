@@ -127,8 +127,9 @@ class SinkThread:
         next_s = 0.0
         while not self.queue.finished:
             self.beat_ns = time.monotonic_ns()
-            if not self.queue.closed:
-                time.sleep(max(0.0, next_s - time.monotonic()))
+            gather_s = next_s - time.monotonic()
+            if gather_s > 0 and not self.queue.closed:
+                time.sleep(gather_s)
             items = self.queue.take_all(0.2)
             if items:
                 self._feed(items)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -50,11 +51,10 @@ for number in range(first, 1_000_000, 3):
 """
 
 
-def result(number: int, *, series: str = "a", **fields: Any) -> FrameResult:
-    """A result whose peaks tell its number: `number % 4` of them, at row `number`."""
-    count = number % 4
+def peaks_of(number: int, count: int) -> Peaks:
+    """Peaks at row and column `number`."""
     positions = np.full((count, 2), number, np.float32)
-    peaks = Peaks(
+    return Peaks(
         positions_px=positions,
         intervals_px=positions / 2,
         quantiles_px=np.zeros((count, 2, 3), np.float32),
@@ -64,7 +64,11 @@ def result(number: int, *, series: str = "a", **fields: Any) -> FrameResult:
         frame_number=number,
         overflow=0,
     )
-    return replace(FrameResult(series, number, 0, 1.5, peaks), **fields)
+
+
+def result(number: int, *, series: str = "a", **fields: Any) -> FrameResult:
+    """A result whose peaks tell its number: `number % 4` of them, at row `number`."""
+    return replace(FrameResult(series, number, 0, 1.5, peaks_of(number, number % 4)), **fields)
 
 
 def check_frame(frame: Any) -> None:
@@ -286,6 +290,38 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (250_000, 250_000))
         assert [frame.number for frame in frames][: stored + 1] == list(range(stored + 1))
         for frame in frames:
             check_frame(frame)
+
+    def test_a_disk_that_really_is_full_leaves_whole_frames_alone(self, tmp_path: Path) -> None:
+        """A file system of 12 MiB, mounted in a name space that ends with the writer."""
+        space = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+        mount = f"mount -t tmpfs -o size=12m none {tmp_path}"
+        if shutil.which("unshare") is None or subprocess.run([*space, mount]).returncode:
+            pytest.skip("a file system cannot be mounted in a name space of this user")
+        before = """
+import edgexnas.device.serving.hdf5_sink as module
+from test_hdf5_sink import peaks_of
+module.AHEAD_BYTES = 2**18
+small = result
+result = lambda number: small(number, peaks=peaks_of(number, 5000))
+"""
+        program = WRITER.format(before=before, options="{'least_free_mib': 0}")
+        script = tmp_path.with_suffix(".py")
+        script.write_text(program)
+        saved = tmp_path.with_suffix(".saved")
+        saved.mkdir()
+        run = f"{sys.executable} {script} {tmp_path} {Path(__file__).parent}"
+        command = [*space, f"{mount} && {run}; code=$?; cp {tmp_path}/*.h5 {saved}; exit $code"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+        assert done.returncode == 0, done.stderr
+        lines = done.stdout.splitlines()
+        assert lines[-1].startswith("refused")
+        assert "No space left on device" in lines[-1]
+        stored = int(lines[-2].split()[1])
+        frames = list(read_results(saved))
+        assert [frame.number for frame in frames] == list(range(stored + 1))
+        for frame in frames:
+            assert (frame.positions_px == frame.number).all()
+            assert len(frame.positions_px) == 5000
 
     def test_a_folder_that_is_not_ours_is_refused_by_a_check(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")

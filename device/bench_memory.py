@@ -1,0 +1,192 @@
+"""Resident memory of `edgexnas serve`: with large frames, and over very many small ones.
+
+python device/bench_memory.py bragg.edgex --trust keys --output memory.csv --page memory.md
+
+Each service is a process of its own with an HDF5 and a ZMQ sink; its resident memory is read from
+/proc twice a second. Frames come from the simulated detector in the same process, whose frames
+(up to 64 MiB) are part of what is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import platform
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+CONFIGURATION = """\
+source = "{source}"
+[predictor]
+bundle = "{bundle}"
+trust = "{trust}"
+[[sinks]]
+kind = "hdf5"
+folder = "results"
+[[sinks]]
+kind = "zmq"
+address = "tcp://127.0.0.1:*"
+[monitoring]
+port = {port}
+"""
+
+SAMPLE_S = 0.5
+DONE = re.compile(r"(\d+) of (\d+) frames done")
+
+
+@dataclass(frozen=True)
+class Course:
+    """Resident memory over the life of a service."""
+
+    name: str
+    times_s: list[float]
+    resident_mb: list[float]
+    done: int
+    received: int
+    peak_mb: float
+
+    def settled(self) -> tuple[np.ndarray, np.ndarray]:
+        """Leave out the first fifth, in which pages of libraries are touched first."""
+        start = len(self.times_s) // 5
+        return np.array(self.times_s[start:]), np.array(self.resident_mb[start:])
+
+    def growth_mb(self) -> float:
+        """Straight line through the settled samples, from its begin to its end."""
+        times, resident = self.settled()
+        slope = np.polyfit(times, resident, 1)[0] if len(times) > 2 else 0.0
+        return float(slope * (times[-1] - times[0])) if len(times) else 0.0
+
+
+def resident_mb(process: int) -> tuple[float, float]:
+    """Resident memory now, and the most so far."""
+    status = Path(f"/proc/{process}/status").read_text()
+    found = [re.search(rf"{name}:\s+(\d+) kB", status) for name in ("VmRSS", "VmHWM")]
+    now, most = (int(match[1]) / 1e3 if match else 0.0 for match in found)
+    return now, most
+
+
+def follow(name: str, source: str, options: argparse.Namespace) -> Course:
+    with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
+        configuration = Path(folder) / "serve.toml"
+        configuration.write_text(
+            CONFIGURATION.format(
+                source=source,
+                bundle=options.bundle.absolute(),
+                trust=options.trust.absolute(),
+                port=options.port,
+            )
+        )
+        log = (Path(folder) / "log").open("w+")
+        command = [sys.executable, "-m", "edgexnas.cli", "serve", str(configuration)]
+        process = subprocess.Popen(command, stderr=log)
+        began, times, resident, peak = time.monotonic(), [], [], 0.0
+        try:
+            while process.poll() is None:
+                now, most = resident_mb(process.pid)
+                if now:
+                    times.append(time.monotonic() - began)
+                    resident.append(now)
+                    peak = max(peak, most)
+                time.sleep(SAMPLE_S)
+        except BaseException:
+            process.send_signal(signal.SIGKILL)
+            raise
+        log.seek(0)
+        text = log.read()
+        if process.returncode:
+            raise SystemExit(f"{name}: the service ended with {process.returncode}:\n{text}")
+        done, received = map(int, DONE.findall(text)[-1])
+        print(f"{name}: {done} of {received} frames, at most {peak:.0f} MB", flush=True)
+        return Course(name, times, resident, done, received, peak)
+
+
+def page(courses: list[Course], options: argparse.Namespace) -> str:
+    rows = [
+        "| frames | frames done | at most, MB | settled, MB | growth after the first fifth, MB |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for course in courses:
+        _, settled = course.settled()
+        rows.append(
+            f"| {course.name} | {course.done:,} of {course.received:,} | {course.peak_mb:.0f} | "
+            f"{settled.min():.0f}–{settled.max():.0f} | {course.growth_mb():+.1f} |"
+        )
+    return "\n".join(
+        [
+            "# Memory of the streaming service",
+            "",
+            "Resident memory (VmRSS; `at most` is VmHWM) of one `edgexnas serve` process, read "
+            "twice a second from /proc. It serves frames of the simulated detector, which runs "
+            "within the process and whose up to 64 MiB of frames are included, to an HDF5 and a "
+            "ZMQ sink, with page and metrics on. Growth is that of a straight line through all "
+            "samples after the first fifth of the run.",
+            "",
+            *rows,
+            "",
+            f"Made by `python device/bench_memory.py {options.bundle.name} --trust keys "
+            f"--small {options.small}` on {os.cpu_count()} cores of {machine()}, Python "
+            f"{platform.python_version()}, beside other work.",
+            "",
+        ]
+    )
+
+
+def machine() -> str:
+    text = Path("/proc/cpuinfo").read_text()
+    found = re.search(r"model name\s*: (.*)", text)
+    return found[1] if found else platform.machine()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("bundle", type=Path, help="bundle for Bragg peaks")
+    parser.add_argument("--trust", type=Path, required=True, help="folder of public keys")
+    parser.add_argument("--large", type=int, default=600, help="frames of 2048×2048")
+    parser.add_argument("--small", type=int, default=1_000_000, help="frames of 64×64")
+    parser.add_argument("--rate", type=float, default=20, help="large frames a second")
+    parser.add_argument("--port", type=int, default=0, help="port of the page; 0 for none")
+    parser.add_argument("--scratch", type=Path, help="folder for results on the way")
+    parser.add_argument("--output", type=Path, help="CSV of all samples")
+    parser.add_argument("--page", type=Path, help="Markdown page")
+    options = parser.parse_args()
+    courses = [
+        follow(
+            f"2048×2048 uint16, {options.rate:g} a second",
+            f"sim://hedm?shape=2048x2048&rate={options.rate:g}&frames={options.large}",
+            options,
+        ),
+        follow(
+            "2048×2048 uint16, as fast as they are taken",
+            f"sim://hedm?shape=2048x2048&frames={options.large}",
+            options,
+        ),
+        follow(
+            "64×64 uint16, as fast as they are taken",
+            f"sim://hedm?shape=64x64&frames={options.small}&peaks=2",
+            options,
+        ),
+    ]
+    if options.output:
+        with options.output.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(("service", "time_s", "resident_mb"))
+            for course in courses:
+                for time_s, mb in zip(course.times_s, course.resident_mb, strict=True):
+                    writer.writerow((course.name, f"{time_s:.1f}", f"{mb:.1f}"))
+    text = page(courses, options)
+    print(text)
+    if options.page:
+        options.page.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
