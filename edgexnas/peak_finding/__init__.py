@@ -1,10 +1,12 @@
 """Find Bragg peaks on a detector frame: one pass over the frame, then lit pixels only.
 
-This numpy version is the reference that faster kernels must equal: it is deterministic, ties go to
-the first pixel in raster order, and every test is stated in `PeakFinder`. numpy only.
+A numpy version is the reference: it is deterministic, ties go to the first pixel in raster order,
+and every test is stated in `PeakFinder`. The twin that numba compiles gives the same peaks faster,
+where numba is installed.
 """
 
 from edgexnas.peak_finding.background import Background, estimate_background
-from edgexnas.peak_finding.finder import FinderSettings, FoundPeaks, PeakFinder
+from edgexnas.peak_finding.finder import FoundPeaks, PeakFinder
+from edgexnas.peak_finding.settings import FinderSettings
 
 __all__ = ["Background", "FinderSettings", "FoundPeaks", "PeakFinder", "estimate_background"]

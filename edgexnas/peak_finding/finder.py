@@ -1,96 +1,31 @@
-"""Find Bragg peaks on a detector frame: one pass over the frame, then lit pixels only.
-
-This numpy version is the reference that faster kernels must equal: it is deterministic, ties go to
-the first pixel in raster order, and every test is stated in `PeakFinder`. numpy only.
-"""
+"""Find Bragg peaks on a detector frame: the rules, and who carries them out."""
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from edgexnas.bragg import CENTRE, FloatArray, IntArray, PeakFlag, cut_patches
-from edgexnas.errors import ConfigurationError, InputError
+from edgexnas.bragg import FloatArray, IntArray
+from edgexnas.errors import ConfigurationError, InputError, MissingDependencyError
 from edgexnas.peak_finding.background import Background
+from edgexnas.peak_finding.reference_finder import ReferenceFinder
+from edgexnas.peak_finding.settings import FinderSettings
 
-__all__ = ["FinderSettings", "FoundPeaks", "PeakFinder"]
+if TYPE_CHECKING:
+    from edgexnas.peak_finding.compiled_finder import CompiledFinder
+
+__all__ = ["FoundPeaks", "PeakFinder"]
 
 BoolArray = npt.NDArray[np.bool_]
 IndexArray = npt.NDArray[np.intp]
 Frame = npt.NDArray[Any]
 
-_OFFSETS = [(row, col) for row in range(-2, 3) for col in range(-2, 3)]
-_MIDDLE = _OFFSETS.index((0, 0))
-_INNER = np.array([max(abs(row), abs(col)) <= 1 for row, col in _OFFSETS])
-# The 3×3, and opposite pixels of the perimeter along a row, a column and both diagonals.
-_GROUPS = np.array(
-    [
-        (
-            max(abs(row), abs(col)) <= 1,
-            abs(row) <= 1 and abs(col) == 2,
-            abs(row) == 2 and abs(col) <= 1,
-            row * col >= 2,
-            row * col <= -2,
-        )
-        for row, col in _OFFSETS
-    ],
-    np.float64,
-)
-# The nearest come first: they beat most pixels, and lie in the cache line that was just read.
-_NEIGHBOURS = sorted((o for o in _OFFSETS if o != (0, 0)), key=lambda o: (o[0] ** 2 + o[1] ** 2, o))
-
-
-@dataclass(frozen=True, slots=True)
-class FinderSettings:
-    """What counts as a peak.
-
-    Attributes
-    ----------
-    minimum_counts
-        Counts above background that a peak's brightest pixel must exceed.
-    noise_sigmas
-        The same in units of the background's noise; the larger of the two limits applies.
-    snr
-        Smallest signal-to-noise ratio of the mean of the 3×3 pixels around the brightest.
-    prominence_sigmas
-        Smallest significance with which that mean stands above the 5×5 perimeter, in every
-        direction.
-    minimum_pixels
-        How many of the 3×3 pixels, the centre included, must exceed the threshold.
-    saturation
-        Counts from which a pixel is saturated; None means the largest value of an unsigned
-        integer dtype, and no limit for other dtypes.
-    capacity
-        Largest number of peaks kept of one frame.
-
-    Raises
-    ------
-    ConfigurationError
-        If a value is out of range.
-    """
-
-    minimum_counts: float = 20.0
-    noise_sigmas: float = 5.0
-    snr: float = 5.0
-    prominence_sigmas: float = 3.0
-    minimum_pixels: int = 3
-    saturation: float | None = None
-    capacity: int = 20_000
-
-    def __post_init__(self) -> None:
-        for name in ("minimum_counts", "noise_sigmas", "snr", "prominence_sigmas"):
-            value = getattr(self, name)
-            if not 0 <= value < float("inf"):
-                raise ConfigurationError(f"{name} is {value}; give a finite number from 0")
-        if not 1 <= self.minimum_pixels <= 9:
-            raise ConfigurationError(f"minimum_pixels is {self.minimum_pixels}; give 1 to 9")
-        if self.capacity < 1:
-            raise ConfigurationError(f"capacity is {self.capacity}; give at least 1")
-        if self.saturation is not None and not self.saturation > 0:
-            raise ConfigurationError(f"saturation is {self.saturation}; give counts above 0")
+_log = logging.getLogger(__name__)
+_DEFAULTS = FinderSettings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +54,14 @@ class FoundPeaks:
 
     def __len__(self) -> int:
         return len(self.maxima)
+
+
+class _Twin(Protocol):
+    def find(self, frame: Frame) -> IndexArray: ...
+
+    def cut(
+        self, frame: Frame, maxima: IntArray
+    ) -> tuple[FloatArray, npt.NDArray[np.uint8], FloatArray]: ...
 
 
 class PeakFinder:
@@ -152,24 +95,32 @@ class PeakFinder:
         Level and noise; None means 0, as for zero-suppressed frames.
     mask
         (H, W) bool, True where a pixel must not be used.
+    compiled
+        Whether the twin that numba compiles does the work: True, False for the numpy reference,
+        or None for the twin where numba is installed and the dtype is one of uint8, uint16, int16,
+        uint32, int32 and float32. Both give the same peaks, to the last bit.
 
     Raises
     ------
     ConfigurationError
         If background or mask have another shape than the frames.
+    MissingDependencyError
+        If `compiled` is True and numba is not installed.
 
     Notes
     -----
-    A finder keeps a scratch buffer: use one per thread.
+    A finder keeps scratch buffers: use one per thread. The compiled twin runs without the
+    interpreter's lock, so that threads with a finder each run side by side.
     """
 
     def __init__(
         self,
-        settings: FinderSettings = FinderSettings(),
+        settings: FinderSettings = _DEFAULTS,
         *,
         shape: tuple[int, int],
         background: Background | None = None,
         mask: BoolArray | None = None,
+        compiled: bool | None = None,
     ) -> None:
         self.settings = settings
         self.shape = (int(shape[0]), int(shape[1]))
@@ -185,9 +136,12 @@ class PeakFinder:
                     f"the {name} has shape {array.shape}, the frames have {self.shape}; "
                     "give both the same"
                 )
-        self._irregular = _irregular_pixels(self.shape, self.mask)
-        self._thresholds: dict[np.dtype[Any], tuple[Frame, Frame]] = {}
-        self._lit = np.empty(self.shape[0] * self.shape[1], np.bool_)
+        if compiled and _compiled_finder() is None:
+            raise MissingDependencyError.of(
+                "numba", extra="device", purpose="the compiled peak finder"
+            )
+        self._compiled = compiled
+        self._twins: dict[np.dtype[Any], _Twin] = {}
 
     def find(self, frame: Frame) -> FoundPeaks:
         """Find the peaks of one frame.
@@ -203,23 +157,56 @@ class PeakFinder:
             If the shape is another, the dtype is not real, or a usable pixel is not finite.
         """
         frame = self._checked(frame)
-        flat = frame.reshape(-1)
-        threshold, masked_threshold = self._threshold_maps(frame.dtype)
-        np.greater(flat, masked_threshold, out=self._lit)
-        lit = np.flatnonzero(self._lit)
-        irregular = self._irregular[flat[self._irregular] > threshold[self._irregular]]
-        values = flat.take(lit)
-        brightest = max(values.max(initial=0), flat[irregular].max(initial=0))
-        saturated = bool(brightest >= self._saturation(frame.dtype))
-        candidates = np.concatenate(
-            [
-                _regular_maxima(flat, lit, values, self.shape[1]),
-                _irregular_maxima(flat, irregular, *self._windows(irregular, 2)),
-            ]
-        )
-        peaks = np.sort(self._accepted(flat, threshold, candidates))
-        peaks, overflow = self._brightest(flat, peaks)
-        return self._cut(frame, peaks, overflow, saturated)
+        twin = self._twin(frame.dtype)
+        peaks, overflow = self._brightest(frame.reshape(-1), twin.find(frame))
+        maxima = np.stack(np.divmod(peaks, self.shape[1]), axis=1).astype(np.int32)
+        counts, flags, intensities = twin.cut(frame, maxima)
+        return FoundPeaks(maxima, intensities, flags, counts, overflow)
+
+    def prepare(self, dtype: npt.DTypeLike) -> None:
+        """Make ready for frames of this dtype, so that the first one takes no longer."""
+        self._twin(np.dtype(dtype).newbyteorder("=")).find(np.zeros(self.shape, dtype))
+
+    def thresholds(self, dtype: npt.DTypeLike) -> Frame:
+        """Give what each pixel must exceed, (H, W), in the frame's own dtype.
+
+        For integers v exceeds the threshold exactly when it exceeds the real limit. Masked pixels
+        never exceed theirs.
+        """
+        dtype = np.dtype(dtype)
+        highest = np.inf if dtype.kind == "f" else np.iinfo(dtype).max
+        threshold = np.empty(self.shape, dtype)
+        # A few rows at a time: whole frames of float64 would be most of the process's memory.
+        for start in range(0, self.shape[0], 64):
+            rows = slice(start, start + 64)
+            limit = self._limits(rows)
+            threshold[rows] = limit if dtype.kind == "f" else _integer_threshold(limit, dtype)
+        if self.mask is not None:
+            threshold[self.mask] = highest
+        return threshold
+
+    def saturation(self, dtype: npt.DTypeLike) -> float:
+        """Give the counts from which a pixel of this dtype is saturated."""
+        dtype = np.dtype(dtype)
+        if self.settings.saturation is not None:
+            # Compared in the frame's own precision.
+            limit = self.settings.saturation
+            return float(np.asarray(limit, dtype)) if dtype.kind == "f" else limit
+        return float(np.iinfo(dtype).max) if dtype.kind == "u" else float("inf")
+
+    def _twin(self, dtype: np.dtype[Any]) -> _Twin:
+        if dtype not in self._twins:
+            kind = None if self._compiled is False else _compiled_finder()
+            works_in = None if kind is None else kind.works_in(dtype)
+            make = ReferenceFinder if kind is None or works_in is None else kind
+            self._twins[dtype] = make(
+                self.settings,
+                self.thresholds(works_in or dtype),
+                background=self.background,
+                mask=self.mask,
+                saturation=self.saturation(dtype),
+            )
+        return self._twins[dtype]
 
     def _checked(self, frame: Frame) -> Frame:
         if frame.shape != self.shape:
@@ -241,24 +228,6 @@ class PeakFinder:
                 )
         return frame
 
-    def _threshold_maps(self, dtype: np.dtype[Any]) -> tuple[Frame, Frame]:
-        """Thresholds in the frame's own dtype, and the same with irregular pixels never lit."""
-        if dtype not in self._thresholds:
-            highest = np.inf if dtype.kind == "f" else np.iinfo(dtype).max
-            threshold = np.empty(self.shape, dtype)
-            # A few rows at a time: whole frames of float64 would be most of the process's memory.
-            for start in range(0, self.shape[0], 64):
-                rows = slice(start, start + 64)
-                limit = self._limits(rows)
-                threshold[rows] = limit if dtype.kind == "f" else _integer_threshold(limit, dtype)
-            if self.mask is not None:
-                threshold[self.mask] = highest
-            threshold = threshold.reshape(-1)
-            regular_only = threshold.copy()
-            regular_only[self._irregular] = highest
-            self._thresholds[dtype] = (threshold, regular_only)
-        return self._thresholds[dtype]
-
     def _limits(self, rows: slice) -> npt.NDArray[np.float64]:
         """Return what each pixel of these rows must exceed, (rows, W)."""
         least = self.settings.minimum_counts
@@ -268,49 +237,6 @@ class PeakFinder:
         limit = np.maximum(self.settings.noise_sigmas * noise, least)
         return limit + self.background.level[rows]
 
-    def _accepted(self, flat: Frame, threshold: Frame, candidates: IndexArray) -> IndexArray:
-        """Keep the candidates that pass the tests 3 to 5."""
-        index, usable = self._windows(candidates, 2)
-        lit = (flat[index] > threshold[index]) & usable & _INNER
-        kept = np.flatnonzero(np.count_nonzero(lit, axis=1) >= self.settings.minimum_pixels)
-        significant = self._significant(flat, index[kept], usable[kept])
-        return candidates[kept[significant]]
-
-    def _significant(self, flat: Frame, index: IndexArray, usable: BoolArray) -> BoolArray:
-        """Apply the tests of signal and prominence."""
-        counts = self._above_background(flat, index)
-        noise = np.zeros(len(index))
-        if self.background is not None:
-            noise = self.background.noise.reshape(-1)[index[:, _MIDDLE]].astype(np.float64)
-        number = usable @ _GROUPS
-        mean = np.where(usable, counts, 0) @ _GROUPS / np.maximum(number, 1)
-        variance = (noise[:, None] ** 2 + np.maximum(mean, 0)) / np.maximum(number, 1)
-        loud = mean[:, 0] >= self.settings.snr * np.sqrt(variance[:, 0])
-        rise = self.settings.prominence_sigmas * np.sqrt(variance[:, :1] + variance[:, 1:])
-        prominent = (mean[:, :1] - mean[:, 1:] >= rise) | (number[:, 1:] == 0)
-        significant: BoolArray = loud & prominent.all(axis=1)
-        return significant
-
-    def _above_background(self, flat: Frame, index: IndexArray) -> npt.NDArray[np.float64]:
-        counts = flat[index].astype(np.float64)
-        if self.background is not None:
-            counts -= self.background.level.reshape(-1)[index]
-        return counts
-
-    def _windows(self, centres: IndexArray, half: int) -> tuple[IndexArray, BoolArray]:
-        """Flat indices of square windows, (n, side²), clipped to the frame; which are usable."""
-        height, width = self.shape
-        span = np.arange(-half, half + 1)
-        row, col = (centres // width)[:, None] + span, (centres % width)[:, None] + span
-        row_in, col_in = (row >= 0) & (row < height), (col >= 0) & (col < width)
-        index = np.clip(row, 0, height - 1)[:, :, None] * width
-        area = (len(centres), len(span) ** 2)
-        index = (index + np.clip(col, 0, width - 1)[:, None, :]).reshape(area)
-        usable = (row_in[:, :, None] & col_in[:, None, :]).reshape(area)
-        if self.mask is not None:
-            usable &= ~self.mask.reshape(-1)[index]
-        return index, usable
-
     def _brightest(self, flat: Frame, peaks: IndexArray) -> tuple[IndexArray, int]:
         """Keep the brightest `capacity` of the peaks; of equals the first in raster order."""
         overflow = max(0, len(peaks) - self.settings.capacity)
@@ -319,23 +245,11 @@ class PeakFinder:
             peaks = np.sort(peaks[order[: self.settings.capacity]])
         return peaks, overflow
 
-    def _saturation(self, dtype: np.dtype[Any]) -> float:
-        if self.settings.saturation is not None:
-            return self.settings.saturation
-        return float(np.iinfo(dtype).max) if dtype.kind == "u" else float("inf")
-
-    def _cut(self, frame: Frame, peaks: IndexArray, overflow: int, saturated: bool) -> FoundPeaks:
-        """Cut the patches and gather the flags."""
-        maxima = np.stack(np.divmod(peaks, self.shape[1]), axis=1).astype(np.int32)
-        level = None if self.background is None else self.background.level
-        patches = cut_patches(frame, maxima, background=level, mask=self.mask)
-        flags = patches.flags
-        if saturated:
-            index, usable = self._windows(peaks, CENTRE)
-            full = (frame.reshape(-1)[index] >= self._saturation(frame.dtype)) & usable
-            flags[full.any(axis=1)] |= np.uint8(PeakFlag.SATURATED)
-        intensities = self._above_background(frame.reshape(-1), peaks).astype(np.float32)
-        return FoundPeaks(maxima, intensities, flags, patches.counts, overflow)
+    def _above_background(self, flat: Frame, index: IndexArray) -> npt.NDArray[np.float64]:
+        counts = flat[index].astype(np.float64)
+        if self.background is not None:
+            counts -= self.background.level.reshape(-1)[index]
+        return counts
 
 
 def _integer_threshold(limit: npt.NDArray[np.float64], dtype: np.dtype[Any]) -> Frame:
@@ -348,43 +262,11 @@ def _integer_threshold(limit: npt.NDArray[np.float64], dtype: np.dtype[Any]) -> 
     return threshold
 
 
-def _irregular_pixels(shape: tuple[int, int], mask: BoolArray | None) -> IndexArray:
-    """Flat indices of usable pixels whose 5×5 pixels are not all usable."""
-    height, width = shape
-    hidden = np.ones((height + 4, width + 4), np.bool_)
-    hidden[2:-2, 2:-2] = False if mask is None else mask
-    near = np.zeros(shape, np.bool_)
-    for row in range(5):
-        for col in range(5):
-            near |= hidden[row : row + height, col : col + width]
-    return np.flatnonzero(near & ~hidden[2:-2, 2:-2])
-
-
-def _regular_maxima(flat: Frame, lit: IndexArray, values: Frame, width: int) -> IndexArray:
-    """Keep the lit pixels that none of their 24 neighbours beats; all neighbours exist."""
-    # Of two lit neighbours in a row exactly one loses; settling that first needs no gathering.
-    adjacent = np.diff(lit) == 1
-    rising = values[1:] > values[:-1]
-    beaten = np.zeros(len(lit), np.bool_)
-    beaten[:-1] = adjacent & rising
-    beaten[1:] |= adjacent & ~rising
-    keep = np.flatnonzero(~beaten)
-    lit, values = lit.take(keep), values.take(keep)
-    for row, col in _NEIGHBOURS:
-        step = row * width + col
-        other = flat.take(lit + step)
-        keep = np.flatnonzero(values > other if step < 0 else values >= other)
-        lit, values = lit.take(keep), values.take(keep)
-    return lit
-
-
-def _irregular_maxima(
-    flat: Frame, lit: IndexArray, index: IndexArray, usable: BoolArray
-) -> IndexArray:
-    """Keep the lit pixels that no usable one of their 5×5 pixels beats; (n, 25) indices."""
-    values = flat[index]
-    middle = values[:, _MIDDLE, None]
-    beaten = values > middle
-    # Of equals the first in raster order wins: an earlier pixel must be smaller.
-    beaten[:, :_MIDDLE] |= values[:, :_MIDDLE] == middle
-    return lit[~(beaten & usable).any(axis=1)]
+def _compiled_finder() -> type[CompiledFinder] | None:
+    """Load the compiled twin; None where numba is not installed or does not load."""
+    try:
+        from edgexnas.peak_finding.compiled_finder import CompiledFinder
+    except ImportError as error:
+        _log.info("peaks are found by numpy, because numba does not load: %s", error)
+        return None
+    return CompiledFinder

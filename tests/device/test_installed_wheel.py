@@ -16,7 +16,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNNING = f"{sys.version_info.major}.{sys.version_info.minor}"
-MOST_MEMORY_MB = 300
+# Of these numba, which compiles the peak finder at its first use, takes about 160.
+MOST_MEMORY_MB = 400
 
 PROGRAM = """
 import importlib.util, json, sys
@@ -95,7 +96,7 @@ def environment(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize("version", sorted({RUNNING, "3.10", "3.12"}))
 @pytest.mark.timeout(600)
-def test_the_device_extra_alone_predicts_within_300_mb(
+def test_the_device_extra_alone_predicts_within_400_mb(
     version: str, wheel: Path, bundle_path: Path, keys: Path, frames_path: Path,
     truth_px: Any, environment: Path, tmp_path: Path,
 ) -> None:  # fmt: skip

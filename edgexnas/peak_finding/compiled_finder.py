@@ -1,0 +1,138 @@
+"""The compiled twin of the reference: the same peaks, in one pass over the frame."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgexnas.bragg import PATCH_SIZE, FloatArray, IntArray
+from edgexnas.peak_finding import compiled_loops
+from edgexnas.peak_finding.background import Background
+from edgexnas.peak_finding.settings import FinderSettings
+
+__all__ = ["COMPILED_DTYPES", "CompiledFinder"]
+
+BoolArray = npt.NDArray[np.bool_]
+Frame = npt.NDArray[Any]
+
+COMPILED_DTYPES: dict[np.dtype[Any], np.dtype[Any]] = {
+    np.dtype(np.uint8): np.dtype(np.uint16),
+    np.dtype(np.int16): np.dtype(np.int32),
+    **{np.dtype(kind): np.dtype(kind) for kind in (np.uint16, np.uint32, np.int32, np.float32)},
+}
+"""The dtypes of frames, and the one that the code is compiled for; narrow ones are widened."""
+
+
+class CompiledFinder:
+    """Find and cut the peaks of frames of one shape and dtype; see `PeakFinder` for the rules.
+
+    Parameters
+    ----------
+    settings
+        What counts as a peak.
+    threshold
+        (H, W), what a pixel must exceed, of the dtype that the code is compiled for; masked pixels
+        never exceed it.
+    background, mask
+        As of `PeakFinder`.
+    saturation
+        Counts from which a pixel is saturated.
+    """
+
+    def __init__(
+        self,
+        settings: FinderSettings,
+        threshold: Frame,
+        *,
+        background: Background | None,
+        mask: BoolArray | None,
+        saturation: float,
+    ) -> None:
+        self._settings = settings
+        self._threshold = threshold
+        self._saturation = saturation
+        nothing = np.zeros((1, 1), np.float32)
+        level = nothing if background is None else background.level
+        noise = nothing if background is None else background.noise
+        self._maps = (
+            np.zeros((1, 1), np.bool_) if mask is None else mask,
+            mask is not None,
+            np.ascontiguousarray(level, np.float32),
+        )
+        self._noise = np.ascontiguousarray(noise, np.float32)
+        self._has_background = background is not None
+        self._beside = self._maps[0] if mask is None else _beside(mask)
+        self._lit = np.zeros(-(-threshold.shape[1] // 8) * 8, np.uint8)
+        self._peaks = np.empty(min(settings.capacity, threshold.size), np.int64)
+
+    @staticmethod
+    def works_in(dtype: np.dtype[Any]) -> np.dtype[Any] | None:
+        """Tell which dtype the code is compiled for serves frames of this one; None for none."""
+        return COMPILED_DTYPES.get(dtype)
+
+    def find(self, frame: Frame) -> npt.NDArray[np.intp]:
+        """Return the flat indices of all peaks, in raster order, also beyond the capacity.
+
+        Parameters
+        ----------
+        frame
+            (H, W), C order, of a dtype that is a key of `COMPILED_DTYPES`.
+        """
+        found = self._find(frame)
+        if found > len(self._peaks):
+            self._peaks = np.empty(found, np.int64)
+            self._find(frame)
+        return self._peaks[:found].astype(np.intp)
+
+    def _find(self, frame: Frame) -> int:
+        found: int = compiled_loops.find_peaks(
+            frame.astype(self._threshold.dtype, copy=False),
+            self._threshold,
+            *self._maps,
+            self._noise,
+            self._has_background,
+            self._settings.minimum_pixels,
+            float(self._settings.snr),
+            float(self._settings.prominence_sigmas),
+            self._beside,
+            self._lit,
+            self._peaks,
+        )
+        return found
+
+    def cut(
+        self, frame: Frame, maxima: IntArray
+    ) -> tuple[FloatArray, npt.NDArray[np.uint8], FloatArray]:
+        """Cut the patches of the peaks at (n, 2) maxima, sorted by (row, col).
+
+        Returns
+        -------
+        (n, 11, 11) float32 counts, (n,) uint8 flags and (n,) float32 intensities.
+        """
+        number = len(maxima)
+        counts = np.empty((number, PATCH_SIZE, PATCH_SIZE), np.float32)
+        flags, intensities = np.empty(number, np.uint8), np.empty(number, np.float32)
+        compiled_loops.cut_patches(
+            frame.astype(self._threshold.dtype, copy=False),
+            *self._maps,
+            self._has_background,
+            float(self._saturation),
+            maxima,
+            counts,
+            flags,
+            intensities,
+        )
+        return counts, flags, intensities
+
+
+def _beside(mask: BoolArray) -> BoolArray:
+    """Mark the pixels that have a masked one among their 3×3."""
+    height, width = mask.shape
+    padded = np.pad(mask, 1)
+    beside = np.zeros(mask.shape, np.bool_)
+    for row in range(3):
+        for col in range(3):
+            beside |= padded[row : row + height, col : col + width]
+    return beside
