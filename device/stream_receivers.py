@@ -76,10 +76,13 @@ class Times:
                 summary[name] = {"p50": p50, "p95": p95, "p99": p99, "max": float(times.max())}
         if len(rows):
             second = (rows[:, 3] - rows[0, 3]).astype(int)
-            known = np.isfinite(rows[:, 1])
-            column = 1 if known.any() else 2
+            # Each second: how many, then p50 and p99 from sending and from arrival.
             summary["seconds"] = [
-                [int(s), int(here.sum()), *np.percentile(rows[here, column], (50, 99)).tolist()]
+                [
+                    int(s),
+                    int(here.sum()),
+                    *np.nanpercentile(rows[here, 1:3], (50, 99), 0).T.ravel().tolist(),
+                ]
                 for s in np.unique(second)
                 for here in [second == s]
             ]

@@ -39,7 +39,8 @@ def _run(**changed: Any) -> dict[str, Any]:
             "lost": 0,
         },
         "from_sending_ms": {"p50": 12.5, "p95": 20.25, "p99": 30.0, "max": 412.0},
-        "seconds": [[second, 200, 12.0, 25.0] for second in range(5)],
+        "from_arrival_ms": {"p50": 11.5, "p95": 19.0, "p99": 28.0, "max": 400.0},
+        "seconds": [[second, 200, 12.0, 25.0, 11.0, 24.0] for second in range(5)],
         "cpu_ms": 4.0,
         "publisher_cpu_ms": 0.6,
         "peak_memory_mb": 290.0,
@@ -71,7 +72,7 @@ def test_the_page_says_what_was_measured(stream_page: ModuleType, tmp_path: Path
     assert "10 min | 120,000 | **0** | 12.5 / 20.2 / 30.0 / 412.0" in text
     assert "| **3** |" in text
     assert "**250** | 312" in text
-    assert "6,000 = 4,000 done + 2,000 dropped: adds up | 7" in text
+    assert "6,000 = 4,000 done + 2,000 dropped: adds up | 7 | 11.5 / 19.0 / 28.0" in text
     assert "| 2 |" in text
     assert page.with_suffix(".png").stat().st_size > 10_000
 
