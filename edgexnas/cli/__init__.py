@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from edgexnas import __version__
 from edgexnas.cli import (
+    bench_command,
     bundle_commands,
     demo_command,
     device_commands,
@@ -68,6 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
         bundle_commands,
         device_commands,
         power_command,
+        bench_command,
         serve_command,
     ):
         module.add_to(commands)

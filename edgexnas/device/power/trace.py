@@ -15,7 +15,8 @@ from edgexnas.errors import MeasurementError
 __all__ = ["LONGEST_GAP_S", "PowerTrace"]
 
 LONGEST_GAP_S = 0.5
-"""A window with a longer time between two readings is refused."""
+"""A window with a longer time between two readings is refused; with readings closer than 50 ms
+already one of ten periods."""
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -149,10 +150,11 @@ class PowerTrace:
         return max(0, math.floor((end_s - start_s) / self.period_s) - self.count(start_s, end_s))
 
     def gaps(self, start_s: float, end_s: float) -> list[tuple[float, float]]:
-        """(from, to) of the times without a reading for over `LONGEST_GAP_S` in a window."""
+        """(from, to) of the times without a reading in a window that are longer than allowed."""
+        limit = min(LONGEST_GAP_S, 10 * self.period_s)
         inside = self.times_s[(self.times_s > start_s) & (self.times_s < end_s)]
         moments = np.concatenate([[start_s], inside, [end_s]])
-        wide = np.flatnonzero(np.diff(moments) > LONGEST_GAP_S)
+        wide = np.flatnonzero(np.diff(moments) > limit)
         return [(float(moments[k]), float(moments[k + 1])) for k in wide]
 
     def resolution_w(self, start_s: float, end_s: float) -> float:
