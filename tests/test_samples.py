@@ -76,3 +76,29 @@ def test_04_choose_engine_measures_once_and_remembers(folder: Path, tmp_path: Pa
     assert "float16:" in first
     assert "measured earlier" not in first
     assert "measured earlier" in second
+
+
+def test_06_a_subscriber_prints_what_the_configured_service_sends(
+    folder: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("zmq", reason="pyzmq is the extra «zmq»")
+    address = f"ipc://{tmp_path}/results"
+    text = (SAMPLES / "06_serve.toml").read_text()
+    for old, new in (
+        ("tcp://127.0.0.1:5557", address),
+        ("9108            #", "0 #"),
+        ("&frames=500", ""),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    # Beside the bundle, because paths are relative to the configuration.
+    configuration = folder / "06_serve.toml"
+    configuration.write_text(text)
+    serve = [sys.executable, "-m", "edgexnas.cli", "serve", str(configuration)]
+    with subprocess.Popen(serve, stderr=subprocess.DEVNULL) as service:
+        try:
+            lines = run("06_receive_results.py", address, 20).splitlines()
+        finally:
+            service.terminate()
+            assert service.wait(60) == 0
+    assert len([line for line in lines if "peaks, brightest at" in line]) >= 19

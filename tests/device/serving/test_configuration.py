@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,15 @@ def test_spilling_needs_a_folder(tmp_path: Path) -> None:
     (tmp_path / "serve.toml").write_text(GOOD.replace('spill_folder = "spill"\n', ""))
     with pytest.raises(ConfigurationError, match="spill without a spill_folder"):
         load_configuration(tmp_path / "serve.toml").pipeline_settings(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["README.md", "samples/06_serve.toml"])
+def test_configurations_that_are_shown_are_right(place: str, tmp_path: Path) -> None:
+    shown = (Path(__file__).resolve().parents[3] / place).read_text()
+    blocks = re.findall(r"^```toml\n(source.*?)^```", shown, re.MULTILINE | re.DOTALL)
+    (text,) = blocks if place.endswith(".md") else [shown]
+    (tmp_path / "serve.toml").write_text(text)
+    assert len(load_configuration(tmp_path / "serve.toml").sinks) == 2
 
 
 @pytest.mark.parametrize(
