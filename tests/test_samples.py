@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +77,24 @@ def test_04_choose_engine_measures_once_and_remembers(folder: Path, tmp_path: Pa
     assert "float16:" in first
     assert "measured earlier" not in first
     assert "measured earlier" in second
+
+
+def test_05_stream_detector_prints_a_line_for_each_frame_of_a_series(folder: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{free.getsockname()[1]}"
+    detector = [sys.executable, "-m", "edgexnas.device.sources.publish", "simplon"]
+    detector += [f"tcp://{place}", "--shape", "256x256", "--rate", "100", "--frames", "40"]
+    with subprocess.Popen(detector, stdout=subprocess.DEVNULL) as running:
+        try:
+            url = f"simplon://{place}?exclusive=1"
+            lines = run("05_stream_detector.py", folder / "bragg.edgex", folder / "keys", url)
+        finally:
+            running.kill()
+    *_, counts = lines.splitlines()
+    numbers = [int(line.split()[0]) for line in lines.splitlines() if not line.startswith("#")]
+    assert numbers == list(range(40))
+    assert "frames 40, missed 0, malformed 0" in counts
 
 
 def test_06_a_subscriber_prints_what_the_configured_service_sends(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -13,6 +13,7 @@ from edgexnas.bragg import CENTRE, PeakPositions, Peaks, as_patches, decode_offs
 from edgexnas.device.detection import PeakDetection
 from edgexnas.device.predictor import Predictor
 from edgexnas.device.proof import EngineProof, run_in_batches
+from edgexnas.device.sources.series_frames import SeriesFrames
 from edgexnas.device.stream import FrameSource, background_frames, open_source
 from edgexnas.errors import InputError, SourceError
 
@@ -197,20 +198,27 @@ class PeakPredictor(Predictor):
         Parameters
         ----------
         source
-            A path that `edgexnas.frames.open_frames` reads, a `FrameSeries`, an (n, H, W) array,
-            or an iterable of (H, W) frames. The background of a path, series or array comes from
-            up to 16 of its frames, spread evenly; that of an iterable from its first frame. After
+            A path that `edgexnas.frames.open_frames` reads, a URL as of
+            `edgexnas.device.sources.open_event_source` (pva://, simplon://, ...), a `FrameSeries`,
+            an (n, H, W) array, or an iterable of (H, W) frames. A URL gives the first series that
+            comes, until it ends; a PVA channel does not say so itself unless the URL has
+            ``idle_s``. Frames of a live source that are not taken in time are lost: their numbers
+            are missing. The background of a path, series or array comes from up to 16 of its
+            frames, spread evenly; that of a URL or an iterable from its first. After
             `calibrate_background` it comes from there instead. A series' own mask is used beside
             the predictor's.
 
         Yields
         ------
-        The peaks of each frame, in order, with `frame_number` from 0.
+        The peaks of each frame, in order, with `frame_number` from 0, or as the detector numbers
+        them.
 
         Raises
         ------
         ConfigurationError
-            If the source is none of these.
+            If the source is none of these, or a URL is wrong.
+        MissingDependencyError
+            If the library for a URL is not installed.
         SourceError
             If a path cannot be opened or read, or there are no frames; an iterable shows that only
             when it is asked for its first frame.
@@ -220,7 +228,10 @@ class PeakPredictor(Predictor):
         self._refuse_closed()
         opened = open_source(source)
         if isinstance(opened, Iterator):
-            return self._stream_frames(opened)
+            return self._stream_frames(enumerate(opened))
+        # Frames of a detector come with their own numbers and cannot be read in any order.
+        if isinstance(opened, SeriesFrames):
+            return self._stream_frames(opened.numbered(), lambda: opened.mask)
         return self._stream_series(opened, close=opened is not source)
 
     def calibrate_background(self, frames: Iterable[npt.ArrayLike]) -> None:
@@ -256,16 +267,22 @@ class PeakPredictor(Predictor):
             if close:
                 series.close()
 
-    def _stream_frames(self, frames: Iterator[npt.ArrayLike]) -> Iterator[Peaks]:
+    def _stream_frames(
+        self,
+        frames: Iterator[tuple[int, npt.ArrayLike]],
+        mask: Callable[[], npt.NDArray[np.bool_] | None] = lambda: None,
+    ) -> Iterator[Peaks]:
+        """Process numbered frames; their mask is asked for when the first is there."""
         finder: PeakFinder | None = None
-        for number, frame in enumerate(frames):
+        for number, frame in frames:
             if finder is None:
                 with self._lock:
                     self._refuse_closed()
-                    finder = self._detection.finder([self._detection.admit(frame)])
+                    first = self._detection.admit(frame)
+                    finder = self._detection.finder([first], mask=mask())
             yield self._streamed(frame, finder, number)
         if finder is None:
-            raise SourceError("the iterable gave no frames; give at least one")
+            raise SourceError("the source gave no frames; give at least one")
 
     def _streamed(self, frame: npt.ArrayLike, finder: PeakFinder, number: int) -> Peaks:
         with self._lock:

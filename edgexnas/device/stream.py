@@ -10,6 +10,9 @@ from typing import Any, TypeGuard
 import numpy as np
 import numpy.typing as npt
 
+from edgexnas.device.sources import EventSource, open_event_source
+from edgexnas.device.sources.opening import is_event_source
+from edgexnas.device.sources.series_frames import SeriesFrames
 from edgexnas.errors import ConfigurationError, SourceError
 from edgexnas.frames import ArrayFrames, FrameSeries, open_frames
 
@@ -22,8 +25,8 @@ __all__ = [
 ]
 
 Frame = npt.NDArray[Any]
-FrameSource = str | os.PathLike[str] | FrameSeries | Iterable[npt.ArrayLike]
-"""A path, an open series, or frames in the order in which they were taken."""
+FrameSource = str | os.PathLike[str] | EventSource | FrameSeries | Iterable[npt.ArrayLike]
+"""A path, a URL, an open source or series, or frames in the order in which they were taken."""
 
 BACKGROUND_FRAMES = 16
 """Most frames of a series from which its background is estimated."""
@@ -32,23 +35,24 @@ BACKGROUND_BYTES = 32 * 1024 * 1024
 """Most memory that those frames take together; one frame may take more."""
 
 
-def open_source(source: FrameSource) -> FrameSeries | Iterator[npt.ArrayLike]:
-    """Open a path, check a series, or start to iterate.
+def open_source(source: FrameSource) -> FrameSeries | SeriesFrames | Iterator[npt.ArrayLike]:
+    """Open a path or a URL, check a series, or start to iterate.
 
     Raises
     ------
     ConfigurationError
-        If it is none of these.
+        If it is none of these, or the URL is wrong.
     SourceError
         If a path cannot be opened, or the series is empty.
+    MissingDependencyError
+        If the library for a URL is not installed.
     """
     if isinstance(source, (str, os.PathLike)):
         if "://" in os.fspath(source):
-            raise ConfigurationError(
-                f"source {os.fspath(source)} is a network stream, which this version does not "
-                "receive: give a path or an iterable of frames"
-            )
+            return SeriesFrames(open_event_source(source))
         return open_frames(Path(source))
+    if is_event_source(source):
+        return SeriesFrames(source)
     if _is_series(source):
         if not len(source):
             raise SourceError(f"{source.source} has no frames; give a series with at least one")

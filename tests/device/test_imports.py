@@ -8,6 +8,8 @@ HEAVY = (
     *("pycuda", "cuda", "cuda.bindings"),
 )
 
+STREAMS = ("pvaccess", "zmq", "hdf5plugin", "h5py", "scipy")
+
 
 def _loaded_after(statement: str) -> list[str]:
     """Names of the heavy libraries that a fresh interpreter has loaded after a statement."""
@@ -31,6 +33,16 @@ def test_importing_the_cuda_package_loads_no_cuda() -> None:
 
 def test_the_predictor_is_reached_from_the_package_root() -> None:
     assert _loaded_after("import edgexnas\nedgexnas.device.Predictor") == []
+
+
+def test_importing_the_sources_loads_no_library_of_a_stream() -> None:
+    every_module = (
+        "import pkgutil, edgexnas.device.sources as s\n"
+        "for m in pkgutil.iter_modules(s.__path__): __import__(f'{s.__name__}.{m.name}')"
+    )
+    program = f"{every_module}\nimport sys\nprint(*[n for n in {STREAMS} if n in sys.modules])"
+    command = [sys.executable, "-c", program]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout.split() == []
 
 
 def test_a_name_that_is_not_there_is_an_attribute_error() -> None:

@@ -13,6 +13,7 @@ import pytest
 from edgexnas.bragg import CENTRE, PeakFlag, centroid
 from edgexnas.bundle import Bundle, Gate, generate_keys
 from edgexnas.device import PeakPredictor, Predictor, prove_engine
+from edgexnas.device.sources import open_event_source
 from edgexnas.errors import (
     ConfigurationError,
     EngineAccuracyError,
@@ -346,9 +347,22 @@ class TestStream:
         with pytest.raises(SourceError, match=r"no file .*scan\.h5"):
             predictor.stream(tmp_path / "scan.h5")
 
-    def test_a_network_stream_is_refused_as_not_received_yet(self, predictor: Predictor) -> None:
-        with pytest.raises(ConfigurationError, match="pva://GE1 is a network stream"):
-            predictor.stream("pva://GE1")
+    def test_a_url_gives_the_frames_of_one_series_with_their_numbers(
+        self, predictor: Predictor
+    ) -> None:
+        url = "sim://hedm?shape=96x128&frames=4&series=2&peaks=10"
+        assert [peaks.frame_number for peaks in predictor.stream(url)] == [0, 1, 2, 3]
+
+    def test_an_open_source_gives_the_frames_of_one_series_too(self, predictor: Predictor) -> None:
+        source = open_event_source("sim://hedm?shape=96x128&frames=4&peaks=10")
+        assert [peaks.frame_number for peaks in predictor.stream(source)] == [0, 1, 2, 3]
+        assert source.status()["frames"] == 4
+
+    def test_a_wrong_url_is_refused_when_the_stream_is_asked_for(
+        self, predictor: Predictor
+    ) -> None:
+        with pytest.raises(ConfigurationError, match="has no parameter 'rates'; it knows shape"):
+            predictor.stream("sim://hedm?rates=5")
 
     def test_what_is_no_source_is_refused(self, predictor: Predictor) -> None:
         with pytest.raises(ConfigurationError, match="source is int"):

@@ -11,7 +11,7 @@ from edgexnas.device.sources.events import EventSource
 from edgexnas.device.sources.source_url import SourceUrl
 from edgexnas.errors import ConfigurationError
 
-__all__ = ["open_event_source"]
+__all__ = ["is_event_source", "open_event_source"]
 
 _SOURCES = {
     "file": ("file_source", "FileSource"),
@@ -53,7 +53,7 @@ def open_event_source(
     """
     if isinstance(source, (str, os.PathLike)):
         return _open_url(SourceUrl.parse(os.fspath(source)), options)
-    if _is_event_source(source):
+    if is_event_source(source):
         if options:
             raise ConfigurationError(
                 f"{source.url} is open already and takes no {next(iter(options))!r}; leave it out"
@@ -81,5 +81,6 @@ def _open_url(url: SourceUrl, options: dict[str, Any]) -> EventSource:
     return opened
 
 
-def _is_event_source(source: object) -> TypeGuard[EventSource]:
+def is_event_source(source: object) -> TypeGuard[EventSource]:
+    """Tell an open source from other iterables."""
     return all(callable(getattr(source, name, None)) for name in ("events", "close", "status"))

@@ -1,0 +1,58 @@
+"""The frames of one series alone, for who wants no events."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgexnas.device.sources.events import (
+    EventSource,
+    SeriesEnd,
+    SeriesStart,
+    SourceFrame,
+    SourceTrouble,
+)
+
+__all__ = ["SeriesFrames"]
+
+_logger = logging.getLogger(__name__)
+
+
+class SeriesFrames:
+    """Frames of the first series that a source brings; what could not be received is logged.
+
+    Parameters
+    ----------
+    source
+        Taken over: it is closed when the series has ended.
+
+    Attributes
+    ----------
+    mask
+        (H, W) bool, True where a pixel is unusable, known with the first frame; None if the
+        source does not say.
+    """
+
+    def __init__(self, source: EventSource) -> None:
+        self.source = source
+        self.mask: npt.NDArray[np.bool_] | None = None
+
+    def numbered(self) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+        """Iterate over numbers and (H, W) pixels, as they come, until the series ends."""
+        series: str | None = None
+        with closing(self.source):
+            for event in self.source.events():
+                if isinstance(event, SourceTrouble):
+                    _logger.warning("%s", event.message)
+                elif isinstance(event, SeriesStart) and series is None:
+                    self.mask = event.mask
+                elif isinstance(event, SourceFrame) and series in (None, event.series):
+                    series = event.series
+                    yield event.number, event.pixels
+                elif isinstance(event, (SeriesEnd, SeriesStart)) and series is not None:
+                    return
