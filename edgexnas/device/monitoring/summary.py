@@ -59,17 +59,7 @@ def summarise(observation: Observation) -> tuple[SummaryTable, ...]:
     status = observation.status
     return (
         _service(status),
-        SummaryTable(
-            "flow",
-            "Rates",
-            ("", ""),
-            (
-                ("Received", f"{status.rates.received_per_s:.1f} frames/s"),
-                ("Done", f"{status.rates.done_per_s:.1f} frames/s"),
-                ("Peaks so far", _count(status.peaks_total)),
-                ("Complete up to frame", _optional(status.watermark)),
-            ),
-        ),
+        _flow(status),
         SummaryTable(
             "latency",
             "Latency (ms)",
@@ -120,6 +110,18 @@ def _service(status: ServiceStatus) -> SummaryTable:
             ("Up for", _duration(status.uptime_s)),
         ),
     )
+
+
+def _flow(status: ServiceStatus) -> SummaryTable:
+    rows = [
+        ("Received", f"{status.rates.received_per_s:.1f} frames/s"),
+        ("Done", f"{status.rates.done_per_s:.1f} frames/s"),
+        ("Complete up to frame", _optional(status.watermark)),
+    ]
+    # A service of ptychography has none.
+    if status.last_result is None or status.last_result.object_image is None:
+        rows.append(("Peaks so far", _count(status.peaks_total)))
+    return SummaryTable("flow", "Rates", ("", ""), tuple(rows))
 
 
 def _machine(observation: Observation) -> SummaryTable:
