@@ -15,8 +15,10 @@ What the data leave open is fixed so: the phase averages to 0 over the light; th
 product with the probe's alone is measured, is scaled to fit 0 to 1; and tilt and place, which
 object and probe may exchange, stay as the flat first object and the first probe have them.
 
-pty-chi (the package ptychi) is not offered as a solver here: it requires torchvision and
-scikit-image, and with torchvision one fitting release of torch.
+pty-chi (the package ptychi, 2.2) is not offered as a solver here: it requires Python 3.11, numpy
+2.1, torchvision, which fits one release of torch, and scikit-image, and it installs ruff, mypy and
+pytest beside them. Who has it can label with it all the same: a `Scan` whose `truth` is its object
+goes to `label_scan`.
 """
 
 from __future__ import annotations
