@@ -60,6 +60,11 @@ def add_to(commands: Commands) -> None:
     label.add_argument(
         "--modes", type=positive_int, default=3, help="incoherent modes of the beam, for scans"
     )
+    label.add_argument(
+        "--drawn",
+        type=positive_int,
+        help="patterns to draw from a scan's own beam and add to what networks train on",
+    )
     label.set_defaults(run=_label)
 
 

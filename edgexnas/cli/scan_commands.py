@@ -25,7 +25,7 @@ def simulate_scan_file(options: argparse.Namespace) -> None:
 
 def label_scan_file(path: Path, options: argparse.Namespace) -> None:
     """Pair the patterns of a scan with the object under each and save the dataset."""
-    from edgexnas.host import label_scan
+    from edgexnas.host import label_scan, with_drawn_patterns
     from edgexnas.scans import open_scan
 
     if not options.output.parent.is_dir():
@@ -37,8 +37,13 @@ def label_scan_file(path: Path, options: argparse.Namespace) -> None:
         dataset = label_scan(
             scan, iterations=options.iterations, modes=options.modes, progress=step
         )
-    dataset.save(options.output)
     left_out = len(scan) - len(dataset)
+    if options.drawn:
+        with progress(f"draw {options.drawn} patterns"):
+            dataset = with_drawn_patterns(
+                dataset, scan, options.drawn, iterations=options.iterations
+            )
+    dataset.save(options.output)
     without = f", {left_out} left out without a usable position" if left_out else ""
     print_pairs(
         [

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         PatternSource,
         draw_objects,
         reconstruct_part,
+        with_drawn_patterns,
     )
     from edgexnas.host.ptycho_pretraining import PretrainingSettings, pretrain
     from edgexnas.host.result import Candidate, SearchResult
@@ -71,6 +72,7 @@ _HOME = {
     "reconstruct": "phase_retrieval",
     "reconstruct_part": "ptycho_patterns",
     "train": "training",
+    "with_drawn_patterns": "ptycho_patterns",
 }
 
 __all__ = [  # noqa: RUF022 - ruff sorts by case, a reader looks by name
@@ -110,6 +112,7 @@ __all__ = [  # noqa: RUF022 - ruff sorts by case, a reader looks by name
     "reconstruct",
     "reconstruct_part",
     "train",
+    "with_drawn_patterns",
 ]
 
 

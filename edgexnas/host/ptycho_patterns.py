@@ -23,6 +23,7 @@ from edgexnas.simulate.ptychography_objects import OBJECT_KINDS, thickness_map
 
 if TYPE_CHECKING:
     from edgexnas.host.phase_retrieval import Reconstruction
+    from edgexnas.host.ptycho_dataset import PtychoDataset
     from edgexnas.scans import Scan
 
 __all__ = [
@@ -32,12 +33,17 @@ __all__ = [
     "in_scale_of",
     "part_of_scan",
     "reconstruct_part",
+    "with_drawn_patterns",
 ]
 
 ComplexArray = npt.NDArray[np.complex64]
 FloatArray = npt.NDArray[np.float64]
 
 CANVAS_PX = 384
+AMPLITUDES = (0.85, 1.1)
+"""Amplitudes of drawn objects, in units of the median amplitude of the labels."""
+
+DRAWN_AT_ONCE = 64
 LIT_SHARE = 0.4
 """Share of the brightest illumination from which a reconstructed object is believed."""
 EDGE_SIGMA_PX = 4.0
@@ -321,3 +327,74 @@ class PatternSource:
         first = (side - PATTERN_SIZE) // 2
         patch = windows[:, first : first + PATTERN_SIZE, first : first + PATTERN_SIZE]
         return scaled[:, None], torch.stack([patch.abs(), patch.angle()], dim=1)
+
+
+def with_drawn_patterns(
+    dataset: PtychoDataset,
+    scan: Scan,
+    count: int,
+    *,
+    objects: int = 64,
+    iterations: int = 50,
+    seed: int = 0,
+    device: str = "cpu",
+) -> PtychoDataset:
+    """Add drawn patterns to a labelled scan, for searches to train on.
+
+    They join as a scan of their own, all of which the split gives to training. Beam and object
+    come from the scan's training part alone.
+
+    Parameters
+    ----------
+    dataset
+        Labels of one scan, from `edgexnas.host.label_scan`.
+    scan
+        The scan that was labelled.
+    count
+        Patterns to add, 48 kB each.
+    objects
+        How many objects they show.
+    iterations, device
+        As of `edgexnas.host.phase_retrieval.reconstruct`.
+
+    Raises
+    ------
+    ConfigurationError
+        If `count` is below 1, or a part of the split is too small.
+    InputError
+        If the dataset does not hold a label for every pattern that has a position.
+    """
+    if count < 1:
+        raise ConfigurationError(f"count is {count}; give 1 drawn pattern or more")
+    known = np.flatnonzero(np.isfinite(scan.positions_px).all(axis=1))
+    if len(dataset) != len(known):
+        raise InputError(
+            f"{scan.source} has {len(known)} patterns with a position and {len(dataset)} labels; "
+            "label this scan as a whole"
+        )
+    train = dataset.split().train
+    beam = reconstruct_part(
+        scan, known[train], dataset.targets[train], iterations=iterations, device=device
+    )
+    middle = float(np.median(dataset.targets[train, 0]))
+    variety = ObjectVariety(amplitude=(AMPLITUDES[0] * middle, AMPLITUDES[1] * middle))
+    source = PatternSource(
+        draw_objects(objects, seed=seed, variety=variety, seen=beam),
+        beam.probe,
+        dataset.intensity_scale,
+        mask=scan.mask,
+        device=device,
+        seed=seed,
+    )
+    drawn = [source.draw(min(DRAWN_AT_ONCE, count - at)) for at in range(0, count, DRAWN_AT_ONCE)]
+    x, y = (torch.cat(parts).cpu().numpy() for parts in zip(*drawn, strict=True))
+    added = replace(
+        dataset,
+        patterns=np.rint(x[:, 0] ** 2 * np.float32(dataset.intensity_scale)),
+        targets=y,
+        # One place, in the first cell of the area: no part but training holds it.
+        positions_px=np.zeros((count, 2)),
+        region=np.zeros(count, np.int32),
+        source=f"{count} patterns drawn with seed {seed}",
+    )
+    return dataset.concatenate([dataset, added])
