@@ -45,6 +45,9 @@ CHUNKS_BYTES = 2**20
 AHEAD_BYTES = 8 * 2**20
 """Space that is set aside at a time; closing a file gives back what is not used."""
 
+MOST_GAPS = 2**18
+"""Gaps of one series that are remembered of earlier runs; older ones count as stored."""
+
 SYNC_S = 1.0
 """How often what was flushed is forced to the disk."""
 
@@ -140,6 +143,7 @@ class Hdf5Sink:
                     kept = self._stored.setdefault(series, Intervals())
                     for start, stop in numbers:
                         kept.add_range(start, stop)
+                    kept.merge_lowest(MOST_GAPS)
         return self._stored
 
     def open(self, identity: ServiceIdentity) -> None:
@@ -185,7 +189,8 @@ class Hdf5Sink:
         """
         assert self._stored is not None
         series = results[0].series
-        known = self._stored.setdefault(series, Intervals())
+        # Of this run each frame comes once; only those of earlier ones are remembered.
+        known = self._stored.get(series, Intervals())
         fresh = [result for result in results if result.number not in known]
         if not fresh:
             return
@@ -193,8 +198,6 @@ class Hdf5Sink:
         self._reserve(sum(_size(result) for result in fresh))
         index = self._series_index(series)
         self._commit(fresh, index, self._write_data(fresh))
-        for result in fresh:
-            known.add(result.number)
         if time.monotonic() - self._synced_s >= SYNC_S:
             self._sync()
         if self._written >= self._segment_bytes:

@@ -20,6 +20,7 @@ from edgexnas.device.sources.events import (
     SourceFrame,
     SourceTrouble,
 )
+from edgexnas.errors import EdgexnasError
 
 if TYPE_CHECKING:
     from edgexnas.device.serving.work import Work
@@ -166,6 +167,7 @@ class Intake:
             frame.pixels,
             frame.timestamp_s,
             frame.position_m,
+            error=run.error,
         )
         self._enqueue(task, frame.pixels.nbytes)
 
@@ -196,7 +198,11 @@ class Intake:
         if self._run is not None:
             self._run.over = True
         run = SeriesRun(start, self._ledger.series(start.series, first=first))
-        self._work.begin(run)
+        try:
+            self._work.begin(run)
+        except EdgexnasError as error:
+            run.error = str(error)
+            self._complaints.add("series", f"{run.series}: {error}")
         self._run = run
         self._runs.append(run)
 

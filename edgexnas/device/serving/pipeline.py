@@ -183,7 +183,7 @@ class Pipeline:
 
     def _release(self) -> None:
         """Pass on what was held back long enough."""
-        for run in list(self._runs):
+        for run in [run for run in self._runs if run.error is None]:
             try:
                 ready = self._work.release(run, now_ns=time.monotonic_ns())
             except Exception as error:
@@ -298,6 +298,8 @@ class Pipeline:
         self._runs.remove(run)
 
     def _show(self, run: SeriesRun, *, final: bool) -> None:
+        if run.error is not None:
+            return
         try:
             snapshot = self._work.snapshot(run, final=final)
         except Exception as error:

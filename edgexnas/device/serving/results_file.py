@@ -17,7 +17,7 @@ from edgexnas.errors import SourceError
 
 __all__ = ["StoredFrame", "committed_frames", "read_results"]
 
-ROWS_AT_ONCE = 65_536
+ROWS_AT_ONCE = 4096
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -123,14 +123,18 @@ def _commits(entry: Any) -> Iterator[tuple[npt.NDArray[Any], list[str]]]:
 def _frames(entry: Any) -> Iterator[StoredFrame]:
     peaks, patches = entry.get("peaks"), entry.get("patches")
     for rows, names in _commits(entry):
+        first = int(rows["offset"].min())
+        end = int((rows["offset"] + rows["count"]).max())
+        # Frames of one block lie together, so one read a column serves all of them.
+        columns = {} if peaks is None else {name: peaks[name][first:end] for name in peaks}
         for row in rows:
-            where = slice(int(row["offset"]), int(row["offset"] + row["count"]))
+            where = slice(int(row["offset"]) - first, int(row["offset"] + row["count"]) - first)
             fields: dict[str, Any] = {"position_px": (float(row["row_px"]), float(row["col_px"]))}
             if peaks is not None:
-                fields |= _peaks(peaks, where)
+                fields |= _peaks(columns, where)
             elif patches is not None and row["count"]:
-                fields["amplitude"] = patches["amplitude"][where][0]
-                fields["phase_rad"] = patches["phase"][where][0]
+                fields["amplitude"] = patches["amplitude"][int(row["offset"])]
+                fields["phase_rad"] = patches["phase"][int(row["offset"])]
             yield StoredFrame(
                 names[row["series"]],
                 int(row["number"]),
@@ -140,8 +144,8 @@ def _frames(entry: Any) -> Iterator[StoredFrame]:
             )
 
 
-def _peaks(peaks: Any, where: slice) -> dict[str, Any]:
-    column = {name: peaks[name][where] for name in peaks}
+def _peaks(columns: dict[str, npt.NDArray[Any]], where: slice) -> dict[str, Any]:
+    column = {name: values[where] for name, values in columns.items()}
     return {
         "positions_px": np.stack([column["row_px"], column["col_px"]], axis=1),
         "intervals_px": np.stack([column["row_interval_px"], column["col_interval_px"]], axis=1),

@@ -72,6 +72,8 @@ class SeriesRun:
         What became of its frames.
     work
         What an application keeps for the series.
+    error
+        Why none of its frames can be processed; None if they can.
     over
         Whether no more frames will come.
     begun
@@ -83,6 +85,7 @@ class SeriesRun:
     start: SeriesStart
     ledger: SeriesLedger
     work: Any = None
+    error: str | None = None
     over: bool = False
     begun: bool = False
     readings: deque[PositionReading] = field(default_factory=lambda: deque(maxlen=65_536))

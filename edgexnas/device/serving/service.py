@@ -199,6 +199,7 @@ class Service:
         drain_by: float | None = None
         while not self._pipeline.join(0.0):
             self._changed.wait(0.1)
+            self._changed.clear()
             self._sample()
             if time.monotonic() >= next_report:
                 next_report += REPORT_S

@@ -39,7 +39,7 @@ from edgexnas.device.serving.hdf5_sink import Hdf5Sink
 {before}
 sink = Hdf5Sink(sys.argv[1], **{options})
 sink.open(IDENTITY)
-first = 1 + max((stop for _, stop in sink.committed().get("a", [])), default=0) - 1
+first = max((stop for _, stop in sink.committed().get("a", [])), default=0)
 print("open", first, flush=True)
 for number in range(first, 1_000_000, 3):
     try:

@@ -88,6 +88,13 @@ def wait_for_segment(folder: Path, number: int, process: subprocess.Popen[str]) 
         time.sleep(0.01)
 
 
+def wait_for_frames(folder: Path, count: int, process: subprocess.Popen[str]) -> None:
+    """Wait until `count` frames are committed."""
+    while len(stored(folder)) < count:
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        time.sleep(0.02)
+
+
 def test_a_file_is_served_to_its_end(configure: Any, serve: Any, tmp_path: Path) -> None:
     process = serve(configure())
     _, log = process.communicate(timeout=60)
@@ -99,12 +106,12 @@ def test_a_file_is_served_to_its_end(configure: Any, serve: Any, tmp_path: Path)
 def test_kill_9_loses_and_repeats_no_committed_frame(
     configure: Any, serve: Any, tmp_path: Path
 ) -> None:
-    configuration, folder = configure("?rate=300"), tmp_path / "results"
+    configuration, folder = configure("?rate=60"), tmp_path / "results"
     committed: list[int] = []
     for run in (1, 2):
         process = serve(configuration)
         wait_for_segment(folder, run, process)
-        time.sleep(0.25)
+        wait_for_frames(folder, len(committed) + 20, process)
         process.send_signal(signal.SIGKILL)
         process.wait()
         now = stored(folder)
@@ -123,7 +130,7 @@ def test_kill_9_loses_and_repeats_no_committed_frame(
 def test_sigterm_finishes_what_is_here(configure: Any, serve: Any, tmp_path: Path) -> None:
     process = serve(configure("?rate=100"))
     wait_for_segment(tmp_path / "results", 1, process)
-    time.sleep(0.3)
+    wait_for_frames(tmp_path / "results", 1, process)
     process.send_signal(signal.SIGTERM)
     _, log = process.communicate(timeout=30)
     assert process.returncode == 0, log

@@ -170,6 +170,19 @@ class TestFailures:
         assert "NaN" in seen.results[0].error
         assert all(len(result.peaks) == 3 for result in seen.results[1:])
 
+    def test_a_series_whose_mask_does_not_fit_fails_and_the_next_goes_on(
+        self, serve: Make, seen: Any, small_frames: list[Any], frame_of: Make, bundle: Bundle
+    ) -> None:
+        events = [
+            SeriesStart("a", mask=np.zeros((3, 4), np.bool_)),
+            *(frame_of(n, small_frames[n]) for n in range(3)),
+            SeriesStart("b"),
+            *(frame_of(n, small_frames[n], series="b") for n in range(2)),
+        ]
+        counts = serve(events)
+        assert (counts["done"], counts["failed"]) == (2, 3)
+        assert "shape" in seen.results[0].error
+
     def test_an_engine_that_fails_on_one_frame_fails_that_frame_alone(
         self,
         serve: Make,
