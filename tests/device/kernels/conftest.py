@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+def _load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"kernel_tests_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the kernels that g++ compiled are kept for all tests."""
+    return tmp_path_factory.mktemp("kernels")
+
+
+@pytest.fixture
+def session(monkeypatch: pytest.MonkeyPatch, libraries: Path) -> Iterator[Any]:
+    """A CUDA session without a GPU, whose modules hold kernels that run on the CPU."""
+    from edgexnas.device.cuda import CudaSession
+    from edgexnas.device.kernels import pattern_kernels, peak_kernels
+
+    fake = _load(HERE.parent / "cuda" / "fake_cuda.py").install(monkeypatch)
+    on_cpu = _load(HERE / "kernels_on_cpu.py")
+
+    def compile_for_cpu(
+        source: str, capability: str, definitions: Any, *, cache: Any = None
+    ) -> Any:
+        own = peak_kernels if source == "peaks.cu" else pattern_kernels
+        return on_cpu.build(libraries, source, definitions, list(own.SIGNATURES))
+
+    fake.driver.module_from_buffer = lambda library: on_cpu.ModuleOnCpu(fake, library)
+    for user in (peak_kernels, pattern_kernels):
+        monkeypatch.setattr(user, "compile_kernels", compile_for_cpu)
+    # Blocks that fill a GPU cost time here and do nothing more.
+    monkeypatch.setattr(peak_kernels, "CUT_BLOCKS", 12)
+    monkeypatch.setattr(peak_kernels, "DECODE_BLOCKS", 3)
+    with CudaSession() as opened:
+        yield opened
+
+
+@pytest.fixture
+def place_engine() -> Callable[..., Any]:
+    """Make an engine whose answer shows which patch it got."""
+    return _load(HERE / "place_engine.py").PlaceEngine

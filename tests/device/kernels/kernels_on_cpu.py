@@ -1,0 +1,84 @@
+"""The CUDA sources compiled by g++ against `cuda_on_cpu.h`, behind pycuda's interface."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import edgexnas.device.kernels as kernels
+
+HERE = Path(__file__).parent
+SOURCES = Path(kernels.__file__).parent
+CTYPES = {"P": ctypes.c_void_p, "i": ctypes.c_int, "d": ctypes.c_double, "f": ctypes.c_float}
+
+
+class KernelOnCpu:
+    """A `pycuda.driver.Function` whose launches are put into a fake stream."""
+
+    def __init__(self, fake: Any, launcher: Any) -> None:
+        self._fake = fake
+        self._launcher = launcher
+        self._types: list[Any] = []
+
+    def prepare(self, signature: str) -> None:
+        self._types = [CTYPES[letter] for letter in signature]
+
+    def prepared_async_call(
+        self, grid: tuple[int, int], block: tuple[int, int, int], stream: Any, *given: Any
+    ) -> None:
+        assert len(given) == len(self._types)
+        values = [kind(value) for kind, value in zip(self._types, given, strict=True)]
+        pointers = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
+        assert grid[1] == block[1] == block[2] == 1
+
+        def run() -> None:
+            assert values
+            self._launcher(grid[0], block[0], pointers)
+
+        self._fake.enqueue(stream, "launch", run)
+
+
+class ModuleOnCpu:
+    """A `pycuda.driver.Module` over a shared library."""
+
+    def __init__(self, fake: Any, library: Path) -> None:
+        self._fake = fake
+        self._library = ctypes.CDLL(str(library))
+
+    def get_function(self, name: str) -> KernelOnCpu:
+        return KernelOnCpu(self._fake, getattr(self._library, f"launch_{name}"))
+
+
+def build(folder: Path, source: str, definitions: Mapping[str, str], names: list[str]) -> Path:
+    """Compile a source of the package with g++; skip the test where there is none."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("g++ is not installed, which runs CUDA kernels on the CPU for this test")
+    tag = "".join(letter for letter in definitions["PIXEL"] if letter.isalpha())
+    library = folder / f"{Path(source).stem}-{tag}.so"
+    if library.exists():
+        return library
+    program = folder / f"{library.stem}.cpp"
+    exports = "\n".join(f"EXPORT({name})" for name in names)
+    program.write_text(f'#include "cuda_on_cpu.h"\n#include "{source}"\n{exports}\n')
+    # No contraction here either; aliasing is what CUDA allows.
+    flags = [
+        "-O1",
+        "-std=c++17",
+        "-fPIC",
+        "-shared",
+        "-ffp-contract=off",
+        "-fno-strict-aliasing",
+        "-w",
+    ]
+    macros = [f"-D{name}={value}" for name, value in definitions.items()]
+    command = [compiler, *flags, *macros, f"-I{HERE}", f"-I{SOURCES}", program, "-o", library]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return library

@@ -1,0 +1,67 @@
+"""Every kernel compiles for the Orin and for the GPU that checks run on, without spills."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from edgexnas.device.engines.engine_cache import EngineCache
+from edgexnas.device.kernels import compilation, compile_kernels, pattern_kernels, peak_kernels
+from edgexnas.device.kernels.compilation import (
+    PIXEL_TYPES,
+    kernel_resources,
+    nvcc_path,
+    pixel_definitions,
+)
+from edgexnas.errors import ConfigurationError, EngineError
+
+NAMES = {
+    "peaks.cu": set(peak_kernels.SIGNATURES),
+    "patterns.cu": set(pattern_kernels.SIGNATURES),
+}
+needs_nvcc = pytest.mark.skipif(
+    nvcc_path() is None, reason="nvcc of the CUDA toolkit is not installed"
+)
+
+
+@needs_nvcc
+@pytest.mark.parametrize("source", sorted(NAMES))
+@pytest.mark.parametrize("capability", ["87", "90"])
+def test_every_kernel_compiles_without_spills(source: str, capability: str, record_property):
+    resources = kernel_resources(source, capability, pixel_definitions(np.uint16))
+    assert {kernel.name for kernel in resources} == NAMES[source]
+    for kernel in resources:
+        record_property(f"sm_{capability}", str(kernel))
+        assert kernel.spilled_bytes == 0, kernel
+        # Four blocks of 256 threads on each multiprocessor.
+        assert 0 < kernel.registers <= 64, kernel
+        assert kernel.shared_bytes <= 8192, kernel
+
+
+@needs_nvcc
+def test_cubins_are_kept_in_the_cache_and_made_anew_for_another_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(compilation, "_by_nvrtc", lambda *_: None)
+    cache = EngineCache(tmp_path / "cache")
+    definitions = pixel_definitions(np.float32)
+    first = compile_kernels("patterns.cu", "SM87", definitions, cache=cache)
+    assert first[:4] == b"\x7fELF"
+    monkeypatch.setattr(compilation, "nvcc_path", lambda: None)
+    assert compile_kernels("patterns.cu", "SM87", definitions, cache=cache) == first
+    with pytest.raises(EngineError, match="no CUDA compiler"):
+        compile_kernels("patterns.cu", "SM90", definitions, cache=cache)
+
+
+@needs_nvcc
+def test_a_gpu_that_the_compiler_does_not_know_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(compilation, "_by_nvrtc", lambda *_: None)
+    with pytest.raises(EngineError, match=r"refuses patterns\.cu for sm_12345"):
+        compile_kernels("patterns.cu", "SM12345", pixel_definitions(np.uint16))
+
+
+def test_the_bounds_of_each_dtype_are_its_own():
+    assert pixel_definitions(np.int16)["PIXEL_MIN"] == "(-32768.0)"
+    assert pixel_definitions(np.uint32)["PIXEL_MAX"] == "(4294967295.0)"
+    for dtype in PIXEL_TYPES:
+        assert pixel_definitions(dtype)["PIXEL"] == PIXEL_TYPES[dtype]
+    with pytest.raises(ConfigurationError, match=r"complex64 .* give uint8"):
+        pixel_definitions(np.complex64)
