@@ -3,8 +3,8 @@
 python device/bench_memory.py bragg.edgex --trust keys --output memory.csv --page memory.md
 
 Each service is a process of its own with an HDF5 and a ZMQ sink; its resident memory is read from
-/proc twice a second. Frames come from the simulated detector in the same process, whose frames
-(up to 64 MiB) are part of what is measured.
+/proc twice a second. Frames come from a file, paced, and as fast as they are taken, so that its
+queue is full.
 """
 
 from __future__ import annotations
@@ -22,7 +22,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import h5py
+import hdf5plugin
 import numpy as np
+
+from edgexnas.simulate import HedmSettings, simulate_hedm
 
 CONFIGURATION = """\
 source = "{source}"
@@ -40,7 +44,7 @@ port = {port}
 """
 
 SAMPLE_S = 0.5
-DONE = re.compile(r"(\d+) of (\d+) frames done")
+DONE = re.compile(r"(\d+) of (\d+) frames done.*?(\d+) peaks")
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class Course:
     resident_mb: list[float]
     done: int
     received: int
+    peaks: int
     peak_mb: float
 
     def settled(self) -> tuple[np.ndarray, np.ndarray]:
@@ -64,6 +69,42 @@ class Course:
         times, resident = self.settled()
         slope = np.polyfit(times, resident, 1)[0] if len(times) > 2 else 0.0
         return float(slope * (times[-1] - times[0])) if len(times) else 0.0
+
+
+def large_frames() -> list[np.ndarray]:
+    settings = HedmSettings(shape=(2048, 2048), frames=8, grains=60)
+    return list(simulate_hedm(settings, seed=0))
+
+
+def small_frames() -> list[np.ndarray]:
+    """64×64 with three spots each."""
+    rng = np.random.default_rng(0)
+    rows, cols = np.mgrid[:64, :64]
+    made = []
+    for _ in range(50):
+        frame = np.zeros((64, 64))
+        for row, col in rng.uniform(8, 56, (3, 2)):
+            frame += 2000 * np.exp(-((rows - row) ** 2 + (cols - col) ** 2) / 2.5)
+        made.append(rng.poisson(frame).astype(np.uint16))
+    return made
+
+
+def write_frames(path: Path, few: list[np.ndarray], count: int) -> Path:
+    """Write few distinct frames again and again, compressed once each."""
+    options = {
+        "dtype": few[0].dtype,
+        "chunks": (1, *few[0].shape),
+        "compression": hdf5plugin.Bitshuffle(cname="lz4"),
+    }
+    with h5py.File(path, "w", libver="latest") as file:
+        distinct = file.create_dataset("few", (len(few), *few[0].shape), **options)
+        for index, frame in enumerate(few):
+            distinct[index] = frame
+        chunks = [distinct.id.read_direct_chunk((index, 0, 0))[1] for index in range(len(few))]
+        data = file.create_dataset("entry/data/data", (count, *few[0].shape), **options)
+        for index in range(count):
+            data.id.write_direct_chunk((index, 0, 0), chunks[index % len(chunks)])
+    return path
 
 
 def resident_mb(process: int) -> tuple[float, float]:
@@ -104,20 +145,21 @@ def follow(name: str, source: str, options: argparse.Namespace) -> Course:
         text = log.read()
         if process.returncode:
             raise SystemExit(f"{name}: the service ended with {process.returncode}:\n{text}")
-        done, received = map(int, DONE.findall(text)[-1])
+        done, received, peaks = map(int, DONE.findall(text)[-1])
         print(f"{name}: {done} of {received} frames, at most {peak:.0f} MB", flush=True)
-        return Course(name, times, resident, done, received, peak)
+        return Course(name, times, resident, done, received, peaks, peak)
 
 
 def page(courses: list[Course], options: argparse.Namespace) -> str:
     rows = [
-        "| frames | frames done | at most, MB | settled, MB | growth after the first fifth, MB |",
-        "|---|---:|---:|---:|---:|",
+        "| frames | frames done | peaks | at most, MB | settled, MB | growth, MB |",
+        "|---|---:|---:|---:|---:|---:|",
     ]
     for course in courses:
         _, settled = course.settled()
         rows.append(
-            f"| {course.name} | {course.done:,} of {course.received:,} | {course.peak_mb:.0f} | "
+            f"| {course.name} | {course.done:,} of {course.received:,} | {course.peaks:,} | "
+            f"{course.peak_mb:.0f} | "
             f"{settled.min():.0f}–{settled.max():.0f} | {course.growth_mb():+.1f} |"
         )
     return "\n".join(
@@ -125,10 +167,9 @@ def page(courses: list[Course], options: argparse.Namespace) -> str:
             "# Memory of the streaming service",
             "",
             "Resident memory (VmRSS; `at most` is VmHWM) of one `edgexnas serve` process, read "
-            "twice a second from /proc. It serves frames of the simulated detector, which runs "
-            "within the process and whose up to 64 MiB of frames are included, to an HDF5 and a "
-            "ZMQ sink, with page and metrics on. Growth is that of a straight line through all "
-            "samples after the first fifth of the run.",
+            "twice a second from /proc, with frames from a file, results to an HDF5 and a ZMQ "
+            "sink, and page and metrics on. Growth is that of a straight line through all samples "
+            "after the first fifth of the run.",
             "",
             *rows,
             "",
@@ -153,28 +194,20 @@ def main() -> None:
     parser.add_argument("--large", type=int, default=600, help="frames of 2048×2048")
     parser.add_argument("--small", type=int, default=1_000_000, help="frames of 64×64")
     parser.add_argument("--rate", type=float, default=20, help="large frames a second")
-    parser.add_argument("--port", type=int, default=0, help="port of the page; 0 for none")
+    parser.add_argument("--port", type=int, default=9108, help="port of the page; 0 for none")
     parser.add_argument("--scratch", type=Path, help="folder for results on the way")
     parser.add_argument("--output", type=Path, help="CSV of all samples")
     parser.add_argument("--page", type=Path, help="Markdown page")
     options = parser.parse_args()
-    courses = [
-        follow(
-            f"2048×2048 uint16, {options.rate:g} a second",
-            f"sim://hedm?shape=2048x2048&rate={options.rate:g}&frames={options.large}",
-            options,
-        ),
-        follow(
-            "2048×2048 uint16, as fast as they are taken",
-            f"sim://hedm?shape=2048x2048&frames={options.large}",
-            options,
-        ),
-        follow(
-            "64×64 uint16, as fast as they are taken",
-            f"sim://hedm?shape=64x64&frames={options.small}&peaks=2",
-            options,
-        ),
-    ]
+    with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
+        large = write_frames(Path(folder) / "large.h5", large_frames(), options.large)
+        small = write_frames(Path(folder) / "small.h5", small_frames(), options.small)
+        paced = f"file://{large}?rate={options.rate:g}"
+        courses = [
+            follow(f"2048×2048 uint16, {options.rate:g} a second", paced, options),
+            follow("2048×2048 uint16, as fast as they are taken", str(large), options),
+            follow("64×64 uint16, as fast as they are taken", str(small), options),
+        ]
     if options.output:
         with options.output.open("w", newline="") as file:
             writer = csv.writer(file)

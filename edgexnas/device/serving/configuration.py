@@ -98,7 +98,7 @@ class PipelineTable(_Table):
 
     policy: Policy | None = None
     queue_frames: Count = 256
-    queue_mib: Positive = 192.0
+    queue_mib: Positive = 128.0
     max_age_ms: Positive = 1000.0
     workers: Annotated[int, Field(ge=1, le=64)] = 1
     deadline_ms: NotNegative = 5.0
@@ -112,7 +112,7 @@ class BackgroundTable(_Table):
     """Which first frames of a series show its background; as of `PipelineSettings`."""
 
     frames: Count = 16
-    mib: NotNegative = 8.0
+    mib: NotNegative = 4.0
     wait_ms: NotNegative = 500.0
 
 

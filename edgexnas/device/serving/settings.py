@@ -58,14 +58,14 @@ class PipelineSettings:
 
     policy: Policy | None = None
     queue_frames: int = 256
-    queue_mib: float = 192.0
+    queue_mib: float = 128.0
     max_age_ms: float = 1000.0
     workers: int = 1
     deadline_ms: float = 5.0
     reorder_wait_ms: float = 20.0
     drain_s: float = 30.0
     background_frames: int = 16
-    background_mib: float = 8.0
+    background_mib: float = 4.0
     background_wait_ms: float = 500.0
     spill_folder: Path | None = None
     spill_mib: float = 4096.0
