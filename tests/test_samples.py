@@ -80,6 +80,7 @@ def test_04_choose_engine_measures_once_and_remembers(folder: Path, tmp_path: Pa
 
 
 def test_05_stream_detector_prints_a_line_for_each_frame_of_a_series(folder: Path) -> None:
+    pytest.importorskip("zmq", reason="pyzmq is the extra «zmq»")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         place = f"127.0.0.1:{free.getsockname()[1]}"

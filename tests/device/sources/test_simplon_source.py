@@ -69,7 +69,7 @@ def connected(receiver: Any) -> Callable[[], bool]:
     return lambda: receiver.source.status()["connection"] == "connected"
 
 
-@pytest.mark.parametrize("codec", ["none", "lz4", "bslz4"])
+@pytest.mark.parametrize("codec", ["lz4", "bslz4"])
 def test_every_frame_of_a_publisher_arrives_as_it_was_sent(
     codec: str, publish: Any, receive: Any, free_port: Any
 ) -> None:
