@@ -16,7 +16,7 @@ from edgexnas.device.serving.series_run import FrameTask, SeriesRun
 from edgexnas.device.serving.settings import PipelineSettings
 from edgexnas.device.stitching import ObjectStitcher
 from edgexnas.errors import ConfigurationError, EdgexnasError
-from edgexnas.ptycho import to_complex
+from edgexnas.ptycho import PATTERN_SIZE, to_complex
 
 if TYPE_CHECKING:
     from edgexnas.device.ptycho_predictor import PtychoPredictor
@@ -64,6 +64,10 @@ class PatternWork:
         self._predictor = predictor
         self._settings = settings
         self._pixel_m = settings.object_pixel_m
+
+    def warm_up(self) -> None:
+        """Predict from an empty pattern."""
+        self._predictor.predict_admitted(np.zeros((1, PATTERN_SIZE, PATTERN_SIZE), np.float32))
 
     def begin(self, run: SeriesRun) -> None:
         """Make an empty object for the scan."""

@@ -24,6 +24,9 @@ __all__ = ["PeakWork"]
 _log = logging.getLogger("edgexnas.device.serving")
 
 
+USUAL_DTYPES = (np.uint16, np.uint32)
+
+
 @dataclass(slots=True)
 class _Calibration:
     """A series' detection, and the first frames, which wait until its background is known."""
@@ -50,6 +53,18 @@ class PeakWork:
     def __init__(self, predictor: PeakPredictor, settings: PipelineSettings) -> None:
         self._predictor = predictor
         self._settings = settings
+
+    def warm_up(self) -> None:
+        """Find and locate a peak in a frame of each dtype that detectors usually have.
+
+        The first call of the finder for a dtype compiles it, or loads what was compiled before.
+        """
+        for dtype in USUAL_DTYPES:
+            detection = self._predictor.detection()
+            frame = np.zeros(detection.shape or (64, 64), dtype)
+            frame[frame.shape[0] // 2, frame.shape[1] // 2] = 1000
+            detection.calibrate([frame])
+            self._predictor.locate([detection.find(frame)], [0])
 
     def begin(self, run: SeriesRun) -> None:
         """Make a detection for the series."""

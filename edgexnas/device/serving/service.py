@@ -173,6 +173,7 @@ class Service:
         EdgexnasError, OSError
             If a sink or a view cannot be opened.
         """
+        self._work.warm_up()
         identity = self.identity
         for sink in self._sinks:
             sink.start(identity)

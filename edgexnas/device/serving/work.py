@@ -16,6 +16,9 @@ class Work(Protocol):
     A step that fails for one frame sets its `error`; a step that raises fails all it was given.
     """
 
+    def warm_up(self) -> None:
+        """Compile and load what the first frame would wait for; called before any is taken."""
+
     def begin(self, run: SeriesRun) -> None:
         """Prepare for a series; called before its first frame, in the receiving thread."""
 
