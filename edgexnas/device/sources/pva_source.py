@@ -27,7 +27,7 @@ from edgexnas.device.sources.frame_numbers import FrameNumbers
 from edgexnas.device.sources.ntndarray import FrameUpdate, read_positions
 from edgexnas.device.sources.source_url import SourceOptions, SourceUrl
 from edgexnas.device.sources.unique_ids import UniqueIds
-from edgexnas.errors import ConfigurationError, InputError, MissingDependencyError
+from edgexnas.errors import ConfigurationError, InputError, MissingDependencyError, SourceError
 
 __all__ = ["PvaOptions", "PvaSource", "pvaccess_module"]
 
@@ -35,6 +35,7 @@ _WAIT_S = 0.1
 """How often an idle source looks whether it is closed, or the series has ended."""
 
 _MOST_WAITING_POSITIONS = 65_536
+_POSITIONS_QUEUE = 1000
 
 _PURPOSE = "receiving frames over EPICS PV Access"
 
@@ -127,20 +128,32 @@ class PvaSource:
 
     def events(self) -> Iterator[SourceEvent]:
         """Iterate over what the channel brings, until `close`."""
-        pva = pvaccess_module(_PURPOSE)
-        channel = pva.Channel(self._channel)
-        channels = [channel]
-        channel.setConnectionCallback(self._on_connection)
-        # Without queueSize a server keeps a handful of updates, and whatever is more is lost.
-        channel.monitor(self._on_frame, f"record[queueSize={self._options.queue}]field()")
-        if self._options.positions is not None:
-            channels.append(pva.Channel(self._options.positions))
-            channels[1].monitor(self._on_positions, "record[queueSize=1000]field()")
+        channels = self._open_channels()
         try:
-            yield from self._taken(channel)
+            yield from self._taken(channels[0])
         finally:
             for opened in channels:
                 opened.stopMonitor()
+
+    def _open_channels(self) -> list[Any]:
+        """Subscribe; who does not answer yet is waited for."""
+        pva = pvaccess_module(_PURPOSE)
+        wanted = [(self._channel, self._on_frame, self._options.queue)]
+        if self._options.positions is not None:
+            wanted.append((self._options.positions, self._on_positions, _POSITIONS_QUEUE))
+        channels: list[Any] = []
+        try:
+            for name, callback, queue in wanted:
+                channels.append(pva.Channel(name))
+                if callback == self._on_frame:
+                    channels[0].setConnectionCallback(self._on_connection)
+                # Without queueSize a server keeps a handful of updates, and more are lost.
+                channels[-1].monitor(callback, f"record[queueSize={queue}]field()")
+        except pva.PvaException as error:
+            raise SourceError(
+                f"{self.url} cannot be received ({error}); check the names and EPICS_PVA_ADDR_LIST"
+            ) from error
+        return channels
 
     def close(self) -> None:
         """Let `events` end soon; from any thread."""

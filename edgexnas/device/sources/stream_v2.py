@@ -29,6 +29,9 @@ COMPRESSED = 56500
 CODECS = {"bslz4": "bslz4-hdf5", "lz4": "lz4-hdf5"}
 """DECTRIS's names of algorithms; both begin with the header of HDF5's filters."""
 
+MOST_IMAGES = 2**48
+"""A larger image_id is damaged: no series is so long."""
+
 _MOST_METADATA_BYTES = 4096
 _CALIBRATIONS = ("flatfield", "pixel_mask", "countrate_correction_lookup_table")
 
@@ -202,7 +205,7 @@ def _start(fields: dict[str, Any]) -> StartMessage:
 
 def _image(fields: dict[str, Any]) -> ImageMessage:
     number, data = fields.get("image_id"), fields.get("data")
-    if type(number) is not int or number < 0:
+    if type(number) is not int or not 0 <= number < MOST_IMAGES:
         raise InputError(f"an image has the image_id {number!r}; it is no number from 0")
     return ImageMessage(
         series=_series(fields),

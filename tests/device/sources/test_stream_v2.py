@@ -134,6 +134,7 @@ def test_an_array_that_does_not_fit_itself_is_refused(value: Any, sentence: str)
         (dump_cbor({"type": "event"}), "has the type 'event'; known are start, image and end"),
         (dump_cbor({"type": "end"}), "a message names no series"),
         (image(image_id=-1), "has the image_id -1; it is no number from 0"),
+        (image(image_id=2**60), "has the image_id 1152921504606846976; it is no number"),
         (image(image_id="7"), "has the image_id '7'"),
         (image(series_id=None, series_unique_id=[]), "a message names no series"),
     ],
