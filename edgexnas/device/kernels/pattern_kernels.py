@@ -74,9 +74,10 @@ class PatternKernels:
             "patterns.cu", session.capability, pixel_definitions(dtype), cache=cache
         )
         module = session.module(image)
-        self._functions = {name: module.get_function(name) for name in SIGNATURES}
-        for name, signature in SIGNATURES.items():
-            self._functions[name].prepare(signature)
+        with session.current():
+            self._functions = {name: module.get_function(name) for name in SIGNATURES}
+            for name, signature in SIGNATURES.items():
+                self._functions[name].prepare(signature)
         self._buffers: list[DeviceBuffer] = []
         try:
             self._weight = self._buffer((PATTERN_SIZE, PATTERN_SIZE), np.float32)

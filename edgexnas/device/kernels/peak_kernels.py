@@ -90,9 +90,10 @@ class PeakKernels:
         definitions = pixel_definitions(dtype)
         image = compile_kernels("peaks.cu", session.capability, definitions, cache=cache)
         module = session.module(image)
-        self._functions = {name: module.get_function(name) for name in SIGNATURES}
-        for name, signature in SIGNATURES.items():
-            self._functions[name].prepare(signature)
+        with session.current():
+            self._functions = {name: module.get_function(name) for name in SIGNATURES}
+            for name, signature in SIGNATURES.items():
+                self._functions[name].prepare(signature)
         self._chunks = -(-pixels // CHUNK)
         capacity = self._settings.capacity
         self._buffers: list[DeviceBuffer] = []
