@@ -8,7 +8,8 @@ import os
 import signal
 import sys
 import threading
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -45,18 +46,18 @@ def add_to(commands: Commands) -> None:
 def _serve(options: argparse.Namespace) -> None:
     from edgexnas.device.serving.opening import open_service
 
-    _log_for_operators(quiet=options.quiet)
-    try:
-        opened = open_service(options.configuration, views=not options.check)
-        with closing(opened):
-            if options.check:
-                opened.check()
-                print(_summary(opened.service))  # noqa: T201
-                return
-            complete = _run(opened.service)
-    except ConfigurationError as error:
-        print(f"edgexnas serve: {error}", file=sys.stderr)  # noqa: T201
-        raise SystemExit(WRONG_CONFIGURATION) from error
+    with _log_for_operators(quiet=options.quiet):
+        try:
+            opened = open_service(options.configuration, views=not options.check)
+            with closing(opened):
+                if options.check:
+                    opened.check()
+                    print(_summary(opened.service))  # noqa: T201
+                    return
+                complete = _run(opened.service)
+        except ConfigurationError as error:
+            print(f"edgexnas serve: {error}", file=sys.stderr)  # noqa: T201
+            raise SystemExit(WRONG_CONFIGURATION) from error
     if not complete:
         raise SystemExit(INCOMPLETE)
 
@@ -111,12 +112,18 @@ def _summary(service: Service) -> str:
     )
 
 
-def _log_for_operators(*, quiet: bool) -> None:
+@contextmanager
+def _log_for_operators(*, quiet: bool) -> Iterator[None]:
     """Log to standard error, with the time unless the journal has its own."""
     handler = logging.StreamHandler()
     stamp = "" if os.environ.get("JOURNAL_STREAM") else "%(asctime)s "
     handler.setFormatter(logging.Formatter(f"{stamp}%(levelname)s %(message)s"))
     log = logging.getLogger("edgexnas")
-    log.handlers[:] = [handler]
-    log.propagate = False
+    before = log.handlers[:], log.propagate, log.level
+    log.handlers[:], log.propagate = [handler], False
     log.setLevel(logging.WARNING if quiet else logging.INFO)
+    try:
+        yield
+    finally:
+        log.handlers[:], log.propagate = before[:2]
+        log.setLevel(before[2])

@@ -149,7 +149,7 @@ class Service:
         ------
         ServiceError
             If the source, a stage, or a sink that is needed failed.
-        EdgexnasError, OSError
+        EdgexnasError
             If a sink or a view cannot be opened.
         """
         try:
@@ -170,13 +170,18 @@ class Service:
 
         Raises
         ------
-        EdgexnasError, OSError
+        EdgexnasError
             If a sink or a view cannot be opened.
         """
         self._work.warm_up()
         identity = self.identity
         for sink in self._sinks:
-            sink.start(identity)
+            try:
+                sink.start(identity)
+            except OSError as error:
+                if isinstance(error, EdgexnasError):
+                    raise
+                raise ServiceError(f"{sink.sink.name} cannot be opened: {error}") from error
         for view in self.views:
             view.start()
         if self._committed:

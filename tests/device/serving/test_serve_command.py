@@ -219,9 +219,7 @@ def refused(path: Path, capsys: Any, change: tuple[str, str], line: int, message
     assert message in told
 
 
-def test_a_callback_beside_the_configuration_is_called(
-    configure: Any, serve: Any, tmp_path: Path
-) -> None:
+def test_a_callback_beside_the_configuration_is_called(configure: Any, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "from pathlib import Path\n"
         "def note(item):\n"
@@ -229,21 +227,19 @@ def test_a_callback_beside_the_configuration_is_called(
         "        file.write(type(item).__name__ + '\\n')\n"
     )
     callback = '[[sinks]]\nkind = "callback"\nfunction = "mine:note"\npolicy = "block"\n'
-    assert serve(configure("", callback)).wait(60) == 0
+    assert main(["serve", str(configure("", callback))]) == 0
     notes = (tmp_path / "notes").read_text().split()
     assert notes == ["SeriesBegun", *["FrameResult"] * FRAMES, "SeriesEnded"]
 
 
 def test_a_sink_that_is_needed_ends_the_service_when_it_fails(
-    configure: Any, serve: Any, tmp_path: Path
+    configure: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = configure("?rate=200")
-    more = 'least_free_mib = 1e12\non_failure = "stop"\n'
-    path.write_text(path.read_text().replace('folder = "results"\n', f'folder = "results"\n{more}'))
-    process = serve(path)
-    _, log = process.communicate(timeout=30)
-    assert process.returncode == 1
-    assert "are to stay so; make room" in log
+    path = configure()
+    more = 'folder = "results"\non_failure = "stop"\nleast_free_mib = 1e12\n'
+    path.write_text(path.read_text().replace('folder = "results"\n', more))
+    assert main(["serve", str(path)]) == 1
+    assert "are to stay so; make room" in capsys.readouterr().err
 
 
 def test_the_unit_is_what_systemd_understands(tmp_path: Path) -> None:
