@@ -31,7 +31,7 @@ from edgexnas.device.benchmark.latency import LatencyResult, measure_latency
 from edgexnas.device.benchmark.load import Load
 from edgexnas.device.power import open_power_meter
 from edgexnas.host.models import BraggNN, count_parameters, mlp_bragg
-from edgexnas.host.ptycho_models import PtychoNN, cnn_ptycho
+from edgexnas.host.ptycho_models import PtychoNN, mlp_ptycho
 
 Networks = dict[str, Callable[[], nn.Module]]
 
@@ -47,7 +47,7 @@ PAIRS: dict[str, tuple[tuple[int, ...], Networks]] = {
         (1, 64, 64),
         {
             "PtychoNN": PtychoNN,
-            "cnnPtycho 16": lambda: cnn_ptycho(16, 1, 1, 1),
+            "mlpPtycho 256×2": lambda: mlp_ptycho(256, 2),
         },
     ),
 }
@@ -90,19 +90,19 @@ def main() -> None:
         for number, (name, model) in enumerate(models.items()):
             results = [report.results[number] for report in reports]
             rows.append(row(title, name, count_parameters(model), latencies[number], results))
-    after = observe_device(nvml=True)
-    content = {
-        "device": dataclasses.asdict(before),
-        "device_after": dataclasses.asdict(after),
-        "meter": meter.description,
-        "protocol": dataclasses.asdict(protocol),
-        "faults": sorted(set(faults)),
-        "notes": notes,
-        "rows": rows,
-    }
-    options.output.with_suffix(".json").write_text(json.dumps(content, indent=1))
-    page = markdown(content, options.batch)
-    options.output.with_suffix(".md").write_text(page)
+        # After each pair, so that a run that is cut off leaves what it has.
+        content = {
+            "device": dataclasses.asdict(before),
+            "device_after": dataclasses.asdict(observe_device(nvml=True)),
+            "meter": meter.description,
+            "protocol": dataclasses.asdict(protocol),
+            "faults": sorted(set(faults)),
+            "notes": notes,
+            "rows": rows,
+        }
+        options.output.with_suffix(".json").write_text(json.dumps(content, indent=1))
+        page = markdown(content, options.batch)
+        options.output.with_suffix(".md").write_text(page)
     print(page)
 
 

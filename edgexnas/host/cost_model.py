@@ -1,0 +1,211 @@
+"""An estimate of latency and energy on a Jetson AGX Orin, from the architecture alone.
+
+    t = launch · kernels + Σ max(2 · macs / rate, bytes / bandwidth)
+    E = static · t + per_mac · macs + per_byte · bytes
+
+over the layers of a network (the roofline of Williams, Waterman and Patterson, 2009, with a
+constant for each launch). The constants are fitted to the four rows of the paper's Table 2, INT8 at
+a batch of 32, with our own counts of the networks; docs/results/energy.md shows how well they fit.
+No Orin was measured: whatever comes from here is an estimate and says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from edgexnas.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["PAPER_TABLE_2", "CostModel", "LayerCost", "NetworkCost", "PaperRow", "count_cost"]
+
+BYTES_INT8, BYTES_FLOAT = 1, 2
+"""Of a weight or an activation: INT8, and float16 where a layer stays float."""
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """A row of the paper's Table 2: measured there on a Jetson AGX Orin, INT8, batch 32."""
+
+    name: str
+    latency_ms: float
+    energy_mj: float
+
+
+PAPER_TABLE_2 = (
+    PaperRow("BraggNN", 0.19, 4.38),
+    PaperRow("optimised Bragg", 0.17, 1.94),
+    PaperRow("PtychoNN", 1.69, 52.22),
+    PaperRow("optimised Ptycho", 1.53, 44.21),
+)
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """What one kernel does for one item.
+
+    Attributes
+    ----------
+    macs
+        Multiply-accumulates.
+    moved
+        Elements of activations read and written.
+    weights
+        Elements of weights read, once a batch.
+    """
+
+    macs: float
+    moved: float
+    weights: float
+
+
+@dataclass(frozen=True)
+class NetworkCost:
+    """What one inference of a network does, kernel by kernel."""
+
+    layers: tuple[LayerCost, ...]
+
+    @property
+    def macs(self) -> float:
+        """Multiply-accumulates for one item."""
+        return sum(layer.macs for layer in self.layers)
+
+    @property
+    def launches(self) -> int:
+        """Kernels, activations fused into what goes before."""
+        return len(self.layers)
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Constants of the estimate.
+
+    Attributes
+    ----------
+    overhead_ms
+        Start and end of an inference: enqueue, copies, synchronisation.
+    launch_ms
+        Each kernel.
+    rate_macs_per_ms
+        What small INT8 kernels reach; far below the 85 TOPS (dense, GPU) that NVIDIA states.
+    bandwidth_bytes_per_ms
+        204.8 GB/s by NVIDIA's data sheet of the 32 GB module.
+    static_w
+        Module power that does not depend on what runs.
+    per_mac_mj, per_byte_mj
+        Energy of each multiply-accumulate and of each byte moved.
+    """
+
+    overhead_ms: float = 0.128
+    launch_ms: float = 0.0042
+    rate_macs_per_ms: float = 1.05e10
+    bandwidth_bytes_per_ms: float = 2.048e8
+    static_w: float = 11.2
+    per_mac_mj: float = 2.4e-9
+    per_byte_mj: float = 1.0e-7
+
+    def latency_ms(self, cost: NetworkCost, batch: int = 32) -> float:
+        """Estimate the latency of one inference of `batch` items in ms."""
+        return self.overhead_ms + sum(self._layer_ms(layer, batch) for layer in cost.layers)
+
+    def energy_mj(self, cost: NetworkCost, batch: int = 32) -> float:
+        """Estimate the module energy of one inference of `batch` items in mJ."""
+        moved = sum(self._bytes(layer, batch) for layer in cost.layers)
+        dynamic = self.per_mac_mj * cost.macs * batch + self.per_byte_mj * moved
+        return self.static_w * self.latency_ms(cost, batch) + dynamic
+
+    def _layer_ms(self, layer: LayerCost, batch: int) -> float:
+        arithmetic = layer.macs * batch / self.rate_macs_per_ms
+        memory = self._bytes(layer, batch) / self.bandwidth_bytes_per_ms
+        return self.launch_ms + max(arithmetic, memory)
+
+    def _bytes(self, layer: LayerCost, batch: int) -> float:
+        return BYTES_INT8 * (layer.moved * batch + layer.weights)
+
+
+def count_cost(model: nn.Module, input_shape: tuple[int, ...]) -> NetworkCost:
+    """Count the kernels of one inference, and what each does for one item.
+
+    Layers with weights and up- and down-sampling are a kernel each; a non-linearity is fused into
+    what goes before, as inference libraries do. Matrix products outside of layers, as in attention,
+    count as what `torch.matmul` multiplies.
+
+    Parameters
+    ----------
+    input_shape
+        Of one item, such as (1, 11, 11).
+
+    Raises
+    ------
+    ConfigurationError
+        If the network does no arithmetic that could be counted.
+    """
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    layers: list[LayerCost] = []
+
+    class Counter(TorchDispatchMode):
+        """Sees every operator that is run."""
+
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            result = func(*args, **(kwargs or {}))
+            layer = _cost_of(str(func).split(".")[1], args, result)
+            if layer is not None:
+                layers.append(layer)
+            return result
+
+    was_training = model.training
+    with torch.inference_mode(), Counter():
+        model.eval()(torch.zeros(1, *input_shape))
+    model.train(was_training)
+    if not layers:
+        raise ConfigurationError(
+            f"{type(model).__name__} does nothing that costs can be counted of"
+        )
+    return NetworkCost(tuple(layers))
+
+
+KERNELS = (
+    "upsample_bilinear2d", "upsample_nearest2d", "max_pool2d_with_indices", "avg_pool2d",
+    "_softmax", "cat", "cumsum",
+)  # fmt: skip
+"""Operators without multiplications that still are a kernel."""
+
+
+def _cost_of(name: str, args: tuple[Any, ...], result: Any) -> LayerCost | None:
+    """Cost of one operator for a batch of one; None if it is fused or free."""
+    import torch
+
+    tensors = [a for a in _flat(args) if isinstance(a, torch.Tensor)]
+    output = result[0] if isinstance(result, tuple | list) else result
+    if not isinstance(output, torch.Tensor) or not tensors:
+        return None
+    moved = float(tensors[0].numel() + output.numel())
+    if name in ("convolution", "_convolution", "mkldnn_convolution", "conv2d"):
+        weight = tensors[1]
+        return LayerCost(output.numel() * weight[0].numel(), moved, weight.numel())
+    if name in ("addmm", "linear", "mkldnn_linear"):
+        first, second = (tensors[1], tensors[2]) if name == "addmm" else tensors[:2]
+        moved = float(first.numel() + output.numel())
+        return LayerCost(output.numel() * first.shape[-1], moved, second.numel())
+    if name in ("mm", "bmm", "matmul"):
+        first, second = tensors[:2]
+        macs = output.numel() * first.shape[-1]
+        return LayerCost(macs, moved + second.numel(), 0)
+    if name in KERNELS:
+        return LayerCost(0, moved, 0)
+    return None
+
+
+def _flat(values: Any) -> Iterator[Any]:
+    for value in values:
+        if isinstance(value, list | tuple):
+            yield from _flat(value)
+        else:
+            yield value
