@@ -61,8 +61,9 @@ class PeakWork:
         """
         for dtype in USUAL_DTYPES:
             detection = self._predictor.detection()
-            frame = np.zeros(detection.shape or (64, 64), dtype)
-            frame[frame.shape[0] // 2, frame.shape[1] // 2] = 1000
+            rows, cols = detection.shape or (64, 64)
+            frame = np.zeros((rows, cols), dtype)
+            frame[rows // 2, cols // 2] = 1000
             detection.calibrate([frame])
             self._predictor.locate([detection.find(frame)], [0])
 
