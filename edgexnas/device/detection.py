@@ -64,9 +64,13 @@ class PeakDetection:
     def find(self, frame: npt.ArrayLike) -> FoundPeaks:
         """Find the peaks of one frame; the first shows the background, unless calibrated."""
         admitted = self.admit(frame)
+        return self.own_finder(admitted).find(admitted)
+
+    def own_finder(self, frame: Frame) -> PeakFinder:
+        """Give the finder of `find`; this admitted frame shows the background of the first."""
         if self._own_finder is None:
-            self._own_finder = self.finder([admitted])
-        return self._own_finder.find(admitted)
+            self._own_finder = self.finder([frame])
+        return self._own_finder
 
     def finder(self, frames: Sequence[Frame], *, mask: Mask | None = None) -> PeakFinder:
         """Make a finder for one series.

@@ -1,0 +1,140 @@
+"""Time `Predictor.process` on 2048×2048 frames on one core, and count what it finds.
+
+    python device/bench_frames.py runs/demo --output docs/results/frames-cpu.md
+
+Takes the bundle and keys that `make demo` leaves. Frames are those of the design study: Poisson
+background of 3 counts, pseudo-Voigt spots of 60 to 20,000 counts, threshold 20. Rounds are
+interleaved, so that whatever else the machine does falls on all rivals alike; medians over rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from edgexnas.demo.markdown import hardware
+from edgexnas.device import Predictor
+from edgexnas.peak_finding import PeakFinder, estimate_background
+
+SHAPE = (2048, 2048)
+ROUNDS = 40
+GOALS_MS = {200: 3.0, 500: 5.0, 2000: 13.0}
+CASES = [(200, False), (500, False), (2000, False), (2000, True)]
+NEAR_PX = 2.0
+
+
+def spotty_frame(spots: int, overlapping: bool, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Make a frame and the (n, 2) positions of its spots; of overlapping ones 30 % are pairs."""
+    random = np.random.default_rng(seed)
+    frame = random.poisson(3, SHAPE).astype(np.float64)
+    positions = random.uniform(8, np.array(SHAPE) - 9, (spots, 2))
+    if overlapping:
+        pairs = int(0.15 * spots)
+        angle, distance = random.uniform(0, 2 * np.pi, pairs), random.uniform(3, 8, pairs)
+        offset = np.stack([np.sin(angle), np.cos(angle)], axis=1) * distance[:, None]
+        positions[pairs : 2 * pairs] = np.clip(positions[:pairs] + offset, 8, SHAPE[0] - 9)
+    for row, col in positions:
+        height, fwhm = (
+            10 ** random.uniform(np.log10(60), np.log10(20_000)),
+            random.uniform(1.6, 3.6),
+        )
+        top, left = int(row) - 7, int(col) - 7
+        rows, cols = np.ogrid[top : top + 15, left : left + 15]
+        square = ((rows - row) ** 2 + (cols - col) ** 2) / (fwhm / 2) ** 2
+        profile = 0.5 / (1 + square) + 0.5 * np.exp(-square * np.log(2))
+        frame[top : top + 15, left : left + 15] += random.poisson(height * profile)
+    return np.minimum(frame, 65535).astype(np.uint16), positions
+
+
+def recall_and_precision(found: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
+    """Match each spot with the nearest peak within 2 px and the other way round."""
+    near = np.zeros((len(truth), len(found)), np.bool_)
+    for index, position in enumerate(truth):
+        near[index] = np.hypot(*(found - position).T) <= NEAR_PX
+    return float(near.any(axis=1).mean()), float(near.any(axis=0).mean())
+
+
+def side_by_side(tasks: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """Median milliseconds of each task, in interleaved rounds."""
+    times: dict[str, list[float]] = {name: [] for name in tasks}
+    for turn in range(ROUNDS + 3):
+        for name, task in tasks.items():
+            started = time.perf_counter()
+            task()
+            if turn >= 3:
+                times[name].append((time.perf_counter() - started) * 1e3)
+    return {name: statistics.median(taken) for name, taken in times.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("demo", type=Path, help="folder that `make demo` left")
+    parser.add_argument("--batch", type=int, default=512, help="patches of one run of the engine")
+    parser.add_argument("--output", type=Path, help="Markdown file; only printed if not given")
+    options = parser.parse_args()
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    lines = [
+        "# Frames on one core",
+        "",
+        f"`python device/bench_frames.py {options.demo.name}` on one of {hardware()}, {ROUNDS} "
+        "interleaved rounds, medians. 2048×2048 uint16, Poisson background of 3 counts, spots of "
+        "60 to 20,000 counts, threshold 20; float32 engine of onnxruntime on one thread, batch "
+        f"{options.batch}. A spot counts as found if a peak's brightest pixel lies within "
+        f"{NEAR_PX:g} px.",
+        "",
+        "| spots | found | recall | precision | `process`, ms | goal, ms | of which finding | "
+        "finding, numpy reference |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for spots, overlapping in CASES:
+        frame, truth = spotty_frame(spots, overlapping, seed=spots)
+        background = estimate_background([frame])
+        with Predictor(
+            options.demo / "bragg.edgex",
+            trust=options.demo / "keys",
+            engine="onnxruntime",
+            precision="float32",
+            batch=options.batch,
+        ) as predictor:
+            settings = predictor.manifest.preprocessing.finder
+            compiled, reference = (
+                PeakFinder(settings, shape=SHAPE, background=background, compiled=compiled)
+                for compiled in (True, False)
+            )
+            predictor.calibrate_background([frame])
+            peaks = predictor.process(frame)
+            recall, precision = recall_and_precision(peaks.maxima, truth)
+            took = side_by_side(
+                {
+                    "process": lambda: predictor.process(frame),  # noqa: B023
+                    "compiled": lambda: compiled.find(frame),  # noqa: B023
+                    "reference": lambda: reference.find(frame),  # noqa: B023
+                }
+            )
+        lines.append(
+            f"| {spots:,}{', 30 % overlapping' if overlapping else ''} | {len(peaks):,} | "
+            f"{recall:.3f} | {precision:.3f} | {took['process']:.1f} | "
+            f"{'' if overlapping else f'{GOALS_MS[spots]:g}'} | {took['compiled']:.1f} | "
+            f"{took['reference']:.1f} |"
+        )
+        print(lines[-1], flush=True)
+    lines += [
+        "",
+        "The design study measured, on the same kind of frame, recall .98 and precision .97 at "
+        "2,000 spots (.88 and .96 with overlaps) in 12.4 and 11.2 ms of finding and 1.0 to 1.6 ms "
+        "of cutting. Compiled and reference give the same peaks to the last bit.",
+    ]
+    text = "\n".join(lines) + "\n"
+    print(text)
+    if options.output is not None:
+        options.output.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
