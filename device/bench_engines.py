@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -156,10 +158,42 @@ def copies(session: CudaSession) -> dict[str, float]:
     }
 
 
+def first_start(name: str) -> dict[str, float]:
+    """Time the parts of a first start in this process, in seconds."""
+    build, shape = NETWORKS[name]
+    network = build()
+    started = time.perf_counter()
+    with CudaSession() as session:
+        opened = time.perf_counter()
+        engine = TorchStandIn(network, shape, session=session)
+        ready = time.perf_counter()
+        engine.run(np.zeros((BATCH, *shape), np.float32))
+        finished = time.perf_counter()
+        engine.close()
+    return {
+        "context": round(opened - started, 3),
+        "engine, graphs recorded": round(ready - opened, 3),
+        "first run": round(finished - ready, 4),
+    }
+
+
+def in_fresh_process(name: str) -> list[dict[str, float]]:
+    """Time three first starts, each in a process of its own."""
+    command = [sys.executable, __file__, "--output", ".", "--start", name]
+    runs = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(3)]
+    return [json.loads(run.stdout.splitlines()[-1]) for run in runs]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="folder for gpu-engines.json")
+    parser.add_argument("--start", choices=NETWORKS, help="only time a first start of this one")
     options = parser.parse_args()
+    if options.start:
+        print(json.dumps(first_start(options.start)))
+        return
+    starts = {name: in_fresh_process(name) for name in ("BraggNN", "PtychoNN")}
+    print(json.dumps(starts), flush=True)
     with CudaSession() as session:
         before, total = session.free_bytes()
         found = {
@@ -167,17 +201,20 @@ def main() -> None:
             "capability": session.capability,
             "CUDA driver": session.driver,
             "torch": torch.__version__,
+            "first start, s": starts,
             "double buffer": copies(session),
         }
         print(json.dumps(found, indent=1, ensure_ascii=False), flush=True)
         rows = []
-        for precision in ("float16", "float32"):
-            for name in NETWORKS:
-                try:
-                    rows.append(measured(name, precision))
-                except Exception as error:
-                    rows.append({"network": name, "precision": precision, "failed": repr(error)})
-                print(json.dumps(rows[-1], ensure_ascii=False), flush=True)
+        for name, precision in [
+            *((name, "float16") for name in NETWORKS),
+            *((name, "float32") for name in ("mlpBragg 50×1", "BraggNN", "PtychoNN")),
+        ]:
+            try:
+                rows.append(measured(name, precision))
+            except Exception as error:
+                rows.append({"network": name, "precision": precision, "failed": repr(error)})
+            print(json.dumps(rows[-1], ensure_ascii=False), flush=True)
         torch.cuda.empty_cache()
         after, _ = session.free_bytes()
     found |= {"rows": rows, "memory not given back, bytes": before - after, "GPU bytes": total}

@@ -7,6 +7,7 @@ needs the network as a torch module, runs float32 or float16, and has none of Te
 from __future__ import annotations
 
 import time
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -81,7 +82,12 @@ class TorchStandIn:
             # Weights and intermediate results of its own, so that a graph's memory stays its own.
             self._pool = torch.cuda.MemPool()
             with torch.cuda.use_mem_pool(self._pool):
-                self._network = network.eval().to("cuda", self._dtype)
+                # Channels last, in which torch's float16 convolutions are fast.
+                self._network = (
+                    deepcopy(network)
+                    .eval()
+                    .to("cuda", self._dtype, memory_format=torch.channels_last)
+                )
                 probe = torch.zeros((1, *input_shape), device="cuda", dtype=self._dtype)
                 self.output_shape = tuple(self._network(probe).shape[1:])
                 torch.cuda.synchronize()

@@ -11,6 +11,7 @@ from typing import IO, TYPE_CHECKING
 
 from edgexnas.cli.arguments import add_command, positive_int
 from edgexnas.cli.scan_commands import predict_object
+from edgexnas.device.engines.engine import ENGINES
 from edgexnas.errors import ConfigurationError, EdgexnasError
 from edgexnas.whole_files import whole_file
 
@@ -38,8 +39,16 @@ def add_to(commands: Commands) -> None:
         "of ptychography",
     )
     predict.add_argument("--trust", type=Path, required=True, help="folder of *.pub.pem files")
-    predict.add_argument("--engine", default="auto", choices=("auto", "onnxruntime", "tensorrt"))
-    predict.add_argument("--precision", default="int8", choices=("int8", "float16", "float32"))
+    predict.add_argument("--engine", default="auto", choices=ENGINES)
+    predict.add_argument(
+        "--precision",
+        default="int8",
+        choices=("int8", "float16", "float32", "auto"),
+        help="auto measures float16 and int8 here and keeps the faster within the gate",
+    )
+    predict.add_argument(
+        "--cache", type=Path, help="folder of plans and measurements; the user's own if not given"
+    )
     predict.add_argument("--batch", type=positive_int, default=32, help="patches an engine run")
     predict.add_argument(
         "--output",
@@ -65,6 +74,7 @@ def _predict(options: argparse.Namespace) -> None:
             engine=options.engine,
             precision=options.precision,
             batch=options.batch,
+            cache=options.cache,
         ) as predictor,
         _sink(options.output) as sink,
     ):

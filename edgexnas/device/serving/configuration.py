@@ -7,7 +7,7 @@
     [predictor]
     bundle = "bragg.edgex"               # relative to this file, as all paths are
     trust = "keys"
-    precision = "int8"                   # "float16", "float32"
+    precision = "int8"                   # "float16", "float32", "auto"
     mask = "bad_pixels.npy"
 
     [pipeline]
@@ -86,9 +86,10 @@ class PredictorSettings(_Table):
     bundle: Text
     trust: Text
     engine: Text = "auto"
-    precision: Literal["int8", "float16", "float32"] = "int8"
+    precision: Literal["int8", "float16", "float32", "auto"] = "int8"
     batch: Count = 32
     threads: Count | None = None
+    cache: Text | None = None
     mask: Text | None = None
     saturation: Positive | None = None
 

@@ -167,6 +167,8 @@ def _predictor(configuration: ServeConfiguration, folder: Path) -> Predictor:
     given = configuration.predictor
     bundle = open_bundle(folder / given.bundle, trust=folder / given.trust)
     options: dict[str, Any] = {}
+    if given.cache is not None:
+        options["cache"] = folder / given.cache
     if given.mask is not None:
         options["mask"] = _mask(folder / given.mask)
     if given.saturation is not None:
