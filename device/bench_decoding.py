@@ -167,15 +167,31 @@ def replaying(frames: np.ndarray) -> list[str]:
 
         count = source()
         times = measure({"file:// source": source, "open_frames": series}, 5)
-    lines = [
+        with h5py.File(path) as file:
+            data = file["entry/data/data"]
+            locked = measure(
+                {
+                    "file:// source": lambda: [
+                        data.id.read_direct_chunk((number, 0, 0)) for number in range(count)
+                    ],
+                    "open_frames": lambda: [data[number] for number in range(count)],
+                },
+                5,
+            )
+    return [
         f"## A file of {count} such frames (bslz4), in the page cache",
         "",
-        "| reader | frames a second |",
-        "|---|---|",
-        *(f"| {name} | {count / milliseconds * 1e3:.0f} |" for name, milliseconds in times.items()),
+        "h5py lets one thread of a process into HDF5 at a time: while it decodes, a sink that "
+        "writes results waits. A source reads the chunk there and decodes it outside.",
+        "",
+        "| reader | frames a second | ms in HDF5 a frame |",
+        "|---|---|---|",
+        *(
+            f"| {name} | {count / ms * 1e3:.0f} | {locked[name] / count:.3f} |"
+            for name, ms in times.items()
+        ),
+        "",
     ]
-    ratio = times["open_frames"] / times["file:// source"]
-    return [*lines, "", f"Chunks that are decoded directly: {ratio:.2f}× as fast.", ""]
 
 
 def reading(message: bytes, rounds: int) -> list[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+import subprocess
+import sys
 import zlib
 from contextlib import suppress
 from pathlib import Path
@@ -132,6 +134,63 @@ def test_bytes_changed_on_the_way_are_refused_or_decoded_but_never_crash(
         payload[data.draw(edges)] = data.draw(st.integers(0, 255))
     with suppress(InputError):
         assert decompress(codec, bytes(payload), (130, 140), "uint16").shape == (130, 140)
+
+
+GUARDED = """
+import ctypes, sys
+import numpy as np
+from edgexnas.device.sources import compression
+from edgexnas.errors import InputError
+
+PAGE, ROOM = 4096, 1 << 18
+libc = ctypes.CDLL(None)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+def before_a_page_that_may_not_be_touched():
+    start = libc.mmap(None, ROOM + PAGE, 3, 0x22, -1, 0)
+    assert libc.mprotect(start + ROOM, PAGE, 0) == 0
+    end = start + ROOM
+    return lambda size: np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(end - size))
+
+received, decoded = (before_a_page_that_may_not_be_touched() for _ in range(2))
+
+class GuardedNumpy:
+    def __getattr__(self, name):
+        return getattr(np, name)
+    def empty(self, shape, dtype):
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        return decoded(size).view(dtype).reshape(shape)
+
+frame = np.random.default_rng(0).poisson(3, (130, 141)).astype("u2")
+payloads = {codec: compression.compress(codec, frame) for codec in sys.argv[1:]}
+compression.np = GuardedNumpy()
+rng, refused = np.random.default_rng(1), 0
+for number in range(3000):
+    codec = sys.argv[1 + number % len(payloads)]
+    payload = bytearray(payloads[codec])
+    for _ in range(rng.integers(0, 5)):
+        end = len(payload) if rng.integers(2) else 40
+        payload[rng.integers(end)] = rng.choice([0, 127, 128, 255, rng.integers(256)])
+    if number % 3 == 0:
+        del payload[rng.integers(1, len(payload)):]
+    place = received(len(payload))
+    place[:] = payload
+    try:
+        compression.decompress(codec, place, frame.shape, "u2")
+    except InputError:
+        refused += 1
+print(refused)
+"""
+
+
+def test_no_decoder_reads_or_writes_a_byte_beyond_its_memory() -> None:
+    # A process of its own: it would be killed by the touch.
+    command = [sys.executable, "-c", GUARDED, *COMPRESSED]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert 1000 < int(done.stdout) < 2900
 
 
 @pytest.mark.parametrize(
