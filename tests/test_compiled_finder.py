@@ -155,3 +155,31 @@ def test_importing_the_package_loads_no_numba():
         "import edgexnas.peak_finding, edgexnas.device, sys\nassert 'numba' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_frames_that_may_be_written_to_and_others_share_compiled_code():
+    from edgexnas.peak_finding import compiled_loops
+
+    frame = np.random.default_rng(0).poisson(20, (64, 64)).astype(np.uint16)
+    frame[30:33, 30:33] += 300
+    frame[31, 31] += 600
+    settled = frame.copy()
+    settled.flags.writeable = False
+    mask = np.zeros(frame.shape, np.bool_)
+    mask[:3] = True
+    PeakFinder(shape=frame.shape, compiled=True).prepare(np.uint16)
+    known = len(compiled_loops.find_peaks.signatures), len(compiled_loops.cut_patches.signatures)
+    for pixels in (frame, settled):
+        for hidden in (None, mask):
+            finder = PeakFinder(
+                shape=frame.shape,
+                background=estimate_background([pixels], mask=hidden),
+                mask=hidden,
+                compiled=True,
+            )
+            assert [31, 31] in finder.find(pixels).maxima.tolist()
+    assert known == (
+        len(compiled_loops.find_peaks.signatures),
+        len(compiled_loops.cut_patches.signatures),
+    )
+    assert frame.flags.writeable

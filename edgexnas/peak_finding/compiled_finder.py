@@ -51,19 +51,20 @@ class CompiledFinder:
         saturation: float,
     ) -> None:
         self._settings = settings
-        self._threshold = threshold
+        self._dtype = threshold.dtype
+        self._threshold = _read_only(threshold)
         self._saturation = saturation
         nothing = np.zeros((1, 1), np.float32)
         level = nothing if background is None else background.level
         noise = nothing if background is None else background.noise
         self._maps = (
-            np.zeros((1, 1), np.bool_) if mask is None else mask,
+            _read_only(np.zeros((1, 1), np.bool_) if mask is None else mask),
             mask is not None,
-            np.ascontiguousarray(level, np.float32),
+            _read_only(np.ascontiguousarray(level, np.float32)),
         )
-        self._noise = np.ascontiguousarray(noise, np.float32)
+        self._noise = _read_only(np.ascontiguousarray(noise, np.float32))
         self._has_background = background is not None
-        self._beside = self._maps[0] if mask is None else _beside(mask)
+        self._beside = self._maps[0] if mask is None else _read_only(_beside(mask))
         self._lit = np.zeros(-(-threshold.shape[1] // 8) * 8, np.uint8)
         self._peaks = np.empty(min(settings.capacity, threshold.size), np.int64)
 
@@ -88,7 +89,7 @@ class CompiledFinder:
 
     def _find(self, frame: Frame) -> int:
         found: int = compiled_loops.find_peaks(
-            frame.astype(self._threshold.dtype, copy=False),
+            _read_only(frame.astype(self._dtype, copy=False)),
             self._threshold,
             *self._maps,
             self._noise,
@@ -115,7 +116,7 @@ class CompiledFinder:
         counts = np.empty((number, PATCH_SIZE, PATCH_SIZE), np.float32)
         flags, intensities = np.empty(number, np.uint8), np.empty(number, np.float32)
         compiled_loops.cut_patches(
-            frame.astype(self._threshold.dtype, copy=False),
+            _read_only(frame.astype(self._dtype, copy=False)),
             *self._maps,
             self._has_background,
             float(self._saturation),
@@ -125,6 +126,17 @@ class CompiledFinder:
             intensities,
         )
         return counts, flags, intensities
+
+
+def _read_only(array: Frame) -> Frame:
+    """See an array as one that is not written to.
+
+    numba compiles anew for arrays that may be written to, which takes seconds, and frames come as
+    both.
+    """
+    seen = array.view()
+    seen.flags.writeable = False
+    return seen
 
 
 def _beside(mask: BoolArray) -> BoolArray:

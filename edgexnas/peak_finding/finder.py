@@ -165,7 +165,7 @@ class PeakFinder:
 
     def prepare(self, dtype: npt.DTypeLike) -> None:
         """Make ready for frames of this dtype, so that the first one takes no longer."""
-        self._twin(np.dtype(dtype).newbyteorder("=")).find(np.zeros(self.shape, dtype))
+        self.find(np.zeros(self.shape, dtype))
 
     def thresholds(self, dtype: npt.DTypeLike) -> Frame:
         """Give what each pixel must exceed, (H, W), in the frame's own dtype.
