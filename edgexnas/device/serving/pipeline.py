@@ -336,6 +336,8 @@ class Pipeline:
         for sink in self._sinks:
             while not sink.give(task, timeout_s=IDLE_S):
                 self.beats_ns["deliver"] = time.monotonic_ns()
+                name = sink.sink.name
+                self._complaints.add(name, f"{name} does not keep up, and the service waits for it")
                 if self._aborted.is_set():
                     self.settle([task], "the service was stopped before it was stored")
                     break

@@ -451,6 +451,46 @@ class TestOverload:
         assert service.status().counts["done"] == 100
         assert service.sink_counts()["stalled"]["dropped"] > 50
 
+    def test_a_sink_that_must_have_results_holds_up_a_live_service_which_drops_and_says_so(
+        self,
+        peak_predictor: PeakPredictor,
+        told_source: Make,
+        seen: Any,
+        small_frames: list[Any],
+        frame_of: Make,
+        adds_up: Make,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        released = threading.Event()
+
+        def stall(item: object) -> None:
+            released.wait(20)
+            seen(item)
+
+        def events() -> Iterator[Any]:
+            yield SeriesStart("a")
+            for number in range(400):
+                yield frame_of(number, small_frames[number % 8])
+            # Until the service has said that it waits, nothing more happens.
+            end = time.monotonic() + 20
+            while "waits for it" not in caplog.text and time.monotonic() < end:
+                time.sleep(0.01)
+            released.set()
+
+        service = Service(
+            peak_predictor,
+            told_source(events(), live=True),
+            [CallbackSink(stall, policy="block")],
+            settings=PipelineSettings(background_frames=1, queue_frames=16, max_age_ms=1e6),
+            sink_queue=8,
+        )
+        counts = service.run().counts
+        assert adds_up(counts)
+        assert "callback does not keep up, and the service waits for it" in caplog.text
+        assert counts["dropped"] > 200
+        assert counts["done"] == len(seen.results) == 400 - counts["dropped"]
+        assert seen.numbers[-1] == 399
+
 
 class TestStopping:
     def test_a_service_that_is_stopped_finishes_what_it_has(
