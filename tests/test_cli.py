@@ -143,6 +143,16 @@ def test_a_missing_series_prints_no_header(
     assert capsys.readouterr().out == ""
 
 
+def test_the_frames_of_a_detector_are_predicted_by_its_url(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = "sim://hedm?shape=256x256&frames=3&peaks=20"
+    arguments = ["predict", project / "bragg.edgex", url, "--trust", project / "keys"]
+    assert main([str(a) for a in arguments]) == 0
+    frames = [line.split(",")[0] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert set(frames) == {"0", "1", "2"}
+
+
 def test_a_prediction_that_fails_leaves_no_table(
     project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
-__all__ = ["add_command", "positive_float", "positive_int"]
+__all__ = ["add_command", "path_or_url", "positive_float", "positive_int"]
 
 
 def add_command(commands: Commands, name: str, summary: str) -> argparse.ArgumentParser:
@@ -19,6 +20,11 @@ def add_command(commands: Commands, name: str, summary: str) -> argparse.Argumen
         description=f"{summary[0].upper()}{summary[1:]}.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
+
+
+def path_or_url(text: str) -> Path | str:
+    """Keep a URL as it is: a path would lose one of its slashes."""
+    return text if "://" in text else Path(text)
 
 
 def positive_int(text: str) -> int:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from edgexnas.cli.arguments import add_command, positive_int
+from edgexnas.cli.arguments import add_command, path_or_url, positive_int
 from edgexnas.cli.scan_commands import predict_object
 from edgexnas.device.engines.engine import ENGINES
 from edgexnas.errors import ConfigurationError, EdgexnasError
@@ -34,9 +34,9 @@ def add_to(commands: Commands) -> None:
     predict.add_argument("bundle", type=Path, help="*.edgex")
     predict.add_argument(
         "frames",
-        type=Path,
-        help="HDF5, NeXus, frame cache, image or folder; a scan (HDF5, CXI, .npz) for a bundle "
-        "of ptychography",
+        type=path_or_url,
+        help="HDF5, NeXus, frame cache, image or folder, or the URL of a detector (pva://, "
+        "simplon://, sim://, ...); a scan (HDF5, CXI, .npz) for a bundle of ptychography",
     )
     predict.add_argument("--trust", type=Path, required=True, help="folder of *.pub.pem files")
     predict.add_argument("--engine", default="auto", choices=ENGINES)

@@ -28,6 +28,7 @@ DISTINCT_BYTES = 64 * 1024 * 1024
 DISTINCT_FRAMES = 32
 
 FEW_GRAINS = 16
+DETECTOR_MM = 205.0
 
 
 class SimulatedOptions(SourceOptions):
@@ -190,11 +191,13 @@ def _hedm(options: SimulatedOptions) -> SimulatedFrames:
     fitting = max(1, min(DISTINCT_FRAMES, DISTINCT_BYTES // (2 * shape[0] * shape[1])))
     count = min(fitting, options.frames or fitting)
     # Peaks grow with grains, so a few grains tell how many are needed.
-    few = HedmSettings(shape=shape, frames=count, grains=FEW_GRAINS)
+    # The detector keeps its size in millimetres, so that the same rings lie on any shape.
+    few = HedmSettings(
+        shape=shape, frames=count, grains=FEW_GRAINS, pixel_mm=DETECTOR_MM / min(shape)
+    )
     truth = simulate_hedm(few, seed=options.seed).truth
     grains = round(FEW_GRAINS * options.peaks * count / max(1, len(truth)))
-    settings = HedmSettings(shape=shape, frames=count, grains=max(1, grains))
-    series = simulate_hedm(settings, seed=options.seed)
+    series = simulate_hedm(replace(few, grains=max(1, grains)), seed=options.seed)
     return SimulatedFrames(np.stack(list(series)), mask=series.mask)
 
 
