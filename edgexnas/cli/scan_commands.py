@@ -72,6 +72,7 @@ def predict_object(options: argparse.Namespace) -> None:
         engine=options.engine,
         precision=options.precision,
         batch=options.batch,
+        cache=options.cache,
     ) as predictor:
         stream = predictor.stream(options.frames)
         for _ in stream:

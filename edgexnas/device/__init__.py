@@ -10,20 +10,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from edgexnas.device.engines.device_engine import DeviceEngine
     from edgexnas.device.engines.engine import Engine, open_engine
+    from edgexnas.device.engines.engine_cache import EngineCache
     from edgexnas.device.engines.onnx_engine import OnnxEngine
+    from edgexnas.device.engines.tensorrt_engine import TensorRTEngine
     from edgexnas.device.engines.tensorrt_layers import PlanLayer
     from edgexnas.device.engines.tensorrt_plan import Plan, build_plan
     from edgexnas.device.patch_stream import PatchStream
     from edgexnas.device.peak_predictor import PeakPredictor
     from edgexnas.device.predictor import Predictor
     from edgexnas.device.proof import EngineProof, ObjectProof, prove_engine
+    from edgexnas.device.proven_engine import PrecisionTrial
     from edgexnas.device.ptycho_predictor import PtychoPredictor
     from edgexnas.device.scan_source import PositionReading
     from edgexnas.device.stitching import StitchCounts
 
 __all__ = [
+    "DeviceEngine",
     "Engine",
+    "EngineCache",
     "EngineProof",
     "ObjectProof",
     "OnnxEngine",
@@ -32,16 +38,20 @@ __all__ = [
     "Plan",
     "PlanLayer",
     "PositionReading",
+    "PrecisionTrial",
     "Predictor",
     "PtychoPredictor",
     "StitchCounts",
+    "TensorRTEngine",
     "build_plan",
     "open_engine",
     "prove_engine",
 ]
 
 _MODULES = {
+    "DeviceEngine": "engines.device_engine",
     "Engine": "engines.engine",
+    "EngineCache": "engines.engine_cache",
     "EngineProof": "proof",
     "ObjectProof": "proof",
     "OnnxEngine": "engines.onnx_engine",
@@ -50,9 +60,11 @@ _MODULES = {
     "Plan": "engines.tensorrt_plan",
     "PlanLayer": "engines.tensorrt_layers",
     "PositionReading": "scan_source",
+    "PrecisionTrial": "proven_engine",
     "Predictor": "predictor",
     "PtychoPredictor": "ptycho_predictor",
     "StitchCounts": "stitching",
+    "TensorRTEngine": "engines.tensorrt_engine",
     "build_plan": "engines.tensorrt_plan",
     "open_engine": "engines.engine",
     "prove_engine": "proof",
