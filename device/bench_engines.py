@@ -184,6 +184,88 @@ def in_fresh_process(name: str) -> list[dict[str, float]]:
     return [json.loads(run.stdout.splitlines()[-1]) for run in runs]
 
 
+def page(found: dict[str, Any]) -> str:
+    """Lay out what was measured as docs/results/gpu-engines.md."""
+    lines = [
+        "# The engine stage on a GPU",
+        "",
+        f"`python device/bench_engines.py --output docs/results` on one {found['GPU']} "
+        f"({found['capability']}, driver for CUDA {found['CUDA driver']}), torch {found['torch']}.",
+        "",
+        "**TensorRT does not run here**: torch stands in for it behind the same interface "
+        "(`device/torch_stand_in.py`), in float16 or float32 and without TensorRT's fusions. "
+        "What is edgexnas' own, and measured for real, is what surrounds it: context, pinned "
+        "buffers, streams, copies, CUDA graphs.",
+        "",
+        f"## Latency of a batch of {BATCH}",
+        "",
+        f"From host memory to host memory by the paper's protocol: {REPEATS} times the mean of "
+        f"{RUNS} runs; median and 99th percentile of these in µs. Weights are random. The last "
+        "columns: the graph alone on device memory, and the device memory that the engine took "
+        "(weights, intermediate results, buffers, graphs; torch takes it in blocks of 2 MiB and "
+        "up, without the CUDA context).",
+        "",
+        "| network | parameters | arithmetic | without graph | with graph | gain | device only "
+        "| MiB |",
+        "|---|---|---|---|---|---|---|---|",
+        *map(row_of, found["rows"]),
+        "",
+        "With and without a graph give identical results. The largest difference of any output "
+        f"to the same network on the CPU is {difference(found['rows'], 'float16'):.1g} in float16 "
+        f"and {difference(found['rows'], 'float32'):.1g} in float32.",
+        "",
+        "## First start",
+        "",
+        "Three fresh processes each, medians in seconds, without importing torch:",
+        "",
+        "| network | context | engine opened, graphs recorded | first run |",
+        "|---|---|---|---|",
+        *(start_of(name, runs) for name, runs in found["first start, s"].items()),
+        "",
+        "## Double buffer",
+        "",
+        "2048×2048 uint16 frames, one uploaded while the one before is worked on:",
+        "",
+        "| what | value |",
+        "|---|---|",
+        *(f"| {name} | {value:,} |" for name, value in found["double buffer"].items()),
+        "",
+        "A frame that is decoded straight into the pinned buffer (`submit(fill=...)`) costs no "
+        "host copy.",
+        "",
+        f"After all of it {found['memory not given back, bytes'] / 2**20:.0f} MiB of the GPU's "
+        "memory were not given back: what cuBLAS, cuDNN and torch keep for a process.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def row_of(row: dict[str, Any]) -> str:
+    if "failed" in row:
+        return f"| {row['network']} | | {row['precision']} | failed: {row['failed']} | | | | |"
+    plain, graph, device = (row[f"{kind} µs"] for kind in ("plain", "graph", "device only"))
+    return (
+        f"| {row['network']} | {row['parameters']:,} | {row['precision']} "
+        f"| {plain['median']:.0f} (p99 {plain['p99']:.0f}) "
+        f"| {graph['median']:.0f} (p99 {graph['p99']:.0f}) "
+        f"| {plain['median'] / graph['median']:.1f}× | {device['median']:.0f} "
+        f"| {row['device memory bytes'] / 2**20:.0f} |"
+    )
+
+
+def difference(rows: list[dict[str, Any]], precision: str) -> float:
+    return max(
+        row["largest difference to the CPU"]
+        for row in rows
+        if row["precision"] == precision and "failed" not in row
+    )
+
+
+def start_of(name: str, runs: list[dict[str, float]]) -> str:
+    parts = [statistics.median(run[part] for run in runs) for part in runs[0]]
+    return f"| {name} | {parts[0]:.2f} | {parts[1]:.2f} | {parts[2]:.4f} |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="folder for gpu-engines.json")
@@ -220,7 +302,8 @@ def main() -> None:
     found |= {"rows": rows, "memory not given back, bytes": before - after, "GPU bytes": total}
     options.output.mkdir(parents=True, exist_ok=True)
     text = json.dumps(found, indent=1, ensure_ascii=False)
-    (options.output / "gpu-engines.json").write_text(text + "\n")
+    (options.output / "gpu-engines.json").write_text(text + "\n", encoding="utf-8")
+    (options.output / "gpu-engines.md").write_text(page(found), encoding="utf-8")
 
 
 if __name__ == "__main__":

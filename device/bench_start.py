@@ -1,21 +1,25 @@
-"""Time how long a predictor takes to open, in fresh processes.
+"""Time how long a predictor takes to open, in fresh processes: docs/results/engine-start.md.
 
-    python device/bench_start.py BUNDLE KEYS
+    python device/bench_start.py BUNDLE KEYS > docs/results/engine-start.md
 
-Prints medians of 5 starts, in seconds: what a process does from its first line to the first
-prediction, and opening alone. Where TensorRT runs, "auto" is TensorRT and the second row shows the
-start from its cache; elsewhere it is onnxruntime.
+Where TensorRT runs, "auto" is TensorRT, and the last row shows the start from its cache; elsewhere
+it is onnxruntime.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import platform
 import statistics
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
+from typing import Any
 
 STARTS = 5
+PARTS = ("opening", "whole")
 
 PROGRAM = """
 import json, sys, time
@@ -33,11 +37,14 @@ with Predictor(bundle, trust=keys, precision=precision, cache=cache) as predicto
         "opening": opened - imported,
         "engine": predictor.engine.describe()["engine"],
         "precision": predictor.engine.precision,
+        "version": predictor.engine.describe()["version"],
+        "model": f"{predictor.manifest.architecture}, {predictor.manifest.parameters:,} parameters",
+        "trials": [[t.precision, t.median_ms, t.runs] for t in predictor.precision_trials],
     }))
 """
 
 
-def starts(bundle: str, keys: str, cache: str, precision: str, count: int) -> list[dict[str, str]]:
+def starts(bundle: str, keys: str, cache: str, precision: str, count: int) -> list[dict[str, Any]]:
     command = [sys.executable, "-c", PROGRAM, bundle, keys, cache, precision]
     runs = [subprocess.run(command, capture_output=True, text=True) for _ in range(count)]
     for run in runs:
@@ -48,19 +55,53 @@ def starts(bundle: str, keys: str, cache: str, precision: str, count: int) -> li
 
 def main(bundle: str, keys: str) -> None:
     starts(bundle, keys, tempfile.mkdtemp(), "int8", 1)  # The files come from memory afterwards.
-    rows = {"INT8": [], "auto, first start": [], "auto, from the cache": []}
+    rows: dict[str, list[dict[str, Any]]] = {
+        "INT8": [],
+        "auto, first start": [],
+        "auto, from the cache": [],
+    }
     for _ in range(STARTS):
         cache = tempfile.mkdtemp()
         rows["INT8"] += starts(bundle, keys, cache, "int8", 1)
         rows["auto, first start"] += starts(bundle, keys, cache, "auto", 1)
         rows["auto, from the cache"] += starts(bundle, keys, cache, "auto", 1)
-    print("| start | engine | opening, s | process to first prediction, s |\n|---|---|---|---|")
+    print(page(rows))
+
+
+def page(rows: dict[str, list[dict[str, Any]]]) -> str:
+    first = rows["INT8"][0]
+    trials = rows["auto, first start"][0]["trials"]
+    lines = [
+        "# How long a predictor takes to open",
+        "",
+        f"`python device/bench_start.py BUNDLE KEYS > docs/results/engine-start.md` on {cpu()}, "
+        f"one thread an engine: {first['engine']} {first['version']}, {first['model']}. Medians of "
+        f"{STARTS} starts, each in a process of its own; files come from memory.",
+        "",
+        "| start | engine | opening, s | from the process's first line to a prediction, s |",
+        "|---|---|---|---|",
+    ]
     for name, runs in rows.items():
-        opening, whole = (
-            statistics.median(float(run[part]) for run in runs) for part in ("opening", "whole")
-        )
-        what = ", ".join(sorted({f"{run['engine']} {run['precision']}" for run in runs}))
-        print(f"| {name} | {what} | {opening:.2f} | {whole:.2f} |")
+        opening, whole = (statistics.median(run[part] for run in runs) for part in PARTS)
+        what = " or ".join(sorted({f"{run['engine']} {run['precision']}" for run in runs}))
+        lines.append(f"| {name} | {what} | {opening:.2f} | {whole:.2f} |")
+    lines += [
+        "",
+        "Opening verifies the signature, loads the model and proves it on the reference vectors; "
+        '"auto" loads both models, and times them in its first start.',
+        "",
+        "| start | " + " | ".join(f"{t[0]}, ms a batch" for t in trials) + " |",
+        "|---" * (1 + len(trials)) + "|",
+    ]
+    for number, run in enumerate(rows["auto, first start"], 1):
+        lines.append(f"| {number} | " + " | ".join(f"{t[1]:.3f}" for t in run["trials"]) + " |")
+    return "\n".join(lines)
+
+
+def cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    model = next((line.split(":", 1)[1] for line in lines if line.startswith("model name")), "")
+    return f"{os.cpu_count()} cores of {model.strip() or platform.machine()}"
 
 
 if __name__ == "__main__":
