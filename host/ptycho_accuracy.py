@@ -101,6 +101,7 @@ class Trained:
     test_rad: float
     test_amplitude: float
     steps: int
+    batch: int
     seconds: float
 
     @property
@@ -133,14 +134,12 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--networks", nargs="*", default=[BASELINE], metavar="SPACE-SIZE-SIZE")
     parser.add_argument("--draw", type=int, default=0, help="networks drawn from each space")
     parser.add_argument("--share", default="1/1", help="k/n trains the k-th of n shares")
-    parser.add_argument("--steps", type=int, default=6000, help="of pre-training")
-    parser.add_argument("--batch", type=int, default=64, help="patterns a step")
+    parser.add_argument("--steps", type=int, default=10000, help="of pre-training")
+    parser.add_argument("--batch", type=int, default=32, help="patterns a step")
     parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate")
     parser.add_argument("--seen-share", type=float, default=0.5, help="of objects, measured ones")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--command", default="", help="options to quote on the page")
-    parser.add_argument("--hardware", default="", help="to quote on the page; this machine's")
     parser.add_argument("--runs", type=Path, default=Path("runs/ptycho"))
     parser.add_argument("--output", type=Path, default=Path("docs/results"))
     return parser.parse_args()
@@ -282,6 +281,7 @@ def train_network(name: str, case: Case, options: argparse.Namespace) -> None:
         test_rad=scores["error"],
         test_amplitude=scores["amplitude_error"],
         steps=options.steps,
+        batch=options.batch,
         seconds=time.monotonic() - started,
     )
     torch.save(model.state_dict(), record.with_suffix(".pt"))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from ptycho_accuracy import (
     BASELINE,
@@ -44,7 +45,7 @@ def write_page(case: Case, networks: Sequence[Trained], options: argparse.Namesp
     ]  # fmt: skip
     page = options.output / f"ptycho-{options.case}.md"
     picture = page.with_suffix(".png")
-    text = [*heading(case, options), *table_of(rows), "", *answers(rows, case)]
+    text = [*heading(case, networks, options), *table_of(rows), "", *answers(rows, case)]
     if options.case == "star":
         draw_star(picture, case, bundles[1][0], chosen[1].name, options)
         text += ["", f"![the star by iterations and by the network]({picture.name})"]
@@ -56,32 +57,43 @@ def write_page(case: Case, networks: Sequence[Trained], options: argparse.Namesp
     print(page.read_text())
 
 
-def heading(case: Case, options: argparse.Namespace) -> list[str]:
+def heading(case: Case, networks: Sequence[Trained], options: argparse.Namespace) -> list[str]:
     """Say what was done, by which command, on what."""
     split = case.split
     data = {
-        "star": "The real Siemens star (Velociprobe, 516 patterns). Labels: rPIE, 3 modes, 50 "
-        "sweeps over the whole scan. Fresh patterns: the beam and the object that rPIE finds from "
-        "the training patterns alone, the object turned, mirrored and zoomed, mixed with simulated "
-        "stars, circuits and cells.",
+        "star": "The real Siemens star (Velociprobe, 516 patterns). Labels of all parts, the "
+        "ridge's too: one reconstruction of the whole scan by rPIE, 3 modes, 50 sweeps. Fresh "
+        "patterns: the beam and the object that rPIE finds from the training patterns alone, the "
+        "object turned, mirrored and zoomed, mixed with simulated stars, circuits and cells.",
         "simulated": "Three simulated scans: star by raster, circuit by spiral, cells at random "
         "positions; labels are the true objects. Fresh patterns: other objects of these kinds "
         "under the same beam.",
     }[options.case]
     command = f"python host/ptycho_accuracy.py {options.case}"
     if options.case == "star":
-        command += f" --scan {Path(options.scan).name}"
+        command += f" --scan {options.scan.name}"
+    command += f" --steps {networks[0].steps} --batch {networks[0].batch}"
+    command += f" --device {options.device} "
+    command += (
+        f"--draw {options.draw}"
+        if options.draw
+        else "--networks " + " ".join(n.name for n in networks)
+    )
+    machine = hardware()
+    if options.device.startswith("cuda"):
+        machine = f"{torch.cuda.get_device_name()}, {machine}"
     return [
         f"# Ptychography on held-out regions: {options.case}",
         "",
-        f"`{command} {options.command}`. {options.hardware or hardware()}.",
+        f"`{command}`, on {machine}.",
         "",
         f"{data} {len(split.train)} patterns train, {len(split.validation)} validate, "
         f"{len(split.calibration)} calibrate INT8, {len(split.test)} in the right quarter test; "
-        "patches that share a pixel with a test patch are left out. The test region's patterns and "
-        "labels serve no training, no beam and no choice.",
+        "patches that share a pixel with a test patch are left out. The test part's patterns and "
+        "labels serve no training, no beam to draw from and no choice.",
         "",
-        f"All networks: AdamW on patterns drawn anew for every step, then {FINE_TUNING.epochs} "
+        f"All networks alike: {networks[0].steps:,} steps of AdamW on {networks[0].batch} patterns "
+        f"each, drawn anew, then {FINE_TUNING.epochs} "
         "epochs on the scan's own training patterns where that lowers the validation error. "
         "Errors over all pixels of all test patches: phase in rad after each patch's constant, "
         "amplitude as a share of its mean.",
@@ -152,11 +164,11 @@ def candidates(networks: Sequence[Trained]) -> list[str]:
     lines = [
         "All networks that were trained, float32:",
         "",
-        "| network | parameters | steps | pre-trained | fine-tuned, validation | test |",
+        "| network | parameters | seconds | pre-trained, validation | fine-tuned | test |",
         "|---|---:|---:|---:|---:|---:|",
     ]
     lines += [
-        f"| {n.name} | {n.parameters:,} | {n.steps:,} | {n.pretrained_rad:.4f} | "
+        f"| {n.name} | {n.parameters:,} | {n.seconds:.0f} | {n.pretrained_rad:.4f} | "
         f"{n.validation_rad:.4f} | {n.test_rad:.4f} |"
         for n in sorted(networks, key=lambda n: n.parameters)
     ]

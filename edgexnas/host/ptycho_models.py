@@ -11,13 +11,14 @@ mean taken away a network learns little more than the mean patch.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from edgexnas.host.models import RESIDUAL_FROM, ResidualConvolution, he_init
 
-__all__ = ["CnnPtycho", "Contrast", "MlpPtycho", "PtychoNN", "cnn_ptycho", "mlp_ptycho"]
+__all__ = ["CnnPtycho", "Contrast", "MlpPtycho", "PtychoNN", "Shadow", "cnn_ptycho", "mlp_ptycho"]
 
 PATTERN_SIZE = 64
 """Side of a pattern in pixels, as in PtychoNN."""
@@ -26,6 +27,15 @@ PIXELS = PATTERN_SIZE**2
 HEAD_SPREAD = 1e-3
 """Standard deviation of the weights that heads start with. A head then starts near one amplitude
 and no phase, and adds no pattern of its own to what training leaves open."""
+
+MAGNIFICATIONS = (1, 2, 4)
+"""Of the middle of a pattern, for networks of convolutions."""
+
+KEPT = 0.9
+"""Share of the patterns' contrast that a magnification must keep in view."""
+
+FITTED = 2048
+"""Patterns that suffice to choose it."""
 
 STAGES = 3
 """64 → 32 → 16 → 8 pixels on the way in, and back on the way out."""
@@ -63,6 +73,85 @@ class Contrast(nn.Module):
         return (patterns - self.mean) * self.gain
 
 
+class Shadow(nn.Module):
+    """Lays a pattern over the patch: the middle of it, magnified, and turned by half if need be.
+
+    A defocused beam casts a magnified shadow of the object, so that a pixel of the pattern tells
+    most of one place of the patch. Convolutions see neighbours only: they learn little where that
+    place is far away. Magnification and turn are constants of the training data, stored with the
+    weights and exported with the graph. A fresh layer changes nothing.
+    """
+
+    choice: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Magnification, whether turned, whether fitted.
+        self.register_buffer("choice", torch.tensor([1, 0, 0]))
+        self._magnification, self._turned = 1, False
+
+    def fit(self, patterns: Tensor, targets: Tensor) -> None:
+        """Take the constants from patterns (n, 1, 64, 64) and their patches (n, 2, 64, 64).
+
+        Only once: trained weights rely on them.
+        """
+        if self.choice[2]:
+            return
+        patterns, targets = patterns[:FITTED], targets[:FITTED]
+        phase = targets[:, 1:]
+        shown = _contrasts(phase - phase.mean((2, 3), keepdim=True))
+        best = -1.0
+        spread = (patterns - patterns.mean(0)).square().sum((0, 1))
+        for magnification in MAGNIFICATIONS:
+            if magnification > 1 and _middle(spread, magnification).sum() < KEPT * spread.sum():
+                continue
+            for turned in (False, True):
+                laid = _contrasts(_lay(patterns, magnification, turned))
+                score = float((laid * shown).mean(0).square().mean())
+                if score > best:
+                    best = score
+                    self.choice.copy_(torch.tensor([magnification, int(turned), 1]))
+        self._read()
+
+    def forward(self, patterns: Tensor) -> Tensor:
+        """Shape unchanged."""
+        return _lay(patterns, self._magnification, self._turned)
+
+    def _read(self) -> None:
+        magnification, turned, _ = self.choice.tolist()
+        self._magnification, self._turned = int(magnification), bool(turned)
+
+    def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
+        super()._load_from_state_dict(*arguments, **options)
+        # As plain numbers: an exported graph holds one way, not a choice.
+        self._read()
+
+
+def _lay(patterns: Tensor, magnification: int, turned: bool) -> Tensor:
+    if magnification > 1:
+        patterns = nn.functional.interpolate(
+            _middle(patterns, magnification),
+            scale_factor=float(magnification),
+            mode="bilinear",
+            align_corners=False,
+        )
+    return patterns.flip((2, 3)) if turned else patterns
+
+
+def _middle(images: Tensor, magnification: int) -> Tensor:
+    """Cut the part of (..., 64, 64) images that is seen when they are magnified."""
+    side = PATTERN_SIZE // magnification
+    first = (PATTERN_SIZE - side) // 2
+    return images[..., first : first + side, first : first + side]
+
+
+def _contrasts(images: Tensor) -> Tensor:
+    """(n, 256): 16×16 means of 4×4 pixels, each with mean 0 and variance 1 over the images."""
+    small = nn.functional.avg_pool2d(images, PATTERN_SIZE // 16).flatten(1)
+    centred = small - small.mean(0)
+    return centred / (centred.square().mean(0).sqrt() + 1e-6)
+
+
 class PtychoNN(nn.Module):
     """The baseline of Cherukara et al., Appl. Phys. Lett. 117, 044103 (2020).
 
@@ -74,6 +163,7 @@ class PtychoNN(nn.Module):
         super().__init__()
         wide, full = 2 * width, 4 * width
         self.contrast = Contrast()
+        self.shadow = Shadow()
         self.encoder = nn.Sequential(
             *_pair(1, width), nn.MaxPool2d(2),
             *_pair(width, wide), nn.MaxPool2d(2),
@@ -95,7 +185,7 @@ class PtychoNN(nn.Module):
 
     def forward(self, patterns: Tensor) -> Tensor:
         """Amplitude and phase (n, 2, 64, 64) from patterns (n, 1, 64, 64)."""
-        features = self.encoder(self.contrast(patterns))
+        features = self.encoder(self.shadow(self.contrast(patterns)))
         return as_object(self.amplitude(features), self.phase(features))
 
 
@@ -148,6 +238,7 @@ class CnnPtycho(nn.Module):
     ) -> None:
         super().__init__()
         self.contrast = Contrast()
+        self.shadow = Shadow()
         self.encoder = _stages(1, filters, encoder_layers, rezero, nn.MaxPool2d(2))
         self.amplitude = _decoder(filters, decoder1_layers, rezero)
         self.phase = _decoder(filters, decoder2_layers, rezero)
@@ -156,7 +247,7 @@ class CnnPtycho(nn.Module):
 
     def forward(self, patterns: Tensor) -> Tensor:
         """Amplitude and phase (n, 2, 64, 64) from patterns (n, 1, 64, 64)."""
-        features = self.encoder(self.contrast(patterns))
+        features = self.encoder(self.shadow(self.contrast(patterns)))
         return as_object(self.amplitude(features), self.phase(features))
 
 

@@ -93,7 +93,7 @@ def pretrain(
     settings = settings or PretrainingSettings()
     criterion, device = PatchCriterion(), source.device
     model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    criterion.prepare(model, source.draw(FITTING_PATTERNS)[0])
+    criterion.prepare(model, *source.draw(FITTING_PATTERNS))
     averaged = [parameter.detach().clone() for parameter in model.parameters()]
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=0.0, weight_decay=settings.weight_decay, fused=True

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from edgexnas.host.ptycho_models import Contrast
+from edgexnas.host.ptycho_models import Contrast, Shadow
 
 __all__ = ["PatchCriterion", "phase_differences", "symmetry"]
 
@@ -61,11 +61,13 @@ class PatchCriterion:
     amplitude_weight: float = 1.0
     symmetries: int = 1
 
-    def prepare(self, model: nn.Module, x: Tensor) -> None:
-        """Fit the network's `Contrast` to the training patterns."""
+    def prepare(self, model: nn.Module, x: Tensor, y: Tensor) -> None:
+        """Fit the network's `Contrast` and `Shadow` to the training patterns and patches."""
         for part in model.modules():
             if isinstance(part, Contrast):
                 part.fit(x)
+            elif isinstance(part, Shadow):
+                part.fit(x - x.mean(0), y)
 
     def loss(self, predicted: Tensor, target: Tensor) -> Tensor:
         """Scalar from (n, 2, 64, 64) each."""

@@ -174,7 +174,7 @@ def train(
     device = data.device
     model.to(device).train()
     criterion = find_task(data.task).criterion(settings.levels, device)
-    criterion.prepare(model, data.train_x)
+    criterion.prepare(model, data.train_x, data.train_y)
     epochs = Epochs(data, settings, criterion)
     step = make_step(model, criterion)
     schedule = _Schedule(settings.learning_rate, settings.epochs * epochs.steps)

@@ -28,8 +28,8 @@ class Criterion(Protocol):
     def symmetries(self) -> int:
         """How many folds `symmetry` knows; fold 0 changes nothing."""
 
-    def prepare(self, model: nn.Module, x: Tensor) -> None:
-        """Set what a network takes from the training inputs without learning it."""
+    def prepare(self, model: nn.Module, x: Tensor, y: Tensor) -> None:
+        """Set what a network takes from the training data without learning it."""
 
     def loss(self, predicted: Tensor, target: Tensor) -> Tensor:
         """Scalar to minimise, from a batch's outputs and targets."""
@@ -50,7 +50,7 @@ class QuantileCriterion:
         self._levels = levels
         self._tensor = torch.tensor(levels, device=device)
 
-    def prepare(self, model: nn.Module, x: Tensor) -> None:
+    def prepare(self, model: nn.Module, x: Tensor, y: Tensor) -> None:
         """Nothing: patches are scaled one by one."""
 
     def loss(self, predicted: Tensor, target: Tensor) -> Tensor:
