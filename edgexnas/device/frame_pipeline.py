@@ -6,7 +6,9 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -34,6 +36,9 @@ SLOTS = 2
 LEAST_ROOM = 512
 ROOM_FACTOR = 4
 """The network runs for 512, 2,048, 8,192, ... peaks: as few as the last frames needed."""
+
+LARGE_BYTES = 1 << 20
+"""Frames from here on are copied by several threads, because one core cannot fill the bus."""
 
 Frame = npt.NDArray[Any]
 
@@ -81,6 +86,9 @@ class FramePipeline:
         Where compiled kernels are kept; None for nowhere.
     graph
         Whether the work is recorded once and replayed as a CUDA graph.
+    copy_threads
+        Threads that copy frames to pinned memory; None for up to 4, one for each core. Frames
+        written to `next_frame()` need none.
 
     Raises
     ------
@@ -99,6 +107,7 @@ class FramePipeline:
         levels: Sequence[float],
         cache: EngineCache | None = None,
         graph: bool = True,
+        copy_threads: int | None = None,
     ) -> None:
         self._engine = engine
         self._session = engine.session
@@ -112,6 +121,12 @@ class FramePipeline:
         self._free: deque[_Slot] = deque()
         self._flying: deque[_Slot] = deque()
         self._closed = False
+        self._copiers: ThreadPoolExecutor | None = None
+        threads = min(4, os.cpu_count() or 1) if copy_threads is None else copy_threads
+        if threads > 1:
+            # This thread copies too; the others start with the first large frame.
+            self._copiers = ThreadPoolExecutor(threads - 1, "edgexnas-copy")
+        self._parts = threads
         self._kernels = PeakKernels(self._session, finder, dtype, spare=engine.batch, cache=cache)
         try:
             offsets = (finder.settings.capacity + engine.batch, *engine.output_shape)
@@ -169,7 +184,7 @@ class FramePipeline:
                     f"the frame has shape {frame.shape} and dtype {frame.dtype}; this pipeline "
                     f"takes {self._shape} and {self._dtype}"
                 )
-            np.copyto(memory, frame)
+            self._copy(frame, memory)
         slot, session = self._free[0], self._session
         slot.room, slot.number = self._room, number
         with session.current():
@@ -232,6 +247,8 @@ class FramePipeline:
         if self._closed:
             return
         self._closed = True
+        if self._copiers is not None:
+            self._copiers.shutdown()
         session = self._session
         if not session.lost:
             session.synchronize()
@@ -248,6 +265,17 @@ class FramePipeline:
         self._kernels.close()
         if hasattr(self, "_offsets"):
             self._offsets.close()
+
+    def _copy(self, frame: Frame, memory: Frame) -> None:
+        if self._copiers is None or frame.nbytes < LARGE_BYTES:
+            np.copyto(memory, frame)
+            return
+        edges = np.linspace(0, len(frame), self._parts + 1).astype(int).tolist()
+        parts = [slice(low, high) for low, high in pairwise(edges)]
+        others = [self._copiers.submit(np.copyto, memory[part], frame[part]) for part in parts[1:]]
+        np.copyto(memory[parts[0]], frame[parts[0]])
+        for other in others:
+            other.result()
 
     def _slot(self, capacity: int) -> _Slot:
         session = self._session

@@ -28,7 +28,7 @@ def frame_with(count: int, seed: int = 0, dtype: object = np.uint16) -> np.ndarr
 
 @pytest.fixture
 def finder() -> PeakFinder:
-    return PeakFinder(shape=SHAPE)
+    return PeakFinder(FinderSettings(capacity=500), shape=SHAPE)
 
 
 @pytest.fixture
@@ -143,3 +143,17 @@ def test_closing_gives_back_all_memory(session, finder, place_engine):
     assert (session.device_bytes, session.host_bytes) == before
     with pytest.raises(EngineError, match="closed"):
         pipeline.submit(frame_with(3))
+
+
+def test_large_frames_are_copied_whole_by_several_threads(
+    session, finder, place_engine, monkeypatch
+):
+    monkeypatch.setattr("edgexnas.device.frame_pipeline.LARGE_BYTES", 1000)
+    pipeline = FramePipeline(
+        place_engine(session), finder, np.uint16, levels=LEVELS, copy_threads=3
+    )
+    memory = pipeline.next_frame()
+    frame = np.random.default_rng(0).integers(0, 9, SHAPE).astype(np.uint16)
+    pipeline.submit(frame[:, ::-1])
+    np.testing.assert_array_equal(memory, frame[:, ::-1])
+    pipeline.close()
