@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from edgexnas.bragg import CENTRE, PeakPositions, Peaks, as_patches, decode_offsets, scale_patches
 from edgexnas.device.detection import PeakDetection
+from edgexnas.device.engines.build_progress import build_progress
 from edgexnas.device.predictor import Predictor
 from edgexnas.device.proof import EngineProof, run_in_batches
 from edgexnas.device.sources.series_frames import SeriesFrames
@@ -293,10 +294,9 @@ class PeakPredictor(Predictor):
                 yield from self._pipelined(series, pipeline)
                 return
             for number in range(len(series)):
-                yield self._streamed(series[number], finder, number)
+                yield self._streamed(series[number], finder, number, None)
         finally:
-            with self._lock:
-                self._close_pipeline(pipeline)
+            self._close_pipeline(pipeline)
             if close:
                 series.close()
 
@@ -326,6 +326,8 @@ class PeakPredictor(Predictor):
     def _open_pipeline(self, finder: PeakFinder, dtype: np.dtype[Any]) -> FramePipeline | None:
         """Find peaks on the GPU where the engine runs on one, with kernels for the dtype."""
         if not hasattr(self.engine, "enqueue"):
+            with build_progress(f"the peak finder is compiled for {dtype} frames"):
+                finder.prepare(dtype)
             return None
         # Only predictors on a GPU load what it needs.
         from edgexnas.device.frame_pipeline import open_frame_pipeline
@@ -342,9 +344,10 @@ class PeakPredictor(Predictor):
         return pipeline
 
     def _close_pipeline(self, pipeline: FramePipeline | None) -> None:
-        if pipeline is not None and pipeline in self._pipelines:
-            self._pipelines.remove(pipeline)
-            pipeline.close()
+        with self._lock:
+            if pipeline is not None and pipeline in self._pipelines:
+                self._pipelines.remove(pipeline)
+                pipeline.close()
 
     def _stream_frames(
         self,
@@ -353,20 +356,35 @@ class PeakPredictor(Predictor):
     ) -> Iterator[Peaks]:
         """Process numbered frames; their mask is asked for when the first is there."""
         finder: PeakFinder | None = None
-        for number, frame in frames:
-            if finder is None:
-                with self._lock:
-                    self._refuse_closed()
-                    first = self._detection.admit(frame)
-                    finder = self._detection.finder([first], mask=mask())
-            yield self._streamed(frame, finder, number)
+        pipeline: FramePipeline | None = None
+        try:
+            for number, frame in frames:
+                if finder is None:
+                    with self._lock:
+                        self._refuse_closed()
+                        first = self._detection.admit(frame)
+                        finder = self._detection.finder([first], mask=mask())
+                        pipeline = self._open_pipeline(finder, first.dtype)
+                yield self._streamed(frame, finder, number, pipeline)
+        finally:
+            self._close_pipeline(pipeline)
         if finder is None:
             raise SourceError("the source gave no frames; give at least one")
 
-    def _streamed(self, frame: npt.ArrayLike, finder: PeakFinder, number: int) -> Peaks:
+    def _streamed(
+        self,
+        frame: npt.ArrayLike,
+        finder: PeakFinder,
+        number: int,
+        pipeline: FramePipeline | None,
+    ) -> Peaks:
         with self._lock:
             self._refuse_closed()
-            return self._peaks(finder.find(self._detection.admit(frame)), number)
+            admitted = self._detection.admit(frame)
+            if pipeline is not None:
+                # A live frame is waited for: the next one may come late.
+                return pipeline.process(admitted, number=number)
+            return self._peaks(finder.find(admitted), number)
 
     def _peaks(self, found: FoundPeaks, number: int) -> Peaks:
         return self._placed(self._offsets(found.counts), found, number)

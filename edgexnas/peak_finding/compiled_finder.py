@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ __all__ = ["COMPILED_DTYPES", "CompiledFinder"]
 
 BoolArray = npt.NDArray[np.bool_]
 Frame = npt.NDArray[Any]
+
+_log = logging.getLogger(__name__)
 
 COMPILED_DTYPES: dict[np.dtype[Any], np.dtype[Any]] = {
     np.dtype(np.uint8): np.dtype(np.uint16),
@@ -50,6 +53,8 @@ class CompiledFinder:
         mask: BoolArray | None,
         saturation: float,
     ) -> None:
+        if not compiled_loops.find_peaks.signatures:
+            _log.info("the peak finder is compiled, which takes seconds, or taken from the cache")
         self._settings = settings
         self._dtype = threshold.dtype
         self._threshold = _read_only(threshold)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import numba
 import numpy as np
@@ -17,7 +17,6 @@ from edgexnas.bragg import CENTRE, PATCH_SIZE, REACH
 
 __all__ = ["cut_patches", "find_peaks"]
 
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 _WIDE = 2 * REACH + 1
 _EDGE, _OVERLAP, _MASKED, _SATURATED = 2, 4, 8, 1
@@ -26,14 +25,14 @@ _ASCENT_STEPS = 32
 _UNKNOWN = 1 << 20
 
 
-def _compiled(function: Function) -> Function:
+def _compiled(function: Callable[..., Any]) -> Any:
     """Compile at the first call; keep the code beside the source or in the user's cache folder."""
     try:
         compiled = numba.njit(function, cache=True, nogil=True, error_model="numpy")
     except RuntimeError:
         # Neither place can be written, as in a read-only container: compile in each process.
         compiled = numba.njit(function, nogil=True, error_model="numpy")
-    return cast(Function, compiled)
+    return compiled
 
 
 @_compiled

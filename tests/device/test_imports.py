@@ -5,7 +5,7 @@ import sys
 
 HEAVY = (
     *("torch", "deephyper", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "h5py"),
-    *("pycuda", "cuda", "cuda.bindings"),
+    *("pycuda", "cuda", "cuda.bindings", "numba", "llvmlite"),
 )
 
 STREAMS = ("pvaccess", "zmq", "hdf5plugin", "h5py", "scipy")

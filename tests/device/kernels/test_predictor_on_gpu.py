@@ -69,6 +69,20 @@ def test_a_series_is_streamed_in_order_and_gives_its_memory_back(predictor, fram
     assert predictor.engine.session.device_bytes == before
 
 
+def test_frames_of_an_iterable_come_out_one_by_one(predictor, frames):
+    taken = []
+
+    def live():
+        for frame in frames:
+            taken.append(len(taken))
+            yield frame
+
+    for number, peaks in enumerate(predictor.stream(live())):
+        assert taken == list(range(number + 1))
+        reference = expected(predictor, frames, frames[:1])[number]
+        np.testing.assert_array_equal(peaks.positions_px, reference.positions_px)
+
+
 def test_a_bad_frame_in_a_series_loses_none_before_it(predictor, frames):
     stack = np.stack(frames).astype(np.float32)
     predictor.calibrate_background(stack[:1])
