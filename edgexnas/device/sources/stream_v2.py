@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -31,6 +32,8 @@ CODECS = {"bslz4": "bslz4-hdf5", "lz4": "lz4-hdf5"}
 
 MOST_IMAGES = 2**48
 """A larger image_id is damaged: no series is so long."""
+
+_FRACTION = re.compile(r"\.(\d+)")
 
 _MOST_METADATA_BYTES = 4096
 _CALIBRATIONS = ("flatfield", "pixel_mask", "countrate_correction_lookup_table")
@@ -234,7 +237,9 @@ def _time(fields: Mapping[str, Any]) -> float | None:
     if not isinstance(stop, list) or len(stop) != 2 or not all(type(n) is int for n in stop):
         return None
     try:
-        start = datetime.fromisoformat(date.value.replace("Z", "+00:00")).timestamp()
+        # Python 3.10 reads fractions of three or six digits only.
+        text = _FRACTION.sub(lambda found: f".{found[1][:6]:0<6}", date.value, count=1)
+        start = datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
         time_s = start + stop[0] / stop[1]
     except (ValueError, ZeroDivisionError, OverflowError):
         return None

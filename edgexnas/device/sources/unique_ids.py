@@ -29,8 +29,9 @@ class UniqueIds:
     """Turns ids into numbers from 0; tells a counter that was set back from frames that are late.
 
     The id is an int32 that wraps. An id that is not larger than the highest so far is either a
-    frame that came late or twice, or the counter began again: then the frame's own time is later
-    than any before. Where there are no times, an id further back than `late` begins anew.
+    frame that came late or twice, or the counter began again. It began again if the frame's own
+    time is later than any before; if it is earlier than that of the first frame, because then the
+    detector's clock was set back meanwhile; or if the id is further back than `late`.
 
     Attributes
     ----------
@@ -43,6 +44,7 @@ class UniqueIds:
         self._late = late
         self._first = 0
         self._highest = 0
+        self._first_s: float | None = None
         self._newest_s: float | None = None
         self._running = False
 
@@ -55,7 +57,8 @@ class UniqueIds:
         self.last = unique_id, time_s
         if not self._running or self._set_back(unique_id, time_s):
             self._running = True
-            self._first, self._highest, self._newest_s = unique_id, 0, time_s
+            self._first, self._highest = unique_id, 0
+            self._first_s = self._newest_s = time_s
             return Place(True, 0)
         number = self._number(unique_id)
         if number > self._highest:
@@ -74,9 +77,12 @@ class UniqueIds:
         return self._highest + (step if step < _HALF else step - _SPAN)
 
     def _set_back(self, unique_id: int, time_s: float | None) -> bool:
-        behind = self._highest - self._number(unique_id)
+        number = self._number(unique_id)
+        behind = self._highest - number
         if behind < 0:
             return False
-        if time_s is None or self._newest_s is None:
-            return behind > self._late
-        return time_s > self._newest_s
+        if behind > self._late:
+            return True
+        if time_s is None or self._newest_s is None or self._first_s is None:
+            return False
+        return time_s > self._newest_s or (number >= 0 and time_s < self._first_s)

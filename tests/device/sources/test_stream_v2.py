@@ -144,8 +144,9 @@ def test_a_message_that_says_too_little_is_refused(message: bytes, sentence: str
         parse_message(message)
 
 
-def test_an_image_says_when_its_exposure_ended() -> None:
-    date = Tagged(0, "2023-11-14T22:13:20.5Z")
+@pytest.mark.parametrize("fraction", [".5", ".500", ".500000", ".500000000"])
+def test_an_image_says_when_its_exposure_ended(fraction: str) -> None:
+    date = Tagged(0, f"2023-11-14T22:13:20{fraction}Z")
     message = parse_message(image(series_date=date, stop_time=[150, 100]))
     assert isinstance(message, ImageMessage)
     assert message.time_s == 1_700_000_002.0

@@ -31,6 +31,16 @@ def test_the_same_id_with_a_later_time_begins_an_acquisition() -> None:
     assert places((1, 1.0), (1, 5.0)) == [(True, 0), (True, 0)]
 
 
+def test_an_id_that_is_set_back_begins_an_acquisition_though_the_clock_was_set_back_too() -> None:
+    assert places((1, 100.0), (2, 100.1), (1, 50.0), (2, 50.1))[2:] == [(True, 0), (False, 1)]
+    long = [(number, 100.0 + number) for number in range(1, 200)]
+    assert places(*long, (1, 150.0))[-1] == (True, 0)
+
+
+def test_a_clock_that_is_set_back_alone_does_not_end_an_acquisition() -> None:
+    assert places((1, 100.0), (2, 50.1), (3, 50.2))[1:] == [(False, 1), (False, 2)]
+
+
 def test_without_times_only_an_id_far_back_begins_an_acquisition() -> None:
     assert places((100, None), (200, None), (150, None), (1, None)) == [
         (True, 0),
