@@ -186,6 +186,7 @@ def in_fresh_process(name: str) -> list[dict[str, float]]:
 
 def page(found: dict[str, Any]) -> str:
     """Lay out what was measured as docs/results/gpu-engines.md."""
+    same = "yes" if all(row.get("graph equals plain", True) for row in found["rows"]) else "NO"
     lines = [
         "# The engine stage on a GPU",
         "",
@@ -210,8 +211,8 @@ def page(found: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|",
         *map(row_of, found["rows"]),
         "",
-        "With and without a graph give identical results. The largest difference of any output "
-        f"to the same network on the CPU is {difference(found['rows'], 'float16'):.1g} in float16 "
+        f"With and without a graph give identical results: {same}. The largest difference of any "
+        f"output to the same network on the CPU is {difference(found['rows'], 'float16'):.1g} in float16 "
         f"and {difference(found['rows'], 'float32'):.1g} in float32.",
         "",
         "## First start",

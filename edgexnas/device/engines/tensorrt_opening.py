@@ -70,14 +70,16 @@ def open_tensorrt(
         profiles = [(size, size, size) for size in ladder(batch)]
         key = _plan_key(bundle, precision, profiles, library, own)
         plan, origin = _cached(cache, key), "from the cache"
-        engine = None if plan is None else _started(plan, key, cache, own, precision)
+        kept = None if plan is None or cache is None else cache.load(KERNELS, key)
+        kernels = None if kept is None else kept[1]
+        engine = None if plan is None else _started(plan, key, cache, own, precision, kernels)
         if engine is None:
             plan = _built(bundle.models[precision], key, cache, progress)
             origin = f"built in {plan.seconds:.1f} s"
-            engine = TensorRTEngine(plan, session=own, precision=precision)
-            kernels = engine.compiled_kernels()
-            if cache is not None and kernels is not None:
-                cache.store(KERNELS, key, {}, kernels)
+            engine, kernels = TensorRTEngine(plan, session=own, precision=precision), None
+        compiled = engine.compiled_kernels()
+        if cache is not None and compiled is not None and compiled != kernels:
+            cache.store(KERNELS, key, {}, compiled)
     except BaseException:
         if session is None:
             own.close()
@@ -160,16 +162,11 @@ def _started(
     cache: EngineCache | None,
     session: CudaSession,
     precision: Precision,
+    kernels: bytes | None,
 ) -> TensorRTEngine | None:
     """Start a cached plan; one that does not load is removed, to be built again."""
-    kernels = None if cache is None else cache.load(KERNELS, key)
     try:
-        return TensorRTEngine(
-            plan,
-            session=session,
-            precision=precision,
-            kernels=None if kernels is None else kernels[1],
-        )
+        return TensorRTEngine(plan, session=session, precision=precision, kernels=kernels)
     except PlanUnusableError as error:
         _log.warning("the cached plan is not usable, because %s: it is built again", error)
         if cache is not None:

@@ -23,6 +23,8 @@ MAGIC = b"fake plan "
 def make(cuda: Any, *, version: str = "10.3.0", name: str = "tensorrt") -> Any:
     """Make the module for a fake GPU; `module.faults` and `module.builds` steer and count.
 
+    As "tensorrt_rtx" it compiles kernels when it runs, as TensorRT-RTX does; `compiled` tells when.
+
     Faults: "no_memory" (no execution context), "scale" (outputs too large by this factor),
     "not_capturable" (refuses to run while its stream is recorded), "no_build".
     """
@@ -31,6 +33,8 @@ def make(cuda: Any, *, version: str = "10.3.0", name: str = "tensorrt") -> Any:
     trt.faults = {}
     trt.builds = []
     trt.timing_hits = []
+    trt.compiled = []
+    rtx = name == "tensorrt_rtx"
     major = int(version.split(".")[0])
 
     class ILogger:
@@ -207,7 +211,12 @@ def make(cuda: Any, *, version: str = "10.3.0", name: str = "tensorrt") -> Any:
         def get_tensor_shape(self, name: str) -> tuple[int, ...]:
             return {**self.inputs, **self.outputs}[name]
 
-        def create_execution_context(self) -> Context | None:
+        def create_execution_context(self, settings: Any = None) -> Context | None:
+            assert (settings is not None) == rtx, "TensorRT-RTX alone takes runtime settings"
+            if settings is not None:
+                # Kernels that it has not got it compiles, and keeps.
+                trt.compiled.append(not settings.cache.content)
+                settings.cache.content = place().encode()
             if trt.faults.get("no_memory"):
                 self.logger.log(ILogger.Severity.ERROR, "out of memory")
                 return None
@@ -229,6 +238,31 @@ def make(cuda: Any, *, version: str = "10.3.0", name: str = "tensorrt") -> Any:
             ]
             report = json.dumps({"Layers": layers})
             return SimpleNamespace(get_engine_information=lambda form: report)
+
+    if rtx:
+
+        class IRuntimeCache:
+            def __init__(self) -> None:
+                self.content = b""
+
+            def deserialize(self, content: bytes) -> bool:
+                fits = content == place().encode()
+                self.content = content if fits else b""
+                return fits
+
+            def serialize(self) -> bytes:
+                return self.content
+
+        class RuntimeConfig:
+            def create_runtime_cache(self) -> IRuntimeCache:
+                return IRuntimeCache()
+
+            def set_runtime_cache(self, cache: IRuntimeCache) -> bool:
+                self.cache = cache
+                return True
+
+        trt.IRuntimeCache = IRuntimeCache
+        Engine.create_runtime_config = lambda self: RuntimeConfig()  # type: ignore[attr-defined]
 
     # The device memory of one context: TensorRT 11 dropped the older name.
     Engine.device_memory_size_v2 = 4096  # type: ignore[attr-defined]

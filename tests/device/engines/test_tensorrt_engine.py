@@ -279,6 +279,20 @@ def test_a_later_build_gets_the_timings_of_the_earlier_one(
     assert library.timing_hits == [False, True]
 
 
+def test_tensorrt_rtx_runs_through_the_same_module_and_compiles_kernels_once(
+    bundle: Bundle, fake_tensorrt: Fake, cache: EngineCache, inputs: Any, expected: Any
+) -> None:
+    library = fake_tensorrt("1.7.1.116", name="tensorrt_rtx")
+    for compiled in ([True, False], [False, False]):
+        library.compiled.clear()
+        engine = tensorrt(bundle, cache=cache)
+        assert engine.name == "tensorrt_rtx"
+        np.testing.assert_allclose(engine.run(inputs[:32]), expected[:32], atol=1e-6)
+        assert library.compiled == compiled
+        engine.close()
+    assert len(library.builds) == 1
+
+
 @pytest.mark.parametrize("where", [10, 200, -1])
 def test_a_corrupted_plan_is_left_out_built_again_and_said_aloud(
     bundle: Bundle,
