@@ -212,8 +212,9 @@ def page(found: dict[str, Any]) -> str:
         *map(row_of, found["rows"]),
         "",
         f"With and without a graph give identical results: {same}. The largest difference of any "
-        f"output to the same network on the CPU is {difference(found['rows'], 'float16'):.1g} in float16 "
-        f"and {difference(found['rows'], 'float32'):.1g} in float32.",
+        "output to the same network on the CPU is "
+        f"{difference(found['rows'], 'float16'):.1g} in float16 and "
+        f"{difference(found['rows'], 'float32'):.1g} in float32.",
         "",
         "## First start",
         "",

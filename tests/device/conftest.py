@@ -7,6 +7,7 @@ import importlib.util
 import sys
 from collections.abc import Callable
 from datetime import datetime, timezone
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -253,6 +254,9 @@ def fake_tensorrt(fake_cuda: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[.
         library.__spec__ = importlib.machinery.ModuleSpec(name, None, origin="fake")
         monkeypatch.setitem(sys.modules, name, library)
         monkeypatch.setattr(tensorrt_library, "LIBRARIES", (name,))
+        # The real library of this name keeps its one logger.
+        own_journals = cache(tensorrt_library._journal_of.__wrapped__)
+        monkeypatch.setattr(tensorrt_library, "_journal_of", own_journals)
         return library
 
     return install

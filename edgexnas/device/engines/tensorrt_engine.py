@@ -6,7 +6,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 from edgexnas.device.engines.device_engine import FloatArray, HostRuns, least_size
-from edgexnas.device.engines.tensorrt_library import THE_LIBRARY, has_feature, journal, quote
+from edgexnas.device.engines.tensorrt_library import (
+    THE_LIBRARY,
+    has_feature,
+    journal,
+    new_runtime,
+    quote,
+)
 from edgexnas.device.engines.tensorrt_plan import Plan, lengths
 from edgexnas.errors import EngineError
 
@@ -89,11 +95,10 @@ class TensorRTEngine:
         self._runs: HostRuns | None = None
         self._settings: Any = None
         self._kernels: Any = None
-        said = journal()
-        said.clear()
+        journal().clear()
         with session.current():
             # What made an engine must outlive it.
-            self._runtime: Any = trt.Runtime(said.logger)
+            self._runtime: Any = new_runtime()
             self._engine = self._deserialised(self._runtime, plan.data)
             self._input, self.input_shape = self._sole_tensor(trt.TensorIOMode.INPUT)
             self._output, self.output_shape = self._sole_tensor(trt.TensorIOMode.OUTPUT)

@@ -34,6 +34,7 @@ __all__ = [
     "installed_library",
     "journal",
     "monitor",
+    "new_runtime",
     "quote",
     "why_not_runnable",
 ]
@@ -167,6 +168,22 @@ def quote(what: str, said: str = "") -> str:
     library = import_tensorrt()
     words = " ".join((said or "; ".join(journal().errors) or "it gave no reason").split())
     return f"{library.__name__} {library.__version__} {what}: {words[:600]}"
+
+
+def new_runtime() -> trt.Runtime:
+    """Make what loads plans.
+
+    Raises
+    ------
+    EngineError
+        If TensorRT cannot use the GPU.
+    """
+    try:
+        return trt.Runtime(journal().logger)
+    except Exception as error:
+        raise EngineError(
+            quote("cannot run here", "; ".join(journal().errors) or str(error))
+        ) from error
 
 
 def monitor(progress: Progress) -> Any:

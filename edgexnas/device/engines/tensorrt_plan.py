@@ -20,6 +20,7 @@ from edgexnas.device.engines.tensorrt_library import (
     import_tensorrt,
     journal,
     monitor,
+    new_runtime,
     quote,
 )
 from edgexnas.errors import ConfigurationError, EngineError
@@ -271,7 +272,7 @@ def _layers(data: bytes, compute_capability: str | None) -> tuple[PlanLayer, ...
     said = journal()
     if said.layers or compute_capability is not None:
         return layers_from_log(said.layers)
-    engine = cast("trt.ICudaEngine | None", trt.Runtime(said.logger).deserialize_cuda_engine(data))
+    engine = cast("trt.ICudaEngine | None", new_runtime().deserialize_cuda_engine(data))
     if engine is None:
         return ()
     inspector = engine.create_engine_inspector()

@@ -26,7 +26,8 @@ def make(cuda: Any, *, version: str = "10.3.0", name: str = "tensorrt") -> Any:
     As "tensorrt_rtx" it compiles kernels when it runs, as TensorRT-RTX does; `compiled` tells when.
 
     Faults: "no_memory" (no execution context), "scale" (outputs too large by this factor),
-    "not_capturable" (refuses to run while its stream is recorded), "no_build".
+    "not_capturable" (refuses to run while its stream is recorded), "no_build", "no_runtime" (a
+    driver that is too old).
     """
     trt: Any = ModuleType(name)
     trt.__version__ = version
@@ -169,6 +170,9 @@ def make(cuda: Any, *, version: str = "10.3.0", name: str = "tensorrt") -> Any:
     class Runtime:
         def __init__(self, logger: ILogger) -> None:
             self.logger = logger
+            if trt.faults.get("no_runtime"):
+                logger.log(ILogger.Severity.ERROR, "CUDA initialization failure with error: 35")
+                raise TypeError("pybind11::init(): factory function returned nullptr")
 
         def deserialize_cuda_engine(self, plan: bytes) -> Engine | None:
             if not plan.startswith(MAGIC):

@@ -218,12 +218,16 @@ def test_auto_takes_tensorrt_where_it_can_run(bundle: Bundle, fake_tensorrt: Fak
     assert engine.reason.startswith("TensorRT can run here")
 
 
-@pytest.mark.parametrize("fault", ["no_memory", "no_build"])
+@pytest.mark.parametrize("fault", ["no_memory", "no_build", "no_runtime"])
 def test_a_library_that_fails_is_quoted_and_auto_says_aloud_who_steps_in(
     bundle: Bundle, fake_tensorrt: Fake, fault: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     fake_tensorrt().faults[fault] = True
-    said = {"no_memory": "out of memory", "no_build": "could not find any implementation"}[fault]
+    said = {
+        "no_memory": "out of memory",
+        "no_build": "could not find any implementation",
+        "no_runtime": "cannot run here: CUDA initialization failure with error: 35",
+    }[fault]
     with pytest.raises(EngineError, match=said):
         tensorrt(bundle)
     engine = open_engine(bundle, engine="auto")
