@@ -5,8 +5,8 @@
 
 Stages can be run one by one, and what is in the run folder is not made again: `prepare` labels the
 scans and finds the beam, `train` trains the named networks and those drawn at random from the
-spaces, `report` exports the best ones as bundles and writes page and picture. Several `train`
-processes may share a GPU, each with its `--share`.
+spaces, `export` makes bundles of the named networks, `report` of the best ones, and writes page
+and picture. Several processes that train may share a GPU, each with its `--share`.
 
 The right quarter of each scan tests; see `edgexnas.host.scan_regions`. Its patterns and labels
 serve neither training, nor the beam and object that patterns are drawn from, nor any choice: those
@@ -113,6 +113,8 @@ class Trained:
 def main() -> None:
     options = parsed()
     options.runs.mkdir(parents=True, exist_ok=True)
+    if not (options.runs / "keys").exists():
+        generate_keys(options.runs / "keys")
     torch.set_num_threads(options.threads)
     case = star_case(options) if options.case == "star" else simulated_case(options)
     if "train" in options.stages:
@@ -120,6 +122,10 @@ def main() -> None:
         part, parts = map(int, options.share.split("/"))
         for name in wanted[part - 1 :: parts]:
             train_network(name, case, options)
+    if "export" in options.stages:
+        known = {network.name: network for network in trained(options.runs)}
+        for name in options.networks:
+            exported(known[name], case, options.runs)
     if "report" in options.stages:
         from ptycho_pages import write_page
 
@@ -303,8 +309,6 @@ def exported(network: Trained, case: Case, runs: Path) -> tuple[Path, tuple[Accu
     """Quantise, sign and write a network's bundle; return it with its accuracy table."""
     path, keys = runs / f"{network.name}.edgex", runs / "keys"
     if not path.exists():
-        if not keys.exists():
-            generate_keys(keys)
         model = build(network.name)
         model.load_state_dict(torch.load(runs / f"{network.name}.pt", weights_only=True))
         export_bundle(

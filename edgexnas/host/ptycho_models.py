@@ -302,8 +302,37 @@ def _quieten(*heads: nn.Module) -> None:
         nn.init.zeros_(head.bias)
 
 
+class Doubling(nn.Upsample):
+    """Bilinear doubling of height and width.
+
+    While it trains on a GPU it is written as sums of neighbours: the gradient of torch's own is a
+    scatter with atomic additions, which is slow in bfloat16 and differs from run to run.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(scale_factor=2, mode="bilinear", align_corners=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(n, c, h, w) → (n, c, 2h, 2w)."""
+        if not (self.training and images.is_cuda):
+            return super().forward(images)
+        return doubled(images)
+
+
+def doubled(images: Tensor) -> Tensor:
+    """(n, c, h, w) → (n, c, 2h, 2w), bilinear, edges repeated."""
+    for axis in (2, 3):
+        length = images.shape[axis]
+        first, last = images.narrow(axis, 0, 1), images.narrow(axis, length - 1, 1)
+        before = torch.cat([first, images.narrow(axis, 0, length - 1)], axis)
+        after = torch.cat([images.narrow(axis, 1, length - 1), last], axis)
+        pairs = [torch.lerp(images, before, 0.25), torch.lerp(images, after, 0.25)]
+        images = torch.stack(pairs, axis + 1).flatten(axis, axis + 1)
+    return images.contiguous(memory_format=torch.channels_last)
+
+
 def _upsample() -> nn.Upsample:
-    return nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
+    return Doubling()
 
 
 def _pair(channels: int, filters: int) -> list[nn.Module]:

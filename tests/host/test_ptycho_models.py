@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from edgexnas.host.models import ResidualConvolution, count_parameters
-from edgexnas.host.ptycho_models import CnnPtycho, MlpPtycho, PtychoNN, Shadow
+from edgexnas.host.ptycho_models import CnnPtycho, MlpPtycho, PtychoNN, Shadow, doubled
 
 
 def test_ptychonn_has_the_published_number_of_parameters() -> None:
@@ -107,3 +107,10 @@ def test_no_magnification_leaves_light_outside() -> None:
     shadow = Shadow()
     shadow.fit(rim, targets)
     assert shadow.choice[0] == 1
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 8, 8), (1, 1, 1, 5)])
+def test_doubling_by_neighbours_is_bilinear(shape: tuple[int, ...]) -> None:
+    images = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.functional.interpolate(images, scale_factor=2.0, mode="bilinear")
+    torch.testing.assert_close(doubled(images), expected)
