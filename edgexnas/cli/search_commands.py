@@ -62,6 +62,8 @@ def _add_optimize(commands: Commands) -> None:
     optimize.add_argument("--evaluator", help="process, serial or ray")
     optimize.add_argument("--epochs", type=positive_int, help="cap on the epochs of a training")
     optimize.add_argument("--device", help="auto, cpu, cuda, ...")
+    optimize.add_argument("--measure", help="latency and energy: local, ssh://HOST, model")
+    optimize.add_argument("--signing-key", type=Path, help="*.key.pem that a device trusts")
     optimize.add_argument("--seed", type=int)
     optimize.add_argument("--resume", action="store_true", help="continue the run in --output")
     optimize.set_defaults(run=_optimize)
@@ -79,6 +81,8 @@ _PASSED_ON = (
     "evaluator",
     "epochs",
     "device",
+    "measure",
+    "signing_key",
     "seed",
 )
 

@@ -7,8 +7,10 @@ a fixed seed: two networks of one architecture give the same files, which are me
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -98,12 +100,18 @@ def make_candidate_bundle(
         levels = tuple(np.linspace(0, 1, sample.shape[2] + 2)[1:-1].tolist())
     bundling = find_task(task).bundling(levels)
     inputs, output = bundling.tensors()
-    names = {"input_name": inputs.name, "output_name": output.name}
-    float32 = to_onnx(fixed, torch.from_numpy(items[:4]), **names)
+    export = functools.partial(
+        to_onnx,
+        fixed,
+        torch.from_numpy(items[:4]),
+        input_name=inputs.name,
+        output_name=output.name,
+    )
+    float32 = export()
     expected = run_onnx(float32, items[:ITEMS], ITEMS)
     if not np.isfinite(expected).all():
         raise InputError("the untrained network gives numbers that are not finite")
-    content = _in_precision(fixed, float32, items, precision, names)
+    content = _in_precision(export, float32, items, precision)
     manifest = Manifest(
         task=find_task(task).name,
         model_id="candidate",
@@ -161,21 +169,14 @@ def with_fixed_weights(model: nn.Module) -> nn.Module:
 
 
 def _in_precision(
-    model: nn.Module,
-    float32: bytes,
-    items: FloatArray,
-    precision: Precision,
-    names: dict[str, str],
+    export: Callable[..., bytes], float32: bytes, items: FloatArray, precision: Precision
 ) -> bytes:
-    import torch
-
-    from edgexnas.host.onnx_export import to_onnx
     from edgexnas.host.quantisation import quantise, recipes
 
     if precision == "float32":
         return float32
     if precision == "float16":
-        return to_onnx(model, torch.from_numpy(items[:4]), half=True, **names)
+        return export(half=True)
     if precision == "int8":
         return quantise(float32, items, next(iter(recipes()))).model
     raise ConfigurationError(f"there is no precision {precision!r}; give float32, float16 or int8")

@@ -45,7 +45,7 @@ __all__ = ["load_configuration", "write_run"]
 RUN_FILE = "run.toml"
 DATASET_FILE = "dataset.h5"
 
-NOT_IN_FILES = ("measure", "resume", "progress")
+NOT_IN_FILES = ("resume", "progress")
 """Arguments that are code, or belong to one call and not to the run."""
 
 
@@ -137,6 +137,7 @@ def write_run(plan: SearchPlan) -> None:
         "device": plan.context.device,
         "keep_checkpoints": plan.keep_checkpoints,
         "ray_address": plan.ray_address,
+        "measure": plan.measure_source,
     }
     tables: dict[str, Mapping[str, Any]] = {
         "constraints": plan.constraints,

@@ -82,7 +82,8 @@ def front_figure(
         Name → metrics of networks to compare with, such as BraggNN.
     """
     figure, axes = _figure()
-    known = find_task(result.description["task"]).objectives
+    known = {**find_task(result.description["task"]).objectives}
+    known |= {objective.name: objective for objective in result.objectives}
     objectives = (known[x], known[y])
     spaces = list(dict.fromkeys(candidate.space for candidate in result.candidates))
     for number, space in enumerate(spaces):

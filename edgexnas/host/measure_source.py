@@ -27,7 +27,14 @@ if TYPE_CHECKING:
 
     from edgexnas.host.objectives import Measure, Objective
 
-__all__ = ["BenchMeasure", "ModelMeasure", "is_estimate", "labelled", "open_measure"]
+__all__ = [
+    "BenchMeasure",
+    "ModelMeasure",
+    "is_estimate",
+    "labelled",
+    "open_measure",
+    "source_in_words",
+]
 
 ESTIMATE = "estimate for Jetson AGX Orin"
 """Stands in the unit of every objective that the cost model gives."""
@@ -233,6 +240,11 @@ def open_measure(
 def is_estimate(source: str | None) -> bool:
     """Whether a source estimates instead of measuring."""
     return source is not None and source.split("?")[0] == "model"
+
+
+def source_in_words(source: str) -> str:
+    """Name a source for tables; an estimate says that it is one."""
+    return f"{source} ({ESTIMATE})" if is_estimate(source) else source
 
 
 def labelled(objective: Objective, source: str | None) -> Objective:

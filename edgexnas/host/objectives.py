@@ -102,7 +102,7 @@ PTYCHO_OBJECTIVES: dict[str, Objective] = {
 def resolve_objectives(
     names: Sequence[str],
     *,
-    measure: Measure | None = None,
+    measure: Measure | str | None = None,
     known: Mapping[str, Objective] = OBJECTIVES,
 ) -> tuple[Objective, ...]:
     """Look objectives up by name among those that are `known` to the task.
@@ -124,7 +124,7 @@ def resolve_objectives(
 def check_constraints(
     constraints: Mapping[str, float] | None,
     *,
-    measure: Measure | None = None,
+    measure: Measure | str | None = None,
     known: Mapping[str, Objective] = OBJECTIVES,
 ) -> dict[str, float]:
     """Check hard upper bounds, each on an exact or measured objective.
@@ -151,7 +151,7 @@ def check_constraints(
 
 
 def _resolve(
-    role: str, name: str, measure: Measure | None, known: Mapping[str, Objective]
+    role: str, name: str, measure: Measure | str | None, known: Mapping[str, Objective]
 ) -> Objective:
     if name not in known:
         other = name in OBJECTIVES or name in PTYCHO_OBJECTIVES
@@ -160,8 +160,8 @@ def _resolve(
     objective = known[name]
     if objective.kind == "measured" and measure is None:
         raise ConfigurationError(
-            f"{role} {name!r} has no source; give measure=, a function from a network to its "
-            f"{name} in {objective.unit}"
+            f"{role} {name!r} has no source; give measure='local', 'ssh://HOST', 'model', or a "
+            f"function from a network to its {name} in {objective.unit}"
         )
     return objective
 

@@ -14,6 +14,7 @@ from edgexnas.host.evaluation import EvaluationContext, evaluation_context
 from edgexnas.host.evaluators import check_evaluator
 from edgexnas.host.hyperparameters import Configuration, is_number, is_whole
 from edgexnas.host.journal import NAME, read_journal
+from edgexnas.host.measure_source import labelled, open_measure
 from edgexnas.host.objectives import (
     Measure,
     Objective,
@@ -65,6 +66,7 @@ class SearchPlan:
     time_limit_s: float | None
     memory_limit_gb: float | None
     measure: Measure | None
+    measure_source: str | None
     keep_checkpoints: str
     ray_address: str | None
 
@@ -83,7 +85,9 @@ class SearchPlan:
 
     def description(self) -> dict[str, Any]:
         """Describe what a resumed run must agree on, as plain values."""
-        return {
+        # Latencies of two devices, or measured and estimated ones, must not meet in one run.
+        source = {} if self.measure_source is None else {"measure": self.measure_source}
+        return source | {
             "task": self.task,
             "data": self.dataset.digest,
             "spaces": [describe_space(space) for space in self.spaces],
@@ -137,7 +141,7 @@ def make_plan(
     output: str | Path,
     resume: bool,
     epochs: int | None,
-    measure: Measure | None,
+    measure: Measure | str | None,
     device: str,
     patience: int | None,
     signing_key: str | Path | None,
@@ -148,7 +152,13 @@ def make_plan(
     space = application.spaces if space is None else space
     given = (space,) if isinstance(space, str | SearchSpace) else tuple(space)
     spaces = _spaces(given, task, epochs)
-    resolved = resolve_objectives(objectives, measure=measure, known=application.objectives)
+    source = measure if isinstance(measure, str) else None
+    resolved = tuple(
+        labelled(objective, source)
+        for objective in resolve_objectives(
+            objectives, measure=measure, known=application.objectives
+        )
+    )
     bounds = check_constraints(constraints, measure=measure, known=application.objectives)
     check_evaluator(evaluator, workers)
     _check_numbers(epochs=epochs, patience=patience, workers=workers, **rest)
@@ -160,13 +170,23 @@ def make_plan(
         load_signing_key(signing_key)
     folder = Path(output)
     _check_folder(folder, resume=resume)
+    if isinstance(measure, str):
+        # Reaching a device takes seconds, so what is cheap to refuse has been refused before.
+        measure = open_measure(
+            measure,
+            task=task,
+            wanted=(*objectives, *bounds),
+            workers=workers,
+            signing_key=signing_key,
+            cache=folder / "measurements",
+        )
     dataset, path = _load(data, application)
     context = evaluation_context(dataset, dataset.split(), device=device, patience=patience)
     plan = SearchPlan(
         task=task, data=path, dataset=dataset, context=context, given=given, spaces=spaces,
         objectives=resolved, constraints=bounds, search=search,
         search_options=dict(search_options or {}), evaluator=evaluator, workers=workers,
-        output=folder, epochs=epochs, measure=measure, **rest,
+        output=folder, epochs=epochs, measure=measure, measure_source=source, **rest,
     )  # fmt: skip
     # Strategies check their own options and whether they are installed.
     plan.strategies()

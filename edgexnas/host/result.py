@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from edgexnas.errors import ConfigurationError, SearchError
 from edgexnas.host.evaluation import load_checkpoint, trial_seed
 from edgexnas.host.journal import Trial, read_journal
+from edgexnas.host.measure_source import labelled, source_in_words
 from edgexnas.host.objectives import (
     Objective,
     hypervolume,
@@ -108,7 +109,10 @@ class SearchResult:
         description, trials = read_journal(place)
         known = load_run_spaces(place) if spaces is None else {s.name: s for s in spaces}
         task = find_task(description["task"])
-        objectives = tuple(task.objectives[name] for name in description["objectives"])
+        objectives = tuple(
+            labelled(task.objectives[name], description.get("measure"))
+            for name in description["objectives"]
+        )
         return cls(place, known, objectives, tuple(trials), description)
 
     @functools.cached_property
@@ -171,7 +175,8 @@ class SearchResult:
 
         Columns: trial, space, status, reason, message, pareto, then the hyperparameters as
         ``config.NAME``, then all metrics, then ``seconds`` (wall time of the evaluation) and
-        ``finished`` (seconds since the search began).
+        ``finished`` (seconds since the search began) and, where latency or energy were measured,
+        ``measure``, their source.
         """
         import pandas as pd
 
@@ -184,6 +189,9 @@ class SearchResult:
             first = ["trial", "space", "status", "reason", "message", "pareto"]
             metrics = [c for c in table.columns if c not in (*first, *config, *last)]
             table = table[[*first, *config, *metrics, *last]]
+        if rows and "measure" in self.description:
+            # Beside every latency and energy stands where it comes from.
+            table["measure"] = source_in_words(self.description["measure"])
         return table
 
     def model(self, candidate: Candidate) -> nn.Module:

@@ -57,7 +57,7 @@ def optimize(
     time_limit_s: float | None = 600.0,
     memory_limit_gb: float | None = None,
     device: str = "auto",
-    measure: Measure | None = None,
+    measure: Measure | str | None = None,
     signing_key: str | Path | None = None,
     keep_checkpoints: str = "pareto",
     ray_address: str | None = None,
@@ -119,8 +119,11 @@ def optimize(
     device
         Where to train: "auto", "cpu", "cuda", ...
     measure
-        Measures latency in ms and energy in mJ of an untrained network, one network at a time,
-        in this process.
+        Where latency in ms and energy in mJ of a candidate come from, one candidate at a time:
+        "local" (this machine's CPU or GPU, by a process of its own), "ssh://orin" (a device that
+        has edgexnas installed, over the system's ssh), "model" (an estimate for a Jetson AGX Orin),
+        each with options as `edgexnas.host.measure_source` says, or a function of the untrained
+        network.
     signing_key
         Private key for `SearchResult.export`, checked before the search.
     keep_checkpoints

@@ -1,0 +1,157 @@
+"""Does a search that measures latency find faster networks of equal error than one that does not?
+
+    python host/measured_latency.py peaks.h5 --output docs/results/measured-latency.md
+
+Three searches with the same budget, space and seeds, which differ in their second objective only:
+parameters (as the paper counts), the estimate of the cost model, and latency measured on this machine.
+Afterwards the fronts of all are measured together, in turns, by one protocol.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edgexnas.bundle import generate_keys
+from edgexnas.demo.markdown import hardware
+from edgexnas.host import SearchResult, optimize
+from edgexnas.host.bench_transports import LocalBench
+from edgexnas.host.candidate_bundle import make_candidate_bundle
+from edgexnas.host.result import Candidate
+from edgexnas.host.spaces import SPACES
+
+RIVALS: dict[str, dict[str, Any]] = {
+    "parameters": {"objectives": ("error", "parameters")},
+    "latency, measured here": {
+        "objectives": ("error", "latency"),
+        "measure": "local?runs=40&calls=10",
+    },
+}
+SPACE = SPACES["cnnBragg"].narrow(
+    name="cnnBragg", filters=(2, 24), layers=(1, 10), epochs=(4, 8), batch_size=(32, 64)
+)
+AGAIN = ["--precision", "float32", "--runs", "60", "--calls", "20", "--sweep", "32"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("peaks", type=Path, help="labelled peaks, from edgexnas label")
+    parser.add_argument("--output", type=Path, help="Markdown file; only printed if not given")
+    parser.add_argument("--runs", type=Path, help="folder that keeps the runs")
+    parser.add_argument("--evaluations", type=int, default=16, help="of each search")
+    parser.add_argument("--seeds", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    folder = options.runs or Path(tempfile.mkdtemp(prefix="measured-latency-"))
+    results: dict[str, list[SearchResult]] = {}
+    for seed in range(options.seeds):
+        for name, rival in RIVALS.items():
+            place = folder / f"{name.split(',')[0]}-{seed}"
+            result = optimize(
+                "bragg", data=options.peaks, output=place, space=SPACE, seed=seed, resume=True,
+                max_evals=options.evaluations, evaluator="serial", device="cpu", progress=False,
+                keep_checkpoints="all", **rival,
+            )  # fmt: skip
+            print(f"{name}, seed {seed}: {len(result.candidates)} networks", flush=True)
+            results.setdefault(name, []).append(result)
+    latencies = measure_fronts(results)
+    page = markdown(results, latencies, options)
+    print(page)
+    if options.output is not None:
+        options.output.write_text(page)
+
+
+def measure_fronts(results: dict[str, list[SearchResult]]) -> dict[str, float]:
+    """Latency in ms of each architecture on any front of error against the second objective."""
+    with tempfile.TemporaryDirectory() as trust:
+        key, _ = generate_keys(Path(trust))
+        wanted = {
+            architecture(candidate): (result, candidate)
+            for runs in results.values()
+            for result in runs
+            for candidate in result.pareto
+        }
+        measured = {}
+        for name, (result, candidate) in wanted.items():
+            model = result.model(candidate)
+            bundle = make_candidate_bundle(model, "bragg", "float32", key)
+            options = [*AGAIN, "--energy", "off"]
+            report = LocalBench().bench(bundle.raw, trust, options)
+            measured[name] = float(report["bundles"][0]["latency"]["p50_ms"])
+        return measured
+
+
+def architecture(candidate: Candidate) -> str:
+    configuration = candidate.configuration
+    return f"{configuration['filters']}×{configuration['layers']}"
+
+
+def fastest(
+    runs: list[SearchResult], seed: int, most_error: float, latencies: dict[str, float]
+) -> tuple[float, Candidate] | None:
+    """Find the fastest network of a search's front whose error is small enough."""
+    fits = [
+        (latencies[architecture(c)], c)
+        for c in runs[seed].pareto
+        if c.objectives["error"] <= most_error
+    ]
+    return min(fits, key=lambda pair: pair[0], default=None)
+
+
+def markdown(
+    results: dict[str, list[SearchResult]],
+    latencies: dict[str, float],
+    options: argparse.Namespace,
+) -> str:
+    first, second = RIVALS
+    lines = [
+        "# Latency as an objective, measured where the network runs",
+        "",
+        f"`python host/measured_latency.py {options.peaks.name} --evaluations "
+        f"{options.evaluations} --seeds {options.seeds}` on {hardware()}, one thread. Space "
+        f"cnnBragg, filters 2–24, layers 1–10, {options.evaluations} evaluations a search, the "
+        "same for both; they differ in their second objective alone. "
+        "Latency: median of 60 runs of 20 inferences of a batch of 32, float32 in onnxruntime, of "
+        "all fronts alike, after the searches. At each error that either front reaches, the "
+        "fastest network of each front that is at least as good:",
+        "",
+        f"| seed | error at most px | with {first}: network, ms | with {second}: network, ms | "
+        "faster by |",
+        "|---|---|---|---|---|",
+    ]
+    ratios = []
+    for seed in range(options.seeds):
+        errors = sorted(
+            {c.objectives["error"] for runs in results.values() for c in runs[seed].pareto}
+        )
+        for error in errors:
+            a = fastest(results[first], seed, error, latencies)
+            b = fastest(results[second], seed, error, latencies)
+            if a is None or b is None:
+                continue
+            ratios.append(a[0] / b[0])
+            lines.append(
+                f"| {seed} | {error:.4f} | {architecture(a[1])}, {a[0]:.3f} | "
+                f"{architecture(b[1])}, {b[0]:.3f} | {a[0] / b[0]:.2f}× |"
+            )
+    if ratios:
+        lines += [
+            "",
+            f"Median over these errors: {statistics.median(ratios):.2f}×; faster in "
+            f"{sum(r > 1.005 for r in ratios)}, equal in "
+            f"{sum(0.995 <= r <= 1.005 for r in ratios)}, slower in "
+            f"{sum(r < 0.995 for r in ratios)} of {len(ratios)}.",
+        ]
+    for name, runs in results.items():
+        failed = sum(len(run.trials) - len(run.candidates) for run in runs)
+        lines.append(f"Search with {name}: {failed} evaluations failed.")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
