@@ -1,10 +1,10 @@
-"""Does a search that measures latency find faster networks of equal error than one that does not?
+"""Compare a search that measures latency with one that counts parameters, at equal error.
 
     python host/measured_latency.py peaks.h5 --output docs/results/measured-latency.md
 
-Three searches with the same budget, space and seeds, which differ in their second objective only:
-parameters (as the paper counts), the estimate of the cost model, and latency measured on this machine.
-Afterwards the fronts of all are measured together, in turns, by one protocol.
+Two searches with the same budget, spaces and seeds, which differ in their second objective only:
+parameters, or latency measured on this machine by `edgexnas bench`. Afterwards the fronts of both
+are measured by one protocol. A second call with the same --runs only measures these again.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ RIVALS: dict[str, dict[str, Any]] = {
         "measure": "local?runs=40&calls=10",
     },
 }
-SPACE = SPACES["cnnBragg"].narrow(
-    name="cnnBragg", filters=(2, 24), layers=(1, 10), epochs=(4, 8), batch_size=(32, 64)
+SPACES_SEARCHED = (
+    SPACES["mlpBragg"].narrow(units=(4, 128), layers=(1, 6), epochs=(10, 60), batch_size=(16, 32)),
+    SPACES["cnnBragg"].narrow(filters=(2, 16), layers=(1, 8), epochs=(4, 10), batch_size=(16, 32)),
 )
 AGAIN = ["--precision", "float32", "--runs", "60", "--calls", "20", "--sweep", "32"]
 
@@ -53,9 +54,9 @@ def main() -> None:
         for name, rival in RIVALS.items():
             place = folder / f"{name.split(',')[0]}-{seed}"
             result = optimize(
-                "bragg", data=options.peaks, output=place, space=SPACE, seed=seed, resume=True,
-                max_evals=options.evaluations, evaluator="serial", device="cpu", progress=False,
-                keep_checkpoints="all", **rival,
+                "bragg", data=options.peaks, output=place, space=SPACES_SEARCHED, seed=seed,
+                resume=True, max_evals=options.evaluations, evaluator="serial", device="cpu",
+                progress=False, keep_checkpoints="all", **rival,
             )  # fmt: skip
             print(f"{name}, seed {seed}: {len(result.candidates)} networks", flush=True)
             results.setdefault(name, []).append(result)
@@ -88,7 +89,8 @@ def measure_fronts(results: dict[str, list[SearchResult]]) -> dict[str, float]:
 
 def architecture(candidate: Candidate) -> str:
     configuration = candidate.configuration
-    return f"{configuration['filters']}×{configuration['layers']}"
+    width = configuration.get("units", configuration.get("filters"))
+    return f"{candidate.space.removesuffix('Bragg')} {width}×{configuration['layers']}"
 
 
 def fastest(
@@ -113,9 +115,10 @@ def markdown(
         "# Latency as an objective, measured where the network runs",
         "",
         f"`python host/measured_latency.py {options.peaks.name} --evaluations "
-        f"{options.evaluations} --seeds {options.seeds}` on {hardware()}, one thread. Space "
-        f"cnnBragg, filters 2–24, layers 1–10, {options.evaluations} evaluations a search, the "
-        "same for both; they differ in their second objective alone. "
+        f"{options.evaluations} --seeds {options.seeds}` on {hardware()}, one thread. Spaces "
+        "mlpBragg (units 4–128, layers 1–6) and cnnBragg (filters 2–16, layers 1–8), "
+        f"{options.evaluations} evaluations a search, the same for both; the searches differ in "
+        "their second objective alone. "
         "Latency: median of 60 runs of 20 inferences of a batch of 32, float32 in onnxruntime, of "
         "all fronts alike, after the searches. At each error that either front reaches, the "
         "fastest network of each front that is at least as good:",
