@@ -19,7 +19,7 @@ from ptycho_accuracy import (
     Trained,
     best,
     exported,
-    iterative_row,
+    iterative_rows,
 )
 
 from edgexnas.bundle import AccuracyRow
@@ -38,7 +38,8 @@ def write_page(case: Case, networks: Sequence[Trained], options: argparse.Namesp
     chosen = [next(n for n in networks if n.name == BASELINE)]
     chosen += [best(networks, space) for space in SPACES]
     bundles = [exported(network, case, options.runs) for network in chosen]
-    rows = [row for row in bundles[0][1] if row.name in CLASSICAL] + [iterative_row(case)]
+    rows = [row for row in bundles[0][1] if row.name in CLASSICAL]
+    rows += iterative_rows(case)
     rows += [
         row for _, table in bundles for precision in PRECISIONS
         for row in table if row.precision == precision
@@ -47,7 +48,9 @@ def write_page(case: Case, networks: Sequence[Trained], options: argparse.Namesp
     picture = page.with_suffix(".png")
     text = [*heading(case, networks, options), *table_of(rows), "", *answers(rows, case)]
     if options.case == "star":
-        draw_star(picture, case, bundles[1][0], chosen[1].name, options)
+        shown = min(chosen, key=lambda n: n.validation_rad)
+        bundle = bundles[chosen.index(shown)][0]
+        draw_star(picture, case, bundle, shown.name, options)
         text += ["", f"![the star by iterations and by the network]({picture.name})"]
     else:
         text += ["", *claims(networks), "", f"![error against size]({picture.name})"]
