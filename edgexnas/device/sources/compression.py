@@ -1,9 +1,10 @@
 """Compressed pixels, as detectors send and store them: lz4, bitshuffle with lz4, and blosc.
 
-The compiled codecs are those that hdf5plugin brings for HDF5 (it has wheels for every platform
-that edgexnas runs on); they are called directly, so a frame is decoded into its own memory, without
-the global interpreter lock and without going through an HDF5 file. Every size that a payload
-claims is checked against the frame that it should be, before anything is decoded.
+The compiled codecs are those that hdf5plugin brings for HDF5: it has wheels for every platform
+that edgexnas runs on, and versions 5.0 to 7.1 export the functions. They are called directly, so
+a frame is decoded into its own memory, without the global interpreter lock and without going
+through an HDF5 file. Every size that a payload claims is checked against the frame that it should
+be, before anything is decoded.
 
 Two dialects are about:
 
@@ -52,7 +53,7 @@ _MOST_LZ4_BYTES = 2**31 - 2**24
 _LZ4_EXPANSION = 255
 """A byte of lz4 gives at most so many bytes."""
 
-_LEAST_VERSION = "hdf5plugin>=7"
+_LEAST_VERSION = "hdf5plugin>=5"
 
 
 def decompress(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgexnas.device import Predictor
 from edgexnas.device.sources import (
     PositionReading,
     SeriesEnd,
@@ -256,6 +258,24 @@ def test_pvapys_own_simulated_detector_is_received(
     assert len(receiver.of(SeriesStart)) == 1
     for frame in frames:
         np.testing.assert_array_equal(frame.pixels, sent[(first + frame.number) % 12])
+
+
+def test_a_predictor_streams_the_peaks_of_a_channel_until_it_falls_silent(
+    publish: Any, bundle_path: Path, keys: Path
+) -> None:
+    series = ("--shape", "96x128", "--peaks", 10, "--rate", 100, "--frames", 20)
+    source = open_event_source("pva://T:peaks?idle_s=0.5")
+    with publish("pva", "T:peaks", *series) as server, Predictor(bundle_path, trust=keys) as model:
+
+        def start() -> None:
+            while source.status()["connection"] != "connected":
+                time.sleep(0.01)
+            server.go()
+
+        threading.Thread(target=start).start()
+        peaks = list(model.stream(source))
+    assert [found.frame_number for found in peaks] == list(range(20))
+    assert sum(len(found) for found in peaks) > 50
 
 
 def test_closing_ends_a_source_whose_channel_never_appeared(receive: Any) -> None:
