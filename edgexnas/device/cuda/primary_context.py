@@ -5,11 +5,15 @@ from __future__ import annotations
 import atexit
 import os
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from edgexnas.errors import EngineError, MissingDependencyError
+
+if TYPE_CHECKING:
+    from edgexnas.device.cuda.session import CudaSession
 
 __all__ = ["HeldContext", "hold_context", "why_no_cuda"]
 
@@ -27,12 +31,15 @@ class HeldContext:
     failure
         What the GPU said when it failed for good; None while it works. A context that failed
         stays unusable as long as its process lives.
+    sessions
+        The sessions that use it; those still open are closed when the interpreter ends.
     """
 
     driver: Any
     device: Any
     context: Any
     failure: str | None = None
+    sessions: WeakSet[CudaSession] = field(default_factory=WeakSet)
 
 
 _HELD: dict[int, HeldContext] = {}
@@ -125,5 +132,10 @@ def _initialised(driver: Any, ordinal: int) -> Any:
 
 
 def _release_all() -> None:
-    """Let go of the contexts before the interpreter, and with it pycuda, is taken down."""
+    """Close what is open and let go of the contexts before the interpreter takes pycuda down."""
+    # A forked child has none of this on its GPU.
+    if _PROCESS[:1] == [os.getpid()]:
+        for held in _HELD.values():
+            for session in list(held.sessions):
+                session.close()
     _HELD.clear()

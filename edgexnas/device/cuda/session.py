@@ -55,6 +55,8 @@ class CudaSession:
         Stream for everything else; graphs are captured on it.
     device_bytes, host_bytes
         Memory taken through this session and not freed yet.
+    driver_module
+        `pycuda.driver`, for calls that are not here; make them inside `current()`.
     lost
         Whether the GPU failed for good; open sessions in a fresh process then.
 
@@ -84,6 +86,7 @@ class CudaSession:
             self.driver = f"{version // 1000}.{version % 1000 // 10}"
             self.copies: Any = driver.Stream(NON_BLOCKING)
             self.compute: Any = driver.Stream(NON_BLOCKING)
+        self._held.sessions.add(self)
 
     @property
     def lost(self) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgexnas.device.cuda import CudaSession, DoubleBuffer, Slot, why_no_cuda
+from edgexnas.device.cuda import CudaSession, DoubleBuffer, Slot, primary_context, why_no_cuda
 from edgexnas.errors import EngineError, InputError, MissingDependencyError
 
 FRAME = (64, 48)
@@ -242,6 +242,15 @@ def test_an_integrated_gpu_gets_mapped_memory_and_no_copies(
         assert buffer.mapped
         assert session.device_bytes == 0
     assert "memcpy_htod_async" not in orin.calls
+
+
+def test_what_is_left_open_is_closed_when_the_interpreter_ends(fake_cuda: Any) -> None:
+    session = CudaSession()
+    session.device_buffer((1000,), np.float32)
+    primary_context._release_all()
+    assert fake_cuda.used_bytes() == 0
+    with pytest.raises(EngineError, match="is closed; open another"):
+        session.synchronize()
 
 
 def test_a_gpu_that_disappears_is_one_sentence_and_closing_works(fake_cuda: Any) -> None:
