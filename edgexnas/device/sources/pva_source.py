@@ -202,7 +202,7 @@ class PvaSource:
 
     def _put(self, content: FrameUpdate | InputError, arrival_ns: int) -> None:
         self._connected = True
-        if self._updates.qsize() >= 2 * self._options.queue:
+        if self._updates.qsize() >= self._options.queue:
             # The oldest goes, as PV Access itself would do; its number will be missed.
             try:
                 self._updates.get_nowait()
