@@ -37,7 +37,7 @@ LOOSE = FinderSettings(0, 1, 1, 0.5, 1)
 DTYPES = [np.uint8, np.uint16, np.int16, np.uint32, np.int32, np.float32]
 TIMED_SHAPE = (2048, 2048)
 TIMED_PEAKS = (500, 5000)
-SIZES = (512, 2048, 8192)
+SIZES = (512, 1024, 2048, 4096, 8192)
 """Batches of the stand-in: as many peaks as the pipeline's graphs have room for."""
 
 
@@ -227,8 +227,10 @@ def compare_pipeline(session: CudaSession, peaks: int) -> bool:
 
 def open_stand_in(session: CudaSession, network: Any, precision: str) -> Any:
     """Open a torch network with one batch size for each room of the pipeline."""
+    import torch
     from torch_stand_in import TorchStandIn
 
+    torch.backends.cudnn.benchmark = True
     engine = TorchStandIn(network, PATCH, session=session, precision=precision, batch=SIZES[-1])
     engine.sizes = SIZES
     return engine

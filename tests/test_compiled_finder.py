@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -148,6 +149,26 @@ def test_without_numba_the_reference_works_and_asking_for_the_twin_names_the_ext
     assert PeakFinder(shape=(30, 30)).find(frame).maxima.tolist() == [[11, 11]]
     with pytest.raises(MissingDependencyError, match=r"numba.*edgexnas\[device\]"):
         PeakFinder(shape=(30, 30), compiled=True)
+
+
+def test_code_is_kept_only_where_no_other_user_can_write(tmp_path: Path):
+    """Kept code is loaded as it is, so whoever writes it runs what they like."""
+    from edgexnas.peak_finding.compiled_loops import _is_ours
+
+    open_to_all, own = tmp_path / "open", tmp_path / "own"
+    open_to_all.mkdir()
+    open_to_all.chmod(0o777)
+    own.mkdir(mode=0o700)
+    assert _is_ours(own)
+    assert _is_ours(own / "not" / "there" / "yet")
+    assert not _is_ours(open_to_all)
+    program = "import edgexnas.peak_finding.compiled_loops"
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(open_to_all)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    assert "others can write" in done.stderr
+    assert not list(open_to_all.rglob("*.nbc"))
 
 
 def test_importing_the_package_loads_no_numba():

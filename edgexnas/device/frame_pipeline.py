@@ -34,8 +34,8 @@ __all__ = ["FramePipeline", "open_frame_pipeline"]
 
 SLOTS = 2
 LEAST_ROOM = 512
-ROOM_FACTOR = 4
-"""The network runs for 512, 2,048, 8,192, ... peaks: as few as the last frames needed."""
+ROOM_FACTOR = 2
+"""The network runs for 512, 1,024, 2,048, ... peaks: as few as the last frames needed."""
 
 LARGE_BYTES = 1 << 20
 """Frames from here on are copied by several threads, because one core cannot fill the bus."""

@@ -6,8 +6,12 @@ last bit. The functions run without the interpreter's lock and take no memory th
 
 from __future__ import annotations
 
+import logging
 import math
+import os
+import stat
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -17,6 +21,9 @@ from edgexnas.bragg import CENTRE, PATCH_SIZE, REACH
 
 __all__ = ["cut_patches", "find_peaks"]
 
+
+_log = logging.getLogger(__name__)
+_FOLDER = Path(__file__).parent
 
 _WIDE = 2 * REACH + 1
 _EDGE, _OVERLAP, _MASKED, _SATURATED = 2, 4, 8, 1
@@ -29,10 +36,28 @@ def _compiled(function: Callable[..., Any]) -> Any:
     """Compile at the first call; keep the code beside the source or in the user's cache folder."""
     try:
         compiled = numba.njit(function, cache=True, nogil=True, error_model="numpy")
+        if _is_ours(Path(compiled.stats.cache_path)):
+            return compiled
+        _log.warning(
+            "compiled code is not kept in %s, where others can write", compiled.stats.cache_path
+        )
     except RuntimeError:
-        # Neither place can be written, as in a read-only container: compile in each process.
-        compiled = numba.njit(function, nogil=True, error_model="numpy")
-    return compiled
+        # Neither place can be written, as in a read-only container.
+        _log.info("compiled code is kept nowhere: each process compiles the peak finder")
+    return numba.njit(function, nogil=True, error_model="numpy")
+
+
+def _is_ours(folder: Path) -> bool:
+    """Tell whether nobody else can put code here that would be loaded as ours."""
+    trusted = {0, os.geteuid(), _FOLDER.stat().st_uid}
+    for place in (folder, *folder.parents):
+        if place.exists():
+            state = place.stat()
+            # In a sticky folder, such as /tmp, others cannot replace what is not theirs.
+            loose = state.st_mode & stat.S_IWOTH and not state.st_mode & stat.S_ISVTX
+            if loose or state.st_uid not in trusted:
+                return False
+    return True
 
 
 @_compiled

@@ -161,59 +161,89 @@ static __device__ int sum_before(int *sums, int mine)
     return sums[threadIdx.x] - mine;
 }
 
+// The widest load that 8 pixels fill.
+template <int BYTES> struct Load { typedef uint4 type; };
+template <> struct Load<1> { typedef uint2 type; };
+
 // List the peaks of each CHUNK of pixels, in order. One block a chunk.
-extern "C" __global__ void __launch_bounds__(THREADS) mark_peaks(
+extern "C" __global__ void __launch_bounds__(THREADS, 4) mark_peaks(
     const PIXEL *frame, const PIXEL *threshold, const u8 *mask, const float *level,
     const float *noise, int height, int width, int minimum_pixels, double snr, double prominence,
     int *chunk_counts, int *chunk_peaks, int *header)
 {
+    typedef Load<sizeof(PIXEL)>::type load;
+    const int loads = sizeof(PIXEL) * PER_THREAD / sizeof(load);
     __shared__ int sums[THREADS];
-    __shared__ int anything;
+    __shared__ unsigned short candidates[CHUNK];
+    __shared__ int accepted[THREADS];
+    __shared__ int candidate_count, anything;
     int pixels = height * width;
     int first = blockIdx.x * CHUNK + threadIdx.x * PER_THREAD;
-    unsigned accepted = 0, lit = 0;
+    unsigned lit = 0;
+    accepted[threadIdx.x] = 0;
     if (threadIdx.x == 0)
-        anything = 0;
+        candidate_count = anything = 0;
     __syncthreads();
     if (first + PER_THREAD <= pixels) {
-        // 16-byte loads; chunks start at multiples of them.
-        union { uint4 words[sizeof(PIXEL) / 2]; PIXEL pixels[PER_THREAD]; } values, limits;
+        // Most lit pixels lie beside a brighter one. Where that could be masked, or rows end more
+        // than once in 8 pixels, it is left to is_maximum.
+        bool comparable = !mask && width >= PER_THREAD;
+        int row_end = width - first % width;
+        union { load loads[loads]; PIXEL pixels[PER_THREAD]; } values, limits;
 #pragma unroll
-        for (int word = 0; word < sizeof(PIXEL) * PER_THREAD / 16; word++) {
-            values.words[word] = ((const uint4 *)(frame + first))[word];
-            limits.words[word] = ((const uint4 *)(threshold + first))[word];
+        for (int word = 0; word < loads; word++) {
+            values.loads[word] = ((const load *)(frame + first))[word];
+            limits.loads[word] = ((const load *)(threshold + first))[word];
         }
 #pragma unroll
         for (int k = 0; k < PER_THREAD; k++) {
-            lit |= (unsigned)(values.pixels[k] > limits.pixels[k]) << k;
+            PIXEL value = values.pixels[k];
+            bool beaten = false;
+            if (comparable) {
+                if (k > 0 && k != row_end)
+                    beaten = values.pixels[k - 1] >= value;
+                if (k + 1 < PER_THREAD && k + 1 != row_end)
+                    beaten = beaten || values.pixels[k + 1] > value;
+            }
+            lit |= (unsigned)(value > limits.pixels[k] && !beaten) << k;
 #if PIXEL_IS_FLOAT
             // NaN and infinity differ from themselves, minus themselves.
-            if (!(values.pixels[k] - values.pixels[k] == 0) && !(mask && mask[first + k]))
+            if (!(value - value == 0) && !(mask && mask[first + k]))
                 atomicMin(&header[HEADER_BAD_PIXEL], first + k);
 #endif
         }
     } else {
         for (int k = 0; k < PER_THREAD && first + k < pixels; k++) {
-            lit |= (unsigned)(frame[first + k] > threshold[first + k]) << k;
+            PIXEL value = frame[first + k];
+            lit |= (unsigned)(value > threshold[first + k]) << k;
 #if PIXEL_IS_FLOAT
-            if (!(frame[first + k] - frame[first + k] == 0) && !(mask && mask[first + k]))
+            if (!(value - value == 0) && !(mask && mask[first + k]))
                 atomicMin(&header[HEADER_BAD_PIXEL], first + k);
 #endif
         }
     }
-    while (lit) {
-        int k = 0;
-        while (!(lit >> k & 1))
-            k++;
-        lit &= lit - 1;
-        int row = (first + k) / width, col = (first + k) % width;
+    // Candidates go to all threads alike, because they crowd in few. Their order does not matter:
+    // what is accepted is noted by place.
+    if (lit) {
+        int count = 0;
+        for (unsigned rest = lit; rest; rest &= rest - 1)
+            count++;
+        int place = atomicAdd(&candidate_count, count);
+        for (int k = 0; k < PER_THREAD; k++)
+            if (lit >> k & 1)
+                candidates[place++] = (unsigned short)(threadIdx.x * PER_THREAD + k);
+    }
+    __syncthreads();
+    for (int one = threadIdx.x; one < candidate_count; one += THREADS) {
+        int pixel = blockIdx.x * CHUNK + candidates[one];
+        int row = pixel / width, col = pixel % width;
         if (is_maximum(frame, mask, height, width, row, col)
             && is_significant(frame, threshold, mask, level, noise, height, width, row, col,
-                              minimum_pixels, snr, prominence))
-            accepted |= 1u << k;
+                              minimum_pixels, snr, prominence)) {
+            atomicOr(&accepted[candidates[one] / PER_THREAD], 1 << candidates[one] % PER_THREAD);
+            atomicOr(&anything, 1);
+        }
     }
-    if (accepted)
-        anything = 1;
     __syncthreads();
     if (!anything) {
         if (threadIdx.x == 0)
@@ -221,11 +251,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) mark_peaks(
         return;
     }
     int mine = 0;
-    for (unsigned rest = accepted; rest; rest &= rest - 1)
+    for (unsigned rest = accepted[threadIdx.x]; rest; rest &= rest - 1)
         mine++;
     int place = sum_before(sums, mine);
     for (int k = 0; k < PER_THREAD; k++)
-        if (accepted >> k & 1)
+        if (accepted[threadIdx.x] >> k & 1)
             chunk_peaks[blockIdx.x * CHUNK_PEAKS + place++] = first + k;
     if (threadIdx.x == 0)
         chunk_counts[blockIdx.x] = sums[THREADS - 1];

@@ -17,6 +17,7 @@
 
 struct Index { int x, y, z; };
 static Index threadIdx, blockIdx, blockDim, gridDim;
+struct uint2 { unsigned x, y; };
 struct uint4 { unsigned x, y, z, w; };
 
 #define __global__

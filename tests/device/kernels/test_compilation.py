@@ -25,10 +25,16 @@ needs_nvcc = pytest.mark.skipif(
 
 
 @needs_nvcc
-@pytest.mark.parametrize("source", sorted(NAMES))
-@pytest.mark.parametrize("capability", ["87", "90"])
-def test_every_kernel_compiles_without_spills(source: str, capability: str, record_property):
-    resources = kernel_resources(source, capability, pixel_definitions(np.uint16))
+@pytest.mark.parametrize(
+    ("source", "capability", "dtype"),
+    [
+        *((source, capability, np.uint16) for source in NAMES for capability in ("87", "90")),
+        ("peaks.cu", "87", np.uint8),
+        ("peaks.cu", "87", np.float32),
+    ],
+)
+def test_every_kernel_compiles_without_spills(source, capability, dtype, record_property):
+    resources = kernel_resources(source, capability, pixel_definitions(dtype))
     assert {kernel.name for kernel in resources} == NAMES[source]
     for kernel in resources:
         record_property(f"sm_{capability}", str(kernel))
