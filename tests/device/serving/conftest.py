@@ -61,6 +61,14 @@ def _frame(number: int, pixels: Any, *, series: str = "a", **fields: Any) -> Sou
     return SourceFrame(series, number, pixels, time.monotonic_ns(), **fields)
 
 
+@pytest.fixture(scope="package", autouse=True)
+def _only_dtype_of_these_frames() -> Iterator[None]:
+    """Compile no finder that no test of a service in this process uses."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("edgexnas.device.serving.peak_work.USUAL_DTYPES", (np.uint16,))
+        yield
+
+
 @pytest.fixture(scope="session")
 def told_source() -> type[ToldSource]:
     """`told_source(events, live=False)` is an event source."""

@@ -128,7 +128,7 @@ def test_kill_9_loses_and_repeats_no_committed_frame(
 
 
 def test_sigterm_finishes_what_is_here(configure: Any, serve: Any, tmp_path: Path) -> None:
-    process = serve(configure("?rate=100"))
+    process = serve(configure("?rate=50"))
     wait_for_segment(tmp_path / "results", 1, process)
     wait_for_frames(tmp_path / "results", 1, process)
     process.send_signal(signal.SIGTERM)
@@ -148,7 +148,7 @@ def test_a_second_sigterm_stops_at_once_and_says_that_not_all_is_done(
     callback = '[[sinks]]\nkind = "callback"\nfunction = "stuck:stuck"\npolicy = "block"\n'
     process = serve(configure("", callback))
     wait_for_segment(tmp_path / "results", 1, process)
-    time.sleep(0.5)
+    wait_for_frames(tmp_path / "results", 1, process)
     process.send_signal(signal.SIGTERM)
     time.sleep(0.3)
     assert process.poll() is None

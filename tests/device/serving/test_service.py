@@ -6,6 +6,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,6 +18,7 @@ from edgexnas.bundle import Bundle, open_bundle
 from edgexnas.device import PeakPredictor, PtychoPredictor
 from edgexnas.device.serving.callback_sink import CallbackSink
 from edgexnas.device.serving.hdf5_sink import Hdf5Sink
+from edgexnas.device.serving.peak_work import PeakWork
 from edgexnas.device.serving.results import ObjectSnapshot, SeriesBegun, SeriesEnded
 from edgexnas.device.serving.results_file import read_results
 from edgexnas.device.serving.service import Service, ServiceError
@@ -32,6 +34,13 @@ from edgexnas.errors import ConfigurationError, SourceError
 pytest.importorskip("onnxruntime", reason="onnxruntime is the extra «device»")
 
 Make = Callable[..., Any]
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    """Wait for something that happens soon, and give up after 30 s: what follows then fails."""
+    end = time.monotonic() + 30
+    while not true() and time.monotonic() < end:
+        time.sleep(0.001)
 
 
 @pytest.fixture
@@ -96,7 +105,7 @@ class TestOrder:
         def events() -> Iterator[Any]:
             for number in (0, 1, 3):
                 yield frame_of(number, small_frames[number])
-            time.sleep(0.3)
+            wait_until(lambda: len(seen.numbers) == 3)
             yield frame_of(2, small_frames[2])
             yield frame_of(4, small_frames[4])
 
@@ -308,12 +317,8 @@ class TestFullDisk:
         services: list[Service] = []
 
         def until(count: int) -> None:
-            end = time.monotonic() + 20
-            while time.monotonic() < end:
-                counts = services[0].status().counts
-                if counts["done"] + counts["failed"] >= count:
-                    return
-                time.sleep(0.005)
+            counts = services[0].status
+            wait_until(lambda: counts().counts["done"] + counts().counts["failed"] >= count)
 
         def events() -> Iterator[Any]:
             for number in range(60):
@@ -348,24 +353,27 @@ class TestOverload:
         peak_predictor: PeakPredictor,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """The engine takes 4 ms a frame; frames come every 2 ms."""
+        """The engine does one frame while two come."""
         locate = peak_predictor.locate
-        sent, lags = [0], list[int]()
+        sent, done, lags = [0], [0], list[int]()
 
         def slow(found: Any, numbers: Any) -> Any:
-            time.sleep(0.004 * len(found))
+            done[0] += len(found)
+            wait_until(lambda: sent[0] >= min(399, 2 * done[0]))
             lags.extend(sent[0] - number for number in numbers)
             return locate(found, numbers)
 
         def events() -> Iterator[Any]:
             yield SeriesStart("a")
             for number in range(400):
-                time.sleep(0.002)
+                # No faster either, or what is measured would be the source's speed.
+                wait_until(lambda due=number: due <= 2 * done[0] + 8)
                 sent[0] = number
                 yield frame_of(number, small_frames[number % 8])
 
+        monkeypatch.setattr(PeakWork, "warm_up", lambda self: None)
         monkeypatch.setattr(peak_predictor, "locate", slow)
-        counts = serve(events(), live=True, queue_frames=16, background_frames=1)
+        counts = serve(events(), live=True, queue_frames=16, background_frames=1, max_age_ms=1e6)
         assert counts["received"] == 400
         assert counts["dropped"] > 40
         assert counts["done"] + counts["dropped"] == 400
@@ -379,12 +387,10 @@ class TestOverload:
         self, serve: Make, seen: Any, small_frames: list[Any], frame_of: Make
     ) -> None:
         def events() -> Iterator[Any]:
-            old = frame_of(0, small_frames[0])
-            time.sleep(0.05)
-            yield old
+            yield replace(frame_of(0, small_frames[0]), arrival_ns=time.monotonic_ns() - 10**11)
             yield frame_of(1, small_frames[1])
 
-        counts = serve(events(), live=True, max_age_ms=40)
+        counts = serve(events(), live=True, max_age_ms=50_000)
         assert seen.numbers == [1]
         assert counts["dropped"] == 1
 
@@ -441,9 +447,7 @@ class TestOverload:
         good = CallbackSink(seen, name="good", policy="block")
         service = Service(peak_predictor, told_source(events), [stalled, good], sink_queue=8)
         service.start()
-        end = time.monotonic() + 20
-        while len(seen.results) < 100 and time.monotonic() < end:
-            time.sleep(0.01)
+        wait_until(lambda: len(seen.results) == 100)
         released.set()
         service.wait()
         service.close()
@@ -472,9 +476,7 @@ class TestOverload:
             for number in range(400):
                 yield frame_of(number, small_frames[number % 8])
             # Until the service has said that it waits, nothing more happens.
-            end = time.monotonic() + 20
-            while "waits for it" not in caplog.text and time.monotonic() < end:
-                time.sleep(0.01)
+            wait_until(lambda: "waits for it" in caplog.text)
             released.set()
 
         service = Service(
@@ -506,8 +508,12 @@ class TestStopping:
                 time.sleep(0.001)
                 yield frame_of(number, small_frames[number % 8])
 
-        service = Service(peak_predictor, told_source(events()), [CallbackSink(seen)])
-        threading.Timer(0.3, service.stop).start()
+        def note(item: Any) -> None:
+            seen(item)
+            if len(seen.numbers) == 20:
+                service.stop()
+
+        service = Service(peak_predictor, told_source(events()), [CallbackSink(note)])
         status = service.run()
         assert status.state == "stopped"
         assert service.complete
@@ -527,7 +533,7 @@ class TestStopping:
         sink = CallbackSink(lambda item: released.wait(20), policy="block")
         service = Service(peak_predictor, told_source(events), [sink], sink_queue=4)
         service.start()
-        time.sleep(0.3)
+        wait_until(lambda: service.status().counts["received"] > 20)
         threading.Timer(0.1, released.set).start()
         service.abort()
         service.wait()
