@@ -171,8 +171,8 @@ def _check_spread(source: str, positions: Positions, numbers: npt.NDArray[np.int
 def _opened(path: str) -> ScanLike:
     if "://" in path:
         raise ConfigurationError(
-            f"source {path} is a network stream, which this version does not receive: give a "
-            "path or an iterable of (pattern, position)"
+            f"source {path} is a network stream, whose positions are in metres: run edgexnas "
+            "serve, or give a path or an iterable of (pattern, position in object pixels)"
         )
     # Imported late: reading scans loads h5py.
     from edgexnas.scans import open_scan
