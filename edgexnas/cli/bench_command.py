@@ -38,7 +38,7 @@ def add_to(commands: Commands) -> None:
     bench.add_argument("--idle", type=positive_float, default=60.0, help="s of an idle window")
     bench.add_argument("--load", type=positive_float, default=60.0, help="s of a load window")
     bench.add_argument("--period", type=positive_float, default=0.1, help="s a power reading")
-    bench.add_argument("--blocks", type=positive_int, default=2, help="load windows of a bundle")
+    bench.add_argument("--blocks", type=positive_int, default=3, help="load windows of a bundle")
     bench.add_argument("--root", type=Path, default=Path("/"), help="folder that holds sys")
     for name in ("json", "csv", "html"):
         bench.add_argument(f"--{name}", help=f"{name.upper()} file to write, - for output")

@@ -1,12 +1,14 @@
 """Energy of one inference: idle, load and idle windows, integrated on one clock.
 
-Loads take turns, A, B, A, B, ..., with an idle window before, between and after, so that each block
-of load is compared with the idle power on both sides of it. Engines stay open and the clocks stay
-as they are throughout, so idle is what the device takes when it waits.
+Loads take turns, A, B, B, A, A, B, ..., so that a slow drift falls on all of them alike, with an
+idle window before, between and after, so that each block of load is compared with the idle power
+on both sides of it. Engines stay open and the clocks stay as they are throughout, so idle is what
+the device takes when it waits.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgexnas.device.benchmark.intervals import MeanPower, half_width, mean_power
+from edgexnas.device.benchmark.intervals import MeanPower, half_width, mean_power, part_count
 from edgexnas.device.benchmark.load import Load
 from edgexnas.device.power import Clock, PowerMeter, PowerSampler, PowerTrace
 from edgexnas.errors import ConfigurationError
@@ -36,7 +38,8 @@ class EnergyProtocol:
     idle_s, load_s
         Of each window. Below 30 s of load the interval grows; below 5 s it says little.
     blocks
-        Windows of each load.
+        Windows of each load. From three on their spread gives the interval, which then holds
+        whatever changes from window to window: clocks, temperature, other processes.
     warm_up_s
         Load before the first window, so that the device is warm.
     lead_s
@@ -49,7 +52,7 @@ class EnergyProtocol:
 
     idle_s: float = 60.0
     load_s: float = 60.0
-    blocks: int = 2
+    blocks: int = 3
     warm_up_s: float = 5.0
     lead_s: float = 1.5
     settle_s: float = 3.0
@@ -86,6 +89,8 @@ class EnergyBlock:
         On the sampler's clock, between two inferences.
     inferences
         How many ended in the window.
+    marks
+        (moment, inferences so far) at the edges of the window's parts.
     power, idle
         Mean power in the window, and of the idle windows on both sides of it.
     drift_w
@@ -102,6 +107,7 @@ class EnergyBlock:
     start_s: float
     end_s: float
     inferences: int
+    marks: tuple[tuple[float, int], ...]
     power: MeanPower
     idle: MeanPower
     drift_w: float
@@ -230,10 +236,10 @@ def measure_energy(
         runner.load(load, plan.warm_up_s)
     with sampler:
         idle = [runner.idle()]
-        windows: list[tuple[Load, float, float, int]] = []
-        for _ in range(plan.blocks):
-            for load in loads:
-                windows.append((load, *runner.block(load)))
+        windows: list[_Window] = []
+        for number in range(plan.blocks):
+            for load in loads[:: -1 if number % 2 else 1]:
+                windows.append(_Window(load, runner.block(load)))
                 after_block()
                 idle.append(runner.idle())
         # A last reading after the last window, so that its end lies between two.
@@ -258,19 +264,31 @@ class _Runner:
         self.wait(self._protocol.idle_s)
         return start, self._clock.now()
 
-    def load(self, load: Load, seconds: float) -> tuple[float, float, int]:
+    def load(self, load: Load, seconds: float, parts: int = 1) -> list[tuple[float, int]]:
+        """Run a load and return (moment, inferences so far) at the start and after each part."""
         start = now = self._clock.now()
-        inferences = 0
-        while now < start + seconds:
-            load.run()
-            inferences += 1
-            now = self._clock.now()
-        return start, now, inferences
+        marks, inferences = [(start, 0)], 0
+        for part in range(1, parts + 1):
+            while now < start + seconds * part / parts:
+                load.run()
+                inferences += 1
+                now = self._clock.now()
+            marks.append((now, inferences))
+        return marks
 
-    def block(self, load: Load) -> tuple[float, float, int]:
+    def block(self, load: Load) -> list[tuple[float, int]]:
         self._progress(f"{load.name} for {self._protocol.lead_s + self._protocol.load_s:.0f} s")
         self.load(load, self._protocol.lead_s)
-        return self.load(load, self._protocol.load_s)
+        seconds, period = self._protocol.load_s, self._protocol.period_s
+        return self.load(load, seconds, part_count(seconds, period))
+
+
+@dataclass(frozen=True)
+class _Window:
+    """One window of one load, as it ran."""
+
+    load: Load
+    marks: list[tuple[float, int]]
 
 
 def _report(
@@ -278,7 +296,7 @@ def _report(
     meter: PowerMeter,
     plan: EnergyProtocol,
     trace: PowerTrace,
-    windows: Sequence[tuple[Load, float, float, int]],
+    windows: Sequence[_Window],
     idle_windows: Sequence[tuple[float, float]],
 ) -> EnergyReport:
     idle = [mean_power(trace, *window) for window in idle_windows]
@@ -287,7 +305,7 @@ def _report(
         for number, window in enumerate(windows)
     ]
     results = [
-        _result(load, [b for b, w in zip(blocks, windows, strict=True) if w[0] is load], trace)
+        _result(load, [b for b, w in zip(blocks, windows, strict=True) if w.load is load], trace)
         for load in loads
     ]
     return EnergyReport(
@@ -305,21 +323,22 @@ def _report(
 
 def _block(
     trace: PowerTrace,
-    window: tuple[Load, float, float, int],
+    window: _Window,
     before: MeanPower,
     after: MeanPower,
 ) -> EnergyBlock:
-    load, start, end, inferences = window
+    (start, _), (end, inferences) = window.marks[0], window.marks[-1]
     idle = MeanPower(
         (before.watts + after.watts) / 2,
         math.hypot(before.half_width_w, after.half_width_w) / 2,
         (*before.batches_w, *after.batches_w),
     )
     return EnergyBlock(
-        name=load.name,
+        name=window.load.name,
         start_s=start,
         end_s=end,
         inferences=inferences,
+        marks=tuple(window.marks),
         power=mean_power(trace, start, end),
         idle=idle,
         drift_w=abs(after.watts - before.watts) / 2,
@@ -338,7 +357,7 @@ def _result(load: Load, blocks: Sequence[EnergyBlock], trace: PowerTrace) -> Ene
         1e3 * (b.power.watts - b.idle.watts) * s for b, s in zip(blocks, seconds, strict=True)
     ]
     mean_s = float(np.mean(seconds))
-    within_mj = 1e3 * mean_s * _pooled([b.power for b in blocks])
+    within_mj = math.hypot(*(_within_mj(b, trace) for b in blocks)) / len(blocks)
     drift_w = float(np.mean([b.drift_w for b in blocks]))
     idle_mj = 1e3 * mean_s * math.hypot(_pooled([b.idle for b in blocks]), drift_w)
     power_w = float(np.mean([b.power.watts for b in blocks]))
@@ -374,6 +393,20 @@ def _systematic_w(trace: PowerTrace, power_w: float) -> float | None:
     mean_w = float(np.mean(trace.module_w))
     offset_squared = max(0.0, trace.systematic_w**2 - (trace.gain_error * mean_w) ** 2)
     return math.sqrt(offset_squared + (trace.gain_error * power_w) ** 2)
+
+
+def _within_mj(block: EnergyBlock, trace: PowerTrace) -> float:
+    """Half-width of a block's energy of one inference, from the spread between its parts.
+
+    A part's energy is divided by its own inferences, so the spread holds both power and speed.
+    """
+    parts = [
+        1e3 * trace.best_energy_j(start, end) / (done - before)
+        for (start, before), (end, done) in itertools.pairwise(block.marks)
+        if done > before and end > start
+    ]
+    resolution_w = trace.resolution_w(block.start_s, block.end_s)
+    return math.hypot(half_width(parts), 1e3 * resolution_w * block.seconds_per_inference)
 
 
 def _pooled(powers: Sequence[MeanPower]) -> float:

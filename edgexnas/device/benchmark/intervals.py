@@ -11,7 +11,7 @@ import numpy as np
 
 from edgexnas.device.power import PowerTrace
 
-__all__ = ["MeanPower", "half_width", "mean_power", "student_t_975"]
+__all__ = ["MeanPower", "half_width", "mean_power", "part_count", "student_t_975"]
 
 SHORTEST_BATCH_S = 0.25
 """Batches hold a few readings at least, or their means say nothing of slow changes."""
@@ -66,6 +66,11 @@ class MeanPower:
     batches_w: tuple[float, ...]
 
 
+def part_count(seconds: float, period_s: float) -> int:
+    """Parts that a window is divided into, two to ten, each of a few readings."""
+    return max(2, min(MOST_BATCHES, int(seconds / max(SHORTEST_BATCH_S, 3 * period_s))))
+
+
 def mean_power(trace: PowerTrace, start_s: float, end_s: float) -> MeanPower:
     """Mean power in a window with its 95 % interval, by the method of batch means.
 
@@ -83,7 +88,7 @@ def mean_power(trace: PowerTrace, start_s: float, end_s: float) -> MeanPower:
     """
     seconds = end_s - start_s
     watts = trace.best_energy_j(start_s, end_s) / seconds
-    count = max(2, min(MOST_BATCHES, int(seconds / max(SHORTEST_BATCH_S, 3 * trace.period_s))))
+    count = part_count(seconds, trace.period_s)
     edges = np.linspace(start_s, end_s, count + 1)
     batches = [
         trace.best_energy_j(float(a), float(b)) / float(b - a) for a, b in itertools.pairwise(edges)

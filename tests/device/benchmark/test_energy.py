@@ -77,10 +77,11 @@ def test_total_and_marginal_energy_lie_within_their_intervals(
 
 
 def test_loads_take_turns_between_idle_windows(report: EnergyReport) -> None:
-    assert [block.name for block in report.blocks] == ["slow", "fast", "slow", "fast"]
+    assert [block.name for block in report.blocks] == ["slow", "fast", "fast", "slow"]
     assert len(report.idle) == 5
-    for power in report.idle:
-        assert abs(power.watts - module_w(IDLE_W)) <= power.half_width_w
+    held = [abs(power.watts - module_w(IDLE_W)) <= power.half_width_w for power in report.idle]
+    # Of five 95 % intervals one may miss.
+    assert sum(held) >= 4
 
 
 def test_rails_are_listed_and_the_contained_one_is_in_no_total(report: EnergyReport) -> None:
