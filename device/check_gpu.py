@@ -2,8 +2,7 @@
 
     python device/check_gpu.py                              # kernels against the CPU
     python device/check_gpu.py --frames crops.npz           # also on real frames of this file
-    python device/check_gpu.py --sanitize memcheck racecheck
-    python device/check_gpu.py --time --output docs/results
+    python device/check_gpu.py --sanitize memcheck racecheck --time --output docs/results
 
 TensorRT is not needed: torch stands in for the network, and the page says so. Exit status 0 only if
 everything agrees.
@@ -236,18 +235,18 @@ def open_stand_in(session: CudaSession, network: Any, precision: str) -> Any:
     return engine
 
 
-def sanitize(tool: str, options: argparse.Namespace) -> bool:
-    """Run the comparison on small frames under compute-sanitizer."""
+def sanitize(tool: str, frames: Path | None) -> tuple[bool, str]:
+    """Run the comparison on small frames under compute-sanitizer; give its verdict."""
     path = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     command = [path, "--tool", tool, "--error-exitcode", "9", sys.executable, __file__, "--small"]
-    if options.frames is not None:
-        command += ["--frames", str(options.frames)]
+    command += [] if frames is None else ["--frames", str(frames)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    said = [line for line in done.stdout.splitlines() if "SUMMARY" in line or "FAIL" in line]
-    print(f"compute-sanitizer {tool}: exit status {done.returncode}; {' '.join(said)}")
+    verdicts = [line.strip("= ") for line in done.stdout.splitlines() if "SUMMARY" in line]
+    said = f"compute-sanitizer {tool}: {' '.join(verdicts) or 'no verdict'}"
+    print(f"{said} (exit status {done.returncode})", flush=True)
     if done.returncode:
         print(done.stdout[-3000:], done.stderr[-1500:])
-    return done.returncode == 0
+    return done.returncode == 0, said
 
 
 # Timing
@@ -374,8 +373,10 @@ def label_rows(
     }
 
 
-def time_pipeline(session: CudaSession, spots: int, frames_per_s_limit: float) -> list[str]:
-    """Give the rows of the table for one number of peaks."""
+def time_pipeline(
+    session: CudaSession, spots: int, frames_per_s_limit: float
+) -> tuple[list[str], list[str]]:
+    """Give the rows of both tables, of pipelines and of stages, for one number of peaks."""
     import torch
 
     from edgexnas.host.models import BraggNN, mlp_bragg
@@ -384,7 +385,8 @@ def time_pipeline(session: CudaSession, spots: int, frames_per_s_limit: float) -
     background = estimate_background(frames[:1])
     finder = PeakFinder(shape=TIMED_SHAPE, background=background)
     found = len(finder.find(frames[0]))
-    rows = []
+    rows: list[str] = []
+    stages: list[str] = []
 
     def row(name: str, rate: float, seconds: list[float]) -> None:
         share = f"{rate / frames_per_s_limit:.0%}"
@@ -421,9 +423,9 @@ def time_pipeline(session: CudaSession, spots: int, frames_per_s_limit: float) -
         pipeline.result()
         row(f"edgexnas, {kind}, frame in other memory, copied", rate, alone)
         times = stage_times_us(session, pipeline, pipeline._room_for(found))
-        said = ", ".join(f"{name} {value:.0f} µs" for name, value in times.items())
-        print(f"    stages: {said}; device memory of the pipeline {taken / 2**20:.0f} MiB")
-        rows.append(f"| | | | | {said}; pipeline takes {taken / 2**20:.0f} MiB of device memory |")
+        cells = " | ".join(f"{value:.0f}" for value in times.values())
+        stages.append(f"| {found:,} | {kind} | {cells} | {taken / 2**20:.0f} |")
+        print(stages[-1], flush=True)
         pipeline.close()
         engine.close()
     network = mlp_bragg(50, 5).eval()
@@ -441,11 +443,11 @@ def time_pipeline(session: CudaSession, spots: int, frames_per_s_limit: float) -
             row(name, 1 / statistics.mean(seconds), seconds)
     except ImportError as error:
         print(f"no comparison with cupy: {error}")
-    return rows
+    return rows, stages
 
 
-def timing_page(session: CudaSession) -> str:
-    """Time everything and write the page."""
+def timing_page(session: CudaSession) -> list[str]:
+    """Time everything and give the page's lines."""
     import torch
 
     rate = bandwidth(session)
@@ -454,34 +456,59 @@ def timing_page(session: CudaSession) -> str:
     lines = [
         "# Frames on a GPU",
         "",
-        f"`python device/check_gpu.py --time`: {session.name}, {session.capability}, CUDA "
+        f"`python device/check_gpu.py --time` on {session.name}, {session.capability}, CUDA "
         f"{session.driver}, torch {torch.__version__}. TensorRT does not run there: the network is "
         "torch in float16, standing in behind the same interface.",
         "",
         f"Frames of 2048×2048 uint16, {frame_bytes / 1e6:.1f} MB, from host memory to positions in "
         f"host memory. Pinned memory is copied to the device at {rate / 1e9:.1f} GB/s, which "
-        f"allows {limit:,.0f} frames/s.",
+        f"allows {limit:,.0f} frames/s. Frames/s with two frames in flight, latency with one.",
         "",
         "| peaks | pipeline | frames/s | of the limit | latency p50 / p99, ms |",
         "|---|---|---|---|---|",
     ]
     print("\n".join(lines), flush=True)
+    stages: list[str] = []
     for spots in TIMED_PEAKS:
-        lines += time_pipeline(session, spots, limit)
-    if nvcc_path() is not None:
-        lines += ["", "## What the kernels take", ""]
-        lines += [
-            "| kernel | GPU | registers | shared bytes | spilled bytes |",
-            "|---|---|---|---|---|",
-        ]
-        for source in ("peaks.cu", "patterns.cu"):
-            for capability in ("SM87", "SM90"):
-                lines += [
-                    f"| {kernel.name} | {capability} | {kernel.registers} | "
-                    f"{kernel.shared_bytes} | {kernel.spilled_bytes} |"
-                    for kernel in kernel_resources(source, capability, pixel_definitions(np.uint16))
-                ]
-    return "\n".join(lines) + "\n"
+        rows, more = time_pipeline(session, spots, limit)
+        lines += rows
+        stages += more
+    lines += ["", "## Stages, µs", ""]
+    lines += ["| peaks | network | copy | find, cut, scale | network | decode | device MiB |"]
+    return [*lines, "|---|---|---|---|---|---|---|", *stages]
+
+
+def resource_lines() -> list[str]:
+    """Tell what the kernels take on an Orin and on Hopper GPUs, where nvcc is installed."""
+    if nvcc_path() is None:
+        return []
+    lines = ["", "## What the kernels take", ""]
+    lines += [
+        "| kernel | GPU | registers | shared bytes | spilled bytes |",
+        "|---|---|---|---|---|",
+    ]
+    for source in ("peaks.cu", "patterns.cu"):
+        for capability in ("SM87", "SM90"):
+            lines += [
+                f"| {kernel.name} | {capability} | {kernel.registers} | "
+                f"{kernel.shared_bytes} | {kernel.spilled_bytes} |"
+                for kernel in kernel_resources(source, capability, pixel_definitions(np.uint16))
+            ]
+    return lines
+
+
+def compare(session: CudaSession, options: argparse.Namespace) -> tuple[bool, str]:
+    """Compare every kernel with the CPU; give the verdict in a sentence."""
+    outcomes = [
+        compare_peaks(session, name, frame, finder)
+        for name, frame, finder in cases(options.frames, options.small)
+    ]
+    outcomes.append(compare_patterns(session))
+    if not options.small:
+        outcomes.append(compare_pipeline(session, 300))
+    said = f"{len(outcomes)} comparisons with the CPU, {outcomes.count(False)} differ"
+    print(said, flush=True)
+    return all(outcomes), said
 
 
 def main() -> int:
@@ -490,27 +517,24 @@ def main() -> int:
     parser.add_argument("--small", action="store_true", help="small frames only, no network")
     parser.add_argument("--sanitize", nargs="*", default=[], metavar="TOOL")
     parser.add_argument("--time", action="store_true")
-    parser.add_argument("--output", type=Path, help="folder for the page")
+    parser.add_argument("--output", type=Path, help="folder for the page, with --time")
     options = parser.parse_args()
     try:
         with CudaSession() as session:
             print(f"{session.name}, {session.capability}, CUDA {session.driver}", flush=True)
-            good = True
-            if not options.time:
-                for name, frame, finder in cases(options.frames, options.small):
-                    good &= compare_peaks(session, name, frame, finder)
-                good &= compare_patterns(session)
-                if not options.small:
-                    good &= compare_pipeline(session, 300)
-            else:
+            verdicts = [compare(session, options)]
+            verdicts += [sanitize(tool, options.frames) for tool in options.sanitize]
+            if options.time:
                 page = timing_page(session)
+                page += ["", "## Checks", "", *(f"* {said}" for _, said in verdicts)]
+                page += resource_lines()
                 if options.output is not None:
-                    (options.output / "gpu-frames.md").write_text(page)
+                    text = "\n".join(page) + "\n"
+                    (options.output / "gpu-frames.md").write_text(text)
     except EngineError as error:
         print(error, file=sys.stderr)
         return 1
-    for tool in options.sanitize:
-        good &= sanitize(tool, options)
+    good = all(fine for fine, _ in verdicts)
     print("everything agrees" if good else "SOMETHING DIFFERS")
     return 0 if good else 1
 
