@@ -8,6 +8,8 @@
 #define SIDE 64
 #define AREA (SIDE * SIDE)
 #define SPREAD (SIDE + 1)
+#define POSITIONS 64
+#define NOWHERE 0x3fffffff
 
 typedef unsigned char u8;
 
@@ -78,30 +80,43 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4) stitch_patches(
     const float *patches, const float *weight, const double *positions, int number, int height,
     int width, double *sums, double *weights)
 {
+    // Positions are split into whole pixels and parts of one once a block, in integers: the Orin has
+    // few units for double precision.
+    __shared__ int top[POSITIONS], left[POSITIONS];
+    __shared__ double row_parts[POSITIONS], col_parts[POSITIONS];
     int pixel = blockIdx.x * THREADS + threadIdx.x;
-    if (pixel >= height * width)
-        return;
+    bool inside = pixel < height * width, touched = false;
     int row = pixel / width, col = pixel % width;
     double real = 0, imaginary = 0, total = 0;
-    bool touched = false;
-    for (int patch = 0; patch < number; patch++) {
-        double at_row = positions[2 * patch], at_col = positions[2 * patch + 1];
-        if (!(at_row >= 0 && at_row <= height - SPREAD && at_col >= 0 && at_col <= width - SPREAD))
-            continue;
-        int r = row - (int)at_row, c = col - (int)at_col;
-        if (r < 0 || r >= SPREAD || c < 0 || c >= SPREAD)
-            continue;
-        if (!touched) {
-            real = sums[2 * (size_t)pixel];
-            imaginary = sums[2 * (size_t)pixel + 1];
-            total = weights[pixel];
-            touched = true;
+    for (int start = 0; start < number; start += POSITIONS) {
+        __syncthreads();
+        if (threadIdx.x < POSITIONS && start + threadIdx.x < number) {
+            int me = threadIdx.x;
+            double at_row = positions[2 * (start + me)], at_col = positions[2 * (start + me) + 1];
+            bool fits = at_row >= 0 && at_row <= height - SPREAD
+                && at_col >= 0 && at_col <= width - SPREAD;
+            // NaN fails the comparisons too.
+            top[me] = fits ? (int)at_row : NOWHERE;
+            left[me] = fits ? (int)at_col : NOWHERE;
+            row_parts[me] = fits ? at_row - (int)at_row : 0;
+            col_parts[me] = fits ? at_col - (int)at_col : 0;
         }
-        double row_part = at_row - (int)at_row, col_part = at_col - (int)at_col;
-        const float *values = patches + (size_t)patch * 2 * AREA;
-        real += (double)spread(values, r, c, row_part, col_part);
-        imaginary += (double)spread(values + AREA, r, c, row_part, col_part);
-        total += (double)spread(weight, r, c, row_part, col_part);
+        __syncthreads();
+        for (int one = 0; inside && one < POSITIONS && start + one < number; one++) {
+            int r = row - top[one], c = col - left[one];
+            if (r < 0 || r >= SPREAD || c < 0 || c >= SPREAD)
+                continue;
+            if (!touched) {
+                real = sums[2 * (size_t)pixel];
+                imaginary = sums[2 * (size_t)pixel + 1];
+                total = weights[pixel];
+                touched = true;
+            }
+            const float *values = patches + (size_t)(start + one) * 2 * AREA;
+            real += (double)spread(values, r, c, row_parts[one], col_parts[one]);
+            imaginary += (double)spread(values + AREA, r, c, row_parts[one], col_parts[one]);
+            total += (double)spread(weight, r, c, row_parts[one], col_parts[one]);
+        }
     }
     if (touched) {
         sums[2 * (size_t)pixel] = real;

@@ -43,12 +43,12 @@ def test_patterns_that_are_too_small_are_refused(session):
 @pytest.mark.parametrize("weighted", [False, True])
 def test_stitching_equals_the_canvas_and_does_not_depend_on_batches(session, weighted):
     random = np.random.default_rng(1)
-    shape, number = (100, 90), 23
+    shape, number = (75, 70), 70
     patches = np.stack(
         [random.random((number, 64, 64)), random.uniform(-3, 3, (number, 64, 64))], axis=1
     ).astype(np.float32)
-    positions = random.uniform((-1, -1), (37, 27), (number, 2))
-    positions[0], positions[1], positions[2] = np.nan, (0, 0), (35, 25)
+    positions = random.uniform((-1, -1), (12, 7), (number, 2))
+    positions[0], positions[1], positions[2] = np.nan, (0, 0), (10, 5)
     weight = random.random((64, 64)).astype(np.float32) if weighted else None
     canvas = ObjectCanvas(shape, weight=weight)
     canvas.add(to_complex(patches[:, 0], patches[:, 1]), positions)
@@ -71,4 +71,4 @@ def test_stitching_equals_the_canvas_and_does_not_depend_on_batches(session, wei
     np.testing.assert_array_equal(images[0].coverage, expected.coverage)
     # Sine and cosine are rounded otherwise by each library.
     np.testing.assert_allclose(images[0].values, expected.values, atol=3e-7)
-    assert 0 < (expected.coverage > 0).mean() < 1
+    assert (expected.coverage > 0).mean() > 0.9
