@@ -314,10 +314,16 @@ class Hdf5Sink:
         """
         used = self._file.id.get_filesize()
         need = used + upcoming + CHUNKS_BYTES
-        if need > self._reserved:
-            end = need + AHEAD_BYTES
+        if need <= self._reserved:
+            return
+        end = need + AHEAD_BYTES
+        try:
             os.posix_fallocate(self._file.id.get_vfd_handle(), used, end - used)
-            self._reserved = end
+        except OSError as error:
+            # Some file systems cannot; there `least_free_mib` alone guards against a full disk.
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise
+        self._reserved = end
 
     def _refuse_full(self, place: Path) -> None:
         """Refuse to begin what the disk has no room for, while all that is written is sound."""

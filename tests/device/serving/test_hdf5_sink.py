@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -322,6 +323,19 @@ result = lambda number: small(number, peaks=peaks_of(number, 5000))
         for frame in frames:
             assert (frame.positions_px == frame.number).all()
             assert len(frame.positions_px) == 5000
+
+    def test_a_file_system_that_cannot_set_space_aside_is_written_to_all_the_same(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*arguments: int) -> None:
+            raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+        monkeypatch.setattr("os.posix_fallocate", refuse)
+        sink = Hdf5Sink(tmp_path)
+        sink.open(IDENTITY)
+        sink.write([result(0), result(1)])
+        sink.close()
+        assert [f.number for f in read_results(tmp_path)] == [0, 1]
 
     def test_a_folder_that_is_not_ours_is_refused_by_a_check(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
