@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections import deque
@@ -251,7 +252,9 @@ class FramePipeline:
             self._copiers.shutdown()
         session = self._session
         if not session.lost:
-            session.synchronize()
+            # A GPU that fails is not waited for; what it held is freed all the same.
+            with contextlib.suppress(EngineError):
+                session.synchronize()
         self._free.clear()
         self._flying.clear()
         while self._slots:

@@ -29,12 +29,17 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def session(monkeypatch: pytest.MonkeyPatch, libraries: Path) -> Iterator[Any]:
+def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The GPU that `session` is on, which can be made to fail."""
+    return _load(HERE.parent / "cuda" / "fake_cuda.py").install(monkeypatch)
+
+
+@pytest.fixture
+def session(monkeypatch: pytest.MonkeyPatch, libraries: Path, fake_gpu: Any) -> Iterator[Any]:
     """A CUDA session without a GPU, whose modules hold kernels that run on the CPU."""
     from edgexnas.device.cuda import CudaSession
     from edgexnas.device.kernels import pattern_kernels, peak_kernels
 
-    fake = _load(HERE.parent / "cuda" / "fake_cuda.py").install(monkeypatch)
     on_cpu = _load(HERE / "kernels_on_cpu.py")
 
     def compile_for_cpu(
@@ -43,7 +48,7 @@ def session(monkeypatch: pytest.MonkeyPatch, libraries: Path) -> Iterator[Any]:
         own = peak_kernels if source == "peaks.cu" else pattern_kernels
         return on_cpu.build(libraries, source, definitions, list(own.SIGNATURES))
 
-    fake.driver.module_from_buffer = lambda library: on_cpu.ModuleOnCpu(fake, library)
+    fake_gpu.driver.module_from_buffer = lambda library: on_cpu.ModuleOnCpu(fake_gpu, library)
     for user in (peak_kernels, pattern_kernels):
         monkeypatch.setattr(user, "compile_kernels", compile_for_cpu)
     # Blocks that fill a GPU cost time here and do nothing more.

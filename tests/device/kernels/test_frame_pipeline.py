@@ -145,6 +145,26 @@ def test_closing_gives_back_all_memory(session, finder, place_engine):
         pipeline.submit(frame_with(3))
 
 
+def test_a_gpu_that_disappears_is_one_sentence_and_closing_still_works(pipeline, fake_gpu):
+    pipeline.submit(frame_with(10))
+    fake_gpu.gone = True
+    with pytest.raises(EngineError, match=r"Fake GPU failed .*; start the process again"):
+        pipeline.result()
+    with pytest.raises(EngineError, match="Fake GPU"):
+        pipeline.submit(frame_with(10))
+    pipeline.close()
+
+
+def test_a_gpu_without_memory_for_a_pipeline_is_refused_and_nothing_stays(
+    session, finder, place_engine, fake_gpu
+):
+    before = session.device_bytes
+    fake_gpu.memory_bytes = fake_gpu.used_bytes() + 100_000
+    with pytest.raises(EngineError, match="not enough memory"):
+        FramePipeline(place_engine(session), finder, np.uint16, levels=LEVELS)
+    assert session.device_bytes == before
+
+
 def test_large_frames_are_copied_whole_by_several_threads(
     session, finder, place_engine, monkeypatch
 ):
