@@ -34,3 +34,15 @@ def visible() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def jetson() -> ModuleType:
+    """The module that builds sysfs trees of Jetsons, and clocks that pass as fast as they can."""
+    path = ROOT / "tests" / "device" / "power" / "jetson_tree.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -122,3 +122,13 @@ def test_06_a_subscriber_prints_what_the_configured_service_sends(
             service.terminate()
             assert service.wait(60) == 0
     assert len([line for line in lines if "peaks, brightest at" in line]) >= 19
+
+
+def test_07_measure_energy_prints_what_an_inference_costs(
+    folder: Path, jetson: ModuleType, tmp_path: Path
+) -> None:
+    device = jetson.JetsonTree(tmp_path / "orin")
+    options = ["--seconds", "1", "--blocks", "1", "--root", device.root]
+    lines = run("07_measure_energy.py", folder / "bragg.edgex", folder / "keys", *options)
+    assert lines.startswith("Jetson AGX Orin 64 GB")
+    assert "mJ an inference of 32" in lines.splitlines()[-1]

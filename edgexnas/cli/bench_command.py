@@ -80,15 +80,8 @@ def _settings(options: argparse.Namespace) -> BenchSettings:
         sweep=tuple(options.sweep),
         cold_start=not options.no_cold_start,
         energy=options.energy,
-        protocol=EnergyProtocol(
-            idle_s=options.idle,
-            load_s=options.load,
-            blocks=options.blocks,
-            # Short windows are for trying out: what surrounds them shrinks with them.
-            warm_up_s=min(5.0, options.load),
-            lead_s=min(1.5, options.load / 4),
-            settle_s=min(3.0, options.idle / 4),
-            period_s=options.period,
+        protocol=EnergyProtocol.of_windows(
+            options.load, options.idle, blocks=options.blocks, period_s=options.period
         ),
         meter=options.meter,
         root=options.root,

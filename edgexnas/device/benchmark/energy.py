@@ -72,6 +72,28 @@ class EnergyProtocol:
         if self.blocks < 1:
             raise ConfigurationError(f"blocks is {self.blocks!r}; give a whole number from 1")
 
+    @classmethod
+    def of_windows(
+        cls, load_s: float, idle_s: float | None = None, *, blocks: int = 3, period_s: float = 0.1
+    ) -> EnergyProtocol:
+        """Make a protocol of shorter windows, with what surrounds them shrunk along.
+
+        Parameters
+        ----------
+        load_s, idle_s
+            Of each window; idle as long as load if not given.
+        """
+        idle = load_s if idle_s is None else idle_s
+        return cls(
+            idle_s=idle,
+            load_s=load_s,
+            blocks=blocks,
+            warm_up_s=min(5.0, load_s),
+            lead_s=min(1.5, load_s / 4),
+            settle_s=min(3.0, idle / 4),
+            period_s=period_s,
+        )
+
     def seconds(self, loads: int) -> float:
         """Duration of the whole measurement of so many loads."""
         blocks = loads * self.blocks

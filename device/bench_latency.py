@@ -1,0 +1,33 @@
+"""Time a bundle by the paper's protocol: 375 runs of 10 inferences.
+
+    python device/bench_latency.py bragg.edgex keys/
+
+`edgexnas bench` measures more; this is the part to copy into a script of your own.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from edgexnas.bundle import open_bundle
+from edgexnas.device import Predictor
+from edgexnas.device.benchmark import Load, measure_latency
+
+parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser.add_argument("bundle", type=Path)
+parser.add_argument("trust", type=Path, help="folder of *.pub.pem files")
+parser.add_argument("--precision", default="int8")
+parser.add_argument("--batch", type=int, default=32)
+options = parser.parse_args()
+
+bundle = open_bundle(options.bundle, trust=options.trust)
+inputs = bundle.reference["input"][: options.batch].copy()
+with Predictor(bundle, precision=options.precision, batch=options.batch) as predictor:
+    load = Load(bundle.manifest.model_id, lambda: predictor.engine.run(inputs), len(inputs))
+    (result,) = measure_latency([load])
+print(
+    f"{result.name}, batch {result.items}: {result.mean_ms:.4f} ± {result.half_width_ms:.4f} ms, "
+    f"p50 {result.p50_ms:.4f}, p90 {result.p90_ms:.4f}, p99 {result.p99_ms:.4f} ms, "
+    f"{result.items_per_s:,.0f} items/s"
+)
