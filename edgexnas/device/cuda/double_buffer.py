@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from edgexnas.errors import EngineError
+from edgexnas.errors import EngineError, InputError
 
 if TYPE_CHECKING:
     from edgexnas.device.cuda.buffers import StagedBuffer
@@ -146,6 +146,8 @@ class DoubleBuffer:
         ------
         EngineError
             If every slot is in flight (take a result first), it is closed, or the GPU fails.
+        InputError
+            If the frame has another shape or dtype.
         """
         if not self._free:
             raise EngineError(
@@ -155,7 +157,12 @@ class DoubleBuffer:
         if fill is not None:
             fill(slot.input.array)
         else:
-            np.copyto(slot.input.array, np.asarray(array), casting="equiv")
+            frame, place = np.asarray(array), slot.input
+            if frame.shape != place.shape or frame.dtype != place.dtype:
+                raise InputError(
+                    f"a slot for {place.dtype} {place.shape} got {frame.dtype} {frame.shape}"
+                )
+            place.array[...] = frame
         session = self._session
         with session.current():
             slot.input.upload(session.copies)

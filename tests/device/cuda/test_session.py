@@ -33,15 +33,11 @@ def frames(count: int) -> list[Any]:
 
 
 def echo(slot: Slot, stream: Any) -> None:
-    """Give the frame back, by way of the device."""
-    driver = slot.input._session.driver_module
+    """Give the frame back by way of host and device, in three copies whose order matters."""
     target = slot.outputs["frame"]
-    if slot.input.mapped:
-        driver.memcpy_dtoh_async(target.array, slot.input.pointer, stream)
-    else:
-        # To the host and back to the device: three copies whose order matters.
-        driver.memcpy_dtoh_async(target.array, slot.input.pointer, stream)
-        target.upload(stream)
+    driver = slot.input._session.driver_module
+    driver.memcpy_dtoh_async(target.array, slot.input.pointer, stream)
+    target.upload(stream)
     target.download(stream)
 
 
@@ -143,6 +139,15 @@ def test_more_frames_than_slots_are_refused(session: CudaSession) -> None:
     buffer.close()
     with pytest.raises(EngineError, match="nothing is in flight"):
         buffer.result()
+
+
+@pytest.mark.parametrize("frame", [np.zeros(FRAME, np.int16), np.zeros((2, 2), np.uint16), None])
+def test_another_frame_is_refused_by_shape_and_dtype(session: CudaSession, frame: Any) -> None:
+    layout = (FRAME, np.uint16)
+    buffer = DoubleBuffer(session, layout, {"frame": layout}, echo)
+    with pytest.raises(InputError, match=r"a slot for uint16 \(64, 48\) got"):
+        buffer.submit(frame)
+    assert buffer.in_flight == 0
 
 
 def test_a_graph_repeats_what_was_recorded_and_nothing_else(session: CudaSession) -> None:

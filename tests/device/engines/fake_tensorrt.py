@@ -312,7 +312,7 @@ def make(cuda: Any, *, version: str = "10.3.0", name: str = "tensorrt") -> Any:
             return (self.shape[0], *self.engine.get_tensor_shape(name)[1:])
 
         def set_tensor_address(self, name: str, address: int) -> bool:
-            if type(address) is not int or address % 256 % 4:
+            if type(address) is not int or address % 4:
                 return self.refuse(f"address {address} is not aligned")
             self.addresses[name] = address
             return True
