@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgexnas.device import build_plan
+from edgexnas.bundle import Bundle
+from edgexnas.device import build_plan, open_engine
 from edgexnas.device.engines import tensorrt_library
 from edgexnas.device.engines.tensorrt_layers import layers_from_inspector, layers_from_log
 from edgexnas.errors import ConfigurationError, EngineError, MissingDependencyError
@@ -65,6 +66,19 @@ def test_without_a_target_the_library_chooses_it(centroid_model: Callable[..., b
     plan = build_plan(centroid_model("int8"), batch_sizes=[1])
     assert plan.compute_capability == "native"
     assert plan.int8_layers
+
+
+@needs_builder
+def test_a_driver_that_does_not_fit_is_quoted_and_auto_says_who_steps_in(
+    bundle: Bundle, fake_cuda: object
+) -> None:
+    if Path("/dev/nvidiactl").exists():
+        pytest.skip("here is a driver")
+    with pytest.raises(EngineError, match=r"tensorrt_rtx .* does not load the plan: .*CUDA driver"):
+        open_engine(bundle, engine="tensorrt")
+    engine = open_engine(bundle, engine="auto")
+    assert engine.name == "onnxruntime"
+    assert "CUDA driver version is insufficient" in engine.reason
 
 
 @needs_builder
