@@ -270,7 +270,7 @@ def make(cuda: Any, *, version: str = "10.3.0", name: str = "tensorrt") -> Any:
 
     # The device memory of one context: TensorRT 11 dropped the older name.
     Engine.device_memory_size_v2 = 4096  # type: ignore[attr-defined]
-    if major < 11:
+    if major < 11 and not rtx:
         Engine.device_memory_size = 4096  # type: ignore[attr-defined]
 
     class Context:
@@ -280,26 +280,26 @@ def make(cuda: Any, *, version: str = "10.3.0", name: str = "tensorrt") -> Any:
             self.shape: tuple[int, ...] | None = None
             self.addresses: dict[str, int] = {}
 
-        def refuse(self, why: str) -> bool:
+        def _refuse(self, why: str) -> bool:
             self.engine.logger.log(ILogger.Severity.ERROR, why)
             return False
 
         def set_optimization_profile_async(self, index: int, stream: int) -> bool:
             assert stream in cuda.streams
             if not 0 <= index < self.engine.num_optimization_profiles:
-                return self.refuse(f"there is no profile {index}")
+                return self._refuse(f"there is no profile {index}")
             self.profile = index
             return True
 
         def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
             if self.profile is None:
-                return self.refuse("no optimisation profile is set")
+                return self._refuse("no optimisation profile is set")
             least, _, most = self.engine.profiles[self.profile][name]
             if len(shape) != len(least) or any(
                 not low <= length <= high
                 for low, length, high in zip(least, shape, most, strict=True)
             ):
-                return self.refuse(f"shape {shape} is outside the profile {least} to {most}")
+                return self._refuse(f"shape {shape} is outside the profile {least} to {most}")
             self.shape = tuple(shape)
             return True
 
@@ -313,21 +313,21 @@ def make(cuda: Any, *, version: str = "10.3.0", name: str = "tensorrt") -> Any:
 
         def set_tensor_address(self, name: str, address: int) -> bool:
             if type(address) is not int or address % 4:
-                return self.refuse(f"address {address} is not aligned")
+                return self._refuse(f"address {address} is not aligned")
             self.addresses[name] = address
             return True
 
         def execute_async_v3(self, stream_handle: int) -> bool:
             if self.shape is None:
-                return self.refuse("the input shape is not set")
+                return self._refuse("the input shape is not set")
             names = {*self.engine.inputs, *self.engine.outputs}
             if set(self.addresses) != names:
-                return self.refuse(f"addresses are set for {sorted(self.addresses)} alone")
+                return self._refuse(f"addresses are set for {sorted(self.addresses)} alone")
             if (
                 trt.faults.get("not_capturable")
                 and cuda.streams[stream_handle].captured is not None
             ):
-                return self.refuse("operation not permitted when stream is capturing")
+                return self._refuse("operation not permitted when stream is capturing")
             engine, shape, addresses = self.engine, self.shape, dict(self.addresses)
             (source,), (target,) = engine.inputs, engine.outputs
 
@@ -349,6 +349,19 @@ def make(cuda: Any, *, version: str = "10.3.0", name: str = "tensorrt") -> Any:
         lengths = value.type.tensor_type.shape.dim
         return tuple(d.dim_value if d.HasField("dim_value") else -1 for d in lengths)
 
+    trt.stand_ins = {
+        "Builder": Builder,
+        "IBuilderConfig": Config,
+        "ICudaEngine": Engine,
+        "IExecutionContext": Context,
+        "INetworkDefinition": Network,
+        "IOptimizationProfile": Profile,
+        "ITimingCache": TimingCache,
+        "OnnxParser": OnnxParser,
+        "Runtime": Runtime,
+    }
+    if rtx:
+        trt.stand_ins |= {"IRuntimeCache": IRuntimeCache, "IRuntimeConfig": RuntimeConfig}
     trt.ILogger, trt.Builder, trt.OnnxParser, trt.Runtime = ILogger, Builder, OnnxParser, Runtime
     trt.IProgressMonitor, trt.NetworkDefinitionCreationFlag = IProgressMonitor, Flags
     trt.TensorIOMode, trt.DataType = TensorIOMode, DataType

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import platform
 import sys
 import threading
 from collections.abc import Callable
@@ -53,6 +54,19 @@ def test_a_plan_gives_what_its_model_says(
     for count in (1, 7, 32, 33, 100, 7):
         np.testing.assert_allclose(engine.run(inputs[:count]), expected[:count], atol=1e-6)
     engine.close()
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="TensorRT-RTX is for x86-64 only")
+def test_the_stand_in_has_no_name_that_tensorrt_lacks(fake_tensorrt: Fake) -> None:
+    real = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
+    stand_in = fake_tensorrt("1.7.1.116", name="tensorrt_rtx")
+    for name, kind in stand_in.stand_ins.items():
+        methods = {method for method in vars(kind) if not method.startswith("_")}
+        assert methods
+        assert methods <= set(dir(getattr(real, name))), name
+    for name in ("ILogger", "IProgressMonitor", "TensorIOMode", "DataType", "ProfilingVerbosity"):
+        public = {member for member in vars(getattr(stand_in, name)) if not member.startswith("_")}
+        assert public <= set(dir(getattr(real, name))), name
 
 
 def test_on_an_integrated_gpu_nothing_is_copied(
