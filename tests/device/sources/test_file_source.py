@@ -75,6 +75,17 @@ def test_frames_that_are_whole_chunks_are_decoded_directly(layout: str, tmp_path
         assert ChunkReader(data, path, frame_axes(data, path)).codec == DIRECT.get(layout)
 
 
+def test_a_frame_that_was_never_written_is_the_fill_value(tmp_path: Path) -> None:
+    path = tmp_path / "scan.h5"
+    with h5py.File(path, "w") as file:
+        options = {"chunks": (1, 40, 50), "fillvalue": 7}
+        data = file.create_dataset("entry/data/data", (3, 40, 50), np.uint16, **options)
+        data[1] = FRAMES[1]
+    frames = pixels(open_event_source(path))
+    for number, expected in enumerate((np.full((40, 50), 7), FRAMES[1], np.full((40, 50), 7))):
+        np.testing.assert_array_equal(frames[number], expected)
+
+
 @pytest.mark.real
 @pytest.mark.parametrize(
     "name",
