@@ -63,6 +63,9 @@ LARGEST = 1_247_074
 LOWER_ERROR, SMALLER = 0.1677, 0.1282
 """The paper's two claims against PtychoNN."""
 
+MEASURED = "+measured"
+"""Ends the name of a network that is to train on the scan's own patterns alone."""
+MEASURED_ONLY = TrainingSettings(epochs=300, batch_size=32, learning_rate=1e-3, augment=False)
 FINE_TUNING = TrainingSettings(epochs=40, batch_size=32, learning_rate=1e-4, augment=False)
 INT8_TUNING = TrainingSettings(epochs=8, batch_size=32, learning_rate=5e-5, augment=False)
 
@@ -254,8 +257,11 @@ def architecture(space: str) -> list[str]:
 
 
 def build(name: str) -> nn.Module:
-    """Build PtychoNN, mlpPtycho-UNITS-LAYERS or cnnPtycho-FILTERS-ENCODER-DECODER-DECODER."""
-    kind, *sizes = name.split("-")
+    """Build PtychoNN, mlpPtycho-UNITS-LAYERS or cnnPtycho-FILTERS-ENCODER-DECODER-DECODER.
+
+    "+measured" behind a name changes its training, not the network.
+    """
+    kind, *sizes = name.removesuffix(MEASURED).split("-")
     if kind == BASELINE:
         return PtychoNN()
     values = dict(zip(architecture(kind), map(int, sizes), strict=True))
@@ -281,12 +287,15 @@ def train_network(name: str, case: Case, options: argparse.Namespace) -> None:
         if step % 1000 == 0:
             print(f"{name} step {step} loss {loss:.4f} {seconds:.0f} s", flush=True)
 
-    pretrain(model, source, settings, on_steps=show)
+    tuning = MEASURED_ONLY
+    if not name.endswith(MEASURED):
+        pretrain(model, source, settings, on_steps=show)
+        tuning = FINE_TUNING
     data = TrainingData.from_dataset(case.dataset, case.split, options.device)
     model.to(data.device)
     before = PatchCriterion().evaluate(model, data.validation_x, data.validation_y)["error"]
     weights = {key: value.cpu().clone() for key, value in model.state_dict().items()}
-    tuned = train(model, data, replace(FINE_TUNING, device=options.device))
+    tuned = train(model, data, replace(tuning, device=options.device))
     if tuned.metrics["error"] > before:
         model.load_state_dict(weights)
     test = case.split.test
@@ -318,7 +327,8 @@ def trained(runs: Path) -> list[Trained]:
 
 def best(networks: Sequence[Trained], space: str) -> Trained:
     """Choose the network of a space with the lowest error on the validation part."""
-    return min((n for n in networks if n.space == space), key=lambda n: n.validation_rad)
+    own = [n for n in networks if n.space == space and not n.name.endswith(MEASURED)]
+    return min(own, key=lambda n: n.validation_rad)
 
 
 def exported(network: Trained, case: Case, runs: Path) -> tuple[Path, tuple[AccuracyRow, ...]]:

@@ -14,6 +14,7 @@ from ptycho_accuracy import (
     DRAWN,
     FINE_TUNING,
     LOWER_ERROR,
+    MEASURED_ONLY,
     SMALLER,
     Case,
     Trained,
@@ -165,7 +166,8 @@ def claims(networks: Sequence[Trained]) -> list[str]:
 def candidates(networks: Sequence[Trained]) -> list[str]:
     """List all networks that were trained."""
     lines = [
-        "All networks that were trained, float32:",
+        "All networks that were trained, float32; +measured trained on the scan's own patterns "
+        f"alone, {MEASURED_ONLY.epochs} epochs, and its best epoch counts:",
         "",
         "| network | parameters | seconds | pre-trained, validation | fine-tuned | test |",
         "|---|---:|---:|---:|---:|---:|",
