@@ -27,8 +27,15 @@ from edgexnas.device.cuda import CudaSession
 from edgexnas.device.frame_pipeline import FramePipeline
 from edgexnas.device.kernels import PatternKernels, PeakKernels
 from edgexnas.device.kernels.compilation import kernel_resources, nvcc_path, pixel_definitions
+from edgexnas.device.kernels.peak_kernels import HEADER_ITEMS
 from edgexnas.errors import EngineError
-from edgexnas.peak_finding import Background, FinderSettings, PeakFinder, estimate_background
+from edgexnas.peak_finding import (
+    Background,
+    FinderSettings,
+    FoundPeaks,
+    PeakFinder,
+    estimate_background,
+)
 from edgexnas.ptycho import ObjectCanvas, bin_patterns, scale_patterns, to_complex
 
 PATCH = (1, PATCH_SIZE, PATCH_SIZE)
@@ -114,6 +121,7 @@ def compare_peaks(session: CudaSession, name: str, frame: np.ndarray, finder: Pe
         session.compute.synchronize()
     found, kept, _ = kernels.header.download().tolist()
     given = {
+        **compare_decoding(session, kernels, expected),
         "thresholds": (kernels.thresholds(), finder.thresholds(frame.dtype)),
         "overflow": (np.array(found - kept), np.array(expected.overflow)),
         "maxima": (
@@ -134,6 +142,50 @@ def compare_peaks(session: CudaSession, name: str, frame: np.ndarray, finder: Pe
     wrong = [part for part, (one, other) in given.items() if not np.array_equal(one, other)]
     print(f"{'ok  ' if not wrong else 'FAIL'} {name}: {len(expected):,} peaks {wrong or ''}")
     return not wrong
+
+
+def compare_decoding(
+    session: CudaSession, kernels: PeakKernels, expected: FoundPeaks
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Decode random offsets of the peaks that the kernels hold; give what came and what should."""
+    levels = (0.1, 0.25, 0.5, 0.9)
+    offsets = np.random.default_rng(4).normal(size=(len(expected) + 1, 2, len(levels)))
+    offsets = np.sort(offsets).astype(np.float32)
+    given = session.device_buffer(offsets.shape, np.float32)
+    given.upload(offsets)
+    rows = max(1, len(expected))
+    layouts: dict[str, tuple[tuple[int, ...], Any]] = {
+        "positions": ((rows, 2), np.float32),
+        "intervals": ((rows, 2), np.float32),
+        "quantiles": ((rows, 2, len(levels)), np.float32),
+        "maxima": ((rows, 2), np.int32),
+        "intensities": ((rows,), np.float32),
+        "flags": ((rows,), np.uint8),
+        "header": ((HEADER_ITEMS,), np.int32),
+    }
+    outputs = {
+        name: session.staged_buffer(*layout, mapped=True) for name, layout in layouts.items()
+    }
+    pointers = {name: buffer.pointer for name, buffer in outputs.items()}
+    with session.current():
+        kernels.enqueue_decode(given.pointer, len(levels), 2, pointers, session.compute)
+        session.compute.synchronize()
+    placed = decode_offsets(offsets[: len(expected)], levels, expected.maxima - 5)
+    wanted = {
+        "positions": placed.positions_px,
+        "intervals": placed.intervals_px,
+        "quantiles": placed.quantiles_px,
+        "maxima": expected.maxima,
+        "intensities": expected.intensities,
+        "flags": expected.flags,
+    }
+    pairs = {
+        f"decoded {name}": (outputs[name].array[: len(expected)].copy(), array)
+        for name, array in wanted.items()
+    }
+    for buffer in (given, *outputs.values()):
+        buffer.close()
+    return pairs
 
 
 def compare_patterns(session: CudaSession) -> bool:
@@ -472,7 +524,8 @@ def timing_page(session: CudaSession) -> list[str]:
         "",
         f"Frames of 2048×2048 uint16, {frame_bytes / 1e6:.1f} MB, from host memory to positions in "
         f"host memory. Pinned memory is copied to the device at {rate / 1e9:.1f} GB/s, which "
-        f"allows {limit:,.0f} frames/s. Frames/s with two frames in flight, latency with one.",
+        f"allows {limit:,.0f} frames/s. Frames/s with two frames in flight, latency with one. "
+        "Device memory is what opening the pipeline takes, with what torch needs in between.",
         "",
         "| peaks | pipeline | frames/s | of the limit | latency p50 / p99, ms |",
         "|---|---|---|---|---|",
