@@ -47,6 +47,9 @@ class TorchStandIn:
         Largest number of items of one run.
     graph
         Whether `run` records CUDA graphs.
+    tuned
+        Whether to search the fastest kernels and the faster layout first, which takes seconds, as
+        building a plan does.
 
     Attributes
     ----------
@@ -67,6 +70,7 @@ class TorchStandIn:
         precision: str = "float16",
         batch: int = 32,
         graph: bool = True,
+        tuned: bool = True,
     ) -> None:
         started = time.perf_counter()
         self.session = session
@@ -79,7 +83,11 @@ class TorchStandIn:
         self._closed = False
         before, _ = session.free_bytes()
         with session.current(), torch.inference_mode():
-            self._network = self._faster_layout(network)
+            torch.backends.cudnn.benchmark = tuned
+            if tuned:
+                self._network = self._faster_layout(network)
+            else:
+                self._network = deepcopy(network).eval().to("cuda", self._dtype)
             # Intermediate results in a pool of their own, so that a graph's memory stays its own.
             self._pool = torch.cuda.MemPool()
             with torch.cuda.use_mem_pool(self._pool):
@@ -94,7 +102,6 @@ class TorchStandIn:
 
     def _faster_layout(self, network: torch.nn.Module) -> torch.nn.Module:
         """Lay convolutions out in the faster of torch's two ways, with cuDNN's fastest kernels."""
-        torch.backends.cudnn.benchmark = True
         layouts = [torch.contiguous_format]
         if any(isinstance(part, torch.nn.Conv2d) for part in network.modules()):
             layouts.append(torch.channels_last)
