@@ -93,30 +93,30 @@ def main() -> None:
         "",
         f"`python device/bench_frames.py runs/{options.demo.name}` on one of {machine}, {ROUNDS} "
         "interleaved rounds, medians. 2048×2048 uint16, Poisson background of 3 counts, spots of "
-        "60 to 20,000 counts, threshold 20; float32 engine of onnxruntime on one thread, batch "
+        "60 to 20,000 counts, threshold 20; onnxruntime on one thread, batch "
         f"{options.batch}. A spot counts as found if a peak's brightest pixel lies within "
         f"{NEAR_PX:g} px; recall and precision are means of {FRAMES} frames.",
         "",
-        "| spots | found | recall | precision | `process`, ms | goal, ms | of which finding | "
-        "finding, numpy reference |",
-        "|---|---|---|---|---|---|---|---|",
+        "| spots | found | recall | precision | `process` float32, ms | INT8, ms | goal, ms | "
+        "of which finding | finding, numpy reference |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for spots, overlapping in CASES:
         frame, truth = spotty_frame(spots, overlapping, seed=spots)
         background = estimate_background([frame])
-        with Predictor(
-            options.demo / "bragg.edgex",
-            trust=options.demo / "keys",
-            engine="onnxruntime",
-            precision="float32",
-            batch=options.batch,
-        ) as predictor:
+        bundle, trust = options.demo / "bragg.edgex", options.demo / "keys"
+        given = {"trust": trust, "engine": "onnxruntime", "batch": options.batch}
+        with (
+            Predictor(bundle, precision="float32", **given) as predictor,
+            Predictor(bundle, precision="int8", **given) as int8,
+        ):
             settings = predictor.manifest.preprocessing.finder
             compiled, reference = (
                 PeakFinder(settings, shape=SHAPE, background=background, compiled=compiled)
                 for compiled in (True, False)
             )
             predictor.calibrate_background([frame])
+            int8.calibrate_background([frame])
             peaks = predictor.process(frame)
             scores = [recall_and_precision(peaks.maxima, truth)]
             for seed in range(1, FRAMES):
@@ -126,13 +126,14 @@ def main() -> None:
             took = side_by_side(
                 {
                     "process": lambda: predictor.process(frame),  # noqa: B023
+                    "int8": lambda: int8.process(frame),  # noqa: B023
                     "compiled": lambda: compiled.find(frame),  # noqa: B023
                     "reference": lambda: reference.find(frame),  # noqa: B023
                 }
             )
         lines.append(
             f"| {spots:,}{', 30 % overlapping' if overlapping else ''} | {len(peaks):,} | "
-            f"{recall:.3f} | {precision:.3f} | {took['process']:.1f} | "
+            f"{recall:.3f} | {precision:.3f} | {took['process']:.1f} | {took['int8']:.1f} | "
             f"{'' if overlapping else f'{GOALS_MS[spots]:g}'} | {took['compiled']:.1f} | "
             f"{took['reference']:.1f} |"
         )
