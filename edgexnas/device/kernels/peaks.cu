@@ -410,16 +410,15 @@ extern "C" __global__ void __launch_bounds__(CUT_THREADS, 8) cut_patches(
             for (int place = me; place < BORDERED * BORDERED; place += CUT_THREADS) {
                 int down = place / BORDERED - 1, across = place % BORDERED - 1;
                 int r = row + down - REACH, c = col + across - REACH;
-                float raw = 0;
-                if (down < 0 || down >= WIDE || across < 0 || across >= WIDE)
-                    raw = -1;
-                else if (r >= 0 && r < height && c >= 0 && c < width
-                         && !(mask && mask[r * width + c]))
+                bool border = down < 0 || down >= WIDE || across < 0 || across >= WIDE;
+                float raw = border ? -1 : 0;
+                if (!border && r >= 0 && r < height && c >= 0 && c < width
+                    && !(mask && mask[r * width + c])) {
                     raw = (float)frame[r * width + c];
-                wide[place] = (raw > 0 || raw == -1) ? raw : 0;
-                // Negative counts are 0; only the border is -1.
-                if (raw == -1 && down >= 0 && down < WIDE && across >= 0 && across < WIDE)
-                    wide[place] = 0;
+                    // Detectors mark gaps by negative counts.
+                    raw = raw > 0 ? raw : 0;
+                }
+                wide[place] = raw;
             }
             __syncthreads();
             for (int place = me; place < WIDE * WIDE; place += CUT_THREADS) {
@@ -446,7 +445,7 @@ extern "C" __global__ void __launch_bounds__(CUT_THREADS, 8) cut_patches(
                     count = 0;
             }
         }
-        // Threads beyond the patch repeat its last pixel's neighbour in the reduction: none at all.
+        // Threads beyond the patch change neither extreme.
         low[me] = me < AREA ? count : 3.4e38f;
         high[me] = me < AREA ? count : -3.4e38f;
         __syncthreads();
