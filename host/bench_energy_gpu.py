@@ -18,7 +18,6 @@ import dataclasses
 import json
 import math
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -101,8 +100,6 @@ def main() -> None:
             "device": dataclasses.asdict(before),
             "device_after": dataclasses.asdict(observe_device(nvml=True)),
             "meter": meter.description,
-            "torch": torch.__version__,
-            "command": f"python host/bench_energy_gpu.py {' '.join(sys.argv[1:])}",
             "protocol": dataclasses.asdict(protocol),
             "faults": sorted(set(faults)),
             "notes": notes,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgexnas.device.benchmark.intervals import half_width
+from edgexnas.device.benchmark.intervals import series_half_width
 from edgexnas.device.benchmark.load import Load
 
 __all__ = ["LatencyResult", "measure_latency"]
@@ -26,7 +26,7 @@ class LatencyResult:
     Attributes
     ----------
     mean_ms, half_width_ms
-        Mean over the runs, and half-width of its 95 % interval.
+        Mean over the runs, and half-width of its 95 % interval; see `series_half_width`.
     deviation_ms
         Standard deviation of the runs.
     p50_ms, p90_ms, p99_ms, least_ms, most_ms
@@ -64,7 +64,7 @@ class LatencyResult:
             runs=times.shape[0],
             calls=times.shape[1],
             mean_ms=float(runs.mean()),
-            half_width_ms=half_width(runs.tolist()),
+            half_width_ms=series_half_width(runs.tolist()),
             deviation_ms=float(runs.std(ddof=1)) if len(runs) > 1 else 0.0,
             p50_ms=p50,
             p90_ms=p90,

@@ -10,7 +10,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from edgexnas.device.benchmark.intervals import half_width, mean_power, student_t_975
+from edgexnas.device.benchmark.intervals import (
+    half_width,
+    mean_power,
+    series_half_width,
+    student_t_975,
+)
 from edgexnas.device.power import JetsonRailMeter, PowerSampler
 
 PROFILES: dict[str, Callable[[Any], Any]] = {
@@ -31,6 +36,17 @@ def test_the_interval_of_gaussian_means_holds_the_truth_19_times_in_20() -> None
     rng = np.random.default_rng(0)
     held = [abs(np.mean(v)) <= half_width(v) for v in rng.normal(size=(2000, 8))]
     assert np.mean(held) == pytest.approx(0.95, abs=0.015)
+
+
+def test_the_interval_of_a_series_holds_the_truth_though_neighbours_are_alike() -> None:
+    rng = np.random.default_rng(1)
+    held, naive = [], []
+    for noise in rng.normal(size=(300, 400)):
+        series = np.convolve(noise, np.full(8, 1 / 8), mode="valid")
+        held.append(abs(series.mean()) <= series_half_width(series.tolist()))
+        naive.append(abs(series.mean()) <= half_width(series.tolist()))
+    assert np.mean(held) == pytest.approx(0.95, abs=0.04)
+    assert np.mean(naive) < 0.65
 
 
 def test_one_value_says_nothing_of_its_spread() -> None:
