@@ -4,9 +4,9 @@
 
 Both train the same configurations, in the same order, for the same epochs, on the same peaks.
 The plain loop is what one writes first: a Dataset that turns each patch at random in
-`__getitem__`, a DataLoader (with two processes of its own if that is faster, which is tried),
-batches moved to the device, Adam, one network after the other with torch's own threads. `optimize`
-trains in worker processes, on data that stay on the device.
+`__getitem__`, a DataLoader, batches moved to the device, Adam, one network after the other. With
+or without loader processes, with one or all of torch's threads: the fastest way is taken.
+`optimize` trains in worker processes, on data that stay on the device.
 """
 
 from __future__ import annotations
@@ -184,15 +184,21 @@ def compare(
     candidates = result.candidates
     configurations = [dict(candidate.configuration) for candidate in candidates]
 
-    def train(loaders: int, configuration: dict[str, object]) -> float:
+    def train(way: tuple[int, int], configuration: dict[str, object]) -> float:
+        loaders, threads = way
+        torch.set_num_threads(threads)
         return plain_training(space, configuration, dataset, split, device, loaders)
 
-    # The first one warms up and tells how the loader is faster.
-    tried = {loaders: seconds_of(train, loaders, configurations[0]) for loaders in (0, 0, 2)}
-    loaders = min(tried, key=lambda count: tried[count])
+    # The first one warms up and tells which way is fastest: (loader processes, torch's threads).
+    threads = torch.get_num_threads()
+    ways = [(0, threads), (0, threads), (0, 1), (2, 1)]
+    tried = {way: seconds_of(train, way, configurations[0]) for way in ways}
+    way = min(tried, key=lambda way: tried[way])
     started = time.perf_counter()
-    errors = [train(loaders, configuration) for configuration in configurations]
+    errors = [train(way, configuration) for configuration in configurations]
     plain = time.perf_counter() - started
+    torch.set_num_threads(threads)
+    print("plain way:", way, "of", tried)
     our_errors = [candidate.metrics["error"] for candidate in candidates]
     hourly = 3600 * len(candidates)
     return (
