@@ -5,17 +5,20 @@
 Two searches with the same budget, spaces and seeds, which differ in their second objective only:
 parameters, or latency measured on this machine by `edgexnas bench`. Afterwards the fronts of both
 are measured by one protocol. A second call with the same --runs only measures these again.
+With --gpu, latency is that of a float16 CUDA graph in torch, in the searches and afterwards.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from edgexnas.bundle import generate_keys
 from edgexnas.demo.markdown import hardware
@@ -25,17 +28,18 @@ from edgexnas.host.candidate_bundle import make_candidate_bundle
 from edgexnas.host.result import Candidate
 from edgexnas.host.spaces import SPACES
 
-RIVALS: dict[str, dict[str, Any]] = {
-    "parameters": {"objectives": ("error", "parameters")},
-    "latency, measured here": {
-        "objectives": ("error", "latency"),
-        "measure": "local?runs=40&calls=10",
-    },
-}
+COUNTED, MEASURED = "parameters", "latency, measured here"
+BATCH = 32
 SPACES_SEARCHED = (
-    SPACES["mlpBragg"].narrow(units=(4, 128), layers=(1, 6), epochs=(10, 60), batch_size=(16, 32)),
-    SPACES["cnnBragg"].narrow(filters=(2, 16), layers=(1, 8), epochs=(4, 10), batch_size=(16, 32)),
-)
+    SPACES["mlpBragg"].narrow(
+        units=(4, 128), layers=(1, 6), epochs=(50, 200), batch_size=(16, 32),
+        learning_rate=(0.001, 0.02),
+    ),
+    SPACES["cnnBragg"].narrow(
+        filters=(2, 16), layers=(1, 8), epochs=(15, 40), batch_size=(16, 32),
+        learning_rate=(0.001, 0.02),
+    ),
+)  # fmt: skip
 AGAIN = ["--precision", "float32", "--runs", "60", "--calls", "20", "--sweep", "32"]
 
 
@@ -46,28 +50,48 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, help="folder that keeps the runs")
     parser.add_argument("--evaluations", type=int, default=16, help="of each search")
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--search", default="cbo")
+    parser.add_argument("--gpu", action="store_true", help="latency on this machine's GPU")
     options = parser.parse_args()
     torch.set_num_threads(1)
     folder = options.runs or Path(tempfile.mkdtemp(prefix="measured-latency-"))
+    rivals: dict[str, dict[str, Any]] = {
+        COUNTED: {"objectives": ("error", "parameters")},
+        MEASURED: {
+            "objectives": ("error", "latency"),
+            "measure": gpu_latency if options.gpu else "local?runs=40&calls=10",
+        },
+    }
     results: dict[str, list[SearchResult]] = {}
     for seed in range(options.seeds):
-        for name, rival in RIVALS.items():
+        for name, rival in rivals.items():
             place = folder / f"{name.split(',')[0]}-{seed}"
             result = optimize(
                 "bragg", data=options.peaks, output=place, space=SPACES_SEARCHED, seed=seed,
                 resume=True, max_evals=options.evaluations, evaluator="serial", device="cpu",
-                progress=False, keep_checkpoints="all", **rival,
+                progress=False, keep_checkpoints="all", search=options.search, **rival,
             )  # fmt: skip
             print(f"{name}, seed {seed}: {len(result.candidates)} networks", flush=True)
             results.setdefault(name, []).append(result)
-    latencies = measure_fronts(results)
+    latencies = measure_fronts(results, gpu=options.gpu)
     page = markdown(results, latencies, options)
     print(page)
     if options.output is not None:
         options.output.write_text(page)
 
 
-def measure_fronts(results: dict[str, list[SearchResult]]) -> dict[str, float]:
+def gpu_latency(model: nn.Module) -> dict[str, float]:
+    """Median latency in ms of a batch, as a CUDA graph in the faster memory layout."""
+    from bench_energy_gpu import fastest_graph
+
+    from edgexnas.device.benchmark import Load, measure_latency
+
+    replay, _ = fastest_graph(copy.deepcopy(model), (BATCH, 1, 11, 11))
+    (result,) = measure_latency([Load("", replay, BATCH)], runs=60, calls=20)
+    return {"latency": result.p50_ms}
+
+
+def measure_fronts(results: dict[str, list[SearchResult]], *, gpu: bool) -> dict[str, float]:
     """Latency in ms of each architecture on any front of error against the second objective."""
     with tempfile.TemporaryDirectory() as trust:
         key, _ = generate_keys(Path(trust))
@@ -80,6 +104,9 @@ def measure_fronts(results: dict[str, list[SearchResult]]) -> dict[str, float]:
         measured = {}
         for name, (result, candidate) in wanted.items():
             model = result.model(candidate)
+            if gpu:
+                measured[name] = gpu_latency(model)["latency"]
+                continue
             bundle = make_candidate_bundle(model, "bragg", "float32", key)
             options = [*AGAIN, "--energy", "off"]
             report = LocalBench().bench(bundle.raw, trust, options)
@@ -110,17 +137,23 @@ def markdown(
     latencies: dict[str, float],
     options: argparse.Namespace,
 ) -> str:
-    first, second = RIVALS
+    first, second = COUNTED, MEASURED
+    where = (
+        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, float16 CUDA graphs"
+        if options.gpu
+        else "float32 in onnxruntime, one thread"
+    )
     lines = [
         "# Latency as an objective, measured where the network runs",
         "",
         f"`python host/measured_latency.py {options.peaks.name} --evaluations "
-        f"{options.evaluations} --seeds {options.seeds}` on {hardware()}, one thread. Spaces "
+        f"{options.evaluations} --seeds {options.seeds} --search {options.search}"
+        f"{' --gpu' if options.gpu else ''}` on {hardware()}. Spaces "
         "mlpBragg (units 4–128, layers 1–6) and cnnBragg (filters 2–16, layers 1–8), "
         f"{options.evaluations} evaluations a search, the same for both; the searches differ in "
         "their second objective alone. "
-        "Latency: median of 60 runs of 20 inferences of a batch of 32, float32 in onnxruntime, of "
-        "all fronts alike, after the searches. At each error that either front reaches, the "
+        f"Latency: median of 60 runs of 20 inferences of a batch of 32 ({where}), of all fronts "
+        "alike, after the searches. At each error that either front reaches, the "
         "fastest network of each front that is at least as good:",
         "",
         f"| seed | error at most px | with {first}: network, ms | with {second}: network, ms | "
