@@ -60,6 +60,9 @@ PEAK_COLUMNS = {
 
 PEAK_CHUNK, COMMIT_CHUNK, NAME_CHUNK = 4096, 512, 16
 
+CACHE_BYTES = 2**18
+"""HDF5 keeps 8 MiB of chunks of each column if not told; here only the last one is written to."""
+
 
 def segments(folder: Path, name: str) -> dict[int, Path]:
     """Find the files of results in a folder by their number."""
@@ -85,7 +88,7 @@ def begin_file(path: Path, identity: ServiceIdentity, *, patches: bool) -> Any:
     """
     import h5py
 
-    file = h5py.File(path, "x", libver="latest")
+    file = h5py.File(path, "x", libver="latest", rdcc_nbytes=CACHE_BYTES)
     try:
         default = "peaks" if identity.task == "bragg" else "patches"
         file.attrs.update({"NX_class": "NXroot", "default": "entry", "creator": "edgexnas"})
