@@ -27,11 +27,8 @@ import torch
 from torch import nn
 
 from edgexnas.device.benchmark.device_state import observe_device, throttling
-from edgexnas.device.benchmark.energy import (
-    EnergyProtocol,
-    EnergyResult,
-    measure_energy,
-)
+from edgexnas.device.benchmark.energy import EnergyResult, measure_energy
+from edgexnas.device.benchmark.energy_protocol import EnergyProtocol
 from edgexnas.device.benchmark.latency import LatencyResult, measure_latency
 from edgexnas.device.benchmark.load import Load
 from edgexnas.device.power import open_power_meter

@@ -68,7 +68,7 @@ def _bench(options: argparse.Namespace) -> None:
 
 def _settings(options: argparse.Namespace) -> BenchSettings:
     from edgexnas.device.benchmark.bench import BenchSettings
-    from edgexnas.device.benchmark.energy import EnergyProtocol
+    from edgexnas.device.benchmark.energy_protocol import EnergyProtocol
 
     return BenchSettings(
         engine=options.engine,

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from edgexnas.device.benchmark.bench import BenchReport, BenchSettings, run_bench
-    from edgexnas.device.benchmark.energy import EnergyProtocol, EnergyReport, measure_energy
+    from edgexnas.device.benchmark.energy import EnergyReport, measure_energy
+    from edgexnas.device.benchmark.energy_protocol import EnergyProtocol
     from edgexnas.device.benchmark.latency import LatencyResult, measure_latency
     from edgexnas.device.benchmark.load import Load
 
@@ -30,7 +31,7 @@ __all__ = [
 _MODULES = {
     "BenchReport": "bench",
     "BenchSettings": "bench",
-    "EnergyProtocol": "energy",
+    "EnergyProtocol": "energy_protocol",
     "EnergyReport": "energy",
     "LatencyResult": "latency",
     "Load": "load",

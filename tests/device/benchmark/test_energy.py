@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from edgexnas.device.benchmark.energy import EnergyProtocol, EnergyReport, measure_energy
+from edgexnas.device.benchmark.energy import EnergyReport, measure_energy
+from edgexnas.device.benchmark.energy_protocol import EnergyProtocol
 from edgexnas.device.benchmark.load import Load
 from edgexnas.device.power import JetsonRailMeter
 from edgexnas.errors import ConfigurationError, MeasurementError, SourceError
