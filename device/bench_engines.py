@@ -204,7 +204,7 @@ def page(found: dict[str, Any]) -> str:
         f"{RUNS} runs; median and 99th percentile of these in µs. Weights are random. The last "
         "columns: the graph alone on device memory, and the device memory that the engine took "
         "(weights, intermediate results, buffers, graphs; torch takes it in blocks of 2 MiB and "
-        "up, 32 MiB is cuBLAS' workspace for a stream; without the CUDA context).",
+        "up, networks with dense layers include cuBLAS' workspace; without the CUDA context).",
         "",
         "| network | parameters | arithmetic | without graph | with graph | gain | device only "
         "| MiB |",
@@ -212,14 +212,17 @@ def page(found: dict[str, Any]) -> str:
         *map(row_of, found["rows"]),
         "",
         f"With and without a graph give identical results: {same}. The largest difference of any "
-        "output to the same network on the CPU is "
-        f"{difference(found['rows'], 'float16'):.1g} in float16 and "
-        f"{difference(found['rows'], 'float32'):.1g} in float32.",
+        f"output to the same network on the CPU is {difference(found['rows'])}.",
         "",
         "## First start",
         "",
-        "One fresh process each, in seconds, without importing torch and without searching faster "
-        "kernels, which TensorRT does when it builds a plan and not when it starts from one:",
+        "One fresh process each, in seconds, without importing torch; "
+        + (
+            "with the search for faster kernels, which TensorRT does when it builds a plan:"
+            if found.get("first start searches kernels")
+            else "without a search for faster kernels, which TensorRT does when it builds a plan "
+            "and not when it starts from one:"
+        ),
         "",
         "| network | context | engine opened, graphs recorded | first run |",
         "|---|---|---|---|",
@@ -236,10 +239,16 @@ def page(found: dict[str, Any]) -> str:
         "A frame that is decoded straight into the pinned buffer (`submit(fill=...)`) costs no "
         "host copy.",
         "",
-        f"After all of it {found['memory not given back, bytes'] / 2**20:.0f} MiB of the GPU's "
-        "memory were not given back: what cuBLAS, cuDNN and torch keep for a process.",
-        "",
     ]
+    if "memory not given back, bytes" in found:
+        kept = found["memory not given back, bytes"] / 2**20
+        lines += [
+            f"After all of it {kept:.0f} MiB of the GPU's memory were not given back: what cuBLAS, "
+            "cuDNN and torch keep for a process.",
+            "",
+        ]
+    if "note" in found:
+        lines += [found["note"], ""]
     return "\n".join(lines)
 
 
@@ -256,12 +265,17 @@ def row_of(row: dict[str, Any]) -> str:
     )
 
 
-def difference(rows: list[dict[str, Any]], precision: str) -> float:
-    return max(
-        row["largest difference to the CPU"]
-        for row in rows
-        if row["precision"] == precision and "failed" not in row
-    )
+def difference(rows: list[dict[str, Any]]) -> str:
+    precisions = sorted({row["precision"] for row in rows if "failed" not in row})
+    largest = {
+        precision: max(
+            row["largest difference to the CPU"]
+            for row in rows
+            if row["precision"] == precision and "failed" not in row
+        )
+        for precision in precisions
+    }
+    return " and ".join(f"{value:.1g} in {name}" for name, value in largest.items())
 
 
 def start_of(name: str, parts: dict[str, float]) -> str:
