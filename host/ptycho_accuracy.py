@@ -107,6 +107,7 @@ class Trained:
     test_amplitude: float
     steps: int
     batch: int
+    rate: float
     seconds: float
 
     @property
@@ -313,6 +314,7 @@ def train_network(name: str, case: Case, options: argparse.Namespace) -> None:
         test_amplitude=scores["amplitude_error"],
         steps=options.steps,
         batch=options.batch,
+        rate=options.rate,
         seconds=time.monotonic() - started,
     )
     torch.save(model.state_dict(), record.with_suffix(".pt"))

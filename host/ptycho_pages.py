@@ -56,6 +56,8 @@ def write_page(case: Case, networks: Sequence[Trained], options: argparse.Namesp
     else:
         text += ["", *claims(networks), "", f"![error against size]({picture.name})"]
         draw_front(picture, networks)
+    if options.case == "star":
+        text += ["", *claims(networks)]
     text += ["", *candidates(networks)]
     page.write_text("\n".join(text) + "\n")
     print(page.read_text())
@@ -76,13 +78,7 @@ def heading(case: Case, networks: Sequence[Trained], options: argparse.Namespace
     command = f"python host/ptycho_accuracy.py {options.case}"
     if options.case == "star":
         command += f" --scan {options.scan.name}"
-    command += f" --steps {networks[0].steps} --batch {networks[0].batch}"
-    command += f" --device {options.device} "
-    command += (
-        f"--draw {options.draw}"
-        if options.draw
-        else "--networks " + " ".join(n.name for n in networks)
-    )
+    command += f" --device {options.device} --networks ... --steps ... --batch ... --rate ..."
     machine = hardware()
     if options.device.startswith("cuda"):
         machine = f"{torch.cuda.get_device_name()}, {machine}"
@@ -96,9 +92,10 @@ def heading(case: Case, networks: Sequence[Trained], options: argparse.Namespace
         "patches that share a pixel with a test patch are left out. The test part's patterns and "
         "labels serve no training, no beam to draw from and no choice.",
         "",
-        f"All networks alike: {networks[0].steps:,} steps of AdamW on {networks[0].batch} patterns "
-        f"each, drawn anew, then {FINE_TUNING.epochs} "
-        "epochs on the scan's own training patterns where that lowers the validation error. "
+        "Networks train with AdamW on patterns drawn anew for every step, their convolutions "
+        "batch-normalised meanwhile and folded afterwards; the last table tells how long. Then "
+        f"{FINE_TUNING.epochs} epochs on the scan's own training patterns, where that lowers the "
+        "validation error. "
         "Errors over all pixels of all test patches: phase in rad after each patch's constant, "
         "amplitude as a share of its mean.",
         "",
@@ -169,12 +166,13 @@ def candidates(networks: Sequence[Trained]) -> list[str]:
         "All networks that were trained, float32; +measured trained on the scan's own patterns "
         f"alone, {MEASURED_ONLY.epochs} epochs, and its best epoch counts:",
         "",
-        "| network | parameters | seconds | pre-trained, validation | fine-tuned | test |",
-        "|---|---:|---:|---:|---:|---:|",
+        "| network | parameters | steps × batch | rate | "
+        "pre-trained, validation | fine-tuned | test |",
+        "|---|---:|---:|---:|---:|---:|---:|",
     ]
     lines += [
-        f"| {n.name} | {n.parameters:,} | {n.seconds:.0f} | {n.pretrained_rad:.4f} | "
-        f"{n.validation_rad:.4f} | {n.test_rad:.4f} |"
+        f"| {n.name} | {n.parameters:,} | {n.steps:,} × {n.batch} | {n.rate:g} | "
+        f"{n.pretrained_rad:.4f} | {n.validation_rad:.4f} | {n.test_rad:.4f} |"
         for n in sorted(networks, key=lambda n: n.parameters)
     ]
     return lines

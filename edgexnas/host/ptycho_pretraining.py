@@ -2,7 +2,8 @@
 
 The patterns come from `edgexnas.host.ptycho_patterns`. Weights are averaged over the last steps
 (Polyak, Juditsky, SIAM J. Control Optim. 30, 838 (1992), exponentially), which on fresh data takes
-the place of early stopping.
+the place of early stopping. Convolutions are normalised meanwhile; see
+`edgexnas.host.normalised_training`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import nn
 
 from edgexnas.errors import ConfigurationError
+from edgexnas.host.normalised_training import normalised
 from edgexnas.host.ptycho_patterns import PatternSource
 from edgexnas.host.ptycho_training import PatchCriterion
 from edgexnas.host.training import DivergedError
@@ -91,9 +93,24 @@ def pretrain(
         If the loss becomes NaN or infinite.
     """
     settings = settings or PretrainingSettings()
-    criterion, device = PatchCriterion(), source.device
+    device = source.device
     model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    criterion.prepare(model, *source.draw(FITTING_PATTERNS))
+    PatchCriterion().prepare(model, *source.draw(FITTING_PATTERNS))
+    with normalised(model) as settle:
+        _descend(model, source, settings, on_steps)
+        settle(lambda: model(source.draw(settings.batch_size)[0]))
+    model.cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return model.eval()
+
+
+def _descend(
+    model: nn.Module,
+    source: PatternSource,
+    settings: PretrainingSettings,
+    on_steps: Callable[[int, float, float], None] | None,
+) -> None:
+    """Train, and leave the averaged weights in the model."""
+    criterion, device = PatchCriterion(), source.device
     averaged = [parameter.detach().clone() for parameter in model.parameters()]
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=0.0, weight_decay=settings.weight_decay, fused=True
@@ -128,8 +145,6 @@ def pretrain(
     with torch.no_grad():
         for parameter, average in zip(model.parameters(), averaged, strict=True):
             parameter.copy_(average)
-    model.cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    return model.eval()
 
 
 def _share(step: int, steps: int) -> float:
