@@ -44,6 +44,8 @@ port = {port}
 """
 
 SAMPLE_S = 0.5
+SHORT_S = 60.0
+"""Shorter runs say how much memory is needed, not whether it grows."""
 DONE = re.compile(r"(\d+) of (\d+) frames done.*?(\d+) peaks")
 
 
@@ -64,11 +66,13 @@ class Course:
         start = len(self.times_s) // 5
         return np.array(self.times_s[start:]), np.array(self.resident_mb[start:])
 
-    def growth_mb(self) -> float:
-        """Straight line through the settled samples, from its begin to its end."""
+    def flatness(self) -> tuple[str, str]:
+        """Range of the settled samples, and what a straight line through them grows by."""
         times, resident = self.settled()
-        slope = np.polyfit(times, resident, 1)[0] if len(times) > 2 else 0.0
-        return float(slope * (times[-1] - times[0])) if len(times) else 0.0
+        if self.times_s[-1] < SHORT_S:
+            return "–", "–"
+        growth = np.polyfit(times, resident, 1)[0] * (times[-1] - times[0])
+        return f"{resident.min():.0f}–{resident.max():.0f}", f"{growth:+.1f}"
 
 
 def large_frames() -> list[np.ndarray]:
@@ -156,11 +160,10 @@ def page(courses: list[Course], options: argparse.Namespace) -> str:
         "|---|---:|---:|---:|---:|---:|",
     ]
     for course in courses:
-        _, settled = course.settled()
+        settled, growth = course.flatness()
         rows.append(
             f"| {course.name} | {course.done:,} of {course.received:,} | {course.peaks:,} | "
-            f"{course.peak_mb:.0f} | "
-            f"{settled.min():.0f}–{settled.max():.0f} | {course.growth_mb():+.1f} |"
+            f"{course.peak_mb:.0f} | {settled} | {growth} |"
         )
     return "\n".join(
         [
@@ -168,8 +171,10 @@ def page(courses: list[Course], options: argparse.Namespace) -> str:
             "",
             "Resident memory (VmRSS; `at most` is VmHWM) of one `edgexnas serve` process, read "
             "twice a second from /proc, with frames from a file, results to an HDF5 and a ZMQ "
-            "sink, and page and metrics on. Growth is that of a straight line through all samples "
-            "after the first fifth of the run.",
+            "sink, and page and metrics on. `settled` is the range after the first fifth of a run, "
+            "and growth that of a straight line through it, for runs of a minute and more. The "
+            "service's own queue, 128 MiB, is full where frames come as fast as they are taken; "
+            "what a network source holds for a service that is behind comes on top.",
             "",
             *rows,
             "",
