@@ -17,6 +17,7 @@ import pytest
 from edgexnas.bundle import generate_keys
 from edgexnas.cli import main
 from edgexnas.device.benchmark import bench as bench_module
+from edgexnas.device.benchmark import energy
 from edgexnas.device.benchmark.bench_files import SCHEMA, as_plain
 from edgexnas.device.benchmark.svg_plots import bar_chart, line_chart
 
@@ -52,7 +53,10 @@ def written(
     outputs = [f"--{form}={folder}/bench.{form}" for form in ("json", "csv", "html")]
     options = ["--trust", str(keys), "--root", str(device.root), "--runs", "5", "--calls", "2"]
     bundles = [str(baseline), str(rival)]
-    assert main(["bench", *bundles, *options, "--sweep", "1", "4", *SHORT, *outputs]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        # Neighbours on a busy machine cost readings; what that does to a run is tested elsewhere.
+        patch.setattr(energy, "MOST_LOST", 1.0)
+        assert main(["bench", *bundles, *options, "--sweep", "1", "4", *SHORT, *outputs]) == 0
     return folder
 
 
