@@ -2,7 +2,7 @@
 
     python host/measured_latency.py peaks.h5 --output docs/results/measured-latency.md
 
-Two searches with the same budget, spaces and seeds, which differ in their second objective only:
+Two searches with the same budget, space and seeds, which differ in their second objective only:
 parameters, or latency measured on this machine by `edgexnas bench`. Afterwards the fronts of both
 are measured by one protocol. A second call with the same --runs only measures these again.
 With --gpu, latency is that of a float16 CUDA graph in torch, in the searches and afterwards.
@@ -30,15 +30,9 @@ from edgexnas.host.spaces import SPACES
 
 COUNTED, MEASURED = "parameters", "latency, measured here"
 BATCH = 32
-SPACES_SEARCHED = (
-    SPACES["mlpBragg"].narrow(
-        units=(4, 128), layers=(1, 6), epochs=(50, 200), batch_size=(16, 32),
-        learning_rate=(0.001, 0.02),
-    ),
-    SPACES["cnnBragg"].narrow(
-        filters=(2, 16), layers=(1, 8), epochs=(15, 40), batch_size=(16, 32),
-        learning_rate=(0.001, 0.02),
-    ),
+SPACE = SPACES["cnnBragg"].narrow(
+    filters=(2, 24), layers=(1, 10), epochs=(10, 20), batch_size=(16, 32),
+    learning_rate=(0.001, 0.02),
 )  # fmt: skip
 AGAIN = ["--precision", "float32", "--runs", "60", "--calls", "20", "--sweep", "32"]
 
@@ -67,7 +61,7 @@ def main() -> None:
         for name, rival in rivals.items():
             place = folder / f"{name.split(',')[0]}-{seed}"
             result = optimize(
-                "bragg", data=options.peaks, output=place, space=SPACES_SEARCHED, seed=seed,
+                "bragg", data=options.peaks, output=place, space=SPACE, seed=seed,
                 resume=True, max_evals=options.evaluations, evaluator="serial", device="cpu",
                 progress=False, keep_checkpoints="all", search=options.search, **rival,
             )  # fmt: skip
@@ -148,8 +142,8 @@ def markdown(
         "",
         f"`python host/measured_latency.py {options.peaks.name} --evaluations "
         f"{options.evaluations} --seeds {options.seeds} --search {options.search}"
-        f"{' --gpu' if options.gpu else ''}` on {hardware()}. Spaces "
-        "mlpBragg (units 4–128, layers 1–6) and cnnBragg (filters 2–16, layers 1–8), "
+        f"{' --gpu' if options.gpu else ''}` on {hardware()}. Space "
+        "cnnBragg, filters 2–24, layers 1–10, 10–20 epochs, "
         f"{options.evaluations} evaluations a search, the same for both; the searches differ in "
         "their second objective alone. "
         f"Latency: median of 60 runs of 20 inferences of a batch of 32 ({where}), of all fronts "
