@@ -151,7 +151,7 @@ class SimplonSource:
                         yield from self._connection(zmq, watch)
                     if socket in ready:
                         frame = socket.recv(copy=False)
-                        yield from self._message(socket, frame, time.monotonic_ns())
+                        yield from self._received(socket, frame, time.monotonic_ns())
                 yield from self._ended(time.monotonic_ns())
             finally:
                 socket.disable_monitor()
@@ -188,17 +188,25 @@ class SimplonSource:
             message = f"{self._endpoint} is disconnected; it is waited for"
             yield SourceTrouble(self._series, None, message, time.monotonic_ns())
 
-    def _message(self, socket: Any, frame: Any, arrival_ns: int) -> Iterator[SourceEvent]:
+    def _received(self, socket: Any, frame: Any, arrival_ns: int) -> Iterator[SourceEvent]:
+        parts = [frame]
         if frame.more:
-            parts = 1 + len(socket.recv_multipart(copy=False))
-            error = InputError(
-                f"a message has {parts} parts, which Stream V2 has not; set the detector's stream "
-                "format to cbor"
-            )
-            yield self._trouble(None, error, arrival_ns)
-            return
+            parts += socket.recv_multipart(copy=False)
+            arrival_ns = time.monotonic_ns()
+            if bytes(frame.buffer[:1]) == b"{":
+                error = InputError(
+                    f"a message has {len(parts)} parts that begin with JSON, as in Stream V1; set "
+                    "the detector's stream format to cbor"
+                )
+                yield self._trouble(None, error, arrival_ns)
+                return
+        # One message is one part; a sender that was busy may join several, and none is to be lost.
+        for part in parts:
+            yield from self._message(part.buffer, arrival_ns)
+
+    def _message(self, content: memoryview, arrival_ns: int) -> Iterator[SourceEvent]:
         try:
-            message = parse_message(frame.buffer)
+            message = parse_message(content)
         except InputError as error:
             yield self._trouble(None, error, arrival_ns)
             return

@@ -168,12 +168,26 @@ def test_what_is_malformed_is_a_trouble_and_the_stream_goes_on(detector: Any, re
         "do not hold the",
         "has no data",
         "has the type 'event'",
-        "2 parts, which Stream V2 has not",
+        "has 2 parts that begin with JSON, as in Stream V1",
     ]
     for trouble, words in zip(troubles, sentences, strict=True):
         assert words in trouble.message
     assert receiver.source.status()["malformed"] == 7
     assert receiver.source.status()["missed"] == 0
+
+
+def test_messages_that_were_joined_to_one_are_all_taken(detector: Any, receive: Any) -> None:
+    # Diamond's simulator does so when it was busy.
+    socket, url = detector
+    receiver = receive(open_event_source(url))
+    socket.send_multipart([start(), image(0), b"\xff", image(1)])
+    socket.send_multipart([image(2), end()])
+    receiver.wait_for(SeriesEnd)
+    (begun,) = receiver.of(SeriesStart)
+    assert begun.shape == (3, 4)
+    assert [frame.number for frame in receiver.of(SourceFrame)] == [0, 1, 2]
+    (trouble,) = receiver.of(SourceTrouble)
+    assert "a break out of place" in trouble.message
 
 
 def test_a_series_that_was_joined_late_begins_with_its_first_image(
