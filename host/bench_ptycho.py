@@ -117,17 +117,19 @@ def page(
 ) -> str:
     iterative = patterns / (sweep_s * SWEEPS)
     networks = list(dict.fromkeys(r.network for r in rates))
+    known = all((options.runs / f"{network}.json").exists() for network in networks)
+    untrained = "" if known else " The weights were random: they do not change the speed."
     ways = list(dict.fromkeys(r.way for r in rates))
     lines = [
         "# Ptychography: patterns per second",
         "",
-        f"`python host/bench_ptycho.py {options.runs} --scan {options.scan.name}`: one of "
+        f"`python host/bench_ptycho.py runs/{options.runs.name} --scan {options.scan.name}`: one of "
         f"{hardware()}, {options.rounds} interleaved rounds, medians. torch {torch.__version__}.",
         "",
         f"The iterative solver (rPIE on torch, 3 modes, 128×128 windows) takes {sweep_s:.2f} s a "
         f"sweep over {patterns} patterns: **{iterative:.2f} patterns/s** for the {SWEEPS} sweeps "
         "of the labels. Predictor includes checks and scaling of the counts and the decoding of "
-        "patches, not the stitching.",
+        "patches, not the stitching." + untrained,
         "",
         "| network | way | " + " | ".join(f"batch {b}" for b in BATCHES) + " | × iterative |",
         "|---|---|" + "---:|" * (len(BATCHES) + 1),
