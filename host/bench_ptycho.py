@@ -123,8 +123,9 @@ def page(
     lines = [
         "# Ptychography: patterns per second",
         "",
-        f"`python host/bench_ptycho.py runs/{options.runs.name} --scan {options.scan.name}`: one of "
-        f"{hardware()}, {options.rounds} interleaved rounds, medians. torch {torch.__version__}.",
+        f"`python host/bench_ptycho.py runs/{options.runs.name} --scan {options.scan.name}`: "
+        f"one of {hardware()}, {options.rounds} interleaved rounds, medians. "
+        f"torch {torch.__version__}.",
         "",
         f"The iterative solver (rPIE on torch, 3 modes, 128×128 windows) takes {sweep_s:.2f} s a "
         f"sweep over {patterns} patterns: **{iterative:.2f} patterns/s** for the {SWEEPS} sweeps "
