@@ -80,6 +80,11 @@ class RecordedStep:
         self._record: _Record | None = None
         self.plain: ModuleStep | None = None
 
+    @property
+    def captured(self) -> bool:
+        """Whether a CUDA graph does the steps."""
+        return self._record is not None and self._record.captured
+
     def run(self, batches: Iterable[Batch]) -> None:
         """Take a step for each batch."""
         batches = iter(batches)
@@ -118,6 +123,7 @@ class _Record:
         self._adam = FlatAdam(weights)
         self._recording.compile(gradients, self._adam.parts(gradients))
         self._adam.step(rate)
+        self.captured = False
         self._work: Callable[[float], None] = self._replay
         if weights.device.type == "cuda":
             self._work = self._capture
@@ -161,6 +167,7 @@ class _Record:
             graph.replay()
 
         self._work = launch
+        self.captured = True
 
 
 class FlatAdam:

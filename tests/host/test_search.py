@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from rich.console import Console
 from torch import nn
 
@@ -349,6 +351,20 @@ def test_a_wrong_argument_is_refused_before_anything_trains(
 def test_a_task_that_is_unknown_is_refused(peaks_file: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="'video' is unknown"):
         optimize("video", data=peaks_file, output=tmp_path)
+
+
+def test_a_signing_key_that_does_not_fit_is_refused_before_anything_trains(
+    search: Callable[..., SearchResult], tmp_path: Path
+) -> None:
+    key = ec.generate_private_key(ec.SECP384R1())
+    path = tmp_path / "wide.key.pem"
+    path.write_bytes(key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    ))  # fmt: skip
+    with pytest.raises(ConfigurationError, match=r"wide\.key\.pem is not on the curve P-256"):
+        search(signing_key=path)
+    assert not (tmp_path / "run").exists()
 
 
 def test_data_with_too_few_peaks_is_refused(
