@@ -101,8 +101,7 @@ def _rates(runs: dict[str, Run]) -> str:
         for receiver, name in NAMES.items():
             run = runs.get(f"rates/{transport}/{receiver}")
             if run is not None:
-                failed = [rate for rate, missing, _ in run["tried"] if missing > 1]
-                limit = f"{min(failed):.0f}" if failed else "not reached: the publisher's limit"
+                limit = _first_failure(run)
                 rows.append(
                     f"| {title} | {name} | **{run['sustained']:.0f}** | {limit} | "
                     f"{_latency(run)} | {run['cpu_ms']:.2f} + {run['publisher_cpu_ms']:.2f} |"
@@ -118,12 +117,23 @@ def _rates(runs: dict[str, Run]) -> str:
             "every frame has its result within 2 s of the last one and the publisher kept pace; "
             "queues and threads may miss the last frame, whose batch they never flush.",
             "",
-            "| transport | receiver | frames/s without loss | loses at | latency p50 / p95 / p99 / "
+            "| transport | receiver | frames/s without loss | fails at | latency p50 / p95 / p99 / "
             "max (ms) | CPU: receiver + publisher (ms/frame) |",
             "|---|---|---|---|---|---|",
             *rows,
         ]
     )
+
+
+def _first_failure(run: Run) -> str:
+    """Say at which rate frames were lost, or the publisher was held back."""
+    failed = [tried for tried in run["tried"] if tried[0] > run["sustained"]]
+    if not failed:
+        return "–"
+    rate, missing, sent_rate = min(failed)
+    if missing > 1:
+        return f"{rate:.0f}: {missing} frames without result"
+    return f"{rate:.0f}: none lost, but only {sent_rate:.0f}/s could be sent"
 
 
 def _overload(runs: dict[str, Run]) -> str:
@@ -150,7 +160,9 @@ def _overload(runs: dict[str, Run]) -> str:
             "",
             "The policy is `drop-oldest`: what waits longest makes room, so results stay those of "
             "the newest frames. Latency counts from the arrival here, because a publisher that is "
-            "asked for more than it can send lags by itself.",
+            "asked for more than it can send lags by itself. A ZMQ PUSH socket never drops: a "
+            "receiver that is behind holds the sender back to what it takes, with nothing lost, "
+            "and the frames then age at the sender; a real detector drops them there at last.",
             "",
             "| transport | frames/s asked | sent | received | lost on the way | latency p50 / p95 "
             "/ p99 / max (ms) | largest median of a second (ms) | newest result is behind the last "

@@ -71,10 +71,17 @@ def test_the_page_says_what_was_measured(stream_page: ModuleType, tmp_path: Path
     text = page.read_text()
     assert "10 min | 120,000 | **0** | 12.5 / 20.2 / 30.0 / 412.0" in text
     assert "| **3** |" in text
-    assert "**250** | 312" in text
+    assert "**250** | 312: 40 frames without result" in text
     assert "6,000 = 4,000 done + 2,000 dropped: adds up | 7 | 11.5 / 19.0 / 28.0" in text
     assert "| 2 |" in text
     assert page.with_suffix(".png").stat().st_size > 10_000
+
+
+def test_a_sender_that_was_held_back_is_no_loss(stream_page: ModuleType, tmp_path: Path) -> None:
+    run = _run(sustained=391.0, tried=[[391.0, 0, 390.6], [488.0, 0, 335.8], [415.0, 0, 373.9]])
+    page = tmp_path / "streaming.md"
+    stream_page.write_page({"runs": {"rates/simplon/service": run}}, page)
+    assert "415: none lost, but only 374/s could be sent" in page.read_text()
 
 
 def test_a_ledger_that_does_not_add_up_is_shown(stream_page: ModuleType, tmp_path: Path) -> None:
