@@ -41,7 +41,6 @@ FILTERS = {
     "lz4": hdf5plugin.LZ4(nbytes=8192),
     "blosc": hdf5plugin.Blosc(cname="lz4", clevel=5, shuffle=1),
 }
-HEADER_BYTES = 12
 
 
 def main() -> None:

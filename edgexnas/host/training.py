@@ -210,25 +210,6 @@ def train(
     return TrainingResult(model.eval(), best.metrics, len(history), seconds, history)
 
 
-def symmetry(x: Tensor, y: Tensor, fold: int) -> tuple[Tensor, Tensor]:
-    """Apply one of the eight symmetries of the square to patches and their offsets.
-
-    Parameters
-    ----------
-    x
-        (n, 1, 11, 11).
-    y
-        (n, 2), offset (row, col) from the centre pixel, which every symmetry leaves in place.
-    fold
-        Bit 0 transposes, bit 1 then reverses the rows, bit 2 then reverses the columns.
-    """
-    sign = y.new_tensor([-1.0 if fold & 2 else 1.0, -1.0 if fold & 4 else 1.0])
-    if fold & 1:
-        x, y = x.transpose(2, 3), y.flip(1)
-    axes = [axis for axis, bit in ((2, 2), (3, 4)) if fold & bit]
-    return (x.flip(axes) if axes else x.contiguous()), y * sign
-
-
 class _Schedule:
     """Linear warm-up over 5 % of the steps, then a half cosine to 0."""
 
