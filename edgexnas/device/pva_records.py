@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgexnas.errors import ConfigurationError, MissingDependencyError
+from edgexnas.device.optional_libraries import pvaccess_module
+from edgexnas.errors import ConfigurationError
 
 __all__ = ["PvaRecords"]
 
@@ -42,10 +43,7 @@ class PvaRecords:
     """
 
     def __init__(self, purpose: str) -> None:
-        try:
-            import pvaccess
-        except ImportError as error:
-            raise MissingDependencyError.of("pvapy", extra="pva", purpose=purpose) from error
+        pvaccess = pvaccess_module(purpose)
         self._names: list[str] = []
         self._server: Any = None
         global _users

@@ -48,7 +48,7 @@ def open_hdf5(path: Path, dataset: str | None = None) -> Hdf5Frames:
     MissingDependencyError
         If h5py is not installed.
     """
-    h5py = _h5py(path)
+    h5py = h5py_module(path)
     with reading(str(path)):
         file = h5py.File(path, "r")
     try:
@@ -102,7 +102,14 @@ class Hdf5Frames(LazyFrames):
         self._file.close()
 
 
-def _h5py(path: Path) -> ModuleType:
+def h5py_module(path: Path) -> ModuleType:
+    """Import h5py for reading a file, and register the filters of hdf5plugin where it is there.
+
+    Raises
+    ------
+    MissingDependencyError
+        If h5py is not installed; it names the file.
+    """
     try:
         import h5py
     except ImportError:

@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 
 from edgexnas import __version__
 from edgexnas.device.monitoring.watch import Observation, ServiceWatch
+from edgexnas.device.optional_libraries import pvaccess_module
 from edgexnas.device.pva_records import PvaRecords
-from edgexnas.errors import ConfigurationError, MissingDependencyError
+from edgexnas.errors import ConfigurationError
 
 __all__ = ["PV_NAMES", "StatusPvs", "pv_values"]
 
@@ -187,11 +188,7 @@ class StatusPvs:
                 f"{prefix!r} cannot begin the name of a PV: use letters, digits and _-:.[]<>;{{}}, "
                 "such as EDGEX:"
             )
-        try:
-            import pvaccess
-        except ImportError as error:
-            raise MissingDependencyError.of("pvapy", extra="pva", purpose="status PVs") from error
-        self._pvaccess: Any = pvaccess
+        self._pvaccess = pvaccess_module("status PVs")
         self._watch = watch
         self._prefix = prefix
         self._period_s = period_s

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from edgexnas.device.optional_libraries import pvaccess_module
 from edgexnas.device.pva_records import PvaRecords
 from edgexnas.device.serving.intervals import Intervals
 from edgexnas.device.serving.results import (
@@ -27,7 +28,6 @@ from edgexnas.device.serving.results import (
     ServiceIdentity,
 )
 from edgexnas.device.serving.sink import SinkPolicy
-from edgexnas.errors import MissingDependencyError
 
 __all__ = ["PvaSink"]
 
@@ -64,10 +64,7 @@ class PvaSink:
         MissingDependencyError
             If pvapy is not installed.
         """
-        try:
-            import pvaccess  # noqa: F401
-        except ImportError as error:
-            raise MissingDependencyError.of("pvapy", extra="pva", purpose=self.name) from error
+        pvaccess_module(self.name)
 
     def committed(self) -> dict[str, Intervals]:
         """Give none: a PV has its newest value alone."""

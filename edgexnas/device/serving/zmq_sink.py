@@ -30,6 +30,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from edgexnas.device.optional_libraries import zmq_module
 from edgexnas.device.serving.intervals import Intervals
 from edgexnas.device.serving.results import (
     FrameResult,
@@ -39,7 +40,7 @@ from edgexnas.device.serving.results import (
     ServiceIdentity,
 )
 from edgexnas.device.serving.sink import SinkPolicy
-from edgexnas.errors import ConfigurationError, MissingDependencyError
+from edgexnas.errors import ConfigurationError
 
 __all__ = ["ZmqSink"]
 
@@ -172,10 +173,7 @@ class ZmqSink:
             self._socket = self._context = None
 
     def _open(self) -> None:
-        try:
-            import zmq
-        except ImportError as error:
-            raise MissingDependencyError.of("pyzmq", extra="zmq", purpose=self.name) from error
+        zmq = zmq_module(self.name)
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.PUB if self._mode == "pub" else zmq.PUSH)
         self._socket.sndhwm = self._high_water

@@ -22,7 +22,7 @@ from edgexnas.device.sources.events import (
 )
 from edgexnas.device.sources.pacing import Pacer
 from edgexnas.device.sources.source_url import SourceOptions, SourceUrl
-from edgexnas.errors import ConfigurationError, MissingDependencyError, SourceError
+from edgexnas.errors import ConfigurationError, SourceError
 from edgexnas.frames import FrameSeries, open_frames
 from edgexnas.frames.reading import reading
 
@@ -238,19 +238,12 @@ def _is_hdf5(path: Path) -> bool:
 
 
 def _open_hdf5(path: Path, options: FileOptions, stack: ExitStack) -> _Series:
-    try:
-        import h5py
-    except ImportError:
-        raise MissingDependencyError.of(
-            "h5py", extra="device", purpose=f"reading the HDF5 file {path}"
-        ) from None
-    with suppress(ImportError):
-        import hdf5plugin  # noqa: F401  (importing it registers the filters)
     from edgexnas.device.sources.direct_chunks import ChunkReader
-    from edgexnas.frames.hdf5 import pixel_mask
+    from edgexnas.frames.hdf5 import h5py_module, pixel_mask
     from edgexnas.frames.hdf5_layout import find_blocks, frame_axes
     from edgexnas.frames.reading import check_shape
 
+    h5py = h5py_module(path)
     if not path.is_file():
         raise SourceError(f"there is no file {path}; check the path")
     with reading(str(path)):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgexnas.device.sources.pva_source import pvaccess_module
+from edgexnas.device.optional_libraries import pvaccess_module
 
 if TYPE_CHECKING:
     import argparse

@@ -7,8 +7,8 @@ import uuid
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
+from edgexnas.device.optional_libraries import zmq_module
 from edgexnas.device.sources.cbor import SELF_DESCRIBED, Tagged, dump_cbor, map_head
-from edgexnas.device.sources.simplon_source import zmq_module
 from edgexnas.device.sources.stream_v2 import CODECS, COMPRESSED, MULTI_DIMENSIONAL
 from edgexnas.errors import SourceError
 

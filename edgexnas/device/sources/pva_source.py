@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 import numpy as np
 from pydantic import Field
 
+from edgexnas.device.optional_libraries import pvaccess_module
 from edgexnas.device.sources.compression import prepare_codecs
 from edgexnas.device.sources.events import (
     PositionReading,
@@ -27,9 +28,9 @@ from edgexnas.device.sources.frame_numbers import FrameNumbers
 from edgexnas.device.sources.ntndarray import FrameUpdate, read_positions
 from edgexnas.device.sources.source_url import SourceOptions, SourceUrl
 from edgexnas.device.sources.unique_ids import UniqueIds
-from edgexnas.errors import ConfigurationError, InputError, MissingDependencyError, SourceError
+from edgexnas.errors import ConfigurationError, InputError, SourceError
 
-__all__ = ["PvaOptions", "PvaSource", "pvaccess_module"]
+__all__ = ["PvaOptions", "PvaSource"]
 
 _WAIT_S = 0.1
 """How often an idle source looks whether it is closed, or the series has ended."""
@@ -327,18 +328,3 @@ class PvaSource:
         self._counts["malformed"] += 1
         place = self._channel if number is None else f"frame {number} of {self._channel}"
         return SourceTrouble(self._series, number, f"{place}: {error}", arrival_ns)
-
-
-def pvaccess_module(purpose: str) -> Any:
-    """Import pvapy's module.
-
-    Raises
-    ------
-    MissingDependencyError
-        If pvapy is not installed; it says what it is needed for.
-    """
-    try:
-        import pvaccess
-    except ImportError:
-        raise MissingDependencyError.of("pvapy", extra="pva", purpose=purpose) from None
-    return pvaccess

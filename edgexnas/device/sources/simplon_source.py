@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
+from edgexnas.device.optional_libraries import zmq_module
 from edgexnas.device.sources.compression import prepare_codecs
 from edgexnas.device.sources.events import (
     SeriesEnd,
@@ -30,9 +31,9 @@ from edgexnas.device.sources.stream_v2 import (
     parse_message,
     read_array,
 )
-from edgexnas.errors import ConfigurationError, InputError, MissingDependencyError, SourceError
+from edgexnas.errors import ConfigurationError, InputError, SourceError
 
-__all__ = ["SimplonOptions", "SimplonSource", "zmq_module"]
+__all__ = ["SimplonOptions", "SimplonSource"]
 
 DEFAULT_PORT = 31001
 
@@ -327,18 +328,3 @@ class SimplonSource:
         self._counts["malformed"] += 1
         place = self._endpoint if number is None else f"frame {number} of {self._endpoint}"
         return SourceTrouble(self._series, number, f"{place}: {error}", arrival_ns)
-
-
-def zmq_module(purpose: str) -> Any:
-    """Import pyzmq.
-
-    Raises
-    ------
-    MissingDependencyError
-        If it is not installed; it says what it is needed for.
-    """
-    try:
-        import zmq
-    except ImportError:
-        raise MissingDependencyError.of("pyzmq", extra="zmq", purpose=purpose) from None
-    return zmq
