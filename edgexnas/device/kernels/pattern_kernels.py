@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from edgexnas.device.kernels.compilation import compile_kernels, pixel_definitions
+from edgexnas.device.kernels.kernel_set import KernelSet
 from edgexnas.errors import ConfigurationError
 from edgexnas.ptycho import PATTERN_SIZE, ObjectImage, hann_weight
 
 if TYPE_CHECKING:
-    from edgexnas.device.cuda import CudaSession, DeviceBuffer
+    from edgexnas.device.cuda import CudaSession
     from edgexnas.device.engines.engine_cache import EngineCache
 
 __all__ = ["PatternKernels"]
@@ -70,22 +70,15 @@ class PatternKernels:
             )
         self._session = session
         self.shape = shape
-        image = compile_kernels(
-            "patterns.cu", session.capability, pixel_definitions(dtype), cache=cache
-        )
-        module = session.module(image)
-        with session.current():
-            self._functions = {name: module.get_function(name) for name in SIGNATURES}
-            for name, signature in SIGNATURES.items():
-                self._functions[name].prepare(signature)
-        self._buffers: list[DeviceBuffer] = []
+        self._kernels = KernelSet(session, "patterns.cu", dtype, SIGNATURES, cache=cache)
+        buffer = self._kernels.buffer
         try:
-            self._weight = self._buffer((PATTERN_SIZE, PATTERN_SIZE), np.float32)
+            self._weight = buffer((PATTERN_SIZE, PATTERN_SIZE), np.float32)
             self._weight.upload(np.asarray(hann_weight() if weight is None else weight, np.float32))
-            self._sums = self._buffer((*shape, 2), np.float64)
-            self._weights = self._buffer(shape, np.float64)
-            self._values = self._buffer((*shape, 2), np.float32)
-            self._coverage = self._buffer(shape, np.float32)
+            self._sums = buffer((*shape, 2), np.float64)
+            self._weights = buffer(shape, np.float64)
+            self._values = buffer((*shape, 2), np.float32)
+            self._coverage = buffer(shape, np.float32)
         except BaseException:
             self.close()
             raise
@@ -148,13 +141,7 @@ class PatternKernels:
 
     def close(self) -> None:
         """Free the device memory; closing again does nothing."""
-        while self._buffers:
-            self._buffers.pop().close()
+        self._kernels.close()
 
     def _call(self, name: str, items: int, stream: Any, *arguments: Any) -> None:
-        function = self._functions[name]
-        function.prepared_async_call((-(-items // THREADS), 1), (THREADS, 1, 1), stream, *arguments)
-
-    def _buffer(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> DeviceBuffer:
-        self._buffers.append(self._session.device_buffer(shape, dtype))
-        return self._buffers[-1]
+        self._kernels.launch(name, -(-items // THREADS), THREADS, stream, *arguments)

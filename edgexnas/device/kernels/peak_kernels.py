@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from edgexnas.bragg import PATCH_SIZE
-from edgexnas.device.kernels.compilation import compile_kernels, pixel_definitions
+from edgexnas.device.kernels.kernel_set import KernelSet
 from edgexnas.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from edgexnas.device.cuda import CudaSession, DeviceBuffer
+    from edgexnas.device.cuda import CudaSession
     from edgexnas.device.engines.engine_cache import EngineCache
     from edgexnas.peak_finding import PeakFinder
 
@@ -87,33 +87,26 @@ class PeakKernels:
         pixels = self._height * self._width
         if pixels > np.iinfo(np.int32).max - CHUNK:
             raise ConfigurationError(f"a frame has {finder.shape} pixels; give less than 2³¹")
-        definitions = pixel_definitions(dtype)
-        image = compile_kernels("peaks.cu", session.capability, definitions, cache=cache)
-        module = session.module(image)
-        with session.current():
-            self._functions = {name: module.get_function(name) for name in SIGNATURES}
-            for name, signature in SIGNATURES.items():
-                self._functions[name].prepare(signature)
+        self._kernels = KernelSet(session, "peaks.cu", dtype, SIGNATURES, cache=cache)
+        buffer, uploaded = self._kernels.buffer, self._kernels.uploaded
         self._chunks = -(-pixels // CHUNK)
         capacity = self._settings.capacity
-        self._buffers: list[DeviceBuffer] = []
         try:
-            self._threshold = self._buffer(finder.shape, dtype)
+            self._threshold = buffer(finder.shape, dtype)
             self._level = self._noise = self._mask = 0
             if finder.background is not None:
-                self._level = self._uploaded(finder.background.level)
-                self._noise = self._uploaded(finder.background.noise)
+                self._level = uploaded(finder.background.level).pointer
+                self._noise = uploaded(finder.background.noise).pointer
             if finder.mask is not None:
-                self._mask = self._uploaded(finder.mask.astype(np.uint8))
-            self._chunk_counts = self._buffer((self._chunks,), np.int32)
-            self._chunk_peaks = self._buffer((self._chunks, CHUNK // 2), np.int32)
-            self._found = self._buffer((self._chunks * CHUNK // 2,), np.int32)
-            self.kept = self._buffer((capacity,), np.int32)
-            self.header = self._buffer((HEADER_ITEMS,), np.int32)
-            self.header.upload(np.array([0, 0, NO_BAD_PIXEL], np.int32))
-            self.scaled = self._buffer((capacity + spare, PATCH_SIZE**2), np.float32)
-            self.flags = self._buffer((capacity,), np.uint8)
-            self.intensities = self._buffer((capacity,), np.float32)
+                self._mask = uploaded(finder.mask.astype(np.uint8)).pointer
+            self._chunk_counts = buffer((self._chunks,), np.int32)
+            self._chunk_peaks = buffer((self._chunks, CHUNK // 2), np.int32)
+            self._found = buffer((self._chunks * CHUNK // 2,), np.int32)
+            self.kept = buffer((capacity,), np.int32)
+            self.header = uploaded(np.array([0, 0, NO_BAD_PIXEL], np.int32))
+            self.scaled = buffer((capacity + spare, PATCH_SIZE**2), np.float32)
+            self.flags = buffer((capacity,), np.uint8)
+            self.intensities = buffer((capacity,), np.float32)
             self._make_threshold_map(pixels)
         except BaseException:
             self.close()
@@ -137,7 +130,7 @@ class PeakKernels:
         """
         settings = self._settings
         maps = (self._mask, self._level)
-        call = self._call
+        call = self._kernels.launch
         call(
             "mark_peaks", self._chunks, THREADS, stream, frame, self._threshold.pointer, *maps,
             self._noise, self._height, self._width, settings.minimum_pixels, settings.snr,
@@ -174,7 +167,7 @@ class PeakKernels:
             header, where only the peaks kept are written.
         """
         names = ("positions", "intervals", "quantiles", "maxima", "intensities", "flags", "header")
-        self._call(
+        self._kernels.launch(
             "decode_peaks", DECODE_BLOCKS, THREADS, stream, offsets, levels, middle, self._width,
             self.kept.pointer, self.flags.pointer, self.intensities.pointer, self.header.pointer,
             *(outputs[name] for name in names),
@@ -182,28 +175,14 @@ class PeakKernels:
 
     def close(self) -> None:
         """Free the device memory; closing again does nothing."""
-        while self._buffers:
-            self._buffers.pop().close()
+        self._kernels.close()
 
     def _make_threshold_map(self, pixels: int) -> None:
         settings, session = self._settings, self._session
         with session.current():
-            self._call(
+            self._kernels.launch(
                 "threshold_map", -(-pixels // THREADS), THREADS, session.compute, self._level,
                 self._noise, self._mask, settings.minimum_counts, settings.noise_sigmas, pixels,
                 self._threshold.pointer,
             )  # fmt: skip
             session.compute.synchronize()
-
-    def _call(self, name: str, blocks: int, threads: int, stream: Any, *arguments: Any) -> None:
-        function = self._functions[name]
-        function.prepared_async_call((blocks, 1), (threads, 1, 1), stream, *arguments)
-
-    def _buffer(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> DeviceBuffer:
-        self._buffers.append(self._session.device_buffer(shape, dtype))
-        return self._buffers[-1]
-
-    def _uploaded(self, array: npt.NDArray[Any]) -> int:
-        buffer = self._buffer(array.shape, array.dtype)
-        buffer.upload(array)
-        return buffer.pointer

@@ -38,7 +38,7 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
 def session(monkeypatch: pytest.MonkeyPatch, libraries: Path, fake_gpu: Any) -> Iterator[Any]:
     """A CUDA session without a GPU, whose modules hold kernels that run on the CPU."""
     from edgexnas.device.cuda import CudaSession
-    from edgexnas.device.kernels import pattern_kernels, peak_kernels
+    from edgexnas.device.kernels import kernel_set, pattern_kernels, peak_kernels
 
     on_cpu = _load(HERE / "kernels_on_cpu.py")
 
@@ -49,8 +49,7 @@ def session(monkeypatch: pytest.MonkeyPatch, libraries: Path, fake_gpu: Any) -> 
         return on_cpu.build(libraries, source, definitions, list(own.SIGNATURES))
 
     fake_gpu.driver.module_from_buffer = lambda library: on_cpu.ModuleOnCpu(fake_gpu, library)
-    for user in (peak_kernels, pattern_kernels):
-        monkeypatch.setattr(user, "compile_kernels", compile_for_cpu)
+    monkeypatch.setattr(kernel_set, "compile_kernels", compile_for_cpu)
     # Blocks that fill a GPU cost time here and do nothing more.
     monkeypatch.setattr(peak_kernels, "CUT_BLOCKS", 12)
     monkeypatch.setattr(peak_kernels, "DECODE_BLOCKS", 3)
