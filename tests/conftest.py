@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+
+LoadModule = Callable[[Path], ModuleType]
 
 
 @pytest.fixture(scope="session")
@@ -25,24 +28,27 @@ def real_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def visible() -> ModuleType:
-    """The module that builds a ptychography bundle and scan with known answers."""
-    path = ROOT / "tests" / "bundles" / "visible_object.py"
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def load_module() -> LoadModule:
+    """Load a Python file that lies outside all packages as a module."""
+
+    def load(path: Path) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
 
 
 @pytest.fixture(scope="session")
-def jetson() -> ModuleType:
+def visible(load_module: LoadModule) -> ModuleType:
+    """The module that builds a ptychography bundle and scan with known answers."""
+    return load_module(ROOT / "tests" / "bundles" / "visible_object.py")
+
+
+@pytest.fixture(scope="session")
+def jetson(load_module: LoadModule) -> ModuleType:
     """The module that builds sysfs trees of Jetsons, and clocks that pass as fast as they can."""
-    path = ROOT / "tests" / "device" / "power" / "jetson_tree.py"
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_module(ROOT / "tests" / "device" / "power" / "jetson_tree.py")

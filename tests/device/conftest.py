@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.machinery
-import importlib.util
 import sys
 from collections.abc import Callable
 from datetime import datetime, timezone
@@ -31,6 +30,8 @@ from edgexnas.bundle import (
     open_bundle,
     write_bundle,
 )
+
+HERE = Path(__file__).parent
 
 FloatArray = npt.NDArray[np.float32]
 MakeBundle = Callable[..., Path]
@@ -221,19 +222,9 @@ def bundle(bundle_path: Path, keys: Path) -> Bundle:
 
 
 @pytest.fixture(scope="session")
-def fake_cuda_module() -> ModuleType:
+def fake_cuda_module(load_module: Callable[[Path], ModuleType]) -> ModuleType:
     """The module of the GPU that is none; `install(monkeypatch, ...)` puts one in place."""
-    return _module_beside(Path("cuda") / "fake_cuda.py")
-
-
-def _module_beside(relative: Path) -> ModuleType:
-    path = Path(__file__).parent / relative
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_module(HERE / "cuda" / "fake_cuda.py")
 
 
 @pytest.fixture
@@ -243,9 +234,11 @@ def fake_cuda(fake_cuda_module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture
-def fake_tensorrt(fake_cuda: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+def fake_tensorrt(
+    fake_cuda: Any, load_module: Callable[[Path], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Any]:
     """`fake_tensorrt(version="10.3.0", name="tensorrt", cuda=fake_cuda)` installs a TensorRT."""
-    module = _module_beside(Path("engines") / "fake_tensorrt.py")
+    module = load_module(HERE / "engines" / "fake_tensorrt.py")
 
     def install(version: str = "10.3.0", name: str = "tensorrt", cuda: Any = fake_cuda) -> Any:
         from edgexnas.device.engines import tensorrt_library

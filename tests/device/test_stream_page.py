@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,14 +11,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def stream_page() -> ModuleType:
-    path = ROOT / "device" / "stream_page.py"
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def stream_page(load_module: Callable[[Path], ModuleType]) -> ModuleType:
+    return load_module(ROOT / "device" / "stream_page.py")
 
 
 def _run(**changed: Any) -> dict[str, Any]:
