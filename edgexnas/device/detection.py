@@ -17,7 +17,7 @@ from edgexnas.peak_finding import (
     estimate_background,
 )
 
-__all__ = ["PeakDetection"]
+__all__ = ["PeakDetection", "refuse_nan"]
 
 Frame = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
@@ -119,7 +119,7 @@ class PeakDetection:
     @staticmethod
     def _estimate(frames: Sequence[Frame], mask: Mask | None) -> Background:
         for frame in frames:
-            _refuse_nan(frame, mask)
+            refuse_nan(frame, mask)
         return estimate_background(frames, mask=mask)
 
 
@@ -133,8 +133,14 @@ def _checked_mask(mask: npt.ArrayLike) -> Mask:
     return array.copy()
 
 
-def _refuse_nan(frame: Frame, mask: Mask | None) -> None:
-    """Refuse a background frame with a NaN, which would spread over a whole tile."""
+def refuse_nan(frame: Frame, mask: Mask | None) -> None:
+    """Refuse a background frame with a NaN, which would spread over a whole tile.
+
+    Raises
+    ------
+    InputError
+        If a pixel that is not masked is NaN or infinite; it names the pixel.
+    """
     if frame.dtype.kind != "f":
         return
     good = np.isfinite(frame) if mask is None else np.isfinite(frame) | mask

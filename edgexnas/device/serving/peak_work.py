@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgexnas.device.detection import PeakDetection
+from edgexnas.device.detection import PeakDetection, refuse_nan
 from edgexnas.device.serving.results import FrameResult, ObjectSnapshot
 from edgexnas.device.serving.series_run import FrameTask, SeriesRun
 from edgexnas.device.serving.settings import MEBIBYTE, PipelineSettings
@@ -151,16 +151,10 @@ class PeakWork:
 
     @staticmethod
     def _shows_background(detection: PeakDetection, task: FrameTask) -> bool:
-        pixels = _pixels(task)
-        if pixels.dtype.kind == "f":
-            good = np.isfinite(pixels)
-            good = good if detection.mask is None else good | detection.mask
-            if not good.all():
-                row, col = divmod(int(np.argmin(good)), pixels.shape[1])
-                task.error = (
-                    f"pixel (row {row}, col {col}) of the frame is NaN or infinite; "
-                    "mask it or set it to 0"
-                )
+        try:
+            refuse_nan(_pixels(task), detection.mask)
+        except InputError as error:
+            task.error = str(error)
         return task.error is None
 
     def _find_all(self, state: _Calibration, tasks: list[FrameTask]) -> list[FrameTask]:
