@@ -188,20 +188,18 @@ def _measured_choice(
 ) -> ProvenEngine:
     """Open all, time them in turn, keep the fastest and write down what each did."""
     passed: dict[Precision, ProvenEngine] = {}
-    refusals: dict[Precision, str] = {}
+    refusals: dict[Precision, Exception] = {}
     try:
         for name in names:
             try:
                 passed[name] = _proven(bundle, name, options)
             except (EngineError, MissingDependencyError) as error:
-                refusals[name] = str(error)
+                refusals[name] = error
         if not passed:
-            kind = (
-                EngineAccuracyError
-                if any("strays" in r for r in refusals.values())
-                else EngineError
-            )
-            raise kind(f"precision='auto' found none that works: {'; '.join(refusals.values())}")
+            strayed = any(isinstance(error, EngineAccuracyError) for error in refusals.values())
+            kind = EngineAccuracyError if strayed else EngineError
+            said = "; ".join(map(str, refusals.values()))
+            raise kind(f"precision='auto' found none that works: {said}")
         times = _times_ms({name: kept.engine for name, kept in passed.items()}, bundle)
         trials = tuple(_trial(name, times.get(name, []), refusals.get(name)) for name in names)
         best = min(times, key=lambda name: statistics.median(times[name]))
@@ -221,11 +219,12 @@ def _measured_choice(
     return ProvenEngine(chosen, passed[best].proof, trials)
 
 
-def _trial(name: Precision, times: Sequence[float], refusal: str | None) -> PrecisionTrial:
-    median = round(statistics.median(times), 6) if times else None
-    return PrecisionTrial(
-        name, median, round(min(times), 6) if times else None, len(times), refusal
-    )
+def _trial(name: Precision, times: Sequence[float], refusal: Exception | None) -> PrecisionTrial:
+    said = None if refusal is None else str(refusal)
+    if not times:
+        return PrecisionTrial(name, None, None, 0, said)
+    median, fastest = statistics.median(times), min(times)
+    return PrecisionTrial(name, round(median, 6), round(fastest, 6), len(times), said)
 
 
 def _times_ms(engines: dict[Precision, Engine], bundle: Bundle) -> dict[Precision, list[float]]:
