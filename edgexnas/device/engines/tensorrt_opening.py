@@ -68,13 +68,14 @@ def open_tensorrt(
     own = CudaSession() if session is None else session
     try:
         profiles = [(size, size, size) for size in ladder(batch)]
-        key = _plan_key(bundle, precision, profiles, library, own)
+        place = _place(library, own)
+        key = _plan_key(bundle, precision, profiles, place)
         plan, origin = _cached(cache, key), "from the cache"
         kept = None if plan is None or cache is None else cache.load(KERNELS, key)
         kernels = None if kept is None else kept[1]
         engine = None if plan is None else _started(plan, key, cache, own, precision, kernels)
         if engine is None:
-            plan = _built(bundle.models[precision], key, cache, progress)
+            plan = _built(bundle.models[precision], key, place, cache, progress)
             origin = f"built in {plan.seconds:.1f} s"
             engine, kernels = TensorRTEngine(plan, session=own, precision=precision), None
         compiled = engine.compiled_kernels()
@@ -95,8 +96,7 @@ def _plan_key(
     bundle: Bundle,
     precision: Precision,
     profiles: list[tuple[int, int, int]],
-    library: Any,
-    session: CudaSession,
+    place: dict[str, object],
 ) -> dict[str, object]:
     """Everything that a plan depends on."""
     return {
@@ -105,7 +105,7 @@ def _plan_key(
         "precision": precision,
         "profiles": [list(sizes) for sizes in profiles],
         "options": BUILD_OPTIONS,
-        **_place(library, session),
+        **place,
     }
 
 
@@ -177,12 +177,11 @@ def _started(
 def _built(
     model: bytes,
     key: dict[str, object],
+    place: dict[str, object],
     cache: EngineCache | None,
     progress: Progress | None,
 ) -> Plan:
     """Build a plan with the timings of earlier builds, and keep both."""
-    names = ("library", "version", "CUDA", "driver", "GPU", "compute capability")
-    place = {name: key[name] for name in names}
     timings = None if cache is None else cache.load(TIMINGS, place)
     profiles: Any = key["profiles"]
     with build_progress(f"TensorRT builds the {key['precision']} engine") as shown:
