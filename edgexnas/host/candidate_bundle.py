@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from edgexnas.bragg import PATCH_SIZE
 from edgexnas.errors import ConfigurationError, InputError
+from edgexnas.ptycho import PATTERN_SIZE
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,7 +40,7 @@ NO_GATE = 1e6
 
 CREATED = datetime(2025, 1, 1, tzinfo=timezone.utc)
 
-INPUT_SIDE = {"bragg": 11, "ptycho": 64}
+INPUT_SIDE = {"bragg": PATCH_SIZE, "ptycho": PATTERN_SIZE}
 
 FloatArray = npt.NDArray[np.float32]
 

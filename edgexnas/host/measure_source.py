@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import tempfile
 import threading
+import weakref
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -124,7 +126,8 @@ class BenchMeasure:
         options = self._options
         names = ["precision", "engine", "batch", "runs", "calls", "threads"]
         arguments = [part for name in names for part in (f"--{name}", str(options[name]))]
-        arguments += ["--sweep", str(options["batch"])]
+        # Without sizes: no batch but the one that is asked about.
+        arguments.append("--sweep")
         if not self._energy:
             return [*arguments, "--energy", "off"]
         windows = ["--load", str(options["load"]), "--idle", str(options["idle"])]
@@ -275,16 +278,20 @@ def _open_local(
         )
     options.pop("edgexnas")
     transport = LocalBench(timeout_s=options.pop("timeout"))
+    folder = None
     if signing_key is None or not options["trust"]:
-        # Kept until this process ends: the key signs only what is measured here.
         folder = tempfile.mkdtemp(prefix="edgexnas-measure-")
         signing_key, _ = generate_keys(Path(folder))
         options["trust"] = folder
     trust = options.pop("trust")
-    return BenchMeasure(
+    measure = BenchMeasure(
         transport, task=task, signing_key=Path(signing_key), trust=trust, options=options,
         energy="energy" in wanted, cache=cache,
     )  # fmt: skip
+    if folder is not None:
+        # The key signs only what is measured here, and goes with it.
+        weakref.finalize(measure, shutil.rmtree, folder, ignore_errors=True)
+    return measure
 
 
 def _options(query: str, source: str, *, defaults_to: str) -> dict[str, Any]:
