@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgexnas.cli.arguments import add_command, positive_float, positive_int
+from edgexnas.device.power.meter import METERS
 from edgexnas.errors import ConfigurationError
 from edgexnas.whole_files import write_whole
 
@@ -34,7 +35,7 @@ def add_to(commands: Commands) -> None:
     bench.add_argument("--sweep", type=int, nargs="*", default=[1, 8, 32, 128], help="batches")
     bench.add_argument("--no-cold-start", action="store_true", help="start no fresh process")
     bench.add_argument("--energy", default="auto", choices=("auto", "on", "off"))
-    bench.add_argument("--meter", default="auto", choices=("auto", "jetson", "nvml", "rapl"))
+    bench.add_argument("--meter", default="auto", choices=METERS)
     bench.add_argument("--idle", type=positive_float, default=60.0, help="s of an idle window")
     bench.add_argument("--load", type=positive_float, default=60.0, help="s of a load window")
     bench.add_argument("--period", type=positive_float, default=0.1, help="s a power reading")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from edgexnas.cli.arguments import add_command, positive_float
+from edgexnas.device.power.meter import METERS
 from edgexnas.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from edgexnas.device.power import PowerMeter, PowerReading
 
 __all__ = ["add_to"]
-
-METERS = ("auto", "jetson", "nvml", "rapl")
 
 
 def add_to(commands: Commands) -> None:
