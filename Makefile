@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Tests of one file share costly fixtures, so a file stays in one process.
 PARALLEL ?= -n 2 --dist loadfile
 
-.PHONY: demo test test-long lint bench results clean
+.PHONY: demo test test-long lint bench clean
 
 # make demo               frames that edgexnas simulates
 # make demo DATA=PATH     your frames: a file or a folder
@@ -26,9 +26,14 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Side by side on this machine; writes docs/results/.
-bench: $(STAMP)
-	$(BIN)/python device/bench_cpu.py --output docs/results
+# Side by side on this machine, with what `make demo` left; writes docs/results/.
+bench: $(STAMP) runs/demo/bragg.edgex
+	$(BIN)/python device/bench_frames.py runs/demo --output docs/results/frames-cpu.md
+	$(BIN)/python device/bench_decoding.py --page docs/results/decoding.md
+	$(BIN)/python host/bench_pipelines.py runs/demo --output docs/results/pipelines.md
+
+runs/demo/bragg.edgex:
+	$(MAKE) demo
 
 $(STAMP): pyproject.toml constraints.txt tests/tensorrt_stubs.py
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "edgexnas needs Python 3.10 or newer: make PYTHON=python3.11")'

@@ -37,3 +37,16 @@ def test_every_link_leads_to_a_file(target: str) -> None:
 @pytest.mark.parametrize("folder", re.findall(r"^(\S+?/)[ ,]", README, re.MULTILINE))
 def test_every_folder_that_is_described_exists(folder: str) -> None:
     assert (ROOT / folder).is_dir()
+
+
+NAMING = ["Makefile", "README.md", "device/README.md", "host/README.md"]
+NAMING += [f"docs/results/{page.name}" for page in (ROOT / "docs/results").glob("*.md")]
+
+
+@pytest.mark.parametrize("document", NAMING)
+def test_every_program_that_a_document_names_exists(document: str) -> None:
+    text = (ROOT / document).read_text()
+    named = set(
+        re.findall(r"(?<![\w/])(?:device|host|samples)/\w+\.(?:py|sh|toml|service)\b", text)
+    )
+    assert {name for name in named if not (ROOT / name).exists()} == set()
