@@ -12,6 +12,7 @@ from edgexnas.device.serving.series_run import FrameTask, SeriesRun
 from edgexnas.device.serving.settings import MEBIBYTE, PipelineSettings, Policy
 from edgexnas.device.serving.spill import SpillFolder
 from edgexnas.device.serving.stage_times import Complaints
+from edgexnas.device.sources.encoded_frames import EncodedFrame, encoded_events
 from edgexnas.device.sources.events import (
     EventSource,
     PositionReading,
@@ -96,7 +97,7 @@ class Intake:
             If the source cannot be read any further.
         """
         try:
-            for event in self._source.events():
+            for event in encoded_events(self._source):
                 self._take_or_complain(event)
                 if self._aborted.is_set():
                     break
@@ -134,16 +135,16 @@ class Intake:
         if self._spill is not None:
             self._spill.close()
 
-    def _take_or_complain(self, event: SourceEvent) -> None:
+    def _take_or_complain(self, event: SourceEvent | EncodedFrame) -> None:
         try:
             self._take(event)
         except Exception as error:
             self._complaints.add("event", f"{type(error).__name__}: {error}")
-            if isinstance(event, SourceFrame):
+            if isinstance(event, (SourceFrame, EncodedFrame)):
                 self._ledger.fail_unnumbered()
 
-    def _take(self, event: SourceEvent) -> None:
-        if isinstance(event, SourceFrame):
+    def _take(self, event: SourceEvent | EncodedFrame) -> None:
+        if isinstance(event, (SourceFrame, EncodedFrame)):
             self._take_frame(event)
         elif isinstance(event, SeriesStart):
             self._begin(event, first=0)
@@ -155,7 +156,7 @@ class Intake:
         else:
             self._take_trouble(event)
 
-    def _take_frame(self, frame: SourceFrame) -> None:
+    def _take_frame(self, frame: SourceFrame | EncodedFrame) -> None:
         run = self._run_of(frame.series, frame.number)
         if run is None or not self._is_fresh(run, frame.number):
             return
@@ -164,12 +165,13 @@ class Intake:
             run,
             frame.number,
             frame.arrival_ns,
-            frame.pixels,
+            frame.pixels if isinstance(frame, SourceFrame) else None,
             frame.timestamp_s,
             frame.position_m,
+            frame.encoded if isinstance(frame, EncodedFrame) else None,
             error=run.error,
         )
-        self._enqueue(task, frame.pixels.nbytes)
+        self._enqueue(task, task.nbytes)
 
     def _run_of(self, series: str, number: int) -> SeriesRun | None:
         """Return the series that runs, begun now if need be; None, counted, if it has ended."""
@@ -264,8 +266,7 @@ class Intake:
                 task = self._unspilled()
                 if task is None:
                     return
-                size = 0 if task.pixels is None else task.pixels.nbytes
-                if not self.waiting.offer(task, size):
+                if not self.waiting.offer(task, task.nbytes):
                     # Memory is full, or the source has ended: this one goes in all the same.
                     self.waiting.force(task)
                     return

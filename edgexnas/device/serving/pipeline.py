@@ -5,6 +5,8 @@
     source → waiting → find → found → predict → predicted → deliver → one queue a sink
              (frames)         (patches)         (results)
 
+A source that can leave frames encoded does: they wait so, and those that find decode them first.
+
 Every queue is bounded. A full one holds up the stage before it; in front of the first, the policy
 decides what becomes of the frames that come.
 """
@@ -26,6 +28,7 @@ from edgexnas.device.serving.stage_times import Complaints, StageTimes
 from edgexnas.device.serving.status import LastResult, QueueLevel
 from edgexnas.device.serving.work import Work
 from edgexnas.device.sources.events import EventSource
+from edgexnas.errors import InputError
 
 __all__ = ["Pipeline"]
 
@@ -57,8 +60,8 @@ class Pipeline:
     engine_batch
         Items that make a run of the engine worth it before the deadline.
     complaints, times
-        Where troubles and durations go; `times` has the stages "wait", "find", "batch",
-        "predict", "deliver", one for each sink, and "latency".
+        Where troubles and durations go; `times` has the stages "wait", "decode", "find",
+        "batch", "predict", "deliver", one for each sink, and "latency".
     failed
         Told when a stage cannot go on.
     """
@@ -170,6 +173,7 @@ class Pipeline:
     def _prepared(self, task: FrameTask) -> list[FrameTask]:
         began = time.monotonic_ns()
         self._times.add("wait", began - task.arrival_ns)
+        began = self._decoded(task, began)
         if task.pixels is not None and task.arrival_ns - self._shown_ns >= SHOW_NS:
             self._shown_ns = task.arrival_ns
             task.shown = task.pixels
@@ -180,6 +184,20 @@ class Pipeline:
             ready = [task]
         self._times.add("find", time.monotonic_ns() - began)
         return ready
+
+    def _decoded(self, task: FrameTask, began: int) -> int:
+        """Decode a frame here, where the receiver of frames does not wait for it; give the time."""
+        if task.encoded is None or task.error is not None:
+            return began
+        try:
+            task.decode()
+        except InputError as error:
+            task.error = str(error)
+        except Exception as error:
+            task.error = f"{type(error).__name__}: {error}"
+        ended = time.monotonic_ns()
+        self._times.add("decode", ended - began)
+        return ended
 
     def _release(self) -> None:
         """Pass on what was held back long enough."""
@@ -193,7 +211,7 @@ class Pipeline:
 
     def _pass_found(self, tasks: list[FrameTask]) -> None:
         for task in tasks:
-            task.pixels = None
+            task.pixels = task.encoded = None
             if not self._put(self._found, task):
                 task.run.leave(task.number, "dropped")
 

@@ -16,6 +16,7 @@ from edgexnas.device.sources.events import PositionReading, SeriesStart
 
 if TYPE_CHECKING:
     from edgexnas.device.serving.ledger import EndState, SeriesLedger
+    from edgexnas.device.sources.encoded_frames import EncodedPixels
 
 __all__ = ["FrameTask", "SeriesRun"]
 
@@ -31,7 +32,9 @@ class FrameTask:
     number, arrival_ns, timestamp_s, position_m
         As of `SourceFrame`.
     pixels
-        (H, W); None once they are not needed any more.
+        (H, W); None before they are decoded, and once they are not needed any more.
+    encoded
+        What is to be decoded; None if nothing is.
     prepared
         What the engine's input is made of.
     result
@@ -50,11 +53,31 @@ class FrameTask:
     pixels: npt.NDArray[Any] | None
     timestamp_s: float | None = None
     position_m: tuple[float, float] | None = None
+    encoded: EncodedPixels | None = None
     prepared: Any = None
     result: Any = None
     error: str | None = None
     owed: int = 0
     shown: npt.NDArray[Any] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that its pixels take, decoded or not."""
+        if self.encoded is not None:
+            return self.encoded.nbytes
+        return 0 if self.pixels is None else self.pixels.nbytes
+
+    def decode(self) -> None:
+        """Decode what is to be decoded.
+
+        Raises
+        ------
+        InputError
+            If it is malformed.
+        """
+        encoded, self.encoded = self.encoded, None
+        if encoded is not None:
+            self.pixels = encoded.decode()
 
     def __lt__(self, other: FrameTask) -> bool:
         return self.number < other.number

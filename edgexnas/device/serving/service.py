@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Service", "ServiceError"]
 
-STAGES = ("wait", "find", "batch", "predict", "deliver", "latency")
+STAGES = ("wait", "decode", "find", "batch", "predict", "deliver", "latency")
 STALLED_NS = 10_000_000_000
 """A stage that has not looked for work for this long is stalled."""
 

@@ -6,15 +6,20 @@ import shutil
 import tempfile
 import threading
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from edgexnas.device.serving.series_run import FrameTask
+from edgexnas.device.sources.encoded_frames import EncodedPixels
 
 __all__ = ["SpillFolder"]
+
+Bytes: TypeAlias = npt.NDArray[np.uint8]
 
 FILE_BYTES = 64 * 2**20
 """A file is ended once it is longer, and deleted once it is read."""
@@ -22,13 +27,13 @@ FILE_BYTES = 64 * 2**20
 
 @dataclass(slots=True)
 class _Kept:
-    """A frame on disk: all but its pixels, and where these are."""
+    """A frame on disk: all but its pixels, where their bytes are, and what makes them pixels."""
 
     task: FrameTask
     path: Path
     offset: int
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
+    size: int
+    restore: Callable[[Bytes], None]
 
 
 class SpillFolder:
@@ -72,10 +77,9 @@ class SpillFolder:
         OSError
             If it cannot be written.
         """
-        pixels = task.pixels
-        assert pixels is not None
+        content, restore = _content(task)
         with self._lock:
-            if self._bytes + pixels.nbytes > self.most_bytes:
+            if self._bytes + content.nbytes > self.most_bytes:
                 return False
             if self._path is None or self._length >= FILE_BYTES:
                 self._files += 1
@@ -83,11 +87,11 @@ class SpillFolder:
             with self._path.open("ab") as file:
                 # What a failed write has left behind is not in the way of the next.
                 file.truncate(self._length)
-                file.write(np.ascontiguousarray(pixels).data)
-            self._kept.append(_Kept(task, self._path, self._length, pixels.dtype, pixels.shape))
-            self._length += pixels.nbytes
-            self._bytes += pixels.nbytes
-            task.pixels = None
+                file.write(content.data)
+            self._kept.append(_Kept(task, self._path, self._length, content.nbytes, restore))
+            self._length += content.nbytes
+            self._bytes += content.nbytes
+            task.pixels = task.encoded = None
         return True
 
     def take(self) -> FrameTask | None:
@@ -96,12 +100,14 @@ class SpillFolder:
             if not self._kept:
                 return None
             kept = self._kept.popleft()
-            task, count = kept.task, int(np.prod(kept.shape))
-            self._bytes -= count * kept.dtype.itemsize
+            task = kept.task
+            self._bytes -= kept.size
             try:
-                pixels = np.fromfile(kept.path, kept.dtype, count, offset=kept.offset)
-                task.pixels = pixels.reshape(kept.shape)
-            except (OSError, ValueError) as error:
+                content = np.fromfile(kept.path, np.uint8, kept.size, offset=kept.offset)
+                if content.size != kept.size:
+                    raise OSError(f"the file ends after {content.size} of {kept.size} bytes")
+                kept.restore(content)
+            except OSError as error:
                 task.error = f"it could not be read back from {kept.path}: {error}"
             self._forget(kept.path)
             return task
@@ -117,3 +123,22 @@ class SpillFolder:
         if path == self._path:
             self._path = None
         path.unlink(missing_ok=True)
+
+
+def _content(task: FrameTask) -> tuple[Bytes, Callable[[Bytes], None]]:
+    """Give the bytes of a frame as it is, decoded or not, and what puts them back."""
+    encoded, pixels = task.encoded, task.pixels
+    if encoded is not None:
+        decoder = encoded.decoder
+
+        def put_encoded(content: Bytes) -> None:
+            task.encoded = EncodedPixels(content, decoder, content.nbytes)
+
+        return np.frombuffer(encoded.payload, np.uint8), put_encoded
+    assert pixels is not None
+    dtype, shape = pixels.dtype, pixels.shape
+
+    def put_pixels(content: Bytes) -> None:
+        task.pixels = content.view(dtype).reshape(shape)
+
+    return np.ascontiguousarray(pixels).reshape(-1).view(np.uint8), put_pixels

@@ -37,8 +37,12 @@ class StageTimes:
         return LatencySummary.of(self._times[stage].copy())
 
     def summaries(self, *, leave_out: str = "") -> dict[str, LatencySummary]:
-        """Summarise all stages but one."""
-        return {stage: self.summary(stage) for stage in self._times if stage != leave_out}
+        """Summarise all stages but one that have worked; not every source has frames to decode."""
+        return {
+            stage: self.summary(stage)
+            for stage, times in self._times.items()
+            if times and stage != leave_out
+        }
 
 
 class RateMeter:

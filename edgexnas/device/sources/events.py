@@ -150,6 +150,8 @@ SourceEvent: TypeAlias = SourceFrame | SeriesStart | SeriesEnd | PositionReading
 class EventSource(Protocol):
     """Where frames come from.
 
+    A source may also have `encoded_events`, for who decodes frames elsewhere; see `encoded_frames`.
+
     Attributes
     ----------
     url

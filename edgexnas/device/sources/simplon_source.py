@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from functools import partial
+from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
 from edgexnas.device.optional_libraries import zmq_module
-from edgexnas.device.sources.compression import prepare_codecs
+from edgexnas.device.sources.compression import decompress, prepare_codecs
+from edgexnas.device.sources.encoded_frames import (
+    EncodedFrame,
+    EncodedPixels,
+    Payload,
+    decoded_events,
+)
 from edgexnas.device.sources.events import (
     SeriesEnd,
     SeriesStart,
@@ -26,6 +34,7 @@ from edgexnas.device.sources.pixels import MAXIMUM_FRAME_BYTES
 from edgexnas.device.sources.pva_source import UNITS_M
 from edgexnas.device.sources.source_url import SourceOptions, SourceUrl
 from edgexnas.device.sources.stream_v2 import (
+    EncodedArray,
     ImageMessage,
     StartMessage,
     parse_message,
@@ -34,6 +43,8 @@ from edgexnas.device.sources.stream_v2 import (
 from edgexnas.errors import ConfigurationError, InputError, SourceError
 
 __all__ = ["SimplonOptions", "SimplonSource"]
+
+_Event: TypeAlias = SourceEvent | EncodedFrame
 
 DEFAULT_PORT = 31001
 
@@ -92,6 +103,7 @@ class SimplonSource:
         self._connected = False
         self._ever_connected = False
         self._counts: Counter[str] = Counter()
+        self._counting = threading.Lock()
         self._missed_before = 0
         self._numbers = FrameNumbers()
         self._taken = 0
@@ -124,6 +136,14 @@ class SimplonSource:
 
     def events(self) -> Iterator[SourceEvent]:
         """Iterate over what the detector sends, until `close`."""
+        return decoded_events(self.encoded_events())
+
+    def encoded_events(self) -> Iterator[_Event]:
+        """Iterate over what the detector sends, with frames not decoded, until `close`.
+
+        Frames of a series whose shape or dtype its start does not say are decoded up to the first
+        that is sound, which says both.
+        """
         zmq = zmq_module(_PURPOSE)
         with zmq.Context() as context, context.socket(zmq.PULL) as socket:
             socket.setsockopt(zmq.RCVHWM, self._options.queue)
@@ -165,6 +185,7 @@ class SimplonSource:
     def status(self) -> Mapping[str, int | str]:
         """Count frames, image ids that were skipped, malformed messages, and reconnects.
 
+        A frame whose pixels turn out to be malformed counts as a frame and as malformed.
         "overruns" stays 0: a detector that finds no room says so itself. "connection" is
         "connected" or "waiting".
         """
@@ -177,7 +198,7 @@ class SimplonSource:
             "connection": "connected" if self._connected else "waiting",
         }
 
-    def _connection(self, zmq: Any, watch: Any) -> Iterator[SourceEvent]:
+    def _connection(self, zmq: Any, watch: Any) -> Iterator[_Event]:
         from zmq.utils.monitor import recv_monitor_message
 
         event = recv_monitor_message(watch)["event"]
@@ -189,7 +210,7 @@ class SimplonSource:
             message = f"{self._endpoint} is disconnected; it is waited for"
             yield SourceTrouble(self._series, None, message, time.monotonic_ns())
 
-    def _received(self, socket: Any, frame: Any, arrival_ns: int) -> Iterator[SourceEvent]:
+    def _received(self, socket: Any, frame: Any, arrival_ns: int) -> Iterator[_Event]:
         parts = [frame]
         if frame.more:
             parts += socket.recv_multipart(copy=False)
@@ -205,14 +226,14 @@ class SimplonSource:
         for part in parts:
             yield from self._message(part.buffer, arrival_ns)
 
-    def _message(self, content: memoryview, arrival_ns: int) -> Iterator[SourceEvent]:
+    def _message(self, content: memoryview, arrival_ns: int) -> Iterator[_Event]:
         try:
             message = parse_message(content)
         except InputError as error:
             yield self._trouble(None, error, arrival_ns)
             return
         if isinstance(message, ImageMessage):
-            yield from self._image(message, arrival_ns)
+            yield from self._image(message, len(content), arrival_ns)
         elif isinstance(message, StartMessage):
             yield from self._ended(arrival_ns)
             yield from self._started(message, arrival_ns)
@@ -238,7 +259,7 @@ class SimplonSource:
         if failure is not None:
             yield self._trouble(None, failure, arrival_ns)
 
-    def _ended(self, arrival_ns: int) -> Iterator[SourceEvent]:
+    def _ended(self, arrival_ns: int) -> Iterator[_Event]:
         if self._series is not None:
             yield SeriesEnd(self._series, None, arrival_ns)
         self._series = None
@@ -257,7 +278,7 @@ class SimplonSource:
             )
         return mask, None
 
-    def _image(self, image: ImageMessage, arrival_ns: int) -> Iterator[SourceEvent]:
+    def _image(self, image: ImageMessage, size: int, arrival_ns: int) -> Iterator[_Event]:
         if image.series != self._series:
             # Connected in the midst of a series: what its start said is not known.
             yield from self._ended(arrival_ns)
@@ -266,37 +287,53 @@ class SimplonSource:
         self._numbers.take(image.number)
         self._taken += 1
         try:
-            pixels = self._pixels(image)
+            encoded = self._encoded(image, size)
         except InputError as error:
             yield self._trouble(image.number, error, arrival_ns)
         else:
             self._counts["frames"] += 1
-            yield SourceFrame(
-                image.series,
-                image.number,
-                pixels,
-                arrival_ns,
-                timestamp_s=image.time_s,
-                position_m=self._position(image),
-            )
+            series, position = image.series, self._position(image)
+            frame = EncodedFrame(series, image.number, encoded, arrival_ns, image.time_s, position)
+            known = self._shape is not None and self._dtype is not None
+            yield frame if known else self._first(frame)
         yield from self._suspicion(arrival_ns)
 
-    def _pixels(self, image: ImageMessage) -> npt.NDArray[Any]:
+    def _first(self, frame: EncodedFrame) -> SourceFrame | SourceTrouble:
+        """Decode a frame; what the start message did not say, the first sound one does."""
+        first = frame.decoded()
+        if isinstance(first, SourceFrame):
+            self._shape, self._dtype = first.pixels.shape, first.pixels.dtype
+        return first
+
+    def _encoded(self, image: ImageMessage, size: int) -> EncodedPixels:
+        """Check what a message of `size` bytes says of its image; decode nothing."""
         if not image.data:
             raise InputError("the image has no data")
         channel = self._options.channel or next(iter(image.data))
         if channel not in image.data:
             held = ", ".join(map(str, image.data))
             raise InputError(f"the image has no channel {channel!r}, only {held}")
-        pixels = read_array(image.data[channel])
-        # What the start message does not say, the first image does.
-        shape, dtype = self._shape or pixels.shape, self._dtype or pixels.dtype
-        if pixels.shape != shape:
-            raise InputError(f"the image has shape {pixels.shape}, its series {shape}")
-        if pixels.dtype != dtype:
-            raise InputError(f"the image has dtype {pixels.dtype}, its series {dtype}")
-        self._shape, self._dtype = shape, dtype
-        return pixels
+        array = EncodedArray.of(image.data[channel])
+        if self._shape is not None and array.shape != self._shape:
+            raise InputError(f"the image has shape {array.shape}, its series {self._shape}")
+        if self._dtype is not None and array.dtype != self._dtype:
+            raise InputError(f"the image has dtype {array.dtype}, its series {self._dtype}")
+        decoder = partial(self._decode, image.number, array.codec, array.shape, array.stored)
+        return EncodedPixels(array.payload, decoder, size)
+
+    def _decode(
+        self,
+        number: int,
+        codec: str,
+        shape: tuple[int, ...],
+        stored: np.dtype[Any],
+        payload: Payload,
+    ) -> npt.NDArray[Any]:
+        """Decode the pixels of a frame, in the thread of who needs them."""
+        try:
+            return decompress(codec, payload, shape, stored)
+        except InputError as error:
+            raise InputError(self._malformed(number, error)) from error
 
     def _position(self, image: ImageMessage) -> tuple[float, float] | None:
         if self._options.row is None or self._options.col is None:
@@ -325,6 +362,11 @@ class SimplonSource:
             yield SourceTrouble(self._series, None, message, arrival_ns)
 
     def _trouble(self, number: int | None, error: InputError, arrival_ns: int) -> SourceTrouble:
-        self._counts["malformed"] += 1
+        return SourceTrouble(self._series, number, self._malformed(number, error), arrival_ns)
+
+    def _malformed(self, number: int | None, error: InputError) -> str:
+        """Count what is malformed, and say where it is."""
+        with self._counting:
+            self._counts["malformed"] += 1
         place = self._endpoint if number is None else f"frame {number} of {self._endpoint}"
-        return SourceTrouble(self._series, number, f"{place}: {error}", arrival_ns)
+        return f"{place}: {error}"

@@ -23,7 +23,15 @@ from edgexnas.device.sources.cbor import Tagged, load_cbor
 from edgexnas.device.sources.compression import decompress
 from edgexnas.errors import InputError
 
-__all__ = ["EndMessage", "ImageMessage", "Message", "StartMessage", "parse_message", "read_array"]
+__all__ = [
+    "EncodedArray",
+    "EndMessage",
+    "ImageMessage",
+    "Message",
+    "StartMessage",
+    "parse_message",
+    "read_array",
+]
 
 MULTI_DIMENSIONAL = 40
 COMPRESSED = 56500
@@ -124,6 +132,55 @@ def parse_message(message: bytes | memoryview) -> Message:
     raise InputError(f"a message has the type {kind!r}; known are start, image and end")
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodedArray:
+    """An image or a mask, of which nothing is decoded yet.
+
+    Attributes
+    ----------
+    shape
+        (rows, columns), as the message says.
+    stored
+        dtype of the elements, in the byte order of the message.
+    codec
+        One of `compression.CODECS`.
+    payload
+        The bytes, a view of the message.
+    """
+
+    shape: tuple[int, ...]
+    stored: np.dtype[Any]
+    codec: str
+    payload: memoryview
+
+    @classmethod
+    def of(cls, value: Any) -> EncodedArray:
+        """Read what the message says of an array.
+
+        Raises
+        ------
+        InputError
+            If the tags do not fit each other, or the compression is unknown.
+        """
+        if not isinstance(value, Tagged) or value.tag != MULTI_DIMENSIONAL:
+            raise InputError("an image is no multi-dimensional array (tag 40)")
+        if not isinstance(value.value, list) or len(value.value) != 2:
+            raise InputError("an image is not a pair of dimensions and values")
+        shape, typed = value.value
+        if not isinstance(shape, list) or not all(type(size) is int for size in shape):
+            raise InputError("the dimensions of an image are no whole numbers")
+        if not isinstance(typed, Tagged):
+            raise InputError("the values of an image have no type")
+        stored = _typed(typed.tag)
+        codec, payload = _payload(typed.value, stored)
+        return cls(tuple(shape), stored, codec, payload)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the decoded elements, in native byte order."""
+        return self.stored.newbyteorder("=")
+
+
 def read_array(value: Any) -> npt.NDArray[Any]:
     """Decode an image, (H, W) in native byte order; without compression a view of the message.
 
@@ -132,18 +189,8 @@ def read_array(value: Any) -> npt.NDArray[Any]:
     InputError
         If tags, sizes or compressed bytes do not fit each other.
     """
-    if not isinstance(value, Tagged) or value.tag != MULTI_DIMENSIONAL:
-        raise InputError("an image is no multi-dimensional array (tag 40)")
-    if not isinstance(value.value, list) or len(value.value) != 2:
-        raise InputError("an image is not a pair of dimensions and values")
-    shape, typed = value.value
-    if not isinstance(shape, list) or not all(type(size) is int for size in shape):
-        raise InputError("the dimensions of an image are no whole numbers")
-    if not isinstance(typed, Tagged):
-        raise InputError("the values of an image have no type")
-    dtype = _typed(typed.tag)
-    codec, payload = _payload(typed.value, dtype)
-    return decompress(codec, payload, tuple(shape), dtype)
+    encoded = EncodedArray.of(value)
+    return decompress(encoded.codec, encoded.payload, encoded.shape, encoded.stored)
 
 
 def _payload(content: Any, dtype: np.dtype[Any]) -> tuple[str, memoryview]:

@@ -12,7 +12,10 @@ import pytest
 
 from edgexnas.bundle import Bundle
 from edgexnas.device import PeakPredictor
+from edgexnas.device.serving.callback_sink import CallbackSink
 from edgexnas.device.serving.results import FrameResult, SinkItem
+from edgexnas.device.serving.service import Service
+from edgexnas.device.serving.settings import PipelineSettings
 from edgexnas.device.sources.events import SourceEvent, SourceFrame
 
 
@@ -114,3 +117,28 @@ def adds_up() -> Callable[[Mapping[str, int]], bool]:
 def empty_frame() -> Any:
     """(96, 128) uint16 without peaks."""
     return np.zeros((96, 128), np.uint16)
+
+
+@pytest.fixture
+def serve(
+    peak_predictor: PeakPredictor,
+    told_source: Callable[..., Any],
+    seen: Seen,
+    adds_up: Callable[..., bool],
+) -> Callable[..., dict[str, int]]:
+    """Run a service over events until they end and return the counts, which must add up."""
+
+    def run(events: Any, *, live: bool = False, **settings: Any) -> Any:
+        sink = CallbackSink(seen, policy="block")
+        service = Service(
+            peak_predictor,
+            told_source(events, live=live),
+            [sink],
+            settings=PipelineSettings(**settings),
+        )
+        counts = dict(service.run().counts)
+        assert adds_up(counts)
+        assert counts["pending"] == counts["spilled"] == 0
+        return counts
+
+    return run

@@ -43,28 +43,6 @@ def wait_until(true: Callable[[], bool]) -> None:
         time.sleep(0.001)
 
 
-@pytest.fixture
-def serve(
-    peak_predictor: PeakPredictor, told_source: Make, seen: Any, adds_up: Make
-) -> Callable[..., dict[str, int]]:
-    """Run a service over events until they end and return the counts, which must add up."""
-
-    def run(events: Any, *, live: bool = False, **settings: Any) -> Any:
-        sink = CallbackSink(seen, policy="block")
-        service = Service(
-            peak_predictor,
-            told_source(events, live=live),
-            [sink],
-            settings=PipelineSettings(**settings),
-        )
-        counts = dict(service.run().counts)
-        assert adds_up(counts)
-        assert counts["pending"] == counts["spilled"] == 0
-        return counts
-
-    return run
-
-
 class TestOrder:
     @pytest.mark.parametrize("workers", [1, 3])
     def test_results_come_in_order_and_are_those_of_the_predictor(

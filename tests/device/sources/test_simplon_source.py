@@ -19,7 +19,9 @@ from edgexnas.device.sources import (
 )
 from edgexnas.device.sources.cbor import Tagged, dump_cbor
 from edgexnas.device.sources.compression import compress
+from edgexnas.device.sources.encoded_frames import EncodedFrame
 from edgexnas.device.sources.sending_order import Faults, sending_order
+from edgexnas.device.sources.simplon_source import SimplonSource
 from edgexnas.device.sources.simulated_source import SimulatedOptions, simulate_frames
 from edgexnas.errors import ConfigurationError
 
@@ -174,6 +176,64 @@ def test_what_is_malformed_is_a_trouble_and_the_stream_goes_on(detector: Any, re
         assert words in trouble.message
     assert receiver.source.status()["malformed"] == 7
     assert receiver.source.status()["missed"] == 0
+
+
+def test_frames_can_be_taken_without_decoding_them(
+    detector: Any, receive: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    socket, url = detector
+    source = open_event_source(url)
+    assert isinstance(source, SimplonSource)
+    monkeypatch.setattr(source, "events", source.encoded_events)
+    receiver = receive(source)
+    packed = compress("bslz4-hdf5", PIXELS)
+    contents = (packed, packed[:-1], PIXELS.astype(">u2").tobytes())
+    tags = (Tagged(69, Tagged(56500, ["bslz4", 2, contents[0]])),
+            Tagged(69, Tagged(56500, ["bslz4", 2, contents[1]])),
+            Tagged(65, contents[2]))  # fmt: skip
+    messages = [
+        image(number, data={"threshold_1": Tagged(40, [[3, 4], values])})
+        for number, values in enumerate(tags)
+    ]
+    for message in (start(), *messages, end()):
+        socket.send(message)
+    receiver.wait_for(SeriesEnd)
+    frames = receiver.events[1:-1]
+    encoded = [frame for frame in frames if isinstance(frame, EncodedFrame)]
+    assert [frame.number for frame in encoded] == [0, 1, 2]
+    assert [bytes(frame.encoded.payload) for frame in encoded] == list(contents)
+    assert [frame.encoded.nbytes for frame in encoded] == [len(message) for message in messages]
+    assert source.status()["malformed"] == 0
+    first, second, third = (frame.decoded() for frame in encoded)
+    for frame in (first, third):
+        assert isinstance(frame, SourceFrame)
+        np.testing.assert_array_equal(frame.pixels, PIXELS)
+        assert frame.pixels.dtype == np.uint16
+    assert isinstance(second, SourceTrouble)
+    assert second.number == 1
+    assert second.message.startswith("frame 1 of tcp://127.0.0.1:")
+    assert source.status()["malformed"] == 1
+
+
+def test_a_series_that_does_not_say_its_type_takes_that_of_the_first_sound_image(
+    detector: Any, receive: Any
+) -> None:
+    socket, url = detector
+    receiver = receive(open_event_source(url))
+    damaged = Tagged(40, [[3, 4], Tagged(70, Tagged(56500, ["bslz4", 4, b"damaged"]))])
+    wide = array(PIXELS.astype(np.uint32), 70)
+    for message in (
+        start(image_dtype=None),
+        image(0, data={"threshold_1": damaged}),
+        image(1),
+        image(2, data={"threshold_1": wide}),
+        end(),
+    ):
+        socket.send(message)
+    receiver.wait_for(SeriesEnd)
+    assert [frame.number for frame in receiver.of(SourceFrame)] == [1]
+    assert [trouble.number for trouble in receiver.of(SourceTrouble)] == [0, 2]
+    assert "has dtype uint32, its series uint16" in receiver.of(SourceTrouble)[1].message
 
 
 def test_messages_that_were_joined_to_one_are_all_taken(detector: Any, receive: Any) -> None:

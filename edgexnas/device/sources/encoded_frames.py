@@ -1,0 +1,114 @@
+"""Frames as they came from the wire, which are decoded where their pixels are needed.
+
+Decoding takes about as long as finding peaks. A thread that decoded what it receives would leave
+the socket full meanwhile, and a sender that finds no room holds its frames back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias, TypeGuard
+
+import numpy as np
+import numpy.typing as npt
+
+from edgexnas.device.sources.events import EventSource, SourceEvent, SourceFrame, SourceTrouble
+from edgexnas.errors import InputError
+
+__all__ = ["EncodedFrame", "EncodedPixels", "Payload", "decoded_events", "encoded_events"]
+
+Payload: TypeAlias = bytes | memoryview | npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodedPixels:
+    """Pixels that are not decoded yet.
+
+    Attributes
+    ----------
+    payload
+        Their bytes.
+    decoder
+        Makes (H, W) pixels of such bytes, from any thread. It raises `InputError`, which names the
+        frame, if the bytes are malformed.
+    nbytes
+        The memory that is held for them: all of the message that they came in.
+    """
+
+    payload: Payload
+    decoder: Callable[[Payload], npt.NDArray[Any]]
+    nbytes: int
+
+    def decode(self) -> npt.NDArray[Any]:
+        """Decode them.
+
+        Raises
+        ------
+        InputError
+            If they are malformed; the message names the frame.
+        """
+        return self.decoder(self.payload)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodedFrame:
+    """A frame of which all but the pixels is known; else as `SourceFrame`.
+
+    Attributes
+    ----------
+    series, number, arrival_ns, timestamp_s, position_m
+        As of `SourceFrame`.
+    encoded
+        Its pixels. What is said of their shape and dtype fits the series already.
+    """
+
+    series: str
+    number: int
+    encoded: EncodedPixels
+    arrival_ns: int
+    timestamp_s: float | None = None
+    position_m: tuple[float, float] | None = None
+
+    def decoded(self) -> SourceFrame | SourceTrouble:
+        """Decode the pixels; give a trouble that names the frame if they are malformed."""
+        try:
+            pixels = self.encoded.decode()
+        except InputError as error:
+            return SourceTrouble(self.series, self.number, str(error), self.arrival_ns)
+        return SourceFrame(
+            self.series,
+            self.number,
+            pixels,
+            self.arrival_ns,
+            timestamp_s=self.timestamp_s,
+            position_m=self.position_m,
+        )
+
+
+class _EncodedSource(EventSource, Protocol):
+    """A source that can leave the decoding to who takes its events."""
+
+    def encoded_events(self) -> Iterator[SourceEvent | EncodedFrame]:
+        """Iterate as `events` does, over frames of which most are not decoded."""
+
+
+def encoded_events(source: EventSource) -> Iterator[SourceEvent | EncodedFrame]:
+    """Iterate over a source's events, with frames not decoded if the source can leave that.
+
+    Raises
+    ------
+    SourceError
+        If the source cannot be read any further.
+    """
+    return source.encoded_events() if _can_leave_decoding(source) else source.events()
+
+
+def decoded_events(events: Iterable[SourceEvent | EncodedFrame]) -> Iterator[SourceEvent]:
+    """Decode each frame when it is its turn."""
+    for event in events:
+        yield event.decoded() if isinstance(event, EncodedFrame) else event
+
+
+def _can_leave_decoding(source: EventSource) -> TypeGuard[_EncodedSource]:
+    return callable(getattr(source, "encoded_events", None))
