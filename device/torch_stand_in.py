@@ -6,6 +6,7 @@ needs the network as a torch module, runs float32 or float16, and has none of Te
 
 from __future__ import annotations
 
+import itertools
 import time
 from copy import deepcopy
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from edgexnas.device.cuda import CudaSession
 from edgexnas.device.engines.device_engine import HostRuns, ladder, least_size
 from edgexnas.errors import EngineError
+from edgexnas.host.models import NonLocalBlock
 
 
 class _Array:
@@ -45,10 +47,12 @@ class TorchStandIn:
         "float32" or "float16".
     batch
         Largest number of items of one run.
+    sizes
+        Numbers of items that it runs, ascending; None for a few up to `batch`.
     graph
         Whether `run` records CUDA graphs.
     tuned
-        Whether to search the fastest kernels and the faster layout first, which takes seconds, as
+        Whether to search the fastest kernels, layout and attention first, which takes seconds, as
         building a plan does.
 
     Attributes
@@ -69,14 +73,15 @@ class TorchStandIn:
         session: CudaSession,
         precision: str = "float16",
         batch: int = 32,
+        sizes: tuple[int, ...] | None = None,
         graph: bool = True,
         tuned: bool = True,
     ) -> None:
         started = time.perf_counter()
         self.session = session
         self.precision = precision
-        self.batch = batch
-        self.sizes = ladder(batch)
+        self.sizes = ladder(batch) if sizes is None else sizes
+        self.batch = self.sizes[-1]
         self.reason = "TensorRT does not run here, torch stands in"
         self.input_shape = tuple(input_shape)
         self._dtype = {"float32": torch.float32, "float16": torch.float16}[precision]
@@ -85,7 +90,7 @@ class TorchStandIn:
         with session.current(), torch.inference_mode():
             torch.backends.cudnn.benchmark = tuned
             if tuned:
-                self._network = self._faster_layout(network)
+                self._network = self._fastest(network)
             else:
                 self._network = deepcopy(network).eval().to("cuda", self._dtype)
             # Intermediate results in a pool of their own, so that a graph's memory stays its own.
@@ -100,15 +105,17 @@ class TorchStandIn:
         self.seconds = time.perf_counter() - started
         self.device_memory_bytes = before - session.free_bytes()[0]
 
-    def _faster_layout(self, network: torch.nn.Module) -> torch.nn.Module:
-        """Lay convolutions out in the faster of torch's two ways, with cuDNN's fastest kernels."""
-        layouts = [torch.contiguous_format]
+    def _fastest(self, network: torch.nn.Module) -> torch.nn.Module:
+        """Take the faster of torch's two layouts, attention fused or not, and cuDNN's choices."""
+        layouts, variants = [torch.contiguous_format], [network]
         if any(isinstance(part, torch.nn.Conv2d) for part in network.modules()):
             layouts.append(torch.channels_last)
+        if any(isinstance(part, NonLocalBlock) for part in network.modules()):
+            variants.append(_with_fused_attention(network))
         inputs = torch.zeros((self.batch, *self.input_shape), device="cuda", dtype=self._dtype)
         timed = []
-        for layout in layouts:
-            placed = deepcopy(network).eval().to("cuda", self._dtype, memory_format=layout)
+        for variant, layout in itertools.product(variants, layouts):
+            placed = deepcopy(variant).eval().to("cuda", self._dtype, memory_format=layout)
             timed.append((_graph_seconds(placed, inputs), len(timed), placed))
         fastest = min(timed)[2]
         del timed, placed
@@ -162,6 +169,33 @@ class TorchStandIn:
         """Release buffers and graphs."""
         self._closed = True
         self._runs.close()
+
+
+class FusedAttention(torch.nn.Module):
+    """A non-local block whose scores never reach memory, as TensorRT runs it."""
+
+    def __init__(self, block: NonLocalBlock) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return x plus attention; shape unchanged."""
+        block = self.block
+        query, key, value = (
+            projected(x).flatten(2).transpose(1, 2).contiguous()[:, None]
+            for projected in (block.theta, block.phi, block.g)
+        )
+        mixed = torch.nn.functional.scaled_dot_product_attention(query, key, value, scale=1.0)
+        return x + block.out(mixed[:, 0].transpose(1, 2).reshape(len(x), -1, *x.shape[2:]))
+
+
+def _with_fused_attention(network: torch.nn.Module) -> torch.nn.Module:
+    fused = deepcopy(network)
+    for parent in list(fused.modules()):
+        for name, part in list(parent.named_children()):
+            if isinstance(part, NonLocalBlock):
+                setattr(parent, name, FusedAttention(part))
+    return fused
 
 
 def _graph_seconds(network: torch.nn.Module, inputs: torch.Tensor) -> float:

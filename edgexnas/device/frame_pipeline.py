@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from itertools import pairwise
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgexnas.bragg import PATCH_SIZE, Peaks
+from edgexnas.device.cuda import DoubleBuffer
 from edgexnas.device.engines.engine_cache import EngineCache, default_cache_folder
 from edgexnas.device.kernels.peak_kernels import HEADER_ITEMS, NO_BAD_PIXEL, PeakKernels
 from edgexnas.errors import (
@@ -27,36 +25,19 @@ from edgexnas.errors import (
 )
 
 if TYPE_CHECKING:
-    from edgexnas.device.cuda import CudaGraph, StagedBuffer
+    from edgexnas.device.cuda import Slot
     from edgexnas.device.engines.device_engine import DeviceEngine
     from edgexnas.peak_finding import PeakFinder
 
 __all__ = ["FramePipeline", "open_frame_pipeline"]
 
-SLOTS = 2
 LEAST_ROOM = 512
-ROOM_FACTOR = 2
-"""The network runs for 512, 1,024, 2,048, ... peaks: as few as the last frames needed."""
-
-LARGE_BYTES = 1 << 20
-"""Frames from here on are copied by several threads, because one core cannot fill the bus."""
+"""The network runs for 512, 768, 1,024, 1,536, 2,048, ... peaks: as few as the last frames needed,
+and few enough numbers to record the work for each."""
 
 Frame = npt.NDArray[Any]
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True, eq=False)
-class _Slot:
-    """One frame's place: where the host writes it, and where the GPU writes its peaks."""
-
-    frame: StagedBuffer
-    outputs: dict[str, StagedBuffer]
-    uploaded: Any
-    done: Any
-    graphs: dict[int, CudaGraph] = field(default_factory=dict)
-    room: int = 0
-    number: int = 0
 
 
 class FramePipeline:
@@ -88,8 +69,8 @@ class FramePipeline:
     graph
         Whether the work is recorded once and replayed as a CUDA graph.
     copy_threads
-        Threads that copy frames to pinned memory; None for up to 4, one for each core. Frames
-        written to `next_frame()` need none.
+        Threads that copy frames to pinned memory; None for one a core, up to 8. Frames written
+        to `next_frame()` need none.
 
     Raises
     ------
@@ -111,39 +92,42 @@ class FramePipeline:
         copy_threads: int | None = None,
     ) -> None:
         self._engine = engine
-        self._session = engine.session
+        self._session = session = engine.session
         self._shape = finder.shape
         self._levels = len(levels)
         self._middle = int(np.argmin(np.abs(np.asarray(levels) - 0.5)))
-        self._rooms = _rooms(finder.settings.capacity)
+        self._capacity = capacity = finder.settings.capacity
+        self._rooms = _rooms(capacity, engine)
         self._room = self._rooms[0]
         self._dtype = np.dtype(dtype)
-        self._slots: list[_Slot] = []
-        self._free: deque[_Slot] = deque()
-        self._flying: deque[_Slot] = deque()
-        self._closed = False
-        self._copiers: ThreadPoolExecutor | None = None
-        threads = min(4, os.cpu_count() or 1) if copy_threads is None else copy_threads
-        if threads > 1:
-            # This thread copies too; the others start with the first large frame.
-            self._copiers = ThreadPoolExecutor(threads - 1, "edgexnas-copy")
-        self._parts = threads
-        self._kernels = PeakKernels(self._session, finder, dtype, spare=engine.batch, cache=cache)
+        self._numbers: deque[int] = deque()
+        self._opened = ExitStack()
         try:
-            offsets = (finder.settings.capacity + engine.batch, *engine.output_shape)
-            self._offsets = self._session.device_buffer(offsets, np.float32)
-            for _ in range(SLOTS):
-                self._slots.append(self._slot(finder.settings.capacity))
-                self._prepare(self._slots[-1], graph)
+            self._kernels = PeakKernels(session, finder, dtype, spare=engine.batch, cache=cache)
+            self._opened.callback(self._kernels.close)
+            offsets = (capacity + engine.batch, *engine.output_shape)
+            self._offsets = session.device_buffer(offsets, np.float32)
+            self._opened.callback(self._offsets.close)
+            self._frames = DoubleBuffer(
+                session,
+                (finder.shape, dtype),
+                self._outputs(),
+                self._work,
+                sizes=self._rooms,
+                graph=graph,
+                # Only the peaks that a frame has are written, whatever the capacity.
+                mapped_outputs=True,
+                copy_threads=copy_threads,
+            )
+            self._opened.callback(self._frames.close)
         except BaseException:
             self.close()
             raise
-        self._free.extend(self._slots)
 
     @property
     def in_flight(self) -> int:
         """Number of frames submitted whose peaks have not been taken."""
-        return len(self._flying)
+        return self._frames.in_flight
 
     def next_frame(self) -> Frame:
         """Give the memory of the next frame, to be written in place before `submit`.
@@ -153,13 +137,7 @@ class FramePipeline:
         EngineError
             If every slot is in flight, or the pipeline is closed.
         """
-        if not self._free:
-            raise EngineError(
-                "this pipeline is closed; open another"
-                if self._closed
-                else f"all {SLOTS} frames are in flight; take a result first"
-            )
-        return self._free[0].frame.array
+        return self._frames.next_input()
 
     def submit(self, frame: Frame | None = None, *, number: int = 0) -> None:
         """Start work on a frame; returns before it is done.
@@ -178,22 +156,8 @@ class FramePipeline:
         EngineError
             If every slot is in flight, the pipeline is closed, or the GPU fails.
         """
-        memory = self.next_frame()
-        if frame is not None:
-            if frame.shape != self._shape or frame.dtype != self._dtype:
-                raise InputError(
-                    f"the frame has shape {frame.shape} and dtype {frame.dtype}; this pipeline "
-                    f"takes {self._shape} and {self._dtype}"
-                )
-            self._copy(frame, memory)
-        slot, session = self._free[0], self._session
-        slot.room, slot.number = self._room, number
-        with session.current():
-            slot.frame.upload(session.copies)
-            slot.uploaded.record(session.copies)
-            session.compute.wait_for_event(slot.uploaded)
-            self._launch(slot)
-        self._flying.append(self._free.popleft())
+        self._frames.submit(frame, size=self._room)
+        self._numbers.append(number)
 
     def result(self) -> Peaks:
         """Wait for the oldest frame submitted and give its peaks.
@@ -205,21 +169,16 @@ class FramePipeline:
         EngineError
             If nothing is in flight, or the GPU fails.
         """
-        if not self._flying:
-            raise EngineError("nothing is in flight; submit a frame first")
-        slot = self._flying[0]
-        with self._session.current():
-            slot.done.synchronize()
-            found, kept, bad = self._header(slot)
-            if kept > slot.room:
-                # The frame held far more peaks than those before it: once more, with room.
-                slot.room = self._room_for(kept)
-                self._launch(slot)
-                slot.done.synchronize()
-        self._free.append(self._flying.popleft())
+        slot = self._frames.wait()
+        found, kept, bad = slot.outputs["header"].array.tolist()
+        if kept > slot.size:
+            # The frame held far more peaks than those before it: once more, with room.
+            self._frames.repeat(self._room_for(kept))
+        number = self._numbers.popleft()
+        self._frames.release()
         # Less room only where far less is needed, so that it does not change with each frame.
         if kept > self._room or 2 * kept <= self._room:
-            self._room = self._room_for(kept + kept // 4)
+            self._room = self._room_for(kept + kept // 8)
         if bad != NO_BAD_PIXEL:
             row, col = divmod(bad, self._shape[1])
             raise InputError(
@@ -234,7 +193,7 @@ class FramePipeline:
             maxima=arrays["maxima"],
             intensities=arrays["intensities"],
             flags=arrays["flags"],
-            frame_number=slot.number,
+            frame_number=number,
             overflow=found - kept,
         )
 
@@ -245,44 +204,11 @@ class FramePipeline:
 
     def close(self) -> None:
         """Wait for the GPU and free all memory but the engine's; closing again does nothing."""
-        if self._closed:
-            return
-        self._closed = True
-        if self._copiers is not None:
-            self._copiers.shutdown()
-        session = self._session
-        if not session.lost:
-            # A GPU that fails is not waited for; what it held is freed all the same.
-            with contextlib.suppress(EngineError):
-                session.synchronize()
-        self._free.clear()
-        self._flying.clear()
-        while self._slots:
-            slot = self._slots.pop()
-            for graph in slot.graphs.values():
-                graph.close()
-            for buffer in (slot.frame, *slot.outputs.values()):
-                buffer.close()
-            with session.releasing():
-                slot.uploaded = slot.done = None
-        self._kernels.close()
-        if hasattr(self, "_offsets"):
-            self._offsets.close()
+        self._opened.close()
 
-    def _copy(self, frame: Frame, memory: Frame) -> None:
-        if self._copiers is None or frame.nbytes < LARGE_BYTES:
-            np.copyto(memory, frame)
-            return
-        edges = np.linspace(0, len(frame), self._parts + 1).astype(int).tolist()
-        parts = [slice(low, high) for low, high in pairwise(edges)]
-        others = [self._copiers.submit(np.copyto, memory[part], frame[part]) for part in parts[1:]]
-        np.copyto(memory[parts[0]], frame[parts[0]])
-        for other in others:
-            other.result()
-
-    def _slot(self, capacity: int) -> _Slot:
-        session = self._session
-        layouts: dict[str, tuple[tuple[int, ...], npt.DTypeLike]] = {
+    def _outputs(self) -> dict[str, tuple[tuple[int, ...], npt.DTypeLike]]:
+        capacity = self._capacity
+        return {
             "positions": ((capacity, 2), np.float32),
             "intervals": ((capacity, 2), np.float32),
             "quantiles": ((capacity, 2, self._levels), np.float32),
@@ -291,56 +217,24 @@ class FramePipeline:
             "flags": ((capacity,), np.uint8),
             "header": ((HEADER_ITEMS,), np.int32),
         }
-        # Mapped everywhere: only the peaks that a frame has are written, whatever the capacity.
-        outputs = {
-            name: session.staged_buffer(*layout, mapped=True) for name, layout in layouts.items()
-        }
-        frame = session.staged_buffer(self._shape, self._dtype)
-        return _Slot(frame, outputs, session.event(), session.event())
 
-    def _prepare(self, slot: _Slot, graph: bool) -> None:
-        """Run the work once on an empty frame, and record it for each room."""
-        session = self._session
-        with session.current():
-            slot.frame.upload(session.compute)
-            for room in self._rooms:
-                self._work(slot, room, session.compute)
-            session.compute.synchronize()
-            for room in self._rooms if graph else ():
-                slot.graphs[room] = session.capture(self._recorded(slot, room))
-
-    def _recorded(self, slot: _Slot, room: int) -> Callable[[Any], None]:
-        return lambda stream: self._work(slot, room, stream)
-
-    def _work(self, slot: _Slot, room: int, stream: Any) -> None:
+    def _work(self, slot: Slot, stream: Any) -> None:
         """Put into the stream what leads from the slot's frame to its outputs."""
-        self._kernels.enqueue_find(slot.frame.pointer, stream)
+        self._kernels.enqueue_find(slot.input.pointer, stream)
         batch, engine = self._engine.batch, self._engine
         input_bytes = 4 * PATCH_SIZE**2
         output_bytes = 4 * int(np.prod(engine.output_shape))
-        for start in range(0, room, batch):
+        for start in range(0, slot.size, batch):
             engine.enqueue(
                 self._kernels.scaled.pointer + start * input_bytes,
                 self._offsets.pointer + start * output_bytes,
-                min(batch, room - start),
+                min(batch, slot.size - start),
                 stream,
             )
         pointers = {name: buffer.pointer for name, buffer in slot.outputs.items()}
         self._kernels.enqueue_decode(
             self._offsets.pointer, self._levels, self._middle, pointers, stream
         )
-
-    def _launch(self, slot: _Slot) -> None:
-        graph = slot.graphs.get(slot.room)
-        if graph is None:
-            self._work(slot, slot.room, self._session.compute)
-        else:
-            graph.launch()
-        slot.done.record(self._session.compute)
-
-    def _header(self, slot: _Slot) -> tuple[int, int, int]:
-        found, kept, bad = slot.outputs["header"].array.tolist()
-        return found, kept, bad
 
     def _room_for(self, count: int) -> int:
         return next((room for room in self._rooms if room >= count), self._rooms[-1])
@@ -380,11 +274,19 @@ def open_frame_pipeline(
         return None
 
 
-def _rooms(capacity: int) -> tuple[int, ...]:
+def _rooms(capacity: int, engine: DeviceEngine) -> tuple[int, ...]:
     """For how many peaks the network can run: a few numbers up to the capacity."""
-    rooms = []
-    room = LEAST_ROOM
-    while room < capacity:
-        rooms.append(room)
-        room *= ROOM_FACTOR
-    return (*rooms, capacity)
+    numbers = []
+    octave = LEAST_ROOM
+    while octave < capacity:
+        numbers += [octave, octave + octave // 2]
+        octave *= 2
+    # An engine runs whole batches, so that the largest of several numbers may cost no more.
+    numbers = [number for number in numbers if number < capacity] + [capacity]
+    return tuple({_items(number, engine): number for number in numbers}.values())
+
+
+def _items(number: int, engine: DeviceEngine) -> int:
+    """How many items the engine computes for this number of peaks."""
+    whole, rest = divmod(number, engine.batch)
+    return whole * engine.batch + (engine.size_of(rest) if rest else 0)

@@ -125,10 +125,16 @@ class StagedBuffer:
         self._item_bytes = self.nbytes // shape[0] if shape and shape[0] else self.nbytes
         self._closed = False
 
-    def upload(self, stream: Any, count: int | None = None) -> None:
-        """Put the copy of `array[:count]` to the device into a stream; the context is current."""
+    def upload(self, stream: Any, count: int | None = None, *, start: int = 0) -> None:
+        """Put the copy of `array[start:count]` to the device into a stream.
+
+        The context is current.
+        """
         if not self.mapped:
-            self._session.driver_module.memcpy_htod_async(self.pointer, self._part(count), stream)
+            offset = start * self._item_bytes
+            self._session.driver_module.memcpy_htod_async(
+                self.pointer + offset, self._part(count)[offset:], stream
+            )
 
     def download(self, stream: Any, count: int | None = None) -> None:
         """Put the copy of the device's first `count` items to `array` into a stream."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from edgexnas.device.cuda.host_copy import HostCopy
 from edgexnas.errors import EngineError, InputError
 
 if TYPE_CHECKING:
@@ -35,18 +37,21 @@ class Slot:
         Where the host writes and the device reads.
     outputs
         Where the device writes and the host reads, by name.
+    size
+        For how much the work is: one of the double buffer's `sizes`.
     """
 
     number: int
     input: StagedBuffer
     outputs: Mapping[str, StagedBuffer]
-    _uploaded: Any
-    _done: Any
-    _graph: CudaGraph | None = None
+    size: int = 0
+    _uploaded: Any = None
+    _done: Any = None
+    _graphs: dict[int, CudaGraph] = field(default_factory=dict)
 
 
 class DoubleBuffer:
-    """Upload on one stream while the other one computes, with one CUDA graph for each slot.
+    """Upload on one stream while the other one computes, with CUDA graphs for each slot.
 
     ::
 
@@ -67,9 +72,17 @@ class DoubleBuffer:
         Shape and dtype of each result.
     work
         `work(slot, stream)` puts into the stream what leads from `slot.input.pointer` to
-        `slot.outputs[...]`, downloads included; it neither waits nor takes memory.
+        `slot.outputs[...]`, for `slot.size`, downloads included; it neither waits nor takes
+        memory.
+    sizes
+        The sizes that `work` is recorded for; `submit` chooses one.
     graph
-        Whether `work` is recorded once for each slot and launched as a CUDA graph.
+        Whether `work` is recorded once for each slot and size and launched as a CUDA graph.
+    mapped_outputs
+        Whether the device writes results into host memory directly: right where few bytes of
+        large outputs are written. None for what suits the GPU.
+    copy_threads
+        Threads that copy frames; None for one a core, up to 8.
     slots
         Number of frames that may be in flight.
 
@@ -88,31 +101,43 @@ class DoubleBuffer:
         outputs: Mapping[str, Layout],
         work: Callable[[Slot, Any], None],
         *,
+        sizes: Sequence[int] = (0,),
         graph: bool = True,
+        mapped_outputs: bool | None = None,
+        copy_threads: int | None = None,
         slots: int = 2,
     ) -> None:
         self._session = session
         self._work = work
+        self._sizes = tuple(sizes)
+        self._copy = HostCopy(copy_threads)
         self._free: deque[Slot] = deque()
         self._flying: deque[Slot] = deque()
-        self._slots: list[Slot] = []
+        self._closed = False
+        self.slots: list[Slot] = []
         try:
             for number in range(slots):
-                self._slots.append(self._slot(number, inputs, outputs))
-                self._prepare(self._slots[-1], graph)
+                slot = self._slot(number, inputs, outputs, mapped_outputs)
+                self.slots.append(slot)
+                self._prepare(slot, graph)
         except BaseException:
             self.close()
             raise
-        self._free.extend(self._slots)
+        self._free.extend(self.slots)
 
-    def _slot(self, number: int, inputs: Layout, outputs: Mapping[str, Layout]) -> Slot:
+    def _slot(
+        self, number: int, inputs: Layout, outputs: Mapping[str, Layout], mapped: bool | None
+    ) -> Slot:
         session = self._session
         return Slot(
             number,
             session.staged_buffer(*inputs),
-            {name: session.staged_buffer(*layout) for name, layout in outputs.items()},
-            session.event(),
-            session.event(),
+            {
+                name: session.staged_buffer(*layout, mapped=mapped)
+                for name, layout in outputs.items()
+            },
+            _uploaded=session.event(),
+            _done=session.event(),
         )
 
     def _prepare(self, slot: Slot, graph: bool) -> None:
@@ -120,27 +145,43 @@ class DoubleBuffer:
         session = self._session
         with session.current():
             slot.input.upload(session.compute)
-            self._work(slot, session.compute)
+            for slot.size in self._sizes:
+                self._work(slot, session.compute)
             session.compute.synchronize()
-            if graph:
-                slot._graph = session.capture(lambda stream: self._work(slot, stream))
+            for slot.size in self._sizes if graph else ():
+                slot._graphs[slot.size] = session.capture(lambda stream: self._work(slot, stream))
 
     @property
     def in_flight(self) -> int:
         """Number of frames submitted whose result has not been taken."""
         return len(self._flying)
 
-    def submit(
-        self, array: npt.ArrayLike | None = None, *, fill: Callable[[Array], None] | None = None
-    ) -> None:
+    def next_input(self) -> Array:
+        """Give the host memory of the next frame, to be written in place before `submit`.
+
+        Raises
+        ------
+        EngineError
+            If every slot is in flight (take a result first), or it is closed.
+        """
+        if not self._free:
+            raise EngineError(
+                "this double buffer is closed; open another"
+                if self._closed
+                else f"all {len(self.slots)} frames are in flight; take a result first"
+            )
+        return self._free[0].input.array
+
+    def submit(self, frame: npt.ArrayLike | None = None, *, size: int | None = None) -> None:
         """Start work on one frame; returns before it is done.
 
         Parameters
         ----------
-        array
-            The frame, copied into the slot's host memory.
-        fill
-            Instead of `array`: called with that memory, to write the frame in place.
+        frame
+            Copied into the slot's host memory, and on to the device part by part; None for what
+            is in `next_input()`.
+        size
+            One of `sizes`; None for the first.
 
         Raises
         ------
@@ -149,31 +190,73 @@ class DoubleBuffer:
         InputError
             If the frame has another shape or dtype.
         """
-        if not self._free:
-            raise EngineError(
-                f"all {len(self._slots)} slots are in flight or closed; take a result first"
-            )
+        memory, session = self.next_input(), self._session
         slot = self._free[0]
-        if fill is not None:
-            fill(slot.input.array)
-        else:
-            frame, place = np.asarray(array), slot.input
-            if frame.shape != place.shape or frame.dtype != place.dtype:
-                raise InputError(
-                    f"a slot for {place.dtype} {place.shape} got {frame.dtype} {frame.shape}"
-                )
-            place.array[...] = frame
-        session = self._session
+        slot.size = self._sizes[0] if size is None else size
+        if frame is None:
+            with session.current():
+                slot.input.upload(session.copies)
+                self._start(slot)
+            return
+        given = np.asarray(frame)
+        if given.shape != memory.shape or given.dtype != memory.dtype:
+            raise InputError(
+                f"the frame has shape {given.shape} and dtype {given.dtype}; "
+                f"give {memory.shape} and {memory.dtype}"
+            )
         with session.current():
-            slot.input.upload(session.copies)
-            slot._uploaded.record(session.copies)
-            session.compute.wait_for_event(slot._uploaded)
-            if slot._graph is not None:
-                slot._graph.launch()
-            else:
-                self._work(slot, session.compute)
-            slot._done.record(session.compute)
+            with contextlib.closing(self._copy.parts(given, memory)) as parts:
+                for part in parts:
+                    slot.input.upload(session.copies, part.stop, start=part.start)
+            self._start(slot)
+
+    def _start(self, slot: Slot) -> None:
+        session = self._session
+        slot._uploaded.record(session.copies)
+        session.compute.wait_for_event(slot._uploaded)
+        self._launch(slot)
         self._flying.append(self._free.popleft())
+
+    def _launch(self, slot: Slot) -> None:
+        graph = slot._graphs.get(slot.size)
+        if graph is None:
+            self._work(slot, self._session.compute)
+        else:
+            graph.launch()
+        slot._done.record(self._session.compute)
+
+    def wait(self) -> Slot:
+        """Wait for the oldest frame submitted; it stays in flight until `release`.
+
+        Raises
+        ------
+        EngineError
+            If nothing is in flight, or the GPU fails.
+        """
+        if not self._flying:
+            raise EngineError("nothing is in flight; submit a frame first")
+        slot = self._flying[0]
+        with self._session.current():
+            slot._done.synchronize()
+        return slot
+
+    def repeat(self, size: int) -> Slot:
+        """Work on the oldest frame submitted once more, for another size, and wait for it.
+
+        Raises
+        ------
+        EngineError
+            If nothing is in flight, or the GPU fails.
+        """
+        slot = self.wait()
+        slot.size = size
+        with self._session.current():
+            self._launch(slot)
+        return self.wait()
+
+    def release(self) -> None:
+        """Give the slot of the oldest frame to the next `submit`."""
+        self._free.append(self._flying.popleft())
 
     def result(self) -> dict[str, Array]:
         """Wait for the oldest frame submitted and give its results.
@@ -187,26 +270,28 @@ class DoubleBuffer:
         EngineError
             If nothing is in flight, or the GPU fails.
         """
-        if not self._flying:
-            raise EngineError("nothing is in flight; submit a frame first")
-        slot = self._flying[0]
-        with self._session.current():
-            slot._done.synchronize()
-        self._free.append(self._flying.popleft())
+        slot = self.wait()
+        self.release()
         return {name: buffer.array for name, buffer in slot.outputs.items()}
 
     def close(self) -> None:
         """Wait for the GPU and free all memory; closing again does nothing."""
-        if not self._session.lost and self._flying:
-            with self._session.current():
-                self._session.compute.synchronize()
+        if self._closed:
+            return
+        self._closed = True
+        self._copy.close()
+        session = self._session
+        if not session.lost:
+            # A GPU that fails is not waited for; what it held is freed all the same.
+            with contextlib.suppress(EngineError):
+                session.synchronize()
         self._free.clear()
         self._flying.clear()
-        while self._slots:
-            slot = self._slots.pop()
-            if slot._graph is not None:
-                slot._graph.close()
+        while self.slots:
+            slot = self.slots.pop()
+            for graph in slot._graphs.values():
+                graph.close()
             for buffer in (slot.input, *slot.outputs.values()):
                 buffer.close()
-            with self._session.releasing():
+            with session.releasing():
                 slot._uploaded = slot._done = None

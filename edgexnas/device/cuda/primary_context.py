@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import threading
 from dataclasses import dataclass, field
@@ -138,4 +139,8 @@ def _release_all() -> None:
         for held in _HELD.values():
             for session in list(held.sessions):
                 session.close()
+            # Left to its destructor, pycuda would detach it as if it were no primary context, which
+            # CUDA refuses, and the memory of the context would never be checked for leaks.
+            with contextlib.suppress(held.driver.Error):
+                held.context.detach()
     _HELD.clear()

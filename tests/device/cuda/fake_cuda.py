@@ -186,6 +186,9 @@ class FakeCuda:
                 fake.note("Context.push")
                 fake.contexts().append(self)
 
+            def detach(self) -> None:
+                fake.note("Context.detach")
+
             @staticmethod
             def pop() -> None:
                 fake.contexts().pop()

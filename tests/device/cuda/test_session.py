@@ -103,6 +103,13 @@ def test_mapped_memory_is_reached_by_the_device_without_a_copy(session: CudaSess
     assert seen.tolist() == [0, 1, 2, 3, 4, 5]
 
 
+@pytest.fixture
+def echoed(session: CudaSession) -> DoubleBuffer:
+    """A double buffer that gives frames back."""
+    layout = (FRAME, np.uint16)
+    return DoubleBuffer(session, layout, {"frame": layout}, echo)
+
+
 @pytest.mark.parametrize("graph", [False, True])
 def test_frames_come_back_in_order_through_two_slots(session: CudaSession, graph: bool) -> None:
     layout = (FRAME, np.uint16)
@@ -120,34 +127,67 @@ def test_frames_come_back_in_order_through_two_slots(session: CudaSession, graph
     assert session.device_bytes == session.host_bytes == 0
 
 
-def test_a_frame_can_be_written_in_place(session: CudaSession) -> None:
-    layout = (FRAME, np.uint16)
-    with session.current():
-        buffer = DoubleBuffer(session, layout, {"frame": layout}, echo)
+def test_a_frame_can_be_written_in_place(echoed: DoubleBuffer) -> None:
     (frame,) = frames(1)
-    buffer.submit(fill=lambda array: np.copyto(array, frame))
-    np.testing.assert_array_equal(buffer.result()["frame"], frame)
+    echoed.next_input()[:] = frame
+    echoed.submit()
+    np.testing.assert_array_equal(echoed.result()["frame"], frame)
 
 
-def test_more_frames_than_slots_are_refused(session: CudaSession) -> None:
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_large_frame_is_uploaded_part_by_part(
+    session: CudaSession, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgexnas.device.cuda.host_copy.PART_BYTES", 1000)
     layout = (FRAME, np.uint16)
-    buffer = DoubleBuffer(session, layout, {"frame": layout}, echo)
+    buffer = DoubleBuffer(session, layout, {"frame": layout}, echo, copy_threads=threads)
+    for frame in frames(5):
+        buffer.submit(frame[:, ::-1])
+        np.testing.assert_array_equal(buffer.result()["frame"], frame[:, ::-1])
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_work_can_be_repeated_for_another_size(session: CudaSession, graph: bool) -> None:
+    sizes: list[int] = []
+
+    def first_rows(slot: Slot, stream: Any) -> None:
+        sizes.append(slot.size)
+        target = slot.outputs["rows"]
+        session.driver_module.memcpy_dtoh_async(
+            target.array[: slot.size], slot.input.pointer, stream
+        )
+
+    layout = (FRAME, np.uint16)
+    buffer = DoubleBuffer(session, layout, {"rows": layout}, first_rows, sizes=(2, 5), graph=graph)
+    first, second = (frame + np.uint16(1) for frame in frames(2))
+    buffer.submit(first)
+    buffer.submit(second, size=5)
+    rows = buffer.wait().outputs["rows"].array
+    np.testing.assert_array_equal(rows[:2], first[:2])
+    assert not rows[2:].any()
+    np.testing.assert_array_equal(buffer.repeat(5).outputs["rows"].array[:5], first[:5])
+    buffer.release()
+    np.testing.assert_array_equal(buffer.result()["rows"][:5], second[:5])
+    assert set(sizes) == {2, 5}
+
+
+def test_more_frames_than_slots_are_refused(echoed: DoubleBuffer) -> None:
     for frame in frames(2):
-        buffer.submit(frame)
-    with pytest.raises(EngineError, match="all 2 slots are in flight"):
-        buffer.submit(frames(1)[0])
-    buffer.close()
+        echoed.submit(frame)
+    with pytest.raises(EngineError, match="all 2 frames are in flight; take a result first"):
+        echoed.submit(frames(1)[0])
+    echoed.close()
     with pytest.raises(EngineError, match="nothing is in flight"):
-        buffer.result()
+        echoed.result()
+    with pytest.raises(EngineError, match="double buffer is closed; open another"):
+        echoed.submit()
 
 
-@pytest.mark.parametrize("frame", [np.zeros(FRAME, np.int16), np.zeros((2, 2), np.uint16), None])
-def test_another_frame_is_refused_by_shape_and_dtype(session: CudaSession, frame: Any) -> None:
-    layout = (FRAME, np.uint16)
-    buffer = DoubleBuffer(session, layout, {"frame": layout}, echo)
-    with pytest.raises(InputError, match=r"a slot for uint16 \(64, 48\) got"):
-        buffer.submit(frame)
-    assert buffer.in_flight == 0
+@pytest.mark.parametrize("frame", [np.zeros(FRAME, np.int16), np.zeros((2, 2), np.uint16), 7])
+def test_another_frame_is_refused_by_shape_and_dtype(echoed: DoubleBuffer, frame: Any) -> None:
+    with pytest.raises(InputError, match=r"; give \(64, 48\) and uint16$"):
+        echoed.submit(frame)
+    assert echoed.in_flight == 0
 
 
 def test_a_graph_repeats_what_was_recorded_and_nothing_else(session: CudaSession) -> None:
@@ -254,6 +294,7 @@ def test_what_is_left_open_is_closed_when_the_interpreter_ends(fake_cuda: Any) -
     session.device_buffer((1000,), np.float32)
     primary_context._release_all()
     assert fake_cuda.used_bytes() == 0
+    assert fake_cuda.calls[-1] == "Context.detach"
     with pytest.raises(EngineError, match="is closed; open another"):
         session.synchronize()
 

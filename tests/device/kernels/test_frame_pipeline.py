@@ -76,8 +76,8 @@ def test_the_network_runs_for_as_many_peaks_as_frames_have(session, place_engine
         frame = frame_with(count, count)
         assert_as_on_the_cpu(finder, engine, frame, pipeline.process(frame))
         runs.append(sum(engine.runs))
-    # Once too few and then once more for 400; then at once for 400, until few come again.
-    assert runs == [16, 416, 400, 400, 16]
+    # Once too few and then once more for 384; then at once for 384, until few come again.
+    assert runs == [16, 16 + 384, 384, 384, 16]
     pipeline.close()
 
 
@@ -118,7 +118,7 @@ def test_a_third_frame_in_flight_is_refused_and_loses_nothing(pipeline):
 
 def test_a_frame_of_another_shape_or_dtype_is_refused(pipeline):
     for frame in (np.zeros((3, 4), np.uint16), np.zeros(SHAPE, np.int32)):
-        with pytest.raises(InputError, match="this pipeline takes"):
+        with pytest.raises(InputError, match=r"; give \(96, 120\) and uint16"):
             pipeline.submit(frame)
 
 
@@ -165,15 +165,15 @@ def test_a_gpu_without_memory_for_a_pipeline_is_refused_and_nothing_stays(
     assert session.device_bytes == before
 
 
-def test_large_frames_are_copied_whole_by_several_threads(
-    session, finder, place_engine, monkeypatch
+def test_work_is_recorded_once_for_numbers_of_peaks_that_cost_the_engine_the_same(
+    session, place_engine
 ):
-    monkeypatch.setattr("edgexnas.device.frame_pipeline.LARGE_BYTES", 1000)
-    pipeline = FramePipeline(
-        place_engine(session), finder, np.uint16, levels=LEVELS, copy_threads=3
-    )
-    memory = pipeline.next_frame()
-    frame = np.random.default_rng(0).integers(0, 9, SHAPE).astype(np.uint16)
-    pipeline.submit(frame[:, ::-1])
-    np.testing.assert_array_equal(memory, frame[:, ::-1])
-    pipeline.close()
+    finder = PeakFinder(FinderSettings(capacity=5000), shape=SHAPE)
+    rooms = {}
+    for sizes in ((1, 32), (1, 32, 2048), (1, 32, 8192)):
+        pipeline = FramePipeline(place_engine(session, sizes), finder, np.uint16, levels=LEVELS)
+        rooms[sizes[-1]] = pipeline._rooms
+        pipeline.close()
+    assert rooms[32] == (512, 768, 1024, 1536, 2048, 3072, 4096, 5000)
+    assert rooms[2048] == (2048, 4096, 5000)
+    assert rooms[8192] == (5000,)

@@ -1,0 +1,280 @@
+"""Every CUDA kernel, and the pipelines made of them, against their twins on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from made_frames import crowded_frame, spotty_frame
+from pattern_pipeline import PatternPipeline
+
+from edgexnas.bragg import PATCH_SIZE, decode_offsets, scale_patches
+from edgexnas.device.cuda import CudaSession
+from edgexnas.device.frame_pipeline import FramePipeline
+from edgexnas.device.kernels import PatternKernels, PeakKernels
+from edgexnas.device.kernels.peak_kernels import HEADER_ITEMS
+from edgexnas.peak_finding import (
+    Background,
+    FinderSettings,
+    FoundPeaks,
+    PeakFinder,
+    estimate_background,
+)
+from edgexnas.ptycho import ObjectCanvas, bin_patterns, scale_patterns, to_complex
+
+PATCH = (1, PATCH_SIZE, PATCH_SIZE)
+LOOSE = FinderSettings(0, 1, 1, 0.5, 1)
+DTYPES = [np.uint8, np.uint16, np.int16, np.uint32, np.int32, np.float32]
+
+
+def cases(frames: Path | None, small: bool) -> Iterator[tuple[str, np.ndarray, PeakFinder]]:
+    """Name, frame and reference finder of each comparison."""
+    shapes = [(70, 97), (9, 300)] if small else [(70, 97), (9, 300), (260, 515), (2048, 2048)]
+    for dtype in (np.uint16, np.float32) if small else DTYPES:
+        # The reference takes seconds for large frames full of peaks.
+        for shape in shapes if dtype is np.uint16 else shapes[:3]:
+            frame = crowded_frame(1, shape, dtype)
+            mask = np.random.default_rng(2).random(shape) < 0.003
+            mask[:, shape[1] // 2 : shape[1] // 2 + 3] = True
+            for masked in (None, mask):
+                given = {"background": estimate_background([frame], mask=masked), "mask": masked}
+                name = f"random {np.dtype(dtype)} {shape}{', mask' if masked is not None else ''}"
+                settings = FinderSettings(0, 1, 1, 0.5, 1, saturation=100)
+                yield name, frame, PeakFinder(settings, shape=shape, compiled=False, **given)
+    for capacity in (1, 700) if small else (1, 700, 5000):
+        shape = (96, 200) if small else (512, 700)
+        frame = crowded_frame(3, shape, np.uint16)
+        level = np.linspace(0, 9.3, frame.size, dtype=np.float32).reshape(shape)
+        settings = FinderSettings(0, 1, 1, 0.5, 1, capacity=capacity)
+        finder = PeakFinder(
+            settings, shape=shape, background=Background(level, np.sqrt(level)), compiled=False
+        )
+        yield f"overflow, capacity {capacity}", frame, finder
+    if frames is not None:
+        with np.load(frames) as file:
+            for name in file.files:
+                frame = np.ascontiguousarray(file[name])
+                frame = frame[:200, :300].copy() if small else frame
+                for settings in (FinderSettings(), LOOSE):
+                    background = estimate_background([frame])
+                    finder = PeakFinder(
+                        settings, shape=frame.shape, background=background, compiled=False
+                    )
+                    kind = "default" if settings is not LOOSE else "loose"
+                    yield f"real {name} {frame.shape}, {kind} settings", frame, finder
+
+
+def compare_peaks(session: CudaSession, name: str, frame: np.ndarray, finder: PeakFinder) -> bool:
+    """Compare every output of the kernels with the numpy reference, to the last bit."""
+    expected = finder.find(frame)
+    kernels = PeakKernels(session, finder, frame.dtype)
+    uploaded = session.device_buffer(frame.shape, frame.dtype)
+    uploaded.upload(frame)
+    counts = session.device_buffer((finder.settings.capacity, PATCH_SIZE**2), np.float32)
+    with session.current():
+        for _ in range(3):
+            kernels.enqueue_find(uploaded.pointer, session.compute, counts=counts.pointer)
+        session.compute.synchronize()
+    found, kept, _ = kernels.header.download().tolist()
+    given = {
+        **compare_decoding(session, kernels, expected),
+        "thresholds": (kernels.thresholds(), finder.thresholds(frame.dtype)),
+        "overflow": (np.array(found - kept), np.array(expected.overflow)),
+        "maxima": (
+            np.stack(np.divmod(kernels.kept.download()[:kept], frame.shape[1]), axis=1),
+            expected.maxima,
+        ),
+        "flags": (kernels.flags.download()[:kept], expected.flags),
+        "intensities": (kernels.intensities.download()[:kept], expected.intensities),
+        "counts": (counts.download()[:kept].reshape(-1, PATCH_SIZE, PATCH_SIZE), expected.counts),
+        "scaled": (
+            kernels.scaled.download()[:kept].reshape(-1, PATCH_SIZE, PATCH_SIZE),
+            scale_patches(expected.counts),
+        ),
+    }
+    kernels.close()
+    counts.close()
+    uploaded.close()
+    wrong = [part for part, (one, other) in given.items() if not np.array_equal(one, other)]
+    print(f"{'ok  ' if not wrong else 'FAIL'} {name}: {len(expected):,} peaks {wrong or ''}")
+    return not wrong
+
+
+def compare_decoding(
+    session: CudaSession, kernels: PeakKernels, expected: FoundPeaks
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Decode random offsets of the peaks that the kernels hold; give what came and what should."""
+    levels = (0.1, 0.25, 0.5, 0.9)
+    offsets = np.random.default_rng(4).normal(size=(len(expected) + 1, 2, len(levels)))
+    offsets = np.sort(offsets).astype(np.float32)
+    given = session.device_buffer(offsets.shape, np.float32)
+    given.upload(offsets)
+    rows = max(1, len(expected))
+    layouts: dict[str, tuple[tuple[int, ...], Any]] = {
+        "positions": ((rows, 2), np.float32),
+        "intervals": ((rows, 2), np.float32),
+        "quantiles": ((rows, 2, len(levels)), np.float32),
+        "maxima": ((rows, 2), np.int32),
+        "intensities": ((rows,), np.float32),
+        "flags": ((rows,), np.uint8),
+        "header": ((HEADER_ITEMS,), np.int32),
+    }
+    outputs = {
+        name: session.staged_buffer(*layout, mapped=True) for name, layout in layouts.items()
+    }
+    pointers = {name: buffer.pointer for name, buffer in outputs.items()}
+    with session.current():
+        kernels.enqueue_decode(given.pointer, len(levels), 2, pointers, session.compute)
+        session.compute.synchronize()
+    placed = decode_offsets(offsets[: len(expected)], levels, expected.maxima - 5)
+    wanted = {
+        "positions": placed.positions_px,
+        "intervals": placed.intervals_px,
+        "quantiles": placed.quantiles_px,
+        "maxima": expected.maxima,
+        "intensities": expected.intensities,
+        "flags": expected.flags,
+    }
+    pairs = {
+        f"decoded {name}": (outputs[name].array[: len(expected)].copy(), array)
+        for name, array in wanted.items()
+    }
+    for buffer in (given, *outputs.values()):
+        buffer.close()
+    return pairs
+
+
+def compare_patterns(session: CudaSession) -> bool:
+    """Compare binning, scaling and stitching with numpy."""
+    random = np.random.default_rng(0)
+    good = True
+    for shape, factor in (((64, 64), 1), ((130, 141), 2), ((514, 1030), 4), ((192, 200), 3)):
+        patterns = random.poisson(30, (5, *shape)).astype(np.uint16)
+        kernels = PatternKernels(session, np.uint16, shape=(65, 65))
+        given = session.device_buffer(patterns.shape, patterns.dtype)
+        given.upload(patterns)
+        scaled = session.device_buffer((5, 64, 64), np.float32)
+        with session.current():
+            kernels.enqueue_scale(
+                given.pointer, 5, shape, factor, 17.3, scaled.pointer, session.compute
+            )
+        same = np.array_equal(
+            scaled.download(), scale_patterns(bin_patterns(patterns, factor), 17.3)
+        )
+        good &= same
+        print(f"{'ok  ' if same else 'FAIL'} binning by {factor} and scaling of {shape}")
+        kernels.close()
+    number, shape = 40, (150, 170)
+    patches = np.stack(
+        [random.random((number, 64, 64)), random.uniform(-3, 3, (number, 64, 64))], axis=1
+    ).astype(np.float32)
+    positions = random.uniform((-1, -1), (87, 107), (number, 2))
+    positions[0] = np.nan
+    canvas = ObjectCanvas(shape)
+    canvas.add(to_complex(patches[:, 0], patches[:, 1]), positions)
+    kernels = PatternKernels(session, np.uint16, shape=shape)
+    for part in (slice(0, 7), slice(7, 8), slice(8, None)):
+        given = session.device_buffer(patches[part].shape, np.float32)
+        given.upload(patches[part])
+        places = session.device_buffer(positions[part].shape, np.float64)
+        places.upload(positions[part])
+        with session.current():
+            kernels.enqueue_stitch(
+                given.pointer, places.pointer, len(positions[part]), session.compute
+            )
+            session.compute.synchronize()
+    image, expected = kernels.image(), canvas.image()
+    kernels.close()
+    difference = float(np.abs(image.values - expected.values).max())
+    same = np.array_equal(image.coverage, expected.coverage) and difference < 1e-6
+    print(f"{'ok  ' if same else 'FAIL'} stitching: largest difference {difference:.1e}")
+    return good and same
+
+
+def compare_pipeline(session: CudaSession, peaks: int) -> bool:
+    """Compare positions of the whole pipeline with the same network's on patches of the CPU."""
+    import torch
+    from torch_stand_in import TorchStandIn
+
+    from edgexnas.host.models import mlp_bragg
+
+    frames = [spotty_frame((700, 900), spots, spots) for spots in (peaks, 3 * peaks, 20, 0, peaks)]
+    finder = PeakFinder(
+        shape=(700, 900), background=estimate_background(frames[:1]), compiled=False
+    )
+    network = mlp_bragg(50, 2).eval()
+    levels = tuple(np.linspace(0.1, 0.9, network(torch.zeros(1, *PATCH)).shape[-1]))
+    engine = TorchStandIn(
+        network, PATCH, session=session, precision="float32", batch=2048, graph=False
+    )
+    pipeline = FramePipeline(engine, finder, np.uint16, levels=levels)
+    given = []
+    for number, frame in enumerate(frames):
+        pipeline.submit(frame, number=number)
+        if pipeline.in_flight == 2:
+            given.append(pipeline.result())
+    given.append(pipeline.result())
+    good = True
+    cpu = network.to("cpu", torch.float32)
+    for number, (frame, result) in enumerate(zip(frames, given, strict=True)):
+        found = finder.find(frame)
+        with torch.inference_mode():
+            inputs = torch.from_numpy(scale_patches(found.counts)[:, None])
+            offsets = cpu(inputs).numpy() if len(found) else np.empty((0, 2, len(levels)))
+        placed = decode_offsets(offsets.astype(np.float32), levels, found.maxima - 5)
+        same = np.array_equal(result.maxima, found.maxima) and result.frame_number == number
+        strays = np.abs(result.quantiles_px - placed.quantiles_px).max(initial=0) if same else -1
+        fine = same and strays < 1e-3
+        good &= fine
+        print(
+            f"{'ok  ' if fine else 'FAIL'} pipeline, frame {number}: {len(found):,} peaks, "
+            f"positions within {strays:.1e} px"
+        )
+    pipeline.close()
+    engine.close()
+    return good
+
+
+def compare_pattern_pipeline(session: CudaSession) -> bool:
+    """Compare patches and object of a scan with the same network's and stitching of the CPU."""
+    import torch
+    from torch_stand_in import TorchStandIn
+
+    from edgexnas.host.ptycho_models import mlp_ptycho
+
+    random = np.random.default_rng(5)
+    torch.manual_seed(5)
+    network = mlp_ptycho(32, 1).eval()
+    patterns = random.poisson(30, (6, 8, 130, 132)).astype(np.uint16)
+    positions = random.uniform(0, 200, (6, 8, 2))
+    engine = TorchStandIn(
+        network, (1, 64, 64), session=session, precision="float32", batch=8, graph=False
+    )
+    pipeline = PatternPipeline(
+        engine, pattern_shape=(130, 132), dtype=np.uint16, factor=2, intensity_scale=300.0,
+        canvas=(280, 290), number=8,
+    )  # fmt: skip
+    canvas = ObjectCanvas((280, 290))
+    given, expected = [], []
+    for batch, places in zip(patterns, positions, strict=True):
+        pipeline.submit(batch, places)
+        if pipeline.buffer.in_flight == 2:
+            given.append(pipeline.result().copy())
+        inputs = scale_patterns(bin_patterns(batch, 2), 300.0)[:, None]
+        with torch.inference_mode():
+            expected.append(network(torch.from_numpy(inputs)).numpy())
+        canvas.add(to_complex(expected[-1][:, 0], expected[-1][:, 1]), places)
+    given.append(pipeline.result().copy())
+    image, wanted = pipeline.image(), canvas.image()
+    pipeline.close()
+    engine.close()
+    patches = float(np.abs(np.array(given) - np.array(expected)).max())
+    strays = float(np.abs(image.values - wanted.values).max())
+    fine = patches < 1e-4 and strays < 1e-4 and np.array_equal(image.coverage, wanted.coverage)
+    print(
+        f"{'ok  ' if fine else 'FAIL'} ptychography, 6 batches of 8 patterns: patches within "
+        f"{patches:.1e}, object within {strays:.1e}"
+    )
+    return fine

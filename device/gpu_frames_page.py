@@ -1,0 +1,114 @@
+"""Lay out what `check_gpu.py` has measured as docs/results/gpu-frames.md."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from edgexnas.device.kernels.compilation import kernel_resources, nvcc_path, pixel_definitions
+
+WHERE = {"pinned": "frame in pinned memory", "copied": "frame in other memory, copied"}
+
+
+def frames_page(found: dict[str, Any], checks: list[str]) -> str:
+    """Give the page's text; `checks` are sentences about what was compared."""
+    limit = found["limit frames/s"]
+    lines = [
+        "# Frames on a GPU",
+        "",
+        f"`python device/check_gpu.py --time` on {found['GPU']}, {found['capability']}, CUDA "
+        f"{found['CUDA driver']}, torch {found['torch']}. TensorRT does not run there: the network "
+        "is torch in float16, standing in behind the same interface.",
+        "",
+        f"Frames of 2048×2048 uint16, {found['frame bytes'] / 1e6:.1f} MB, from host memory to "
+        "positions in host memory. Pinned memory is copied to the device at "
+        f"{found['copy bytes/s'] / 1e9:.1f} GB/s, which allows {limit:,.0f} frames/s. Frames/s "
+        "with two frames in flight, latency with one.",
+        "",
+        "| peaks | pipeline | frames/s | of the limit | latency p50 / p99, ms |",
+        "|---|---|---|---|---|",
+        *(_frame_row(row, limit) for row in found["frames"]),
+        "",
+        "## Stages, µs, and device memory",
+        "",
+        "Each stage as a CUDA graph of its own. The network runs for `room` peaks. Memory of a "
+        "whole pipeline, MiB: what edgexnas takes, and all together with the network in torch, its "
+        "workspaces and the recorded graphs.",
+        "",
+        "| peaks | network | room | copy | find, cut, scale | network | decode | edgexnas MiB "
+        "| all MiB |",
+        "|---|---|---|---|---|---|---|---|---|",
+        *(_stage_row(row) for row in found["frames"] if "stages us" in row),
+        "",
+        "## From ordinary to pinned memory",
+        "",
+        "| threads | GB/s | ms a frame, p50 / p99 |",
+        "|---|---|---|",
+        *(
+            f"| {row['threads']} | {row['GB/s']:.1f} | {_latency(row)} |"
+            for row in found["host copies"]
+        ),
+        "",
+        "## Ptychography",
+        "",
+        "Batches of 32 patterns of 256×256 uint16 in pinned memory: copy, binning by 4 and "
+        "scaling, network, patches back to the host, weighted stitching on a canvas of 1024×1024, "
+        "as one CUDA graph (`device/pattern_pipeline.py`). Stages in µs, memory in MiB as above.",
+        "",
+        "| network | patterns/s | latency p50 / p99, ms | copy | bin, scale | network | stitch "
+        "| edgexnas MiB | all MiB |",
+        "|---|---|---|---|---|---|---|---|---|",
+        *(_scan_row(row) for row in found["scans"]),
+        "",
+        "## Checks",
+        "",
+        *(f"* {said}" for said in checks),
+        *_resource_lines(),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _latency(row: dict[str, Any]) -> str:
+    return f"{row['p50 ms']:.3f} / {row['p99 ms']:.3f}"
+
+
+def _frame_row(row: dict[str, Any], limit: float) -> str:
+    name = row.get("pipeline") or f"edgexnas, {row['network']}, {WHERE[row['frame']]}"
+    rate = row["frames/s"]
+    return f"| {row['peaks']:,} | {name} | {rate:,.0f} | {rate / limit:.0%} | {_latency(row)} |"
+
+
+def _stage_row(row: dict[str, Any]) -> str:
+    times = " | ".join(f"{value:.0f}" for value in row["stages us"].values())
+    return (
+        f"| {row['peaks']:,} | {row['network']} | {row['room']:,} | {times} "
+        f"| {row['own MiB']:.0f} | {row['all MiB']:.0f} |"
+    )
+
+
+def _scan_row(row: dict[str, Any]) -> str:
+    times = " | ".join(f"{value:.0f}" for value in row["stages us"].values())
+    return (
+        f"| {row['network']} | {row['patterns/s']:,.0f} | {_latency(row)} | {times} "
+        f"| {row['own MiB']:.0f} | {row['all MiB']:.0f} |"
+    )
+
+
+def _resource_lines() -> list[str]:
+    """Tell what the kernels take on an Orin and on Hopper GPUs, where nvcc is installed."""
+    if nvcc_path() is None:
+        return []
+    lines = ["", "## What the kernels take", ""]
+    lines += [
+        "| kernel | GPU | registers | shared bytes | spilled bytes |",
+        "|---|---|---|---|---|",
+    ]
+    for source in ("peaks.cu", "patterns.cu"):
+        for capability in ("SM87", "SM90"):
+            lines += [
+                f"| {kernel.name} | {capability} | {kernel.registers} | "
+                f"{kernel.shared_bytes} | {kernel.spilled_bytes} |"
+                for kernel in kernel_resources(source, capability, pixel_definitions(np.uint16))
+            ]
+    return lines

@@ -1,0 +1,308 @@
+"""How long frames and patterns take on this GPU, and what device memory they need."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from label_baseline import label_pipelines
+from made_frames import spotty_frame
+from pattern_pipeline import PatternPipeline
+from torch_stand_in import TorchStandIn
+
+from edgexnas.bragg import PATCH_SIZE, scale_patches
+from edgexnas.device.cuda import CudaSession
+from edgexnas.device.cuda.host_copy import HostCopy
+from edgexnas.device.frame_pipeline import FramePipeline
+from edgexnas.host.models import BraggNN, mlp_bragg
+from edgexnas.host.ptycho_models import PtychoNN, mlp_ptycho
+from edgexnas.peak_finding import PeakFinder, estimate_background
+from edgexnas.ptycho import PATTERN_SIZE
+
+PATCH, PATTERN = (1, PATCH_SIZE, PATCH_SIZE), (1, PATTERN_SIZE, PATTERN_SIZE)
+SHAPE = (2048, 2048)
+SPOTS = (500, 5000)
+SIZES = (512, 1024, 2048, 4096, 6144, 8192)
+"""Batches of the stand-in, which the pipeline's graphs have room for."""
+
+SCAN = {"pattern_shape": (256, 256), "factor": 4, "canvas": (1024, 1024), "number": 32}
+NETWORKS = {"mlpBragg 50×5": lambda: mlp_bragg(50, 5), "BraggNN": lambda: BraggNN()}
+SCAN_NETWORKS = {"mlpPtycho 256×1": lambda: mlp_ptycho(256, 1), "PtychoNN": lambda: PtychoNN()}
+
+Row = dict[str, Any]
+
+
+def measure(session: CudaSession) -> dict[str, Any]:
+    """Time everything; each row is printed as soon as it is there."""
+    rate = bandwidth(session)
+    frame_bytes = 2 * SHAPE[0] * SHAPE[1]
+    found: dict[str, Any] = {
+        "GPU": session.name,
+        "capability": session.capability,
+        "CUDA driver": session.driver,
+        "torch": torch.__version__,
+        "copy bytes/s": rate,
+        "limit frames/s": rate / frame_bytes,
+        "frame bytes": frame_bytes,
+        "frames": [],
+        "host copies": [],
+        "scans": [],
+    }
+    print(f"{rate / 1e9:.1f} GB/s, {found['limit frames/s']:.0f} frames/s", flush=True)
+    for name, build in SCAN_NETWORKS.items():
+        found["scans"].append(printed(time_scan(session, name, build())))
+    for spots in SPOTS:
+        frames = [spotty_frame(SHAPE, spots, seed) for seed in range(4)]
+        finder = PeakFinder(shape=SHAPE, background=estimate_background(frames[:1]))
+        peaks = len(finder.find(frames[0]))
+        for name, build in NETWORKS.items():
+            for row in time_frames(session, name, build().eval(), frames, finder, peaks):
+                found["frames"].append(printed(row))
+        for row in time_others(frames, finder):
+            found["frames"].append(printed({"peaks": peaks, **row}))
+        found["host copies"] = found["host copies"] or time_host_copies(session, frames)
+    return found
+
+
+def printed(row: Row) -> Row:
+    print(row, flush=True)
+    return row
+
+
+def summary(seconds: list[float]) -> Row:
+    """Give median and 99th percentile in ms."""
+    ordered = sorted(seconds)
+    p99 = ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
+    return {"p50 ms": statistics.median(ordered) * 1e3, "p99 ms": p99 * 1e3}
+
+
+def repeated(work: Callable[[], object], times: int) -> list[float]:
+    for _ in range(max(3, times // 20)):
+        work()
+    seconds = []
+    for _ in range(times):
+        started = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - started)
+    return seconds
+
+
+def rate_of(work: Callable[[], object], times: int) -> float:
+    """Give the runs a second, median of three."""
+    return statistics.median(times / sum(repeated(work, times)) for _ in range(3))
+
+
+def bandwidth(session: CudaSession) -> float:
+    """Bytes a second from pinned host memory to the device, frame by frame; best of five."""
+    buffers = [session.staged_buffer(SHAPE, np.uint16, mapped=False) for _ in range(2)]
+    rates = []
+    with session.current():
+        for _ in range(5):
+            begin, end = session.event(timing=True), session.event(timing=True)
+            begin.record(session.copies)
+            for turn in range(200):
+                buffers[turn % 2].upload(session.copies)
+            end.record(session.copies)
+            end.synchronize()
+            rates.append(200 * buffers[0].nbytes / (end.time_since(begin) * 1e-3))
+    for buffer in buffers:
+        buffer.close()
+    return max(rates)
+
+
+def time_frames(
+    session: CudaSession,
+    name: str,
+    network: Any,
+    frames: list[np.ndarray],
+    finder: PeakFinder,
+    peaks: int,
+) -> list[Row]:
+    """Time one network behind the pipeline: frames in pinned memory, and frames that are copied."""
+    levels = tuple(np.linspace(0.1, 0.9, network(torch.zeros(1, *PATCH)).shape[-1]))
+    torch.cuda.empty_cache()
+    free, own = session.free_bytes()[0], session.device_bytes
+    engine = TorchStandIn(
+        network, PATCH, session=session, precision="float16", sizes=SIZES, graph=False
+    )
+    engine_bytes = session.device_bytes - own
+    pipeline = FramePipeline(engine, finder, np.uint16, levels=levels)
+    torch.cuda.empty_cache()
+    memory = {
+        "own MiB": (session.device_bytes - own - engine_bytes) / 2**20,
+        "all MiB": (free - session.free_bytes()[0]) / 2**20,
+    }
+    for slot, frame in zip(pipeline._frames.slots, frames, strict=False):
+        slot.input.array[:] = frame
+    turn = 0
+
+    def in_place() -> None:
+        pipeline.submit()
+        pipeline.result()
+
+    def copied() -> None:
+        nonlocal turn
+        turn += 1
+        pipeline.submit(frames[turn % 4])
+        pipeline.result()
+
+    rows = []
+    for where, work, times in (("pinned", in_place, 1000), ("copied", copied, 300)):
+        alone = summary(repeated(work, times))
+        # One more in flight, so that copy and work overlap.
+        pipeline.submit(None if work is in_place else frames[0])
+        rate = rate_of(work, times)
+        pipeline.result()
+        rows.append({"peaks": peaks, "network": name, "frame": where, "frames/s": rate, **alone})
+    rows[0] |= memory | {"room": pipeline._room, "stages us": stage_times_us(session, pipeline)}
+    pipeline.close()
+    engine.close()
+    return rows
+
+
+def stage_times_us(session: CudaSession, pipeline: FramePipeline) -> dict[str, float]:
+    """Medians of what the kernels before the network, the network and the decoding take."""
+    slot, kernels = pipeline._frames.slots[0], pipeline._kernels
+    pointers = {name: buffer.pointer for name, buffer in slot.outputs.items()}
+    stages: dict[str, Callable[[Any], None]] = {
+        "copy": lambda stream: slot.input.upload(stream),
+        "find, cut, scale": lambda stream: kernels.enqueue_find(slot.input.pointer, stream),
+        "network": lambda stream: pipeline._engine.enqueue(
+            kernels.scaled.pointer, pipeline._offsets.pointer, pipeline._room, stream
+        ),
+        "decode": lambda stream: kernels.enqueue_decode(
+            pipeline._offsets.pointer, pipeline._levels, pipeline._middle, pointers, stream
+        ),
+    }
+    return graph_times_us(session, stages)
+
+
+def graph_times_us(
+    session: CudaSession, stages: dict[str, Callable[[Any], None]]
+) -> dict[str, float]:
+    """Median time of each piece of work as a CUDA graph of its own."""
+    times = {}
+    for name, work in stages.items():
+        with session.current():
+            work(session.compute)
+            session.compute.synchronize()
+        graph = session.capture(work)
+        taken = []
+        with session.current():
+            for _ in range(30):
+                begin, end = session.event(timing=True), session.event(timing=True)
+                begin.record(session.compute)
+                for _ in range(10):
+                    graph.launch()
+                end.record(session.compute)
+                end.synchronize()
+                taken.append(end.time_since(begin) * 1e3 / 10)
+        graph.close()
+        times[name] = statistics.median(taken)
+    return times
+
+
+def time_others(frames: list[np.ndarray], finder: PeakFinder) -> list[Row]:
+    """Time the CPU twin, and connected components on GPU and CPU, with the same network."""
+    network = mlp_bragg(50, 5).eval()
+    torch.set_num_threads(1)
+
+    def on_cpu() -> None:
+        peaks = finder.find(frames[0])
+        with torch.inference_mode():
+            network(torch.from_numpy(scale_patches(peaks.counts)[:, None]))
+
+    works = {"CPU twin and mlpBragg in torch, one core": (on_cpu, 60)}
+    try:
+        others = label_pipelines(frames, finder, network)
+        works |= {name: (work, 20 if "scipy" in name else 60) for name, work in others.items()}
+    except ImportError as error:
+        print(f"no comparison with cupy: {error}")
+    rows = []
+    for name, (work, times) in works.items():
+        if "label" in name:
+            network.to("cuda", torch.float16)
+        seconds = repeated(work, times)
+        rows.append({"pipeline": name, "frames/s": times / sum(seconds), **summary(seconds)})
+    return rows
+
+
+def time_host_copies(session: CudaSession, frames: list[np.ndarray]) -> list[Row]:
+    """Time copies of frames from ordinary to pinned memory, by 1 to 16 threads."""
+    pinned = [session.staged_buffer(SHAPE, np.uint16, mapped=False) for _ in range(2)]
+    rows = []
+    for threads in (1, 2, 4, 8, 16):
+        copy, turn = HostCopy(threads), 0
+
+        def one(copy: HostCopy = copy) -> None:
+            nonlocal turn
+            turn += 1
+            for _ in copy.parts(frames[turn % 4], pinned[turn % 2].array):
+                pass
+
+        seconds = repeated(one, 200)
+        gb_per_s = pinned[0].nbytes / statistics.median(seconds) / 1e9
+        rows.append(printed({"threads": threads, "GB/s": gb_per_s, **summary(seconds)}))
+        copy.close()
+    for buffer in pinned:
+        buffer.close()
+    return rows
+
+
+def time_scan(session: CudaSession, name: str, network: Any) -> Row:
+    """Time patterns in, object out: rate, latency, stages and device memory of a whole pipeline."""
+    torch.cuda.empty_cache()
+    free, own = session.free_bytes()[0], session.device_bytes
+    engine = TorchStandIn(
+        network, PATTERN, session=session, precision="float16", sizes=(32,), graph=False
+    )
+    engine_bytes = session.device_bytes - own
+    pipeline = PatternPipeline(engine, dtype=np.uint16, intensity_scale=100.0, **SCAN)
+    torch.cuda.empty_cache()
+    taken = session.device_bytes - own - engine_bytes
+    everything = free - session.free_bytes()[0]
+    number, shape = SCAN["number"], SCAN["pattern_shape"]
+    random = np.random.default_rng(0)
+    patterns = random.poisson(30, (number, *shape)).astype(np.uint16)
+    positions = random.uniform(0, 900, (number, 2))
+    for slot in pipeline.buffer.slots:
+        slot.input.array[:] = patterns
+
+    def in_place() -> None:
+        pipeline.submit(None, positions)
+        pipeline.result()
+
+    alone = summary(repeated(in_place, 500))
+    pipeline.submit(None, positions)
+    rate = rate_of(in_place, 500)
+    pipeline.result()
+    slot, kernels = pipeline.buffer.slots[0], pipeline._kernels
+    pointer, places = slot.outputs["patches"].pointer, pipeline._places[0].pointer
+    stages = graph_times_us(
+        session,
+        {
+            "copy": lambda stream: slot.input.upload(stream),
+            "bin, scale": lambda stream: kernels.enqueue_scale(
+                slot.input.pointer, number, shape, SCAN["factor"], 100.0,
+                pipeline._scaled.pointer, stream,
+            ),
+            "network": lambda stream: engine.enqueue(
+                pipeline._scaled.pointer, pointer, number, stream
+            ),
+            "stitch": lambda stream: kernels.enqueue_stitch(pointer, places, number, stream),
+        },
+    )  # fmt: skip
+    pipeline.close()
+    engine.close()
+    return {
+        "network": name,
+        "patterns/s": number * rate,
+        **alone,
+        "stages us": stages,
+        "own MiB": taken / 2**20,
+        "all MiB": everything / 2**20,
+    }
