@@ -32,6 +32,7 @@ def add_to(commands: Commands) -> None:
     bench.add_argument("--threads", type=positive_int, help="CPU threads of the engine")
     bench.add_argument("--runs", type=positive_int, default=375, help="of the latency protocol")
     bench.add_argument("--calls", type=positive_int, default=10, help="inferences of each run")
+    bench.add_argument("--spread", type=float, default=10.0, help="s that the runs last at least")
     bench.add_argument("--sweep", type=int, nargs="*", default=[1, 8, 32, 128], help="batches")
     bench.add_argument("--no-cold-start", action="store_true", help="start no fresh process")
     bench.add_argument("--energy", default="auto", choices=("auto", "on", "off"))
@@ -78,6 +79,7 @@ def _settings(options: argparse.Namespace) -> BenchSettings:
         threads=options.threads,
         runs=options.runs,
         calls=options.calls,
+        spread_s=options.spread,
         sweep=tuple(options.sweep),
         cold_start=not options.no_cold_start,
         energy=options.energy,
@@ -137,13 +139,23 @@ def _print(report: BenchReport) -> None:
                 bench.name,
                 f"{bench.parameters:,}",
                 f"{latency.mean_ms:.4f} ± {latency.half_width_ms:.4f}",
+                f"{latency.p50_ms:.4f} ± {latency.p50_half_width_ms:.4f}",
                 f"{latency.p99_ms:.4f}",
                 f"{latency.items_per_s:,.0f}",
                 f"{energy.total_mj:.3f} ± {energy.total_half_width_mj:.3f}" if energy else "",
                 f"{energy.marginal_mj:.3f} ± {energy.marginal_half_width_mj:.3f}" if energy else "",
             )
         )
-    columns = ("bundle", "parameters", "ms", "p99 ms", "items/s", "mJ", "mJ above idle")
+    columns = (
+        "bundle",
+        "parameters",
+        "mean ms",
+        "p50 ms",
+        "p99 ms",
+        "items/s",
+        "mJ",
+        "mJ above idle",
+    )
     print_table(columns, rows, title=f"batch {report.settings.batch}, {report.before.name}")
     engine = report.bundles[0].engine
     print_pairs(

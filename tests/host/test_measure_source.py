@@ -30,7 +30,7 @@ from edgexnas.host.search import SearchResult, optimize
 from edgexnas.host.spaces import SPACES
 
 ROOT = Path(__file__).resolve().parents[2]
-FAST = "runs=3&calls=2"
+FAST = "runs=3&calls=2&spread=0.01"
 SPACE = SPACES["mlpBragg"].narrow(units=(4, 16), layers=(1, 2))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 
 __all__ = ["BenchReport", "BenchSettings", "BundleBench", "run_bench"]
 
+SPREAD_S = 10.0
+"""So that each of the interval's twenty parts lasts half a second."""
+
 SWEEP_RUNS = 40
 """Runs at each batch size of the sweep."""
 
@@ -49,6 +53,8 @@ class BenchSettings:
         As of `Predictor`.
     runs, calls
         Of the latency protocol.
+    spread_s
+        Time that its runs are spread over at least; see `measure_latency`.
     sweep
         Further batch sizes to time.
     cold_start
@@ -67,6 +73,7 @@ class BenchSettings:
     threads: int | None = None
     runs: int = RUNS
     calls: int = CALLS
+    spread_s: float = SPREAD_S
     sweep: tuple[int, ...] = (1, 8, 32, 128)
     cold_start: bool = True
     energy: Energy = "auto"
@@ -79,6 +86,8 @@ class BenchSettings:
         for name, value in (*counts.items(), *(("sweep", size) for size in self.sweep)):
             if type(value) is not int or value < 1:
                 raise ConfigurationError(f"{name} is {value!r}; give a whole number from 1")
+        if not 0 <= self.spread_s < math.inf:
+            raise ConfigurationError(f"spread_s is {self.spread_s!r}; give seconds from 0")
 
 
 @dataclass(frozen=True)
@@ -214,8 +223,11 @@ class _Bench:
             load_of(name, predictor, bundle, self._settings.batch)
             for name, predictor, bundle in zip(self._names, predictors, self._bundles, strict=True)
         ]
-        self._progress(f"latency: {self._settings.runs} runs of {self._settings.calls}")
-        latencies = measure_latency(loads, runs=self._settings.runs, calls=self._settings.calls)
+        chosen = self._settings
+        self._progress(f"latency: {chosen.runs} runs of {chosen.calls}")
+        latencies = measure_latency(
+            loads, runs=chosen.runs, calls=chosen.calls, spread_s=chosen.spread_s
+        )
         sweeps = self._sweeps()
         starts = [self._cold_start(bundle) for bundle in self._bundles]
         energy = self._energy(loads)

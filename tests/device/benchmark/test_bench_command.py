@@ -23,7 +23,8 @@ from edgexnas.device.benchmark.svg_plots import bar_chart, line_chart
 
 Tree = Callable[..., Any]
 
-QUICK = ["--runs", "5", "--calls", "2", "--sweep", "1", "4", "--no-cold-start"]
+RUNS = ["--runs", "5", "--calls", "2", "--spread", "0"]
+QUICK = [*RUNS, "--sweep", "1", "4", "--no-cold-start"]
 SHORT = ["--idle", "0.3", "--load", "0.3", "--blocks", "1", "--period", "0.02"]
 
 
@@ -51,7 +52,7 @@ def written(
     device = jetson.JetsonTree(folder / "orin")
     device.set_power({"VDD_GPU_SOC": 4.0, "VDD_CPU_CV": 2.0, "VIN_SYS_5V0": 3.0})
     outputs = [f"--{form}={folder}/bench.{form}" for form in ("json", "csv", "html")]
-    options = ["--trust", str(keys), "--root", str(device.root), "--runs", "5", "--calls", "2"]
+    options = ["--trust", str(keys), "--root", str(device.root), *RUNS]
     bundles = [str(baseline), str(rival)]
     with pytest.MonkeyPatch.context() as patch:
         # Neighbours on a busy machine cost readings; what that does to a run is tested elsewhere.

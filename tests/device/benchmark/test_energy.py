@@ -146,7 +146,7 @@ def test_a_rail_that_vanishes_ends_the_measurement(jetson: ModuleType, tree: Tre
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"load_s": 0}, "load_s is 0; give a number above 0"),
+        ({"load_s": 0}, "load_s is 0; give a number of seconds above 0"),
         ({"load_s": 0.5}, "give windows of ten readings at least"),
         ({"blocks": 0}, "blocks is 0; give a whole number from 1"),
     ],

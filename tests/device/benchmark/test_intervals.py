@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy import stats
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import signal, stats
 
 from edgexnas.device.benchmark.intervals import (
     half_width,
     mean_power,
+    median_half_width,
     series_half_width,
     student_t_975,
 )
@@ -49,8 +52,72 @@ def test_the_interval_of_a_series_holds_the_truth_though_neighbours_are_alike() 
     assert np.mean(naive) < 0.65
 
 
+def autoregressive(correlation: float, rng: Any, series: int = 400, length: int = 375) -> Any:
+    """Series with mean and median 0 in which each value is alike the one before."""
+    noise = rng.normal(size=(series, length + 500))
+    return signal.lfilter([1.0], [1.0, -correlation], noise, axis=1)[:, 500:]
+
+
+@pytest.mark.parametrize(
+    ("correlation", "least"), [(0.0, 0.93), (0.5, 0.93), (0.9, 0.92), (0.98, 0.9)]
+)
+def test_intervals_of_runs_hold_the_truth_however_alike_neighbouring_runs_are(
+    correlation: float, least: float
+) -> None:
+    series = autoregressive(correlation, np.random.default_rng(2))
+    means = [abs(np.mean(runs)) <= series_half_width(runs) for runs in series]
+    medians = [abs(np.median(runs)) <= median_half_width(runs[:, None]) for runs in series]
+    assert np.mean(means) >= least
+    assert np.mean(medians) >= least
+    naive = np.mean([abs(np.mean(runs)) <= half_width(runs) for runs in series])
+    assert (naive < 0.8) == (correlation > 0)
+
+
+def test_intervals_of_independent_runs_are_hardly_wider_than_they_must_be() -> None:
+    series = autoregressive(0.0, np.random.default_rng(3))
+    wider = [series_half_width(runs) / half_width(runs) for runs in series]
+    assert np.median(wider) < 1.25
+
+
+def test_two_measurements_of_one_thing_agree_within_their_intervals() -> None:
+    series = autoregressive(0.95, np.random.default_rng(4), series=800)
+    agree = [
+        abs(np.mean(a) - np.mean(b)) <= np.hypot(series_half_width(a), series_half_width(b))
+        for a, b in zip(series[::2], series[1::2], strict=True)
+    ]
+    assert np.mean(agree) >= 0.93
+
+
+def test_rare_long_stalls_leave_the_median_and_its_interval_alone() -> None:
+    rng = np.random.default_rng(5)
+    held, narrower = [], []
+    for _ in range(300):
+        calls = 1 + 0.05 * rng.normal(size=(375, 10))
+        calls += 20.0 * (rng.random(calls.shape) < 0.002)
+        width = median_half_width(calls)
+        held.append(abs(np.median(calls) - 1) <= width)
+        narrower.append(width < series_half_width(calls.mean(axis=1)))
+    assert np.mean(held) >= 0.92
+    assert np.mean(narrower) == 1.0
+
+
+@given(
+    st.lists(st.floats(0, 1e6, allow_subnormal=False), min_size=2, max_size=60),
+    st.floats(0.01, 100),
+)
+def test_intervals_are_never_negative_and_scale_with_what_is_measured(
+    values: list[float], factor: float
+) -> None:
+    width = series_half_width(values)
+    assert 0 <= width < float("inf")
+    scaled = series_half_width([factor * value for value in values])
+    assert scaled == pytest.approx(factor * width, rel=1e-3, abs=1e-6 * max(values) * factor)
+
+
 def test_one_value_says_nothing_of_its_spread() -> None:
     assert half_width([3.0]) == float("inf")
+    assert series_half_width([3.0]) == float("inf")
+    assert median_half_width([[3.0, 4.0]]) == float("inf")
 
 
 @pytest.mark.parametrize("noise_a", [0.0, 0.012])

@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 
+from edgexnas.device.benchmark.intervals import median_half_width, series_half_width
 from edgexnas.device.benchmark.latency import WARM_UP_CALLS, measure_latency
 from edgexnas.device.benchmark.load import Load
 
@@ -34,12 +35,41 @@ def test_runs_of_two_loads_take_turns_and_keep_their_times() -> None:
 
 
 def test_percentiles_are_of_single_calls_and_the_interval_is_of_runs() -> None:
-    times = iter([0, *itertools.accumulate([1, 0] * 90 + [101, 0] * 10)])
-    load = Load("one", lambda: None, 1)
-    (result,) = measure_latency([load], runs=10, calls=10, now_ns=lambda: next(times) * 1_000_000)
+    calls = itertools.count()
+    now = [0]
+
+    def run() -> None:
+        run_number = (next(calls) - WARM_UP_CALLS) // 11
+        now[0] += (101 if run_number == 9 else 1) * 1_000_000
+
+    (result,) = measure_latency([Load("one", run, 1)], runs=10, calls=10, now_ns=lambda: now[0])
     assert result.p50_ms == 1.0
     assert result.most_ms == 101.0
     assert result.p99_ms == 101.0
     assert result.mean_ms == pytest.approx(11.0)
     assert len(result.runs_ms) == 10
-    assert result.half_width_ms == pytest.approx(2.2622 * result.deviation_ms / 10**0.5, rel=1e-4)
+    assert result.half_width_ms == series_half_width(result.runs_ms)
+    assert result.half_width_ms > result.deviation_ms / 10**0.5
+    assert result.p50_half_width_ms == median_half_width([[run] for run in result.runs_ms])
+
+
+@pytest.mark.parametrize("milliseconds", [1, 30])
+def test_runs_are_spread_over_the_time_that_is_asked_for(milliseconds: int) -> None:
+    now = [0]
+    starts: list[int] = []
+
+    def run() -> None:
+        starts.append(now[0])
+        now[0] += milliseconds * 1_000_000
+
+    (result,) = measure_latency(
+        [Load("one", run, 1)], runs=10, calls=2, spread_s=0.6, now_ns=lambda: now[0]
+    )
+    assert result.runs == 10
+    assert len(result.runs_ms) == 10
+    assert result.mean_ms == pytest.approx(milliseconds)
+    lasted_s = (now[0] - starts[WARM_UP_CALLS]) / 1e9
+    # Ten runs of 3 calls of 30 ms last longer of themselves.
+    assert lasted_s == pytest.approx(max(0.6, 0.03 * milliseconds), abs=0.002)
+    # The load never rests.
+    assert len(starts) == WARM_UP_CALLS + lasted_s * 1e3 / milliseconds
