@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from edgexnas.host.configuration import load_configuration
     from edgexnas.host.dataset import PeakDataset
+    from edgexnas.host.drawn_peaks import with_drawn_peaks
     from edgexnas.host.export import ExportReport, Origin, export_bundle
     from edgexnas.host.labels import label_frames
     from edgexnas.host.matching import DetectionScores, detection_scores, match_peaks
@@ -73,6 +74,7 @@ _HOME = {
     "reconstruct_part": "ptycho_patterns",
     "train": "training",
     "with_drawn_patterns": "ptycho_patterns",
+    "with_drawn_peaks": "drawn_peaks",
 }
 
 __all__ = [  # noqa: RUF022 - ruff sorts by case, a reader looks by name
@@ -113,6 +115,7 @@ __all__ = [  # noqa: RUF022 - ruff sorts by case, a reader looks by name
     "reconstruct_part",
     "train",
     "with_drawn_patterns",
+    "with_drawn_peaks",
 ]
 
 

@@ -217,6 +217,34 @@ class PeakDataset:
         source = "; ".join(dict.fromkeys(item.source for item in datasets))
         return replace(renumbered[0], **joined, source=source)
 
+    def merge(self, other: PeakDataset, *, source: str) -> PeakDataset:
+        """Add peaks of the same series, in the order of frames, then (row, col).
+
+        Raises
+        ------
+        ConfigurationError
+            If the frames differ in number or shape, or only one of both knows the truth.
+        """
+        alike = (self.frames, self.shape, self.against) == (
+            other.frames,
+            other.shape,
+            other.against,
+        )
+        if not alike:
+            raise ConfigurationError(
+                f"{other.source} has {other.frames} frames of {other.shape} scored against the "
+                f"{other.against}, {self.source} {self.frames} of {self.shape} against the "
+                f"{self.against}; give peaks of the same series"
+            )
+        joined: dict[str, Any] = {
+            name: np.concatenate([getattr(self, name), getattr(other, name)])
+            for name in _COLUMNS
+            if getattr(self, name) is not None
+        }
+        place = joined["maxima"]
+        order = np.lexsort((place[:, 1], place[:, 0], joined["frame"]))
+        return replace(self, **{n: column[order] for n, column in joined.items()}, source=source)
+
     def save(self, path: str | Path) -> Path:
         """Write an HDF5 file, whole or not at all.
 

@@ -12,7 +12,7 @@ from edgexnas.bragg import CENTRE
 from edgexnas.errors import ConfigurationError
 from edgexnas.host.dataset import PeakDataset
 from edgexnas.host.matching import match_peaks
-from edgexnas.host.pseudo_voigt import fit_pseudo_voigt
+from edgexnas.host.pseudo_voigt import PseudoVoigtFit, fit_pseudo_voigt
 from edgexnas.peak_finding import (
     Background,
     FinderSettings,
@@ -94,8 +94,7 @@ def _dataset(
     frame = np.repeat(np.arange(len(found), dtype=np.int32), [len(peaks) for peaks in found])
     fit = fit_pseudo_voigt(counts, device=device)
     offsets = fit.positions_px - CENTRE
-    good = (flags == 0) & fit.converged & (fit.r2 > MINIMUM_R2)
-    good &= np.linalg.norm(offsets, axis=1) < MAXIMUM_OFFSET_PX
+    good = (flags == 0) & acceptable(fit)
     truth_px = None
     if series.truth is not None:
         truth_px = _true_positions(series.truth, maxima, frame)
@@ -116,6 +115,13 @@ def _dataset(
         source=series.source,
         finder=finder,
     )
+
+
+def acceptable(fit: PseudoVoigtFit) -> npt.NDArray[np.bool_]:
+    """(n,) bool, which fits may serve as labels: converged, R² > 0.9, near the patch's centre."""
+    near = np.linalg.norm(fit.positions_px - CENTRE, axis=1) < MAXIMUM_OFFSET_PX
+    usable: npt.NDArray[np.bool_] = fit.converged & (fit.r2 > MINIMUM_R2) & near
+    return usable
 
 
 def _true_positions(

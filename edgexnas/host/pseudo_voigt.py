@@ -92,6 +92,22 @@ class PseudoVoigtFit:
     def __len__(self) -> int:
         return len(self.positions_px)
 
+    def profiles(self) -> Float64Array:
+        """(n, 11, 11) counts of the model at the pixels' centres, background included."""
+        position, angle = self.positions_px[:, :, None, None], self.angle_rad[:, None, None]
+        rows, cols = np.indices((PATCH_SIZE, PATCH_SIZE))
+        down, across = rows - position[:, 0], cols - position[:, 1]
+        along = across * np.cos(angle) + down * np.sin(angle)
+        aside = down * np.cos(angle) - across * np.sin(angle)
+        long, short = self.fwhm_px.T[:, :, None, None]
+        distance = 4 * ((along / long) ** 2 + (aside / short) ** 2)
+        mixing = self.mixing[:, None, None]
+        shape = mixing / (1 + distance) + (1 - mixing) * np.exp(-_LN2 * distance)
+        counts: Float64Array = (
+            self.background[:, None, None] + self.amplitude[:, None, None] * shape
+        )
+        return counts
+
 
 def fit_pseudo_voigt(
     counts: npt.ArrayLike,

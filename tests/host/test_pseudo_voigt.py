@@ -134,3 +134,8 @@ def test_no_patch_gives_no_fit():
 def test_a_mask_of_another_shape_is_refused():
     with pytest.raises(InputError, match=r"mask has shape \(1, 9, 9\)"):
         fit_pseudo_voigt(patch(), mask=np.ones((1, 9, 9), np.bool_))
+
+
+def test_profiles_are_the_model_that_was_fitted():
+    counts = np.concatenate([patch(), patch(5.0, 5.3, major=2.4, angle=-1.2, level=40)])
+    np.testing.assert_allclose(fit_pseudo_voigt(counts).profiles(), counts, atol=1.0)

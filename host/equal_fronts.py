@@ -1,0 +1,386 @@
+"""Error against size, every network trained with equal steps, with and without drawn peaks.
+
+    python host/equal_fronts.py PEAKS --name ruby --output docs/results
+
+MLPs and CNNs of the paper's spaces, from a list of sizes, and both BraggNN are trained in two ways,
+each with the same number of steps, the same batches, two learning rates and the same seeds:
+
+* *measured*: on the labelled peaks alone;
+* *drawn*: on these together with peaks drawn from them, see `edgexnas.host.drawn_peaks`.
+
+The rate with the least mean validation error over the seeds counts. Figures are of the test part,
+which no training and no choice has seen, as means over the seeds. Every training that has ended is
+a line of a file, so a run that is cut short leaves a page of what it has; `--page` writes that page
+again without training anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import multiprocessing
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+import torch
+from torch import nn
+
+from edgexnas.demo.markdown import hardware
+from edgexnas.host import (
+    BRAGGNN_DENSE,
+    BraggNN,
+    PeakDataset,
+    TrainingData,
+    TrainingSettings,
+    classical_rows,
+    count_parameters,
+    train,
+    with_drawn_peaks,
+)
+from edgexnas.host.models import cnn_bragg, mlp_bragg
+from edgexnas.host.training_criteria import evaluate_model
+
+LOWER_ERROR, FEWER_PARAMETERS = 0.31, 0.8757
+RECIPES = ("measured", "drawn")
+
+# (units, layers), with the largest that fit under an eighth and the whole of both BraggNN.
+MLPS = (
+    (8, 2), (14, 2), (20, 2), (26, 2), (22, 3), (34, 2), (29, 3), (48, 2), (64, 2), (64, 3),
+    (90, 2), (128, 2), (100, 3), (84, 4), (156, 2), (121, 3),
+)  # fmt: skip
+# (filters, layers)
+CNNS = ((8, 4), (16, 4), (22, 6))
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    **{f"BraggNN {'-'.join(map(str, d))}": partial(BraggNN, d) for d in BRAGGNN_DENSE.values()},
+    **{f"mlpBragg {u}×{h}": partial(mlp_bragg, u, h) for u, h in MLPS},
+    **{f"cnnBragg {f}×{h}": partial(cnn_bragg, f, h) for f, h in CNNS},
+}
+# Two each, about what suits a kind of network, so that all have equally many tries.
+RATES = {"BraggNN": (1e-3, 3e-3), "cnnBragg": (1e-3, 3e-3), "mlpBragg": (3e-3, 1e-2)}
+
+COLOURS = dict(zip(RECIPES, ("tab:gray", "tab:blue"), strict=True))
+MARKERS = {"mlpBragg": "o", "cnnBragg": "^", "BraggNN": "s"}
+
+Jobs = Any
+"""A queue of multiprocessing, whose type has no public name."""
+
+building = threading.Lock()
+"""Weights are drawn from the process's one generator."""
+
+
+class Job(NamedTuple):
+    """What to train."""
+
+    seed: int
+    network: str
+    recipe: str
+    rate: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """One trained network."""
+
+    network: str
+    recipe: str
+    seed: int
+    rate: float
+    parameters: int
+    validation_px: float
+    test: dict[str, float]
+    seconds: float
+    device: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A network trained one way, at its best rate, over the seeds."""
+
+    network: str
+    recipe: str
+    parameters: int
+    rate: float
+    validation_px: float
+    test: tuple[float, ...]
+
+    @property
+    def test_px(self) -> float:
+        """Mean over the seeds."""
+        return float(np.mean(self.test))
+
+
+def trained(job: Job, peaks: dict[str, Path], steps: int, batch: int, device: str) -> Run:
+    """Train one network one way."""
+    torch.set_num_threads(1)
+    dataset = PeakDataset.load(peaks[job.recipe])
+    split = dataset.split()
+    data = TrainingData.from_dataset(dataset, split, device)
+    epochs = max(1, round(steps / max(1, len(data.train_x) // batch)))
+    settings = TrainingSettings(
+        epochs=epochs, batch_size=batch, learning_rate=job.rate, seed=job.seed, device=device
+    )
+    with building:
+        torch.manual_seed(job.seed)
+        model = NETWORKS[job.network]()
+    started = time.perf_counter()
+    # Threads of one process run side by side on a GPU if each has a stream of its own.
+    own = torch.cuda.stream(torch.cuda.Stream()) if device == "cuda" else nullcontext()
+    with own:
+        result = train(model, data, settings)
+    seconds = time.perf_counter() - started
+    x, y = torch.from_numpy(dataset.inputs()), torch.from_numpy(dataset.targets_px)
+    test = evaluate_model(result.model, x[split.test], y[split.test])
+    return Run(
+        job.network, job.recipe, job.seed, job.rate, count_parameters(model),
+        result.metrics["error"], test, seconds, device,
+    )  # fmt: skip
+
+
+def serve(todo: Jobs, done: Jobs, threads: int, **options: object) -> None:
+    """Train what is to do, some networks side by side, and report each as it ends."""
+
+    def work() -> None:
+        while (job := todo.get()) is not None:
+            try:
+                done.put(trained(job, **options))  # type: ignore[arg-type]
+            except Exception as error:
+                done.put(f"{job}: {type(error).__name__}: {error}")
+
+    workers = [threading.Thread(target=work) for _ in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("peaks", type=Path, help="labelled peaks, from `edgexnas label`")
+    parser.add_argument("--name", required=True, help="of the data, for file names and headings")
+    parser.add_argument("--drawn", type=int, default=100_000, help="peaks drawn in addition")
+    parser.add_argument("--steps", type=int, default=24_000, help="of every training")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=2, help="processes that train MLPs")
+    parser.add_argument("--gpu-workers", type=int, default=0, help="processes on the GPU")
+    parser.add_argument("--gpu-threads", type=int, default=3, help="trainings in each of them")
+    parser.add_argument("--time-limit", type=float, help="seconds after which no training starts")
+    parser.add_argument("--only", default="", help="networks whose name begins so")
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--page", action="store_true", help="write the page of a run that is there")
+    parser.add_argument("--output", type=Path, default=Path("docs/results"))
+    options = parser.parse_args()
+
+    options.runs.mkdir(parents=True, exist_ok=True)
+    record = options.runs / f"fronts-{options.name}.jsonl"
+    if not options.page:
+        with record.open("w", encoding="utf-8") as file:
+            for line in search(options):
+                file.write(json.dumps(line) + "\n")
+                file.flush()
+    first, *rest = (json.loads(line) for line in record.read_text(encoding="utf-8").splitlines())
+    report(first, [Run(**line) for line in rest], options)
+
+
+def search(options: argparse.Namespace) -> Iterator[dict[str, object]]:
+    """Train everything; the first item says how, each other one is a training that has ended."""
+    began = time.monotonic()
+    gpu = torch.cuda.get_device_name() if options.gpu_workers else None
+    dataset = PeakDataset.load(options.peaks)
+    drawn = options.runs / f"fronts-{options.name}-drawn.h5"
+    with_drawn_peaks(dataset, options.drawn, device="cuda" if gpu else "cpu").save(drawn)
+    print(f"{options.drawn} peaks drawn in {time.monotonic() - began:.1f} s", flush=True)
+    named = ("drawn", "steps", "batch", "seeds", "workers", "gpu_workers", "gpu_threads")
+    flags = " ".join(f"--{n.replace('_', '-')} {getattr(options, n)}" for n in named)
+    yield {
+        "command": f"python host/equal_fronts.py {options.peaks.name} --name {options.name} "
+        f"{flags}",
+        "hardware": f"{gpu} and {hardware()}" if gpu else hardware(),
+        "drawn": options.drawn, "steps": options.steps, "batch": options.batch,
+    }  # fmt: skip
+    jobs = [
+        Job(seed, network, recipe, rate)
+        for seed, network, recipe in itertools.product(range(options.seeds), NETWORKS, RECIPES)
+        for rate in RATES[network.split()[0]]
+        if network.startswith(options.only)
+    ]
+    # CNNs after all BraggNN, for without those there is nothing to compare with.
+    jobs.sort(key=lambda job: job.network.startswith("cnn"))
+    common = {
+        "peaks": {"measured": options.peaks, "drawn": drawn}, "steps": options.steps,
+        "batch": options.batch,
+    }  # fmt: skip
+    context = multiprocessing.get_context("spawn")
+    done = context.Queue()
+    processes, queues = [], []
+    for device, among, workers, threads in (
+        ("cpu", [j for j in jobs if not gpu or j.network.startswith("mlp")], options.workers, 1),
+        ("cuda", [j for j in jobs if gpu and not j.network.startswith("mlp")],
+         options.gpu_workers, options.gpu_threads),
+    ):  # fmt: skip
+        queues.append(todo := context.Queue())
+        for item in [*among, *[None] * (workers * threads)]:
+            todo.put(item)
+        processes += [
+            context.Process(
+                target=serve, args=(todo, done, threads), kwargs=common | {"device": device},
+                daemon=True,
+            )
+            for _ in range(workers)
+        ]  # fmt: skip
+    for process in processes:
+        process.start()
+    for _ in jobs:
+        try:
+            left = (options.time_limit or float("inf")) - (time.monotonic() - began)
+            run = done.get(timeout=max(0.0, min(left, 3600.0)))
+        except queue.Empty:
+            print("out of time", flush=True)
+            break
+        if isinstance(run, str):
+            print(run, flush=True)
+            continue
+        print(
+            f"{time.monotonic() - began:4.0f} s {run.network:20s} {run.recipe:8s} {run.seed} "
+            f"{run.rate:g} {run.parameters:6d} {run.validation_px:.4f} {run.test['error']:.4f} "
+            f"{run.seconds:.1f} s", flush=True,
+        )  # fmt: skip
+        yield asdict(run)
+    for process in processes:
+        process.terminate()
+
+
+def entries_of(runs: list[Run]) -> dict[tuple[str, str], Entry]:
+    """Choose the rate of each network and recipe by the validation part."""
+    chosen: dict[tuple[str, str], Entry] = {}
+    key = lambda run: (run.network, run.recipe, run.rate)  # noqa: E731
+    for (network, recipe, rate), group in itertools.groupby(sorted(runs, key=key), key):
+        same = list(group)
+        entry = Entry(
+            network, recipe, same[0].parameters, rate,
+            float(np.mean([run.validation_px for run in same])),
+            tuple(run.test["error"] for run in same),
+        )  # fmt: skip
+        known = chosen.get((network, recipe))
+        if known is None or entry.validation_px < known.validation_px:
+            chosen[network, recipe] = entry
+    return chosen
+
+
+def report(made: dict[str, object], runs: list[Run], options: argparse.Namespace) -> None:
+    """Write the page, and its figure beside it."""
+    dataset = PeakDataset.load(options.peaks)
+    split = dataset.split()
+    chosen = entries_of(runs)
+    name = f"fronts-{options.name}-drawn"
+    draw(options.output / f"{name}.png", chosen)
+    header = "| network | parameters |" + "".join(
+        f" {recipe}: validation | test | of the seeds |" for recipe in RECIPES
+    )
+    lines = [header, "|---" * 8 + "|"]
+    sizes = {(entry.parameters, entry.network) for entry in chosen.values()}
+    for parameters, network in sorted(sizes):
+        cells = []
+        for recipe in RECIPES:
+            entry = chosen.get((network, recipe))
+            if entry is None:
+                cells.append(" | | ")
+                continue
+            cells.append(
+                f"{entry.validation_px:.4f} | {entry.test_px:.4f} | "
+                f"{min(entry.test):.4f}–{max(entry.test):.4f} ({len(entry.test)})"
+            )
+        lines.append(f"| {network} | {parameters:,} | {' | '.join(cells)} |")
+    lines += [
+        f"| {row.name} | | | {row.mean_px:.4f} | | | {row.mean_px:.4f} | |"
+        for row in classical_rows(dataset, split)
+    ]
+    claims = [
+        claim
+        for theirs, ours in (("drawn", "drawn"), ("measured", "measured"))
+        for claim in claims_of(theirs, ours, chosen)
+    ]
+    rates = "; ".join(f"{kind} {a:g} and {b:g}" for kind, (a, b) in RATES.items())
+    against = {"fit": "pseudo-Voigt fit", "truth": "simulated truth"}[dataset.against]
+    (options.output / f"{name}.md").write_text(
+        f"# Fronts of error against size with equal steps: {options.name}\n\n"
+        f"`{made['command']}`, on {made['hardware']}.\n\n"
+        f"{len(split.train)} measured patches to train on, or these with {made['drawn']:,} drawn "
+        f"from them (`edgexnas label --drawn`); {len(split.test)} measured patches to test on, "
+        f"from frames that nothing else has seen; mean distances to the {against} in px. Every "
+        f"network takes {made['steps']:,} steps with batches of {made['batch']} in both recipes, "
+        f"with two learning rates ({rates}) of which the one with the least mean validation error "
+        "counts. Test figures are means over the seeds, with their range and number beside.\n\n"
+        + "\n".join(claims)
+        + "\n\n"
+        + "\n".join(lines)
+        + f"\n\n![error against size]({name}.png)\n",
+        encoding="utf-8",
+    )  # fmt: skip
+
+
+def claims_of(theirs: str, ours: str, chosen: dict[tuple[str, str], Entry]) -> list[str]:
+    """Answer the paper's two claims; networks are chosen on the validation part."""
+    answers = []
+    for baseline in (e for e in chosen.values() if e.network.startswith("BraggNN")):
+        if baseline.recipe != theirs:
+            continue
+        rivals = [
+            e for e in chosen.values() if e.recipe == ours and not e.network.startswith("BraggNN")
+        ]
+        fitting = [e for e in rivals if e.parameters <= baseline.parameters]
+        small = [e for e in fitting if e.parameters <= (1 - FEWER_PARAMETERS) * baseline.parameters]
+        for wanted, among, goal in (
+            ("lower error", fitting, LOWER_ERROR), ("fewer parameters", small, 0.0),
+        ):  # fmt: skip
+            if not among:
+                continue
+            best = min(among, key=lambda entry: entry.validation_px)
+            gain = 1 - best.test_px / baseline.test_px
+            saved = 1 - best.parameters / baseline.parameters
+            answers.append(
+                f"* {baseline.network}, both {ours}, {wanted}: "
+                f"**{'yes' if gain >= goal else 'no'}**, {best.network} has {abs(gain):.1%} "
+                f"{'lower' if gain >= 0 else 'higher'} error with {saved:.1%} fewer parameters."
+            )
+    return answers
+
+
+def draw(path: Path, chosen: dict[tuple[str, str], Entry]) -> None:
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    for recipe, colour in COLOURS.items():
+        for kind, marker in MARKERS.items():
+            entries = sorted(
+                (e for e in chosen.values() if e.recipe == recipe and e.network.startswith(kind)),
+                key=lambda entry: entry.parameters,
+            )
+            if not entries:
+                continue
+            axes.plot(
+                [entry.parameters for entry in entries], [entry.test_px for entry in entries],
+                marker=marker, linestyle="-" if kind == "mlpBragg" else "none", color=colour,
+                label=f"{kind}, {recipe}",
+            )  # fmt: skip
+    axes.set(xscale="log", yscale="log", xlabel="parameters", ylabel="test error, px")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()
