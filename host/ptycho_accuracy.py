@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter
 from torch import nn
 
 from edgexnas.bundle import AccuracyRow, generate_keys, open_bundle
@@ -62,6 +63,8 @@ LARGEST = 1_247_074
 """Parameters of PtychoNN: no drawn network is larger."""
 LOWER_ERROR, SMALLER = 0.1677, 0.1282
 """The paper's two claims against PtychoNN."""
+
+ROWS = TypeAdapter(tuple[AccuracyRow, ...])
 
 MEASURED = "+measured"
 """Ends the name of a network that is to train on the scan's own patterns alone."""
@@ -127,8 +130,10 @@ def main() -> None:
         wanted = [*options.networks, *drawn_names(options.draw)]
         part, parts = map(int, options.share.split("/"))
         for name in wanted[part - 1 :: parts]:
-            train_network(name, case, options)
-    if "export" in options.stages:
+            network = train_network(name, case, options)
+            if "export" in options.stages and name in options.networks:
+                exported(network, case, options.runs)
+    elif "export" in options.stages:
         known = {network.name: network for network in trained(options.runs)}
         for name in options.networks:
             exported(known[name], case, options.runs)
@@ -149,6 +154,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=10000, help="of pre-training")
     parser.add_argument("--batch", type=int, default=32, help="patterns a step")
     parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate")
+    parser.add_argument("--seconds", type=float, help="pre-training takes no longer")
     parser.add_argument("--seen-share", type=float, default=0.5, help="of objects, measured ones")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
@@ -170,7 +176,7 @@ def star_case(options: argparse.Namespace) -> Case:
         beam = reconstruct_part(scan, split.train, targets, device=options.device)
         np.savez(files[1], probe=beam.probe, objects=draw_objects(
             OBJECTS, seen=beam, seen_share=options.seen_share))  # fmt: skip
-    if not files[2].exists():
+    if "report" in options.stages and not files[2].exists():
         half = np.arange(0, len(scan), 2)
         found = {
             "rPIE, another seed": reconstruct(scan, seed=1, device=options.device),
@@ -181,8 +187,17 @@ def star_case(options: argparse.Namespace) -> Case:
         np.savez(files[2], **{
             name: test_patches(again, scan, split.test, dataset) for name, again in found.items()
         })  # fmt: skip
-    with np.load(files[1]) as beam, np.load(files[2]) as again:
-        return Case((scan,), dataset, split, beam["probe"], beam["objects"], dict(again))
+    with np.load(files[1]) as beam:
+        probe, objects = beam["probe"], beam["objects"]
+    return Case((scan,), dataset, split, probe, objects, kept_patches(files[2]))
+
+
+def kept_patches(path: Path) -> dict[str, np.ndarray]:
+    """Read the patches of further reconstructions; only the stage `report` makes them."""
+    if not path.exists():
+        return {}
+    with np.load(path) as found:
+        return dict(found)
 
 
 def test_patches(
@@ -202,7 +217,7 @@ def simulated_case(options: argparse.Namespace) -> Case:
     dataset = PtychoDataset.concatenate([first, *others])
     split = dataset.split()
     file = options.runs / "again.npz"
-    if not file.exists():
+    if "report" in options.stages and not file.exists():
         patches, start = [], 0
         for scan in scans:
             found = reconstruct(replace(scan, truth=None), device=options.device)
@@ -220,8 +235,7 @@ def simulated_case(options: argparse.Namespace) -> Case:
     )  # fmt: skip
     objects = draw_objects(OBJECTS, variety=variety, seed=1000)
     assert scans[0].probe is not None
-    with np.load(file) as again:
-        return Case(scans, dataset, split, scans[0].probe, objects, dict(again))
+    return Case(scans, dataset, split, scans[0].probe, objects, kept_patches(file))
 
 
 def in_gauge_of(patches: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -269,11 +283,11 @@ def build(name: str) -> nn.Module:
     return SPACES[kind].build(SPACES[kind].smallest | values)
 
 
-def train_network(name: str, case: Case, options: argparse.Namespace) -> None:
+def train_network(name: str, case: Case, options: argparse.Namespace) -> Trained:
     """Pre-train and fine-tune a network; keep its weights and its scores."""
     record = options.runs / f"{name}.json"
     if record.exists():
-        return
+        return Trained(**json.loads(record.read_text()))
     started = time.monotonic()
     torch.manual_seed(0)
     model = build(name)
@@ -281,10 +295,16 @@ def train_network(name: str, case: Case, options: argparse.Namespace) -> None:
         case.objects, case.probe, case.dataset.intensity_scale, device=options.device
     )
     settings = PretrainingSettings(
-        steps=options.steps, batch_size=options.batch, learning_rate=options.rate
+        steps=options.steps,
+        batch_size=options.batch,
+        learning_rate=options.rate,
+        time_limit_s=options.seconds,
     )
+    steps = 0
 
     def show(step: int, loss: float, seconds: float) -> None:
+        nonlocal steps
+        steps = step
         if step % 1000 == 0:
             print(f"{name} step {step} loss {loss:.4f} {seconds:.0f} s", flush=True)
 
@@ -312,7 +332,7 @@ def train_network(name: str, case: Case, options: argparse.Namespace) -> None:
         validation_rad=min(before, tuned.metrics["error"]),
         test_rad=scores["error"],
         test_amplitude=scores["amplitude_error"],
-        steps=options.steps,
+        steps=steps,
         batch=options.batch,
         rate=options.rate,
         seconds=time.monotonic() - started,
@@ -320,6 +340,7 @@ def train_network(name: str, case: Case, options: argparse.Namespace) -> None:
     torch.save(model.state_dict(), record.with_suffix(".pt"))
     record.write_text(json.dumps(asdict(result)))
     print(json.dumps(asdict(result)), flush=True)
+    return result
 
 
 def trained(runs: Path) -> list[Trained]:
@@ -334,8 +355,14 @@ def best(networks: Sequence[Trained], space: str) -> Trained:
 
 
 def exported(network: Trained, case: Case, runs: Path) -> tuple[Path, tuple[AccuracyRow, ...]]:
-    """Quantise, sign and write a network's bundle; return it with its accuracy table."""
+    """Quantise, sign and write a network's bundle; return it with its accuracy table.
+
+    The table is kept by itself too, and serves where the bundle was left on another machine.
+    """
     path, keys = runs / f"{network.name}.edgex", runs / "keys"
+    table = runs / "accuracy" / f"{network.name}.json"
+    if table.exists() and not path.exists():
+        return path, ROWS.validate_json(table.read_bytes())
     if not path.exists():
         model = build(network.name)
         model.load_state_dict(torch.load(runs / f"{network.name}.pt", weights_only=True))
@@ -348,7 +375,10 @@ def exported(network: Trained, case: Case, runs: Path) -> tuple[Path, tuple[Accu
             signing_key=next(keys.glob("*.key.pem")),
             fine_tune=INT8_TUNING,
         )
-    return path, open_bundle(path, trust=keys).manifest.accuracy
+    rows = open_bundle(path, trust=keys).manifest.accuracy
+    table.parent.mkdir(exist_ok=True)
+    table.write_bytes(ROWS.dump_json(rows))
+    return path, rows
 
 
 def iterative_rows(case: Case) -> list[AccuracyRow]:

@@ -41,6 +41,8 @@ def normalised(model: nn.Module) -> Iterator[Callable[[Callable[[], object]], No
             followed = index + 1 < len(stack) and isinstance(stack[index + 1], nn.ReLU)
             if isinstance(layer, nn.Conv2d) and followed:
                 norm = nn.BatchNorm2d(layer.out_channels).to(layer.weight.device)
+                # Taken away again by the normalisation, so that rounding errors alone move it.
+                layer.bias = None
                 pairs.append((layer, norm))
                 layers.append(norm)
         if len(layers) > len(stack) and name:
@@ -62,9 +64,10 @@ def normalised(model: nn.Module) -> Iterator[Callable[[Callable[[], object]], No
         for conv, norm in pairs:
             assert norm.running_mean is not None
             assert norm.running_var is not None
-            conv.weight, conv.bias = fuse_conv_bn_weights(
+            conv.weight, bias = fuse_conv_bn_weights(
                 conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps,
                 norm.weight, norm.bias,
             )  # fmt: skip
+            conv.bias = bias.requires_grad_()
         for name, stack in before.items():
             model.set_submodule(name, stack)

@@ -27,6 +27,9 @@ __all__ = ["PretrainingSettings", "pretrain"]
 FITTING_PATTERNS = 1024
 """Drawn to fit what a network takes from its inputs without learning it."""
 
+WARM = 0.02
+"""Share of a training in which the rate rises."""
+
 CHECK_EVERY = 100
 """Steps after which the loss is looked at: looking makes a GPU wait."""
 
@@ -47,6 +50,8 @@ class PretrainingSettings:
         Of AdamW.
     averaging
         Share of the averaged weights that a step keeps; 0 takes the last weights.
+    time_limit_s
+        Wall-clock bound. Where it comes before the last step, the rate has fallen to 0 by then.
     half
         Compute in bfloat16 where the device is a GPU; weights stay float32.
     """
@@ -56,12 +61,14 @@ class PretrainingSettings:
     learning_rate: float = 1e-3
     weight_decay: float = 1e-4
     averaging: float = 0.998
+    time_limit_s: float | None = None
     half: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ConfigurationError(f"{name} is {getattr(self, name)}; give more than 0")
+        for name in ("steps", "batch_size", "learning_rate", "time_limit_s"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigurationError(f"{name} is {value}; give more than 0")
         if not 0 <= self.averaging < 1:
             raise ConfigurationError(f"averaging is {self.averaging}; give 0 or more, below 1")
 
@@ -118,7 +125,11 @@ def _descend(
     half = settings.half and device.type == "cuda"
     started, total = time.monotonic(), torch.zeros((), device=device)
     for step in range(settings.steps):
-        optimiser.param_groups[0]["lr"] = settings.learning_rate * _share(step, settings.steps)
+        done = (step + 0.5) / settings.steps
+        if settings.time_limit_s is not None:
+            done = max(done, (time.monotonic() - started) / settings.time_limit_s)
+        last = step + 1 == settings.steps or done >= 1
+        optimiser.param_groups[0]["lr"] = settings.learning_rate * _share(done)
         x, y = source.draw(settings.batch_size)
         optimiser.zero_grad(set_to_none=True)
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
@@ -132,7 +143,7 @@ def _descend(
             keep = min(settings.averaging, step / (step + 10))
             torch._foreach_lerp_(averaged, list(model.parameters()), 1 - keep)
             total += loss.detach()
-        if (step + 1) % CHECK_EVERY == 0 or step + 1 == settings.steps:
+        if (step + 1) % CHECK_EVERY == 0 or last:
             mean = float(total) / (step % CHECK_EVERY + 1)
             if not math.isfinite(mean):
                 raise DivergedError(
@@ -142,13 +153,15 @@ def _descend(
             total.zero_()
             if on_steps is not None:
                 on_steps(step + 1, mean, time.monotonic() - started)
+        if last:
+            break
     with torch.no_grad():
         for parameter, average in zip(model.parameters(), averaged, strict=True):
             parameter.copy_(average)
 
 
-def _share(step: int, steps: int) -> float:
-    warm = max(1, steps // 50)
-    if step < warm:
-        return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+def _share(done: float) -> float:
+    """Share of the peak rate after a share of the training."""
+    if done < WARM:
+        return done / WARM
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (done - WARM) / (1 - WARM))))

@@ -145,6 +145,16 @@ def test_a_network_learns_from_drawn_patterns(objects: np.ndarray) -> None:
     assert not model.training
 
 
+def test_training_ends_with_its_time_whatever_steps_are_left(objects: np.ndarray) -> None:
+    source = PatternSource(objects[:, :160, :160], zone_plate_probe(PtychographySettings()), 1000.0)
+    settings = PretrainingSettings(steps=10**9, batch_size=2, time_limit_s=0.2)
+    reported: list[int] = []
+    pretrain(MlpPtycho(4, 1), source, settings, on_steps=lambda step, *_: reported.append(step))
+    assert 0 < reported[-1] < 10**9
+    with pytest.raises(ConfigurationError, match="time_limit_s is 0"):
+        PretrainingSettings(time_limit_s=0)
+
+
 def test_a_rate_that_diverges_is_told(objects: np.ndarray) -> None:
     source = PatternSource(objects[:, :160, :160], zone_plate_probe(PtychographySettings()), 1000.0)
     model = MlpPtycho(8, 1)
