@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 
 from edgexnas.bragg import PeakFlag
 from edgexnas.errors import ConfigurationError, InputError
-from edgexnas.peak_finding import Background, FinderSettings, PeakFinder, estimate_background
+from edgexnas.peak_finding import (
+    Background,
+    FinderSettings,
+    PeakFinder,
+    background_numbers,
+    estimate_background,
+)
 
 SHAPE = (64, 80)
 FLAT = Background(np.full(SHAPE, 10, np.float32), np.full(SHAPE, 3, np.float32))
@@ -283,3 +289,20 @@ def test_masked_pixels_do_not_enter_the_background():
 def test_a_background_needs_frames_of_one_shape_with_usable_pixels(frames, mask):
     with pytest.raises(InputError):
         estimate_background(frames, mask=mask)
+
+
+@pytest.mark.parametrize(
+    ("total", "shape", "numbers"),
+    [
+        (160, (64, 64), range(5, 160, 10)),
+        (3, (64, 64), [0, 1, 2]),
+        (1, (64, 64), [0]),
+        (100, (2048, 2048), [12, 37, 62, 87]),
+        (1440, (3888, 3072), [720]),
+        (5, (16384, 16384), [2]),
+    ],
+)
+def test_the_background_is_shown_by_sixteen_frames_spread_evenly_fewer_where_they_are_large(
+    total, shape, numbers
+):
+    assert background_numbers(total, shape, np.uint16).tolist() == list(numbers)

@@ -14,6 +14,7 @@ from edgexnas.bragg import Peaks
 from edgexnas.bundle import AccuracyRow, Precision
 from edgexnas.device import PeakPredictor
 from edgexnas.host import PeakDataset, distance_row, match_peaks
+from edgexnas.peak_finding import background_numbers
 
 if TYPE_CHECKING:
     from edgexnas.frames import FrameSeries
@@ -25,8 +26,6 @@ MATCH_PX = 1.5
 
 DETECTION_PX = 3.0
 """A found peak is a listed spot if it lies within this distance."""
-
-BACKGROUND_FRAMES = 16
 
 
 class SpotList(Protocol):
@@ -82,7 +81,7 @@ def predict_held_out(
     with PeakPredictor(
         bundle, trust=trust, engine="onnxruntime", precision=precision, mask=series.mask
     ) as predictor:
-        spread = np.unique(np.linspace(0, len(frames) - 1, BACKGROUND_FRAMES).astype(int))
+        spread = background_numbers(len(frames), series.shape, series.dtype)
         predictor.calibrate_background([series[frames[index]] for index in spread])
 
         def pictures() -> Iterator[npt.NDArray[np.generic]]:

@@ -15,8 +15,9 @@ from edgexnas.device.engines.build_progress import build_progress
 from edgexnas.device.predictor import Predictor
 from edgexnas.device.proof import EngineProof, run_in_batches
 from edgexnas.device.sources.series_frames import SeriesFrames
-from edgexnas.device.stream import FrameSource, background_frames, open_source
+from edgexnas.device.stream import FrameSource, open_source
 from edgexnas.errors import EdgexnasError, InputError, SourceError
+from edgexnas.peak_finding import background_numbers
 
 if TYPE_CHECKING:
     from edgexnas.bundle import Bundle, Precision, TrustStore
@@ -286,7 +287,8 @@ class PeakPredictor(Predictor):
         try:
             with self._lock:
                 self._refuse_closed()
-                frames = [self._detection.admit(frame) for frame in background_frames(series)]
+                numbers = background_numbers(len(series), series.shape, series.dtype)
+                frames = [self._detection.admit(series[int(number)]) for number in numbers]
                 finder = self._detection.finder(frames, mask=series.mask)
                 pipeline = self._open_pipeline(finder, frames[0].dtype)
             del frames

@@ -1,11 +1,11 @@
-"""Where a predictor's frames come from, and which of them show the background."""
+"""Where a predictor's frames come from."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -16,23 +16,10 @@ from edgexnas.device.sources.series_frames import SeriesFrames
 from edgexnas.errors import ConfigurationError, SourceError
 from edgexnas.frames import ArrayFrames, FrameSeries, open_frames
 
-__all__ = [
-    "BACKGROUND_BYTES",
-    "BACKGROUND_FRAMES",
-    "FrameSource",
-    "background_frames",
-    "open_source",
-]
+__all__ = ["FrameSource", "open_source"]
 
-Frame = npt.NDArray[Any]
 FrameSource = str | os.PathLike[str] | EventSource | FrameSeries | Iterable[npt.ArrayLike]
 """A path, a URL, an open source or series, or frames in the order in which they were taken."""
-
-BACKGROUND_FRAMES = 16
-"""Most frames of a series from which its background is estimated."""
-
-BACKGROUND_BYTES = 32 * 1024 * 1024
-"""Most memory that those frames take together; one frame may take more."""
 
 
 def open_source(source: FrameSource) -> FrameSeries | SeriesFrames | Iterator[npt.ArrayLike]:
@@ -73,13 +60,3 @@ def _is_series(source: object) -> TypeGuard[FrameSeries]:
     """Tell a `FrameSeries`, whose frames can be read in any order, from other iterables."""
     names = ("source", "shape", "dtype", "mask", "__len__", "__getitem__")
     return all(hasattr(source, name) for name in names)
-
-
-def background_frames(series: FrameSeries) -> Sequence[Frame]:
-    """Read up to 16 frames spread evenly over a series, fewer where they are large."""
-    frame_bytes = int(np.prod(series.shape)) * series.dtype.itemsize
-    fitting = max(1, BACKGROUND_BYTES // max(1, frame_bytes))
-    count = min(len(series), BACKGROUND_FRAMES, fitting)
-    # The middles of `count` equal parts: a single frame comes from the middle of the series.
-    numbers = (2 * np.arange(count) + 1) * len(series) // (2 * count)
-    return [series[int(number)] for number in numbers]

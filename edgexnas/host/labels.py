@@ -18,6 +18,7 @@ from edgexnas.peak_finding import (
     FinderSettings,
     FoundPeaks,
     PeakFinder,
+    background_numbers,
     estimate_background,
 )
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["label_frames"]
 
-BACKGROUND_FRAMES = 8
 MINIMUM_R2 = 0.9
 MAXIMUM_OFFSET_PX = 2.0
 TRUTH_RADIUS_PX = 2.0
@@ -54,7 +54,8 @@ def label_frames(
     finder
         What counts as a peak; None means the defaults of `FinderSettings`.
     background
-        Level and noise; None estimates them from 8 frames spread over the series.
+        Level and noise; None estimates them from frames spread over the series, the same
+        ones as on the device.
     progress
         Called with (frames done, frames in all) after each frame.
     limit
@@ -73,7 +74,7 @@ def label_frames(
         raise ConfigurationError(f"limit is {limit}; give at least 1 frame, or None for all")
     total = len(series) if limit is None else min(limit, len(series))
     if background is None:
-        spread = np.unique(np.linspace(0, total - 1, BACKGROUND_FRAMES).round().astype(int))
+        spread = background_numbers(total, series.shape, series.dtype)
         background = estimate_background([series[int(k)] for k in spread], mask=series.mask)
     finder = finder or FinderSettings()
     detector = PeakFinder(finder, shape=series.shape, background=background, mask=series.mask)

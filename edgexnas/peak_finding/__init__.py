@@ -5,8 +5,21 @@ and every test is stated in `PeakFinder`. The twin that numba compiles gives the
 where numba is installed.
 """
 
-from edgexnas.peak_finding.background import Background, estimate_background
+from edgexnas.peak_finding.background import (
+    Background,
+    background_numbers,
+    enough_background,
+    estimate_background,
+)
 from edgexnas.peak_finding.finder import FoundPeaks, PeakFinder
 from edgexnas.peak_finding.settings import FinderSettings
 
-__all__ = ["Background", "FinderSettings", "FoundPeaks", "PeakFinder", "estimate_background"]
+__all__ = [
+    "Background",
+    "FinderSettings",
+    "FoundPeaks",
+    "PeakFinder",
+    "background_numbers",
+    "enough_background",
+    "estimate_background",
+]

@@ -14,13 +14,26 @@ import numpy.typing as npt
 from edgexnas.bragg import FloatArray
 from edgexnas.errors import InputError
 
-__all__ = ["Background", "estimate_background"]
+__all__ = [
+    "BACKGROUND_BYTES",
+    "BACKGROUND_FRAMES",
+    "Background",
+    "background_numbers",
+    "enough_background",
+    "estimate_background",
+]
 
 BoolArray = npt.NDArray[np.bool_]
 Frame = npt.NDArray[Any]
 
 TILE = 32
 """Side in pixels of the tiles whose statistics make the background."""
+
+BACKGROUND_FRAMES = 16
+"""Most frames of a series from which its background is estimated."""
+
+BACKGROUND_BYTES = 32 * 1024 * 1024
+"""Most memory that those frames take together; one frame may take more."""
 
 CLIP_SIGMAS = 3.0
 MAD_TO_SIGMA = 1.4826
@@ -43,6 +56,44 @@ class Background:
     noise: FloatArray
 
 
+def enough_background(
+    frame_bytes: int, *, frames: int = BACKGROUND_FRAMES, total_bytes: float = BACKGROUND_BYTES
+) -> int:
+    """Say from how many frames of a series its background is estimated, at least one.
+
+    Parameters
+    ----------
+    frame_bytes
+        Size of one frame.
+    frames, total_bytes
+        Most frames, in number and in bytes.
+    """
+    return max(1, min(frames, int(total_bytes / max(1, frame_bytes))))
+
+
+def background_numbers(
+    total: int, shape: tuple[int, ...], dtype: npt.DTypeLike
+) -> npt.NDArray[np.intp]:
+    """Say which frames of a series show its background: up to 16, fewer where they are large.
+
+    They are the middles of equal parts of the series: a single frame comes from its middle, where
+    the sample is as it was meant to be, and neither the first nor the last frame is one of many.
+
+    Parameters
+    ----------
+    total
+        Frames in the series, from 1.
+    shape, dtype
+        (rows, columns) and pixel type of each.
+
+    Returns
+    -------
+    Numbers from 0, increasing.
+    """
+    count = min(total, enough_background(math.prod(shape) * np.dtype(dtype).itemsize))
+    return (2 * np.arange(count) + 1) * total // (2 * count)
+
+
 def estimate_background(
     frames: Sequence[Frame] | Frame, *, mask: BoolArray | None = None
 ) -> Background:
@@ -60,7 +111,8 @@ def estimate_background(
     Parameters
     ----------
     frames
-        (k, H, W) or k frames of (H, W), counts. Frames spread over the series serve best.
+        (k, H, W) or k frames of (H, W), counts. Frames spread over the series serve best; see
+        `background_numbers`.
     mask
         (H, W) bool, True where a pixel must not be used.
 

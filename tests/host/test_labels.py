@@ -11,7 +11,7 @@ from edgexnas.frames import ArrayFrames
 from edgexnas.host.dataset import PeakDataset
 from edgexnas.host.labels import label_frames
 from edgexnas.host.matching import match_peaks
-from edgexnas.peak_finding import FinderSettings
+from edgexnas.peak_finding import FinderSettings, background_numbers, estimate_background
 from edgexnas.simulate import HedmSettings, SimulatedSeries, simulate_hedm
 
 
@@ -96,3 +96,11 @@ def test_frames_without_peaks_give_an_empty_dataset():
 def test_a_limit_below_one_is_refused(series):
     with pytest.raises(ConfigurationError, match="limit is 0"):
         label_frames(series, limit=0)
+
+
+def test_labels_rest_on_the_background_frames_that_a_device_takes(series, labelled):
+    frames = [series[int(n)] for n in background_numbers(len(series), (512, 512), np.uint16)]
+    background = estimate_background(frames, mask=series.mask)
+    assert label_frames(series, background=background).digest == labelled.digest
+    other = estimate_background(frames[:1], mask=series.mask)
+    assert label_frames(series, background=other).digest != labelled.digest

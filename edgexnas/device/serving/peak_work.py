@@ -14,6 +14,7 @@ from edgexnas.device.serving.results import FrameResult, ObjectSnapshot
 from edgexnas.device.serving.series_run import FrameTask, SeriesRun
 from edgexnas.device.serving.settings import MEBIBYTE, PipelineSettings
 from edgexnas.errors import EdgexnasError, InputError
+from edgexnas.peak_finding import enough_background
 
 if TYPE_CHECKING:
     from edgexnas.device.peak_predictor import PeakPredictor
@@ -131,10 +132,10 @@ class PeakWork:
         settings = self._settings
         pixels = held[0].pixels
         assert pixels is not None
-        # One more would be too many bytes; one frame may always be.
-        bytes_ = (len(held) + 1) * pixels.nbytes
-        return len(held) >= settings.background_frames or bytes_ > (
-            settings.background_mib * MEBIBYTE
+        return len(held) >= enough_background(
+            pixels.nbytes,
+            frames=settings.background_frames,
+            total_bytes=settings.background_mib * MEBIBYTE,
         )
 
     def _calibrated(self, state: _Calibration) -> list[FrameTask]:
