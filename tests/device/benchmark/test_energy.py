@@ -22,7 +22,7 @@ LOADED_W = {
     "fast": {"VDD_GPU_SOC": 6.2, "VDD_CPU_CV": 2.4, "VIN_SYS_5V0": 3.9, "VDDQ_VDD2_1V8AO": 0.9},
 }
 SECONDS = {"slow": 0.05, "fast": 0.02}
-SHORT = EnergyProtocol(idle_s=5, load_s=5, blocks=2, warm_up_s=0.2, lead_s=0.5, settle_s=0.5)
+SHORT = EnergyProtocol(idle_s=5, load_s=5, blocks=3, warm_up_s=0.2, lead_s=0.5, settle_s=0.5)
 
 
 class Bench:
@@ -78,11 +78,13 @@ def test_total_and_marginal_energy_lie_within_their_intervals(
 
 
 def test_loads_take_turns_between_idle_windows(report: EnergyReport) -> None:
-    assert [block.name for block in report.blocks] == ["slow", "fast", "fast", "slow"]
-    assert len(report.idle) == 5
+    assert [block.name for block in report.blocks] == [
+        "slow", "fast", "fast", "slow", "slow", "fast",
+    ]  # fmt: skip
+    assert len(report.idle) == 7
     held = [abs(power.watts - module_w(IDLE_W)) <= power.half_width_w for power in report.idle]
-    # Of five 95 % intervals one may miss.
-    assert sum(held) >= 4
+    # Of seven 95 % intervals one may miss.
+    assert sum(held) >= 6
 
 
 def test_rails_are_listed_and_the_contained_one_is_in_no_total(report: EnergyReport) -> None:
@@ -106,6 +108,29 @@ def test_a_sound_run_has_no_faults_and_says_that_its_windows_are_short(
     assert report.faults == ()
     assert "Load windows last 5 s; the protocol asks for 60 s." in report.notes
     assert all(block.lost == 0 for block in report.blocks)
+
+
+def test_what_changes_from_window_to_window_is_in_the_intervals(
+    jetson: ModuleType, tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(jetson, tree())
+    windows = iter([0.055, 0.045, 0.05])
+    report = measure_energy(
+        [bench.load("slow")], bench.meter, SHORT, clock=bench.clock,
+        after_block=lambda: monkeypatch.setitem(SECONDS, "slow", next(windows)),
+    )  # fmt: skip
+    (result,) = report.results
+    # 50, 55 and 45 ms: mean 50, deviation 5, Student's factor 4.3027 for two degrees of freedom.
+    assert result.period_ms == pytest.approx(50, rel=0.01)
+    assert result.period_half_width_ms == pytest.approx(4.3027 * 5 / 3**0.5, rel=0.02)
+
+
+def test_one_window_of_load_is_noted(jetson: ModuleType, tree: Tree) -> None:
+    bench = Bench(jetson, tree())
+    report = bench.measure(
+        "slow", protocol=EnergyProtocol(idle_s=2, load_s=2, blocks=1, warm_up_s=0)
+    )
+    assert any("Each load has one window" in note for note in report.notes)
 
 
 def test_lost_readings_are_a_fault(jetson: ModuleType, tree: Tree) -> None:
