@@ -162,6 +162,8 @@ class FramePipeline:
     def result(self) -> Peaks:
         """Wait for the oldest frame submitted and give its peaks.
 
+        If it fails, the frame is no longer in flight.
+
         Raises
         ------
         InputError
@@ -169,13 +171,16 @@ class FramePipeline:
         EngineError
             If nothing is in flight, or the GPU fails.
         """
-        slot = self._frames.wait()
-        found, kept, bad = slot.outputs["header"].array.tolist()
-        if kept > slot.size:
-            # The frame held far more peaks than those before it: once more, with room.
-            self._frames.repeat(self._room_for(kept))
+        slot = self._frames.oldest()
         number = self._numbers.popleft()
-        self._frames.release()
+        try:
+            self._frames.wait()
+            found, kept, bad = slot.outputs["header"].array.tolist()
+            if kept > slot.size:
+                # The frame held far more peaks than those before it: once more, with room.
+                self._frames.repeat(self._room_for(kept))
+        finally:
+            self._frames.release()
         # Less room only where far less is needed, so that it does not change with each frame.
         if kept > self._room or 2 * kept <= self._room:
             self._room = self._room_for(kept + kept // 8)

@@ -45,8 +45,8 @@ class PeakPredictor(Predictor):
     A predictor serves one detector: the mask or the first frame fixes the shape of all frames,
     the first frame their dtype.
 
-    Where the engine runs on a GPU, so does all that `process` and `stream` do to frames of uint8,
-    uint16, int16, uint32, int32 and float32; open it with a `batch` near the number of peaks of a
+    Where the engine runs on a GPU, so does all that `process`, `stream` and a service do to frames
+    of uint8, uint16, int16, uint32, int32 and float32; open it with a `batch` near the number of peaks of a
     frame. Elsewhere, and for other dtypes, peaks are found on the CPU, compiled where numba is
     installed. All give the same peaks.
 
@@ -220,6 +220,69 @@ class PeakPredictor(Predictor):
         split = np.split(offsets_px, ends)
         return list(map(self._placed, split, found, numbers))
 
+    def open_pipeline(self, finder: PeakFinder, dtype: npt.DTypeLike) -> FramePipeline | None:
+        """Take what a series' frames go through on the GPU; `close` gives it back at the latest.
+
+        Parameters
+        ----------
+        finder
+            Of `detection`, once the series' background is known.
+        dtype
+            Of the frames.
+
+        Returns
+        -------
+        A pipeline for `process_in`; None where frames stay on the CPU: without an engine on a GPU,
+        and, with a warning that says why, where no pipeline can be had.
+
+        Raises
+        ------
+        EngineError
+            If the predictor is closed or the GPU failed for good.
+        """
+        with self._lock:
+            self._refuse_closed()
+            if not hasattr(self.engine, "enqueue"):
+                return None
+            # Only predictors on a GPU load what it needs.
+            from edgexnas.device.frame_pipeline import open_frame_pipeline
+
+            pipeline = open_frame_pipeline(
+                cast("DeviceEngine", self.engine),
+                finder,
+                dtype,
+                levels=self.manifest.quantile_levels,
+                cache=self._cache,
+            )
+            if pipeline is not None:
+                self._pipelines.append(pipeline)
+            return pipeline
+
+    def process_in(
+        self, pipeline: FramePipeline, frame: npt.NDArray[Any], frame_number: int
+    ) -> Peaks:
+        """Find the peaks of one frame and predict their positions, all on the GPU.
+
+        Threads take turns.
+
+        Raises
+        ------
+        InputError
+            If shape or dtype are not the pipeline's, or a usable pixel is NaN or infinite.
+        EngineError
+            If the predictor is closed or the GPU fails.
+        """
+        with self._lock:
+            self._refuse_closed()
+            return pipeline.process(frame, number=frame_number)
+
+    def close_pipeline(self, pipeline: FramePipeline) -> None:
+        """Give the memory of a pipeline back; closing again does nothing."""
+        with self._lock:
+            if pipeline in self._pipelines:
+                self._pipelines.remove(pipeline)
+                pipeline.close()
+
     def stream(self, source: FrameSource) -> Iterator[Peaks]:
         """Process a series of frames in order.
 
@@ -326,30 +389,16 @@ class PeakPredictor(Predictor):
             return pipeline.result()
 
     def _open_pipeline(self, finder: PeakFinder, dtype: np.dtype[Any]) -> FramePipeline | None:
-        """Find peaks on the GPU where the engine runs on one, with kernels for the dtype."""
-        if not hasattr(self.engine, "enqueue"):
+        """Find peaks on the GPU, or get ready to do so on the CPU."""
+        pipeline = self.open_pipeline(finder, dtype)
+        if pipeline is None:
             with build_progress(f"the peak finder is compiled for {dtype} frames"):
                 finder.prepare(dtype)
-            return None
-        # Only predictors on a GPU load what it needs.
-        from edgexnas.device.frame_pipeline import open_frame_pipeline
-
-        pipeline = open_frame_pipeline(
-            cast("DeviceEngine", self.engine),
-            finder,
-            dtype,
-            levels=self.manifest.quantile_levels,
-            cache=self._cache,
-        )
-        if pipeline is not None:
-            self._pipelines.append(pipeline)
         return pipeline
 
     def _close_pipeline(self, pipeline: FramePipeline | None) -> None:
-        with self._lock:
-            if pipeline is not None and pipeline in self._pipelines:
-                self._pipelines.remove(pipeline)
-                pipeline.close()
+        if pipeline is not None:
+            self.close_pipeline(pipeline)
 
     def _stream_frames(
         self,

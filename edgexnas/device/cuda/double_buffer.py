@@ -225,6 +225,18 @@ class DoubleBuffer:
             graph.launch()
         slot._done.record(self._session.compute)
 
+    def oldest(self) -> Slot:
+        """Give the slot of the oldest frame submitted, which may not be done yet.
+
+        Raises
+        ------
+        EngineError
+            If nothing is in flight.
+        """
+        if not self._flying:
+            raise EngineError("nothing is in flight; submit a frame first")
+        return self._flying[0]
+
     def wait(self) -> Slot:
         """Wait for the oldest frame submitted; it stays in flight until `release`.
 
@@ -233,9 +245,7 @@ class DoubleBuffer:
         EngineError
             If nothing is in flight, or the GPU fails.
         """
-        if not self._flying:
-            raise EngineError("nothing is in flight; submit a frame first")
-        slot = self._flying[0]
+        slot = self.oldest()
         with self._session.current():
             slot._done.synchronize()
         return slot

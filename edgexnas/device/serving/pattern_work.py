@@ -135,6 +135,9 @@ class PatternWork:
         state.changed = False
         return ObjectSnapshot(run.series, state.newest, image, final)
 
+    def end(self, run: SeriesRun) -> None:
+        """Do nothing: an object takes host memory only."""
+
     def _place_readings(self, run: SeriesRun, number: int) -> None:
         state: _ScanState = run.work
         while run.readings:

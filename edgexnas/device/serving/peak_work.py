@@ -1,4 +1,8 @@
-"""Frames of Bragg peaks: the background from the first ones, then peaks and their positions."""
+"""Frames of Bragg peaks: the background from the first ones, then peaks and their positions.
+
+Where the engine runs on a GPU, the finding stage does everything there, frame by frame; elsewhere
+it finds peaks in its threads, and the engine runs for several frames together.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgexnas.bragg import Peaks
 from edgexnas.device.detection import PeakDetection, refuse_nan
 from edgexnas.device.serving.results import FrameResult, ObjectSnapshot
 from edgexnas.device.serving.series_run import FrameTask, SeriesRun
@@ -17,6 +22,7 @@ from edgexnas.errors import EdgexnasError, InputError
 from edgexnas.peak_finding import enough_background
 
 if TYPE_CHECKING:
+    from edgexnas.device.frame_pipeline import FramePipeline
     from edgexnas.device.peak_predictor import PeakPredictor
     from edgexnas.peak_finding import PeakFinder
 
@@ -38,6 +44,7 @@ class _Calibration:
     done: bool = False
     # A finder has a scratch buffer, so each thread gets its own.
     finders: dict[int, PeakFinder] = field(default_factory=dict)
+    pipeline: FramePipeline | None = None
 
 
 class PeakWork:
@@ -58,7 +65,8 @@ class PeakWork:
     def warm_up(self) -> None:
         """Find and locate a peak in a frame of each dtype that detectors usually have.
 
-        The first call of the finder for a dtype compiles it, or loads what was compiled before.
+        The first call of the finder for a dtype compiles it, or loads what was compiled before;
+        so does opening a pipeline on a GPU.
         """
         for dtype in USUAL_DTYPES:
             detection = self._predictor.detection()
@@ -66,7 +74,12 @@ class PeakWork:
             frame = np.zeros((rows, cols), dtype)
             frame[rows // 2, cols // 2] = 1000
             detection.calibrate([frame])
-            self._predictor.locate([detection.find(frame)], [0])
+            pipeline = self._predictor.open_pipeline(detection.finder([frame]), frame.dtype)
+            if pipeline is None:
+                self._predictor.locate([detection.find(frame)], [0])
+            else:
+                self._predictor.process_in(pipeline, frame, 0)
+                self._predictor.close_pipeline(pipeline)
 
     def begin(self, run: SeriesRun) -> None:
         """Make a detection for the series."""
@@ -107,16 +120,22 @@ class PeakWork:
         return []
 
     def size(self, task: FrameTask) -> int:
-        """Give the number of peaks."""
+        """Give the number of peaks, or a whole batch for a frame that need not wait for others."""
+        if isinstance(task.prepared, Peaks):
+            return self._predictor.engine.batch
         return 0 if task.prepared is None else len(task.prepared)
 
     def predict(self, tasks: list[FrameTask]) -> None:
-        """Predict the positions of all peaks together."""
-        located = self._predictor.locate(
-            [task.prepared for task in tasks], [task.number for task in tasks]
-        )
-        for task, peaks in zip(tasks, located, strict=True):
-            task.prepared = None
+        """Predict the positions of all peaks together, where the finding stage has not."""
+        left = [task for task in tasks if not isinstance(task.prepared, Peaks)]
+        if left:
+            located = self._predictor.locate(
+                [task.prepared for task in left], [task.number for task in left]
+            )
+            for task, peaks in zip(left, located, strict=True):
+                task.prepared = peaks
+        for task in tasks:
+            peaks, task.prepared = task.prepared, None
             task.result = FrameResult(
                 task.run.series, task.number, task.arrival_ns, task.timestamp_s, peaks
             )
@@ -127,6 +146,12 @@ class PeakWork:
     def snapshot(self, run: SeriesRun, *, final: bool) -> ObjectSnapshot | None:
         """Give none: nothing grows over a series of peaks."""
         return None
+
+    def end(self, run: SeriesRun) -> None:
+        """Give back what the series took of the GPU."""
+        state: _Calibration | None = run.work
+        if state is not None and state.pipeline is not None:
+            self._predictor.close_pipeline(state.pipeline)
 
     def _enough(self, held: list[FrameTask]) -> bool:
         settings = self._settings
@@ -144,6 +169,14 @@ class PeakWork:
         usable = [task for task in held if self._shows_background(state.detection, task)]
         if usable:
             state.detection.calibrate([_pixels(task) for task in usable])
+            first = _pixels(usable[0])
+            finder = state.detection.finder([first])
+            try:
+                state.pipeline = self._predictor.open_pipeline(finder, first.dtype)
+            except EdgexnasError as error:
+                for task in usable:
+                    task.error = str(error)
+                return sorted(held)
             state.done = True
             series = usable[0].run.series
             _log.info("%s: background from %d frames", series, len(usable))
@@ -163,6 +196,11 @@ class PeakWork:
             pixels = _pixels(task)
             try:
                 admitted = state.detection.admit(pixels)
+                if state.pipeline is not None:
+                    task.prepared = self._predictor.process_in(
+                        state.pipeline, admitted, task.number
+                    )
+                    continue
                 finder = state.finders.get(threading.get_ident())
                 if finder is None:
                     finder = state.detection.finder([admitted])

@@ -313,6 +313,7 @@ class Pipeline:
             self._show(run, final=True)
             for sink in self._sinks:
                 sink.tell(SeriesEnded(run.series, dict(run.ledger.counts)))
+        self._work.end(run)
         self._runs.remove(run)
 
     def _show(self, run: SeriesRun, *, final: bool) -> None:

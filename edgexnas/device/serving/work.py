@@ -42,3 +42,6 @@ class Work(Protocol):
 
     def snapshot(self, run: SeriesRun, *, final: bool) -> ObjectSnapshot | None:
         """Show what grows over a series, if it is time to; None otherwise."""
+
+    def end(self, run: SeriesRun) -> None:
+        """Give back what was taken for a series; called after its last frame was delivered."""

@@ -35,9 +35,21 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.fixture
-def session(monkeypatch: pytest.MonkeyPatch, libraries: Path, fake_gpu: Any) -> Iterator[Any]:
-    """A CUDA session without a GPU, whose modules hold kernels that run on the CPU."""
-    from edgexnas.device.cuda import CudaSession
+def session(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """A CUDA session: without a GPU, unless a module asks for one."""
+    from edgexnas.device.cuda import CudaSession, why_no_cuda
+
+    if getattr(request, "param", "stand-in") == "stand-in":
+        request.getfixturevalue("kernels_on_cpu")
+    elif (obstacle := why_no_cuda()) is not None:
+        pytest.skip(f"no CUDA device: {obstacle}")
+    with CudaSession() as opened:
+        yield opened
+
+
+@pytest.fixture
+def kernels_on_cpu(monkeypatch: pytest.MonkeyPatch, libraries: Path, fake_gpu: Any) -> None:
+    """Let modules of the GPU that is none hold kernels that run on the CPU."""
     from edgexnas.device.kernels import kernel_set, pattern_kernels, peak_kernels
 
     on_cpu = _load(HERE / "kernels_on_cpu.py")
@@ -53,11 +65,23 @@ def session(monkeypatch: pytest.MonkeyPatch, libraries: Path, fake_gpu: Any) -> 
     # Blocks that fill a GPU cost time here and do nothing more.
     monkeypatch.setattr(peak_kernels, "CUT_BLOCKS", 12)
     monkeypatch.setattr(peak_kernels, "DECODE_BLOCKS", 3)
-    with CudaSession() as opened:
-        yield opened
 
 
 @pytest.fixture
 def place_engine() -> Callable[..., Any]:
     """Make an engine whose answer shows which patch it got."""
     return _load(HERE / "place_engine.py").PlaceEngine
+
+
+@pytest.fixture
+def predictor(
+    session: Any, place_engine: Callable[..., Any], bundle_path: Path, keys: Path
+) -> Iterator[Any]:
+    """A predictor whose engine is on the GPU that is none."""
+    from edgexnas.device import Predictor
+
+    opened: Any = Predictor(bundle_path, trust=keys, engine="onnxruntime", cache=False)
+    opened.engine.close()
+    opened.engine = place_engine(session)
+    yield opened
+    opened.close()

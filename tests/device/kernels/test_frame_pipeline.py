@@ -150,6 +150,7 @@ def test_a_gpu_that_disappears_is_one_sentence_and_closing_still_works(pipeline,
     fake_gpu.gone = True
     with pytest.raises(EngineError, match=r"Fake GPU failed .*; start the process again"):
         pipeline.result()
+    assert pipeline.in_flight == 0
     with pytest.raises(EngineError, match="Fake GPU"):
         pipeline.submit(frame_with(10))
     pipeline.close()

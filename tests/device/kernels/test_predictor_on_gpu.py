@@ -9,18 +9,8 @@ import numpy as np
 import pytest
 
 from edgexnas.bragg import Peaks, decode_offsets, scale_patches
-from edgexnas.device import Predictor
 from edgexnas.errors import EngineError, InputError
 from edgexnas.peak_finding import PeakFinder, estimate_background
-
-
-@pytest.fixture
-def predictor(session, place_engine, bundle_path, keys):
-    opened = Predictor(bundle_path, trust=keys, engine="onnxruntime", cache=False)
-    opened.engine.close()
-    opened.engine = place_engine(session)
-    yield opened
-    opened.close()
 
 
 @pytest.fixture
