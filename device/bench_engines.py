@@ -9,6 +9,7 @@ memory. TensorRT is not needed: torch stands in for it, and the page says so.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import subprocess
@@ -23,11 +24,14 @@ from torch_stand_in import TorchStandIn
 
 from edgexnas.bragg import PATCH_SIZE
 from edgexnas.device.cuda import CudaSession, DoubleBuffer, Slot
+from edgexnas.device.engines.device_engine import HostRuns
 from edgexnas.host.models import BraggNN, cnn_bragg, count_parameters, mlp_bragg
 from edgexnas.host.ptycho_models import PtychoNN, cnn_ptycho, mlp_ptycho
 from edgexnas.ptycho import PATTERN_SIZE
+from edgexnas.whole_files import write_whole
 
 BATCH, REPEATS, RUNS = 32, 375, 10
+PRECISIONS = ("float16", "float32")
 PATCH, PATTERN = (1, PATCH_SIZE, PATCH_SIZE), (1, PATTERN_SIZE, PATTERN_SIZE)
 
 NETWORKS: dict[str, tuple[Any, tuple[int, ...]]] = {
@@ -77,23 +81,19 @@ def measured(name: str, precision: str) -> dict[str, Any]:
         "parameters": count_parameters(network),
     }
     with CudaSession() as session:
-        engines = {
-            kind: TorchStandIn(
-                network, shape, session=session, precision=precision, graph=kind == "graph"
-            )
-            for kind in ("plain", "graph")
-        }
-        outputs = {kind: engine.run(inputs) for kind, engine in engines.items()}
+        engine = TorchStandIn(network, shape, session=session, precision=precision)
+        runs = {"plain": HostRuns(engine, graph=False), "graph": engine}
+        outputs = {kind: run.run(inputs) for kind, run in runs.items()}
         row["largest difference to the CPU"] = float(np.abs(outputs["graph"] - expected).max())
         row["graph equals plain"] = bool(np.array_equal(outputs["graph"], outputs["plain"]))
-        row["recorded"] = engines["graph"].describe()["cuda_graph"]
-        for kind, engine in engines.items():
-            row[f"{kind} µs"] = summary(latencies_us(lambda engine=engine: engine.run(inputs)))
-        row["device only µs"] = summary(device_latencies_us(engines["graph"], session))
-        row["device memory bytes"] = engines["graph"].device_memory_bytes
-        row["start s"] = round(engines["graph"].seconds, 3)
-        for engine in engines.values():
-            engine.close()
+        row["recorded"] = engine.describe()["cuda_graph"]
+        for kind, run in runs.items():
+            row[f"{kind} µs"] = summary(latencies_us(lambda run=run: run.run(inputs)))
+        row["device only µs"] = summary(device_latencies_us(engine, session))
+        row["device memory bytes"] = engine.device_memory_bytes
+        row["start s"] = round(engine.seconds, 3)
+        for run in runs.values():
+            run.close()
     return row
 
 
@@ -216,12 +216,8 @@ def page(found: dict[str, Any]) -> str:
         "## First start",
         "",
         "One fresh process each, in seconds, without importing torch; "
-        + (
-            "with the search for faster kernels, which TensorRT does when it builds a plan:"
-            if found.get("first start searches kernels")
-            else "without a search for faster kernels, which TensorRT does when it builds a plan "
-            "and not when it starts from one:"
-        ),
+        "without a search for faster kernels, which TensorRT does when it builds a plan and not "
+        "when it starts from one:",
         "",
         "| network | context | engine opened, graphs recorded | first run |",
         "|---|---|---|---|",
@@ -239,15 +235,6 @@ def page(found: dict[str, Any]) -> str:
         "copy.",
         "",
     ]
-    if "memory not given back, bytes" in found:
-        kept = found["memory not given back, bytes"] / 2**20
-        lines += [
-            f"After all of it {kept:.0f} MiB of the GPU's memory were not given back: what cuBLAS, "
-            "cuDNN and torch keep for a process.",
-            "",
-        ]
-    if "note" in found:
-        lines += [found["note"], ""]
     return "\n".join(lines)
 
 
@@ -285,40 +272,55 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="folder for gpu-engines.json")
     parser.add_argument("--start", choices=NETWORKS, help="only time a first start of this one")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS)
+    parser.add_argument(
+        "--add", action="store_true", help="only add latencies to what the folder's file holds"
+    )
     options = parser.parse_args()
     if options.start:
         print(json.dumps(first_start(options.start)))
         return
+    options.output.mkdir(parents=True, exist_ok=True)
+    kept = options.output / "gpu-engines.json"
+    if options.add:
+        found = json.loads(kept.read_text(encoding="utf-8"))
+    else:
+        found = surroundings()
+        print(json.dumps(found, indent=1, ensure_ascii=False), flush=True)
+    rows = {(row["network"], row["precision"]): row for row in found["rows"]}
+    for precision, name in itertools.product(options.precisions, options.networks):
+        try:
+            row = measured(name, precision)
+        except Exception as error:
+            row = {"network": name, "precision": precision, "failed": repr(error)}
+        print(json.dumps(row, ensure_ascii=False), flush=True)
+        rows[name, precision] = row
+        # Kept at once: all of them take minutes.
+        found["rows"] = sorted(rows.values(), key=place)
+        text = json.dumps(found, indent=1, ensure_ascii=False)
+        write_whole(kept, (text + "\n").encode())
+        write_whole(kept.with_suffix(".md"), page(found).encode())
+
+
+def surroundings() -> dict[str, Any]:
+    """Say what it runs on, and time starts and copies."""
     starts = {name: in_fresh_process(name) for name in ("BraggNN", "PtychoNN")}
-    print(json.dumps(starts), flush=True)
     with CudaSession() as session:
-        before, total = session.free_bytes()
-        found = {
+        return {
             "GPU": session.name,
             "capability": session.capability,
             "CUDA driver": session.driver,
             "torch": torch.__version__,
             "first start, s": starts,
             "double buffer": copies(session),
+            "rows": [],
         }
-        print(json.dumps(found, indent=1, ensure_ascii=False), flush=True)
-        rows = []
-        for name, precision in [
-            *((name, "float16") for name in NETWORKS),
-            ("BraggNN", "float32"),
-        ]:
-            try:
-                rows.append(measured(name, precision))
-            except Exception as error:
-                rows.append({"network": name, "precision": precision, "failed": repr(error)})
-            print(json.dumps(rows[-1], ensure_ascii=False), flush=True)
-        torch.cuda.empty_cache()
-        after, _ = session.free_bytes()
-    found |= {"rows": rows, "memory not given back, bytes": before - after, "GPU bytes": total}
-    options.output.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(found, indent=1, ensure_ascii=False)
-    (options.output / "gpu-engines.json").write_text(text + "\n", encoding="utf-8")
-    (options.output / "gpu-engines.md").write_text(page(found), encoding="utf-8")
+
+
+def place(row: dict[str, Any]) -> tuple[int, int]:
+    """Give a row's place in the table."""
+    return PRECISIONS.index(row["precision"]), list(NETWORKS).index(row["network"])
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from gpu_comparisons import (
     cases,
@@ -71,9 +72,14 @@ def main() -> int:
         with CudaSession() as session:
             print(f"{session.name}, {session.capability}, CUDA {session.driver}", flush=True)
             verdicts = [compare(session, options)]
+            # Before the sanitizers, which take long: what is measured is kept first.
+            found = timings(session, options.output) if options.time else None
             verdicts += [sanitize(tool, options.frames) for tool in options.sanitize]
-            if options.time:
-                write_timings(session, [said for _, said in verdicts], options.output)
+            if found is not None and options.output is not None:
+                from gpu_frames_page import frames_page
+
+                page = frames_page(found, [said for _, said in verdicts])
+                write_whole(options.output / "gpu-frames.md", page.encode())
     except EngineError as error:
         print(error, file=sys.stderr)
         return 1
@@ -82,17 +88,16 @@ def main() -> int:
     return 0 if good else 1
 
 
-def write_timings(session: CudaSession, checks: list[str], folder: Path | None) -> None:
-    """Time everything; write the page and what it is made of, if a folder is given."""
-    from gpu_frames_page import frames_page
+def timings(session: CudaSession, folder: Path | None) -> dict[str, Any]:
+    """Time everything, and write what was measured if a folder is given."""
     from gpu_timings import measure
 
     found = measure(session)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        page = frames_page(found, checks)
-        write_whole(folder / "gpu-frames.json", (json.dumps(found, indent=1) + "\n").encode())
-        write_whole(folder / "gpu-frames.md", page.encode())
+        text = json.dumps(found, indent=1, ensure_ascii=False)
+        write_whole(folder / "gpu-frames.json", (text + "\n").encode())
+    return found
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -55,17 +56,32 @@ def measure(session: CudaSession) -> dict[str, Any]:
     print(f"{rate / 1e9:.1f} GB/s, {found['limit frames/s']:.0f} frames/s", flush=True)
     for name, build in SCAN_NETWORKS.items():
         found["scans"].append(printed(time_scan(session, name, build())))
-    for spots in SPOTS:
+    fields = [Field.with_spots(spots) for spots in SPOTS]
+    found["host copies"] = time_host_copies(session, fields[0].frames)
+    rows = {field.peaks: [] for field in fields}
+    for name, build in NETWORKS.items():
+        for peaks, more in time_network(session, name, build().eval(), fields).items():
+            rows[peaks] += more
+    for field in fields:
+        rows[field.peaks] += map(printed, time_others(field))
+    found["frames"] = [row for more in rows.values() for row in more]
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """Frames of one number of spots, what finds their peaks, and how many those are."""
+
+    frames: list[np.ndarray]
+    finder: PeakFinder
+    peaks: int
+
+    @classmethod
+    def with_spots(cls, spots: int) -> Field:
+        """Make frames of about so many peaks."""
         frames = [spotty_frame(SHAPE, spots, seed) for seed in range(4)]
         finder = PeakFinder(shape=SHAPE, background=estimate_background(frames[:1]))
-        peaks = len(finder.find(frames[0]))
-        for name, build in NETWORKS.items():
-            for row in time_frames(session, name, build().eval(), frames, finder, peaks):
-                found["frames"].append(printed(row))
-        for row in time_others(frames, finder):
-            found["frames"].append(printed({"peaks": peaks, **row}))
-        found["host copies"] = found["host copies"] or time_host_copies(session, frames)
-    return found
+        return cls(frames, finder, len(finder.find(frames[0])))
 
 
 def printed(row: Row) -> Row:
@@ -114,28 +130,38 @@ def bandwidth(session: CudaSession) -> float:
     return max(rates)
 
 
-def time_frames(
-    session: CudaSession,
-    name: str,
-    network: Any,
-    frames: list[np.ndarray],
-    finder: PeakFinder,
-    peaks: int,
-) -> list[Row]:
-    """Time one network behind the pipeline: frames in pinned memory, and frames that are copied."""
+def time_network(
+    session: CudaSession, name: str, network: Any, fields: list[Field]
+) -> dict[int, list[Row]]:
+    """Time one network behind the pipeline, for each number of peaks."""
     levels = tuple(np.linspace(0.1, 0.9, network(torch.zeros(1, *PATCH)).shape[-1]))
     torch.cuda.empty_cache()
-    free, own = session.free_bytes()[0], session.device_bytes
+    free = session.free_bytes()[0]
     engine = TorchStandIn(
         network, PATCH, session=session, precision="float16", sizes=SIZES, graph=False
     )
-    engine_bytes = session.device_bytes - own
-    pipeline = FramePipeline(engine, finder, np.uint16, levels=levels)
-    torch.cuda.empty_cache()
-    memory = {
-        "own MiB": (session.device_bytes - own - engine_bytes) / 2**20,
-        "all MiB": (free - session.free_bytes()[0]) / 2**20,
-    }
+    print(f"{name}: {engine.describe()}", flush=True)
+    rows = {}
+    for field in fields:
+        own = session.device_bytes
+        pipeline = FramePipeline(engine, field.finder, np.uint16, levels=levels)
+        torch.cuda.empty_cache()
+        memory = {
+            "own MiB": (session.device_bytes - own) / 2**20,
+            "all MiB": (free - session.free_bytes()[0]) / 2**20,
+        }
+        rows[field.peaks] = time_pipeline(pipeline, name, field)
+        rows[field.peaks][0] |= memory | {"stages us": stage_times_us(session, pipeline)}
+        for row in rows[field.peaks]:
+            printed(row)
+        pipeline.close()
+    engine.close()
+    return rows
+
+
+def time_pipeline(pipeline: FramePipeline, name: str, field: Field) -> list[Row]:
+    """Time frames in pinned memory, and frames that are copied there."""
+    frames = field.frames
     for slot, frame in zip(pipeline._frames.slots, frames, strict=False):
         slot.input.array[:] = frame
     turn = 0
@@ -157,10 +183,8 @@ def time_frames(
         pipeline.submit(None if work is in_place else frames[0])
         rate = rate_of(work, times)
         pipeline.result()
-        rows.append({"peaks": peaks, "network": name, "frame": where, "frames/s": rate, **alone})
-    rows[0] |= memory | {"room": pipeline._room, "stages us": stage_times_us(session, pipeline)}
-    pipeline.close()
-    engine.close()
+        row = {"peaks": field.peaks, "network": name, "frame": where, "frames/s": rate, **alone}
+        rows.append(row | {"room": pipeline._room})
     return rows
 
 
@@ -206,8 +230,9 @@ def graph_times_us(
     return times
 
 
-def time_others(frames: list[np.ndarray], finder: PeakFinder) -> list[Row]:
+def time_others(field: Field) -> list[Row]:
     """Time the CPU twin, and connected components on GPU and CPU, with the same network."""
+    frames, finder = field.frames, field.finder
     network = mlp_bragg(50, 5).eval()
     torch.set_num_threads(1)
 
@@ -227,7 +252,8 @@ def time_others(frames: list[np.ndarray], finder: PeakFinder) -> list[Row]:
         if "label" in name:
             network.to("cuda", torch.float16)
         seconds = repeated(work, times)
-        rows.append({"pipeline": name, "frames/s": times / sum(seconds), **summary(seconds)})
+        rate = {"frames/s": times / sum(seconds)}
+        rows.append({"peaks": field.peaks, "pipeline": name, **rate, **summary(seconds)})
     return rows
 
 

@@ -1,8 +1,7 @@
-"""The kernels for peaks give what the CPU gives, to the last bit; here they run on the CPU."""
+"""The kernels for peaks give what the CPU gives, to the last bit, on a GPU and as CPU code."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,8 @@ from edgexnas.device.kernels import PeakKernels
 from edgexnas.errors import ConfigurationError
 from edgexnas.frames import open_frames
 from edgexnas.peak_finding import Background, FinderSettings, PeakFinder, estimate_background
+
+pytestmark = pytest.mark.parametrize("session", ["stand-in", "gpu"], indirect=True)
 
 LOOSE = FinderSettings(0, 1, 1, 0.5, 1)
 DTYPES = [np.uint16, np.float32]
@@ -169,6 +170,6 @@ def test_a_real_raw_frame_gives_identical_peaks(session, real_data: Path):
     assert_same(session, finder, frame, least=20)
 
 
-def test_a_dtype_without_kernels_is_refused_by_name(session, place_engine: Callable[..., Any]):
+def test_a_dtype_without_kernels_is_refused_by_name(session):
     with pytest.raises(ConfigurationError, match="float64"):
         PeakKernels(session, PeakFinder(shape=(8, 8)), np.float64)
