@@ -46,9 +46,9 @@ class PeakPredictor(Predictor):
     the first frame their dtype.
 
     Where the engine runs on a GPU, so does all that `process`, `stream` and a service do to frames
-    of uint8, uint16, int16, uint32, int32 and float32; open it with a `batch` near the number of peaks of a
-    frame. Elsewhere, and for other dtypes, peaks are found on the CPU, compiled where numba is
-    installed. All give the same peaks.
+    of uint8, uint16, int16, uint32, int32 and float32; open it with a `batch` near the number of
+    peaks of a frame. Elsewhere, and for other dtypes, peaks are found on the CPU, compiled where
+    numba is installed. All give the same peaks.
 
     Parameters
     ----------
