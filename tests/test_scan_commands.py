@@ -73,7 +73,9 @@ def test_the_object_of_a_scan_is_kept_with_its_pictures(
             found, coverage = file["object"], file["coverage"]
     else:
         with h5py.File(tmp_path / name) as file:
-            found, coverage = file["entry/object/object"][()], file["entry/object/coverage"][()]
+            data = file["entry/object"]
+            found = data["amplitude"][()] * np.exp(1j * data["phase"][()])
+            coverage = data["coverage"][()]
     np.testing.assert_allclose(np.abs(found), np.abs(visible.visible_object()), atol=0.02)
     assert abs(np.angle(found.sum())) < 1e-5
     assert coverage.shape == found.shape

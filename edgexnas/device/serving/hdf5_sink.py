@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgexnas.device.object_file import write_nexus_object
 from edgexnas.device.serving.intervals import Intervals
 from edgexnas.device.serving.results import (
     FrameResult,
@@ -214,12 +215,16 @@ class Hdf5Sink:
             self._sync()
 
     def show(self, snapshot: ObjectSnapshot) -> None:
-        """Write the object as it stands to a file of its own, which appears whole."""
+        """Write the object as it stands to a file of its own, which appears whole.
+
+        It is laid out as `edgexnas predict` does; see `write_nexus_object`.
+        """
         series = re.sub(r"[^\w.-]+", "_", snapshot.series)[-100:]
         path = self.folder / f"object_{series}_{self._number:06d}.h5"
         self._refuse_full(self.folder)
         with whole_file(path) as draft:
-            _write_object(draft, snapshot)
+            title = f"{snapshot.series} up to frame {snapshot.number}"
+            write_nexus_object(draft, snapshot.image, title=title)
 
     def close(self) -> None:
         """Close the file; closing again does nothing."""
@@ -345,25 +350,3 @@ def _size(result: FrameResult) -> int:
     peaks = 0 if result.peaks is None else 64 * len(result.peaks)
     patch = 0 if result.amplitude is None else 2 * result.amplitude.nbytes
     return COMMIT.itemsize + NAME_BYTES + peaks + patch
-
-
-def _write_object(path: Path, snapshot: ObjectSnapshot) -> None:
-    import h5py
-
-    image = snapshot.image
-    with h5py.File(path, "w") as file:
-        file.attrs.update({"NX_class": "NXroot", "default": "entry", "creator": "edgexnas"})
-        entry = file.create_group("entry")
-        entry.attrs.update({"NX_class": "NXentry", "default": "object"})
-        entry["title"] = f"{snapshot.series} up to frame {snapshot.number}"
-        data = entry.create_group("object")
-        data.attrs.update({"NX_class": "NXdata", "signal": "phase", "axes": ["row_px", "col_px"]})
-        data.attrs["auxiliary_signals"] = ["amplitude", "coverage"]
-        data["phase"], data["amplitude"] = image.phase_rad, image.amplitude
-        data["coverage"] = image.coverage
-        data["phase"].attrs["units"] = "rad"
-        for axis, (name, first) in enumerate(
-            zip(("row_px", "col_px"), image.origin_px, strict=True)
-        ):
-            data[name] = np.arange(first, first + image.values.shape[axis])
-            data[name].attrs["units"] = "px"

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from edgexnas.bragg import Peaks
+from edgexnas.device.object_file import save_object
 from edgexnas.device.serving.hdf5_sink import Hdf5Sink
 from edgexnas.device.serving.results import (
     FrameResult,
@@ -195,8 +196,11 @@ class TestStoring:
         sink.close()
         with h5py.File(tmp_path / "object_pva_x_3_1_000001.h5") as file:
             data = file["entry/object"]
-            np.testing.assert_allclose(data["phase"][:], np.angle(values), atol=1e-6)
+            turned = values * np.exp(-1j * np.angle(values.sum()))
+            np.testing.assert_allclose(data["phase"][:], np.angle(turned), atol=1e-6)
+            np.testing.assert_allclose(data["amplitude"][:], 1, atol=1e-6)
             assert list(data["row_px"]) == [5, 6, 7]
+            assert file["entry/title"].asstr()[()] == "pva:x@3/1 up to frame 9"
 
 
 class TestNexus:
@@ -211,6 +215,25 @@ class TestNexus:
         assert [axis.nxname for axis in plot.nxaxes] == ["col_px", "row_px"]
         assert len(plot.nxsignal) == 12
         assert str(root["entry/process/program"]) == "edgexnas"
+
+    def test_an_object_looks_the_same_whether_a_service_or_a_command_wrote_it(
+        self, tmp_path: Path
+    ) -> None:
+        nexusformat = pytest.importorskip("nexusformat.nexus", reason="needs nexusformat")
+        image = ObjectImage(np.full((3, 4), 2j, np.complex64), np.ones((3, 4), np.float32), 0)
+        sink = Hdf5Sink(tmp_path)
+        sink.open(replace(IDENTITY, task="ptycho"))
+        sink.show(ObjectSnapshot("s", 9, image, final=True))
+        sink.close()
+        save_object(image, tmp_path / "saved.h5")
+        trees = []
+        for name in ("object_s_000001.h5", "saved.h5"):
+            root = nexusformat.nxload(tmp_path / name)
+            plot = root.get_default()
+            assert plot.nxsignal.nxname == "phase"
+            assert [axis.nxname for axis in plot.nxaxes] == ["row_px", "col_px"]
+            trees.append(plot.tree)
+        assert trees[0] == trees[1]
 
 
 class TestCrash:
