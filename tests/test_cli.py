@@ -122,6 +122,16 @@ def test_a_missing_file_leaves_nothing_behind(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_labelled_peaks_are_not_labelled_again(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["label", project / "peaks.h5", "--output", tmp_path / "again.h5"]
+    message = fails(command, capsys)
+    assert "peaks.h5 holds labelled peaks to train on, not frames" in message
+    assert f"({project / 'frames.h5'})" in message
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_demo_of_missing_frames_leaves_no_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -27,6 +27,9 @@ _BLOCK_NAME = re.compile(r"data_[0-9]{6}")
 _NOT_FRAMES = re.compile(r"mask|flat|dark|white|gain|pedestal|threshold|trimbit", re.IGNORECASE)
 """Names of detector calibrations, which have the shape of frames but are none."""
 
+DATASET_FORMATS = "edgexnas "
+"""How the attribute `format` of a dataset to train on begins; then follows what it holds."""
+
 # https://github.com/HDFGroup/hdf5_plugins/blob/master/docs/RegisteredFilterPlugins.md
 _FILTER_NAMES = {
     305: "LZO",
@@ -90,10 +93,12 @@ def find_blocks(file: Any, path: Path, name: str | None) -> list[Any]:
     Raises
     ------
     SourceError
-        If there are none, or several that could be meant, or a linked file is missing.
+        If there are none, or several that could be meant, or a linked file is missing; if the file
+        is a dataset to train on.
     """
     if name is not None:
         return [_named(file, path, name)]
+    _refuse_dataset(file, path)
     for place in _PLACES:
         if _resolves(file, path, place) and _is_frames(file[place]):
             return [file[place]]
@@ -105,6 +110,18 @@ def find_blocks(file: Any, path: Path, name: str | None) -> list[Any]:
     if signal is not None and _is_frames(signal):
         return [signal]
     return [_only_candidate(file, path)]
+
+
+def _refuse_dataset(file: Any, path: Path) -> None:
+    """Refuse the patches of `edgexnas label`, which have the shape of frames but are none."""
+    kind = _text(file.attrs.get("format")) or ""
+    if kind.startswith(DATASET_FORMATS):
+        source = _text(file.attrs.get("source"))
+        raise SourceError(
+            f"{path} holds labelled {kind.removeprefix(DATASET_FORMATS)} to train on, not frames; "
+            f"give the file that they were made from{f' ({source})' if source else ''}, or give "
+            "this one to edgexnas optimize"
+        )
 
 
 def _named(file: Any, path: Path, name: str) -> Any:

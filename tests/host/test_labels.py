@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from edgexnas.bragg import PeakFlag
-from edgexnas.errors import ConfigurationError
-from edgexnas.frames import ArrayFrames
+from edgexnas.device.sources import open_event_source
+from edgexnas.errors import ConfigurationError, SourceError
+from edgexnas.frames import ArrayFrames, open_frames
 from edgexnas.host.dataset import PeakDataset
 from edgexnas.host.labels import label_frames
 from edgexnas.host.matching import match_peaks
@@ -104,3 +105,10 @@ def test_labels_rest_on_the_background_frames_that_a_device_takes(series, labell
     assert label_frames(series, background=background).digest == labelled.digest
     other = estimate_background(frames[:1], mask=series.mask)
     assert label_frames(series, background=other).digest != labelled.digest
+
+
+@pytest.mark.parametrize("opened", [open_frames, open_event_source])
+def test_labelled_peaks_are_not_taken_for_frames(labelled, tmp_path, opened):
+    path = labelled.save(tmp_path / "peaks.h5")
+    with pytest.raises(SourceError, match=r"peaks\.h5 holds labelled peaks .*, not frames"):
+        list(getattr(opened(path), "events", list)())

@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgexnas.errors import ConfigurationError, InputError, SourceError
+from edgexnas.frames import open_frames
 from edgexnas.host.ptycho_baselines import baseline_rows
 from edgexnas.host.ptycho_dataset import PtychoDataset
 from edgexnas.host.ptycho_labels import cut_patches, label_scan
 from edgexnas.host.scan_regions import scan_regions, split_regions
 from edgexnas.ptycho import align_phase, bin_patterns
-from edgexnas.scans import Scan
+from edgexnas.scans import Scan, open_scan
 from edgexnas.simulate import PtychographySettings, simulate_scan
 
 SETTINGS = PtychographySettings(object_kind="cells", scan_shape_px=(200, 240), step_px=10)
@@ -239,3 +240,11 @@ def test_joined_datasets_keep_their_scans_apart() -> None:
 def test_datasets_labelled_differently_are_not_joined() -> None:
     with pytest.raises(ConfigurationError, match="labelled differently"):
         PtychoDataset.concatenate([tiny(), tiny(against="iterative")])
+
+
+def test_a_dataset_is_neither_a_scan_nor_frames(tmp_path: Path) -> None:
+    path = tmp_path / "patterns.h5"
+    tiny(20).save(path)
+    for opened in (open_scan, open_frames):
+        with pytest.raises(SourceError, match="holds labelled patterns to train on, not frames"):
+            opened(path)
