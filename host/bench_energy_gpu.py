@@ -1,240 +1,206 @@
 """Energy and latency of baselines and optimised networks on a GPU, through NVML.
 
-    python host/bench_energy_gpu.py --output docs/results/energy-gpu
+    python host/bench_energy_gpu.py --output energy-gpu.json
+    python host/table2.py --gpu energy-gpu.json --output docs/results/energy.md
 
 Networks run in torch as float16 CUDA graphs, batch by batch, with the batch copied in and the
 results copied out through pinned memory: a stand-in for TensorRT. Every network, baseline or not,
 runs in the faster of both memory layouts, with the fastest algorithms that cuDNN finds. Power and
 energy are measured by the product's own code, `edgexnas.device.power` and
-`edgexnas.device.benchmark`.
-Writes OUTPUT.md and OUTPUT.json.
+`edgexnas.device.benchmark`. A repeat measures all tasks; the file is written after each of them.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import dataclasses
+import functools
 import json
 import math
 import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch_graphs import TorchGraph, fastest_graph
 
+from edgexnas.device.benchmark import EnergyProtocol, Load, measure_energy, measure_latency
 from edgexnas.device.benchmark.device_state import observe_device, throttling
-from edgexnas.device.benchmark.energy import EnergyResult, measure_energy
-from edgexnas.device.benchmark.energy_protocol import EnergyProtocol
-from edgexnas.device.benchmark.latency import LatencyResult, measure_latency
-from edgexnas.device.benchmark.load import Load
+from edgexnas.device.benchmark.intervals import half_width
 from edgexnas.device.power import open_power_meter
-from edgexnas.host.models import BraggNN, count_parameters, mlp_bragg
-from edgexnas.host.ptycho_models import PtychoNN, mlp_ptycho
+from edgexnas.host.models import BraggNN, cnn_bragg, count_parameters, mlp_bragg
+from edgexnas.host.ptycho_models import PtychoNN, cnn_ptycho, mlp_ptycho
+from edgexnas.whole_files import write_whole
 
-Networks = dict[str, Callable[[], nn.Module]]
-
-PAIRS: dict[str, tuple[tuple[int, ...], Networks]] = {
-    "Bragg peaks": (
-        (1, 11, 11),
-        {
-            "BraggNN 64-32-16-8": lambda: BraggNN((64, 32, 16, 8)),
-            "mlpBragg 99×1": lambda: mlp_bragg(99, 1),
-        },
-    ),
-    "Ptychography": (
-        (1, 64, 64),
-        {
-            "PtychoNN": PtychoNN,
-            "mlpPtycho 256×2": lambda: mlp_ptycho(256, 2),
-        },
-    ),
+FAMILIES: dict[str, Callable[..., nn.Module]] = {
+    "BraggNN": lambda *widths: BraggNN(widths),
+    "mlpBragg": mlp_bragg,
+    "cnnBragg": cnn_bragg,
+    "PtychoNN": PtychoNN,
+    "mlpPtycho": mlp_ptycho,
+    "cnnPtycho": cnn_ptycho,
 }
+SHAPES = {"Bragg": (1, 11, 11), "Ptycho": (1, 64, 64)}
+
+Pair = tuple[float, float]
+"""A value and half of its 95 % interval."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, required=True, help="two files, .md and .json")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file")
+    parser.add_argument(
+        "--networks", nargs="+", action="append", metavar="FAMILY-SIZE-SIZE",
+        help="of one task, the baseline first; give it once a task",
+    )  # fmt: skip
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--load", type=float, default=60.0, help="seconds of each load window")
     parser.add_argument("--idle", type=float, default=60.0, help="seconds of each idle window")
-    parser.add_argument("--blocks", type=int, default=5, help="load windows of a network")
+    parser.add_argument("--blocks", type=int, default=3, help="load windows of a network")
+    parser.add_argument("--spread", type=float, default=10.0, help="seconds of latency runs")
     parser.add_argument("--repeats", type=int, default=2)
     options = parser.parse_args()
-    meter = open_power_meter("nvml")
-    protocol = EnergyProtocol(
-        load_s=options.load, idle_s=options.idle, blocks=options.blocks,
-        warm_up_s=0.5, lead_s=0.5, settle_s=0.8, period_s=0.05,
-    )  # fmt: skip
-    before = observe_device(nvml=True)
-    faults: list[str] = []
-    rows: list[dict[str, Any]] = []
-    notes: list[str] = []
+    tasks = options.networks or [
+        ["BraggNN-64-32-16-8", "mlpBragg-96-2"], ["PtychoNN", "mlpPtycho-256-2"],
+    ]  # fmt: skip
+    bench = Bench(tasks, options)
+    for repeat in range(options.repeats):
+        for names in tasks:
+            print(f"repeat {repeat + 1}: {' against '.join(names)}", flush=True)
+            bench.measure(names)
+            write_whole(options.output, json.dumps(bench.content(), indent=1).encode())
+    print(summary(bench.content()))
 
-    def hot() -> None:
-        faults.extend(throttling(before, observe_device(nvml=True)))
 
-    for title, (shape, networks) in PAIRS.items():
-        models = {name: build().eval() for name, build in networks.items()}
-        chosen = {name: fastest_graph(m, (options.batch, *shape)) for name, m in models.items()}
-        loads = [Load(name, replay, options.batch) for name, (replay, _) in chosen.items()]
-        latencies, reports = [], []
-        for repeat in range(options.repeats):
-            print(f"{title}, repeat {repeat + 1}", flush=True)
-            latencies.append(measure_latency(loads))
-            reports.append(measure_energy(loads, meter, protocol, progress=print, after_block=hot))
-            faults.extend(reports[-1].faults)
-            notes = list(reports[-1].notes)
-        for number, (name, model) in enumerate(models.items()):
-            results = [report.results[number] for report in reports]
-            times = [latency[number] for latency in latencies]
-            rows.append(row(title, name, count_parameters(model), chosen[name][1], times, results))
-        # After each pair, so that a run that is cut off leaves what it has.
-        content = {
-            "device": dataclasses.asdict(before),
+class Bench:
+    """All networks, captured once, and what was measured of them so far."""
+
+    def __init__(self, tasks: Sequence[Sequence[str]], options: argparse.Namespace) -> None:
+        self._options = options
+        self._meter = open_power_meter("nvml")
+        self._protocol = EnergyProtocol(
+            load_s=options.load, idle_s=options.idle, blocks=options.blocks,
+            warm_up_s=0.5, lead_s=0.5, settle_s=0.6, period_s=0.05,
+        )  # fmt: skip
+        self._before = observe_device(nvml=True)
+        self._faults: list[str] = []
+        self._notes: list[str] = []
+        self._graphs: dict[str, TorchGraph] = {}
+        self._rows: dict[str, dict[str, Any]] = {}
+        for name in (name for names in tasks for name in names):
+            model = build(name).eval()
+            shape = (options.batch, *shape_of(name))
+            graph = self._graphs[name] = fastest_graph(model, shape)
+            print(f"{name}: {graph.layout} is the faster layout", flush=True)
+            self._rows[name] = {
+                "name": name,
+                "parameters": count_parameters(model),
+                "layout": graph.layout,
+                "latency": [],
+                "device_ms": [],
+                "energy": [],
+            }
+
+    def measure(self, names: Sequence[str]) -> None:
+        """Measure one repeat of one task's networks, in turns."""
+        loads = [Load(name, self._graphs[name].replay, self._options.batch) for name in names]
+        for result in measure_latency(loads, spread_s=self._options.spread):
+            self._rows[result.name]["latency"].append(dataclasses.asdict(result))
+        device_ms: dict[str, list[float]] = {name: [] for name in names}
+
+        def while_hot() -> None:
+            self._faults.extend(throttling(self._before, observe_device(nvml=True)))
+            for name, values in device_ms.items():
+                values.append(statistics.fmean(self._graphs[name].device_ms(5)))
+
+        report = measure_energy(
+            loads, self._meter, self._protocol,
+            progress=functools.partial(print, flush=True), after_block=while_hot,
+        )  # fmt: skip
+        for name, values in device_ms.items():
+            self._rows[name]["device_ms"].append((statistics.fmean(values), half_width(values)))
+        for energy in report.results:
+            self._rows[energy.name]["energy"].append(dataclasses.asdict(energy))
+        self._faults.extend(report.faults)
+        self._notes.extend(f"{' against '.join(names)}: {note}" for note in report.notes)
+
+    def content(self) -> dict[str, Any]:
+        """Give everything as JSON takes it."""
+        return {
+            "device": dataclasses.asdict(self._before),
             "device_after": dataclasses.asdict(observe_device(nvml=True)),
-            "meter": meter.description,
-            "protocol": dataclasses.asdict(protocol),
-            "faults": sorted(set(faults)),
-            "notes": notes,
-            "rows": rows,
+            "torch": torch.__version__,
+            "batch": self._options.batch,
+            "spread_s": self._options.spread,
+            "meter": self._meter.description,
+            "protocol": dataclasses.asdict(self._protocol),
+            "faults": list(dict.fromkeys(self._faults)),
+            "notes": list(dict.fromkeys(self._notes)),
+            "rows": list(self._rows.values()),
         }
-        options.output.with_suffix(".json").write_text(json.dumps(content, indent=1))
-        page = markdown(content, options.batch)
-        options.output.with_suffix(".md").write_text(page)
-    print(page)
 
 
-def fastest_graph(model: nn.Module, shape: tuple[int, ...]) -> tuple[Callable[[], object], str]:
-    """Capture a network in both memory layouts; return the faster one's replay and its name."""
-    torch.backends.cudnn.benchmark = True
-    layouts = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
-    replays = {name: graph(copy.deepcopy(model), shape, kind) for name, kind in layouts.items()}
-    times: dict[str, list[float]] = {name: [] for name in replays}
-    for _ in range(20):
-        for name, replay in replays.items():
-            began = time.perf_counter()
-            for _ in range(10):
-                replay()
-            times[name].append(time.perf_counter() - began)
-    name = min(times, key=lambda name: statistics.median(times[name]))
-    medians = {key: f"{100 * statistics.median(value):.4f} ms" for key, value in times.items()}
-    print(type(model).__name__, medians, flush=True)
-    return replays[name], name
+def build(name: str) -> nn.Module:
+    """Build a network from its family and sizes, such as mlpBragg-96-2 (units, layers)."""
+    family, *sizes = name.split("-")
+    if family not in FAMILIES:
+        raise SystemExit(f"{name} is of no known family; give one of {', '.join(FAMILIES)}")
+    return FAMILIES[family](*(int(size) for size in sizes))
 
 
-def graph(
-    model: nn.Module, shape: tuple[int, ...], layout: torch.memory_format
-) -> Callable[[], object]:
-    """Capture a float16 network with its copies as one CUDA graph; return its replay."""
-    model = model.half().cuda().to(memory_format=layout)
-    inputs = torch.zeros(shape, dtype=torch.float16, device="cuda").to(memory_format=layout)
-    pinned = torch.empty_like(inputs, device="cpu", pin_memory=True)
-    pinned.copy_(torch.rand(shape))
-    stream = torch.cuda.Stream()
-    with torch.inference_mode(), torch.cuda.stream(stream):
-        for _ in range(5):
-            inputs.copy_(pinned, non_blocking=True)
-            outputs = model(inputs)
-        results = torch.empty_like(outputs, device="cpu", pin_memory=True)
-        torch.cuda.synchronize()
-        captured = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(captured, stream=stream):
-            inputs.copy_(pinned, non_blocking=True)
-            outputs = model(inputs)
-            results.copy_(outputs, non_blocking=True)
-
-    # The graph holds addresses only: what lies there must live as long as it is replayed.
-    alive = (model, pinned, inputs, outputs, results)
-
-    def replay() -> None:
-        assert alive
-        with torch.cuda.stream(stream):
-            captured.replay()
-        stream.synchronize()
-
-    replay()
-    if not torch.isfinite(results.float()).all():
-        raise SystemExit("a network gave a number that is not finite")
-    return replay
+def shape_of(name: str) -> tuple[int, ...]:
+    return SHAPES["Ptycho" if "Ptycho" in name else "Bragg"]
 
 
-def row(
-    title: str,
-    name: str,
-    parameters: int,
-    layout: str,
-    latencies: list[LatencyResult],
-    results: list[EnergyResult],
-) -> dict[str, Any]:
-    first, last = results[0], results[-1]
-    return {
-        "task": title,
-        "name": name,
-        "parameters": parameters,
-        "layout": layout,
-        "latency": [dataclasses.asdict(latency) for latency in latencies],
-        "energy": [dataclasses.asdict(result) for result in results],
-        "total_agrees": agree(
-            first.total_mj, first.total_half_width_mj, last.total_mj, last.total_half_width_mj
-        ),
-        "marginal_agrees": agree(
-            first.marginal_mj,
-            first.marginal_half_width_mj,
-            last.marginal_mj,
-            last.marginal_half_width_mj,
-        ),
-    }
+QUANTITIES: dict[str, Callable[[dict[str, Any], int], Pair]] = {
+    "mean ms over windows": lambda row, k: (
+        row["energy"][k]["period_ms"],
+        row["energy"][k]["period_half_width_ms"],
+    ),
+    "mean ms of runs": lambda row, k: (
+        row["latency"][k]["mean_ms"],
+        row["latency"][k]["half_width_ms"],
+    ),
+    "median ms": lambda row, k: (
+        row["latency"][k]["p50_ms"],
+        row["latency"][k]["p50_half_width_ms"],
+    ),
+    "ms on the GPU's clock": lambda row, k: (row["device_ms"][k][0], row["device_ms"][k][1]),
+    "total mJ": lambda row, k: (
+        row["energy"][k]["total_mj"],
+        row["energy"][k]["total_half_width_mj"],
+    ),
+    "mJ above idle": lambda row, k: (
+        row["energy"][k]["marginal_mj"],
+        row["energy"][k]["marginal_half_width_mj"],
+    ),
+}
+"""What is measured of a network in each repeat, with half of its 95 % interval."""
 
 
-def agree(a: float, width_a: float, b: float, width_b: float) -> bool:
+def agree(a: Pair, b: Pair) -> bool:
     """Whether two repeats differ by no more than their intervals together allow."""
-    return abs(a - b) <= math.hypot(width_a, width_b)
+    return abs(a[0] - b[0]) <= math.hypot(a[1], b[1])
 
 
-def markdown(content: dict[str, Any], batch: int) -> str:
-    gpu, protocol = content["device"]["gpu"], content["protocol"]
-    lines = [
-        f"{gpu['name']}, driver {gpu['driver']}, "
-        f"SM clock {gpu['clocks_mhz'].get('sm')} MHz before; "
-        f"torch {torch.__version__}, float16 CUDA graphs with copies in and out, batch {batch}, "
-        "each in the faster of both memory layouts with cuDNN's fastest algorithms. "
-        f"Idle {protocol['idle_s']:g} s, load {protocol['load_s']:g} s, "
-        f"{protocol['blocks']} load windows of each network and repeat in turns (A B B A); "
-        "375 runs of 10 for the latency. Energies are of one inference of the batch, ± half of "
-        "the 95 % interval.",
-        "",
-        "| network | parameters | layout | latency ms | p99 ms | repeat | power W | idle W | "
-        "total mJ | above idle mJ | total mJ an item |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for entry in content["rows"]:
-        for number, energy in enumerate(entry["energy"], start=1):
-            latency = entry["latency"][number - 1]
-            lines.append(
-                f"| {entry['name']} | {entry['parameters']:,} | {entry['layout']} | "
-                f"{latency['mean_ms']:.4f} ± "
-                f"{latency['half_width_ms']:.4f} | {latency['p99_ms']:.4f} | {number} | "
-                f"{energy['power_w']:.1f} | {energy['idle_w']:.1f} | {energy['total_mj']:.3f} ± "
-                f"{energy['total_half_width_mj']:.3f} | {energy['marginal_mj']:.3f} ± "
-                f"{energy['marginal_half_width_mj']:.3f} | "
-                f"{energy['total_mj'] / energy['items']:.4f} |"
-            )
-    lines.append("")
-    for entry in content["rows"]:
-        words = {True: "agree", False: "DO NOT agree"}
-        lines.append(
-            f"* {entry['name']}: repeats {words[entry['total_agrees']]} in total and "
-            f"{words[entry['marginal_agrees']]} above idle."
-        )
-    lines += [f"* {note}" for note in content["notes"]]
-    lines += [f"* FAULT: {fault}" for fault in content["faults"]] or [
-        "* No throttling, no lost reading."
-    ]
-    return "\n".join(lines) + "\n"
+def apart(row: dict[str, Any]) -> list[str]:
+    """Name the quantities in which a network's first and last repeat do not agree."""
+    last = len(row["energy"]) - 1
+    return [what for what, of in QUANTITIES.items() if not agree(of(row, 0), of(row, last))]
+
+
+def summary(content: dict[str, Any]) -> str:
+    lines = []
+    for row in content["rows"]:
+        lines.append(f"{row['name']}, {row['parameters']:,} parameters, {row['layout']}")
+        for what, of in QUANTITIES.items():
+            values = [of(row, k) for k in range(len(row["energy"]))]
+            words = ", ".join(f"{value:.4f} ± {width:.4f}" for value, width in values)
+            lines.append(f"  {what}: {words}{'  APART' if what in apart(row) else ''}")
+    lines += content["notes"] + [f"FAULT: {fault}" for fault in content["faults"]]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
