@@ -33,7 +33,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("project")
     steps = [
         f"simulate --output {folder}/frames.h5 --frames 48 --shape 768 768 --grains 60",
-        f"label {folder}/frames.h5 --output {folder}/peaks.h5",
+        f"label {folder}/frames.h5 --output {folder}/peaks.h5 --drawn 300",
         f"keys generate --output {folder}/keys --name beam",
         f"optimize bragg --data {folder}/peaks.h5 --output {folder}/run --space mlpBragg "
         "--search random --max-evals 2 --epochs 2 --evaluator serial --constraint parameters=9000",
@@ -60,6 +60,17 @@ def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     assert stopped.value.code == 2
+
+
+def test_label_draws_as_many_peaks_as_it_is_told_to(project: Path) -> None:
+    from edgexnas.frames import open_frames
+    from edgexnas.host import PeakDataset, label_frames
+
+    with open_frames(project / "frames.h5") as series:
+        measured = label_frames(series)
+    labelled = PeakDataset.load(project / "peaks.h5")
+    assert len(labelled) == len(measured) + 300
+    assert "300 peaks drawn" in labelled.source
 
 
 def test_an_exported_bundle_verifies_and_predicts(

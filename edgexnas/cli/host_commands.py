@@ -63,7 +63,8 @@ def add_to(commands: Commands) -> None:
     label.add_argument(
         "--drawn",
         type=positive_int,
-        help="patterns to draw from a scan's own beam and add to what networks train on",
+        help="peaks to draw from the measured ones, or patterns from a scan's own beam, and add "
+        "to what networks train on",
     )
     label.set_defaults(run=_label)
 
@@ -94,7 +95,7 @@ def _simulate(options: argparse.Namespace) -> None:
 
 def _label(options: argparse.Namespace) -> None:
     from edgexnas.frames import open_frames
-    from edgexnas.host import label_frames
+    from edgexnas.host import label_frames, with_drawn_peaks
     from edgexnas.peak_finding import FinderSettings
     from edgexnas.scans import holds_scan
 
@@ -108,11 +109,13 @@ def _label(options: argparse.Namespace) -> None:
     }
     with open_frames(options.frames) as series, progress(f"label {len(series)} frames") as step:
         dataset = label_frames(series, finder=FinderSettings(**chosen), progress=step)
+    facts = [
+        ("peaks", f"{len(dataset)}, of which {int(dataset.good.sum())} have a good label"),
+        ("scored against", dataset.against),
+    ]
+    if options.drawn:
+        with progress(f"draw {options.drawn} peaks"):
+            dataset = with_drawn_peaks(dataset, options.drawn)
+        facts.append(("drawn to train on", str(options.drawn)))
     dataset.save(options.output)
-    print_pairs(
-        [
-            ("peaks", f"{len(dataset)}, of which {int(dataset.good.sum())} have a good label"),
-            ("scored against", dataset.against),
-            ("file", str(options.output)),
-        ]
-    )
+    print_pairs([*facts, ("file", str(options.output))])

@@ -9,17 +9,15 @@ from __future__ import annotations
 import math
 import os
 import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from pathlib import Path
 from signal import SIGKILL, Signals
-from socket import socketpair
-from typing import IO, Protocol
+from typing import Protocol
 
 import cloudpickle  # type: ignore[import-untyped]
 
@@ -31,6 +29,7 @@ from edgexnas.host.evaluation import (
     evaluate,
 )
 from edgexnas.host.hyperparameters import is_whole
+from edgexnas.host.nursery import Birth, Nursery
 
 __all__ = ["EVALUATORS", "Evaluator", "ProcessEvaluator", "SerialEvaluator", "make_evaluator"]
 
@@ -96,37 +95,17 @@ class _Task:
 
 
 class _Worker:
-    """A warm process that evaluates one request after another.
+    """A warm process that evaluates one request after another."""
 
-    It runs in a session of its own, so that killing its process group leaves no grandchild.
-    """
-
-    def __init__(
-        self,
-        context: bytes,
-        environment: dict[str, str],
-        limits: tuple[int | None, float | None],
-        log: IO[bytes] | int,
-    ) -> None:
-        ours, theirs = socketpair()
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "edgexnas.host.worker", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        self.connection = Connection(ours.detach())
+    def __init__(self, nursery: Nursery, birth: Birth) -> None:
+        self._nursery = nursery
+        self.connection = nursery.bear(birth)
+        self.process: int | None = None
+        self._status: int | None = None
         self.task: _Task | None = None
         self.evaluations = 0
         self.born = time.monotonic()
         self.ready = False
-        with suppress(OSError):
-            self.connection.send_bytes(cloudpickle.dumps(limits))
-            self.connection.send_bytes(context)
 
     def start(self, task: _Task) -> None:
         self.task = task
@@ -139,6 +118,9 @@ class _Worker:
     def receive(self) -> EvaluationResult | None:
         """Return the next result, or None if the worker has only said that it is ready."""
         message = cloudpickle.loads(self.connection.recv_bytes())
+        if isinstance(message, int):
+            self.process = message
+            return None
         if message == "ready":
             self.ready = True
             if self.task is not None and self.task.deadline is not None:
@@ -154,25 +136,28 @@ class _Worker:
 
     def kill(self) -> int:
         """Kill the process and its children; return its exit status."""
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, SIGKILL)
+        # One that has not said who it is yet ends when it finds its connection closed.
+        if self.process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process, SIGKILL)
         self.connection.close()
-        return self._process.wait()
+        return self.status()
 
     def status(self) -> int:
-        """Exit status of a process whose connection has closed."""
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=5)
-        return self._process.returncode if self._process.returncode is not None else self.kill()
+        """Exit status of a process that was killed or whose connection has closed."""
+        if self._status is None:
+            self._status = 0 if self.process is None else self._nursery.bury(self.process)
+        return self._status
 
 
 class ProcessEvaluator:
     """Each evaluation in a process of its own, with limits on time and memory.
 
-    Workers stay warm between evaluations, because importing torch takes longer than training a
-    small network; one that was killed, died, lost its GPU to a kernel that failed, or has done 200
-    evaluations is replaced. Worker k sees one GPU, number k modulo the number of GPUs, so several
-    candidates can share one, each with its share of the memory.
+    Workers are forked from one process that has imported torch. They stay warm between
+    evaluations, because opening a GPU takes longer than training a small network; one that was
+    killed, died, lost its GPU to a kernel that failed, or has done 200 evaluations is replaced.
+    Worker k sees one GPU, number k modulo the number of GPUs, so several candidates can share one,
+    each with its share of the memory.
 
     Parameters
     ----------
@@ -205,7 +190,11 @@ class ProcessEvaluator:
         self._context = cloudpickle.dumps(context)
         self._threads = threads
         self._log = log
-        self._gpus = visible_gpus() if context.device in ("auto", "cuda") else []
+        self._gpus: list[str] = []
+        self._nursery = self._found()
+        # Asking torch for GPUs takes a while, in which the nursery gets ready.
+        if context.device in ("auto", "cuda"):
+            self._gpus = visible_gpus()
         self._workers: list[_Worker | None] = [self._spawn(slot) for slot in range(workers)]
 
     def submit(self, request: EvaluationRequest) -> None:
@@ -240,23 +229,23 @@ class ProcessEvaluator:
             if worker is not None:
                 worker.kill()
                 self._workers[slot] = None
+        self._nursery.close()
+
+    def _found(self) -> Nursery:
+        if self._log is None:
+            return Nursery(self._context, self._threads, subprocess.DEVNULL)
+        with self._log.open("ab") as log:
+            return Nursery(self._context, self._threads, log)
 
     def _spawn(self, slot: int) -> _Worker:
-        environment = dict(os.environ)
-        environment["OMP_NUM_THREADS"] = str(self._threads)
-        # The worker imports this very package and whatever else this process can import.
-        root = str(Path(__file__).resolve().parents[2])
-        paths = [root, *(path or os.getcwd() for path in sys.path)]
-        environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
-        share = None
-        if self._gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = self._gpus[slot % len(self._gpus)]
-            share = 1 / math.ceil(self.capacity / len(self._gpus))
-        limits = self._memory_limit, share
-        if self._log is None:
-            return _Worker(self._context, environment, limits, subprocess.DEVNULL)
-        with self._log.open("ab") as log:
-            return _Worker(self._context, environment, limits, log)
+        if not self._nursery.lives:
+            self._nursery.close()
+            self._nursery = self._found()
+        if not self._gpus:
+            return _Worker(self._nursery, Birth(memory_limit=self._memory_limit))
+        gpu = {"CUDA_VISIBLE_DEVICES": self._gpus[slot % len(self._gpus)]}
+        share = 1 / math.ceil(self.capacity / len(self._gpus))
+        return _Worker(self._nursery, Birth(gpu, self._memory_limit, share))
 
     def _replace(self, slot: int) -> _Worker:
         worker = self._workers[slot]
@@ -276,12 +265,14 @@ class ProcessEvaluator:
 
     def _died(self, slot: int, worker: _Worker) -> EvaluationResult:
         assert worker.task is not None
-        task, status = worker.task, worker.status()
+        task = worker.task
         if not worker.ready:
+            status = self._nursery.close() if worker.process is None else worker.status()
             self.close()
             raise SearchError(
                 f"a worker ended with status {status} before it was ready; see {self._log}"
             )
+        status = worker.status()
         self._replace(slot)
         cause = f"signal {Signals(-status).name}" if status < 0 else f"exit status {status}"
         seconds = time.monotonic() - task.started

@@ -220,6 +220,32 @@ def test_waiting_ends_with_the_time_out(workers: Evaluator) -> None:
     assert [result.trial for result in results] == [13]
 
 
+def test_workers_are_born_anew_if_the_process_that_forks_them_dies(
+    context: EvaluationContext, tmp_path: Path
+) -> None:
+    evaluator = ProcessEvaluator(context, log=tmp_path / "log")
+    try:
+        assert run_one(evaluator, request()).reason == ""
+        evaluator._nursery._process.kill()
+        results = [run_one(evaluator, request(trial)).reason for trial in (1, 2, 3)]
+        # The worker ends with its nursery, within half a second or in one of these evaluations.
+        assert results[-1] == ""
+        assert set(results) <= {"", "killed"}
+    finally:
+        evaluator.close()
+
+
+def test_what_keeps_workers_from_starting_is_in_the_log(
+    context: EvaluationContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('this torch is broken')")
+    monkeypatch.syspath_prepend(tmp_path)
+    evaluator = ProcessEvaluator(context, log=tmp_path / "log")
+    with pytest.raises(SearchError, match="ended with status 1 before it was ready; see"):
+        run_one(evaluator, request())
+    assert "this torch is broken" in (tmp_path / "log").read_text()
+
+
 def test_workers_end_with_a_search_that_is_killed(tmp_path: Path) -> None:
     script = (
         "import numpy as np, time\n"
@@ -227,7 +253,9 @@ def test_workers_end_with_a_search_that_is_killed(tmp_path: Path) -> None:
         "from edgexnas.host.evaluators import ProcessEvaluator\n"
         "empty = np.zeros((1, 1, 11, 11), 'f4'), np.zeros((1, 2), 'f4')\n"
         "evaluator = ProcessEvaluator(EvaluationContext(*empty, *empty, device='cpu'))\n"
-        "print(evaluator._workers[0]._process.pid, flush=True)\n"
+        "worker = evaluator._workers[0]\n"
+        "worker.receive()\n"
+        "print(worker.process, flush=True)\n"
         "time.sleep(600)\n"
     )
     search = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
