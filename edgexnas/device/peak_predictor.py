@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
@@ -11,19 +12,17 @@ import numpy.typing as npt
 
 from edgexnas.bragg import CENTRE, PeakPositions, Peaks, as_patches, decode_offsets, scale_patches
 from edgexnas.device.detection import PeakDetection
-from edgexnas.device.engines.build_progress import build_progress
+from edgexnas.device.peak_stream import FrameProcessor, stream_frames, stream_series
 from edgexnas.device.predictor import Predictor
 from edgexnas.device.proof import EngineProof, run_in_batches
 from edgexnas.device.sources.series_frames import SeriesFrames
 from edgexnas.device.stream import FrameSource, open_source
-from edgexnas.errors import EdgexnasError, InputError, SourceError
-from edgexnas.peak_finding import background_numbers
+from edgexnas.errors import InputError
 
 if TYPE_CHECKING:
     from edgexnas.bundle import Bundle, Precision, TrustStore
     from edgexnas.device.engines.device_engine import DeviceEngine
     from edgexnas.device.frame_pipeline import FramePipeline
-    from edgexnas.frames import FrameSeries
     from edgexnas.peak_finding import FoundPeaks, PeakFinder
 
 __all__ = ["PeakPredictor"]
@@ -89,7 +88,7 @@ class PeakPredictor(Predictor):
         self._next_number = 0
         self._cache = cache
         self._own_finder: PeakFinder | None = None
-        self._own_pipeline: FramePipeline | None = None
+        self._own: FrameProcessor | None = None
         self._pipelines: list[FramePipeline] = []
         super().__init__(
             bundle,
@@ -156,14 +155,12 @@ class PeakPredictor(Predictor):
             admitted = self._detection.admit(frame)
             finder = self._detection.own_finder(admitted)
             number = self._next_number if frame_number is None else frame_number
-            if finder is not self._own_finder:
-                self._close_pipeline(self._own_pipeline)
-                self._own_pipeline = self._open_pipeline(finder, admitted.dtype)
+            if self._own is None or finder is not self._own_finder:
+                if self._own is not None:
+                    self._own.close()
+                self._own = FrameProcessor(self, finder, admitted.dtype)
                 self._own_finder = finder
-            if self._own_pipeline is None:
-                peaks = self._peaks(finder.find(admitted), number)
-            else:
-                peaks = self._own_pipeline.process(admitted, number=number)
+            peaks = self._own.process(admitted, number)
             self._next_number = number + 1
             return peaks
 
@@ -214,11 +211,25 @@ class PeakPredictor(Predictor):
         EngineError
             If the predictor is closed or the engine fails.
         """
+        counts = [peaks.counts for peaks in found]
         with self._lock:
-            offsets_px = self._offsets(np.concatenate([peaks.counts for peaks in found]))
+            offsets_px = self._offsets(counts[0] if len(counts) == 1 else np.concatenate(counts))
         ends = np.cumsum([len(peaks) for peaks in found])[:-1]
         split = np.split(offsets_px, ends)
         return list(map(self._placed, split, found, numbers))
+
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """Keep other threads from the engine and from the GPU for a with-block; blocks may nest.
+
+        Raises
+        ------
+        EngineError
+            If the predictor is closed.
+        """
+        with self._lock:
+            self._refuse_closed()
+            yield
 
     def open_pipeline(self, finder: PeakFinder, dtype: npt.DTypeLike) -> FramePipeline | None:
         """Take what a series' frames go through on the GPU; `close` gives it back at the latest.
@@ -240,8 +251,7 @@ class PeakPredictor(Predictor):
         EngineError
             If the predictor is closed or the GPU failed for good.
         """
-        with self._lock:
-            self._refuse_closed()
+        with self.in_turn():
             if not hasattr(self.engine, "enqueue"):
                 return None
             # Only predictors on a GPU load what it needs.
@@ -272,8 +282,7 @@ class PeakPredictor(Predictor):
         EngineError
             If the predictor is closed or the GPU fails.
         """
-        with self._lock:
-            self._refuse_closed()
+        with self.in_turn():
             return pipeline.process(frame, number=frame_number)
 
     def close_pipeline(self, pipeline: FramePipeline) -> None:
@@ -319,11 +328,11 @@ class PeakPredictor(Predictor):
         self._refuse_closed()
         opened = open_source(source)
         if isinstance(opened, Iterator):
-            return self._stream_frames(enumerate(opened))
+            return stream_frames(self, self._detection, enumerate(opened))
         # Frames of a detector come with their own numbers and cannot be read in any order.
         if isinstance(opened, SeriesFrames):
-            return self._stream_frames(opened.numbered(), lambda: opened.mask)
-        return self._stream_series(opened, close=opened is not source)
+            return stream_frames(self, self._detection, opened.numbered(), lambda: opened.mask)
+        return stream_series(self, self._detection, opened, close=opened is not source)
 
     def calibrate_background(self, frames: Iterable[npt.ArrayLike]) -> None:
         """Estimate the background once, for every frame to come.
@@ -344,101 +353,6 @@ class PeakPredictor(Predictor):
         with self._lock:
             self._refuse_closed()
             self._detection.calibrate(frames)
-
-    def _stream_series(self, series: FrameSeries, *, close: bool) -> Iterator[Peaks]:
-        pipeline: FramePipeline | None = None
-        try:
-            with self._lock:
-                self._refuse_closed()
-                numbers = background_numbers(len(series), series.shape, series.dtype)
-                frames = [self._detection.admit(series[int(number)]) for number in numbers]
-                finder = self._detection.finder(frames, mask=series.mask)
-                pipeline = self._open_pipeline(finder, frames[0].dtype)
-            del frames
-            if pipeline is not None:
-                yield from self._pipelined(series, pipeline)
-                return
-            for number in range(len(series)):
-                yield self._streamed(series[number], finder, number, None)
-        finally:
-            self._close_pipeline(pipeline)
-            if close:
-                series.close()
-
-    def _pipelined(self, series: FrameSeries, pipeline: FramePipeline) -> Iterator[Peaks]:
-        """Copy each frame to the GPU while it works on the one before."""
-        for number in range(len(series)):
-            try:
-                frame = self._detection.admit(series[number])
-            except EdgexnasError:
-                # The frame before is good, and comes first.
-                if pipeline.in_flight:
-                    yield self._taken(pipeline)
-                raise
-            with self._lock:
-                self._refuse_closed()
-                pipeline.submit(frame, number=number)
-            if pipeline.in_flight == 2:
-                yield self._taken(pipeline)
-        if pipeline.in_flight:
-            yield self._taken(pipeline)
-
-    def _taken(self, pipeline: FramePipeline) -> Peaks:
-        with self._lock:
-            self._refuse_closed()
-            return pipeline.result()
-
-    def _open_pipeline(self, finder: PeakFinder, dtype: np.dtype[Any]) -> FramePipeline | None:
-        """Find peaks on the GPU, or get ready to do so on the CPU."""
-        pipeline = self.open_pipeline(finder, dtype)
-        if pipeline is None:
-            with build_progress(f"the peak finder is compiled for {dtype} frames"):
-                finder.prepare(dtype)
-        return pipeline
-
-    def _close_pipeline(self, pipeline: FramePipeline | None) -> None:
-        if pipeline is not None:
-            self.close_pipeline(pipeline)
-
-    def _stream_frames(
-        self,
-        frames: Iterator[tuple[int, npt.ArrayLike]],
-        mask: Callable[[], npt.NDArray[np.bool_] | None] = lambda: None,
-    ) -> Iterator[Peaks]:
-        """Process numbered frames; their mask is asked for when the first is there."""
-        finder: PeakFinder | None = None
-        pipeline: FramePipeline | None = None
-        try:
-            for number, frame in frames:
-                if finder is None:
-                    with self._lock:
-                        self._refuse_closed()
-                        first = self._detection.admit(frame)
-                        finder = self._detection.finder([first], mask=mask())
-                        pipeline = self._open_pipeline(finder, first.dtype)
-                yield self._streamed(frame, finder, number, pipeline)
-        finally:
-            self._close_pipeline(pipeline)
-        if finder is None:
-            raise SourceError("the source gave no frames; give at least one")
-
-    def _streamed(
-        self,
-        frame: npt.ArrayLike,
-        finder: PeakFinder,
-        number: int,
-        pipeline: FramePipeline | None,
-    ) -> Peaks:
-        with self._lock:
-            self._refuse_closed()
-            admitted = self._detection.admit(frame)
-            if pipeline is not None:
-                # A live frame is waited for: the next one may come late.
-                return pipeline.process(admitted, number=number)
-            return self._peaks(finder.find(admitted), number)
-
-    def _peaks(self, found: FoundPeaks, number: int) -> Peaks:
-        return self._placed(self._offsets(found.counts), found, number)
 
     def _placed(self, offsets_px: FloatArray, found: FoundPeaks, number: int) -> Peaks:
         placed = decode_offsets(offsets_px, self.manifest.quantile_levels, found.maxima - CENTRE)

@@ -1,0 +1,151 @@
+"""Series of frames on their way through a predictor of peaks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgexnas.bragg import Peaks
+from edgexnas.device.engines.build_progress import build_progress
+from edgexnas.errors import EdgexnasError, SourceError
+from edgexnas.peak_finding import background_numbers
+
+if TYPE_CHECKING:
+    from edgexnas.device.detection import PeakDetection
+    from edgexnas.device.frame_pipeline import FramePipeline
+    from edgexnas.device.peak_predictor import PeakPredictor
+    from edgexnas.frames import FrameSeries
+    from edgexnas.peak_finding import PeakFinder
+
+__all__ = ["FrameProcessor", "stream_frames", "stream_series"]
+
+Frame = npt.NDArray[Any]
+
+
+class FrameProcessor:
+    """What frames with one background go through: a pipeline on the GPU, or finder and engine.
+
+    Parameters
+    ----------
+    predictor
+        Its engine and its lock are used.
+    finder
+        The rules, the background and the mask.
+    dtype
+        Of the frames.
+
+    Attributes
+    ----------
+    pipeline
+        None where peaks are found on the CPU.
+
+    Raises
+    ------
+    EngineError
+        If the predictor is closed or the GPU failed for good.
+    """
+
+    def __init__(self, predictor: PeakPredictor, finder: PeakFinder, dtype: np.dtype[Any]) -> None:
+        self._predictor = predictor
+        self._finder = finder
+        self.pipeline: FramePipeline | None = predictor.open_pipeline(finder, dtype)
+        if self.pipeline is None:
+            with build_progress(f"the peak finder is compiled for {dtype} frames"):
+                finder.prepare(dtype)
+
+    def process(self, frame: Frame, number: int) -> Peaks:
+        """Find the peaks of one admitted frame and predict their positions."""
+        if self.pipeline is not None:
+            return self._predictor.process_in(self.pipeline, frame, number)
+        with self._predictor.in_turn():
+            return self._predictor.locate([self._finder.find(frame)], [number])[0]
+
+    def process_all(self, frames: Iterator[tuple[int, Frame]]) -> Iterator[Peaks]:
+        """Process admitted frames; each is copied to a GPU while it works on the one before."""
+        pipeline = self.pipeline
+        if pipeline is None:
+            for number, frame in frames:
+                yield self.process(frame, number)
+            return
+        while True:
+            try:
+                following = next(frames, None)
+            except EdgexnasError:
+                # The frame before is good, and comes first.
+                if pipeline.in_flight:
+                    yield self._taken(pipeline)
+                raise
+            if following is None:
+                break
+            number, frame = following
+            with self._predictor.in_turn():
+                pipeline.submit(frame, number=number)
+            if pipeline.in_flight == 2:
+                yield self._taken(pipeline)
+        if pipeline.in_flight:
+            yield self._taken(pipeline)
+
+    def _taken(self, pipeline: FramePipeline) -> Peaks:
+        with self._predictor.in_turn():
+            return pipeline.result()
+
+    def close(self) -> None:
+        """Give the memory of frames on the GPU back; closing again does nothing."""
+        if self.pipeline is not None:
+            self._predictor.close_pipeline(self.pipeline)
+
+
+def stream_series(
+    predictor: PeakPredictor, detection: PeakDetection, series: FrameSeries, *, close: bool
+) -> Iterator[Peaks]:
+    """Process the frames of a series in order, and close it if asked to."""
+    processor: FrameProcessor | None = None
+    try:
+        with predictor.in_turn():
+            numbers = background_numbers(len(series), series.shape, series.dtype)
+            frames = [detection.admit(series[int(number)]) for number in numbers]
+            finder = detection.finder(frames, mask=series.mask)
+            processor = FrameProcessor(predictor, finder, frames[0].dtype)
+        del frames
+        admitted = ((number, detection.admit(series[number])) for number in range(len(series)))
+        yield from processor.process_all(admitted)
+    finally:
+        if processor is not None:
+            processor.close()
+        if close:
+            series.close()
+
+
+def stream_frames(
+    predictor: PeakPredictor,
+    detection: PeakDetection,
+    frames: Iterator[tuple[int, npt.ArrayLike]],
+    mask: Callable[[], npt.NDArray[np.bool_] | None] = lambda: None,
+) -> Iterator[Peaks]:
+    """Process numbered frames one by one: the next one may come late.
+
+    Their mask is asked for when the first is there, which shows the background.
+
+    Raises
+    ------
+    SourceError
+        If there are none.
+    """
+    processor: FrameProcessor | None = None
+    try:
+        for number, frame in frames:
+            with predictor.in_turn():
+                admitted = detection.admit(frame)
+                if processor is None:
+                    finder = detection.finder([admitted], mask=mask())
+                    processor = FrameProcessor(predictor, finder, admitted.dtype)
+                peaks = processor.process(admitted, number)
+            yield peaks
+    finally:
+        if processor is not None:
+            processor.close()
+    if processor is None:
+        raise SourceError("the source gave no frames; give at least one")
