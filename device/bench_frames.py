@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from made_frames import spotty_frame
 
 from edgexnas.demo.markdown import hardware
 from edgexnas.device import Predictor
@@ -29,29 +30,6 @@ CASES = [(200, False), (500, False), (2000, False), (2000, True)]
 NEAR_PX = 2.0
 FRAMES = 3
 """Over how many frames recall and precision are averaged."""
-
-
-def spotty_frame(spots: int, overlapping: bool, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Make a frame and the (n, 2) positions of its spots; of overlapping ones 30 % are pairs."""
-    random = np.random.default_rng(seed)
-    frame = random.poisson(3, SHAPE).astype(np.float64)
-    positions = random.uniform(8, np.array(SHAPE) - 9, (spots, 2))
-    if overlapping:
-        pairs = int(0.15 * spots)
-        angle, distance = random.uniform(0, 2 * np.pi, pairs), random.uniform(3, 8, pairs)
-        offset = np.stack([np.sin(angle), np.cos(angle)], axis=1) * distance[:, None]
-        positions[pairs : 2 * pairs] = np.clip(positions[:pairs] + offset, 8, SHAPE[0] - 9)
-    for row, col in positions:
-        height, fwhm = (
-            10 ** random.uniform(np.log10(60), np.log10(20_000)),
-            random.uniform(1.6, 3.6),
-        )
-        top, left = int(row) - 7, int(col) - 7
-        rows, cols = np.ogrid[top : top + 15, left : left + 15]
-        square = ((rows - row) ** 2 + (cols - col) ** 2) / (fwhm / 2) ** 2
-        profile = 0.5 / (1 + square) + 0.5 * np.exp(-square * np.log(2))
-        frame[top : top + 15, left : left + 15] += random.poisson(height * profile)
-    return np.minimum(frame, 65535).astype(np.uint16), positions
 
 
 def recall_and_precision(found: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
@@ -102,7 +80,7 @@ def main() -> None:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for spots, overlapping in CASES:
-        frame, truth = spotty_frame(spots, overlapping, seed=spots)
+        frame, truth = spotty_frame(SHAPE, spots, spots, overlapping=overlapping)
         background = estimate_background([frame])
         bundle, trust = options.demo / "bragg.edgex", options.demo / "keys"
         given = {"trust": trust, "engine": "onnxruntime", "batch": options.batch}
@@ -120,7 +98,7 @@ def main() -> None:
             peaks = predictor.process(frame)
             scores = [recall_and_precision(peaks.maxima, truth)]
             for seed in range(1, FRAMES):
-                other, truth = spotty_frame(spots, overlapping, seed=spots + seed)
+                other, truth = spotty_frame(SHAPE, spots, spots + seed, overlapping=overlapping)
                 scores.append(recall_and_precision(compiled_peaks(settings, other), truth))
             recall, precision = np.mean(scores, axis=0)
             took = side_by_side(

@@ -200,7 +200,8 @@ def compare_pipeline(session: CudaSession, peaks: int) -> bool:
 
     from edgexnas.host.models import mlp_bragg
 
-    frames = [spotty_frame((700, 900), spots, spots) for spots in (peaks, 3 * peaks, 20, 0, peaks)]
+    counts = (peaks, 3 * peaks, 20, 0, peaks)
+    frames = [spotty_frame((700, 900), spots, spots)[0] for spots in counts]
     finder = PeakFinder(
         shape=(700, 900), background=estimate_background(frames[:1]), compiled=False
     )

@@ -79,7 +79,7 @@ class Field:
     @classmethod
     def with_spots(cls, spots: int) -> Field:
         """Make frames of about so many peaks."""
-        frames = [spotty_frame(SHAPE, spots, seed) for seed in range(4)]
+        frames = [spotty_frame(SHAPE, spots, seed)[0] for seed in range(4)]
         finder = PeakFinder(shape=SHAPE, background=estimate_background(frames[:1]))
         return cls(frames, finder, len(finder.find(frames[0])))
 
