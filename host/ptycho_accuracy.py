@@ -68,7 +68,9 @@ ROWS = TypeAdapter(tuple[AccuracyRow, ...])
 
 MEASURED = "+measured"
 """Ends the name of a network that is to train on the scan's own patterns alone."""
-MEASURED_ONLY = TrainingSettings(epochs=300, batch_size=32, learning_rate=1e-3, augment=False)
+MEASURED_ONLY = TrainingSettings(
+    epochs=300, batch_size=32, learning_rate=1e-3, augment=False, normalise=True
+)
 FINE_TUNING = TrainingSettings(epochs=40, batch_size=32, learning_rate=1e-4, augment=False)
 INT8_TUNING = TrainingSettings(epochs=8, batch_size=32, learning_rate=5e-5, augment=False)
 
@@ -155,6 +157,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=32, help="patterns a step")
     parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate")
     parser.add_argument("--seconds", type=float, help="pre-training takes no longer")
+    parser.add_argument("--fine-tune", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--seen-share", type=float, default=0.5, help="of objects, measured ones")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
@@ -316,8 +319,10 @@ def train_network(name: str, case: Case, options: argparse.Namespace) -> Trained
     model.to(data.device)
     before = PatchCriterion().evaluate(model, data.validation_x, data.validation_y)["error"]
     weights = {key: value.cpu().clone() for key, value in model.state_dict().items()}
-    tuned = train(model, data, replace(tuning, device=options.device))
-    if tuned.metrics["error"] > before:
+    after = before
+    if options.fine_tune:
+        after = train(model, data, replace(tuning, device=options.device)).metrics["error"]
+    if after > before:
         model.load_state_dict(weights)
     test = case.split.test
     scores = PatchCriterion().evaluate(
@@ -329,7 +334,7 @@ def train_network(name: str, case: Case, options: argparse.Namespace) -> Trained
         name=name,
         parameters=count_parameters(model),
         pretrained_rad=before,
-        validation_rad=min(before, tuned.metrics["error"]),
+        validation_rad=min(before, after),
         test_rad=scores["error"],
         test_amplitude=scores["amplitude_error"],
         steps=steps,

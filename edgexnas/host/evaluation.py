@@ -228,6 +228,7 @@ def _train(
         learning_rate=float(configuration["learning_rate"]),
         patience=context.patience,
         seed=request.seed,
+        normalise=find_task(context.task).normalise,
         device=context.device,
         time_limit_s=request.time_limit_s,
     )

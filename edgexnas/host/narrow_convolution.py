@@ -143,14 +143,16 @@ class NarrowConvolutions:
 
     def _pool(self, func: Any, x: Tensor, rest: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
         # Pooling does not mind which axis is the batch; swapped, this is the channels-last layout.
+        inner = x
         if not x.permute(1, 2, 3, 0).is_contiguous():
-            copied = batch_innermost(x)
-            self._do(lambda: copied.copy_(x), [x], [copied])
-            x = copied
-        swapped = x.transpose(0, 1)
+            inner = batch_innermost(x)
+            self._do(lambda: inner.copy_(x), [x], [inner])
+        swapped = inner.transpose(0, 1)
         largest, index = func(swapped, *rest)
         out = func._overloadpacket.out
-        self._record(lambda: out(swapped, *rest, out=largest, indices=index), [x], [largest, index])
+        self._record(
+            lambda: out(swapped, *rest, out=largest, indices=index), [inner], [largest, index]
+        )
         return largest.transpose(0, 1), index.transpose(0, 1)
 
     def _pool_backward(self, func: Any, grad: Tensor, x: Tensor, *rest: Any) -> Tensor:

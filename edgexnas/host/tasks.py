@@ -68,6 +68,8 @@ class Task(Protocol):
     spaces: tuple[str, ...]
     """Search spaces that are taken if none is named."""
     objectives: Mapping[str, Objective]
+    normalise: bool
+    """Whether a search normalises convolutions while it trains; see `TrainingSettings`."""
 
     def load(self, path: str | Path) -> Dataset:
         """Read a dataset's file; SourceError if that fails."""
@@ -89,6 +91,7 @@ class BraggTask:
     items = "good peaks"
     spaces: tuple[str, ...] = ("mlpBragg", "cnnBragg")
     objectives: Mapping[str, Objective] = OBJECTIVES
+    normalise = False
 
     def load(self, path: str | Path) -> Dataset:
         """Read what `PeakDataset.save` wrote."""
@@ -121,6 +124,8 @@ class PtychoTask:
     items = "patterns"
     spaces: tuple[str, ...] = ("mlpPtycho", "cnnPtycho")
     objectives: Mapping[str, Objective] = PTYCHO_OBJECTIVES
+    # Its plain stacks otherwise hardly leave the mean answer.
+    normalise = True
 
     def load(self, path: str | Path) -> Dataset:
         """Read what `PtychoDataset.save` wrote."""

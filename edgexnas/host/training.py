@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from edgexnas.errors import ConfigurationError, SearchError
 from edgexnas.host.models import LEVELS
+from edgexnas.host.normalised_training import normalised
 from edgexnas.host.tasks import find_task
 from edgexnas.host.training_criteria import Criterion
 from edgexnas.host.training_epochs import Epochs
@@ -60,6 +62,9 @@ class TrainingSettings:
         error falls most where the rate does, at the end, so a short patience costs accuracy.
     augment
         Draw one of the task's symmetries of the square for each item and epoch.
+    normalise
+        Batch-normalise convolutions meanwhile; see `edgexnas.host.normalised_training`. For fresh
+        weights only: put behind trained ones it changes what they say.
     device
         "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", ...
     time_limit_s
@@ -74,6 +79,7 @@ class TrainingSettings:
     patience: int | None = None
     seed: int = 0
     augment: bool = True
+    normalise: bool = False
     device: str = "auto"
     time_limit_s: float | None = None
     levels: tuple[float, ...] = LEVELS
@@ -175,6 +181,25 @@ def train(
     model.to(device).train()
     criterion = find_task(data.task).criterion(settings.levels, device)
     criterion.prepare(model, data.train_x, data.train_y)
+    with normalised(model) if settings.normalise else nullcontext():
+        metrics, history = _best_of_epochs(model, data, settings, criterion, on_epoch)
+    model.cpu()
+    for parameter in model.parameters():
+        # Steps lay parameters out as they like, such as in one vector.
+        parameter.data = parameter.detach().clone(memory_format=torch.contiguous_format)
+    seconds = time.monotonic() - started
+    return TrainingResult(model.eval(), metrics, len(history), seconds, history)
+
+
+def _best_of_epochs(
+    model: nn.Module,
+    data: TrainingData,
+    settings: TrainingSettings,
+    criterion: Criterion,
+    on_epoch: EpochHook | None,
+) -> tuple[dict[str, float], list[dict[str, float]]]:
+    """Train; leave the weights of the best epoch, return its metrics and those of all."""
+    started = time.monotonic()
     epochs = Epochs(data, settings, criterion)
     step = make_step(model, criterion)
     schedule = _Schedule(settings.learning_rate, settings.epochs * epochs.steps)
@@ -202,12 +227,7 @@ def train(
             "lower the learning rate"
         )
     best.restore()
-    model.cpu()
-    for parameter in model.parameters():
-        # Steps lay parameters out as they like, such as in one vector.
-        parameter.data = parameter.detach().clone(memory_format=torch.contiguous_format)
-    seconds = time.monotonic() - started
-    return TrainingResult(model.eval(), best.metrics, len(history), seconds, history)
+    return best.metrics, history
 
 
 class _Schedule:

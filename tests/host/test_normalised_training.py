@@ -9,7 +9,10 @@ import torch
 
 from edgexnas.host.models import count_parameters
 from edgexnas.host.normalised_training import normalised
+from edgexnas.host.ptycho_dataset import PtychoDataset
 from edgexnas.host.ptycho_models import CnnPtycho, MlpPtycho, PtychoNN
+from edgexnas.host.ptycho_training import PatchCriterion
+from edgexnas.host.training import TrainingData, TrainingSettings, train
 
 PATTERNS = torch.rand((16, 1, 64, 64), generator=torch.Generator().manual_seed(0))
 
@@ -46,3 +49,18 @@ def test_all_that_was_trained_can_be_trained_on() -> None:
     with normalised(model):
         pass
     assert all(p.requires_grad and p.is_leaf for p in model.parameters())
+
+
+def test_a_training_that_normalises_leaves_the_network_that_it_scored(
+    tiny_patterns: PtychoDataset,
+) -> None:
+    data = TrainingData.from_dataset(tiny_patterns, tiny_patterns.split(), "cpu")
+    model = CnnPtycho(3, 3, 2, 1)
+    names = list(model.state_dict())
+    settings = TrainingSettings(
+        epochs=2, batch_size=32, learning_rate=3e-3, device="cpu", normalise=True
+    )
+    result = train(model, data, settings)
+    scores = PatchCriterion().evaluate(result.model, data.validation_x, data.validation_y)
+    assert scores == pytest.approx(result.metrics, rel=1e-4)
+    assert list(result.model.state_dict()) == names

@@ -14,14 +14,18 @@ import torch
 from edgexnas.bundle import Bundle, PtychoPreprocessing, generate_keys, open_bundle
 from edgexnas.errors import ConfigurationError, QuantisationError
 from edgexnas.host.dataset import PeakDataset
+from edgexnas.host.evaluation import EvaluationContext, EvaluationRequest, evaluate
 from edgexnas.host.export import export_bundle
 from edgexnas.host.ptycho_dataset import PtychoDataset
 from edgexnas.host.ptycho_models import CnnPtycho, MlpPtycho
+from edgexnas.host.ptycho_patterns import PatternSource, draw_objects
 from edgexnas.host.quantisation import run_onnx
 from edgexnas.host.search import SearchResult, optimize
 from edgexnas.host.spaces import SPACES
 from edgexnas.host.training import TrainingData, TrainingSettings, train
 from edgexnas.ptycho import patch_errors
+from edgexnas.simulate import PtychographySettings
+from edgexnas.simulate.ptychography import zone_plate_probe
 
 SPACE = SPACES["mlpPtycho"].narrow(units=(8, 64), layers=(1, 2), learning_rate=(1e-3, 3e-3))
 QUICK: dict[str, Any] = {
@@ -44,6 +48,21 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("keys")
     generate_keys(folder, name="beam")
     return folder
+
+
+def test_a_search_teaches_deep_plain_convolutions_more_than_the_mean_patch() -> None:
+    source = PatternSource(
+        draw_objects(2, seed=5), zone_plate_probe(PtychographySettings()), intensity_scale=1000.0
+    )
+    parts = [tensor.numpy() for count in (400, 64) for tensor in source.draw(count)]
+    layers = {"encoder_layers": 6, "decoder1_layers": 6, "decoder2_layers": 6}
+    training = {"epochs": 3, "batch_size": 8, "learning_rate": 1e-2}
+    request = EvaluationRequest(0, SPACES["cnnPtycho"], {"filters": 8} | layers | training, seed=1)
+    result = evaluate(request, EvaluationContext(*parts, device="cpu", task="ptycho"))
+    _, train_y, _, validation_y = parts
+    mean = np.broadcast_to(train_y.mean(0), validation_y.shape)
+    # Without normalisation 0.999 of it.
+    assert result.metrics["error"] < 0.98 * patch_errors(mean, validation_y).phase_rad
 
 
 @pytest.fixture(scope="module")

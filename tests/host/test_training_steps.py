@@ -27,12 +27,21 @@ def normalised() -> nn.Module:
     )  # fmt: skip
 
 
+def normalised_images() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(4, 3, 3, bias=False), nn.BatchNorm2d(3), nn.ReLU(),
+        nn.Flatten(), QuantileHead(12),
+    )  # fmt: skip
+
+
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "mlpBragg": lambda: mlp_bragg(16, 2),
     "cnnBragg": lambda: cnn_bragg(3, 4),
     "cnnBragg of residuals": lambda: cnn_bragg(2, 10),
     "BraggNN": BraggNN,
     "layers of torch": normalised,
+    "normalised images": normalised_images,
 }
 
 
