@@ -38,6 +38,13 @@ def add_to(commands: Commands) -> None:
         help="HDF5, NeXus, frame cache, image or folder, or the URL of a detector (pva://, "
         "simplon://, sim://, ...); a scan (HDF5, CXI, .npz) for a bundle of ptychography",
     )
+    predict.add_argument(
+        "--object-pixel-nm",
+        type=float,
+        nargs=2,
+        metavar=("ROW", "COL"),
+        help="size of an object pixel, for a scan from a URL, whose positions are in metres",
+    )
     predict.add_argument("--trust", type=Path, required=True, help="folder of *.pub.pem files")
     predict.add_argument("--engine", default="auto", choices=ENGINES)
     predict.add_argument(

@@ -66,6 +66,10 @@ def predict_object(options: argparse.Namespace) -> None:
             "--output object.npz or object.h5"
         )
     check_object_path(options.output)
+    pixel_m = None
+    if options.object_pixel_nm is not None:
+        row, col = options.object_pixel_nm
+        pixel_m = (row * 1e-9, col * 1e-9)
     with PtychoPredictor(
         options.bundle,
         trust=options.trust,
@@ -74,7 +78,7 @@ def predict_object(options: argparse.Namespace) -> None:
         batch=options.batch,
         cache=options.cache,
     ) as predictor:
-        stream = predictor.stream(options.frames)
+        stream = predictor.stream(options.frames, object_pixel_m=pixel_m)
         for _ in stream:
             pass
     image = stream.image()

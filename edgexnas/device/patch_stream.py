@@ -5,8 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 
-import numpy as np
-
 from edgexnas.device.scan_source import ScanChunk
 from edgexnas.device.stitching import ObjectStitcher, StitchCounts
 from edgexnas.ptycho import ObjectImage, ObjectPatches, PlacedPatches
@@ -85,7 +83,6 @@ class PatchStream(Iterator[PlacedPatches]):
                 self._stitcher.place(*reading[1])
                 reading = next(readings, None)
             if index < len(values):
-                number = chunk.first_number + index
+                number = int(chunk.numbers[index])
                 positions[index] = self._stitcher.add(number, values[index], positions[index])
-        numbers = chunk.first_number + np.arange(len(values), dtype=np.int64)
-        return PlacedPatches(patches.amplitude, patches.phase_rad, positions, numbers)
+        return PlacedPatches(patches.amplitude, patches.phase_rad, positions, chunk.numbers)

@@ -116,16 +116,26 @@ class PtychoPredictor(Predictor):
         usable = self._intake.masked(np.asarray(patterns))
         return self._patches(as_patterns(usable, saturation=self._intake.saturation))
 
-    def stream(self, source: ScanSource, *, most_waiting: int = MOST_WAITING) -> PatchStream:
+    def stream(
+        self,
+        source: ScanSource,
+        *,
+        object_pixel_m: tuple[float, float] | None = None,
+        most_waiting: int = MOST_WAITING,
+    ) -> PatchStream:
         """Predict the patches of a scan in order, and stitch them into an image of the object.
 
         Parameters
         ----------
         source
             A path that `edgexnas.scans.open_scan` reads, a `Scan`, or an iterable of (pattern,
-            position). Patterns of 128×128, 192×192, ... are binned to 64×64. A position is
+            position). Or what `edgexnas.device.sources.open_event_source` opens from a URL, such
+            as ``pva://CHANNEL?positions=OTHER``: the first series that it brings, with
+            `object_pixel_m`. Patterns of 128×128, 192×192, ... are binned to 64×64. A position is
             the (row, col) of the first pixel of a patch in object pixels, and NaN or None while it
             is unknown: give it later, or beforehand, as a `PositionReading` among the pairs.
+        object_pixel_m
+            (row, col) size of an object pixel, λ·z / (H·p), for the positions in metres of a URL.
         most_waiting
             Most patches that wait for their position, 32 kB each, and most positions that wait for
             their pattern; beyond that the oldest is given up and counted.
@@ -140,7 +150,9 @@ class PtychoPredictor(Predictor):
         Raises
         ------
         ConfigurationError
-            If the source is none of these.
+            If the source is none of these, or a URL is wrong or lacks `object_pixel_m`.
+        MissingDependencyError
+            If the library for a URL is not installed.
         SourceError
             If a path cannot be read, or a scan is empty, has not one position for each pattern, or
             spreads over a range that is no object's; an iterable shows that it is empty only
@@ -150,7 +162,7 @@ class PtychoPredictor(Predictor):
         """
         self._refuse_closed()
         stitcher = ObjectStitcher(most_waiting)
-        chunks = open_chunks(source, self._intake, self.engine.batch)
+        chunks = open_chunks(source, self._intake, self.engine.batch, object_pixel_m)
         return PatchStream(chunks, self._predict_chunk, stitcher)
 
     def intake(self, mask: npt.NDArray[np.bool_] | None = None) -> PatternIntake:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeGuard
@@ -13,6 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from edgexnas.device.pattern_intake import PatternIntake
+from edgexnas.device.sources import EventSource, open_event_source
+from edgexnas.device.sources import PositionReading as ReadingInMetres
+from edgexnas.device.sources.opening import is_event_source
+from edgexnas.device.sources.series_frames import SeriesFrames
 from edgexnas.device.stitching import LONGEST_SIDE, MOST_PIXELS, plausible
 from edgexnas.errors import ConfigurationError, InputError, SourceError
 from edgexnas.ptycho import PATTERN_SIZE
@@ -67,8 +71,21 @@ class PositionReading:
 
 
 Item = tuple[npt.ArrayLike, npt.ArrayLike | None] | PositionReading
-ScanSource = str | os.PathLike[str] | ScanLike | Iterable[Item]
-"""A path, a scan, or patterns with their positions in the order in which they were taken."""
+ScanSource = str | os.PathLike[str] | EventSource | ScanLike | Iterable[Item]
+"""A path, a URL, an open source, a scan, or patterns with their positions in the order in which
+they were taken."""
+
+Admit = Callable[[npt.ArrayLike, int], FloatArray]
+"""Checks a pattern and bins it, given its number for messages."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Numbered:
+    """A pattern with the number that its scan gives it."""
+
+    number: int
+    pattern: npt.ArrayLike
+    position: npt.ArrayLike | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +94,8 @@ class ScanChunk:
 
     Attributes
     ----------
-    first_number
-        Number of the first pattern in its scan.
+    numbers
+        (n,) int64, numbers of the patterns in their scan.
     patterns
         (n, 64, 64) float32 counts.
     positions_px
@@ -88,36 +105,70 @@ class ScanChunk:
         reading: number of a pattern in its scan, and its position.
     """
 
-    first_number: int
+    numbers: npt.NDArray[np.int64]
     patterns: FloatArray
     positions_px: Positions
     readings: tuple[tuple[int, Reading], ...]
 
 
-def open_chunks(source: ScanSource, intake: PatternIntake, size: int) -> Iterator[ScanChunk]:
-    """Open a path, check a scan, or start to iterate; give at most `size` patterns at a time.
+def open_chunks(
+    source: ScanSource,
+    intake: PatternIntake,
+    size: int,
+    object_pixel_m: tuple[float, float] | None = None,
+) -> Iterator[ScanChunk]:
+    """Open a path or a URL, check a scan, or start to iterate; give at most `size` patterns a time.
 
     Raises
     ------
     ConfigurationError
-        If it is none of these.
+        If it is none of these, a URL is wrong, or a source of positions in metres comes without
+        the size of an object pixel.
     SourceError
         If a path cannot be opened, or a scan is empty or its positions cannot be used.
+    MissingDependencyError
+        If the library for a URL is not installed.
     InputError
         If the masks of scan and predictor differ in shape.
     """
+    if object_pixel_m is not None:
+        check_object_pixel(object_pixel_m)
     if isinstance(source, (str, os.PathLike)):
-        source = _opened(os.fspath(source))
+        source = _opened(os.fspath(source), object_pixel_m)
+    if is_event_source(source):
+        pixel_m = _needed_pixel(source.url, object_pixel_m)
+        frames = SeriesFrames(source)
+        return _chunks(_from_frames(frames, pixel_m), _LateIntake(frames, intake).admit, size)
     if _is_scan(source):
         check_positions(source)
         items = zip(source.patterns, source.positions_px, strict=True)
-        return _chunks(items, intake.beside(source.mask), size)
+        return _chunks(_numbered(items), intake.beside(source.mask).admit, size)
     if not isinstance(source, Iterable):
         raise ConfigurationError(
-            f"source is {type(source).__name__}; give a path, a Scan or an iterable of "
+            f"source is {type(source).__name__}; give a path, a URL, a Scan or an iterable of "
             "(pattern, position)"
         )
-    return _chunks(iter(source), intake.beside(None), size)
+    return _chunks(_numbered(iter(source)), intake.beside(None).admit, size)
+
+
+def check_object_pixel(size_m: tuple[float, float]) -> None:
+    """Refuse a size of object pixels that is none, in metres.
+
+    Raises
+    ------
+    ConfigurationError
+        If it is no pair of positive numbers, or a millimetre or more.
+    """
+    array = np.asarray(size_m)
+    if (
+        array.shape != (2,)
+        or array.dtype.kind not in "uif"
+        or not ((array > 0) & (array < 1e-3)).all()
+    ):
+        raise ConfigurationError(
+            f"object_pixel_m is {size_m!r}; give the (row, col) size of an object pixel in metres, "
+            "λ·z / (H·p)"
+        )
 
 
 def check_positions(scan: ScanLike) -> None:
@@ -168,31 +219,84 @@ def _check_spread(source: str, positions: Positions, numbers: npt.NDArray[np.int
         )
 
 
-def _opened(path: str) -> ScanLike:
+def _opened(path: str, pixel_m: tuple[float, float] | None) -> ScanLike | EventSource:
     if "://" in path:
-        raise ConfigurationError(
-            f"source {path} is a network stream, whose positions are in metres: run edgexnas "
-            "serve, or give a path or an iterable of (pattern, position in object pixels)"
-        )
+        # Before anything is connected.
+        _needed_pixel(path, pixel_m)
+        return open_event_source(path)
     # Imported late: reading scans loads h5py.
     from edgexnas.scans import open_scan
 
     return open_scan(Path(path))
 
 
+def _needed_pixel(url: str, pixel_m: tuple[float, float] | None) -> Positions:
+    if pixel_m is None:
+        raise ConfigurationError(
+            f"source {url} gives positions in metres, and object_pixel_m is not given; give the "
+            "(row, col) size of an object pixel, λ·z / (H·p)"
+        )
+    return np.array(pixel_m, np.float64)
+
+
 def _is_scan(source: object) -> TypeGuard[ScanLike]:
     return hasattr(source, "patterns") and hasattr(source, "positions_px")
 
 
-def _chunks(items: Iterator[Item], intake: PatternIntake, size: int) -> Iterator[ScanChunk]:
-    gathered = _Gathered(0, intake)
+class _LateIntake:
+    """An intake beside the mask of a source, which is known with the first frame."""
+
+    def __init__(self, frames: SeriesFrames, intake: PatternIntake) -> None:
+        self._frames, self._intake = frames, intake
+        self._own: PatternIntake | None = None
+
+    def admit(self, pattern: npt.ArrayLike, number: int) -> FloatArray:
+        if self._own is None:
+            self._own = self._intake.beside(self._frames.mask)
+        return self._own.admit(pattern, number)
+
+
+def _from_frames(frames: SeriesFrames, pixel_m: Positions) -> Iterator[_Numbered | PositionReading]:
+    """Give the frames and readings of a series, positions in object pixels."""
+    for event in frames.placed():
+        given = event.position_m
+        position = None if given is None else np.array(given) / pixel_m
+        if isinstance(event, ReadingInMetres):
+            assert position is not None
+            yield PositionReading(event.number, (float(position[0]), float(position[1])))
+        else:
+            yield _Numbered(event.number, event.pixels, position)
+
+
+def _numbered(items: Iterator[object]) -> Iterator[_Numbered | PositionReading]:
+    """Check and number what an iterable gives."""
+    number = 0
+    for item in items:
+        if isinstance(item, PositionReading):
+            yield item
+            continue
+        if not isinstance(item, (tuple, list)) or len(item) != 2:
+            raise InputError(
+                f"item {number} of the iterable is no pair; give (pattern, position), "
+                "with None for a position that is not known yet"
+            )
+        yield _Numbered(number, *item)
+        number += 1
+
+
+def _chunks(
+    items: Iterator[_Numbered | PositionReading], admit: Admit, size: int
+) -> Iterator[ScanChunk]:
+    gathered = _Gathered(admit)
     failure: Exception | None = None
+    empty = True
     try:
         for item in items:
             gathered.take(item)
+            empty = empty and not gathered.patterns
             if len(gathered.patterns) == size or len(gathered.readings) >= MOST_READINGS:
                 yield gathered.chunk()
-                gathered = _Gathered(gathered.next_number, intake)
+                gathered = _Gathered(admit)
     except Exception as error:
         # What came before the fault is delivered first, whatever the size of a chunk.
         failure = error
@@ -200,44 +304,36 @@ def _chunks(items: Iterator[Item], intake: PatternIntake, size: int) -> Iterator
         yield gathered.chunk()
     if failure is not None:
         raise failure
-    if not gathered.next_number:
-        raise SourceError("the iterable gave no patterns; give at least one")
+    if empty:
+        raise SourceError("the source gave no patterns; give at least one")
 
 
 @dataclass(slots=True)
 class _Gathered:
     """A chunk in the making."""
 
-    first_number: int
-    intake: PatternIntake
+    admit: Admit
+    numbers: list[int] = field(default_factory=list)
     patterns: list[FloatArray] = field(default_factory=list)
     positions: list[Positions] = field(default_factory=list)
     readings: list[tuple[int, Reading]] = field(default_factory=list)
 
-    @property
-    def next_number(self) -> int:
-        return self.first_number + len(self.patterns)
-
-    def take(self, item: object) -> None:
+    def take(self, item: _Numbered | PositionReading) -> None:
         if isinstance(item, PositionReading):
             number = operator.index(item.frame_number)
             reading = number, _position(item.position_px, number)
             self.readings.append((len(self.patterns), reading))
             return
-        if not isinstance(item, (tuple, list)) or len(item) != 2:
-            raise InputError(
-                f"item {self.next_number} of the iterable is no pair; give (pattern, position), "
-                "with None for a position that is not known yet"
-            )
-        pattern, position = item
-        placed = _position(position, self.next_number)
-        self.patterns.append(self.intake.admit(pattern, self.next_number))
+        placed = _position(item.position, item.number)
+        self.patterns.append(self.admit(item.pattern, item.number))
         self.positions.append(placed)
+        self.numbers.append(item.number)
 
     def chunk(self) -> ScanChunk:
         patterns = np.array(self.patterns, np.float32).reshape(-1, PATTERN_SIZE, PATTERN_SIZE)
         positions = np.array(self.positions, np.float64).reshape(-1, 2)
-        return ScanChunk(self.first_number, patterns, positions, tuple(self.readings))
+        numbers = np.array(self.numbers, np.int64)
+        return ScanChunk(numbers, patterns, positions, tuple(self.readings))
 
 
 def _position(position: npt.ArrayLike | None, number: int) -> Positions:

@@ -415,10 +415,23 @@ class TestStream:
     def test_what_is_no_source_is_refused(self, predictor: PtychoPredictor, tmp_path: Path) -> None:
         with pytest.raises(ConfigurationError, match="source is int"):
             predictor.stream(5)  # type: ignore[arg-type]
-        with pytest.raises(ConfigurationError, match="pva://GE1 is a network stream"):
-            predictor.stream("pva://GE1")
+        with pytest.raises(ConfigurationError, match="cam://GE1 has the unknown scheme"):
+            predictor.stream("cam://GE1", object_pixel_m=(1e-8, 1e-8))
         with pytest.raises(SourceError, match=r"scan\.h5"):
             predictor.stream(tmp_path / "scan.h5")
+
+    def test_positions_in_metres_need_the_size_of_an_object_pixel(
+        self, predictor: PtychoPredictor
+    ) -> None:
+        with pytest.raises(ConfigurationError, match="object_pixel_m is not given; give the"):
+            predictor.stream("sim://ptycho")
+
+    @pytest.mark.parametrize("size", [(1e-8,), (1e-8, 0.0), (1e-8, np.nan), (10.0, 10.0), "ab"])
+    def test_a_size_that_is_no_object_pixels_is_refused(
+        self, predictor: PtychoPredictor, size: Any
+    ) -> None:
+        with pytest.raises(ConfigurationError, match=r"object_pixel_m is .*; give the"):
+            predictor.stream("sim://ptycho", object_pixel_m=size)
 
     @pytest.mark.parametrize("most", [-1, 1.5, True])
     def test_a_number_of_waiting_patches_that_is_none_is_refused(

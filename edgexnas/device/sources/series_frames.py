@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from edgexnas.device.sources.events import (
     EventSource,
+    PositionReading,
     SeriesEnd,
     SeriesStart,
     SourceFrame,
@@ -44,6 +45,12 @@ class SeriesFrames:
 
     def numbered(self) -> Iterator[tuple[int, npt.NDArray[Any]]]:
         """Iterate over numbers and (H, W) pixels, as they come, until the series ends."""
+        for event in self.placed():
+            if isinstance(event, SourceFrame):
+                yield event.number, event.pixels
+
+    def placed(self) -> Iterator[SourceFrame | PositionReading]:
+        """Iterate over the frames and the positions that come apart from them."""
         series: str | None = None
         with closing(self.source):
             for event in self.source.events():
@@ -53,6 +60,9 @@ class SeriesFrames:
                     self.mask = event.mask
                 elif isinstance(event, SourceFrame) and series in (None, event.series):
                     series = event.series
-                    yield event.number, event.pixels
+                    yield event
+                elif isinstance(event, PositionReading):
+                    if None in (series, event.series) or series == event.series:
+                        yield event
                 elif isinstance(event, (SeriesEnd, SeriesStart)) and series is not None:
                     return
