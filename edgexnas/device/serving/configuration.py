@@ -255,8 +255,12 @@ def load_configuration(path: Path) -> ServeConfiguration:
     """
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"configuration {path} cannot be read: {error}") from error
+    except OSError as error:
+        raise ConfigurationError(
+            f"configuration {path} cannot be read ({error.strerror}); give a TOML file"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{path} is no text; give a TOML file") from error
     try:
         document = parse_toml(text)
     except ValueError as error:

@@ -31,6 +31,7 @@ from edgexnas.errors import (
     EdgexnasError,
     InputError,
     MissingDependencyError,
+    SourceError,
 )
 
 if TYPE_CHECKING:
@@ -153,6 +154,10 @@ def _at(path: Path, *place: str | int) -> Iterator[None]:
     except (ConfigurationError, BundleError, InputError, MissingDependencyError) as error:
         line = line_of(path.read_text(encoding="utf-8"), place)
         raise ConfigurationError(f"{path}:{line}: {error}") from error
+    except SourceError as error:
+        # It may be there later; the configuration is not what is wrong.
+        line = line_of(path.read_text(encoding="utf-8"), place)
+        raise SourceError(f"{path}:{line}: {error}") from error
 
 
 def _from(folder: Path, source: str) -> str:

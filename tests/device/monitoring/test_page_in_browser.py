@@ -16,7 +16,7 @@ from PIL import Image
 
 from edgexnas.device.monitoring.watch import ServiceWatch
 from edgexnas.device.monitoring.web_view import WebView
-from edgexnas.device.serving.status import ServiceStatus
+from edgexnas.device.serving.status import QueueLevel, ServiceStatus
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -110,8 +110,11 @@ def test_the_page_keeps_itself_fresh_and_breaks_no_policy(
 
 
 def test_the_page_shows_the_frame_beside_its_numbers(
-    address: str, browse: Browse, tmp_path: Path
+    address: str, ageing: Ageing, browse: Browse, tmp_path: Path
 ) -> None:
+    # The name of a sink holds its folder, which has no place to break a line.
+    name = "hdf5 /data/2026-11/a_folder_of_a_visit_whose_name_is_long_as_they_are/results"
+    ageing.now = replace(ageing.now, queues={name: QueueLevel(1000, 1024)})
     browse("--window-size=1400,1000", f"--screenshot={tmp_path / 'page.png'}", address)
     with Image.open(io.BytesIO((tmp_path / "page.png").read_bytes())) as image:
         pixels = np.asarray(image.convert("RGB")).astype(int)
@@ -121,3 +124,5 @@ def test_the_page_shows_the_frame_beside_its_numbers(
     assert np.median(frame.sum(-1)) < 400
     assert (frame.sum(-1) > 550).any()
     assert np.median(pixels[:, 800:].sum(-1)) > 700
+    # Nothing runs over the edge of the page.
+    assert len(np.unique(pixels[100:, -12:].reshape(-1, 3), axis=0)) == 1

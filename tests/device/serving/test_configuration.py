@@ -97,8 +97,14 @@ def test_what_is_no_toml_is_told_with_its_line(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_not_there_is_told() -> None:
-    with pytest.raises(ConfigurationError, match=r"missing\.toml cannot be read"):
+    with pytest.raises(ConfigurationError, match=r"missing\.toml cannot be read \(No such file"):
         load_configuration(Path("missing.toml"))
+
+
+def test_what_is_no_text_is_told(tmp_path: Path) -> None:
+    (tmp_path / "serve.toml").write_bytes(b"PK\x03\x04\xff")
+    with pytest.raises(ConfigurationError, match="is no text; give a TOML file"):
+        load_configuration(tmp_path / "serve.toml")
 
 
 def test_spilling_needs_a_folder(tmp_path: Path) -> None:

@@ -208,6 +208,15 @@ def test_check_refuses_with_file_and_line(
         refused(configure(), capsys, change, line, message)
 
 
+def test_frames_that_are_not_there_yet_are_told_with_their_line_and_may_come(
+    configure: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With status 2 the unit would not be started again."""
+    path = configure(source="file:///nowhere/scan.h5")
+    assert main(["serve", str(path), "--check"]) == 1
+    assert f"{path}:1: there is no file /nowhere/scan.h5" in capsys.readouterr().err
+
+
 def refused(path: Path, capsys: Any, change: tuple[str, str], line: int, message: str) -> None:
     assert change[0] in path.read_text()
     path.write_text(path.read_text().replace(*change))
