@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
-__all__ = ["add_command", "path_or_url", "positive_float", "positive_int"]
+__all__ = ["add_command", "number", "path_or_url", "positive_float", "positive_int"]
 
 
 def add_command(commands: Commands, name: str, summary: str) -> argparse.ArgumentParser:
@@ -29,15 +30,29 @@ def path_or_url(text: str) -> Path | str:
 
 def positive_int(text: str) -> int:
     """Parse a whole number of at least 1."""
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is less than 1")
     return value
 
 
 def positive_float(text: str) -> float:
-    """Parse a number larger than 0."""
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"{value} is not larger than 0")
+    """Parse a finite number larger than 0."""
+    value = number(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError(f"{value:g} is not larger than 0")
+    return value
+
+
+def number(text: str) -> float:
+    """Parse a finite number of at least 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{value:g} is not a finite number from 0 up")
     return value

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgexnas.cli.arguments import add_command, positive_float, positive_int
+from edgexnas.cli.arguments import add_command, number, positive_float, positive_int
+from edgexnas.device.engines.engine import ENGINES
 from edgexnas.device.power.meter import METERS
 from edgexnas.errors import ConfigurationError
 from edgexnas.whole_files import write_whole
@@ -26,24 +29,52 @@ def add_to(commands: Commands) -> None:
     bench = add_command(commands, "bench", "measure latency and energy of bundles on this device")
     bench.add_argument("bundles", nargs="+", help="*.edgex, the baseline first; - reads one")
     bench.add_argument("--trust", type=Path, required=True, help="folder of *.pub.pem files")
-    bench.add_argument("--engine", default="auto", help="as of edgexnas predict")
+    bench.add_argument("--engine", default="auto", choices=ENGINES, help="what runs them")
     bench.add_argument("--precision", default="int8", help="int8, float16, float32 or auto")
     bench.add_argument("--batch", type=positive_int, default=32, help="items of one inference")
     bench.add_argument("--threads", type=positive_int, help="CPU threads of the engine")
-    bench.add_argument("--runs", type=positive_int, default=375, help="of the latency protocol")
-    bench.add_argument("--calls", type=positive_int, default=10, help="inferences of each run")
-    bench.add_argument("--spread", type=float, default=10.0, help="s that the runs last at least")
-    bench.add_argument("--sweep", type=int, nargs="*", default=[1, 8, 32, 128], help="batches")
-    bench.add_argument("--no-cold-start", action="store_true", help="start no fresh process")
-    bench.add_argument("--energy", default="auto", choices=("auto", "on", "off"))
-    bench.add_argument("--meter", default="auto", choices=METERS)
-    bench.add_argument("--idle", type=positive_float, default=60.0, help="s of an idle window")
-    bench.add_argument("--load", type=positive_float, default=60.0, help="s of a load window")
-    bench.add_argument("--period", type=positive_float, default=0.1, help="s a power reading")
-    bench.add_argument("--blocks", type=positive_int, default=3, help="load windows of a bundle")
-    bench.add_argument("--root", type=Path, default=Path("/"), help="folder that holds sys")
-    for name in ("json", "csv", "html"):
-        bench.add_argument(f"--{name}", help=f"{name.upper()} file to write, - for output")
+    latency = bench.add_argument_group(
+        "latency", "The bundles take turns, run by run; an interval tells how sure a number is."
+    )
+    latency.add_argument("--runs", type=positive_int, default=375, help="runs of each bundle")
+    latency.add_argument("--calls", type=positive_int, default=10, help="inferences of each run")
+    latency.add_argument(
+        "--spread", type=number, default=10.0, metavar="S",
+        help="seconds that all runs last at least; slow changes show only in a longer time",
+    )  # fmt: skip
+    latency.add_argument(
+        "--sweep", type=positive_int, nargs="*", default=[1, 8, 32, 128], metavar="BATCH",
+        help="further batch sizes to time; none after the option times none",
+    )  # fmt: skip
+    latency.add_argument("--no-cold-start", action="store_true", help="do not time a fresh process")
+    energy = bench.add_argument_group(
+        "energy",
+        "Windows of load between idle ones. With the defaults a bundle takes about 6 minutes; "
+        "windows shorter than 60 s are noted in the report.",
+    )
+    energy.add_argument(
+        "--energy", default="auto", choices=("auto", "on", "off"),
+        help="auto measures it where there is a power meter, on fails without one",
+    )  # fmt: skip
+    energy.add_argument("--meter", default="auto", choices=METERS, help="what to read")
+    energy.add_argument(
+        "--idle", type=positive_float, default=60.0, metavar="S", help="seconds of an idle window"
+    )
+    energy.add_argument(
+        "--load", type=positive_float, default=60.0, metavar="S", help="seconds of a load window"
+    )
+    energy.add_argument(
+        "--blocks", type=positive_int, default=3, help="load windows of each bundle, in turns"
+    )
+    energy.add_argument(
+        "--period", type=positive_float, default=0.1, metavar="S",
+        help="seconds from one power reading to the next",
+    )  # fmt: skip
+    energy.add_argument("--root", type=Path, default=Path("/"), help="folder that holds sys")
+    outputs = bench.add_argument_group("output", "Files to write; - is standard output.")
+    outputs.add_argument("--json", metavar="FILE", help="everything, the power readings too")
+    outputs.add_argument("--csv", metavar="FILE", help="one row a bundle")
+    outputs.add_argument("--html", metavar="FILE", help="tables and plots on one page")
     bench.set_defaults(run=_bench)
 
 
@@ -58,7 +89,8 @@ def _bench(options: argparse.Namespace) -> None:
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)  # noqa: T201
 
-    report = run_bench(bundles, settings, trust=options.trust, progress=say)
+    with _each_warning_once():
+        report = run_bench(bundles, settings, trust=options.trust, progress=say)
     for name, place in outputs.items():
         if place is not None:
             _write(_form(name)(report), place)
@@ -66,6 +98,27 @@ def _bench(options: argparse.Namespace) -> None:
         _print(report)
     # Written first: what is void is worth looking at, and says so itself.
     report.check()
+
+
+@contextmanager
+def _each_warning_once() -> Iterator[None]:
+    """Show a warning once: every engine that is opened gives those of its kind again."""
+    shown: set[str] = set()
+
+    def is_news(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        new = text not in shown
+        shown.add(text)
+        return new
+
+    handlers = logging.getLogger().handlers
+    for handler in handlers:
+        handler.addFilter(is_news)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(is_news)
 
 
 def _settings(options: argparse.Namespace) -> BenchSettings:

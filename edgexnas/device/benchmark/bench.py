@@ -314,6 +314,8 @@ class _Bench:
     def _energy(self, loads: Sequence[Load]) -> EnergyReport | None:
         if self._meter is None:
             return None
+        seconds = self._settings.protocol.seconds(len(loads))
+        self._progress(f"energy: about {seconds / 60:.1f} minutes")
         try:
             report = measure_energy(
                 loads,

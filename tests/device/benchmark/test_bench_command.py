@@ -20,6 +20,7 @@ from edgexnas.device.benchmark import bench as bench_module
 from edgexnas.device.benchmark import energy
 from edgexnas.device.benchmark.bench_files import SCHEMA, as_plain
 from edgexnas.device.benchmark.svg_plots import bar_chart, line_chart
+from edgexnas.errors import ConfigurationError
 
 Tree = Callable[..., Any]
 
@@ -196,8 +197,6 @@ def test_a_rail_that_vanishes_voids_the_energy_and_keeps_the_latency(
         (["--json", "/absent/bench.json"], "its folder does not exist; create it"),
         (["--json", "-", "--csv", "-"], "two outputs go to -"),
         (["--precision", "int4"], "precision 'int4'"),
-        (["--engine", "abacus"], "no engine 'abacus'"),
-        (["--sweep", "0"], "sweep is 0; give a whole number from 1"),
         (["--load", "0.2"], "give windows of ten readings at least"),
     ],
 )
@@ -212,6 +211,47 @@ def test_wrong_options_are_refused_in_one_sentence(
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("edgexnas")]
     assert len(error) == 1
     assert sentence in error[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--engine", "abacus"], "argument --engine: invalid choice: 'abacus'"),
+        (["--sweep", "0"], "argument --sweep: 0 is less than 1"),
+        (["--sweep", "many"], "argument --sweep: 'many' is no whole number"),
+        (["--spread", "-1"], "argument --spread: -1 is not a finite number from 0 up"),
+        (["--load", "inf"], "argument --load: inf is not a finite number from 0 up"),
+        (["--idle", "0"], "argument --idle: 0 is not larger than 0"),
+        (["--period", "soon"], "argument --period: 'soon' is no number"),
+    ],
+)
+def test_options_that_no_bench_could_have_are_wrong_usage(
+    options: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as raised:
+        main(["bench", "a.edgex", "--trust", "keys", *options])
+    assert raised.value.code == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_settings_from_python_are_checked_too() -> None:
+    with pytest.raises(ConfigurationError, match="sweep is 0; give a whole number from 1"):
+        bench_module.BenchSettings(sweep=(0,))
+    with pytest.raises(ConfigurationError, match="spread_s is nan; give seconds from 0"):
+        bench_module.BenchSettings(spread_s=float("nan"))
+
+
+def test_a_warning_that_every_engine_gives_is_shown_once(
+    baseline: Path, rival: Path, keys: Path
+) -> None:
+    command = [sys.executable, "-m", "edgexnas.cli", "bench", str(baseline), str(rival)]
+    done = subprocess.run(
+        [*command, "--trust", str(keys), *QUICK, "--energy", "off"],
+        capture_output=True, check=True, text=True,
+    )  # fmt: skip
+    warnings = [line for line in done.stderr.splitlines() if line.startswith("edgexnas: ")]
+    assert len(warnings) == len(set(warnings))
+    assert "latency: 5 runs of 2" in done.stderr
 
 
 def test_numbers_without_a_value_are_null_in_json() -> None:
