@@ -4,7 +4,8 @@ python device/bench_memory.py bragg.edgex --trust keys --output memory.csv --pag
 
 Each service is a process of its own with an HDF5 and a ZMQ sink; its resident memory is read from
 /proc twice a second. Frames come from a file, paced, and as fast as they are taken, so that its
-queue is full.
+queue is full; then over PV Access and Stream V2, faster than they are processed. --large 0,
+--small 0 and --seconds 0 leave the respective runs out.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ import os
 import platform
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +47,9 @@ port = {port}
 """
 
 SAMPLE_S = 0.5
+CONNECT_S = 12.0
+"""How long a service is given to compile its finder and to connect."""
+
 SHORT_S = 60.0
 """Shorter runs say how much memory is needed, not whether it grows."""
 DONE = re.compile(r"(\d+) of (\d+) frames done.*?(\d+) peaks")
@@ -119,7 +125,60 @@ def resident_mb(process: int) -> tuple[float, float]:
     return now, most
 
 
-def follow(name: str, source: str, options: argparse.Namespace) -> Course:
+class Sender:
+    """A detector in a process of its own, which sends to a service that is behind."""
+
+    def __init__(self, transport: str, codec: str, options: argparse.Namespace) -> None:
+        port = free_port()
+        # PV Access keeps to this machine, away from other servers on it.
+        self.environment = os.environ | {
+            "EPICS_PVA_ADDR_LIST": "127.0.0.1",
+            "EPICS_PVA_AUTO_ADDR_LIST": "NO",
+            "EPICS_PVAS_INTF_ADDR_LIST": "127.0.0.1",
+            "EPICS_PVA_BROADCAST_PORT": f"{port}",
+            "EPICS_PVAS_BROADCAST_PORT": f"{port}",
+        }
+        places = {
+            "pva": ("BENCH:Image", "pva://BENCH:Image"),
+            "simplon": (f"tcp://127.0.0.1:{port}", f"simplon://127.0.0.1:{port}?exclusive=1"),
+        }
+        target, self.source = places[transport]
+        self._command = [sys.executable, "-m", "edgexnas.device.sources.publish", transport, target]
+        self._command += ["--shape", "2048x2048", "--dtype", "uint16", "--codec", codec, "--hold"]
+        self._command += ["--peaks", "800", "--rate", f"{options.overdriven:g}"]
+        self._command += ["--frames", f"{round(options.overdriven * options.seconds)}"]
+
+    def __enter__(self) -> Sender:
+        self._process = subprocess.Popen(
+            self._command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=self.environment,
+        )
+        assert self._process.stdout is not None
+        if self._process.stdout.readline().strip() != "ready":
+            raise SystemExit(f"the sender ended with {self._process.wait()}")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def send_to(self, service: subprocess.Popen[bytes]) -> None:
+        """Send everything once the service is there, then let it end."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        time.sleep(CONNECT_S)
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        print(f"  sent: {self._process.stdout.readline().strip()}", flush=True)
+        service.terminate()
+
+
+def follow(
+    name: str, source: str, options: argparse.Namespace, sender: Sender | None = None
+) -> Course:
     with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
         configuration = Path(folder) / "serve.toml"
         configuration.write_text(
@@ -132,8 +191,11 @@ def follow(name: str, source: str, options: argparse.Namespace) -> Course:
         )
         log = (Path(folder) / "log").open("w+")
         command = [sys.executable, "-m", "edgexnas.cli", "serve", str(configuration)]
-        process = subprocess.Popen(command, stderr=log)
+        environment = os.environ if sender is None else sender.environment
+        process = subprocess.Popen(command, stderr=log, env=environment)
         began, times, resident, peak = time.monotonic(), [], [], 0.0
+        if sender is not None:
+            threading.Thread(target=sender.send_to, args=(process,), daemon=True).start()
         try:
             while process.poll() is None:
                 now, most = resident_mb(process.pid)
@@ -152,6 +214,27 @@ def follow(name: str, source: str, options: argparse.Namespace) -> Course:
         done, received, peaks = map(int, DONE.findall(text)[-1])
         print(f"{name}: {done} of {received} frames, at most {peak:.0f} MB", flush=True)
         return Course(name, times, resident, done, received, peaks, peak)
+
+
+def overdriven(options: argparse.Namespace) -> list[Course]:
+    """Send over a network, faster than frames are processed."""
+    courses = []
+    for transport, codec, named in (
+        ("pva", "none", "PV Access"),
+        ("pva", "bslz4", "PV Access, bslz4"),
+        ("simplon", "none", "Stream V2, not compressed"),
+        ("simplon", "bslz4", "Stream V2, bslz4"),
+    ):
+        name = f"2048×2048 uint16 over {named}, {options.overdriven:g} a second"
+        with Sender(transport, codec, options) as sender:
+            courses.append(follow(name, sender.source, options, sender))
+    return courses
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def page(courses: list[Course], options: argparse.Namespace) -> str:
@@ -173,8 +256,9 @@ def page(courses: list[Course], options: argparse.Namespace) -> str:
             "twice a second from /proc, with frames from a file, results to an HDF5 and a ZMQ "
             "sink, and page and metrics on. `settled` is the range after the first fifth of a run, "
             "and growth that of a straight line through it, for runs of a minute and more. The "
-            "service's own queue, 96 MiB, is full where frames come as fast as they are taken; "
-            "what a network source holds for a service that is behind comes on top.",
+            "service's own queue, 96 MiB, is full where frames come as fast as they are taken or "
+            "faster. What a network source holds for a service that is behind comes on top: ZMQ "
+            "keeps 4 messages of Stream V2, and PV Access up to 64 updates on its way.",
             "",
             *rows,
             "",
@@ -199,20 +283,25 @@ def main() -> None:
     parser.add_argument("--large", type=int, default=600, help="frames of 2048×2048")
     parser.add_argument("--small", type=int, default=1_000_000, help="frames of 64×64")
     parser.add_argument("--rate", type=float, default=20, help="large frames a second")
+    parser.add_argument("--seconds", type=float, default=20, help="of each run over a network")
+    parser.add_argument("--overdriven", type=float, default=100, help="frames a second of these")
     parser.add_argument("--port", type=int, default=9108, help="port of the page; 0 for none")
     parser.add_argument("--scratch", type=Path, help="folder for results on the way")
     parser.add_argument("--output", type=Path, help="CSV of all samples")
     parser.add_argument("--page", type=Path, help="Markdown page")
     options = parser.parse_args()
+    courses = []
     with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
-        large = write_frames(Path(folder) / "large.h5", large_frames(), options.large)
-        small = write_frames(Path(folder) / "small.h5", small_frames(), options.small)
-        paced = f"file://{large}?rate={options.rate:g}"
-        courses = [
-            follow(f"2048×2048 uint16, {options.rate:g} a second", paced, options),
-            follow("2048×2048 uint16, as fast as they are taken", str(large), options),
-            follow("64×64 uint16, as fast as they are taken", str(small), options),
-        ]
+        if options.large:
+            large = write_frames(Path(folder) / "large.h5", large_frames(), options.large)
+            name, paced = "2048×2048 uint16", f"file://{large}?rate={options.rate:g}"
+            courses.append(follow(f"{name}, {options.rate:g} a second", paced, options))
+            courses.append(follow(f"{name}, as fast as they are taken", str(large), options))
+        if options.seconds:
+            courses += overdriven(options)
+        if options.small:
+            small = write_frames(Path(folder) / "small.h5", small_frames(), options.small)
+            courses.append(follow("64×64 uint16, as fast as they are taken", str(small), options))
     if options.output:
         with options.output.open("w", newline="") as file:
             writer = csv.writer(file)

@@ -66,8 +66,9 @@ class SimplonOptions(SourceOptions):
         receiver, such as a file writer, each loses every second frame. Without it nothing is
         opened.
     queue
-        How many messages may wait here. A detector that finds no room keeps its frames back and
-        drops them at last, so that a large queue adds latency and no safety.
+        How many messages may wait here, before the queue of who takes frames. A detector that
+        finds no room keeps its frames back and drops them at last, so that a large queue adds
+        latency and memory, and no safety.
     channel
         Which image of a message to take, such as "threshold_1"; None for the first.
     row, col
@@ -77,7 +78,7 @@ class SimplonOptions(SourceOptions):
     """
 
     exclusive: bool = False
-    queue: Annotated[int, Field(ge=1, le=10_000)] = 16
+    queue: Annotated[int, Field(ge=1, le=10_000)] = 4
     channel: str | None = None
     row: str | None = None
     col: str | None = None
