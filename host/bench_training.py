@@ -108,6 +108,7 @@ def main() -> None:
     parser.add_argument("--spaces", nargs="+", default=["mlpBragg", "cnnBragg"])
     parser.add_argument("--epochs", type=int, default=8, help="of every network")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0, help="of the first round's networks")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--output", type=Path, help="Markdown file; only printed if not given")
@@ -124,7 +125,7 @@ def main() -> None:
     for name in options.spaces:
         space = SPACES[name].narrow(epochs=(options.epochs, options.epochs))
         rounds = []
-        for seed in range(options.rounds):
+        for seed in range(options.seed, options.seed + options.rounds):
             rounds.append(compare(space, dataset, split, options, device, seed))
             print(name, "round", seed, rounds[-1], flush=True)
         plain, ours, start, plain_error, our_error = np.median(np.array(rounds), axis=0)
@@ -138,7 +139,8 @@ def main() -> None:
     text = (
         f"`python host/bench_training.py {options.peaks.name} --evaluations {options.evaluations} "
         f"--epochs {options.epochs} --spaces {' '.join(options.spaces)} "
-        f"--workers {options.workers} --rounds {options.rounds} --device {options.device}`: "
+        f"--workers {options.workers} --rounds {options.rounds} --seed {options.seed} "
+        f"--device {options.device}`: "
         f"{len(split.train)} patches, networks of at most 20,000 parameters from random search, "
         f"{where}{hardware()}, medians of {options.rounds} rounds (least–most), starting the "
         "workers included, each round both ways one after the other.\n\n" + "\n".join(lines) + "\n"

@@ -1,9 +1,10 @@
-"""Error against size, every network trained with equal steps, with and without drawn peaks.
+"""Error against size with equal steps or time for every network, with and without drawn peaks.
 
     python host/equal_fronts.py PEAKS --name ruby --output docs/results
 
 MLPs and CNNs of the paper's spaces, from a list of sizes, and both BraggNN are trained in two ways,
-each with the same number of steps, the same batches, two learning rates and the same seeds:
+each with the same number of steps, or the same CPU time with ``--budget``, two learning rates and
+the same seeds:
 
 * *measured*: on the labelled peaks alone;
 * *drawn*: on these together with peaks drawn from them, see `edgexnas.host.drawn_peaks`.
@@ -23,9 +24,9 @@ import multiprocessing
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,6 +70,9 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 # Two each, about what suits a kind of network, so that all have equally many tries.
 RATES = {"BraggNN": (1e-3, 3e-3), "cnnBragg": (1e-3, 3e-3), "mlpBragg": (3e-3, 1e-2)}
 
+# With a budget of time, BraggNN takes the batches that it is published with.
+BATCHES = {"BraggNN": 32, "cnnBragg": 32, "mlpBragg": 128}
+
 COLOURS = dict(zip(RECIPES, ("tab:gray", "tab:blue"), strict=True))
 MARKERS = {"mlpBragg": "o", "cnnBragg": "^", "BraggNN": "s"}
 
@@ -101,6 +105,7 @@ class Run:
     test: dict[str, float]
     seconds: float
     device: str
+    steps: int
 
 
 @dataclass(frozen=True)
@@ -120,31 +125,56 @@ class Entry:
         return float(np.mean(self.test))
 
 
-def trained(job: Job, peaks: dict[str, Path], steps: int, batch: int, device: str) -> Run:
+def trained(
+    job: Job, peaks: dict[str, Path], steps: int, batch: int, budget: float | None, device: str
+) -> Run:
     """Train one network one way."""
     torch.set_num_threads(1)
     dataset = PeakDataset.load(peaks[job.recipe])
     split = dataset.split()
     data = TrainingData.from_dataset(dataset, split, device)
-    epochs = max(1, round(steps / max(1, len(data.train_x) // batch)))
+    if budget is not None:
+        batch = BATCHES[job.network.split()[0]]
+        steps = int(budget / step_seconds(job.network, data, batch))
+    # Epochs of whole data would not fit into few steps, so they shrink until they do.
+    epochs = -(-steps * batch // len(data.train_x))
+    chosen = np.random.default_rng(job.seed).permutation(len(data.train_x))
+    part = torch.from_numpy(chosen[: max(batch, steps * batch // epochs)])
+    data = replace(data, train_x=data.train_x[part], train_y=data.train_y[part])
     settings = TrainingSettings(
         epochs=epochs, batch_size=batch, learning_rate=job.rate, seed=job.seed, device=device
     )
     with building:
         torch.manual_seed(job.seed)
         model = NETWORKS[job.network]()
-    started = time.perf_counter()
+    clock = time.perf_counter if budget is None else time.process_time
+    started = clock()
     # Threads of one process run side by side on a GPU if each has a stream of its own.
     own = torch.cuda.stream(torch.cuda.Stream()) if device == "cuda" else nullcontext()
     with own:
         result = train(model, data, settings)
-    seconds = time.perf_counter() - started
+    seconds = clock() - started
     x, y = torch.from_numpy(dataset.inputs()), torch.from_numpy(dataset.targets_px)
     test = evaluate_model(result.model, x[split.test], y[split.test])
     return Run(
         job.network, job.recipe, job.seed, job.rate, count_parameters(model),
-        result.metrics["error"], test, seconds, device,
+        result.metrics["error"], test, seconds, device, steps,
     )  # fmt: skip
+
+
+def step_seconds(network: str, data: TrainingData, batch: int) -> float:
+    """Measure the CPU time of one step, without what a training takes once."""
+    times = []
+    for steps in (10, 10, 40):
+        few = replace(
+            data, train_x=data.train_x[: steps * batch], train_y=data.train_y[: steps * batch],
+            validation_x=data.validation_x[:16], validation_y=data.validation_y[:16],
+        )  # fmt: skip
+        repeats = 1 + (steps * batch - 1) // len(few.train_x)
+        started = time.process_time()
+        train(NETWORKS[network](), few, TrainingSettings(epochs=repeats, batch_size=batch))
+        times.append(time.process_time() - started)
+    return (times[2] - times[1]) / 30
 
 
 def serve(todo: Jobs, done: Jobs, threads: int, **options: object) -> None:
@@ -170,27 +200,36 @@ def main() -> None:
     parser.add_argument("--name", required=True, help="of the data, for file names and headings")
     parser.add_argument("--drawn", type=int, default=100_000, help="peaks drawn in addition")
     parser.add_argument("--steps", type=int, default=24_000, help="of every training")
+    parser.add_argument(
+        "--budget",
+        type=float,
+        help="CPU seconds of every training instead of steps, for as many steps as fit in",
+    )
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2, help="processes that train MLPs")
     parser.add_argument("--gpu-workers", type=int, default=0, help="processes on the GPU")
     parser.add_argument("--gpu-threads", type=int, default=3, help="trainings in each of them")
     parser.add_argument("--time-limit", type=float, help="seconds after which no training starts")
-    parser.add_argument("--only", default="", help="networks whose name begins so")
+    parser.add_argument("--only", nargs="+", default=[""], help="networks whose names begin so")
+    parser.add_argument("--recipes", nargs="+", default=RECIPES, choices=RECIPES)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--append", action="store_true", help="add to a run that is there")
     parser.add_argument("--page", action="store_true", help="write the page of a run that is there")
     parser.add_argument("--output", type=Path, default=Path("docs/results"))
     options = parser.parse_args()
 
     options.runs.mkdir(parents=True, exist_ok=True)
-    record = options.runs / f"fronts-{options.name}.jsonl"
+    title = f"fronts-{options.name}-{'time' if options.budget else 'steps'}"
+    record = options.runs / f"{title}.jsonl"
     if not options.page:
-        with record.open("w", encoding="utf-8") as file:
-            for line in search(options):
+        known = options.append and record.exists()
+        with record.open("a" if known else "w", encoding="utf-8") as file:
+            for line in itertools.islice(search(options), int(known), None):
                 file.write(json.dumps(line) + "\n")
                 file.flush()
     first, *rest = (json.loads(line) for line in record.read_text(encoding="utf-8").splitlines())
-    report(first, [Run(**line) for line in rest], options)
+    report(title, first, [Run(**line) for line in rest], options)
 
 
 def search(options: argparse.Namespace) -> Iterator[dict[str, object]]:
@@ -198,28 +237,31 @@ def search(options: argparse.Namespace) -> Iterator[dict[str, object]]:
     began = time.monotonic()
     gpu = torch.cuda.get_device_name() if options.gpu_workers else None
     dataset = PeakDataset.load(options.peaks)
-    drawn = options.runs / f"fronts-{options.name}-drawn.h5"
-    with_drawn_peaks(dataset, options.drawn, device="cuda" if gpu else "cpu").save(drawn)
-    print(f"{options.drawn} peaks drawn in {time.monotonic() - began:.1f} s", flush=True)
-    named = ("drawn", "steps", "batch", "seeds", "workers", "gpu_workers", "gpu_threads")
+    drawn = options.runs / f"{options.name}-{dataset.digest[:8]}-{options.drawn}-drawn.h5"
+    if not drawn.exists():
+        with_drawn_peaks(dataset, options.drawn, device="cuda" if gpu else "cpu").save(drawn)
+        print(f"{options.drawn} peaks drawn in {time.monotonic() - began:.1f} s", flush=True)
+    named = ["drawn", *(("budget",) if options.budget else ("steps", "batch")), "seeds", "workers"]
+    named += ["gpu_workers", "gpu_threads"] if gpu else []
     flags = " ".join(f"--{n.replace('_', '-')} {getattr(options, n)}" for n in named)
     yield {
         "command": f"python host/equal_fronts.py {options.peaks.name} --name {options.name} "
         f"{flags}",
         "hardware": f"{gpu} and {hardware()}" if gpu else hardware(),
         "drawn": options.drawn, "steps": options.steps, "batch": options.batch,
+        "budget": options.budget,
     }  # fmt: skip
     jobs = [
         Job(seed, network, recipe, rate)
         for seed, network, recipe in itertools.product(range(options.seeds), NETWORKS, RECIPES)
         for rate in RATES[network.split()[0]]
-        if network.startswith(options.only)
+        if network.startswith(tuple(options.only)) and recipe in options.recipes
     ]
     # CNNs after all BraggNN, for without those there is nothing to compare with.
     jobs.sort(key=lambda job: job.network.startswith("cnn"))
     common = {
         "peaks": {"measured": options.peaks, "drawn": drawn}, "steps": options.steps,
-        "batch": options.batch,
+        "batch": options.batch, "budget": options.budget,
     }  # fmt: skip
     context = multiprocessing.get_context("spawn")
     done = context.Queue()
@@ -278,13 +320,14 @@ def entries_of(runs: list[Run]) -> dict[tuple[str, str], Entry]:
     return chosen
 
 
-def report(made: dict[str, object], runs: list[Run], options: argparse.Namespace) -> None:
+def report(
+    title: str, made: dict[str, object], runs: list[Run], options: argparse.Namespace
+) -> None:
     """Write the page, and its figure beside it."""
     dataset = PeakDataset.load(options.peaks)
     split = dataset.split()
     chosen = entries_of(runs)
-    name = f"fronts-{options.name}-drawn"
-    draw(options.output / f"{name}.png", chosen)
+    draw(options.output / f"{title}.png", chosen)
     header = "| network | parameters |" + "".join(
         f" {recipe}: validation | test | of the seeds |" for recipe in RECIPES
     )
@@ -308,53 +351,72 @@ def report(made: dict[str, object], runs: list[Run], options: argparse.Namespace
     ]
     claims = [
         claim
-        for theirs, ours in (("drawn", "drawn"), ("measured", "measured"))
-        for claim in claims_of(theirs, ours, chosen)
+        for recipes in (("measured",), ("drawn",), RECIPES)
+        for claim in claims_of(recipes, chosen)
     ]
     rates = "; ".join(f"{kind} {a:g} and {b:g}" for kind, (a, b) in RATES.items())
     against = {"fit": "pseudo-Voigt fit", "truth": "simulated truth"}[dataset.against]
-    (options.output / f"{name}.md").write_text(
-        f"# Fronts of error against size with equal steps: {options.name}\n\n"
+    budget = (
+        f"Every network takes {made['steps']:,} steps with batches of {made['batch']}."
+        if made["budget"] is None
+        else f"Every training takes {made['budget']:g} s of CPU time on one thread, whatever steps "
+        "fit in: " + "; ".join(steps_of(runs)) + "."
+    )
+    (options.output / f"{title}.md").write_text(
+        f"# Fronts of error against size with equal {'time' if made['budget'] else 'steps'}: "
+        f"{options.name}\n\n"
         f"`{made['command']}`, on {made['hardware']}.\n\n"
         f"{len(split.train)} measured patches to train on, or these with {made['drawn']:,} drawn "
         f"from them (`edgexnas label --drawn`); {len(split.test)} measured patches to test on, "
-        f"from frames that nothing else has seen; mean distances to the {against} in px. Every "
-        f"network takes {made['steps']:,} steps with batches of {made['batch']} in both recipes, "
-        f"with two learning rates ({rates}) of which the one with the least mean validation error "
-        "counts. Test figures are means over the seeds, with their range and number beside.\n\n"
+        f"from frames that nothing else has seen; mean distances to the {against} in px. {budget} "
+        f"Of two learning rates ({rates}) the one with the least mean validation error counts. "
+        "Test figures are means over the seeds, with their range and number beside.\n\n"
         + "\n".join(claims)
         + "\n\n"
         + "\n".join(lines)
-        + f"\n\n![error against size]({name}.png)\n",
+        + f"\n\n![error against size]({title}.png)\n",
         encoding="utf-8",
     )  # fmt: skip
 
 
-def claims_of(theirs: str, ours: str, chosen: dict[tuple[str, str], Entry]) -> list[str]:
-    """Answer the paper's two claims; networks are chosen on the validation part."""
+def steps_of(runs: list[Run]) -> list[str]:
+    """Say how many steps fitted into equal time, of which batches, by kind of network."""
+    texts = []
+    for kind, batch in BATCHES.items():
+        steps = sorted(run.steps for run in runs if run.network.startswith(kind))
+        if steps:
+            texts.append(f"{kind} {steps[0]:,} to {steps[-1]:,} of {batch}")
+    return texts
+
+
+def claims_of(recipes: tuple[str, ...], chosen: dict[tuple[str, str], Entry]) -> list[str]:
+    """Answer the paper's two claims; networks and recipes are chosen on the validation part."""
     answers = []
-    for baseline in (e for e in chosen.values() if e.network.startswith("BraggNN")):
-        if baseline.recipe != theirs:
-            continue
-        rivals = [
-            e for e in chosen.values() if e.recipe == ours and not e.network.startswith("BraggNN")
-        ]
-        fitting = [e for e in rivals if e.parameters <= baseline.parameters]
+    among = [entry for entry in chosen.values() if entry.recipe in recipes]
+    for name in dict.fromkeys(e.network for e in among if e.network.startswith("BraggNN")):
+        baseline = preferred(entry for entry in among if entry.network == name)
+        ours = [e for e in among if not e.network.startswith("BraggNN")]
+        fitting = [e for e in ours if e.parameters <= baseline.parameters]
         small = [e for e in fitting if e.parameters <= (1 - FEWER_PARAMETERS) * baseline.parameters]
-        for wanted, among, goal in (
+        for wanted, rivals, goal in (
             ("lower error", fitting, LOWER_ERROR), ("fewer parameters", small, 0.0),
         ):  # fmt: skip
-            if not among:
+            if not rivals:
                 continue
-            best = min(among, key=lambda entry: entry.validation_px)
+            best = preferred(rivals)
             gain = 1 - best.test_px / baseline.test_px
             saved = 1 - best.parameters / baseline.parameters
             answers.append(
-                f"* {baseline.network}, both {ours}, {wanted}: "
-                f"**{'yes' if gain >= goal else 'no'}**, {best.network} has {abs(gain):.1%} "
+                f"* {name} ({baseline.recipe}) against {best.network} ({best.recipe}), {wanted}: "
+                f"**{'yes' if gain >= goal else 'no'}**, {abs(gain):.1%} "
                 f"{'lower' if gain >= 0 else 'higher'} error with {saved:.1%} fewer parameters."
             )
     return answers
+
+
+def preferred(entries: Iterable[Entry]) -> Entry:
+    """Choose by the validation part."""
+    return min(entries, key=lambda entry: entry.validation_px)
 
 
 def draw(path: Path, chosen: dict[tuple[str, str], Entry]) -> None:

@@ -103,9 +103,10 @@ class _Quantiles(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         raw, signs = ctx.saved_tensors
-        slope = torch.sigmoid(raw)
-        slope[:, :, ctx.middle] = 1.0
-        return (gradients[0] @ signs.t()) * slope, None, None
+        of_spacing = gradients[0] @ signs.t()
+        of_raw = torch.ops.aten.softplus_backward(of_spacing, raw, 1.0, 20.0)
+        of_raw[:, :, ctx.middle] = of_spacing[:, :, ctx.middle]
+        return of_raw, None, None
 
 
 def middle_of(levels: Sequence[float]) -> int:

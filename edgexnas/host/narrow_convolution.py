@@ -31,9 +31,6 @@ LAYERS = {
 WIDEST = 48
 """From more channels on, the library's own convolution is the faster one."""
 
-DEVICES = {"cpu"}
-"""Where the library's convolutions are the slower ones."""
-
 
 def batch_innermost(tensor: Tensor) -> Tensor:
     """View (n, c, h, w) of new memory with the same shape and the batch innermost."""
@@ -56,7 +53,7 @@ class NarrowConvolutions:
 
     def run(self, func: Any, args: tuple[Any, ...]) -> Any:
         """Return what `func` would, or None if it is left to the library."""
-        if func not in LAYERS or args[0].device.type not in DEVICES:
+        if func not in LAYERS or args[0].device.type != "cpu":
             return None
         if func is aten.convolution.default and _fits(*args[:2], *args[3:]):
             return self._forward(args[0], args[1], args[2], args[4][0])
@@ -121,9 +118,7 @@ class NarrowConvolutions:
             n, _, h, w = x.shape
             gathered = self._gather(inner.permute(3, 0, 1, 2), kernel, kernel - 1 - padding)
             # The kernel turned by 180°, with its channels in the place of its filters.
-            index = torch.arange(weight.numel(), device=weight.device).view(
-                filters, channels, kernel**2
-            )
+            index = torch.arange(weight.numel()).view(filters, channels, kernel**2)
             index = index.flip(2).transpose(0, 1).reshape(channels, -1)
             turned = weight.new_empty(index.shape)
             self._do(lambda: torch.take(weight, index, out=turned), [weight], [turned])

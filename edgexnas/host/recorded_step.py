@@ -101,6 +101,7 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.narrow = 0
         self._entries: list[_Entry] = []
         self._calls: list[Call] = []
+        self._constants: set[int] = set()
         self._narrow = NarrowConvolutions(self._record)
 
     @classmethod
@@ -128,8 +129,20 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not is_view and func not in NOTHING:
             call = as_call(func, args, kwargs, outputs)
             fills = made + reads if changes else made
-            self._keep(_Entry(call, reads, fills, changes, func in CONSTANT))
+            entry = _Entry(call, reads, fills, changes, self._is_constant(func, reads, changes))
+            if entry.constant:
+                self._constants |= {memory(t) for t in made}
+            elif changes:
+                self._constants -= {memory(t) for t in fills}
+            self._keep(entry)
         return result
+
+    def _is_constant(self, func: Any, reads: list[Tensor], changes: bool) -> bool:
+        """Whether a replay may keep the result: nothing that it depends on changes."""
+        if func in CONSTANT:
+            return True
+        same = bool(reads) and not changes and all(memory(t) in self._constants for t in reads)
+        return same and torch.Tag.nondeterministic_seeded not in func.tags
 
     def _record(self, call: Call, reads: list[Tensor], fills: list[Tensor]) -> None:
         self._keep(_Entry(call, reads, fills))

@@ -49,13 +49,15 @@ class QuantileCriterion:
     def __init__(self, levels: tuple[float, ...], device: torch.device) -> None:
         self._levels = levels
         self._tensor = torch.tensor(levels, device=device)
+        self._slopes = 0.5 - self._tensor
 
     def prepare(self, model: nn.Module, x: Tensor, y: Tensor) -> None:
         """Nothing: patches are scaled one by one."""
 
     def loss(self, predicted: Tensor, target: Tensor) -> Tensor:
         """See `quantile_loss`."""
-        return quantile_loss(predicted, target, self._tensor)
+        loss: Tensor = _Pinball.apply(predicted, target, self._tensor, self._slopes)  # type: ignore[no-untyped-call]
+        return loss
 
     def evaluate(self, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
         """See `evaluate_model`."""
@@ -78,24 +80,29 @@ def quantile_loss(predicted: Tensor, target: Tensor, levels: Tensor) -> Tensor:
     levels
         (q,) between 0 and 1.
     """
-    loss: Tensor = _Pinball.apply(predicted, target, levels)  # type: ignore[no-untyped-call]
+    loss: Tensor = _Pinball.apply(predicted, target, levels, 0.5 - levels)  # type: ignore[no-untyped-call]
     return loss
 
 
 class _Pinball(torch.autograd.Function):
-    """The mean pinball loss with its gradient in closed form: a fifth of autograd's calls."""
+    """The mean pinball loss with its gradient in closed form: a fifth of autograd's calls.
+
+    Its slope is 1 - level below the quantile and -level above it, or ½ - level - ½ sign(error).
+    """
 
     @staticmethod
-    def forward(ctx: Any, predicted: Tensor, target: Tensor, levels: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, predicted: Tensor, target: Tensor, levels: Tensor, slopes: Tensor
+    ) -> Tensor:
         error = target.unsqueeze(2) - predicted
-        ctx.save_for_backward(error, levels)
+        ctx.save_for_backward(error, slopes)
         return torch.maximum(levels * error, (levels - 1) * error).mean()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        error, levels = ctx.saved_tensors
-        below = (error < 0).to(error.dtype)
-        return (below - levels) * (gradients[0] / error.numel()), None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        error, slopes = ctx.saved_tensors
+        slope = torch.sub(slopes, torch.sign(error), alpha=0.5)
+        return slope * (gradients[0] / error.numel()), None, None, None
 
 
 def predict_offsets(model: nn.Module, x: Tensor, batch: int = 4096) -> Tensor:

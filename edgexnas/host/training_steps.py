@@ -115,7 +115,7 @@ class _Record:
     ) -> None:
         parameters = [p for p in model.parameters() if p.requires_grad]
         weights = flatten(parameters)
-        self._x, self._y = x.clone(), y.clone()
+        self._x, self._y = self._own = [x.clone(), y.clone()]
         self._recording = Recording()
         with self._recording:
             loss = criterion.loss(model(self._x), self._y)
@@ -130,8 +130,7 @@ class _Record:
 
     def run(self, x: Tensor, y: Tensor, rate: float) -> None:
         """Take a step."""
-        self._x.copy_(x)
-        self._y.copy_(y)
+        torch._foreach_copy_(self._own, [x, y])
         self._work(rate)
 
     def _replay(self, rate: float | Tensor) -> None:

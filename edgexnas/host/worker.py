@@ -12,6 +12,7 @@ that fails leaves CUDA unusable for the whole process.
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import sys
@@ -41,6 +42,8 @@ def main(descriptor: int) -> None:
     """Fork workers until the socket closes."""
     with Connection(descriptor) as control, suppress(EOFError, ConnectionError):
         pickled = control.recv_bytes()
+        # Nothing of an import is garbage, and what is never looked at stays shared after a fork.
+        gc.disable()
         import torch
 
         import edgexnas.host.spaces
@@ -49,6 +52,8 @@ def main(descriptor: int) -> None:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         context = cloudpickle.loads(pickled)
         del pickled
+        gc.freeze()
+        gc.enable()
         while True:
             wish = cloudpickle.loads(control.recv_bytes())
             if isinstance(wish, Burial):

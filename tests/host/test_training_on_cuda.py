@@ -62,7 +62,13 @@ def test_a_captured_step_moves_the_weights_as_a_plain_one_does(
     ModuleStep(plain, criterion).run(batches)
     step.run(batches)
     assert step.captured
-    torch.testing.assert_close(captured.state_dict(), plain.state_dict(), atol=1e-4, rtol=1e-3)
+    # What they predict, for weights without an effect have gradients of nothing but rounding, which
+    # Adam makes into whole steps: a constant added to all keys of an attention, for one.
+    with torch.no_grad():
+        torch.testing.assert_close(
+            captured.eval()(on_gpu.validation_x), plain.eval()(on_gpu.validation_x),
+            atol=1e-3, rtol=0,
+        )  # fmt: skip
 
 
 @pytest.mark.usefixtures("exact")
@@ -91,8 +97,8 @@ def workers(
 
 
 def more_memory_than_its_share(configuration: Configuration) -> nn.Module:
-    free, _ = torch.cuda.mem_get_info()
-    return nn.Linear(1024, int(0.6 * free) // 4096).cuda()
+    _, total = torch.cuda.mem_get_info()
+    return nn.Linear(1024, int(0.6 * total) // 4096).cuda()
 
 
 def a_kernel_that_fails(configuration: Configuration) -> nn.Module:

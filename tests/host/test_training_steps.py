@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from edgexnas.host import recorded_step, training_steps
 from edgexnas.host.models import BraggNN, QuantileHead, cnn_bragg, mlp_bragg
+from edgexnas.host.recorded_step import Recording
 from edgexnas.host.training import TrainingData, TrainingSettings, train
 from edgexnas.host.training_criteria import QuantileCriterion
 from edgexnas.host.training_steps import ModuleStep, RecordedStep, make_step
@@ -135,3 +136,44 @@ def test_a_trained_networks_weights_share_no_memory(gaussian_task: TrainingData)
     model = train(mlp_bragg(4, 2), gaussian_task, TrainingSettings(epochs=1, device="cpu")).model
     sizes = [(p.untyped_storage().nbytes(), p.numel() * 4) for p in model.parameters()]
     assert all(stored == needed for stored, needed in sizes)
+
+
+def test_what_follows_from_constants_alone_is_not_computed_again() -> None:
+    x = torch.rand(3)
+    recording = Recording()
+    with recording:
+        half = torch.ones(3) / 2
+        result = x * half
+    target = torch.zeros(3)
+    recording.compile([result], [target])
+    assert len(recording._calls) == 1
+    x.fill_(8.0)
+    recording.replay()
+    assert target.tolist() == [4.0] * 3
+
+
+def test_a_constant_that_is_written_into_is_one_no_more() -> None:
+    x = torch.rand(3)
+    recording = Recording()
+    with recording:
+        sums = torch.zeros(3)
+        sums += x
+        result = sums / 2
+    target = torch.zeros(3)
+    recording.compile([result], [target])
+    x.fill_(8.0)
+    recording.replay()
+    assert target.tolist() == [4.0] * 3
+
+
+def test_what_is_drawn_at_constant_chances_is_drawn_anew() -> None:
+    recording = Recording()
+    with recording:
+        result = torch.bernoulli(torch.full((64,), 0.5))
+    target = torch.zeros(64)
+    recording.compile([result], [target])
+    draws = []
+    for _ in range(2):
+        recording.replay()
+        draws.append(target.tolist())
+    assert draws[0] != draws[1]
