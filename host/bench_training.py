@@ -18,6 +18,8 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -109,7 +111,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8, help="of every network")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0, help="of the first round's networks")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument(
+        "--workers", type=int, nargs="+", default=[os.cpu_count() or 1], help="one row for each"
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--output", type=Path, help="Markdown file; only printed if not given")
     options = parser.parse_args()
@@ -118,9 +122,9 @@ def main() -> None:
     device = training_device(options.device)
 
     lines = [
-        "| space | plain loop | `optimize` | ratio | of it starting workers | "
-        "median error plain / ours, px |",
-        "|---|---|---|---|---|---|",
+        "| space | plain loop | workers | `optimize` | ratio | of it starting workers | after "
+        "that | median error plain / ours, px |",
+        "|---" * 8 + "|",
     ]
     for name in options.spaces:
         space = SPACES[name].narrow(epochs=(options.epochs, options.epochs))
@@ -128,18 +132,27 @@ def main() -> None:
         for seed in range(options.seed, options.seed + options.rounds):
             rounds.append(compare(space, dataset, split, options, device, seed))
             print(name, "round", seed, rounds[-1], flush=True)
-        plain, ours, start, plain_error, our_error = np.median(np.array(rounds), axis=0)
-        ratios = [ours / plain for plain, ours, *_ in rounds]
-        lines.append(
-            f"| {name} | {plain:,.0f}/h | {ours:,.0f}/h | {np.median(ratios):.1f}× "
-            f"({min(ratios):.1f}–{max(ratios):.1f}) | {start:.1f} s | "
-            f"{plain_error:.4f} / {our_error:.4f} |"
-        )
+        for number, workers in enumerate(options.workers):
+            same = [outcome.ours[number] for outcome in rounds]
+            ratios = [o.seconds / ours.seconds for o, ours in zip(rounds, same, strict=True)]
+            after = [
+                o.seconds / (ours.seconds - ours.start)
+                for o, ours in zip(rounds, same, strict=True)
+            ]
+            hourly = 3600 * median(o.count for o in rounds)
+            lines.append(
+                f"| {name} | {hourly / median(o.seconds for o in rounds):,.0f}/h | {workers} | "
+                f"{hourly / median(o.seconds for o in same):,.0f}/h | {median(ratios):.1f}× "
+                f"({min(ratios):.1f}–{max(ratios):.1f}) | {median(o.start for o in same):.1f} s | "
+                f"{median(after):.1f}× | {median(o.error for o in rounds):.4f} / "
+                f"{median(o.error for o in same):.4f} |"
+            )
     where = torch.cuda.get_device_name(device) + " and " if device.type == "cuda" else ""
     text = (
         f"`python host/bench_training.py {options.peaks.name} --evaluations {options.evaluations} "
         f"--epochs {options.epochs} --spaces {' '.join(options.spaces)} "
-        f"--workers {options.workers} --rounds {options.rounds} --seed {options.seed} "
+        f"--workers {' '.join(map(str, options.workers))} --rounds {options.rounds} "
+        f"--seed {options.seed} "
         f"--device {options.device}`: "
         f"{len(split.train)} patches, networks of at most 20,000 parameters from random search, "
         f"{where}{hardware()}, medians of {options.rounds} rounds (least–most), starting the "
@@ -150,6 +163,23 @@ def main() -> None:
         options.output.write_text(f"# Evaluations per hour\n\n{text}")
 
 
+class Ours(NamedTuple):
+    """What `optimize` took with some number of workers, and how long the first was not ready."""
+
+    seconds: float
+    start: float
+    error: float
+
+
+class Outcome(NamedTuple):
+    """What the plain loop took for the same networks, those that diverged in ours left out."""
+
+    count: int
+    seconds: float
+    error: float
+    ours: list[Ours]
+
+
 def compare(
     space: SearchSpace,
     dataset: PeakDataset,
@@ -157,33 +187,32 @@ def compare(
     options: argparse.Namespace,
     device: torch.device,
     seed: int,
-) -> tuple[float, float, float, float, float]:
-    """Compare both ways over equal configurations.
-
-    Returns
-    -------
-    Evaluations per hour plain and ours, seconds until the first worker was ready, and the median
-    errors.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        started = time.perf_counter()
-        result: SearchResult = optimize(
-            "bragg",
-            data=dataset,
-            space=space,
-            objectives=("error", "parameters"),
-            constraints={"parameters": 20_000},
-            search="random",
-            max_evals=options.evaluations,
-            workers=options.workers,
-            seed=seed,
-            output=Path(folder) / "run",
-            device=str(device),
-            progress=False,
-        )
-        ours = time.perf_counter() - started
-    start = min(trial.finished - trial.seconds for trial in result.trials)
-    candidates = result.candidates
+) -> Outcome:
+    """Compare both ways over equal configurations."""
+    ours = []
+    for workers in options.workers:
+        with tempfile.TemporaryDirectory() as folder:
+            started = time.perf_counter()
+            result: SearchResult = optimize(
+                "bragg",
+                data=dataset,
+                space=space,
+                objectives=("error", "parameters"),
+                constraints={"parameters": 20_000},
+                search="random",
+                max_evals=options.evaluations,
+                workers=workers,
+                seed=seed,
+                output=Path(folder) / "run",
+                device=str(device),
+                progress=False,
+            )
+            seconds = time.perf_counter() - started
+        candidates = result.candidates
+        start = min(trial.finished - trial.seconds for trial in result.trials)
+        error = median(candidate.metrics["error"] for candidate in candidates)
+        ours.append(Ours(seconds, start, error))
+        print(workers, "workers:", ours[-1], len(candidates), "candidates", flush=True)
     configurations = [dict(candidate.configuration) for candidate in candidates]
 
     def train(way: tuple[int, int], configuration: dict[str, object]) -> float:
@@ -201,12 +230,7 @@ def compare(
     plain = time.perf_counter() - started
     torch.set_num_threads(threads)
     print("plain way:", way, "of", tried)
-    our_errors = [candidate.metrics["error"] for candidate in candidates]
-    hourly = 3600 * len(candidates)
-    return (
-        hourly / plain, hourly / ours, start, float(np.median(errors)),
-        float(np.median(our_errors)),
-    )  # fmt: skip
+    return Outcome(len(candidates), plain, median(errors), ours)
 
 
 def seconds_of(call: Callable[..., object], *arguments: object) -> float:
