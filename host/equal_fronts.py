@@ -212,6 +212,7 @@ def main() -> None:
     parser.add_argument("--gpu-threads", type=int, default=3, help="trainings in each of them")
     parser.add_argument("--time-limit", type=float, help="seconds after which no training starts")
     parser.add_argument("--only", nargs="+", default=[""], help="networks whose names begin so")
+    parser.add_argument("--rates", type=float, nargs="+", help="instead of two for each kind")
     parser.add_argument("--recipes", nargs="+", default=RECIPES, choices=RECIPES)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--append", action="store_true", help="add to a run that is there")
@@ -238,7 +239,7 @@ def search(options: argparse.Namespace) -> Iterator[dict[str, object]]:
     gpu = torch.cuda.get_device_name() if options.gpu_workers else None
     dataset = PeakDataset.load(options.peaks)
     drawn = options.runs / f"{options.name}-{dataset.digest[:8]}-{options.drawn}-drawn.h5"
-    if not drawn.exists():
+    if "drawn" in options.recipes and not drawn.exists():
         with_drawn_peaks(dataset, options.drawn, device="cuda" if gpu else "cpu").save(drawn)
         print(f"{options.drawn} peaks drawn in {time.monotonic() - began:.1f} s", flush=True)
     named = ["drawn", *(("budget",) if options.budget else ("steps", "batch")), "seeds", "workers"]
@@ -254,7 +255,7 @@ def search(options: argparse.Namespace) -> Iterator[dict[str, object]]:
     jobs = [
         Job(seed, network, recipe, rate)
         for seed, network, recipe in itertools.product(range(options.seeds), NETWORKS, RECIPES)
-        for rate in RATES[network.split()[0]]
+        for rate in options.rates or RATES[network.split()[0]]
         if network.startswith(tuple(options.only)) and recipe in options.recipes
     ]
     # CNNs after all BraggNN, for without those there is nothing to compare with.
@@ -329,24 +330,29 @@ def report(
     chosen = entries_of(runs)
     draw(options.output / f"{title}.png", chosen)
     header = "| network | parameters |" + "".join(
-        f" {recipe}: validation | test | of the seeds |" for recipe in RECIPES
+        f" {recipe}: rates | validation | test | of the seeds |" for recipe in RECIPES
     )
-    lines = [header, "|---" * 8 + "|"]
+    lines = [header, "|---" * 10 + "|"]
     sizes = {(entry.parameters, entry.network) for entry in chosen.values()}
     for parameters, network in sorted(sizes):
         cells = []
         for recipe in RECIPES:
             entry = chosen.get((network, recipe))
             if entry is None:
-                cells.append(" | | ")
+                cells.append(" | | | ")
                 continue
+            rates = sorted(
+                {r.rate for r in runs if (r.network, r.recipe) == (network, recipe)},
+                key=lambda rate: (rate != entry.rate, rate),
+            )
+            tried = f"**{rates[0]:g}**" + "".join(f", {rate:g}" for rate in rates[1:])
             cells.append(
-                f"{entry.validation_px:.4f} | {entry.test_px:.4f} | "
+                f"{tried} | {entry.validation_px:.4f} | {entry.test_px:.4f} | "
                 f"{min(entry.test):.4f}–{max(entry.test):.4f} ({len(entry.test)})"
             )
         lines.append(f"| {network} | {parameters:,} | {' | '.join(cells)} |")
     lines += [
-        f"| {row.name} | | | {row.mean_px:.4f} | | | {row.mean_px:.4f} | |"
+        f"| {row.name} | | | | {row.mean_px:.4f} | | | | {row.mean_px:.4f} | |"
         for row in classical_rows(dataset, split)
     ]
     claims = [
@@ -354,7 +360,6 @@ def report(
         for recipes in (("measured",), ("drawn",), RECIPES)
         for claim in claims_of(recipes, chosen)
     ]
-    rates = "; ".join(f"{kind} {a:g} and {b:g}" for kind, (a, b) in RATES.items())
     against = {"fit": "pseudo-Voigt fit", "truth": "simulated truth"}[dataset.against]
     budget = (
         f"Every network takes {made['steps']:,} steps with batches of {made['batch']}."
@@ -369,7 +374,7 @@ def report(
         f"{len(split.train)} measured patches to train on, or these with {made['drawn']:,} drawn "
         f"from them (`edgexnas label --drawn`); {len(split.test)} measured patches to test on, "
         f"from frames that nothing else has seen; mean distances to the {against} in px. {budget} "
-        f"Of two learning rates ({rates}) the one with the least mean validation error counts. "
+        "Of several learning rates the one with the least mean validation error counts. "
         "Test figures are means over the seeds, with their range and number beside.\n\n"
         + "\n".join(claims)
         + "\n\n"
