@@ -139,7 +139,7 @@ def test_labelled_peaks_are_not_labelled_again(
     command = ["label", project / "peaks.h5", "--output", tmp_path / "again.h5"]
     message = fails(command, capsys)
     assert "peaks.h5 holds labelled peaks to train on, not frames" in message
-    assert f"({project / 'frames.h5'})" in message
+    assert f"({project / 'frames.h5'}" in message
     assert list(tmp_path.iterdir()) == []
 
 
