@@ -11,8 +11,8 @@ the same seeds:
 
 The rate with the least mean validation error over the seeds counts. Figures are of the test part,
 which no training and no choice has seen, as means over the seeds. Every training that has ended is
-a line of a file, so a run that is cut short leaves a page of what it has; `--page` writes that page
-again without training anything.
+a line of a file, so a run that is cut short leaves a page of what it has; `equal_fronts_page.py`
+writes that page again.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ import multiprocessing
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib as mpl
 import numpy as np
 import torch
+from equal_fronts_page import RECIPES, Run, write_page
 from torch import nn
 
 from edgexnas.demo.markdown import hardware
@@ -43,16 +43,12 @@ from edgexnas.host import (
     PeakDataset,
     TrainingData,
     TrainingSettings,
-    classical_rows,
     count_parameters,
     train,
     with_drawn_peaks,
 )
 from edgexnas.host.models import cnn_bragg, mlp_bragg
 from edgexnas.host.training_criteria import evaluate_model
-
-LOWER_ERROR, FEWER_PARAMETERS = 0.31, 0.8757
-RECIPES = ("measured", "drawn")
 
 # (units, layers), with the largest that fit under an eighth and the whole of both BraggNN.
 MLPS = (
@@ -73,8 +69,6 @@ RATES = {"BraggNN": (1e-3, 3e-3), "cnnBragg": (1e-3, 3e-3), "mlpBragg": (3e-3, 1
 # With a budget of time, BraggNN takes the batches that it is published with.
 BATCHES = {"BraggNN": 32, "cnnBragg": 32, "mlpBragg": 128}
 
-COLOURS = dict(zip(RECIPES, ("tab:gray", "tab:blue"), strict=True))
-MARKERS = {"mlpBragg": "o", "cnnBragg": "^", "BraggNN": "s"}
 
 Jobs = Any
 """A queue of multiprocessing, whose type has no public name."""
@@ -90,39 +84,6 @@ class Job(NamedTuple):
     network: str
     recipe: str
     rate: float
-
-
-@dataclass(frozen=True)
-class Run:
-    """One trained network."""
-
-    network: str
-    recipe: str
-    seed: int
-    rate: float
-    parameters: int
-    validation_px: float
-    test: dict[str, float]
-    seconds: float
-    device: str
-    steps: int
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A network trained one way, at its best rate, over the seeds."""
-
-    network: str
-    recipe: str
-    parameters: int
-    rate: float
-    validation_px: float
-    test: tuple[float, ...]
-
-    @property
-    def test_px(self) -> float:
-        """Mean over the seeds."""
-        return float(np.mean(self.test))
 
 
 def trained(
@@ -158,7 +119,7 @@ def trained(
     test = evaluate_model(result.model, x[split.test], y[split.test])
     return Run(
         job.network, job.recipe, job.seed, job.rate, count_parameters(model),
-        result.metrics["error"], test, seconds, device, steps,
+        result.metrics["error"], test, seconds, device, steps, batch,
     )  # fmt: skip
 
 
@@ -216,21 +177,18 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", default=RECIPES, choices=RECIPES)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--append", action="store_true", help="add to a run that is there")
-    parser.add_argument("--page", action="store_true", help="write the page of a run that is there")
     parser.add_argument("--output", type=Path, default=Path("docs/results"))
     options = parser.parse_args()
 
     options.runs.mkdir(parents=True, exist_ok=True)
     title = f"fronts-{options.name}-{'time' if options.budget else 'steps'}"
     record = options.runs / f"{title}.jsonl"
-    if not options.page:
-        known = options.append and record.exists()
-        with record.open("a" if known else "w", encoding="utf-8") as file:
-            for line in itertools.islice(search(options), int(known), None):
-                file.write(json.dumps(line) + "\n")
-                file.flush()
-    first, *rest = (json.loads(line) for line in record.read_text(encoding="utf-8").splitlines())
-    report(title, first, [Run(**line) for line in rest], options)
+    known = options.append and record.exists()
+    with record.open("a" if known else "w", encoding="utf-8") as file:
+        for line in itertools.islice(search(options), int(known), None):
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+    write_page(record, options.peaks, options.output)
 
 
 def search(options: argparse.Namespace) -> Iterator[dict[str, object]]:
@@ -302,151 +260,6 @@ def search(options: argparse.Namespace) -> Iterator[dict[str, object]]:
         yield asdict(run)
     for process in processes:
         process.terminate()
-
-
-def entries_of(runs: list[Run]) -> dict[tuple[str, str], Entry]:
-    """Choose the rate of each network and recipe by the validation part."""
-    chosen: dict[tuple[str, str], Entry] = {}
-    key = lambda run: (run.network, run.recipe, run.rate)  # noqa: E731
-    for (network, recipe, rate), group in itertools.groupby(sorted(runs, key=key), key):
-        same = list(group)
-        entry = Entry(
-            network, recipe, same[0].parameters, rate,
-            float(np.mean([run.validation_px for run in same])),
-            tuple(run.test["error"] for run in same),
-        )  # fmt: skip
-        known = chosen.get((network, recipe))
-        if known is None or entry.validation_px < known.validation_px:
-            chosen[network, recipe] = entry
-    return chosen
-
-
-def report(
-    title: str, made: dict[str, object], runs: list[Run], options: argparse.Namespace
-) -> None:
-    """Write the page, and its figure beside it."""
-    dataset = PeakDataset.load(options.peaks)
-    split = dataset.split()
-    chosen = entries_of(runs)
-    draw(options.output / f"{title}.png", chosen)
-    header = "| network | parameters |" + "".join(
-        f" {recipe}: rates | validation | test | of the seeds |" for recipe in RECIPES
-    )
-    lines = [header, "|---" * 10 + "|"]
-    sizes = {(entry.parameters, entry.network) for entry in chosen.values()}
-    for parameters, network in sorted(sizes):
-        cells = []
-        for recipe in RECIPES:
-            entry = chosen.get((network, recipe))
-            if entry is None:
-                cells.append(" | | | ")
-                continue
-            rates = sorted(
-                {r.rate for r in runs if (r.network, r.recipe) == (network, recipe)},
-                key=lambda rate: (rate != entry.rate, rate),
-            )
-            tried = f"**{rates[0]:g}**" + "".join(f", {rate:g}" for rate in rates[1:])
-            cells.append(
-                f"{tried} | {entry.validation_px:.4f} | {entry.test_px:.4f} | "
-                f"{min(entry.test):.4f}–{max(entry.test):.4f} ({len(entry.test)})"
-            )
-        lines.append(f"| {network} | {parameters:,} | {' | '.join(cells)} |")
-    lines += [
-        f"| {row.name} | | | | {row.mean_px:.4f} | | | | {row.mean_px:.4f} | |"
-        for row in classical_rows(dataset, split)
-    ]
-    claims = [
-        claim
-        for recipes in (("measured",), ("drawn",), RECIPES)
-        for claim in claims_of(recipes, chosen)
-    ]
-    against = {"fit": "pseudo-Voigt fit", "truth": "simulated truth"}[dataset.against]
-    budget = (
-        f"Every network takes {made['steps']:,} steps with batches of {made['batch']}."
-        if made["budget"] is None
-        else f"Every training takes {made['budget']:g} s of CPU time on one thread, whatever steps "
-        "fit in: " + "; ".join(steps_of(runs)) + "."
-    )
-    (options.output / f"{title}.md").write_text(
-        f"# Fronts of error against size with equal {'time' if made['budget'] else 'steps'}: "
-        f"{options.name}\n\n"
-        f"`{made['command']}`, on {made['hardware']}.\n\n"
-        f"{len(split.train)} measured patches to train on, or these with {made['drawn']:,} drawn "
-        f"from them (`edgexnas label --drawn`); {len(split.test)} measured patches to test on, "
-        f"from frames that nothing else has seen; mean distances to the {against} in px. {budget} "
-        "Of several learning rates the one with the least mean validation error counts. "
-        "Test figures are means over the seeds, with their range and number beside.\n\n"
-        + "\n".join(claims)
-        + "\n\n"
-        + "\n".join(lines)
-        + f"\n\n![error against size]({title}.png)\n",
-        encoding="utf-8",
-    )  # fmt: skip
-
-
-def steps_of(runs: list[Run]) -> list[str]:
-    """Say how many steps fitted into equal time, of which batches, by kind of network."""
-    texts = []
-    for kind, batch in BATCHES.items():
-        steps = sorted(run.steps for run in runs if run.network.startswith(kind))
-        if steps:
-            texts.append(f"{kind} {steps[0]:,} to {steps[-1]:,} of {batch}")
-    return texts
-
-
-def claims_of(recipes: tuple[str, ...], chosen: dict[tuple[str, str], Entry]) -> list[str]:
-    """Answer the paper's two claims; networks and recipes are chosen on the validation part."""
-    answers = []
-    among = [entry for entry in chosen.values() if entry.recipe in recipes]
-    for name in dict.fromkeys(e.network for e in among if e.network.startswith("BraggNN")):
-        baseline = preferred(entry for entry in among if entry.network == name)
-        ours = [e for e in among if not e.network.startswith("BraggNN")]
-        fitting = [e for e in ours if e.parameters <= baseline.parameters]
-        small = [e for e in fitting if e.parameters <= (1 - FEWER_PARAMETERS) * baseline.parameters]
-        for wanted, rivals, goal in (
-            ("lower error", fitting, LOWER_ERROR), ("fewer parameters", small, 0.0),
-        ):  # fmt: skip
-            if not rivals:
-                continue
-            best = preferred(rivals)
-            gain = 1 - best.test_px / baseline.test_px
-            saved = 1 - best.parameters / baseline.parameters
-            answers.append(
-                f"* {name} ({baseline.recipe}) against {best.network} ({best.recipe}), {wanted}: "
-                f"**{'yes' if gain >= goal else 'no'}**, {abs(gain):.1%} "
-                f"{'lower' if gain >= 0 else 'higher'} error with {saved:.1%} fewer parameters."
-            )
-    return answers
-
-
-def preferred(entries: Iterable[Entry]) -> Entry:
-    """Choose by the validation part."""
-    return min(entries, key=lambda entry: entry.validation_px)
-
-
-def draw(path: Path, chosen: dict[tuple[str, str], Entry]) -> None:
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
-    for recipe, colour in COLOURS.items():
-        for kind, marker in MARKERS.items():
-            entries = sorted(
-                (e for e in chosen.values() if e.recipe == recipe and e.network.startswith(kind)),
-                key=lambda entry: entry.parameters,
-            )
-            if not entries:
-                continue
-            axes.plot(
-                [entry.parameters for entry in entries], [entry.test_px for entry in entries],
-                marker=marker, linestyle="-" if kind == "mlpBragg" else "none", color=colour,
-                label=f"{kind}, {recipe}",
-            )  # fmt: skip
-    axes.set(xscale="log", yscale="log", xlabel="parameters", ylabel="test error, px")
-    axes.grid(alpha=0.3, which="both")
-    axes.legend()
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 if __name__ == "__main__":
