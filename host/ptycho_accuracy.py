@@ -362,11 +362,11 @@ def best(networks: Sequence[Trained], space: str) -> Trained:
 def exported(network: Trained, case: Case, runs: Path) -> tuple[Path, tuple[AccuracyRow, ...]]:
     """Quantise, sign and write a network's bundle; return it with its accuracy table.
 
-    The table is kept by itself too, and serves where the bundle was left on another machine.
+    The table is kept by itself too, and counts where the bundle was left on another machine.
     """
     path, keys = runs / f"{network.name}.edgex", runs / "keys"
     table = runs / "accuracy" / f"{network.name}.json"
-    if table.exists() and not path.exists():
+    if table.exists():
         return path, ROWS.validate_json(table.read_bytes())
     if not path.exists():
         model = build(network.name)

@@ -138,7 +138,8 @@ def claims(networks: Sequence[Trained]) -> list[str]:
         return [f"The paper's claims are **not answered**: {BASELINE} was not trained here."]
     lines = [
         f"The paper's claims, against {BASELINE} ({baseline.parameters:,} parameters, "
-        f"{baseline.test_rad:.4f} rad), for networks chosen by their validation error:",
+        f"{baseline.test_rad:.4f} rad after {baseline.steps:,} steps), for networks chosen by "
+        "their validation error:",
         "",
     ]
     for space in SPACES:
@@ -157,7 +158,8 @@ def claims(networks: Sequence[Trained]) -> list[str]:
             reached = gain >= (LOWER_ERROR if among is fitting else 0)
             lines.append(
                 f"* **{space}, {claim}: {'yes' if reached else 'no'}**: {found.name} has "
-                f"{abs(gain):.1%} {'lower' if gain > 0 else 'higher'} error with "
+                f"after {found.steps:,} steps {abs(gain):.1%} "
+                f"{'lower' if gain > 0 else 'higher'} error with "
                 f"{1 - found.parameters / baseline.parameters:.1%} fewer parameters."
             )
     return lines

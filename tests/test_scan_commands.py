@@ -84,6 +84,20 @@ def test_the_object_of_a_scan_is_kept_with_its_pictures(
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in pictures)
 
 
+def test_a_scan_from_a_url_is_placed_by_the_size_of_an_object_pixel(
+    beamline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "object.npz"
+    command = ["predict", beamline / "visible.edgex", "sim://ptycho?frames=9"]
+    options = ["--trust", beamline / "keys", "--output", place]
+    assert run("", *command, *options) == 1
+    assert "object_pixel_m is not given" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+    assert run("", *command, *options, "--object-pixel-nm", 10, 10) == 0
+    assert "stitched 9 patches" in " ".join(capsys.readouterr().out.split())
+    assert place.exists()
+
+
 def test_what_holds_positions_is_a_scan_and_frames_are_none(tmp_path: Path) -> None:
     frames = simulate_hedm(HedmSettings(frames=2, shape=(64, 64), grains=1))
     assert not holds_scan(save_series(frames, tmp_path / "frames.h5"))
