@@ -35,17 +35,18 @@ SPACES = ("cnnPtycho", "mlpPtycho")
 
 
 def write_page(case: Case, networks: Sequence[Trained], options: argparse.Namespace) -> None:
-    """Export the baseline and the best network of each space that was trained; write the page."""
-    chosen = [network for network in networks if network.name == BASELINE]
+    """Export the baseline and the best network of each space that was trained; write the page.
+
+    What was exported before is in its table too.
+    """
     trained = {network.space for network in networks}
-    chosen += [best(networks, space) for space in SPACES if space in trained]
+    wanted = {BASELINE, *(best(networks, space).name for space in SPACES if space in trained)}
+    wanted |= {path.stem for path in options.runs.glob("accuracy/*.json")}
+    chosen = sorted((n for n in networks if n.name in wanted), key=lambda n: n.parameters)
     bundles = [exported(network, case, options.runs) for network in chosen]
     rows = [row for row in bundles[0][1] if row.name in CLASSICAL]
     rows += iterative_rows(case)
-    rows += [
-        row for _, table in bundles for precision in PRECISIONS
-        for row in table if row.precision == precision
-    ]  # fmt: skip
+    rows += [row for _, table in bundles for row in table if row.precision in PRECISIONS]
     page = options.output / f"ptycho-{options.case}.md"
     picture = page.with_suffix(".png")
     text = [*heading(case, networks, options), *table_of(rows), "", *answers(rows, case)]
