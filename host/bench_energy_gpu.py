@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2)
     options = parser.parse_args()
     tasks = options.networks or [
-        ["BraggNN-64-32-16-8", "mlpBragg-96-2"], ["PtychoNN", "mlpPtycho-256-2"],
+        ["BraggNN-64-32-16-8", "mlpBragg-96-2"], ["PtychoNN", "cnnPtycho-64-6-6-6"],
     ]  # fmt: skip
     bench = Bench(tasks, options)
     for repeat in range(options.repeats):

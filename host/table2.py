@@ -14,9 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bench_energy_gpu import QUANTITIES, apart
 from torch import nn
 
-from edgexnas.device.benchmark.intervals import series_half_width
 from edgexnas.host.cost_model import PAPER_TABLE_2, CostModel, count_cost
 from edgexnas.host.models import BraggNN, count_parameters, mlp_bragg
 from edgexnas.host.ptycho_models import PtychoNN, cnn_ptycho, mlp_ptycho
@@ -28,7 +28,7 @@ OURS: tuple[tuple[str, str, Build, tuple[int, ...]], ...] = (
     ("BraggNN 64-32-16-8", "BraggNN", lambda: BraggNN((64, 32, 16, 8)), BRAGG),
     ("BraggNN 16-8-4-2", "", lambda: BraggNN((16, 8, 4, 2)), BRAGG),
     ("mlpBragg 50×5", "optimised Bragg", lambda: mlp_bragg(50, 5), BRAGG),
-    ("mlpBragg 99×1", "", lambda: mlp_bragg(99, 1), BRAGG),
+    ("mlpBragg 96×2", "", lambda: mlp_bragg(96, 2), BRAGG),
     ("PtychoNN", "PtychoNN", PtychoNN, PTYCHO),
     ("cnnPtycho 251, 1-2-1", "optimised Ptycho", lambda: cnn_ptycho(251, 1, 2, 1), PTYCHO),
     ("mlpPtycho 256×2", "", lambda: mlp_ptycho(256, 2), PTYCHO),
@@ -125,85 +125,114 @@ def counted() -> str:
 def measured(content: dict[str, Any]) -> str:
     """Tabulate what was measured on a GPU, baselines against ours."""
     gpu, protocol = content["device"]["gpu"], content["protocol"]
-    torch = content["device"]["versions"].get("torch", "of unknown version")
+    rows = content["rows"]
+    names = {row["name"]: in_words(row["name"]) for row in rows}
     lines = [
         "## Measured on a data-centre GPU through NVML",
         "",
-        f"{gpu['name']}, driver {gpu['driver']}, torch {torch}: float16 CUDA graphs, a "
-        "stand-in for TensorRT, batch 32, copies in and out included, every network in the faster "
-        "of both memory layouts with cuDNN's fastest algorithms. Power and energy by "
-        "`edgexnas.device.power` and `edgexnas.device.benchmark`, made by "
-        f"`python host/bench_energy_gpu.py --output OUTPUT --load {protocol['load_s']:g} --idle "
-        f"{protocol['idle_s']:g} --blocks {protocol['blocks']}`: "
-        f"each repeat has {protocol['blocks']} load windows of "
-        f"{protocol['load_s']:g} s in the order A B B A between idle windows of "
-        f"{protocol['idle_s']:g} s, far below the 60 s that the protocol asks for. ± is half of "
-        "the 95 % interval; NVML's systematic error, ±5 %, comes on top and is the same for all.",
+        f"{gpu['name']}, driver {gpu['driver']}, torch {content['torch']}: float16 CUDA graphs, a "
+        f"stand-in for TensorRT, batch {content['batch']}, copies in and out included, every "
+        "network in the faster of both memory layouts with cuDNN's fastest algorithms. Made by "
+        f"`python host/bench_energy_gpu.py --output energy-gpu.json --load {protocol['load_s']:g} "
+        f"--idle {protocol['idle_s']:g} --blocks {protocol['blocks']} --spread "
+        f"{content['spread_s']:g}`. A repeat has {protocol['blocks']} load windows of "
+        f"{protocol['load_s']:g} s of each network, in the order A B B A A B, between idle windows "
+        f"of {protocol['idle_s']:g} s (the protocol asks for 60 s each); the second repeat follows "
+        "the first of all networks. ± is half of the 95 % interval, from window to window with "
+        "Student's factor; NVML's systematic error, ±5 %, comes on top and is the same for all. "
+        "Weights are random: they change neither.",
         "",
-        "| network | parameters | layout | repeat | ms | p50 ms | p99 ms | W | idle W | mJ | "
-        "mJ above idle | mJ an item |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| network | parameters | error | repeat | W | idle W | mJ | mJ above idle | mJ an item |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    for entry in content["rows"]:
-        pairs = zip(entry["latency"], entry["energy"], strict=True)
-        for number, (latency, energy) in enumerate(pairs, start=1):
+    for row in rows:
+        for number, energy in enumerate(row["energy"], start=1):
             lines.append(
-                f"| {entry['name']} | {entry['parameters']:,} | {entry['layout']} | {number} | "
-                f"{latency['mean_ms']:.4f} ± {series_half_width(latency['runs_ms']):.4f} | "
-                f"{latency['p50_ms']:.4f} | {latency['p99_ms']:.4f} | {energy['power_w']:.1f} | "
-                f"{energy['idle_w']:.1f} | "
-                f"{energy['total_mj']:.3f} ± {energy['total_half_width_mj']:.3f} | "
-                f"{energy['marginal_mj']:.3f} ± {energy['marginal_half_width_mj']:.3f} | "
+                f"| {names[row['name']]} | {row['parameters']:,} | {ERRORS.get(row['name'], '')} "
+                f"| {number} | {energy['power_w']:.1f} | {energy['idle_w']:.1f} | "
+                f"{_pm(energy['total_mj'], energy['total_half_width_mj'])} | "
+                f"{_pm(energy['marginal_mj'], energy['marginal_half_width_mj'])} | "
                 f"{energy['total_mj'] / energy['items']:.4f} |"
             )
+    lines += [
+        "",
+        "Errors are mean distances to the fit on the real test peaks of "
+        "[fronts-ruby](fronts-ruby.md), and phase errors on the real star of "
+        "[ptycho-star](ptycho-star.md).",
+        "",
+        "| network | layout | repeat | mean ms over load windows | mean ms of 375×10 | median ms | "
+        "p99 ms | ms on the GPU's clock |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        for k, latency in enumerate(row["latency"][: len(row["energy"])]):
+            means = " | ".join(_pm(*QUANTITIES[what](row, k)) for what in LATENCIES)
+            over_windows, runs, median, on_gpu = means.split(" | ")
+            lines.append(
+                f"| {names[row['name']]} | {row['layout']} | {k + 1} | {over_windows} | {runs} | "
+                f"{median} | {latency['p99_ms']:.4f} | {on_gpu} |"
+            )
     lines.append("")
-    for baseline, rival in zip(content["rows"][::2], content["rows"][1::2], strict=True):
+    for baseline, rival in zip(rows[::2], rows[1::2], strict=True):
         lines.append(_comparison(baseline, rival))
-    apart_ms = [e["name"] for e in content["rows"] if not _latencies_agree(e["latency"])]
-    apart = [e["name"] for e in content["rows"] if not e["total_agrees"]]
-    apart_above = [e["name"] for e in content["rows"] if not e["marginal_agrees"]]
-    lines.append(
-        f"* Repeats agree within their intervals: total energy {_all_but(apart)}, energy above "
-        f"idle {_all_but(apart_above)}, mean latency {_all_but(apart_ms)}. Latencies are those "
-        "of a host that launches and waits: for nets this small it decides them, and it differed "
-        "from repeat to repeat by up to a quarter. Within a repeat rivals are timed in turns."
-    )
-    lines.append(
-        "* The rivals are small nets of this project's searches, not nets of equal accuracy: on "
-        "ruby mlpBragg 99×1 errs by 0.0168 px and BraggNN 64-32-16-8 by 0.0120 px "
-        "([accuracy](accuracy-ruby.md)). On this GPU both hardly load it, so most of the energy is "
-        "what the card takes when it waits, times the latency."
-    )
-    lines += [f"* {note}" for note in content["notes"]]
+    for what in QUANTITIES:
+        missed = [names[row["name"]] for row in rows if what in apart(row)]
+        agreed = f"of all but {', '.join(missed)}" if missed else "of all networks"
+        lines.append(f"* {what}: the two repeats agree within their intervals {agreed}.")
+    lines += [f"* {note}" for note in content["notes"] if "load windows" not in note.lower()]
     lines += [f"* Fault: {fault}." for fault in content["faults"]]
+    if not content["faults"]:
+        lines.append("* No throttling, no lost reading.")
     return "\n".join(lines)
 
 
+LATENCIES = ("mean ms over windows", "mean ms of runs", "median ms", "ms on the GPU's clock")
+
+ERRORS = {
+    "BraggNN-64-32-16-8": "0.0091 px",
+    "BraggNN-16-8-4-2": "0.0106 px",
+    "mlpBragg-96-2": "0.0078 px",
+    "PtychoNN": "0.0665 rad",
+    "cnnPtycho-64-6-6-6": "0.0657 rad",
+    "cnnPtycho-48-6-6-6": "0.0679 rad",
+}
+"""From docs/results/fronts-ruby.md (mlpBragg 96×2 is #36 of its search) and ptycho-star.md."""
+
+
+def in_words(name: str) -> str:
+    """BraggNN 64-32-16-8, mlpBragg 96×2."""
+    family, _, sizes = name.partition("-")
+    return f"{family} {sizes if family == 'BraggNN' else sizes.replace('-', '×')}".strip()
+
+
+def _pm(value: float, width: float) -> str:
+    """Write a value with as many digits as its interval is worth."""
+    digits = 4 if not 0 < width < math.inf else max(0, 1 - math.floor(math.log10(width)))
+    return f"{value:.{digits}f} ± {width:.{digits}f}"
+
+
 def _comparison(baseline: dict[str, Any], rival: dict[str, Any]) -> str:
-    def mean(entry: dict[str, Any], part: str, name: str) -> float:
-        return sum(item[name] for item in entry[part]) / len(entry[part])
-
-    changes = {
-        "latency": ("latency", "mean_ms"),
-        "energy": ("energy", "total_mj"),
-    }
-    if all(e["marginal_mj"] > e["marginal_half_width_mj"] for e in rival["energy"]):
-        changes["energy above idle"] = ("energy", "marginal_mj")
-    words = ", ".join(
-        f"{1 - mean(rival, *where) / mean(baseline, *where):.1%} less {what}"
-        for what, where in changes.items()
+    words = []
+    for what in ("total mJ", "mJ above idle", *LATENCIES):
+        a, b = (_both(row, what) for row in (baseline, rival))
+        if a[0] <= 2 * a[1] or b[0] <= b[1]:
+            # What is uncertain itself gives no ratio.
+            continue
+        ratio = b[0] / a[0]
+        width = ratio * math.hypot(a[1] / a[0], b[1] / b[0])
+        words.append(f"{what} {ratio - 1:+.1%} ± {width:.1%}")
+    return (
+        f"* **{in_words(rival['name'])} against {in_words(baseline['name'])}**: {', '.join(words)}."
     )
-    return f"* {rival['name']} against {baseline['name']}: {words}."
 
 
-def _latencies_agree(repeats: list[dict[str, Any]]) -> bool:
-    first, last = repeats[0], repeats[-1]
-    widths = [series_half_width(repeat["runs_ms"]) for repeat in (first, last)]
-    return abs(first["mean_ms"] - last["mean_ms"]) <= math.hypot(*widths)
-
-
-def _all_but(names: list[str]) -> str:
-    return f"of all but {', '.join(names)}" if names else "of all"
+def _both(row: dict[str, Any], what: str) -> tuple[float, float]:
+    """Mean of the repeats, and half of its interval."""
+    pairs = [QUANTITIES[what](row, k) for k in range(len(row["energy"]))]
+    return (
+        sum(value for value, _ in pairs) / len(pairs),
+        math.hypot(*(width for _, width in pairs)) / len(pairs),
+    )
 
 
 if __name__ == "__main__":

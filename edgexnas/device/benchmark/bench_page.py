@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from html import escape
 
@@ -17,6 +18,7 @@ STYLE = """
 body{font:15px/1.5 sans-serif;max-width:1180px;margin:2em auto;padding:0 1em;color:#222}
 table{border-collapse:collapse;margin:1em 0}td,th{padding:.25em .7em;border-bottom:1px solid #ddd;
 text-align:right}td:first-child,th:first-child{text-align:left}.fault{background:#fdd;padding:.6em}
+td{white-space:nowrap}.device td{white-space:normal}.fault ul{margin:.3em 0}
 .plots{display:flex;flex-wrap:wrap;gap:12px}
 """
 
@@ -26,7 +28,7 @@ def to_html(report: BenchReport) -> str:
     parts = [
         f"<h1>edgexnas bench</h1><p>{escape(report.before.name)}, "
         f"{report.created:%Y-%m-%d %H:%M} UTC, edgexnas {escape(report.edgexnas)}</p>",
-        *(f'<p class="fault">Void: {escape(fault)}</p>' for fault in report.faults),
+        _faults(report.faults),
         "<h2>Latency</h2>",
         _latency_table(report),
         f'<div class="plots">{_latency_plots(report)}</div>',
@@ -42,19 +44,26 @@ def to_html(report: BenchReport) -> str:
     )
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Write a table."""
+def _faults(faults: Sequence[str]) -> str:
+    if not faults:
+        return ""
+    items = "".join(f"<li>{escape(fault)}</li>" for fault in faults)
+    return f'<div class="fault">These numbers are void, do not publish them:<ul>{items}</ul></div>'
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "numbers") -> str:
+    """Write a table; `kind` is its class in the page's style."""
     head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
     body = "".join(
         "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
     )
-    return f"<table><tr>{head}</tr>{body}</table>"
+    return f'<table class="{kind}"><tr>{head}</tr>{body}</table>'
 
 
 def _latency_table(report: BenchReport) -> str:
     header = (
-        "bundle", "parameters", "engine", "batch", "mean ms", "p50", "p90", "p99", "items/s",
-        "build ms", "open ms", "cold start ms",
+        "bundle", "parameters", "engine", "batch", "mean ms", "p50 ms", "p90 ms", "p99 ms",
+        "items/s", "build ms", "open ms", "cold start ms",
     )  # fmt: skip
     rows = []
     for bench in report.bundles:
@@ -75,8 +84,51 @@ def _latency_table(report: BenchReport) -> str:
             )
         )
     settings = report.settings
-    note = f"<p>{settings.runs} runs of {settings.calls} inferences each, in turns.</p>"
-    return table(header, rows) + note
+    note = (
+        f"<p>{settings.runs} runs of {settings.calls} inferences of a batch, the bundles in turns, "
+        f"over {settings.spread_s:g} s at least. ± is half of the 95 % interval; p50, p90 and p99 "
+        "are percentiles of single inferences. Build: from the verified bundle to a proven engine "
+        "without a cache; open: the same with one; cold start: from the start of a process to its "
+        "first result.</p>"
+    )
+    return table(header, rows) + note + _comparison(report)
+
+
+def _comparison(report: BenchReport) -> str:
+    """Tell what each rival changes against the first bundle."""
+    baseline, *rivals = report.bundles
+    if not rivals:
+        return ""
+    rows = []
+    for rival in rivals:
+        a, b = baseline.latency, rival.latency
+        row = [
+            rival.name,
+            _change(a.mean_ms, a.half_width_ms, b.mean_ms, b.half_width_ms),
+            _change(a.p50_ms, a.p50_half_width_ms, b.p50_ms, b.p50_half_width_ms),
+        ]
+        if baseline.energy is not None and rival.energy is not None:
+            c, d = baseline.energy, rival.energy
+            row += [
+                _change(c.total_mj, c.total_half_width_mj, d.total_mj, d.total_half_width_mj),
+                _change(
+                    c.marginal_mj, c.marginal_half_width_mj, d.marginal_mj, d.marginal_half_width_mj
+                ),
+            ]
+        rows.append(row)
+    header = ["", "mean latency", "median latency", "total energy", "energy above idle"]
+    header[0] = f"against {baseline.name}"
+    return table(header[: len(rows[0])], rows)
+
+
+def _change(before: float, width_before: float, after: float, width_after: float) -> str:
+    """Write a relative change with its interval, or that the intervals leave it open."""
+    if before <= 2 * width_before or after <= 0:
+        return "too uncertain"
+    change = after / before - 1
+    width = after / before * math.hypot(width_before / before, width_after / after)
+    open_question = "" if abs(change) > width else ", none for sure"
+    return f"{change:+.1%} ± {width:.1%}{open_question}"
 
 
 def _latency_plots(report: BenchReport) -> str:
@@ -167,7 +219,7 @@ def _device_table(before: DeviceState, after: DeviceState) -> str:
     names = ("system", "cores", "power mode", "clocks", "clock limits", "temperatures", "supply",
              "GPU", "versions")  # fmt: skip
     rows = zip(names, cells(before), cells(after), strict=True)
-    return table(("", "before", "after"), rows)
+    return table(("", "before", "after"), rows, "device")
 
 
 def _pairs(values: object, unit: str) -> str:

@@ -16,6 +16,8 @@ COLOURS = ("#1f6f8b", "#d95f02", "#5b8c2a", "#7b4fa3", "#b8336a", "#8a6d1a")
 
 WIDTH, HEIGHT = 560, 300
 LEFT, RIGHT, TOP, BOTTOM = 72, 16, 34, 44
+LEGEND_ROW, LETTER = 18, 7.2
+"""Height of a row of names, and width of a letter at most, or near it."""
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -80,7 +82,8 @@ def line_chart(
     x_label
         Below the plot.
     bands
-        (name, from, to) of x ranges to shade; bands of one name have one colour.
+        (name, from, to) of x ranges to shade; bands of one name have one colour. Lines and bands
+        are named below the plot.
     logarithmic
         Space x by its logarithm.
     """
@@ -95,9 +98,8 @@ def line_chart(
         parts.append(
             f'<rect x="{left:.1f}" y="{TOP}" width="{right - left:.1f}" '
             f'height="{HEIGHT - BOTTOM - TOP}" fill="{_colour(names.index(name))}" '
-            f'opacity="0.15"><title>{escape(name)}</title></rect>'
+            f'opacity="0.2"><title>{escape(name)}</title></rect>'
         )
-        parts.append(_text((left + right) / 2, TOP + 12, name, "middle"))
     for tick in across.ticks():
         parts.append(_text(across.place(tick), HEIGHT - BOTTOM + 16, f"{tick:g}", "middle"))
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, x_label, "middle"))
@@ -112,11 +114,26 @@ def line_chart(
             f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.5">'
             f"<title>{escape(name)}</title></polyline>"
         )
-        if len(series) > 1:
+    legend, rows = _legend(list(series) if len(series) > 1 else [], names)
+    return _svg([*parts, legend], HEIGHT + LEGEND_ROW * rows)
+
+
+def _legend(lines: Sequence[str], bands: Sequence[str]) -> tuple[str, int]:
+    """Names beside a stroke or a patch of their colours, and how many rows they take."""
+    parts, x, row = [], float(LEFT), 0
+    for names, opacity, thickness in ((lines, 1.0, 3), (bands, 0.2, 12)):
+        for number, name in enumerate(names):
+            width = 34 + LETTER * len(name)
+            if x > LEFT and x + width > WIDTH:
+                x, row = float(LEFT), row + 1
+            y = HEIGHT + LEGEND_ROW * row + 8
             parts.append(
-                _text(WIDTH - RIGHT - 4, TOP + 26 + 14 * number, name, "end", colour=colour)
+                f'<rect x="{x:.1f}" y="{y - thickness / 2}" width="16" height="{thickness}" '
+                f'fill="{_colour(number)}" opacity="{opacity}"/>'
             )
-    return _svg(parts)
+            parts.append(_text(x + 21, y + 4, name, "start"))
+            x += width
+    return "".join(parts), row + 1 if parts else 0
 
 
 class _Axis:
@@ -153,16 +170,14 @@ def _frame(title: str, unit: str, axis: _Axis) -> str:
     for tick in axis.ticks():
         y = axis.place(tick)
         parts.append(f'<path d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}" stroke="#ddd"/>')
-        parts.append(_text(LEFT - 6, y + 4, f"{tick:g}", "end"))
+        parts.append(_text(LEFT - 6, y + 4, f"{tick:,.10g}", "end"))
     return "".join(parts)
 
 
-def _text(
-    x: float, y: float, text: str, anchor: str, *, weight: str = "normal", colour: str = "#222"
-) -> str:
+def _text(x: float, y: float, text: str, anchor: str, *, weight: str = "normal") -> str:
     return (
         f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-weight="{weight}" '
-        f'fill="{colour}">{escape(text)}</text>'
+        f'fill="#222">{escape(text)}</text>'
     )
 
 
@@ -170,9 +185,9 @@ def _colour(number: int) -> str:
     return COLOURS[number % len(COLOURS)]
 
 
-def _svg(parts: Sequence[str]) -> str:
+def _svg(parts: Sequence[str], height: int = HEIGHT) -> str:
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
-        f'width="{WIDTH}" height="{HEIGHT}" font-family="sans-serif" font-size="12">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
+        f'width="{WIDTH}" height="{height}" font-family="sans-serif" font-size="12">'
         f"{''.join(parts)}</svg>"
     )

@@ -17,7 +17,7 @@ import pytest
 from edgexnas.bundle import generate_keys
 from edgexnas.cli import main
 from edgexnas.device.benchmark import bench as bench_module
-from edgexnas.device.benchmark import energy
+from edgexnas.device.benchmark import bench_page, energy
 from edgexnas.device.benchmark.bench_files import SCHEMA, as_plain
 from edgexnas.device.benchmark.svg_plots import bar_chart, line_chart
 from edgexnas.errors import ConfigurationError
@@ -268,3 +268,26 @@ def test_plots_escape_what_they_are_told_and_stand_single_points() -> None:
     ):
         ElementTree.fromstring(plot)
         assert "<script>" not in plot
+
+
+def test_lines_and_bands_are_named_once_below_the_plot_and_inside_it() -> None:
+    names = [f"VDD_RAIL_{number}" for number in range(9)]
+    bands = [("baseline", 0.0, 1.0), ("rival", 1.0, 2.0), ("baseline", 2.0, 3.0)]
+    plot = line_chart(
+        "Power", "W", {name: ([0.0, 3.0], [1.0, 2.0]) for name in names}, x_label="s", bands=bands
+    )
+    root = ElementTree.fromstring(plot)
+    texts = {text.text: text for text in root.iter("{http://www.w3.org/2000/svg}text")}
+    shown = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
+    for name in (*names, "baseline", "rival"):
+        assert shown.count(name) == 1
+        place = texts[name]
+        assert 300 < float(place.attrib["y"]) < float(root.attrib["height"])
+        assert float(place.attrib["x"]) + 7 * len(name) < float(root.attrib["width"])
+
+
+def test_a_change_is_told_only_as_surely_as_both_intervals_allow() -> None:
+    assert bench_page._change(2.0, 0.02, 1.0, 0.03) == "-50.0% ± 1.6%"
+    assert bench_page._change(2.0, 0.1, 1.95, 0.1) == "-2.5% ± 7.1%, none for sure"
+    assert bench_page._change(2.0, 1.5, 1.0, 0.1) == "too uncertain"
+    assert bench_page._change(2.0, 0.1, -0.1, 0.2) == "too uncertain"
