@@ -82,7 +82,7 @@ class Bench:
         self._meter = open_power_meter("nvml")
         self._protocol = EnergyProtocol(
             load_s=options.load, idle_s=options.idle, blocks=options.blocks,
-            warm_up_s=0.5, lead_s=0.5, settle_s=0.6, period_s=0.05,
+            warm_up_s=0.3, lead_s=0.4, settle_s=0.4, period_s=0.05,
         )  # fmt: skip
         self._before = observe_device(nvml=True)
         self._faults: list[str] = []

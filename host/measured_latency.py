@@ -7,7 +7,9 @@ parameters, or latency measured on this machine by `edgexnas bench`. After each 
 both fronts are timed in turns in one process, and the page is written. A call with the same --runs
 goes on where another stopped, and calls for other seeds may run beside it on a GPU: one at a time
 measures.
-With --gpu, latency is that of a float16 CUDA graph in torch, in the searches and afterwards.
+With --gpu, latency is that of a float16 CUDA graph in torch, in the searches and afterwards. With
+--latencies it is what `host/gpu_latencies.py` measured on a GPU elsewhere, straight lines between
+the numbers of filters that were measured.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -86,6 +89,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--search", default="cbo")
     parser.add_argument("--gpu", action="store_true", help="latency on this machine's GPU")
+    parser.add_argument("--latencies", type=Path, help="of a GPU, from host/gpu_latencies.py")
     options = parser.parse_args()
     torch.set_num_threads(1)
     folder = options.runs or Path(tempfile.mkdtemp(prefix="measured-latency-"))
@@ -98,7 +102,15 @@ def main() -> None:
             counted, measured = (
                 search(name, seed, folder, options) for name in (COUNTED, MEASURED)
             )
-            times = time_fronts((counted, measured), folder if options.gpu else None)
+            if options.latencies is not None:
+                table = LatencyTable(options.latencies)
+                times = {
+                    architecture(c): table.of(c.configuration["filters"], c.configuration["layers"])
+                    for run in (counted, measured)
+                    for c in run.pareto
+                }
+            else:
+                times = time_fronts((counted, measured), folder if options.gpu else None)
             found = compare(seed, counted, measured, times)
             lost = sum(len(run.trials) - len(run.candidates) for run in (counted, measured))
             content = {"failed": lost, "levels": [asdict(level) for level in found]}
@@ -114,7 +126,11 @@ def main() -> None:
 
 def search(objective: str, seed: int, folder: Path, options: argparse.Namespace) -> SearchResult:
     """Run one search, or go on with what an earlier call left of it."""
-    measure: Any = gpu_latency(folder) if options.gpu else f"local?runs=40&calls=10&batch={BATCH}"
+    measure: Any = f"local?runs=40&calls=10&batch={BATCH}"
+    if options.latencies is not None:
+        measure = LatencyTable(options.latencies).measure
+    elif options.gpu:
+        measure = gpu_latency(folder)
     result = optimize(
         "bragg", data=options.peaks, output=folder / f"{objective}-{seed}", space=SPACE, seed=seed,
         resume=True, max_evals=options.evaluations, evaluator="serial", device="cpu",
@@ -123,6 +139,32 @@ def search(objective: str, seed: int, folder: Path, options: argparse.Namespace)
     )  # fmt: skip
     print(f"{objective}, seed {seed}: {len(result.candidates)} networks", flush=True)
     return result
+
+
+class LatencyTable:
+    """Latencies of cnnBragg networks that were measured on a GPU elsewhere."""
+
+    def __init__(self, path: Path) -> None:
+        content = json.loads(path.read_text())
+        self.device = str(content["device"])
+        self._columns: dict[int, dict[int, tuple[float, float]]] = {}
+        for name, pair in content["median_ms"].items():
+            filters, layers = map(int, name.split("×"))
+            self._columns.setdefault(layers, {})[filters] = tuple(pair)
+
+    def of(self, filters: int, layers: int) -> tuple[float, float]:
+        """Median latency in ms and half-width of its interval."""
+        known = self._columns[layers]
+        xs = sorted(known)
+        value, width = (
+            float(np.interp(filters, xs, [known[x][part] for x in xs])) for part in (0, 1)
+        )
+        return value, width
+
+    def measure(self, model: nn.Module) -> dict[str, float]:
+        """Look a network up, as a search's measure."""
+        convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+        return {"latency": self.of(convolutions[0].out_channels, len(convolutions))[0]}
 
 
 @contextmanager
@@ -219,12 +261,15 @@ def markdown(
         if options.gpu
         else "float32 in onnxruntime, one thread"
     )
+    timing, table = f"median of {RUNS} runs of {CALLS} inferences, spread over {SPREAD_S} s,", ""
+    if options.latencies is not None:
+        timing, table = "median", f" --latencies {options.latencies.name}"
+        where = f"float16 CUDA graphs on {LatencyTable(options.latencies).device}"
     lines = [
         f"`python host/measured_latency.py {options.peaks.name} --evaluations "
         f"{options.evaluations} --seeds {' '.join(map(str, options.seeds))} --search "
-        f"{options.search}{' --gpu' if options.gpu else ''}` on {hardware()}; latency: "
-        f"median of {RUNS} runs of {CALLS} inferences of a batch of {BATCH}, spread over "
-        f"{SPREAD_S} s ({where}).",
+        f"{options.search}{' --gpu' if options.gpu else ''}{table}` on {hardware()}; latency: "
+        f"{timing} of a batch of {BATCH} ({where}).",
         "",
         "| seed | errors compared | faster | equal | slower | faster by, geometric mean | most |",
         "|---|---|---|---|---|---|---|",
