@@ -109,6 +109,11 @@ def main() -> None:
     parser.add_argument("--evaluations", type=int, default=16)
     parser.add_argument("--spaces", nargs="+", default=["mlpBragg", "cnnBragg"])
     parser.add_argument("--epochs", type=int, default=8, help="of every network")
+    parser.add_argument(
+        "--plain-epochs",
+        type=int,
+        help="of the plain loop, whose time then counts as many times as these fit into --epochs",
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0, help="of the first round's networks")
     parser.add_argument(
@@ -147,13 +152,14 @@ def main() -> None:
                 f"{median(after):.1f}× | {median(o.error for o in rounds):.4f} / "
                 f"{median(o.error for o in same):.4f} |"
             )
+    part = f" --plain-epochs {options.plain_epochs}" if options.plain_epochs else ""
     where = torch.cuda.get_device_name(device) + " and " if device.type == "cuda" else ""
     text = (
         f"`python host/bench_training.py {options.peaks.name} --evaluations {options.evaluations} "
         f"--epochs {options.epochs} --spaces {' '.join(options.spaces)} "
         f"--workers {' '.join(map(str, options.workers))} --rounds {options.rounds} "
         f"--seed {options.seed} "
-        f"--device {options.device}`: "
+        f"--device {options.device}{part}`: "
         f"{len(split.train)} patches, networks of at most 20,000 parameters from random search, "
         f"{where}{hardware()}, medians of {options.rounds} rounds (least–most), starting the "
         "workers included, each round both ways one after the other.\n\n" + "\n".join(lines) + "\n"
@@ -213,7 +219,9 @@ def compare(
         error = median(candidate.metrics["error"] for candidate in candidates)
         ours.append(Ours(seconds, start, error))
         print(workers, "workers:", ours[-1], len(candidates), "candidates", flush=True)
-    configurations = [dict(candidate.configuration) for candidate in candidates]
+    part = options.plain_epochs or options.epochs
+    space = space.extend(SPACES["mlpBragg"]["epochs"], name=space.name)
+    configurations = [dict(candidate.configuration) | {"epochs": part} for candidate in candidates]
 
     def train(way: tuple[int, int], configuration: dict[str, object]) -> float:
         loaders, threads = way
@@ -222,7 +230,9 @@ def compare(
 
     # The first one warms up and tells which way is fastest: (loader processes, torch's threads).
     threads = torch.get_num_threads()
-    ways = [(0, threads), (0, threads), (0, 1), (2, 1)]
+    # On a GPU the threads have nothing to compute.
+    ways = [(0, 1), (0, 1), (2, 1)]
+    ways += [(0, threads)] if device.type == "cpu" else []
     tried = {way: seconds_of(train, way, configurations[0]) for way in ways}
     way = min(tried, key=lambda way: tried[way])
     started = time.perf_counter()
@@ -230,7 +240,8 @@ def compare(
     plain = time.perf_counter() - started
     torch.set_num_threads(threads)
     print("plain way:", way, "of", tried)
-    return Outcome(len(candidates), plain, median(errors), ours)
+    error = median(errors) if part == options.epochs else float("nan")
+    return Outcome(len(candidates), plain * options.epochs / part, error, ours)
 
 
 def seconds_of(call: Callable[..., object], *arguments: object) -> float:

@@ -47,13 +47,13 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     "network", [lambda: mlp_bragg(50, 2), lambda: cnn_bragg(4, 12), BraggNN],
     ids=["mlpBragg", "cnnBragg", "BraggNN"],
 )  # fmt: skip
-def test_a_captured_step_moves_the_weights_as_a_plain_one_does(
+def test_captured_steps_change_a_network_as_plain_ones_do(
     on_gpu: TrainingData, network: Callable[[], nn.Module]
 ) -> None:
     torch.manual_seed(0)
     criterion = QuantileCriterion((0.05, 0.5, 0.95), torch.device("cuda"))
-    plain = network().cuda().train()
-    captured = copy.deepcopy(plain)
+    first = network().cuda().train()
+    plain, captured = copy.deepcopy(first), copy.deepcopy(first)
     step = RecordedStep(captured, criterion)
     batches = [
         (x, y, 1e-3)
@@ -62,13 +62,11 @@ def test_a_captured_step_moves_the_weights_as_a_plain_one_does(
     ModuleStep(plain, criterion).run(batches)
     step.run(batches)
     assert step.captured
-    # What they predict, for weights without an effect have gradients of nothing but rounding, which
-    # Adam makes into whole steps: a constant added to all keys of an attention, for one.
     with torch.no_grad():
-        torch.testing.assert_close(
-            captured.eval()(on_gpu.validation_x), plain.eval()(on_gpu.validation_x),
-            atol=1e-3, rtol=0,
-        )  # fmt: skip
+        before, expected, got = (m.eval()(on_gpu.validation_x) for m in (first, plain, captured))
+    # Next to what the steps change, for Adam's first ones follow the signs of gradients alone,
+    # which rounding decides where a gradient is next to nothing.
+    assert (got - expected).abs().mean() < 0.02 * (expected - before).abs().mean()
 
 
 @pytest.mark.usefixtures("exact")
@@ -98,7 +96,7 @@ def workers(
 
 def more_memory_than_its_share(configuration: Configuration) -> nn.Module:
     _, total = torch.cuda.mem_get_info()
-    return nn.Linear(1024, int(0.6 * total) // 4096).cuda()
+    return nn.Linear(1024, int(0.6 * total) // 4096, device="cuda")
 
 
 def a_kernel_that_fails(configuration: Configuration) -> nn.Module:
