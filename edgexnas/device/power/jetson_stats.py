@@ -81,8 +81,8 @@ def read_jetson_stats(interval_s: float = 0.5) -> JetsonStats:
                 )
             return _state_of(service)
     except JtopException as error:
-        # Its own message advises over several lines.
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        # Its own message advises over several lines; what it says first is what happened.
+        said = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
         raise SourceError(
             f"jetson-stats gives no state ({said}); start its service by systemctl start jtop"
         ) from error

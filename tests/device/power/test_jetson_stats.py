@@ -73,7 +73,7 @@ def test_clocks_and_temperatures_come_from_the_real_service(tmp_path: Path) -> N
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0].startswith("jetson-stats gives no state (The jtop.service is not active.")
+    assert lines[0].startswith("jetson-stats gives no state (The jtop.service is not active);")
     assert lines[0].endswith("start its service by systemctl start jtop")
     assert lines[1:4] == [
         "mode: unknown",
