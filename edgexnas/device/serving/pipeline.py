@@ -5,7 +5,8 @@
     source → waiting → find → found → predict → predicted → deliver → one queue a sink
              (frames)         (patches)         (results)
 
-A source that can leave frames encoded does: they wait so, and those that find decode them first.
+A source that can leave frames encoded does: they wait so, and are decoded between waiting and find,
+in a thread of its own for each that finds.
 
 Every queue is bounded. A full one holds up the stage before it; in front of the first, the policy
 decides what becomes of the frames that come.
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from edgexnas.device.serving.bounded_queue import BoundedQueue
+from edgexnas.device.serving.decoding import DecodingIntake
 from edgexnas.device.serving.intake import Intake
 from edgexnas.device.serving.ledger import Ledger
 from edgexnas.device.serving.results import FrameResult, SeriesBegun, SeriesEnded
@@ -27,8 +29,8 @@ from edgexnas.device.serving.sink_thread import SinkThread
 from edgexnas.device.serving.stage_times import Complaints, StageTimes
 from edgexnas.device.serving.status import LastResult, QueueLevel
 from edgexnas.device.serving.work import Work
+from edgexnas.device.sources.encoded_frames import leaves_decoding
 from edgexnas.device.sources.events import EventSource
-from edgexnas.errors import InputError
 
 __all__ = ["Pipeline"]
 
@@ -97,6 +99,10 @@ class Pipeline:
         self.intake = Intake(
             source, work, ledger=ledger, settings=settings, complaints=complaints, runs=self._runs
         )
+        self._decoding: DecodingIntake | None = None
+        if leaves_decoding(source):
+            self._decoding = DecodingIntake(self.intake, times, settings.workers)
+        self._frames: Intake | DecodingIntake = self._decoding or self.intake
         self._found: BoundedQueue[FrameTask] = BoundedQueue(BETWEEN_STAGES)
         self._predicted: BoundedQueue[FrameTask] = BoundedQueue(BETWEEN_STAGES)
         self._finders = [
@@ -111,6 +117,13 @@ class Pipeline:
                 (self._deliver, "deliver"),
             )
         ]
+        if self._decoding is not None:
+            self._others += [
+                threading.Thread(
+                    target=self._guarded, args=(self._decoding.decode,), name=f"decode {index}"
+                )
+                for index in range(settings.workers)
+            ]
         self.beats_ns = dict.fromkeys(("find", "predict", "deliver"), time.monotonic_ns())
 
     def start(self) -> None:
@@ -131,6 +144,8 @@ class Pipeline:
         """End the stages soon; what is in them is dropped."""
         self._aborted.set()
         self.intake.abort()
+        if self._decoding is not None:
+            self._decoding.abort()
         for queue in (self._found, self._predicted):
             queue.close()
         for sink in self._sinks:
@@ -139,11 +154,10 @@ class Pipeline:
     @property
     def queues(self) -> dict[str, QueueLevel]:
         """How full each queue is."""
-        levels = {
-            "waiting": self.intake.waiting.level,
-            "found": self._found.level,
-            "predicted": self._predicted.level,
-        }
+        levels = {"waiting": self.intake.waiting.level}
+        if self._decoding is not None:
+            levels["decoded"] = self._decoding.level
+        levels |= {"found": self._found.level, "predicted": self._predicted.level}
         return levels | {sink.sink.name: sink.queue.level for sink in self._sinks}
 
     def _guarded(self, stage: Callable[[], None]) -> None:
@@ -155,9 +169,9 @@ class Pipeline:
     def _find(self) -> None:
         """Prepare frames until no more come; the last of the finders closes what follows."""
         try:
-            while not self.intake.finished and not self._aborted.is_set():
+            while not self._frames.finished and not self._aborted.is_set():
                 self.beats_ns["find"] = time.monotonic_ns()
-                task = self.intake.take(IDLE_S)
+                task = self._frames.take(IDLE_S)
                 if task is not None:
                     self._pass_found(self._prepared(task))
                 if task is None or task.run.over:
@@ -173,7 +187,6 @@ class Pipeline:
     def _prepared(self, task: FrameTask) -> list[FrameTask]:
         began = time.monotonic_ns()
         self._times.add("wait", began - task.arrival_ns)
-        began = self._decoded(task, began)
         if task.pixels is not None and task.arrival_ns - self._shown_ns >= SHOW_NS:
             self._shown_ns = task.arrival_ns
             task.shown = task.pixels
@@ -184,20 +197,6 @@ class Pipeline:
             ready = [task]
         self._times.add("find", time.monotonic_ns() - began)
         return ready
-
-    def _decoded(self, task: FrameTask, began: int) -> int:
-        """Decode a frame here, where the receiver of frames does not wait for it; give the time."""
-        if task.encoded is None or task.error is not None:
-            return began
-        try:
-            task.decode()
-        except InputError as error:
-            task.error = str(error)
-        except Exception as error:
-            task.error = f"{type(error).__name__}: {error}"
-        ended = time.monotonic_ns()
-        self._times.add("decode", ended - began)
-        return ended
 
     def _release(self) -> None:
         """Pass on what was held back long enough."""

@@ -31,7 +31,8 @@ class PipelineSettings:
     max_age_ms
         With "drop-oldest": frames that have waited longer than this are dropped as well.
     workers
-        Threads that decode frames and find peaks; the engine has its own.
+        Threads that find peaks, and as many that decode frames where these come encoded; the
+        engine has its own.
     deadline_ms
         How long after its arrival a frame may wait for others to share a run of the engine.
     reorder_wait_ms

@@ -16,7 +16,14 @@ import numpy.typing as npt
 from edgexnas.device.sources.events import EventSource, SourceEvent, SourceFrame, SourceTrouble
 from edgexnas.errors import InputError
 
-__all__ = ["EncodedFrame", "EncodedPixels", "Payload", "decoded_events", "encoded_events"]
+__all__ = [
+    "EncodedFrame",
+    "EncodedPixels",
+    "Payload",
+    "decoded_events",
+    "encoded_events",
+    "leaves_decoding",
+]
 
 Payload: TypeAlias = bytes | memoryview | npt.NDArray[np.uint8]
 
@@ -93,6 +100,11 @@ class _EncodedSource(EventSource, Protocol):
         """Iterate as `events` does, over frames of which most are not decoded."""
 
 
+def leaves_decoding(source: EventSource) -> TypeGuard[_EncodedSource]:
+    """Tell whether a source can leave the decoding to who takes its events."""
+    return callable(getattr(source, "encoded_events", None))
+
+
 def encoded_events(source: EventSource) -> Iterator[SourceEvent | EncodedFrame]:
     """Iterate over a source's events, with frames not decoded if the source can leave that.
 
@@ -101,14 +113,10 @@ def encoded_events(source: EventSource) -> Iterator[SourceEvent | EncodedFrame]:
     SourceError
         If the source cannot be read any further.
     """
-    return source.encoded_events() if _can_leave_decoding(source) else source.events()
+    return source.encoded_events() if leaves_decoding(source) else source.events()
 
 
 def decoded_events(events: Iterable[SourceEvent | EncodedFrame]) -> Iterator[SourceEvent]:
     """Decode each frame when it is its turn."""
     for event in events:
         yield event.decoded() if isinstance(event, EncodedFrame) else event
-
-
-def _can_leave_decoding(source: EventSource) -> TypeGuard[_EncodedSource]:
-    return callable(getattr(source, "encoded_events", None))

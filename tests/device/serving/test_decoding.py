@@ -11,8 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgexnas.device import PeakPredictor
+from edgexnas.device.serving.callback_sink import CallbackSink
 from edgexnas.device.serving.ledger import SeriesLedger
 from edgexnas.device.serving.series_run import FrameTask, SeriesRun
+from edgexnas.device.serving.service import Service
 from edgexnas.device.serving.spill import SpillFolder
 from edgexnas.device.sources.compression import compress, decompress
 from edgexnas.device.sources.encoded_frames import EncodedFrame, EncodedPixels
@@ -81,13 +84,13 @@ def serve_encoded(
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_frames_are_decoded_by_those_that_find_and_results_come_in_order(
+def test_frames_are_decoded_in_threads_of_their_own_and_results_come_in_order(
     serve_encoded: Make, seen: Any, decoder: Decoder, small_frames: list[Any], workers: int
 ) -> None:
     counts = serve_encoded((decoder.of(n, small_frames[n % 8]) for n in range(40)), workers=workers)
     assert counts["done"] == 40
     assert seen.numbers == list(range(40))
-    assert decoder.threads <= {f"find {index}" for index in range(workers)}
+    assert decoder.threads <= {f"decode {index}" for index in range(workers)}
     for result in seen.results[8:]:
         first = seen.results[result.number % 8].peaks
         np.testing.assert_array_equal(result.peaks.positions_px, first.positions_px)
@@ -147,7 +150,7 @@ def test_frames_wait_on_disk_as_they_came(
     )
     assert (counts["done"], counts["failed"]) == (99, 1)
     assert seen.numbers == list(range(100))
-    assert decoder.threads == {"find 0"}
+    assert decoder.threads == {"decode 0"}
     assert list(tmp_path.iterdir()) == []
 
 
@@ -165,3 +168,29 @@ def test_a_frame_on_disk_takes_the_bytes_of_its_message(
     taken.decode()
     np.testing.assert_array_equal(taken.pixels, small_frames[0])
     folder.close()
+
+
+def test_an_abort_drops_what_was_decoded_and_what_was_not(
+    serve_encoded: Make,
+    decoder: Decoder,
+    small_frames: list[Any],
+    peak_predictor: PeakPredictor,
+    told_source: Make,
+    adds_up: Make,
+) -> None:
+    released = threading.Event()
+    sink = CallbackSink(lambda item: released.wait(20), policy="block")
+    frames = (decoder.of(n, small_frames[n % 8]) for n in range(5000))
+    service = Service(peak_predictor, told_source(frames), [sink], sink_queue=4)
+    service.start()
+    end = time.monotonic() + 30
+    while service.status().queues["decoded"].length == 0 and time.monotonic() < end:
+        time.sleep(0.001)
+    threading.Timer(0.1, released.set).start()
+    service.abort()
+    service.wait()
+    service.close()
+    counts = service.status().counts
+    assert service.status().queues["decoded"].length == 0
+    assert adds_up(counts)
+    assert counts["dropped"] > 0
