@@ -123,7 +123,8 @@ def page(
     lines = [
         "# Ptychography: patterns per second",
         "",
-        f"`python host/bench_ptycho.py runs/{options.runs.name} --scan {options.scan.name}`: "
+        f"`python host/bench_ptycho.py runs/{options.runs.name} --scan {options.scan.name} "
+        f"--rounds {options.rounds}`: "
         f"one of {hardware()}, {options.rounds} interleaved rounds, medians. "
         f"torch {torch.__version__}.",
         "",

@@ -49,7 +49,7 @@ def write_page(case: Case, networks: Sequence[Trained], options: argparse.Namesp
     rows += [row for _, table in bundles for row in table if row.precision in PRECISIONS]
     page = options.output / f"ptycho-{options.case}.md"
     picture = page.with_suffix(".png")
-    text = [*heading(case, networks, options), *table_of(rows), "", *answers(rows, case)]
+    text = [*heading(case, networks, options), *table_of(rows), "", *answers(rows)]
     if options.case == "star":
         shown = min(chosen, key=lambda n: n.validation_rad)
         bundle = bundles[chosen.index(shown)][0]
@@ -81,6 +81,7 @@ def heading(case: Case, networks: Sequence[Trained], options: argparse.Namespace
     if options.case == "star":
         command += f" --scan {options.scan.name}"
     command += f" --device {options.device} --networks ... --steps ... --batch ... --rate ..."
+    command += " --seconds ..."
     machine = hardware()
     if options.device.startswith("cuda"):
         machine = f"{torch.cuda.get_device_name()}, {machine}"
@@ -118,18 +119,19 @@ def table_of(rows: Sequence[AccuracyRow]) -> list[str]:
     return lines
 
 
-def answers(rows: Sequence[AccuracyRow], case: Case) -> list[str]:
+def answers(rows: Sequence[AccuracyRow]) -> list[str]:
     """Say how the networks stand to the ridge."""
     ridge = next(row for row in rows if row.name == "ridge regression").phase_mae_rad or np.inf
-    lines = []
-    for row in rows:
-        if row.precision is not None and row.phase_mae_rad is not None:
-            gain = 1 - row.phase_mae_rad / ridge
-            lines.append(
-                f"* {row.name} {row.precision}: {abs(gain):.1%} "
-                f"{'lower' if gain > 0 else 'higher'} phase error than the ridge"
-            )
-    return lines
+    gains = {
+        f"{row.name} {row.precision}": 1 - row.phase_mae_rad / ridge
+        for row in rows if row.precision is not None and row.phase_mae_rad is not None
+    }  # fmt: skip
+    least, most = min(gains, key=gains.__getitem__), max(gains, key=gains.__getitem__)
+    beaten = sum(gain > 0 for gain in gains.values())
+    return [
+        f"{beaten} of these {len(gains)} beat the ridge: from {gains[least]:.1%} lower phase error "
+        f"({least}) to {gains[most]:.1%} ({most}); negative is higher."
+    ]
 
 
 def claims(networks: Sequence[Trained]) -> list[str]:
