@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from ptycho_accuracy import (
     BASELINE,
     DRAWN,
@@ -129,8 +130,8 @@ def answers(rows: Sequence[AccuracyRow]) -> list[str]:
     least, most = min(gains, key=gains.__getitem__), max(gains, key=gains.__getitem__)
     beaten = sum(gain > 0 for gain in gains.values())
     return [
-        f"{beaten} of these {len(gains)} beat the ridge: from {gains[least]:.1%} lower phase error "
-        f"({least}) to {gains[most]:.1%} ({most}); negative is higher."
+        f"{beaten} of these {len(gains)} beat the ridge. Lowest phase error: {most}, "
+        f"{1 - gains[most]:.2f} times the ridge's; highest: {least}, {1 - gains[least]:.2f} times."
     ]
 
 
@@ -204,6 +205,9 @@ def draw_front(path: Path, networks: Sequence[Trained]) -> None:
         axes.plot(baseline.parameters, baseline.test_rad, linestyle="", marker="*", markersize=12,
                   color="black", markerfacecolor="white", label=BASELINE)  # fmt: skip
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("trainable parameters")
     axes.set_ylabel("phase MAE on the test part, rad")
     axes.grid(visible=True, color="#dddddd", linewidth=0.6)
