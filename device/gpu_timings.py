@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 import time
 from collections.abc import Callable
@@ -84,6 +85,13 @@ class Field:
         return cls(frames, finder, len(finder.find(frames[0])))
 
 
+def free_bytes(session: CudaSession) -> int:
+    """Give the GPU's free memory, without what only waits to be collected."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    return session.free_bytes()[0]
+
+
 def printed(row: Row) -> Row:
     print(row, flush=True)
     return row
@@ -135,8 +143,7 @@ def time_network(
 ) -> dict[int, list[Row]]:
     """Time one network behind the pipeline, for each number of peaks."""
     levels = tuple(np.linspace(0.1, 0.9, network(torch.zeros(1, *PATCH)).shape[-1]))
-    torch.cuda.empty_cache()
-    free = session.free_bytes()[0]
+    free = free_bytes(session)
     engine = TorchStandIn(
         network, PATCH, session=session, precision="float16", sizes=SIZES, graph=False
     )
@@ -145,10 +152,9 @@ def time_network(
     for field in fields:
         own = session.device_bytes
         pipeline = FramePipeline(engine, field.finder, np.uint16, levels=levels)
-        torch.cuda.empty_cache()
         memory = {
             "own MiB": (session.device_bytes - own) / 2**20,
-            "all MiB": (free - session.free_bytes()[0]) / 2**20,
+            "all MiB": (free - free_bytes(session)) / 2**20,
         }
         rows[field.peaks] = time_pipeline(pipeline, name, field)
         rows[field.peaks][0] |= memory | {"stages us": stage_times_us(session, pipeline)}
@@ -249,8 +255,6 @@ def time_others(field: Field) -> list[Row]:
         print(f"no comparison with cupy: {error}")
     rows = []
     for name, (work, times) in works.items():
-        if "label" in name:
-            network.to("cuda", torch.float16)
         seconds = repeated(work, times)
         rate = {"frames/s": times / sum(seconds)}
         rows.append({"peaks": field.peaks, "pipeline": name, **rate, **summary(seconds)})
@@ -281,16 +285,14 @@ def time_host_copies(session: CudaSession, frames: list[np.ndarray]) -> list[Row
 
 def time_scan(session: CudaSession, name: str, network: Any) -> Row:
     """Time patterns in, object out: rate, latency, stages and device memory of a whole pipeline."""
-    torch.cuda.empty_cache()
-    free, own = session.free_bytes()[0], session.device_bytes
+    free, own = free_bytes(session), session.device_bytes
     engine = TorchStandIn(
         network, PATTERN, session=session, precision="float16", sizes=(32,), graph=False
     )
     engine_bytes = session.device_bytes - own
     pipeline = PatternPipeline(engine, dtype=np.uint16, intensity_scale=100.0, **SCAN)
-    torch.cuda.empty_cache()
     taken = session.device_bytes - own - engine_bytes
-    everything = free - session.free_bytes()[0]
+    everything = free - free_bytes(session)
     number, shape = SCAN["number"], SCAN["pattern_shape"]
     random = np.random.default_rng(0)
     patterns = random.poisson(30, (number, *shape)).astype(np.uint16)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ def label_pipelines(
     from scipy import ndimage
 
     assert finder.background is not None
-    network = network.eval().to("cuda", torch.float16)
+    network = deepcopy(network).eval().to("cuda", torch.float16)
     window = np.arange(-5, 6)
     step = 0
 

@@ -15,21 +15,23 @@ import numpy.typing as npt
 
 __all__ = ["HostCopy"]
 
-PART_BYTES = 1 << 20
-"""Copied in one piece: large beside a thread's wake-up, small beside a frame."""
+PART_BYTES = 512 << 10
+"""Copied in one piece: large beside a thread's wake-up, and so small that the first parts of a
+frame are there long before the last."""
 
-MOST_THREADS = 8
+MOST_THREADS = 6
+"""More than these are no faster, because they wait for memory and for each other."""
 
 Array = npt.NDArray[Any]
 
 
 class HostCopy:
-    """Copy arrays in parts, each given as soon as it is there.
+    """Copy arrays in parts, given as soon as they are there.
 
     Parameters
     ----------
     threads
-        Threads that copy, the caller's among them; None for one a core, up to 8. They start with
+        Threads that copy, the caller's among them; None for one a core, up to 6. They start with
         the first array of more than one part.
     """
 
@@ -43,8 +45,8 @@ class HostCopy:
 
         Yields
         ------
-        Slices of the first axis in order, each once its part is copied. Ending early waits for
-        the parts that other threads have begun.
+        Slices of the first axis in order, each of one part or several that are copied. Ending
+        early waits for the parts that other threads have begun.
         """
         job = _Job(source, target, _slices(source))
         helpers = min(self.threads, len(job.slices)) - 1
@@ -68,9 +70,12 @@ class HostCopy:
                     wait = False
                 if job.error is not None:
                     raise job.error
-                while given in ready:
-                    yield job.slices[given]
-                    given += 1
+                end = given
+                while end in ready:
+                    end += 1
+                if end > given:
+                    yield slice(job.slices[given].start, job.slices[end - 1].stop)
+                    given = end
         finally:
             for _ in range(job.abandon() - finished):
                 job.copied.get()
