@@ -26,9 +26,10 @@ import torch
 from torch import nn
 from torch_graphs import TorchGraph, fastest_graph
 
-from edgexnas.device.benchmark import EnergyProtocol, Load, measure_energy, measure_latency
+from edgexnas.device.benchmark import EnergyProtocol, LatencyResult, Load, measure_energy
 from edgexnas.device.benchmark.device_state import observe_device, throttling
 from edgexnas.device.benchmark.intervals import half_width
+from edgexnas.device.benchmark.latency import RUNS, time_runs
 from edgexnas.device.power import open_power_meter
 from edgexnas.host.models import BraggNN, cnn_bragg, count_parameters, mlp_bragg
 from edgexnas.host.ptycho_models import PtychoNN, cnn_ptycho, mlp_ptycho
@@ -59,7 +60,6 @@ def main() -> None:
     parser.add_argument("--load", type=float, default=60.0, help="seconds of each load window")
     parser.add_argument("--idle", type=float, default=60.0, help="seconds of each idle window")
     parser.add_argument("--blocks", type=int, default=3, help="load windows of a network")
-    parser.add_argument("--spread", type=float, default=10.0, help="seconds of latency runs")
     parser.add_argument("--repeats", type=int, default=2)
     options = parser.parse_args()
     tasks = options.networks or [
@@ -106,12 +106,15 @@ class Bench:
     def measure(self, names: Sequence[str]) -> None:
         """Measure one repeat of one task's networks, in turns."""
         loads = [Load(name, self._graphs[name].replay, self._options.batch) for name in names]
-        for result in measure_latency(loads, spread_s=self._options.spread):
-            self._rows[result.name]["latency"].append(dataclasses.asdict(result))
+        sessions: list[list[list[list[float]]]] = [[] for _ in loads]
+        # The paper's 375 runs, some after each window of load: see `LatencyResult.of_sessions`.
+        runs = math.ceil(RUNS / (len(loads) * self._protocol.blocks))
         device_ms: dict[str, list[float]] = {name: [] for name in names}
 
         def while_hot() -> None:
             self._faults.extend(throttling(self._before, observe_device(nvml=True)))
+            for record, times in zip(sessions, time_runs(loads, runs=runs), strict=True):
+                record.append(times)
             for name, values in device_ms.items():
                 values.append(statistics.fmean(self._graphs[name].device_ms(5)))
 
@@ -121,6 +124,9 @@ class Bench:
         )  # fmt: skip
         for name, values in device_ms.items():
             self._rows[name]["device_ms"].append((statistics.fmean(values), half_width(values)))
+        for load, record in zip(loads, sessions, strict=True):
+            latency = LatencyResult.of_sessions(load, record)
+            self._rows[load.name]["latency"].append(dataclasses.asdict(latency))
         for energy in report.results:
             self._rows[energy.name]["energy"].append(dataclasses.asdict(energy))
         self._faults.extend(report.faults)
@@ -133,7 +139,6 @@ class Bench:
             "device_after": dataclasses.asdict(observe_device(nvml=True)),
             "torch": torch.__version__,
             "batch": self._options.batch,
-            "spread_s": self._options.spread,
             "meter": self._meter.description,
             "protocol": dataclasses.asdict(self._protocol),
             "faults": list(dict.fromkeys(self._faults)),

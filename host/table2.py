@@ -139,12 +139,13 @@ def measured(content: dict[str, Any]) -> str:
         f"stand-in for TensorRT, batch {content['batch']}, copies in and out included, every "
         "network in the faster of both memory layouts with cuDNN's fastest algorithms. Made by "
         f"`python host/bench_energy_gpu.py --output energy-gpu.json --load {protocol['load_s']:g} "
-        f"--idle {protocol['idle_s']:g} --blocks {protocol['blocks']} --spread "
-        f"{content['spread_s']:g}`. A repeat has {protocol['blocks']} load windows of "
-        f"{protocol['load_s']:g} s of each network, in the order A B B A A B, between idle windows "
-        f"of {protocol['idle_s']:g} s (the protocol asks for 60 s each); the second repeat follows "
-        "the first of all networks. ± is half of the 95 % interval, from window to window with "
-        "Student's factor; NVML's systematic error, ±5 %, comes on top and is the same for all. "
+        f"--idle {protocol['idle_s']:g} --blocks {protocol['blocks']}`. A repeat has "
+        f"{protocol['blocks']} load windows of {protocol['load_s']:g} s of each network, in the "
+        f"order A B B A A B, between idle windows of {protocol['idle_s']:g} s (the protocol asks "
+        "for 60 s each); the second repeat follows the first of all networks. ± is half of the "
+        "95 % interval, from window to window with Student's factor; the 375 runs of 10 for the "
+        "latency come in parts, after each window, and their intervals are from part to part. "
+        "NVML's systematic error, ±5 %, comes on top and is the same for all. "
         "Weights are random: they change neither.",
         "",
         "| network | parameters | error | repeat | W | idle W | mJ | mJ above idle | mJ an item |",

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from edgexnas.device.benchmark.intervals import median_half_width, series_half_width
+from edgexnas.device.benchmark.intervals import half_width, median_half_width, series_half_width
 from edgexnas.device.benchmark.load import Load
 
-__all__ = ["LatencyResult", "measure_latency"]
+__all__ = ["LatencyResult", "measure_latency", "time_runs"]
 
 RUNS, CALLS = 375, 10
 """The paper's: 375 runs, each the mean of 10 inferences."""
@@ -80,6 +81,28 @@ class LatencyResult:
             runs_ms=tuple(runs.tolist()),
         )
 
+    @classmethod
+    def of_sessions(
+        cls, load: Load, sessions: Sequence[Sequence[Sequence[float]]]
+    ) -> LatencyResult:
+        """Summarise sessions that other work or idleness lies between.
+
+        A device may stay faster or slower for many seconds and another session find it changed,
+        which no interval from within one session can know. So intervals come from the spread of
+        the sessions' means and medians, by Student's factor.
+
+        Parameters
+        ----------
+        sessions
+            For each, (runs, calls) times of single inferences in ms, as `time_runs` gives them.
+        """
+        whole = cls.of(load, [run for session in sessions for run in session])
+        return dataclasses.replace(
+            whole,
+            half_width_ms=half_width([float(np.mean(times)) for times in sessions]),
+            p50_half_width_ms=half_width([float(np.median(times)) for times in sessions]),
+        )
+
 
 def measure_latency(
     loads: Sequence[Load],
@@ -89,6 +112,27 @@ def measure_latency(
     spread_s: float = 0.0,
     now_ns: Callable[[], int] = time.perf_counter_ns,
 ) -> list[LatencyResult]:
+    """Time single inferences of each load in one session and summarise them.
+
+    Parameters
+    ----------
+    loads
+        What to time.
+    runs, calls, spread_s, now_ns
+        As of `time_runs`.
+    """
+    times = time_runs(loads, runs=runs, calls=calls, spread_s=spread_s, now_ns=now_ns)
+    return [LatencyResult.of(load, record) for load, record in zip(loads, times, strict=True)]
+
+
+def time_runs(
+    loads: Sequence[Load],
+    *,
+    runs: int = RUNS,
+    calls: int = CALLS,
+    spread_s: float = 0.0,
+    now_ns: Callable[[], int] = time.perf_counter_ns,
+) -> list[list[list[float]]]:
     """Time single inferences of each load.
 
     Runs of the loads take turns (A, B, A, B, ...), so that whatever else the device does falls on
@@ -106,6 +150,10 @@ def measure_latency(
         second, and intervals know nothing of what changes more slowly than the runs last.
     now_ns
         Clock in nanoseconds; tests replace it.
+
+    Returns
+    -------
+    For each load its runs, and for each of these its inferences in ms.
     """
     for load in loads:
         for _ in range(WARM_UP_CALLS):
@@ -124,4 +172,4 @@ def measure_latency(
         while now_ns() - start < 1e9 * spread_s * number / runs:
             for load in loads:
                 load.run()
-    return [LatencyResult.of(load, record) for load, record in zip(loads, times, strict=True)]
+    return times

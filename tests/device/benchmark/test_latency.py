@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 
 from edgexnas.device.benchmark.intervals import median_half_width, series_half_width
-from edgexnas.device.benchmark.latency import WARM_UP_CALLS, measure_latency
+from edgexnas.device.benchmark.latency import WARM_UP_CALLS, LatencyResult, measure_latency
 from edgexnas.device.benchmark.load import Load
 
 
@@ -51,6 +52,23 @@ def test_percentiles_are_of_single_calls_and_the_interval_is_of_runs() -> None:
     assert result.half_width_ms == series_half_width(result.runs_ms)
     assert result.half_width_ms > result.deviation_ms / 10**0.5
     assert result.p50_half_width_ms == median_half_width([[run] for run in result.runs_ms])
+
+
+def test_intervals_of_sessions_hold_what_changes_between_them() -> None:
+    """A device that is in one of two states in each session, as a GPU's host may be."""
+    rng = np.random.default_rng(0)
+    held, held_within = [], []
+    for _ in range(300):
+        states = rng.choice([0.034, 0.037], size=8)
+        sessions = [state + 0.0002 * rng.normal(size=(40, 10)) for state in states]
+        result = LatencyResult.of_sessions(Load("one", lambda: None, 32), sessions)
+        held.append(abs(result.mean_ms - 0.0355) <= result.half_width_ms)
+        within = series_half_width(result.runs_ms[:40])
+        held_within.append(abs(np.mean(result.runs_ms[:40]) - 0.0355) <= within)
+    assert np.mean(held) >= 0.9
+    assert np.mean(held_within) < 0.1
+    assert result.runs == 320
+    assert result.p50_half_width_ms > 0
 
 
 @pytest.mark.parametrize("milliseconds", [1, 30])
