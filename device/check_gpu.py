@@ -92,12 +92,13 @@ def timings(session: CudaSession, folder: Path | None) -> dict[str, Any]:
     """Time everything, and write what was measured if a folder is given."""
     from gpu_timings import measure
 
-    found = measure(session)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(found, indent=1, ensure_ascii=False)
-        write_whole(folder / "gpu-frames.json", (text + "\n").encode())
-    return found
+    def keep(found: dict[str, Any]) -> None:
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(found, indent=1, ensure_ascii=False)
+            write_whole(folder / "gpu-frames.json", (text + "\n").encode())
+
+    return measure(session, keep)
 
 
 if __name__ == "__main__":

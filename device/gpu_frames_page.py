@@ -28,7 +28,7 @@ def frames_page(found: dict[str, Any], checks: list[str]) -> str:
         "",
         "| peaks | pipeline | frames/s | of the limit | latency p50 / p99, ms |",
         "|---|---|---|---|---|",
-        *(_frame_row(row, limit) for row in found["frames"]),
+        *(_frame_row(row, limit) for row in _in_order(found["frames"])),
         "",
         "## Stages, µs, and device memory",
         "",
@@ -39,7 +39,7 @@ def frames_page(found: dict[str, Any], checks: list[str]) -> str:
         "| peaks | network | room | copy | find, cut, scale | network | decode | edgexnas MiB "
         "| all MiB |",
         "|---|---|---|---|---|---|---|---|---|",
-        *(_stage_row(row) for row in found["frames"] if "stages us" in row),
+        *(_stage_row(row) for row in _in_order(found["frames"]) if "stages us" in row),
         "",
         "## From ordinary to pinned memory",
         "",
@@ -67,6 +67,11 @@ def frames_page(found: dict[str, Any], checks: list[str]) -> str:
         *_resource_lines(),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Sort by the number of peaks, edgexnas first."""
+    return sorted(rows, key=lambda row: (row["peaks"], "pipeline" in row))
 
 
 def _latency(row: dict[str, Any]) -> str:

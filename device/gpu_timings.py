@@ -38,8 +38,8 @@ SCAN_NETWORKS = {"mlpPtycho 256×1": lambda: mlp_ptycho(256, 1), "PtychoNN": lam
 Row = dict[str, Any]
 
 
-def measure(session: CudaSession) -> dict[str, Any]:
-    """Time everything; each row is printed as soon as it is there."""
+def measure(session: CudaSession, keep: Callable[[Row], None]) -> Row:
+    """Time everything; each row is printed, and all of them are kept, as soon as they are there."""
     rate = bandwidth(session)
     frame_bytes = 2 * SHAPE[0] * SHAPE[1]
     found: dict[str, Any] = {
@@ -55,17 +55,16 @@ def measure(session: CudaSession) -> dict[str, Any]:
         "scans": [],
     }
     print(f"{rate / 1e9:.1f} GB/s, {found['limit frames/s']:.0f} frames/s", flush=True)
-    for name, build in SCAN_NETWORKS.items():
-        found["scans"].append(printed(time_scan(session, name, build())))
     fields = [Field.with_spots(spots) for spots in SPOTS]
     found["host copies"] = time_host_copies(session, fields[0].frames)
-    rows = {field.peaks: [] for field in fields}
-    for name, build in NETWORKS.items():
-        for peaks, more in time_network(session, name, build().eval(), fields).items():
-            rows[peaks] += more
-    for field in fields:
-        rows[field.peaks] += map(printed, time_others(field))
-    found["frames"] = [row for more in rows.values() for row in more]
+    for turn, (name, build) in enumerate(NETWORKS.items()):
+        found["frames"] += time_network(session, name, build().eval(), fields)
+        keep(found)
+        if turn == 0:
+            found["frames"] += [printed(row) for field in fields for row in time_others(field)]
+            for scanned, build_scanned in SCAN_NETWORKS.items():
+                found["scans"].append(printed(time_scan(session, scanned, build_scanned())))
+                keep(found)
     return found
 
 
@@ -138,9 +137,7 @@ def bandwidth(session: CudaSession) -> float:
     return max(rates)
 
 
-def time_network(
-    session: CudaSession, name: str, network: Any, fields: list[Field]
-) -> dict[int, list[Row]]:
+def time_network(session: CudaSession, name: str, network: Any, fields: list[Field]) -> list[Row]:
     """Time one network behind the pipeline, for each number of peaks."""
     levels = tuple(np.linspace(0.1, 0.9, network(torch.zeros(1, *PATCH)).shape[-1]))
     free = free_bytes(session)
@@ -148,7 +145,7 @@ def time_network(
         network, PATCH, session=session, precision="float16", sizes=SIZES, graph=False
     )
     print(f"{name}: {engine.describe()}", flush=True)
-    rows = {}
+    rows = []
     for field in fields:
         own = session.device_bytes
         pipeline = FramePipeline(engine, field.finder, np.uint16, levels=levels)
@@ -156,10 +153,9 @@ def time_network(
             "own MiB": (session.device_bytes - own) / 2**20,
             "all MiB": (free - free_bytes(session)) / 2**20,
         }
-        rows[field.peaks] = time_pipeline(pipeline, name, field)
-        rows[field.peaks][0] |= memory | {"stages us": stage_times_us(session, pipeline)}
-        for row in rows[field.peaks]:
-            printed(row)
+        timed = time_pipeline(pipeline, name, field)
+        timed[0] |= memory | {"stages us": stage_times_us(session, pipeline)}
+        rows += map(printed, timed)
         pipeline.close()
     engine.close()
     return rows
@@ -265,7 +261,7 @@ def time_host_copies(session: CudaSession, frames: list[np.ndarray]) -> list[Row
     """Time copies of frames from ordinary to pinned memory, by 1 to 16 threads."""
     pinned = [session.staged_buffer(SHAPE, np.uint16, mapped=False) for _ in range(2)]
     rows = []
-    for threads in (1, 2, 4, 8, 16):
+    for threads in (1, 2, 4, 6, 8, 16):
         copy, turn = HostCopy(threads), 0
 
         def one(copy: HostCopy = copy) -> None:
