@@ -109,17 +109,18 @@ def write_page(record: Path, peaks: Path, output: Path) -> None:
         f"| {row.name} | | | | {row.mean_px:.4f} | | | | {row.mean_px:.4f} | |"
         for row in classical_rows(dataset, split)
     ]
-    claims = [
+    # Where one recipe is missing or is preferred by all, answers repeat each other.
+    claims = dict.fromkeys(
         claim
         for recipes in (("measured",), ("drawn",), RECIPES)
         for claim in claims_of(recipes, chosen)
-    ]
+    )
     against = {"fit": "pseudo-Voigt fit", "truth": "simulated truth"}[dataset.against]
     budget = (
         f"Every network takes {made['steps']:,} steps with batches of {made['batch']}."
         if made["budget"] is None
-        else f"Every training takes {made['budget']:g} s of CPU time on one thread, whatever steps "
-        "fit in: " + "; ".join(steps_of(runs)) + "."
+        else f"Every training may take {made['budget']:g} s of CPU time on one thread, and takes "
+        "as many steps as fit in: " + "; ".join(steps_of(runs)) + "."
     )
     (output / f"{title}.md").write_text(
         f"# Fronts of error against size with equal {'time' if made['budget'] else 'steps'}: "
@@ -146,7 +147,11 @@ def steps_of(runs: list[Run]) -> list[str]:
         if same:
             steps = [run.steps for run in same]
             batches = "/".join(str(batch) for batch in sorted({run.batch for run in same}))
-            texts.append(f"{kind} {min(steps):,} to {max(steps):,} of {batches}")
+            seconds = [run.seconds for run in same]
+            texts.append(
+                f"{kind} {min(steps):,} to {max(steps):,} of {batches} in {min(seconds):.0f} to "
+                f"{max(seconds):.0f} s"
+            )
     return texts
 
 
