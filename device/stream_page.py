@@ -160,9 +160,10 @@ def _overload(runs: dict[str, Run]) -> str:
             "",
             "The policy is `drop-oldest`: what waits longest makes room, so results stay those of "
             "the newest frames. Latency counts from the arrival here, because a publisher that is "
-            "asked for more than it can send lags by itself. A ZMQ PUSH socket never drops: a "
-            "receiver that is behind holds the sender back to what it takes, with nothing lost, "
-            "and the frames then age at the sender; a real detector drops them there at last.",
+            "asked for more than it can send lags by itself. A ZMQ PUSH socket never drops: who "
+            "does not empty it holds the sender back, frames age there, and a real detector drops "
+            "them at last. The service empties it and decodes elsewhere, so that they are dropped "
+            "here, the oldest first, and counted.",
             "",
             "| transport | frames/s asked | sent | received | lost on the way | latency p50 / p95 "
             "/ p99 / max (ms) | largest median of a second (ms) | newest result is behind the last "
