@@ -41,6 +41,7 @@ from edgexnas.host import (
     reconstruct,
     train,
 )
+from edgexnas.host.ptycho_baselines import ridge_prediction
 from edgexnas.host.ptycho_labels import cut_patches
 from edgexnas.host.ptycho_models import PtychoNN
 from edgexnas.host.ptycho_patterns import (
@@ -58,6 +59,8 @@ from edgexnas.scans import Scan, open_scan
 from edgexnas.simulate import PtychographySettings, simulate_scan
 
 OBJECTS = 96
+RIDGE_PATTERNS = 4000
+"""Drawn for a ridge regression: it solves for all of them at once."""
 BASELINE = "PtychoNN"
 LARGEST = 1_247_074
 """Parameters of PtychoNN: no drawn network is larger."""
@@ -384,6 +387,35 @@ def exported(network: Trained, case: Case, runs: Path) -> tuple[Path, tuple[Accu
     table.parent.mkdir(exist_ok=True)
     table.write_bytes(ROWS.dump_json(rows))
     return path, rows
+
+
+def drawn_ridge(case: Case, runs: Path) -> AccuracyRow:
+    """Score a ridge regression that has drawn patterns too, as the networks do."""
+    kept = runs / "ridge.json"
+    if kept.exists():
+        return ROWS.validate_json(kept.read_bytes())[0]
+    dataset, count = case.dataset, RIDGE_PATTERNS
+    source = PatternSource(case.objects, case.probe, dataset.intensity_scale, seed=1)
+    parts = [source.draw(min(250, count - at)) for at in range(0, count, 250)]
+    x, y = (torch.cat(tensors).numpy() for tensors in zip(*parts, strict=True))
+    drawn = replace(
+        dataset,
+        patterns=np.rint(x[:, 0] ** 2 * np.float32(dataset.intensity_scale)),
+        targets=y,
+        positions_px=np.zeros((count, 2)),
+        region=np.zeros(count, np.int32),
+    )
+    train = np.concatenate([case.split.train, len(dataset) + np.arange(count)])
+    joined = PtychoDataset.concatenate([dataset, drawn])
+    patches = ridge_prediction(joined, replace(case.split, train=train))
+    row = patch_row(
+        f"ridge regression, {count:,} drawn patterns too",
+        patches,
+        dataset.targets[case.split.test],
+        against=dataset.against,
+    )
+    kept.write_bytes(ROWS.dump_json((row,)))
+    return row
 
 
 def iterative_rows(case: Case) -> list[AccuracyRow]:

@@ -171,3 +171,21 @@ def test_labels_without_a_folder_are_refused_before_the_work(
 ) -> None:
     assert run("label", beamline / "scan.h5", "--output", tmp_path / "nowhere" / "labels.h5") == 1
     assert "there is no folder" in capsys.readouterr().err
+
+
+@pytest.mark.long
+def test_a_scan_is_labelled_searched_exported_and_predicted_from_the_shell(tmp_path: Path) -> None:
+    scan, labels, folder = (tmp_path / name for name in ("scan.h5", "labels.h5", "run"))
+    bundle, place = tmp_path / "ptycho.edgex", tmp_path / "object.npz"
+    assert run("simulate --scan-of cells --seed 3 --output", scan) == 0
+    assert run("label --drawn 100 --iterations 1 --output", labels, scan) == 0
+    searching = "--space mlpPtycho --constraint parameters=200000 --epochs 2 --max-evals 1"
+    serial = "--search random --evaluator serial --device cpu"
+    assert run(f"optimize ptycho {searching} {serial} --data", labels, "--output", folder) == 0
+    assert run("keys generate --name beamline --output", tmp_path / "keys") == 0
+    key = tmp_path / "keys" / "beamline.key.pem"
+    assert run("export", folder, "--signing-key", key, "--output", bundle) == 0
+    inputs = bundle, scan, "--trust", tmp_path / "keys"
+    assert run("predict", *inputs, "--output", place) == 0
+    with np.load(place) as found:
+        assert (found["coverage"] > 0).mean() > 0.9
