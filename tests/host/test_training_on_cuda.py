@@ -65,7 +65,8 @@ def test_captured_steps_change_a_network_as_plain_ones_do(
     with torch.no_grad():
         before, expected, got = (m.eval()(on_gpu.validation_x) for m in (first, plain, captured))
     # Next to what the steps change, for Adam's first ones follow the signs of gradients alone,
-    # which rounding decides where a gradient is next to nothing.
+    # which rounding decides where a gradient is next to nothing: one part in 10^7 of the weights
+    # moves predictions of BraggNN by up to 1.5e-3 px in 16 steps.
     assert (got - expected).abs().mean() < 0.02 * (expected - before).abs().mean()
 
 
