@@ -69,7 +69,7 @@ class FramePipeline:
     graph
         Whether the work is recorded once and replayed as a CUDA graph.
     copy_threads
-        Threads that copy frames to pinned memory; None for one a core, up to 6. Frames written
+        Threads that copy frames to pinned memory; None for one a core, up to 4. Frames written
         to `next_frame()` need none.
 
     Raises

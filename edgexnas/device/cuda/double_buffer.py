@@ -82,7 +82,7 @@ class DoubleBuffer:
         Whether the device writes results into host memory directly: right where few bytes of
         large outputs are written. None for what suits the GPU.
     copy_threads
-        Threads that copy frames; None for one a core, up to 6.
+        Threads that copy frames; None for one a core, up to 4.
     slots
         Number of frames that may be in flight.
 

@@ -19,8 +19,8 @@ PART_BYTES = 512 << 10
 """Copied in one piece: large beside a thread's wake-up, and so small that the first parts of a
 frame are there long before the last."""
 
-MOST_THREADS = 6
-"""More than these are no faster, because they wait for memory and for each other."""
+MOST_THREADS = 4
+"""More are faster on an idle machine only: they wait for memory and for each other."""
 
 Array = npt.NDArray[Any]
 
@@ -31,7 +31,7 @@ class HostCopy:
     Parameters
     ----------
     threads
-        Threads that copy, the caller's among them; None for one a core, up to 6. They start with
+        Threads that copy, the caller's among them; None for one a core, up to 4. They start with
         the first array of more than one part.
     """
 
