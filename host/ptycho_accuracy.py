@@ -327,6 +327,7 @@ def train_network(name: str, case: Case, options: argparse.Namespace) -> Trained
         after = train(model, data, replace(tuning, device=options.device)).metrics["error"]
     if after > before:
         model.load_state_dict(weights)
+    model.cpu()
     test = case.split.test
     scores = PatchCriterion().evaluate(
         model,

@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 KNOWN = ("torch.nn.", "edgexnas.host.")
 
+BatchNorm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
 Batch = tuple[Tensor, Tensor, float]
 """Inputs, targets and the learning rate of one step."""
 
@@ -39,12 +41,23 @@ class TrainingStep(Protocol):
 
 def make_step(model: nn.Module, criterion: Criterion) -> TrainingStep:
     """Choose how a network is trained."""
-    return (RecordedStep if known_layers(model) else ModuleStep)(model, criterion)
+    recorded = known_layers(model) and not normalises_on_gpu(model)
+    return (RecordedStep if recorded else ModuleStep)(model, criterion)
 
 
 def known_layers(model: nn.Module) -> bool:
     """Whether every layer is one of torch's or this package's."""
     return all(type(layer).__module__.startswith(KNOWN) for layer in model.modules())
+
+
+def normalises_on_gpu(model: nn.Module) -> bool:
+    """Whether a layer normalises batches on another device than the CPU.
+
+    Recorded on an H100, such a network stops with a misaligned address, probably because its
+    parameters lie in one vector.
+    """
+    norms = (layer for layer in model.modules() if isinstance(layer, BatchNorm))
+    return any(p.device.type != "cpu" for norm in norms for p in norm.parameters())
 
 
 class ModuleStep:

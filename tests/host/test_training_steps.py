@@ -14,7 +14,7 @@ from edgexnas.host.models import BraggNN, QuantileHead, cnn_bragg, mlp_bragg
 from edgexnas.host.recorded_step import Recording
 from edgexnas.host.training import TrainingData, TrainingSettings, train
 from edgexnas.host.training_criteria import QuantileCriterion
-from edgexnas.host.training_steps import ModuleStep, RecordedStep, make_step
+from edgexnas.host.training_steps import ModuleStep, RecordedStep, make_step, normalises_on_gpu
 
 CRITERION = QuantileCriterion((0.05, 0.5, 0.95), torch.device("cpu"))
 
@@ -90,6 +90,13 @@ def test_layers_of_ones_own_run_as_they_are_in_every_step(gaussian_task: Trainin
     model = nn.Sequential(Counting(), mlp_bragg(4, 1))
     make_step(model, CRITERION).run((x, y, 1e-3) for x, y in batches(gaussian_task)[:3])
     assert Counting.calls == 3
+
+
+@pytest.mark.parametrize(("device", "plain"), [("cpu", False), ("meta", True)])
+def test_batches_are_normalised_by_plain_steps_off_the_cpu(device: str, plain: bool) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU()).to(device)
+    assert normalises_on_gpu(model) is plain
+    assert not normalises_on_gpu(mlp_bragg(4, 1).to(device))
 
 
 def test_randomness_of_layers_is_drawn_anew_in_every_step(gaussian_task: TrainingData) -> None:
