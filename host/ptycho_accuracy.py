@@ -392,7 +392,7 @@ def exported(network: Trained, case: Case, runs: Path) -> tuple[Path, tuple[Accu
 
 def drawn_ridge(case: Case, runs: Path) -> AccuracyRow:
     """Score a ridge regression that has drawn patterns too, as the networks do."""
-    kept = runs / "ridge.json"
+    kept = runs / "accuracy" / "ridge regression.json"
     if kept.exists():
         return ROWS.validate_json(kept.read_bytes())[0]
     dataset, count = case.dataset, RIDGE_PATTERNS
@@ -415,6 +415,7 @@ def drawn_ridge(case: Case, runs: Path) -> AccuracyRow:
         dataset.targets[case.split.test],
         against=dataset.against,
     )
+    kept.parent.mkdir(exist_ok=True)
     kept.write_bytes(ROWS.dump_json((row,)))
     return row
 
