@@ -256,7 +256,7 @@ def page(courses: list[Course], options: argparse.Namespace) -> str:
             "twice a second from /proc, with frames from a file, results to an HDF5 and a ZMQ "
             "sink, and page and metrics on. `settled` is the range after the first fifth of a run, "
             "and growth that of a straight line through it, for runs of a minute and more. The "
-            "service's own queue, 96 MiB, is full where frames come as fast as they are taken or "
+            "service's own queue, 80 MiB, is full where frames come as fast as they are taken or "
             "faster. What a network source holds for a service that is behind comes on top: ZMQ "
             "keeps 4 messages of Stream V2, and PV Access up to 64 updates on its way.",
             "",

@@ -99,7 +99,7 @@ class PipelineTable(_Table):
 
     policy: Policy | None = None
     queue_frames: Count = 256
-    queue_mib: Positive = 96.0
+    queue_mib: Positive = 80.0
     max_age_ms: Positive = 1000.0
     workers: Annotated[int, Field(ge=1, le=64)] = 1
     deadline_ms: NotNegative = 5.0

@@ -59,7 +59,7 @@ class PipelineSettings:
 
     policy: Policy | None = None
     queue_frames: int = 256
-    queue_mib: float = 96.0
+    queue_mib: float = 80.0
     max_age_ms: float = 1000.0
     workers: int = 1
     deadline_ms: float = 5.0
