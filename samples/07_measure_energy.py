@@ -41,8 +41,9 @@ def main() -> None:
     # Bundles side by side: the same as `edgexnas bench`.
     windows = EnergyProtocol.of_windows(options.seconds, blocks=options.blocks)
     settings = BenchSettings(
-        sweep=(), cold_start=False, energy="on", protocol=windows, root=options.root
-    )
+        spread_s=min(10.0, options.seconds), sweep=(), cold_start=False,
+        energy="on", protocol=windows, root=options.root,
+    )  # fmt: skip
     bundles = [open_bundle(path, trust=options.trust) for path in options.bundles]
     report = run_bench(bundles, settings)
     for bench in report.bundles:
