@@ -35,6 +35,9 @@ __all__ = ["PvaOptions", "PvaSource"]
 _WAIT_S = 0.1
 """How often an idle source looks whether it is closed, or the series has ended."""
 
+_QUEUE_BYTES = 24 * 1024 * 1024
+"""Most memory of frames that wait here; one frame may take more."""
+
 _MOST_WAITING_POSITIONS = 65_536
 _POSITIONS_QUEUE = 1000
 
@@ -62,8 +65,8 @@ class PvaOptions(SourceOptions):
     Attributes
     ----------
     queue
-        How many updates may wait on their way, at the server and here. PV Access itself keeps a
-        few only, and loses frames from about 200 a second.
+        How many updates may wait on their way, at the server and here, where they take at most
+        24 MiB. PV Access itself keeps a few only, and loses frames from about 200 a second.
     row, col
         NTNDArray attributes that hold the scan position, such as motor readbacks.
     positions
@@ -203,13 +206,15 @@ class PvaSource:
 
     def _put(self, content: FrameUpdate | InputError, arrival_ns: int) -> None:
         self._connected = True
-        if self._updates.qsize() >= self._options.queue:
+        size = content.values.nbytes if isinstance(content, FrameUpdate) else 0
+        most = min(self._options.queue, max(1, _QUEUE_BYTES // max(1, size)))
+        while self._updates.qsize() >= most:
             # The oldest goes, as PV Access itself would do; its number will be missed.
             try:
                 self._updates.get_nowait()
                 self._counts["overruns"] += 1
             except Empty:
-                pass
+                break
         self._updates.put((content, arrival_ns))
 
     def _taken(self, channel: Any) -> Iterator[SourceEvent]:

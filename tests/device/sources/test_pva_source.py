@@ -21,6 +21,7 @@ from edgexnas.device.sources import (
     SourceFrame,
     SourceTrouble,
     open_event_source,
+    pva_source,
 )
 from edgexnas.device.sources.sending_order import Faults, sending_order
 from edgexnas.device.sources.simulated_source import SimulatedOptions, simulate_frames
@@ -149,6 +150,22 @@ def test_a_consumer_that_is_too_slow_sees_which_frames_it_missed(
     status = receiver.source.status()
     assert status["missed"] > 50
     assert status["frames"] + status["missed"] == 300
+
+
+def test_frames_that_nobody_takes_are_kept_by_their_memory_not_only_by_their_number(
+    publish: Any, receive: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Two of 96×128 uint16.
+    monkeypatch.setattr(pva_source, "_QUEUE_BYTES", 2 * 96 * 128 * 2)
+    with publish("pva", "T:memory", *SMALL, "--rate", 500, "--frames", 100) as server:
+        receiver = receive(open_event_source("pva://T:memory?queue=64"), pause_s=0.4)
+        receiver.wait(connected(receiver))
+        server.go()
+        assert server.report()["sent"] == 100
+        receiver.wait(lambda: any(f.number == 99 for f in receiver.of(SourceFrame)))
+    # One was taken before, two waited and perhaps one more came while they did.
+    assert len(receiver.of(SourceFrame)) <= 5
+    assert receiver.source.status()["missed"] == 100 - len(receiver.of(SourceFrame))
 
 
 CODECS = """
