@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.machinery
+import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
@@ -253,3 +254,27 @@ def fake_tensorrt(
         return library
 
     return install
+
+
+@pytest.fixture(scope="session")
+def epics_network() -> Iterator[dict[str, str]]:
+    """An EPICS network that ends at this machine and meets that of no other process.
+
+    It belongs to the session: pvapy reads it when a process's first channel is opened, and again
+    only when all channels are gone.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    settings = {
+        "EPICS_PVAS_INTF_ADDR_LIST": "127.0.0.1",
+        "EPICS_PVA_ADDR_LIST": "127.0.0.1",
+        "EPICS_PVA_AUTO_ADDR_LIST": "NO",
+        "EPICS_PVA_BROADCAST_PORT": port,
+        "EPICS_PVAS_BROADCAST_PORT": port,
+        "EPICS_PVA_SERVER_PORT": "0",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        yield settings

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import socket
 from typing import Any
 
 import pvaccess
@@ -9,18 +8,7 @@ import pytest
 from edgexnas.device.pva_records import PvaRecords
 from edgexnas.errors import ConfigurationError
 
-
-@pytest.fixture(autouse=True)
-def _own_epics_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    monkeypatch.setenv("EPICS_PVAS_INTF_ADDR_LIST", "127.0.0.1")
-    monkeypatch.setenv("EPICS_PVA_ADDR_LIST", "127.0.0.1")
-    monkeypatch.setenv("EPICS_PVA_AUTO_ADDR_LIST", "NO")
-    monkeypatch.setenv("EPICS_PVA_BROADCAST_PORT", port)
-    monkeypatch.setenv("EPICS_PVAS_BROADCAST_PORT", port)
-    monkeypatch.setenv("EPICS_PVA_SERVER_PORT", "0")
+pytestmark = pytest.mark.usefixtures("epics_network")
 
 
 def _get(name: str) -> Any:

@@ -43,6 +43,14 @@ _POSITIONS_QUEUE = 1000
 
 _PURPOSE = "receiving frames over EPICS PV Access"
 
+_USED_CHANNELS: list[Any] = []
+"""Channels that nobody reads any more, for the rest of the process.
+
+pvapy destroys a channel and its callbacks without holding the interpreter's lock, and crashes now
+and then if the server goes away meanwhile (epics-base/pvaPy issue 96). A channel without a monitor
+takes a few kilobytes.
+"""
+
 UNITS_M = {"m": 1.0, "mm": 1e-3, "um": 1e-6, "nm": 1e-9}
 
 
@@ -106,6 +114,7 @@ class PvaSource:
         self._attributes = (str(options.row), str(options.col)) if named else ()
         self._updates: SimpleQueue[_Message] = SimpleQueue()
         self._closed = False
+        self._over = False
         self._connected = False
         self._lost = False
         self._fresh = True
@@ -136,8 +145,13 @@ class PvaSource:
         try:
             yield from self._taken(channels[0])
         finally:
+            self._over = True
             for opened in channels:
                 opened.stopMonitor()
+            _USED_CHANNELS.extend(channels)
+            # They keep this source alive, so that its frames must go.
+            while not self._updates.empty():
+                self._updates.get_nowait()
 
     def _open_channels(self) -> list[Any]:
         """Subscribe; who does not answer yet is waited for."""
@@ -190,6 +204,8 @@ class PvaSource:
             self._updates.put((_Lost.CHANNEL, time.monotonic_ns()))
 
     def _on_frame(self, update: Any) -> None:
+        if self._over:
+            return
         arrival_ns = time.monotonic_ns()
         try:
             self._put(FrameUpdate.of(update, self._attributes), arrival_ns)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -87,25 +86,6 @@ def test_a_prefix_that_no_pv_can_have_is_refused(watch: ServiceWatch, prefix: st
         StatusPvs(watch, prefix=prefix)
 
 
-@pytest.fixture
-def epics(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """An EPICS network that ends at this machine and meets no other test's."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    settings = {
-        "EPICS_PVAS_INTF_ADDR_LIST": "127.0.0.1",
-        "EPICS_PVA_ADDR_LIST": "127.0.0.1",
-        "EPICS_PVA_AUTO_ADDR_LIST": "NO",
-        "EPICS_PVA_BROADCAST_PORT": port,
-        "EPICS_PVAS_BROADCAST_PORT": port,
-        "EPICS_PVA_SERVER_PORT": "0",
-    }
-    for name, value in settings.items():
-        monkeypatch.setenv(name, value)
-    return settings
-
-
 CLIENT = """
 import json, sys
 import pvaccess
@@ -124,7 +104,7 @@ print("ANSWERS" + json.dumps(answers))
 
 
 def test_a_client_elsewhere_reads_the_pvs_with_alarm_time_and_units_and_cannot_write(
-    source: Any, watch: ServiceWatch, epics: dict[str, str], tmp_path: Path
+    source: Any, watch: ServiceWatch, epics_network: dict[str, str], tmp_path: Path
 ) -> None:
     before = threading.active_count()
     view = StatusPvs(watch, prefix="EDGEX:", period_s=0.05)
@@ -132,7 +112,7 @@ def test_a_client_elsewhere_reads_the_pvs_with_alarm_time_and_units_and_cannot_w
     try:
         names = ["EDGEX:State_RBV", "EDGEX:LatencyP99_RBV", "EDGEX:DroppedArrays_RBV"]
         command = [sys.executable, "-c", CLIENT, *names]
-        environment = {**os.environ, **epics}
+        environment = {**os.environ, **epics_network}
         run = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=60, check=True
         )

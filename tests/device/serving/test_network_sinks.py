@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -170,17 +169,7 @@ else:
         return [json.loads(line) for line in done.stdout.splitlines()]
 
     @pytest.fixture
-    def prefix(self, monkeypatch: pytest.MonkeyPatch) -> str:
-        """On an EPICS network that ends at this machine and meets no other test's."""
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        for name in ("EPICS_PVA_BROADCAST_PORT", "EPICS_PVAS_BROADCAST_PORT"):
-            monkeypatch.setenv(name, port)
-        for name in ("EPICS_PVAS_INTF_ADDR_LIST", "EPICS_PVA_ADDR_LIST"):
-            monkeypatch.setenv(name, "127.0.0.1")
-        monkeypatch.setenv("EPICS_PVA_AUTO_ADDR_LIST", "NO")
-        monkeypatch.setenv("EPICS_PVA_SERVER_PORT", "0")
+    def prefix(self, epics_network: dict[str, str]) -> str:
         return f"EDGEX{os.getpid()}:{time.monotonic_ns()}:"
 
     def test_peaks_are_a_table(self, prefix: str) -> None:

@@ -145,23 +145,3 @@ def free_port() -> Callable[[], int]:
             return port
 
     return find
-
-
-@pytest.fixture(scope="module")
-def epics_network() -> Iterator[None]:
-    """An EPICS network of this test module alone, on the loopback interface.
-
-    It belongs to the module: pvapy reads it when a process's first channel is opened, and again
-    only when all channels are gone.
-    """
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EPICS_PVAS_INTF_ADDR_LIST", "127.0.0.1")
-        patch.setenv("EPICS_PVA_ADDR_LIST", "127.0.0.1")
-        patch.setenv("EPICS_PVA_AUTO_ADDR_LIST", "NO")
-        patch.setenv("EPICS_PVA_BROADCAST_PORT", port)
-        patch.setenv("EPICS_PVAS_BROADCAST_PORT", port)
-        patch.setenv("EPICS_PVA_SERVER_PORT", "0")
-        yield
