@@ -114,8 +114,11 @@ class PeakWork:
         if state.done or not state.held:
             return []
         with state.lock:
-            wait_ns = self._settings.background_wait_ms * 1e6
-            if state.held and (run.over or now_ns - state.held[0].arrival_ns >= wait_ns):
+            if not state.held:
+                return []
+            all_here = run.over and len(state.held) >= run.in_stages
+            waited_ns = now_ns - state.held[0].arrival_ns
+            if all_here or waited_ns >= self._settings.background_wait_ms * 1e6:
                 return self._calibrated(state)
         return []
 

@@ -14,6 +14,7 @@ decides what becomes of the frames that come.
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -175,13 +176,13 @@ class Pipeline:
                 if task is not None:
                     self._pass_found(self._prepared(task))
                 if task is None or task.run.over:
-                    self._release()
-            self._release()
+                    self._release(time.monotonic_ns())
         finally:
             with self._settling:
                 self._finding -= 1
                 last = not self._finding
             if last:
+                self._release(sys.maxsize)
                 self._found.close()
 
     def _prepared(self, task: FrameTask) -> list[FrameTask]:
@@ -198,11 +199,11 @@ class Pipeline:
         self._times.add("find", time.monotonic_ns() - began)
         return ready
 
-    def _release(self) -> None:
+    def _release(self, now_ns: int) -> None:
         """Pass on what was held back long enough."""
         for run in [run for run in self._runs if run.error is None]:
             try:
-                ready = self._work.release(run, now_ns=time.monotonic_ns())
+                ready = self._work.release(run, now_ns=now_ns)
             except Exception as error:
                 self._complaints.add("release", f"{run.series}: {type(error).__name__}: {error}")
                 continue

@@ -134,6 +134,12 @@ class SeriesRun:
         self.ledger.end(number, state)
 
     @property
+    def in_stages(self) -> int:
+        """How many of its frames are in the stages."""
+        with self._lock:
+            return self._in_flight.total
+
+    @property
     def drained(self) -> bool:
         """Whether no more frames will come and none is in the stages."""
         return self.over and not self._in_flight
