@@ -31,6 +31,10 @@ BatchNorm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 Batch = tuple[Tensor, Tensor, float]
 """Inputs, targets and the learning rate of one step."""
 
+ALIGNED = 64
+"""Parameters in one vector begin at multiples of so many elements, 256 bytes, as tensors of their
+own do: kernels of cuDNN and cuBLAS may read several at once."""
+
 
 class TrainingStep(Protocol):
     """One way to change a network's weights, step by step."""
@@ -53,8 +57,7 @@ def known_layers(model: nn.Module) -> bool:
 def normalises_on_gpu(model: nn.Module) -> bool:
     """Whether a layer normalises batches on another device than the CPU.
 
-    Recorded on an H100, such a network stops with a misaligned address, probably because its
-    parameters lie in one vector.
+    Recorded on an H100, such a network has stopped with a misaligned address.
     """
     norms = (layer for layer in model.modules() if isinstance(layer, BatchNorm))
     return any(p.device.type != "cpu" for norm in norms for p in norm.parameters())
@@ -208,8 +211,7 @@ class FlatAdam:
 
     def parts(self, like: Sequence[Tensor]) -> list[Tensor]:
         """View the gradient in the shapes of the parameters."""
-        parts = torch.split(self.gradient, [t.numel() for t in like])
-        return [part.view(t.shape) for part, t in zip(parts, like, strict=True)]
+        return parts_of(self.gradient, like)
 
     def step(self, rate: float | Tensor) -> None:
         """Move the weights against the gradient."""
@@ -222,8 +224,18 @@ class FlatAdam:
 
 def flatten(parameters: Sequence[nn.Parameter]) -> Tensor:
     """Move parameters into one vector, which they are views of from then on."""
-    vector = torch.cat([p.detach().reshape(-1) for p in parameters])
-    parts = torch.split(vector, [p.numel() for p in parameters])
-    for parameter, part in zip(parameters, parts, strict=True):
-        parameter.data = part.view(parameter.shape)
+    vector = parameters[0].detach().new_zeros(sum(map(_room, parameters)))
+    for parameter, part in zip(parameters, parts_of(vector, parameters), strict=True):
+        part.copy_(parameter.detach())
+        parameter.data = part
     return vector
+
+
+def parts_of(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """View a vector in the shapes of parameters, with unused elements between them."""
+    parts = torch.split(vector, [_room(t) for t in like])
+    return [part[: t.numel()].view(t.shape) for part, t in zip(parts, like, strict=True)]
+
+
+def _room(tensor: Tensor) -> int:
+    return -(-tensor.numel() // ALIGNED) * ALIGNED

@@ -139,6 +139,15 @@ def test_weights_that_are_frozen_stay_as_they_are(gaussian_task: TrainingData) -
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_parameters_in_one_vector_begin_where_kernels_may_read_several_at_once(
+    gaussian_task: TrainingData,
+) -> None:
+    model = cnn_bragg(3, 4)
+    RecordedStep(model, CRITERION).run((x, y, 1e-3) for x, y in batches(gaussian_task)[:2])
+    addresses = sorted(p.data_ptr() for p in model.parameters())
+    assert {(address - addresses[0]) % 256 for address in addresses} == {0}
+
+
 def test_a_trained_networks_weights_share_no_memory(gaussian_task: TrainingData) -> None:
     model = train(mlp_bragg(4, 2), gaussian_task, TrainingSettings(epochs=1, device="cpu")).model
     sizes = [(p.untyped_storage().nbytes(), p.numel() * 4) for p in model.parameters()]
