@@ -159,28 +159,18 @@ def shape_of(name: str) -> tuple[int, ...]:
     return SHAPES["Ptycho" if "Ptycho" in name else "Bragg"]
 
 
+def with_interval(part: str, value: str, half_width: str) -> Callable[[dict[str, Any], int], Pair]:
+    """Take a value and half of its interval from a repeat's part of a row."""
+    return lambda row, k: (row[part][k][value], row[part][k][half_width])
+
+
 QUANTITIES: dict[str, Callable[[dict[str, Any], int], Pair]] = {
-    "mean ms over windows": lambda row, k: (
-        row["energy"][k]["period_ms"],
-        row["energy"][k]["period_half_width_ms"],
-    ),
-    "mean ms of runs": lambda row, k: (
-        row["latency"][k]["mean_ms"],
-        row["latency"][k]["half_width_ms"],
-    ),
-    "median ms": lambda row, k: (
-        row["latency"][k]["p50_ms"],
-        row["latency"][k]["p50_half_width_ms"],
-    ),
+    "mean ms over windows": with_interval("energy", "period_ms", "period_half_width_ms"),
+    "mean ms of runs": with_interval("latency", "mean_ms", "half_width_ms"),
+    "median ms": with_interval("latency", "p50_ms", "p50_half_width_ms"),
     "ms on the GPU's clock": lambda row, k: (row["device_ms"][k][0], row["device_ms"][k][1]),
-    "total mJ": lambda row, k: (
-        row["energy"][k]["total_mj"],
-        row["energy"][k]["total_half_width_mj"],
-    ),
-    "mJ above idle": lambda row, k: (
-        row["energy"][k]["marginal_mj"],
-        row["energy"][k]["marginal_half_width_mj"],
-    ),
+    "total mJ": with_interval("energy", "total_mj", "total_half_width_mj"),
+    "mJ above idle": with_interval("energy", "marginal_mj", "marginal_half_width_mj"),
 }
 """What is measured of a network in each repeat, with half of its 95 % interval."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 from edgexnas.errors import MissingDependencyError
@@ -17,11 +18,7 @@ def pvaccess_module(purpose: str) -> Any:
     MissingDependencyError
         If pvapy is not installed; it says what it is needed for.
     """
-    try:
-        import pvaccess
-    except ImportError:
-        raise MissingDependencyError.of("pvapy", extra="pva", purpose=purpose) from None
-    return pvaccess
+    return _imported("pvaccess", package="pvapy", extra="pva", purpose=purpose)
 
 
 def zmq_module(purpose: str) -> Any:
@@ -32,8 +29,11 @@ def zmq_module(purpose: str) -> Any:
     MissingDependencyError
         If it is not installed; it says what it is needed for.
     """
+    return _imported("zmq", package="pyzmq", extra="zmq", purpose=purpose)
+
+
+def _imported(module: str, *, package: str, extra: str, purpose: str) -> Any:
     try:
-        import zmq
+        return import_module(module)
     except ImportError:
-        raise MissingDependencyError.of("pyzmq", extra="zmq", purpose=purpose) from None
-    return zmq
+        raise MissingDependencyError.of(package, extra=extra, purpose=purpose) from None

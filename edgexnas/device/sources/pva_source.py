@@ -114,7 +114,6 @@ class PvaSource:
         self._attributes = (str(options.row), str(options.col)) if named else ()
         self._updates: SimpleQueue[_Message] = SimpleQueue()
         self._closed = False
-        self._over = False
         self._connected = False
         self._lost = False
         self._fresh = True
@@ -145,7 +144,7 @@ class PvaSource:
         try:
             yield from self._taken(channels[0])
         finally:
-            self._over = True
+            self._closed = True
             for opened in channels:
                 opened.stopMonitor()
             _USED_CHANNELS.extend(channels)
@@ -204,7 +203,7 @@ class PvaSource:
             self._updates.put((_Lost.CHANNEL, time.monotonic_ns()))
 
     def _on_frame(self, update: Any) -> None:
-        if self._over:
+        if self._closed:
             return
         arrival_ns = time.monotonic_ns()
         try:
