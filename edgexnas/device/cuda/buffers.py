@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from edgexnas.device.cuda.pinned_memory import address_of
 from edgexnas.errors import EngineError, InputError
 
 if TYPE_CHECKING:
+    from edgexnas.device.cuda.pinned_memory import PinnedBlock
     from edgexnas.device.cuda.session import CudaSession
 
 __all__ = ["DeviceBuffer", "StagedBuffer"]
@@ -135,6 +137,28 @@ class StagedBuffer:
             self._session.driver_module.memcpy_htod_async(
                 self.pointer + offset, self._part(count)[offset:], stream
             )
+
+    def upload_from(self, array: Array, block: PinnedBlock, stream: Any) -> None:
+        """Put the copy of an array in pinned memory to the device into a stream.
+
+        Nothing may write to the array until the stream is done with it. Where memory is mapped the
+        GPU copies it too: kernels that are recorded in a graph read from `pointer`, and a copy
+        within the memory they share is made while they work and takes no core.
+
+        Parameters
+        ----------
+        array
+            Of this shape and dtype, C-contiguous.
+        block
+            What it lies in; mapped where this buffer is.
+        """
+        driver = self._session.driver_module
+        if self.mapped:
+            assert block.pointer is not None
+            source = block.pointer + address_of(array) - block.address
+            driver.memcpy_dtod_async(self.pointer, source, self.nbytes, stream)
+        else:
+            driver.memcpy_htod_async(self.pointer, array, stream)
 
     def download(self, stream: Any, count: int | None = None) -> None:
         """Put the copy of the device's first `count` items to `array` into a stream."""

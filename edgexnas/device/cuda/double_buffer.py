@@ -45,6 +45,7 @@ class Slot:
     input: StagedBuffer
     outputs: Mapping[str, StagedBuffer]
     size: int = 0
+    _frame: Array | None = None
     _uploaded: Any = None
     _done: Any = None
     _graphs: dict[int, CudaGraph] = field(default_factory=dict)
@@ -172,16 +173,22 @@ class DoubleBuffer:
             )
         return self._free[0].input.array
 
-    def submit(self, frame: npt.ArrayLike | None = None, *, size: int | None = None) -> None:
+    def submit(self, frame: npt.ArrayLike | None = None, *, size: int | None = None) -> Slot:
         """Start work on one frame; returns before it is done.
 
         Parameters
         ----------
         frame
-            Copied into the slot's host memory, and on to the device part by part; None for what
-            is in `next_input()`.
+            In pinned memory of the session (`CudaSession.pinned`, C-contiguous): uploaded from
+            where it lies, and not to be written to until its result is taken. Any other is copied
+            into the slot's host memory, and on to the device part by part. None for what is in
+            `next_input()`.
         size
             One of `sizes`; None for the first.
+
+        Returns
+        -------
+        The slot that the frame is in until `release`.
 
         Raises
         ------
@@ -196,26 +203,32 @@ class DoubleBuffer:
         if frame is None:
             with session.current():
                 slot.input.upload(session.copies)
-                self._start(slot)
-            return
+                return self._start(slot)
         given = np.asarray(frame)
         if given.shape != memory.shape or given.dtype != memory.dtype:
             raise InputError(
                 f"the frame has shape {given.shape} and dtype {given.dtype}; "
                 f"give {memory.shape} and {memory.dtype}"
             )
+        block = session.pinned.find(given)
         with session.current():
+            if block is not None:
+                # The GPU reads it later, so that it must not go before.
+                slot._frame = given
+                slot.input.upload_from(given, block, session.copies)
+                return self._start(slot)
             with contextlib.closing(self._copy.parts(given, memory)) as parts:
                 for part in parts:
                     slot.input.upload(session.copies, part.stop, start=part.start)
-            self._start(slot)
+            return self._start(slot)
 
-    def _start(self, slot: Slot) -> None:
+    def _start(self, slot: Slot) -> Slot:
         session = self._session
         slot._uploaded.record(session.copies)
         session.compute.wait_for_event(slot._uploaded)
         self._launch(slot)
         self._flying.append(self._free.popleft())
+        return slot
 
     def _launch(self, slot: Slot) -> None:
         graph = slot._graphs.get(slot.size)
@@ -237,36 +250,56 @@ class DoubleBuffer:
             raise EngineError("nothing is in flight; submit a frame first")
         return self._flying[0]
 
-    def wait(self) -> Slot:
-        """Wait for the oldest frame submitted; it stays in flight until `release`.
+    def wait(self, slot: Slot | None = None) -> Slot:
+        """Wait for a frame submitted, the oldest by default; it stays in flight until `release`.
 
         Raises
         ------
         EngineError
-            If nothing is in flight, or the GPU fails.
+            If it is not in flight, or the GPU fails.
         """
-        slot = self.oldest()
+        slot = self._in_flight(slot)
         with self._session.current():
             slot._done.synchronize()
         return slot
 
-    def repeat(self, size: int) -> Slot:
-        """Work on the oldest frame submitted once more, for another size, and wait for it.
+    def repeat(self, size: int, slot: Slot | None = None) -> Slot:
+        """Work on a frame submitted once more, for another size, and wait for it.
 
         Raises
         ------
         EngineError
-            If nothing is in flight, or the GPU fails.
+            If it is not in flight, or the GPU fails.
         """
-        slot = self.wait()
+        slot = self.wait(slot)
         slot.size = size
         with self._session.current():
             self._launch(slot)
-        return self.wait()
+        return self.wait(slot)
 
-    def release(self) -> None:
-        """Give the slot of the oldest frame to the next `submit`."""
-        self._free.append(self._flying.popleft())
+    def release(self, slot: Slot | None = None) -> None:
+        """Give the slot of a frame, the oldest by default, to another `submit`.
+
+        Raises
+        ------
+        EngineError
+            If it is not in flight.
+        """
+        slot = self._in_flight(slot)
+        self._flying.remove(slot)
+        slot._frame = None
+        self._free.append(slot)
+
+    def _in_flight(self, slot: Slot | None) -> Slot:
+        if slot is None:
+            return self.oldest()
+        if slot not in self._flying:
+            raise EngineError(
+                "this double buffer is closed; open another"
+                if self._closed
+                else "this frame is not in flight; submit it first"
+            )
+        return slot
 
     def result(self) -> dict[str, Array]:
         """Wait for the oldest frame submitted and give its results.
@@ -303,5 +336,6 @@ class DoubleBuffer:
                 graph.close()
             for buffer in (slot.input, *slot.outputs.values()):
                 buffer.close()
+            slot._frame = None
             with session.releasing():
                 slot._uploaded = slot._done = None

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from edgexnas.device.cuda.buffers import DeviceBuffer, StagedBuffer
 from edgexnas.device.cuda.graph import CudaCallError, CudaGraph, capture_graph
+from edgexnas.device.cuda.pinned_memory import PinnedMemory
 from edgexnas.device.cuda.primary_context import hold_context
 from edgexnas.errors import EngineError
 
@@ -53,8 +54,10 @@ class CudaSession:
         Stream (`pycuda.driver.Stream`) for copies from the host.
     compute
         Stream for everything else; graphs are captured on it.
-    device_bytes, host_bytes
-        Memory taken through this session and not freed yet.
+    pinned
+        Host memory for frames, which the GPU reads by itself.
+    device_bytes
+        Device memory taken through this session and not freed yet.
     driver_module
         `pycuda.driver`, for calls that are not here; make them inside `current()`.
     lost
@@ -74,7 +77,8 @@ class CudaSession:
         self._resources: dict[int, Closable] = {}
         self._closed = False
         self.device_bytes = 0
-        self.host_bytes = 0
+        self._staged_bytes = 0
+        self.pinned = PinnedMemory(self)
         self.name = f"GPU {device}"
         self._current = _Current(self)
         gpu, driver = self._held.device, self.driver_module
@@ -92,6 +96,11 @@ class CudaSession:
     def lost(self) -> bool:
         """Whether the GPU failed for good in this process."""
         return self._held.failure is not None
+
+    @property
+    def host_bytes(self) -> int:
+        """Pinned and mapped host memory taken through this session and not freed yet."""
+        return self._staged_bytes + self.pinned.nbytes
 
     def current(self) -> AbstractContextManager[None]:
         """Make the context current in this thread for a with-block; blocks may nest.
@@ -116,7 +125,7 @@ class CudaSession:
         """
         with self.current():
             buffer = DeviceBuffer(self, tuple(shape), dtype)
-            self._keep(buffer, device_bytes=buffer.nbytes)
+            self.keep(buffer, device_bytes=buffer.nbytes)
             buffer.fill_zero(self.compute)
             self.compute.synchronize()
         return buffer
@@ -145,7 +154,7 @@ class CudaSession:
                 dtype,
                 mapped=self.integrated if mapped is None else mapped,
             )
-            self._keep(
+            self.keep(
                 buffer,
                 device_bytes=0 if buffer.mapped else buffer.nbytes,
                 host_bytes=buffer.nbytes,
@@ -172,7 +181,7 @@ class CudaSession:
             If cuda-bindings is not installed.
         """
         graph = capture_graph(self, work)
-        self._keep(graph)
+        self.keep(graph)
         return graph
 
     def module(self, image: bytes) -> Any:
@@ -236,16 +245,17 @@ class CudaSession:
         state = "closed" if self._closed else "lost" if self.lost else self.capability
         return f"<CudaSession: {self.name}, {state}>"
 
-    def _keep(self, resource: Closable, *, device_bytes: int = 0, host_bytes: int = 0) -> None:
+    def keep(self, resource: Closable, *, device_bytes: int = 0, host_bytes: int = 0) -> None:
+        """Close a resource with the session, unless it closes before."""
         self._resources[id(resource)] = resource
         self.device_bytes += device_bytes
-        self.host_bytes += host_bytes
+        self._staged_bytes += host_bytes
 
     def forget(self, resource: Closable, *, device_bytes: int = 0, host_bytes: int = 0) -> None:
         """Count a resource as freed; resources call it when they close."""
         if self._resources.pop(id(resource), None) is not None:
             self.device_bytes -= device_bytes
-            self.host_bytes -= host_bytes
+            self._staged_bytes -= host_bytes
 
     @contextmanager
     def releasing(self) -> Iterator[None]:

@@ -2,6 +2,8 @@
 
 What is put into a stream happens when somebody waits for it, not before, so code that forgets to
 wait reads old values here as it does on a GPU. Addresses are checked against what is allocated.
+Copies read pinned memory when it is their turn, at its address, so that it must still be there and
+hold what it held; other memory of the host is read at the call, as the driver stages it.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ class FakeCuda:
     ----------
     calls
         Names of the calls in their order, as "memcpy_htod_async".
+    pinned
+        Bytes of the host's memory that is pinned or mapped and not freed, by its address.
     gone
         Set it and every call fails, as on a GPU that fell off its bus.
     """
@@ -47,6 +51,7 @@ class FakeCuda:
         self.devices = devices
         self.allocations: dict[int, ctypes.Array[ctypes.c_char]] = {}
         self.host: dict[int, int] = {}
+        self.pinned: dict[int, int] = {}
         self.streams: dict[int, Any] = {}
         self.graphs: dict[int, list[Work]] = {}
         self.executables: dict[int, list[Work]] = {}
@@ -88,6 +93,12 @@ class FakeCuda:
         if not any(start <= address and address + nbytes <= start + size for start, size in owners):
             raise self.driver.LogicError("an illegal memory access was encountered")
         return np.frombuffer((ctypes.c_char * nbytes).from_address(address), np.uint8)
+
+    def is_pinned(self, address: int, nbytes: int) -> bool:
+        return any(
+            start <= address and address + nbytes <= start + size
+            for start, size in list(self.pinned.items())
+        )
 
     # What both modules call
 
@@ -257,8 +268,13 @@ class FakeCuda:
                 def __init__(self) -> None:
                     self.keep = raw
                     self.allocation = HostAllocation(raw.ctypes.data, raw.nbytes)
+                    fake.pinned[raw.ctypes.data] = raw.nbytes
                     if not mem_flags:
                         del fake.host[raw.ctypes.data]
+
+                def __del__(self) -> None:
+                    fake.host.pop(self.allocation.address, None)
+                    del fake.pinned[self.allocation.address]
 
                 def get_device_pointer(self) -> int:
                     assert mem_flags, "this host memory is not mapped"
@@ -267,12 +283,27 @@ class FakeCuda:
             return np.asarray(Owner())
 
         def memcpy_htod_async(address: int, source: Any, stream: Stream) -> None:
-            held = np.asarray(source).reshape(-1).view(np.uint8)
+            given = np.asarray(source)
+            assert given.flags.c_contiguous
+            start, size = given.ctypes.data, given.nbytes
+            staged = None if fake.is_pinned(start, size) else given.tobytes()
 
             def copy() -> None:
-                fake.memory(address, held.nbytes)[:] = held
+                if staged is not None:
+                    content = np.frombuffer(staged, np.uint8)
+                elif fake.is_pinned(start, size):
+                    content = np.frombuffer((ctypes.c_char * size).from_address(start), np.uint8)
+                else:
+                    raise LogicError("memory was freed before it was copied")
+                fake.memory(address, size)[:] = content
 
             fake.enqueue(stream, "memcpy_htod_async", copy)
+
+        def memcpy_dtod_async(target: int, source: int, size: int, stream: Stream) -> None:
+            def copy() -> None:
+                fake.memory(target, size)[:] = fake.memory(source, size)
+
+            fake.enqueue(stream, "memcpy_dtod_async", copy)
 
         def memcpy_dtoh_async(target: Any, address: int, stream: Stream) -> None:
             held = target.reshape(-1).view(np.uint8)
@@ -306,6 +337,7 @@ class FakeCuda:
         drv.event_flags = SimpleNamespace(DEFAULT=0, DISABLE_TIMING=2)
         drv.device_attribute = SimpleNamespace(INTEGRATED="INTEGRATED")
         drv.memcpy_htod_async, drv.memcpy_dtoh_async = memcpy_htod_async, memcpy_dtoh_async
+        drv.memcpy_dtod_async = memcpy_dtod_async
         drv.memset_d8_async, drv.mem_get_info = memset_d8_async, mem_get_info
         drv.module_from_buffer = module_from_buffer
         return drv

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -15,16 +14,6 @@ from edgexnas.device.cuda import CudaSession, DoubleBuffer, Slot, primary_contex
 from edgexnas.errors import EngineError, InputError, MissingDependencyError
 
 FRAME = (64, 48)
-
-
-@pytest.fixture(params=["stand-in", "gpu"])
-def session(request: pytest.FixtureRequest) -> Iterator[CudaSession]:
-    if request.param == "stand-in":
-        request.getfixturevalue("fake_cuda")
-    elif (obstacle := why_no_cuda()) is not None:
-        pytest.skip(f"no CUDA device: {obstacle}")
-    with CudaSession() as opened:
-        yield opened
 
 
 def frames(count: int) -> list[Any]:
