@@ -2,7 +2,7 @@
 
     python host/equal_fronts.py PEAKS --name ruby --output docs/results
 
-MLPs and CNNs of the paper's spaces, from a list of sizes, and both BraggNN are trained in two ways,
+MLPs and CNNs of the search spaces, from a list of sizes, and both BraggNN are trained in two ways,
 each with the same number of steps, or the same CPU time with ``--budget``, two learning rates and
 the same seeds:
 
@@ -48,6 +48,7 @@ from edgexnas.host import (
     with_drawn_peaks,
 )
 from edgexnas.host.models import cnn_bragg, mlp_bragg
+from edgexnas.host.symmetric_mlp import FromCentroid, mlp_bragg_symmetric
 from edgexnas.host.training_criteria import evaluate_model
 
 # (units, layers), with the largest that fit under an eighth and the whole of both BraggNN.
@@ -55,20 +56,31 @@ MLPS = (
     (8, 2), (14, 2), (20, 2), (26, 2), (22, 3), (34, 2), (29, 3), (48, 2), (64, 2), (64, 3),
     (90, 2), (128, 2), (100, 3), (84, 4), (156, 2), (121, 3),
 )  # fmt: skip
+SYMMETRIC = ((8, 2), (16, 2), (24, 2), (37, 2), (47, 2), (80, 2), (150, 2))
 # (filters, layers)
 CNNS = ((8, 4), (16, 4), (22, 6))
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     **{f"BraggNN {'-'.join(map(str, d))}": partial(BraggNN, d) for d in BRAGGNN_DENSE.values()},
     **{f"mlpBragg {u}×{h}": partial(mlp_bragg, u, h) for u, h in MLPS},
+    **{f"mlpBraggSymmetric {u}×{h}": partial(mlp_bragg_symmetric, u, h) for u, h in SYMMETRIC},
     **{f"cnnBragg {f}×{h}": partial(cnn_bragg, f, h) for f, h in CNNS},
+    # What the centroid alone is worth.
+    "BraggNN 16-8-4-2 from centroid": lambda: FromCentroid(BraggNN()),
+    "mlpBragg 26×2 from centroid": lambda: FromCentroid(mlp_bragg(26, 2)),
 }
 # Two each, about what suits a kind of network, so that all have equally many tries.
-RATES = {"BraggNN": (1e-3, 3e-3), "cnnBragg": (1e-3, 3e-3), "mlpBragg": (3e-3, 1e-2)}
+RATES = {
+    "BraggNN": (1e-3, 3e-3), "cnnBragg": (1e-3, 3e-3), "mlpBragg": (3e-3, 1e-2),
+    "mlpBraggSymmetric": (3e-3, 1e-2),
+}  # fmt: skip
 
 # With a budget of time, BraggNN takes the batches that it is published with.
-BATCHES = {"BraggNN": 32, "cnnBragg": 32, "mlpBragg": 128}
+BATCHES = {"BraggNN": 32, "cnnBragg": 32, "mlpBragg": 128, "mlpBraggSymmetric": 128}
 
+
+MEASURED_SECONDS = 2.0
+"""Steps are timed together until they take so long."""
 
 Jobs = Any
 """A queue of multiprocessing, whose type has no public name."""
@@ -129,12 +141,18 @@ def step_seconds(network: str, data: TrainingData, batch: int) -> float:
         data, train_x=data.train_x[: 50 * batch], train_y=data.train_y[: 50 * batch],
         validation_x=data.validation_x[:16], validation_y=data.validation_y[:16],
     )  # fmt: skip
-    times = []
-    for epochs in (1, 1, 4):
+
+    def seconds(epochs: int) -> float:
         started = time.process_time()
         train(NETWORKS[network](), few, TrainingSettings(epochs=epochs, batch_size=batch))
-        times.append(time.process_time() - started)
-    return (times[2] - times[1]) / (3 * max(1, len(few.train_x) // batch))
+        return time.process_time() - started
+
+    seconds(1)
+    once, epochs = seconds(1), 5
+    # What a training takes once varies by more than a hundred steps of the smallest networks take.
+    while (difference := seconds(epochs) - once) < MEASURED_SECONDS:
+        epochs *= 2
+    return difference / ((epochs - 1) * max(1, len(few.train_x) // batch))
 
 
 def serve(todo: Jobs, done: Jobs, threads: int, **options: object) -> None:
@@ -175,23 +193,26 @@ def main() -> None:
     parser.add_argument("--rates", type=float, nargs="+", help="instead of two for each kind")
     parser.add_argument("--recipes", nargs="+", default=RECIPES, choices=RECIPES)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--append", action="store_true", help="add to a run that is there")
+    parser.add_argument("--append", action="store_true", help="add what a run that is there lacks")
     parser.add_argument("--output", type=Path, default=Path("docs/results"))
     options = parser.parse_args()
 
     options.runs.mkdir(parents=True, exist_ok=True)
     title = f"fronts-{options.name}-{'time' if options.budget else 'steps'}"
     record = options.runs / f"{title}.jsonl"
-    known = options.append and record.exists()
+    known: list[Run] = []
+    if options.append and record.exists():
+        _, *lines = map(json.loads, record.read_text(encoding="utf-8").splitlines())
+        known = [Run(**line) for line in lines]
     with record.open("a" if known else "w", encoding="utf-8") as file:
-        for line in itertools.islice(search(options), int(known), None):
+        for line in itertools.islice(search(options, known), 1 if known else 0, None):
             file.write(json.dumps(line) + "\n")
             file.flush()
     write_page(record, options.peaks, options.output)
 
 
-def search(options: argparse.Namespace) -> Iterator[dict[str, object]]:
-    """Train everything; the first item says how, each other one is a training that has ended."""
+def search(options: argparse.Namespace, known: list[Run]) -> Iterator[dict[str, object]]:
+    """Train what is not known; the first item says how, each other one has been trained."""
     began = time.monotonic()
     gpu = torch.cuda.get_device_name() if options.gpu_workers else None
     dataset = PeakDataset.load(options.peaks)
@@ -215,6 +236,8 @@ def search(options: argparse.Namespace) -> Iterator[dict[str, object]]:
         for rate in options.rates or RATES[network.split()[0]]
         if network.startswith(tuple(options.only)) and recipe in options.recipes
     ]
+    done_before = {Job(run.seed, run.network, run.recipe, run.rate) for run in known}
+    jobs = [job for job in jobs if job not in done_before]
     # CNNs after all BraggNN, for without those there is nothing to compare with.
     jobs.sort(key=lambda job: job.network.startswith("cnn"))
     common = {

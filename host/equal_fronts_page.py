@@ -20,7 +20,12 @@ from edgexnas.host import PeakDataset, classical_rows
 LOWER_ERROR, FEWER_PARAMETERS = 0.31, 0.8757
 RECIPES = ("measured", "drawn")
 COLOURS = dict(zip(RECIPES, ("tab:gray", "tab:blue"), strict=True))
-MARKERS = {"mlpBragg": "o", "cnnBragg": "^", "BraggNN": "s"}
+MARKERS = {"mlpBragg": "o", "mlpBraggSymmetric": "D", "cnnBragg": "^", "BraggNN": "s"}
+
+
+def kind_of(network: str) -> str:
+    """Take the kind of a network, with a marker of its own, from its name."""
+    return network.split()[0]
 
 
 @dataclass(frozen=True)
@@ -143,7 +148,7 @@ def steps_of(runs: list[Run]) -> list[str]:
     """Say how many steps fitted into equal time, of which batches, by kind of network."""
     texts = []
     for kind in MARKERS:
-        same = [run for run in runs if run.network.startswith(kind)]
+        same = [run for run in runs if kind_of(run.network) == kind]
         if same:
             steps = [run.steps for run in same]
             batches = "/".join(str(batch) for batch in sorted({run.batch for run in same}))
@@ -193,14 +198,20 @@ def draw(path: Path, chosen: dict[tuple[str, str], Entry]) -> None:
     for recipe, colour in COLOURS.items():
         for kind, marker in MARKERS.items():
             entries = sorted(
-                (e for e in chosen.values() if e.recipe == recipe and e.network.startswith(kind)),
+                (
+                    e
+                    for e in chosen.values()
+                    if e.recipe == recipe
+                    and kind_of(e.network) == kind
+                    and "centroid" not in e.network
+                ),
                 key=lambda entry: entry.parameters,
             )
             if not entries:
                 continue
             axes.plot(
                 [entry.parameters for entry in entries], [entry.test_px for entry in entries],
-                marker=marker, linestyle="-" if kind == "mlpBragg" else "none", color=colour,
+                marker=marker, linestyle="-" if kind.startswith("mlp") else "none", color=colour,
                 label=f"{kind}, {recipe}",
             )  # fmt: skip
     axes.set(xscale="log", yscale="log", xlabel="parameters", ylabel="test error, px")

@@ -18,6 +18,7 @@ from edgexnas.host.models import BraggNN, cnn_bragg, mlp_bragg
 from edgexnas.host.onnx_export import to_onnx
 from edgexnas.host.ptycho_models import PtychoNN, cnn_ptycho, mlp_ptycho
 from edgexnas.host.quantisation import Recipe, quantise, weighted_layers
+from edgexnas.host.symmetric_mlp import mlp_bragg_symmetric
 
 pytestmark = pytest.mark.skipif(
     platform.machine() != "x86_64", reason="TensorRT-RTX exists for x86-64 only"
@@ -27,6 +28,7 @@ PATCH, PATTERN = (1, 11, 11), (1, 64, 64)
 
 NETWORKS: dict[str, tuple[Callable[[], torch.nn.Module], tuple[int, ...]]] = {
     "mlpBragg": (lambda: mlp_bragg(24, 3), PATCH),
+    "mlpBraggSymmetric": (lambda: mlp_bragg_symmetric(24, 3), PATCH),
     # From 9 layers on with skips.
     "cnnBragg": (lambda: cnn_bragg(8, 9), PATCH),
     "BraggNN": (BraggNN, PATCH),
@@ -34,6 +36,8 @@ NETWORKS: dict[str, tuple[Callable[[], torch.nn.Module], tuple[int, ...]]] = {
     "cnnPtycho": (lambda: cnn_ptycho(8, 3, 2, 2), PATTERN),
     "PtychoNN": (lambda: PtychoNN(8), PATTERN),
 }
+
+QUICK = ("mlpBragg", "mlpBraggSymmetric", "cnnPtycho")
 
 
 @cache
@@ -73,10 +77,7 @@ def test_every_layer_that_should_be_int8_multiplies_int8_and_no_head_does(name: 
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=[] if name in ("mlpBragg", "cnnPtycho") else pytest.mark.long)
-        for name in NETWORKS
-    ],
+    [pytest.param(name, marks=[] if name in QUICK else pytest.mark.long) for name in NETWORKS],
 )
 def test_a_float16_model_multiplies_in_float16_alone(name: str) -> None:
     model, inputs = network(name)

@@ -49,15 +49,18 @@ class QuantileHead(nn.Module):
     The layer predicts the middle quantile and the spacings between neighbours; softplus
     keeps the spacings positive, so quantiles never cross.
 
-    Input (n, features); output (n, 2, q).
+    Input (n, features); output (n, 2, q). With `coordinates` = 1 it predicts one of them, and
+    takes (2n, features): row and column of the first patch, of the second, and so on.
     """
 
-    def __init__(self, features: int, levels: Sequence[float] = LEVELS) -> None:
+    def __init__(
+        self, features: int, levels: Sequence[float] = LEVELS, *, coordinates: int = 2
+    ) -> None:
         super().__init__()
         check_levels(levels)
         self.count = len(levels)
         self.middle = middle_of(levels)
-        self.linear = nn.Linear(features, 2 * self.count)
+        self.linear = nn.Linear(features, coordinates * self.count)
         # Spacings start near 0.1 px; from softplus(0) = 0.7 px the interval takes long to narrow.
         nn.init.constant_(self.linear.bias, -2.0)
         with torch.no_grad():

@@ -157,8 +157,22 @@ def _quantize_static(
             extra_options=options,
         )
         quantised = onnx.load(str(target), load_external_data=False)
+    _keep_input_for_others(quantised, chosen)
     quantised.ClearField("metadata_props")
     return bytes(quantised.SerializeToString(deterministic=True))
+
+
+def _keep_input_for_others(proto: ModelProto, chosen: Sequence[str]) -> None:
+    """Let layers that stay float read the graph's input itself, where others read it in INT8."""
+    name = proto.graph.input[0].name
+    readers = [node for node in proto.graph.node if name in node.input]
+    integers = {node.output[0] for node in readers if node.op_type == "QuantizeLinear"}
+    rounded = {n.output[0] for n in proto.graph.node if integers & set(n.input)}
+    for node in proto.graph.node:
+        if node.name not in chosen:
+            for slot, source in enumerate(node.input):
+                if source in rounded:
+                    node.input[slot] = name
 
 
 class _CalibrationReader:

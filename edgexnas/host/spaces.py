@@ -1,4 +1,4 @@
-"""The four search spaces of the paper's Table 1, with every range as printed.
+"""The search spaces: the four of the paper's Table 1, with every range as printed, and one more.
 
 The table gives ranges only. Sizes, epochs and learning rate are drawn log-uniformly: measured
 with random search, that doubles the hypervolume over uniform priors. Three ranges need a reading,
@@ -10,6 +10,9 @@ because taken literally most points could not be built:
   convolutions of a decoder whose three doublings are fixed; see
   `edgexnas.host.ptycho_models.CnnPtycho`.
 * **mlpPtycho** has one trunk of hidden layers and a linear head for each of amplitude and phase.
+
+**mlpBraggSymmetric** is not in the table. It has the ranges of mlpBragg, and networks that are
+given the symmetry of a patch and its centroid, see `edgexnas.host.symmetric_mlp`.
 """
 
 from __future__ import annotations
@@ -57,12 +60,10 @@ STAGE_PIXELS = {"bragg": (121, 25, 4), "encoder": (4096, 1024, 256), "decoder": 
 Builder = Callable[[Configuration], "nn.Module"]
 
 
-def _bragg(builder: str, *names: str) -> Builder:
-    return functools.partial(_call, "edgexnas.host.models", builder, names)
-
-
-def _ptycho(builder: str, *names: str) -> Builder:
-    return functools.partial(_call, "edgexnas.host.ptycho_models", builder, names)
+def _builder(path: str, *names: str) -> Builder:
+    """Name a function of this package, such as ``"models:mlp_bragg"``, and its arguments."""
+    module, _, function = path.partition(":")
+    return functools.partial(_call, f"edgexnas.host.{module}", function, names)
 
 
 def _call(module: str, builder: str, names: tuple[str, ...], values: Configuration) -> nn.Module:
@@ -79,6 +80,13 @@ def _size_of_mlp_bragg(values: Configuration) -> ModelSize:
     units, layers = _integers(values, "units", "layers")
     weights = 121 * units + (layers - 1) * units**2 + units * 2 * QUANTILES
     return ModelSize(weights + layers * units + 2 * QUANTILES, weights)
+
+
+def _size_of_mlp_bragg_symmetric(values: Configuration) -> ModelSize:
+    units, layers = _integers(values, "units", "layers")
+    weights = 66 * units + (layers - 1) * units**2 + units * QUANTILES
+    # Used for row and column, beside the three sums of the centroid's 25 pixels.
+    return ModelSize(weights + layers * units + QUANTILES, 2 * weights + 3 * 25)
 
 
 def _size_of_mlp_ptycho(values: Configuration) -> ModelSize:
@@ -137,33 +145,40 @@ SPACES: dict[str, SearchSpace] = {
             "mlpBragg",
             "bragg",
             (_UNITS, _HIDDEN),
-            _bragg("mlp_bragg", "units", "layers"),
+            _builder("models:mlp_bragg", "units", "layers"),
             _size_of_mlp_bragg,
         ),
         SearchSpace(
             "cnnBragg",
             "bragg",
             (_FILTERS, Integer("layers", 1, 128, "log-uniform")),
-            _bragg("cnn_bragg", "filters", "layers"),
+            _builder("models:cnn_bragg", "filters", "layers"),
             _size_of_cnn_bragg,
+        ),
+        SearchSpace(
+            "mlpBraggSymmetric",
+            "bragg",
+            (_UNITS, _HIDDEN),
+            _builder("symmetric_mlp:mlp_bragg_symmetric", "units", "layers"),
+            _size_of_mlp_bragg_symmetric,
         ),
         SearchSpace(
             "mlpPtycho",
             "ptycho",
             (_UNITS, _HIDDEN),
-            _ptycho("mlp_ptycho", "units", "layers"),
+            _builder("ptycho_models:mlp_ptycho", "units", "layers"),
             _size_of_mlp_ptycho,
         ),
         SearchSpace(
             "cnnPtycho",
             "ptycho",
             (_FILTERS, *_DEPTHS),
-            _ptycho("cnn_ptycho", "filters", *(depth.name for depth in _DEPTHS)),
+            _builder("ptycho_models:cnn_ptycho", "filters", *(depth.name for depth in _DEPTHS)),
             _size_of_cnn_ptycho,
         ),
     )
 }
-"""The spaces of Table 1 by name."""
+"""The spaces of Table 1, and mlpBraggSymmetric, by name."""
 
 
 def resolve_space(space: str | SearchSpace, *, task: str) -> SearchSpace:

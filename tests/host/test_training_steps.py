@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from edgexnas.host import recorded_step, training_steps
 from edgexnas.host.models import BraggNN, QuantileHead, cnn_bragg, mlp_bragg
 from edgexnas.host.recorded_step import Recording
+from edgexnas.host.symmetric_mlp import mlp_bragg_symmetric
 from edgexnas.host.training import TrainingData, TrainingSettings, train
 from edgexnas.host.training_criteria import QuantileCriterion
 from edgexnas.host.training_steps import ModuleStep, RecordedStep, make_step, normalises_on_gpu
@@ -38,6 +39,7 @@ def normalised_images() -> nn.Module:
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "mlpBragg": lambda: mlp_bragg(16, 2),
+    "mlpBraggSymmetric": lambda: mlp_bragg_symmetric(16, 2),
     "cnnBragg": lambda: cnn_bragg(3, 4),
     "cnnBragg of residuals": lambda: cnn_bragg(2, 10),
     "BraggNN": BraggNN,
