@@ -17,7 +17,8 @@ def whole_file(path: Path, *, mode: int = 0o666) -> Iterator[Path]:
     """Give a draft to write that becomes `path` when the block ends without an exception.
 
     Readers, and a power cut, see the old content or all of the new. After an exception nothing is
-    left behind.
+    left behind. Where `path` is a link, what it leads to is replaced. A device or a pipe, such as
+    ``/dev/null``, cannot be replaced and is its own draft.
 
     Parameters
     ----------
@@ -31,6 +32,11 @@ def whole_file(path: Path, *, mode: int = 0o666) -> Iterator[Path]:
     OSError
         If it cannot be written.
     """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        yield path
+        return
+    # Unlike Path.resolve this raises nothing for links in a circle.
+    path = Path(os.path.realpath(path))
     draft = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     # Created here, so that the permissions are right whatever library writes into it.
     os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode))
