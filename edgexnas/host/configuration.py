@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +34,7 @@ from edgexnas.host.journal import write_whole
 from edgexnas.host.search_space import SearchSpace
 from edgexnas.host.spaces import SPACES, import_space, resolve_space
 from edgexnas.host.tasks import find_task
+from edgexnas.toml_files import read_toml
 
 if TYPE_CHECKING:
     from edgexnas.host.plan import SearchPlan
@@ -60,18 +60,27 @@ def load_configuration(path: str | Path) -> dict[str, Any]:
     from edgexnas.host.search import optimize
 
     place = Path(path)
-    content = _read(place)
-    tables = content.pop("spaces", {})
+    _, content = read_toml(place)
+    tables = _tables(content.pop("spaces", {}), "spaces", place)
     known = [n for n in inspect.signature(optimize).parameters if n not in NOT_IN_FILES]
     for name in content:
         if name not in known:
             raise ConfigurationError(f"{place} sets {name!r}, which is unknown; give {known}")
+    for name in ("constraints", "search_options"):
+        _tables(content.get(name, {}), name, place, deep=False)
+    for name in ("task", "data", "output", "search", "evaluator"):
+        if not isinstance(content.get(name, ""), str):
+            raise ConfigurationError(f"{place} sets {name} to {content[name]!r}; give it as text")
     if "data" in content:
-        content["data"] = str(place.parent / str(content["data"]))
+        content["data"] = str(place.parent / content["data"])
     named = {name: _narrowed(name, table, place) for name, table in tables.items()}
     if "space" in content:
         given = content["space"]
         names = [given] if isinstance(given, str) else given
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ConfigurationError(
+                f"{place} sets space to {given!r}; give the name of a space or a list of names"
+            )
         content["space"] = [named.get(name, name) for name in names]
     unused = set(named) - {s.name for s in content.get("space", []) if not isinstance(s, str)}
     if unused:
@@ -80,6 +89,16 @@ def load_configuration(path: str | Path) -> dict[str, Any]:
             "list it"
         )
     return content
+
+
+def _tables(value: Any, name: str, place: Path, *, deep: bool = True) -> dict[str, Any]:
+    """Refuse what is no table, or with `deep` no table of tables."""
+    if not isinstance(value, dict):
+        raise ConfigurationError(f"{place} sets {name} to {value!r}; give a table [{name}]")
+    if deep:
+        for inner, table in value.items():
+            _tables(table, f"{name}.{inner}", place, deep=False)
+    return value
 
 
 def load_run_spaces(folder: Path) -> dict[str, SearchSpace]:
@@ -147,21 +166,6 @@ def write_run(plan: SearchPlan) -> None:
         if isinstance(space, SearchSpace) and (narrowed := _as_table(space)):
             tables[f"spaces.{_key(space.name)}"] = narrowed
     write_whole(plan.output / RUN_FILE, _to_toml(values, tables).encode())
-
-
-def _read(place: Path) -> dict[str, Any]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    try:
-        return tomllib.loads(place.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigurationError(
-            f"configuration {place} cannot be read ({error.strerror}); check the path"
-        ) from error
-    except ValueError as error:
-        raise ConfigurationError(f"configuration {place} is not TOML: {error}; mend it") from error
 
 
 def _narrowed(name: str, table: Mapping[str, Any], place: Path) -> SearchSpace:

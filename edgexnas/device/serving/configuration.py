@@ -46,8 +46,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgexnas.device.serving.settings import PipelineSettings, Policy
 from edgexnas.device.serving.sink import SinkPolicy
-from edgexnas.device.serving.toml_lines import line_of, parse_toml
 from edgexnas.errors import ConfigurationError
+from edgexnas.toml_files import line_of, read_toml
 
 __all__ = [
     "CallbackSinkSettings",
@@ -253,18 +253,7 @@ def load_configuration(path: Path) -> ServeConfiguration:
         If the file cannot be read, is no TOML, or has wrong keys or values; the message has one
         line for each, with file and line.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigurationError(
-            f"configuration {path} cannot be read ({error.strerror}); give a TOML file"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise ConfigurationError(f"{path} is no text; give a TOML file") from error
-    try:
-        document = parse_toml(text)
-    except ValueError as error:
-        raise ConfigurationError(f"{path} is not TOML: {error}; mend it") from error
+    text, document = read_toml(path)
     try:
         return ServeConfiguration.model_validate(document)
     except ValidationError as error:

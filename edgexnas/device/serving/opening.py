@@ -23,7 +23,6 @@ from edgexnas.device.serving.configuration import (
 )
 from edgexnas.device.serving.service import Service
 from edgexnas.device.serving.sink import Sink
-from edgexnas.device.serving.toml_lines import line_of
 from edgexnas.device.sources import open_event_source
 from edgexnas.errors import (
     BundleError,
@@ -33,6 +32,7 @@ from edgexnas.errors import (
     MissingDependencyError,
     SourceError,
 )
+from edgexnas.toml_files import line_of
 
 if TYPE_CHECKING:
     from edgexnas.device.predictor import Predictor

@@ -10,8 +10,8 @@ from edgexnas.device.serving.configuration import (
     ServeConfiguration,
     load_configuration,
 )
-from edgexnas.device.serving.toml_lines import line_of
 from edgexnas.errors import ConfigurationError
+from edgexnas.toml_files import line_of
 
 GOOD = """\
 source = "pva://GE1:Pva1:Image"
@@ -103,7 +103,7 @@ def test_a_file_that_is_not_there_is_told() -> None:
 
 def test_what_is_no_text_is_told(tmp_path: Path) -> None:
     (tmp_path / "serve.toml").write_bytes(b"PK\x03\x04\xff")
-    with pytest.raises(ConfigurationError, match="is no text; give a TOML file"):
+    with pytest.raises(ConfigurationError, match="is no text in UTF-8; give a TOML file"):
         load_configuration(tmp_path / "serve.toml")
 
 

@@ -1,30 +1,46 @@
-"""Where in a TOML file a key stands."""
+"""TOML files: what they hold, and where in them a key stands."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+from edgexnas.errors import ConfigurationError
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-__all__ = ["line_of", "parse_toml"]
+__all__ = ["line_of", "read_toml"]
 
 Key = str | int
 
 
-def parse_toml(text: str) -> dict[str, Any]:
-    """Parse TOML.
+def read_toml(path: Path) -> tuple[str, dict[str, Any]]:
+    """Read a configuration: its text, for `line_of`, and what it says.
 
     Raises
     ------
-    ValueError
-        If it is none; the message says at which line and column.
+    ConfigurationError
+        If the file cannot be read or is no TOML; the message says at which line and column.
     """
-    return tomllib.loads(text)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(
+            f"configuration {path} cannot be read ({error.strerror}); give a TOML file"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{path} is no text in UTF-8; give a TOML file") from error
+    try:
+        return text, tomllib.loads(text)
+    except ValueError as error:
+        raise ConfigurationError(f"{path} is not TOML: {error}; mend it") from error
+    except RecursionError as error:
+        raise ConfigurationError(f"{path} is nested too deeply; give a TOML file") from error
 
 
 def line_of(text: str, path: Sequence[Key]) -> int:
