@@ -122,8 +122,8 @@ def open_chunks(
     Raises
     ------
     ConfigurationError
-        If it is none of these, a URL is wrong, or a source of positions in metres comes without
-        the size of an object pixel.
+        If it is none of these, a URL is wrong, or the size of an object pixel is missing for
+        positions in metres, or given for positions in object pixels.
     SourceError
         If a path cannot be opened, or a scan is empty or its positions cannot be used.
     MissingDependencyError
@@ -139,6 +139,11 @@ def open_chunks(
         pixel_m = _needed_pixel(source.url, object_pixel_m)
         frames = SeriesFrames(source)
         return _chunks(_from_frames(frames, pixel_m), _LateIntake(frames, intake).admit, size)
+    if object_pixel_m is not None:
+        raise ConfigurationError(
+            f"object_pixel_m is {object_pixel_m!r} and would be ignored: a file, a scan or an "
+            "iterable gives positions in object pixels, and only a URL in metres; leave it out"
+        )
     if _is_scan(source):
         check_positions(source)
         items = zip(source.patterns, source.positions_px, strict=True)

@@ -433,6 +433,12 @@ class TestStream:
         with pytest.raises(ConfigurationError, match=r"object_pixel_m is .*; give the"):
             predictor.stream("sim://ptycho", object_pixel_m=size)
 
+    def test_positions_in_object_pixels_need_no_size(
+        self, predictor: PtychoPredictor, scan: Scan
+    ) -> None:
+        with pytest.raises(ConfigurationError, match=r"object_pixel_m is .* would be ignored"):
+            predictor.stream(scan, object_pixel_m=(1e-8, 1e-8))
+
     @pytest.mark.parametrize("most", [-1, 1.5, True])
     def test_a_number_of_waiting_patches_that_is_none_is_refused(
         self, predictor: PtychoPredictor, scan: Scan, most: Any
