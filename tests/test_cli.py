@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -232,3 +234,108 @@ def test_a_reader_that_leaves_early_gets_no_traceback(project: Path) -> None:
         process.stdout.close()
         errors = process.stderr.read().decode()
     assert "Traceback" not in errors
+
+
+def test_what_a_command_reads_is_not_overwritten(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frames, bundle, key = "frames.h5", "bragg.edgex", "keys/beam.key.pem"
+    before = {name: (project / name).read_bytes() for name in (frames, bundle, key)}
+    (tmp_path / "link.h5").symlink_to(project / frames)
+    trust = ["--trust", project / "keys"]
+    for command in (
+        ["label", project / frames, "--output", project / frames],
+        ["label", project / frames, "--output", tmp_path / "link.h5"],
+        ["predict", project / bundle, project / frames, *trust, "--output", project / frames],
+        ["predict", project / bundle, project / frames, *trust, "--output", project / bundle],
+        ["export", project / "run", "--signing-key", project / key, "--output", project / key],
+        ["bench", project / bundle, *trust, "--json", project / bundle],
+    ):
+        assert "is what this command reads" in fails(command, capsys)
+    assert {name: (project / name).read_bytes() for name in before} == before
+
+
+@pytest.mark.parametrize("output", ["nowhere/out", "."])
+@pytest.mark.parametrize("command", ["simulate", "label", "predict", "export", "report"])
+def test_an_output_that_cannot_be_is_refused_before_the_work(
+    project: Path, capsys: pytest.CaptureFixture[str], command: str, output: str
+) -> None:
+    arguments = {
+        "simulate": [],
+        "label": [project / "frames.h5"],
+        "predict": [project / "bragg.edgex", project / "frames.h5", "--trust", project / "keys"],
+        "export": [project / "run", "--signing-key", project / "keys" / "beam.key.pem"],
+        "report": [project / "run"],
+    }[command]
+    before = sorted(project.rglob("*"))
+    told = fails([command, *arguments, "--output", project / output], capsys)
+    assert "there is no folder" in told or "is a folder" in told
+    assert sorted(project.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["simulate", "--scan-of", "cells", "--frames", 3], "--frames"),
+        (["simulate", "--scan-of", "cells", "--grains", 3, "--like", "default"], "--grains and"),
+        (["label", "frames.h5", "--iterations", 3], "--iterations would be ignored"),
+        (
+            ["predict", "bragg.edgex", "frames.h5", "--trust", "keys", "--object-pixel-nm", 1, 1],
+            "--object-pixel-nm would be ignored",
+        ),
+    ],
+)
+def test_an_option_that_would_be_ignored_is_refused(
+    project: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[object],
+    named: str,
+) -> None:
+    monkeypatch.chdir(project)
+    assert named in fails([*arguments, "--output", "out.h5"], capsys)
+    assert not (project / "out.h5").exists()
+
+
+def test_a_seed_below_0_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("simulate --output x.h5", "demo", "optimize bragg"):
+        with pytest.raises(SystemExit) as stopped:
+            main([*command.split(), "--seed", "-1"])
+        assert stopped.value.code == 2
+        assert "-1 is less than 0" in capsys.readouterr().err
+
+
+def test_brackets_in_a_path_are_shown_as_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "[").mkdir()
+    place = tmp_path / "[" / "red].h5"
+    assert main(["simulate", "--frames", "1", "--shape", "16", "16", "--output", str(place)]) == 0
+    assert "[/red].h5" in "".join(capsys.readouterr().out.split())
+
+
+def run_shell(command: str, project: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", "-c", f"{shlex.quote(sys.executable)} -m edgexnas.cli {command}"],
+        cwd=project, env={**os.environ, **environment}, text=True, capture_output=True,
+        check=False,
+    )  # fmt: skip
+
+
+def test_a_terminal_without_unicode_gets_escapes(project: Path) -> None:
+    command = "simulate --frames 1 --shape 16 16 --output small.h5"
+    ended = run_shell(command, project, PYTHONIOENCODING="ascii")
+    assert ended.returncode == 0
+    assert r"16\xd716" in ended.stdout
+
+
+def test_a_full_disk_behind_standard_output_is_a_sentence(project: Path) -> None:
+    ended = run_shell("inspect bragg.edgex >/dev/full", project)
+    assert (ended.returncode, ended.stderr) == (
+        1, "edgexnas inspect: No space left on device\n"
+    )  # fmt: skip
+
+
+def test_a_closed_standard_output_is_no_failure(project: Path) -> None:
+    ended = run_shell("inspect bragg.edgex >&-", project)
+    assert (ended.returncode, ended.stderr) == (0, "")

@@ -166,6 +166,35 @@ def test_where_an_object_cannot_be_kept_is_said_before_it_is_made(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--minimum-counts 3", "--saturation 9"])
+def test_options_of_frames_are_refused_for_a_scan(
+    beamline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    labels = tmp_path / "labels.h5"
+    assert run("label", beamline / "scan.h5", "--output", labels, *option.split()) == 1
+    assert f"{option.split()[0]} would be ignored" in capsys.readouterr().err
+    assert not labels.exists()
+
+
+def test_the_size_of_an_object_pixel_is_refused_for_a_file(
+    beamline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs = beamline / "visible.edgex", beamline / "scan.h5", "--trust", beamline / "keys"
+    output = "--output", tmp_path / "object.npz"
+    assert run("predict", *inputs, *output, "--object-pixel-nm", 10, 10) == 1
+    assert "--object-pixel-nm would be ignored" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_scan_is_not_overwritten_by_its_labels(
+    beamline: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (beamline / "scan.h5").read_bytes()
+    assert run("label", beamline / "scan.h5", "--output", beamline / "scan.h5") == 1
+    assert "is what this command reads" in capsys.readouterr().err
+    assert (beamline / "scan.h5").read_bytes() == before
+
+
 def test_labels_without_a_folder_are_refused_before_the_work(
     beamline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

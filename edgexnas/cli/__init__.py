@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import sys
@@ -31,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Foreseen failures are one sentence on standard error, without a traceback.
     """
+    _make_streams_usable()
     typed = sys.argv[1:] if arguments is None else list(arguments)
     options = build_parser().parse_args(typed)
     options.typed = typed
@@ -50,7 +52,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read our output has gone; keep the interpreter from complaining at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
+    except OSError as error:
+        # A full disk behind standard output, or a folder that went away: nobody's traceback.
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"edgexnas {options.command}: {place}{error.strerror or error}", file=sys.stderr)  # noqa: T201
+        try:
+            sys.stdout.flush()
+        except OSError:
+            # What is still buffered would fail again, and be complained of, at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
     return 0
+
+
+def _make_streams_usable() -> None:
+    """Open streams that are closed, and let others escape what their encoding lacks."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            # Not for what is printed alone: the next file opened would get its number.
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from edgexnas.errors import ConfigurationError
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
-__all__ = ["add_command", "number", "path_or_url", "positive_float", "positive_int"]
+__all__ = [
+    "add_command",
+    "number",
+    "path_or_url",
+    "positive_float",
+    "positive_int",
+    "refuse_given",
+    "seed",
+]
 
 
 def add_command(commands: Commands, name: str, summary: str) -> argparse.ArgumentParser:
@@ -26,6 +37,30 @@ def add_command(commands: Commands, name: str, summary: str) -> argparse.Argumen
 def path_or_url(text: str) -> Path | str:
     """Keep a URL as it is: a path would lose one of its slashes."""
     return text if "://" in text else Path(text)
+
+
+def refuse_given(options: argparse.Namespace, names: Sequence[str], reason: str) -> None:
+    """Refuse options that would be ignored: those of `names` that are not None.
+
+    Raises
+    ------
+    ConfigurationError
+        Naming the options and the reason.
+    """
+    given = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) is not None]
+    if given:
+        raise ConfigurationError(f"{' and '.join(given)} would be ignored: {reason}; leave it out")
+
+
+def seed(text: str) -> int:
+    """Parse a whole number of at least 0, which generators of random numbers take."""
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is less than 0")
+    return value
 
 
 def positive_int(text: str) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgexnas.cli.arguments import add_command, number, positive_float, positive_int
+from edgexnas.cli.outputs import check_output
 from edgexnas.device.engines.engine import ENGINES
 from edgexnas.device.power.meter import METERS
 from edgexnas.errors import ConfigurationError
@@ -82,7 +83,7 @@ def _bench(options: argparse.Namespace) -> None:
     from edgexnas.device.benchmark.bench import run_bench
 
     outputs = {name: getattr(options, name) for name in ("json", "csv", "html")}
-    _check_outputs(outputs)
+    _check_outputs(outputs, options.bundles)
     settings = _settings(options)
     bundles = [_open(path, options.trust) for path in options.bundles]
 
@@ -159,16 +160,14 @@ def _form(name: str) -> Callable[[BenchReport], str]:
     return {"json": to_json, "csv": to_csv, "html": to_html}[name]
 
 
-def _check_outputs(outputs: dict[str, str | None]) -> None:
+def _check_outputs(outputs: dict[str, str | None], bundles: Sequence[str]) -> None:
     """Refuse what cannot be written before minutes of measuring."""
     places = [place for place in outputs.values() if place is not None]
     if len(set(places)) < len(places):
         raise ConfigurationError(f"two outputs go to {places[0]}; give each its own place")
     for place in places:
-        if place != "-" and not Path(place).absolute().parent.is_dir():
-            raise ConfigurationError(
-                f"{place} cannot be written: its folder does not exist; create it"
-            )
+        if place != "-":
+            check_output(Path(place), inputs=bundles)
 
 
 def _write(text: str, place: str) -> None:

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgexnas.cli.arguments import add_command, positive_int
+from edgexnas.cli.arguments import add_command, positive_int, seed
 from edgexnas.cli.terminal import print_pairs, print_table, progress
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def add_to(commands: Commands) -> None:
         "--maximum-parameters", type=positive_int, default=20_000, help="larger ones are not tried"
     )
     demo.add_argument("--workers", type=positive_int, default=2, help="trainings at once")
-    demo.add_argument("--seed", type=int, default=0, help="of simulation, search and training")
+    demo.add_argument("--seed", type=seed, default=0, help="of simulation, search and training")
     demo.set_defaults(run=_demo)
 
 

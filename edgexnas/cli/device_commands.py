@@ -9,7 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from edgexnas.cli.arguments import add_command, path_or_url, positive_int
+from edgexnas.cli.arguments import (
+    add_command,
+    path_or_url,
+    positive_float,
+    positive_int,
+    refuse_given,
+)
+from edgexnas.cli.outputs import check_output
 from edgexnas.cli.scan_commands import predict_object
 from edgexnas.device.engines.engine import ENGINES
 from edgexnas.errors import ConfigurationError, EdgexnasError
@@ -40,7 +47,7 @@ def add_to(commands: Commands) -> None:
     )
     predict.add_argument(
         "--object-pixel-nm",
-        type=float,
+        type=positive_float,
         nargs=2,
         metavar=("ROW", "COL"),
         help="size of an object pixel, for a scan from a URL, whose positions are in metres",
@@ -74,6 +81,10 @@ def _predict(options: argparse.Namespace) -> None:
     if read_manifest(options.bundle).task == "ptycho":
         predict_object(options)
         return
+    reason = f"{options.bundle} is for Bragg peaks and not for ptychography"
+    refuse_given(options, ("object_pixel_nm",), reason)
+    if options.output is not None:
+        check_output(options.output, inputs=(options.bundle, options.frames))
     with (
         PeakPredictor(
             options.bundle,

@@ -6,7 +6,14 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgexnas.cli.arguments import add_command, positive_float, positive_int
+from edgexnas.cli.arguments import (
+    add_command,
+    positive_float,
+    positive_int,
+    refuse_given,
+    seed,
+)
+from edgexnas.cli.outputs import check_output
 from edgexnas.cli.scan_commands import label_scan_file, simulate_scan_file
 from edgexnas.cli.terminal import print_pairs, progress
 
@@ -22,20 +29,18 @@ def add_to(commands: Commands) -> None:
         commands, "simulate", "simulate far-field HEDM frames with a known answer"
     )
     simulate.add_argument("--output", type=Path, required=True, help="HDF5 file to write")
-    simulate.add_argument("--frames", type=positive_int, default=36)
+    simulate.add_argument("--frames", type=positive_int, help="36 if not given")
     simulate.add_argument(
         "--shape", type=positive_int, nargs=2, metavar=("ROWS", "COLS"), help="of a frame"
     )
     simulate.add_argument("--grains", type=positive_int, help="grains in the beam")
-    simulate.add_argument(
-        "--like", choices=("default", "ruby-dexela"), default="default", help="preset to start from"
-    )
+    simulate.add_argument("--like", choices=("default", "ruby-dexela"), help="preset to start from")
     simulate.add_argument(
         "--scan-of",
         choices=("siemens-star", "circuit", "cells"),
         help="simulate a ptychography scan of this object instead of frames",
     )
-    simulate.add_argument("--seed", type=int, default=0)
+    simulate.add_argument("--seed", type=seed, default=0)
     simulate.set_defaults(run=_simulate)
 
     label = add_command(
@@ -55,10 +60,14 @@ def add_to(commands: Commands) -> None:
         "--saturation", type=positive_float, help="counts at which a pixel saturates"
     )
     label.add_argument(
-        "--iterations", type=positive_int, default=50, help="sweeps of phase retrieval, for scans"
+        "--iterations",
+        type=positive_int,
+        help="sweeps of phase retrieval, for scans; 50 if not given",
     )
     label.add_argument(
-        "--modes", type=positive_int, default=3, help="incoherent modes of the beam, for scans"
+        "--modes",
+        type=positive_int,
+        help="incoherent modes of the beam, for scans; 3 if not given",
     )
     label.add_argument(
         "--drawn",
@@ -70,12 +79,15 @@ def add_to(commands: Commands) -> None:
 
 
 def _simulate(options: argparse.Namespace) -> None:
+    check_output(options.output)
     if options.scan_of is not None:
+        reason = "with --scan-of a scan is simulated and not frames"
+        refuse_given(options, ("frames", "shape", "grains", "like"), reason)
         simulate_scan_file(options)
         return
     from edgexnas.simulate import HedmSettings, save_series, simulate_hedm
 
-    changes: dict[str, Any] = {"frames": options.frames}
+    changes: dict[str, Any] = {"frames": options.frames or 36}
     if options.shape is not None:
         changes["shape"] = tuple(options.shape)
     if options.grains is not None:
@@ -99,9 +111,13 @@ def _label(options: argparse.Namespace) -> None:
     from edgexnas.peak_finding import FinderSettings
     from edgexnas.scans import holds_scan
 
+    check_output(options.output, inputs=(options.frames,))
     if holds_scan(options.frames):
+        reason = f"{options.frames} holds a scan and not frames"
+        refuse_given(options, ("minimum_counts", "saturation"), reason)
         label_scan_file(options.frames, options)
         return
+    refuse_given(options, ("iterations", "modes"), f"{options.frames} holds frames and no scan")
     chosen = {
         name: getattr(options, name)
         for name in ("minimum_counts", "saturation")

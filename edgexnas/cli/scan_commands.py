@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from edgexnas.cli.arguments import refuse_given
+from edgexnas.cli.outputs import check_output
 from edgexnas.cli.terminal import print_pairs, progress
 from edgexnas.errors import ConfigurationError
 
@@ -28,21 +30,14 @@ def label_scan_file(path: Path, options: argparse.Namespace) -> None:
     from edgexnas.host import label_scan, with_drawn_patterns
     from edgexnas.scans import open_scan
 
-    if not options.output.parent.is_dir():
-        raise ConfigurationError(
-            f"there is no folder {options.output.parent} for {options.output.name}; make it first"
-        )
     scan = open_scan(path)
+    iterations, modes = options.iterations or 50, options.modes or 3
     with progress(f"label {len(scan)} patterns") as step:
-        dataset = label_scan(
-            scan, iterations=options.iterations, modes=options.modes, progress=step
-        )
+        dataset = label_scan(scan, iterations=iterations, modes=modes, progress=step)
     left_out = len(scan) - len(dataset)
     if options.drawn:
         with progress(f"draw {options.drawn} patterns"):
-            dataset = with_drawn_patterns(
-                dataset, scan, options.drawn, iterations=options.iterations
-            )
+            dataset = with_drawn_patterns(dataset, scan, options.drawn, iterations=iterations)
     dataset.save(options.output)
     without = f", {left_out} left out without a usable position" if left_out else ""
     print_pairs(
@@ -66,6 +61,10 @@ def predict_object(options: argparse.Namespace) -> None:
             "--output object.npz or object.h5"
         )
     check_object_path(options.output)
+    check_output(options.output, inputs=(options.bundle, options.frames))
+    if isinstance(options.frames, Path):
+        reason = f"{options.frames} is a file, whose positions need no size of a pixel"
+        refuse_given(options, ("object_pixel_nm",), reason)
     pixel_m = None
     if options.object_pixel_nm is not None:
         row, col = options.object_pixel_nm

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgexnas.cli.arguments import add_command, positive_float, positive_int
+from edgexnas.cli.arguments import add_command, positive_float, positive_int, seed
+from edgexnas.cli.outputs import check_output
 from edgexnas.cli.terminal import print_pairs, print_table
 from edgexnas.errors import ConfigurationError
 
@@ -64,7 +65,7 @@ def _add_optimize(commands: Commands) -> None:
     optimize.add_argument("--device", help="auto, cpu, cuda, ...")
     optimize.add_argument("--measure", help="latency and energy: local, ssh://HOST, model")
     optimize.add_argument("--signing-key", type=Path, help="*.key.pem that a device trusts")
-    optimize.add_argument("--seed", type=int)
+    optimize.add_argument("--seed", type=seed)
     optimize.add_argument("--resume", action="store_true", help="continue the run in --output")
     optimize.set_defaults(run=_optimize)
 
@@ -143,6 +144,8 @@ def _print_front(result: SearchResult) -> None:
 def _report(options: argparse.Namespace) -> None:
     from edgexnas.host.report import write_report
 
+    if options.output is not None:
+        check_output(options.output)
     written = write_report(options.folder, options.output)
     print_pairs([("report", str(written))])
 
@@ -152,6 +155,7 @@ def _export(options: argparse.Namespace) -> None:
     from edgexnas.host import SearchResult
     from edgexnas.host.export import FINE_TUNING
 
+    check_output(options.output, inputs=(options.signing_key,))
     load_signing_key(options.signing_key)
     result = SearchResult.load(options.folder)
     candidate = result.best(options.best)

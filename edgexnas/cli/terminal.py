@@ -10,6 +10,7 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 __all__ = ["Step", "print_pairs", "print_table", "progress"]
 
@@ -23,11 +24,12 @@ class Step(Protocol):
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "") -> None:
     """Print a table on standard output; numbers to the right."""
-    table = Table(title=title or None, title_justify="left")
+    # As Text, because brackets in a name or a path would be taken for markup.
+    table = Table(title=Text(title) if title else None, title_justify="left")
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     # A file or a pipe has no width of its own, and folded rows are hard to read back.
     Console(width=None if sys.stdout.isatty() else 140).print(table)
 
@@ -36,8 +38,8 @@ def print_pairs(pairs: Iterable[tuple[str, str]]) -> None:
     """Print names and values in two aligned columns."""
     grid = Table.grid(padding=(0, 2))
     for name, value in pairs:
-        grid.add_row(f"[bold]{name}[/bold]", value)
-    Console(width=None if sys.stdout.isatty() else 140, markup=True).print(grid)
+        grid.add_row(Text(name, style="bold"), Text(value))
+    Console(width=None if sys.stdout.isatty() else 140).print(grid)
 
 
 @contextmanager
@@ -45,10 +47,10 @@ def progress(title: str) -> Iterator[Step]:
     """Show a bar on standard error, or single lines where that is no terminal."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        console.print(title)
+        console.print(Text(title))
         yield lambda done, total: None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), console=console) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

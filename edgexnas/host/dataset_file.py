@@ -71,7 +71,8 @@ class DatasetFile:
                 file.attrs["digest"] = content_digest(arrays, description)
         except OSError as error:
             raise SourceError(
-                f"{place} cannot be written: {error}; choose another folder or free some space"
+                f"{place} cannot be written: {error.strerror or error}; choose another folder or "
+                "free some space"
             ) from error
         return place
 

@@ -194,7 +194,7 @@ def test_a_rail_that_vanishes_voids_the_energy_and_keeps_the_latency(
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--json", "/absent/bench.json"], "its folder does not exist; create it"),
+        (["--json", "/absent/bench.json"], "there is no folder /absent"),
         (["--json", "-", "--csv", "-"], "two outputs go to -"),
         (["--precision", "int4"], "precision 'int4'"),
         (["--load", "0.2"], "give windows of ten readings at least"),
