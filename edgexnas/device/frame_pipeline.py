@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import deque
+import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgexnas.bragg import PATCH_SIZE, Peaks
-from edgexnas.device.cuda import DoubleBuffer
+from edgexnas.device.cuda import DoubleBuffer, PinnedPool
 from edgexnas.device.engines.engine_cache import EngineCache, default_cache_folder
 from edgexnas.device.kernels.peak_kernels import HEADER_ITEMS, NO_BAD_PIXEL, PeakKernels
 from edgexnas.errors import (
@@ -35,6 +35,9 @@ LEAST_ROOM = 512
 """The network runs for 512, 768, 1,024, 1,536, 2,048, ... peaks: as few as the last frames needed,
 and few enough numbers to record the work for each."""
 
+SLOTS = 2
+"""One frame is copied to the GPU while it works on the other."""
+
 Frame = npt.NDArray[Any]
 
 _log = logging.getLogger(__name__)
@@ -43,8 +46,9 @@ _log = logging.getLogger(__name__)
 class FramePipeline:
     """Find the peaks of frames and predict their positions, with two frames in flight.
 
-    While the GPU works on one frame the next is copied to it. The host memory of each frame is
-    pinned, or mapped where CPU and GPU share memory; positions are written to mapped host memory.
+    While the GPU works on one frame the next is copied to it: from where it lies if that is in
+    pinned memory of the session (`lend`, `CudaSession.pinned`), else by way of such memory.
+    Positions are written to mapped host memory.
 
     ::
 
@@ -69,8 +73,17 @@ class FramePipeline:
     graph
         Whether the work is recorded once and replayed as a CUDA graph.
     copy_threads
-        Threads that copy frames to pinned memory; None for one a core, up to 4. Frames written
-        to `next_frame()` need none.
+        Threads that copy frames to pinned memory; None for one a core, up to 4. Frames that are
+        in such memory need none.
+    spare_frames
+        Frames that `lend` can lend at once. Where the host has no memory left to pin it lends
+        none, with a warning.
+
+    Attributes
+    ----------
+    turns
+        To be held by a thread that shares the pipeline with others, from `submit` to `result`: as
+        many hold it as frames may be in flight.
 
     Raises
     ------
@@ -90,6 +103,7 @@ class FramePipeline:
         cache: EngineCache | None = None,
         graph: bool = True,
         copy_threads: int | None = None,
+        spare_frames: int = 0,
     ) -> None:
         self._engine = engine
         self._session = session = engine.session
@@ -100,7 +114,9 @@ class FramePipeline:
         self._rooms = _rooms(capacity, engine)
         self._room = self._rooms[0]
         self._dtype = np.dtype(dtype)
-        self._numbers: deque[int] = deque()
+        self._numbers: dict[int, int] = {}
+        self.turns = threading.Semaphore(SLOTS)
+        self._spare: PinnedPool | None = None
         self._opened = ExitStack()
         try:
             self._kernels = PeakKernels(session, finder, dtype, spare=engine.batch, cache=cache)
@@ -118,8 +134,11 @@ class FramePipeline:
                 # Only the peaks that a frame has are written, whatever the capacity.
                 mapped_outputs=True,
                 copy_threads=copy_threads,
+                slots=SLOTS,
             )
             self._opened.callback(self._frames.close)
+            if spare_frames:
+                self._spare = self._pool(spare_frames)
         except BaseException:
             self.close()
             raise
@@ -139,15 +158,38 @@ class FramePipeline:
         """
         return self._frames.next_input()
 
-    def submit(self, frame: Frame | None = None, *, number: int = 0) -> None:
+    def lend(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Frame | None:
+        """Lend memory for a frame, from any thread; it comes back with the last reference to it.
+
+        Parameters
+        ----------
+        shape, dtype
+            Of the frame.
+
+        Returns
+        -------
+        A frame with whatever is in it, for `submit`; None if all are out, the frame is none of
+        this pipeline, or it is closed.
+        """
+        spare = self._spare
+        if spare is None or (shape, dtype) != (spare.shape, spare.dtype):
+            return None
+        return spare.lend()
+
+    def submit(self, frame: Frame | None = None, *, number: int = 0) -> Slot:
         """Start work on a frame; returns before it is done.
 
         Parameters
         ----------
         frame
-            (H, W) of the pipeline's dtype, copied; None for what is in `next_frame()`.
+            (H, W) of the pipeline's dtype. In pinned memory it must not be written to until its
+            result is taken; any other is copied. None for what is in `next_frame()`.
         number
             Number of the frame in its series.
+
+        Returns
+        -------
+        What `wait` and `result` know it by.
 
         Raises
         ------
@@ -156,11 +198,22 @@ class FramePipeline:
         EngineError
             If every slot is in flight, the pipeline is closed, or the GPU fails.
         """
-        self._frames.submit(frame, size=self._room)
-        self._numbers.append(number)
+        slot = self._frames.submit(frame, size=self._room)
+        self._numbers[slot.number] = number
+        return slot
 
-    def result(self) -> Peaks:
-        """Wait for the oldest frame submitted and give its peaks.
+    def wait(self, slot: Slot) -> None:
+        """Wait until the GPU is done with a frame; another thread may submit one meanwhile.
+
+        Raises
+        ------
+        EngineError
+            If it is not in flight, or the GPU fails.
+        """
+        self._frames.wait(slot)
+
+    def result(self, slot: Slot | None = None) -> Peaks:
+        """Wait for a frame submitted, the oldest by default, and give its peaks.
 
         If it fails, the frame is no longer in flight.
 
@@ -169,18 +222,19 @@ class FramePipeline:
         InputError
             If a usable pixel of the frame is NaN or infinite.
         EngineError
-            If nothing is in flight, or the GPU fails.
+            If it is not in flight, or the GPU fails.
         """
-        slot = self._frames.oldest()
-        number = self._numbers.popleft()
+        slot = slot or self._frames.oldest()
         try:
-            self._frames.wait()
+            self._frames.wait(slot)
             found, kept, bad = slot.outputs["header"].array.tolist()
             if kept > slot.size:
                 # The frame held far more peaks than those before it: once more, with room.
-                self._frames.repeat(self._room_for(kept))
+                self._frames.repeat(self._room_for(kept), slot)
+            number = self._numbers[slot.number]
+            arrays = {name: buffer.array[:kept].copy() for name, buffer in slot.outputs.items()}
         finally:
-            self._frames.release()
+            self._frames.release(slot)
         # Less room only where far less is needed, so that it does not change with each frame.
         if kept > self._room or 2 * kept <= self._room:
             self._room = self._room_for(kept + kept // 8)
@@ -190,7 +244,6 @@ class FramePipeline:
                 f"pixel (row {row}, col {col}) of the frame is NaN or infinite; "
                 "mask it or set it to 0"
             )
-        arrays = {name: buffer.array[:kept].copy() for name, buffer in slot.outputs.items()}
         return Peaks(
             positions_px=arrays["positions"],
             intervals_px=arrays["intervals"],
@@ -210,6 +263,17 @@ class FramePipeline:
     def close(self) -> None:
         """Wait for the GPU and free all memory but the engine's; closing again does nothing."""
         self._opened.close()
+
+    def _pool(self, count: int) -> PinnedPool | None:
+        try:
+            pool = PinnedPool(self._session, self._shape, self._dtype, count)
+        except EngineError as error:
+            if self._session.lost:
+                raise
+            _log.warning("frames are copied before they go to the GPU, because %s", error)
+            return None
+        self._opened.callback(pool.close)
+        return pool
 
     def _outputs(self) -> dict[str, tuple[tuple[int, ...], npt.DTypeLike]]:
         capacity = self._capacity
@@ -252,12 +316,13 @@ def open_frame_pipeline(
     *,
     levels: Sequence[float],
     cache: str | os.PathLike[str] | Literal[False] | None = None,
+    spare_frames: int = 0,
 ) -> FramePipeline | None:
     """Open a pipeline; None, with a warning that says why, where frames must stay on the CPU.
 
     Parameters
     ----------
-    engine, finder, dtype, levels
+    engine, finder, dtype, levels, spare_frames
         As of `FramePipeline`.
     cache
         Folder where compiled kernels are kept, None for the usual one, False for none.
@@ -271,7 +336,9 @@ def open_frame_pipeline(
         kept = None
         if cache is not False:
             kept = EngineCache(default_cache_folder() if cache is None else Path(cache))
-        return FramePipeline(engine, finder, dtype, levels=levels, cache=kept)
+        return FramePipeline(
+            engine, finder, dtype, levels=levels, cache=kept, spare_frames=spare_frames
+        )
     except (EngineError, ConfigurationError, MissingDependencyError) as error:
         if engine.session.lost:
             raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
@@ -17,7 +17,7 @@ from edgexnas.device.predictor import Predictor
 from edgexnas.device.proof import EngineProof, run_in_batches
 from edgexnas.device.sources.series_frames import SeriesFrames
 from edgexnas.device.stream import FrameSource, open_source
-from edgexnas.errors import InputError
+from edgexnas.errors import EngineError, InputError
 
 if TYPE_CHECKING:
     from edgexnas.bundle import Bundle, Precision, TrustStore
@@ -231,7 +231,9 @@ class PeakPredictor(Predictor):
             self._refuse_closed()
             yield
 
-    def open_pipeline(self, finder: PeakFinder, dtype: npt.DTypeLike) -> FramePipeline | None:
+    def open_pipeline(
+        self, finder: PeakFinder, dtype: npt.DTypeLike, *, spare_frames: int = 0
+    ) -> FramePipeline | None:
         """Take what a series' frames go through on the GPU; `close` gives it back at the latest.
 
         Parameters
@@ -240,6 +242,8 @@ class PeakPredictor(Predictor):
             Of `detection`, once the series' background is known.
         dtype
             Of the frames.
+        spare_frames
+            Frames that the pipeline can lend at once to who decodes them.
 
         Returns
         -------
@@ -263,6 +267,7 @@ class PeakPredictor(Predictor):
                 dtype,
                 levels=self.manifest.quantile_levels,
                 cache=self._cache,
+                spare_frames=spare_frames,
             )
             if pipeline is not None:
                 self._pipelines.append(pipeline)
@@ -273,7 +278,7 @@ class PeakPredictor(Predictor):
     ) -> Peaks:
         """Find the peaks of one frame and predict their positions, all on the GPU.
 
-        Threads take turns.
+        Threads take turns; while one waits for the GPU another one's frame is copied there.
 
         Raises
         ------
@@ -282,8 +287,14 @@ class PeakPredictor(Predictor):
         EngineError
             If the predictor is closed or the GPU fails.
         """
-        with self.in_turn():
-            return pipeline.process(frame, number=frame_number)
+        with pipeline.turns:
+            with self.in_turn():
+                slot = pipeline.submit(frame, number=frame_number)
+            # A failure shows again when the result is taken, which frees the slot.
+            with suppress(EngineError):
+                pipeline.wait(slot)
+            with self.in_turn():
+                return pipeline.result(slot)
 
     def close_pipeline(self, pipeline: FramePipeline) -> None:
         """Give the memory of a pipeline back; closing again does nothing."""
@@ -331,7 +342,7 @@ class PeakPredictor(Predictor):
             return stream_frames(self, self._detection, enumerate(opened))
         # Frames of a detector come with their own numbers and cannot be read in any order.
         if isinstance(opened, SeriesFrames):
-            return stream_frames(self, self._detection, opened.numbered(), lambda: opened.mask)
+            return stream_frames(self, self._detection, opened.numbered(), opened)
         return stream_series(self, self._detection, opened, close=opened is not source)
 
     def calibrate_background(self, frames: Iterable[npt.ArrayLike]) -> None:

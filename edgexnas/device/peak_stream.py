@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,10 +17,15 @@ if TYPE_CHECKING:
     from edgexnas.device.detection import PeakDetection
     from edgexnas.device.frame_pipeline import FramePipeline
     from edgexnas.device.peak_predictor import PeakPredictor
+    from edgexnas.device.sources.series_frames import SeriesFrames
     from edgexnas.frames import FrameSeries
     from edgexnas.peak_finding import PeakFinder
 
 __all__ = ["FrameProcessor", "stream_frames", "stream_series"]
+
+SPARE_FRAMES = 4
+"""One is decoded while the one before it is still held where it was taken and where it was given.
+"""
 
 Frame = npt.NDArray[Any]
 
@@ -36,6 +41,8 @@ class FrameProcessor:
         The rules, the background and the mask.
     dtype
         Of the frames.
+    spare_frames
+        Frames that the pipeline can lend at once to who decodes them.
 
     Attributes
     ----------
@@ -48,10 +55,19 @@ class FrameProcessor:
         If the predictor is closed or the GPU failed for good.
     """
 
-    def __init__(self, predictor: PeakPredictor, finder: PeakFinder, dtype: np.dtype[Any]) -> None:
+    def __init__(
+        self,
+        predictor: PeakPredictor,
+        finder: PeakFinder,
+        dtype: np.dtype[Any],
+        *,
+        spare_frames: int = 0,
+    ) -> None:
         self._predictor = predictor
         self._finder = finder
-        self.pipeline: FramePipeline | None = predictor.open_pipeline(finder, dtype)
+        self.pipeline: FramePipeline | None = predictor.open_pipeline(
+            finder, dtype, spare_frames=spare_frames
+        )
         if self.pipeline is None:
             with build_progress(f"the peak finder is compiled for {dtype} frames"):
                 finder.prepare(dtype)
@@ -123,11 +139,17 @@ def stream_frames(
     predictor: PeakPredictor,
     detection: PeakDetection,
     frames: Iterator[tuple[int, npt.ArrayLike]],
-    mask: Callable[[], npt.NDArray[np.bool_] | None] = lambda: None,
+    series: SeriesFrames | None = None,
 ) -> Iterator[Peaks]:
     """Process numbered frames one by one: the next one may come late.
 
-    Their mask is asked for when the first is there, which shows the background.
+    Parameters
+    ----------
+    frames
+        The first one shows the background.
+    series
+        What they are of, if a source brings them: it knows their mask once the first is there, and
+        decodes those after it where a GPU reads them.
 
     Raises
     ------
@@ -140,8 +162,14 @@ def stream_frames(
             with predictor.in_turn():
                 admitted = detection.admit(frame)
                 if processor is None:
-                    finder = detection.finder([admitted], mask=mask())
-                    processor = FrameProcessor(predictor, finder, admitted.dtype)
+                    mask = None if series is None else series.mask
+                    finder = detection.finder([admitted], mask=mask)
+                    spare = 0 if series is None else SPARE_FRAMES
+                    processor = FrameProcessor(
+                        predictor, finder, admitted.dtype, spare_frames=spare
+                    )
+                    if series is not None and processor.pipeline is not None:
+                        series.memory = processor.pipeline.lend
                 peaks = processor.process(admitted, number)
             yield peaks
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Iterable, Iterator
@@ -9,22 +10,26 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast
 
+import numpy as np
 import numpy.typing as npt
 
 from edgexnas.bundle import Bundle, Manifest, open_bundle
 from edgexnas.device.engines.engine import Engine
 from edgexnas.device.proof import EngineProof, ObjectProof
 from edgexnas.device.proven_engine import EngineOptions, PrecisionTrial, open_proven_engine
-from edgexnas.errors import ConfigurationError, EngineError
+from edgexnas.errors import ConfigurationError, EngineError, InputError
 
 if TYPE_CHECKING:
     from edgexnas.bragg import Peaks
     from edgexnas.bundle import Precision, TrustStore
+    from edgexnas.device.engines.device_engine import DeviceEngine
 
 __all__ = ["Predictor"]
 
 Task = Literal["bragg", "ptycho"]
 Kind = TypeVar("Kind", bound="Predictor")
+
+_log = logging.getLogger(__name__)
 
 
 class Predictor:
@@ -170,6 +175,64 @@ class Predictor:
     def calibrate_background(self, frames: Iterable[npt.ArrayLike]) -> None:
         """Estimate the frames' background; see `PeakPredictor.calibrate_background`."""
         raise self._other_task("calibrate_background")
+
+    def frame_buffers(
+        self, count: int, shape: tuple[int, int], dtype: npt.DTypeLike
+    ) -> npt.NDArray[Any]:
+        """Take memory for frames that acquisition code writes, such as the ring of a frame grabber.
+
+        Where the engine runs on a GPU the memory is pinned, and `process` and `stream` take frames
+        that lie in it from there: others are copied first, which takes longer than all the rest.
+        Elsewhere it is ordinary memory, so that the same code runs with and without a GPU.
+
+        ::
+
+            ring = predictor.frame_buffers(8, (2048, 2048), np.uint16)
+            for number in itertools.count():
+                grab_into(ring[number % 8])
+                peaks = predictor.process(ring[number % 8])
+
+        A frame may be written again as soon as its result is there. The memory is freed when
+        nobody refers to it or to a part of it, also after the predictor.
+
+        Parameters
+        ----------
+        count
+            How many frames.
+        shape
+            (H, W) of a frame.
+        dtype
+            Of the pixels, integer or float.
+
+        Returns
+        -------
+        (count, H, W), zeroed and C-contiguous. Ordinary memory, with a warning that says why, also
+        where the host has no memory left to pin.
+
+        Raises
+        ------
+        InputError
+            If a size is not positive, or the dtype is no integer or float.
+        EngineError
+            If the predictor is closed or the GPU failed for good.
+        """
+        kind, sizes = np.dtype(dtype), (count, *shape)
+        if min(sizes) < 1 or kind.kind not in "uif":
+            raise InputError(
+                f"there are no {count} frames of shape {tuple(shape)} and dtype {kind}; give "
+                "sizes from 1 and an integer or float dtype"
+            )
+        with self._lock:
+            self._refuse_closed()
+            if hasattr(self.engine, "enqueue"):
+                session = cast("DeviceEngine", self.engine).session
+                try:
+                    return session.pinned.array(sizes, kind)
+                except EngineError as error:
+                    if session.lost:
+                        raise
+                    _log.warning("frames are copied before they go to the GPU, because %s", error)
+        return np.zeros(sizes, kind)
 
     def close(self) -> None:
         """Release the engine; closing again does nothing."""

@@ -235,6 +235,22 @@ def fake_cuda(fake_cuda_module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture
+def host_copies(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What is copied from ordinary to pinned memory on its way to a GPU."""
+    from edgexnas.device.cuda.host_copy import HostCopy
+
+    copied: list[Any] = []
+    original = HostCopy.parts
+
+    def parts(self: HostCopy, source: Any, target: Any) -> Any:
+        copied.append(source)
+        return original(self, source, target)
+
+    monkeypatch.setattr(HostCopy, "parts", parts)
+    return copied
+
+
+@pytest.fixture
 def fake_tensorrt(
     fake_cuda: Any, load_module: Callable[[Path], ModuleType], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Any]:

@@ -153,8 +153,14 @@ class PeakWork:
     def end(self, run: SeriesRun) -> None:
         """Give back what the series took of the GPU."""
         state: _Calibration | None = run.work
+        run.memory = None
         if state is not None and state.pipeline is not None:
             self._predictor.close_pipeline(state.pipeline)
+
+    @property
+    def _spare_frames(self) -> int:
+        """As many as each worker is at, has before it and decodes, and some that are shown."""
+        return 3 * self._settings.workers + 4
 
     def _enough(self, held: list[FrameTask]) -> bool:
         settings = self._settings
@@ -175,14 +181,18 @@ class PeakWork:
             first = _pixels(usable[0])
             finder = state.detection.finder([first])
             try:
-                state.pipeline = self._predictor.open_pipeline(finder, first.dtype)
+                state.pipeline = self._predictor.open_pipeline(
+                    finder, first.dtype, spare_frames=self._spare_frames
+                )
             except EdgexnasError as error:
                 for task in usable:
                     task.error = str(error)
                 return sorted(held)
             state.done = True
-            series = usable[0].run.series
-            _log.info("%s: background from %d frames", series, len(usable))
+            run = usable[0].run
+            if state.pipeline is not None:
+                run.memory = state.pipeline.lend
+            _log.info("%s: background from %d frames", run.series, len(usable))
         refused = [task for task in held if task.error is not None]
         return sorted(refused + self._find_all(state, usable))
 

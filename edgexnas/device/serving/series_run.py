@@ -16,6 +16,7 @@ from edgexnas.device.sources.events import PositionReading, SeriesStart
 
 if TYPE_CHECKING:
     from edgexnas.device.serving.ledger import EndState, SeriesLedger
+    from edgexnas.device.sources.compression import FrameMemory
     from edgexnas.device.sources.encoded_frames import EncodedPixels
 
 __all__ = ["FrameTask", "SeriesRun"]
@@ -77,7 +78,7 @@ class FrameTask:
         """
         encoded, self.encoded = self.encoded, None
         if encoded is not None:
-            self.pixels = encoded.decode()
+            self.pixels = encoded.decode(self.run.memory)
 
     def __lt__(self, other: FrameTask) -> bool:
         return self.number < other.number
@@ -95,6 +96,8 @@ class SeriesRun:
         What became of its frames.
     work
         What an application keeps for the series.
+    memory
+        Where its frames are best decoded, once the work knows; None for anywhere.
     error
         Why none of its frames can be processed; None if they can.
     over
@@ -108,6 +111,7 @@ class SeriesRun:
     start: SeriesStart
     ledger: SeriesLedger
     work: Any = None
+    memory: FrameMemory | None = None
     error: str | None = None
     over: bool = False
     begun: bool = False

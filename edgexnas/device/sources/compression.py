@@ -31,12 +31,15 @@ import numpy.typing as npt
 from edgexnas.device.sources.pixels import frame_bytes
 from edgexnas.errors import InputError, MissingDependencyError
 
-__all__ = ["CODECS", "Codec", "compress", "decompress", "prepare_codecs"]
+__all__ = ["CODECS", "Codec", "FrameMemory", "compress", "decompress", "prepare_codecs"]
 
 Codec: TypeAlias = Literal["none", "lz4", "bslz4", "blosc", "lz4-hdf5", "bslz4-hdf5"]
 """areaDetector's, then those with the header of DECTRIS and HDF5."""
 
 CODECS: tuple[str, ...] = get_args(Codec)
+
+FrameMemory: TypeAlias = Callable[[tuple[int, ...], np.dtype[Any]], npt.NDArray[Any] | None]
+"""Lends memory for a frame of a shape and dtype, with whatever is in it; None if it has none."""
 
 Payload: TypeAlias = bytes | bytearray | memoryview | npt.NDArray[np.uint8]
 Bytes: TypeAlias = npt.NDArray[np.uint8]
@@ -57,7 +60,11 @@ _LEAST_VERSION = "hdf5plugin>=5"
 
 
 def decompress(
-    codec: str, payload: Payload, shape: tuple[int, ...], dtype: npt.DTypeLike
+    codec: str,
+    payload: Payload,
+    shape: tuple[int, ...],
+    dtype: npt.DTypeLike,
+    memory: FrameMemory | None = None,
 ) -> npt.NDArray[Any]:
     """Decode a frame.
 
@@ -69,10 +76,12 @@ def decompress(
         The encoded bytes; they are not copied.
     shape, dtype
         What the frame has to be, (H, W); big-endian frames are given in native byte order.
+    memory
+        Where pixels are written, if it has a place; None for new memory.
 
     Returns
     -------
-    (H, W) in memory of its own; for "none" and a native dtype a view of the payload.
+    (H, W) in that memory or its own; for "none" and a native dtype a view of the payload.
 
     Raises
     ------
@@ -89,15 +98,15 @@ def decompress(
             raise InputError(
                 f"a frame of {shape[0]}×{shape[1]} {stored} has {size} bytes, not {source.size}"
             )
-        return _native(source.view(stored).reshape(shape))
+        return _native(source.view(stored).reshape(shape), memory)
     decode = _DECODERS.get(codec)
     if decode is None:
         raise InputError(f"frames are compressed with {codec!r}; known are {', '.join(CODECS)}")
     if not source.size:
         raise InputError(f"a frame compressed with {codec} has no bytes")
-    pixels = np.empty(shape, stored)
+    pixels = _place(memory if stored.isnative else None, shape, stored)
     decode(source, pixels.reshape(-1).view(np.uint8), stored.itemsize)
-    return _native(pixels)
+    return _native(pixels, memory)
 
 
 def compress(codec: str, pixels: npt.NDArray[Any]) -> bytes:
@@ -130,8 +139,19 @@ def prepare_codecs() -> None:
     _bitshuffle(), _lz4(), _blosc()
 
 
-def _native(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+def _place(
+    memory: FrameMemory | None, shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> npt.NDArray[Any]:
+    lent = None if memory is None else memory(shape, dtype)
+    return np.empty(shape, dtype) if lent is None else lent
+
+
+def _native(pixels: npt.NDArray[Any], memory: FrameMemory | None) -> npt.NDArray[Any]:
+    if pixels.dtype.isnative:
+        return pixels
+    turned = _place(memory, pixels.shape, pixels.dtype.newbyteorder("="))
+    turned[...] = pixels
+    return turned
 
 
 def _decode_lz4(source: Bytes, pixels: Bytes, _: int) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeAlias, TypeGuard
 import numpy as np
 import numpy.typing as npt
 
+from edgexnas.device.sources.compression import FrameMemory
 from edgexnas.device.sources.events import EventSource, SourceEvent, SourceFrame, SourceTrouble
 from edgexnas.errors import InputError
 
@@ -37,25 +38,25 @@ class EncodedPixels:
     payload
         Their bytes.
     decoder
-        Makes (H, W) pixels of such bytes, from any thread. It raises `InputError`, which names the
-        frame, if the bytes are malformed.
+        Makes (H, W) pixels of such bytes, from any thread, in the memory given with them if that
+        has a place. It raises `InputError`, which names the frame, if the bytes are malformed.
     nbytes
         The memory that is held for them: all of the message that they came in.
     """
 
     payload: Payload
-    decoder: Callable[[Payload], npt.NDArray[Any]]
+    decoder: Callable[[Payload, FrameMemory | None], npt.NDArray[Any]]
     nbytes: int
 
-    def decode(self) -> npt.NDArray[Any]:
-        """Decode them.
+    def decode(self, memory: FrameMemory | None = None) -> npt.NDArray[Any]:
+        """Decode them, into this memory if it has a place.
 
         Raises
         ------
         InputError
             If they are malformed; the message names the frame.
         """
-        return self.decoder(self.payload)
+        return self.decoder(self.payload, memory)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,10 +78,10 @@ class EncodedFrame:
     timestamp_s: float | None = None
     position_m: tuple[float, float] | None = None
 
-    def decoded(self) -> SourceFrame | SourceTrouble:
+    def decoded(self, memory: FrameMemory | None = None) -> SourceFrame | SourceTrouble:
         """Decode the pixels; give a trouble that names the frame if they are malformed."""
         try:
-            pixels = self.encoded.decode()
+            pixels = self.encoded.decode(memory)
         except InputError as error:
             return SourceTrouble(self.series, self.number, str(error), self.arrival_ns)
         return SourceFrame(

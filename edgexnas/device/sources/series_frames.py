@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgexnas.device.sources.compression import FrameMemory
+from edgexnas.device.sources.encoded_frames import EncodedFrame, encoded_events
 from edgexnas.device.sources.events import (
     EventSource,
     PositionReading,
@@ -37,11 +39,14 @@ class SeriesFrames:
     mask
         (H, W) bool, True where a pixel is unusable, known with the first frame; None if the
         source does not say.
+    memory
+        Where frames that come encoded are decoded, if it has a place; set it at any time.
     """
 
     def __init__(self, source: EventSource) -> None:
         self.source = source
         self.mask: npt.NDArray[np.bool_] | None = None
+        self.memory: FrameMemory | None = None
 
     def numbered(self) -> Iterator[tuple[int, npt.NDArray[Any]]]:
         """Iterate over numbers and (H, W) pixels, as they come, until the series ends."""
@@ -53,7 +58,10 @@ class SeriesFrames:
         """Iterate over the frames and the positions that come apart from them."""
         series: str | None = None
         with closing(self.source):
-            for event in self.source.events():
+            for arrived in encoded_events(self.source):
+                event = (
+                    arrived.decoded(self.memory) if isinstance(arrived, EncodedFrame) else arrived
+                )
                 if isinstance(event, SourceTrouble):
                     _logger.warning("%s", event.message)
                 elif isinstance(event, SeriesStart) and series is None:

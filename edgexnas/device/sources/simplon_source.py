@@ -15,7 +15,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from edgexnas.device.optional_libraries import zmq_module
-from edgexnas.device.sources.compression import decompress, prepare_codecs
+from edgexnas.device.sources.compression import FrameMemory, decompress, prepare_codecs
 from edgexnas.device.sources.encoded_frames import (
     EncodedFrame,
     EncodedPixels,
@@ -329,10 +329,11 @@ class SimplonSource:
         shape: tuple[int, ...],
         stored: np.dtype[Any],
         payload: Payload,
+        memory: FrameMemory | None,
     ) -> npt.NDArray[Any]:
         """Decode the pixels of a frame, in the thread of who needs them."""
         try:
-            return decompress(codec, payload, shape, stored)
+            return decompress(codec, payload, shape, stored, memory)
         except InputError as error:
             raise InputError(self._malformed(number, error)) from error
 

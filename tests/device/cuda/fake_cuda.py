@@ -55,6 +55,8 @@ class FakeCuda:
         self.streams: dict[int, Any] = {}
         self.graphs: dict[int, list[Work]] = {}
         self.executables: dict[int, list[Work]] = {}
+        # Threads that wait at once run what is queued in turn, each piece to its end.
+        self.running = threading.RLock()
         self._numbers = itertools.count(1)
         self._stack = threading.local()
         self.driver = self._driver()
@@ -153,8 +155,9 @@ class FakeCuda:
                 self.drain(len(self.queue))
 
             def drain(self, count: int) -> None:
-                for _ in range(count):
-                    self.queue.pop(0)()
+                with fake.running:
+                    for _ in range(min(count, len(self.queue))):
+                        self.queue.pop(0)()
 
             def is_done(self) -> bool:
                 return not self.queue
@@ -177,9 +180,10 @@ class FakeCuda:
                 self.reached = True
 
             def reach(self) -> None:
-                while not self.reached:
-                    assert self.stream is not None
-                    self.stream.queue.pop(0)()
+                with fake.running:
+                    while not self.reached:
+                        assert self.stream is not None
+                        self.stream.queue.pop(0)()
 
             def synchronize(self) -> Event:
                 fake.need_context("Event.synchronize")

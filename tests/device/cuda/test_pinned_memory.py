@@ -29,22 +29,6 @@ def echoed(session: CudaSession) -> DoubleBuffer:
     return DoubleBuffer(session, LAYOUT, {"frame": LAYOUT}, echo)
 
 
-@pytest.fixture
-def copies(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What is copied from host memory to host memory."""
-    from edgexnas.device.cuda import double_buffer
-
-    made: list[Any] = []
-    original = double_buffer.HostCopy.parts
-
-    def parts(self: Any, source: Any, target: Any) -> Any:
-        made.append(source)
-        return original(self, source, target)
-
-    monkeypatch.setattr(double_buffer.HostCopy, "parts", parts)
-    return made
-
-
 def random_frame(seed: int = 0) -> Any:
     return np.random.default_rng(seed).integers(0, 60000, FRAME).astype(np.uint16)
 
@@ -55,26 +39,26 @@ def filled(array: Any, seed: int) -> Any:
 
 
 def test_a_frame_in_pinned_memory_is_uploaded_from_there(
-    session: CudaSession, echoed: DoubleBuffer, copies: list[Any]
+    session: CudaSession, echoed: DoubleBuffer, host_copies: list[Any]
 ) -> None:
     frame = filled(session.pinned.array(*LAYOUT), 1)
     echoed.submit(frame)
     np.testing.assert_array_equal(echoed.result()["frame"], random_frame(1))
-    assert copies == []
+    assert host_copies == []
 
 
 def test_every_frame_of_a_ring_in_pinned_memory_is_uploaded_from_there(
-    session: CudaSession, echoed: DoubleBuffer, copies: list[Any]
+    session: CudaSession, echoed: DoubleBuffer, host_copies: list[Any]
 ) -> None:
     ring = session.pinned.array((5, *FRAME), np.uint16)
     for seed, frame in enumerate(ring):
         echoed.submit(filled(frame, seed))
         np.testing.assert_array_equal(echoed.result()["frame"], random_frame(seed))
-    assert copies == []
+    assert host_copies == []
 
 
 def test_any_other_frame_is_copied_with_the_same_result(
-    session: CudaSession, echoed: DoubleBuffer, copies: list[Any]
+    session: CudaSession, echoed: DoubleBuffer, host_copies: list[Any]
 ) -> None:
     wide = session.pinned.array((FRAME[0], 2 * FRAME[1]), np.uint16)
     gapped = filled(wide[:, ::2], 2)
@@ -82,7 +66,7 @@ def test_any_other_frame_is_copied_with_the_same_result(
     for frame in (random_frame(2), random_frame(2).tolist(), gapped, turned):
         echoed.submit(np.asarray(frame, np.uint16))
         np.testing.assert_array_equal(echoed.result()["frame"], random_frame(2))
-    assert len(copies) == 4
+    assert len(host_copies) == 4
 
 
 def test_an_array_that_only_begins_in_pinned_memory_is_not_taken_for_it(
@@ -282,7 +266,7 @@ def test_a_gpu_that_disappears_takes_no_frame_with_it(fake_cuda: Any) -> None:
 def test_pinned_frames_take_no_core_where_memory_is_shared_either(
     fake_cuda_module: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
-    copies: list[Any],
+    host_copies: list[Any],
     integrated: bool,
 ) -> None:
     cuda = fake_cuda_module.install(monkeypatch, integrated=integrated)
@@ -295,4 +279,4 @@ def test_pinned_frames_take_no_core_where_memory_is_shared_either(
             np.testing.assert_array_equal(echoed.result()["frame"], random_frame(seed))
     made = ("memcpy_htod_async", "memcpy_dtod_async")
     assert [cuda.calls.count(name) for name in made] == ([0, 3] if integrated else [3, 0])
-    assert copies == []
+    assert host_copies == []

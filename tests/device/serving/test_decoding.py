@@ -45,12 +45,12 @@ class Decoder:
         """Encode a frame that arrives now; `first` is called before it is decoded."""
         content = compress("bslz4-hdf5", pixels)[: -1 if damaged else None]
 
-        def decode(payload: Any) -> Any:
+        def decode(payload: Any, memory: Any) -> Any:
             first()
             self.numbers.append(number)
             self.threads.add(threading.current_thread().name)
             try:
-                return decompress("bslz4-hdf5", payload, pixels.shape, pixels.dtype)
+                return decompress("bslz4-hdf5", payload, pixels.shape, pixels.dtype, memory)
             except InputError as error:
                 raise InputError(f"frame {number} of the wire: {error}") from error
 

@@ -8,6 +8,7 @@ import sys
 import zlib
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import h5py
 import hdf5plugin
@@ -97,6 +98,34 @@ def test_big_endian_pixels_become_native() -> None:
 def test_an_uncompressed_frame_is_not_copied() -> None:
     sent = frame()
     assert np.shares_memory(sent, decompress("none", sent.view(np.uint8), sent.shape, sent.dtype))
+
+
+@pytest.mark.parametrize("dtype", ["<u2", ">u2"])
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_frame_is_decoded_in_the_memory_that_is_lent(codec: str, dtype: str) -> None:
+    sent = np.arange(130 * 140).reshape(130, 140).astype(dtype)
+    place, asked = np.full(sent.shape, 9, np.uint16), []
+
+    def lend(shape: tuple[int, ...], kind: np.dtype[Any]) -> Any:
+        asked.append((shape, kind))
+        return place
+
+    received = decompress(codec, compress(codec, sent), sent.shape, dtype, lend)
+    np.testing.assert_array_equal(received, sent)
+    if (codec, dtype) == ("none", "<u2"):
+        # As it lies in the message it is not copied at all.
+        assert asked == []
+    else:
+        assert received is place
+        assert asked == [(sent.shape, np.dtype(np.uint16))]
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_where_no_memory_is_lent_a_frame_gets_its_own(codec: str) -> None:
+    sent = np.arange(130 * 140, dtype=np.uint16).reshape(130, 140)
+    packed = compress(codec, sent)
+    received = decompress(codec, packed, sent.shape, sent.dtype, lambda shape, dtype: None)
+    np.testing.assert_array_equal(received, sent)
 
 
 @pytest.mark.parametrize("codec", CODECS)

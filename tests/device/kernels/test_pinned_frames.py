@@ -1,0 +1,312 @@
+"""Frames that lie in pinned memory reach the GPU without a copy, and decoders write there."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgexnas.device import Predictor
+from edgexnas.device.frame_pipeline import FramePipeline
+from edgexnas.device.serving.callback_sink import CallbackSink
+from edgexnas.device.serving.results import FrameResult
+from edgexnas.device.serving.service import Service
+from edgexnas.device.serving.settings import PipelineSettings
+from edgexnas.device.sources.compression import compress, decompress
+from edgexnas.device.sources.encoded_frames import EncodedFrame, EncodedPixels, decoded_events
+from edgexnas.device.sources.events import SeriesEnd, SeriesStart
+from edgexnas.errors import EngineError, InputError
+from edgexnas.peak_finding import PeakFinder
+
+LEVELS = (0.1, 0.5, 0.9)
+
+
+@pytest.fixture
+def frames(spot_frame) -> list[np.ndarray]:
+    return [spot_frame(seed=seed) for seed in range(8)]
+
+
+@pytest.fixture
+def open_pipeline(session, place_engine, frames):
+    opened = []
+
+    def open_one(**options: Any) -> FramePipeline:
+        finder = PeakFinder(shape=frames[0].shape)
+        opened.append(
+            FramePipeline(place_engine(session), finder, np.uint16, levels=LEVELS, **options)
+        )
+        return opened[-1]
+
+    yield open_one
+    for pipeline in opened:
+        pipeline.close()
+
+
+class EncodedSource:
+    """A source whose frames come encoded."""
+
+    url, live = "encoded://", False
+
+    def __init__(self, frames: list[np.ndarray]) -> None:
+        self._frames = frames
+        self.places: list[int] = []
+
+    def encoded_events(self):
+        yield SeriesStart("a", self._frames[0].shape, self._frames[0].dtype)
+        for number, pixels in enumerate(self._frames):
+
+            def decode(payload, memory, like=pixels):
+                decoded = decompress("bslz4", payload, like.shape, like.dtype, memory)
+                self.places.append(decoded.ctypes.data)
+                return decoded
+
+            content = compress("bslz4", pixels)
+            encoded = EncodedPixels(content, decode, len(content))
+            yield EncodedFrame("a", number, encoded, time.monotonic_ns())
+        yield SeriesEnd("a", len(self._frames), time.monotonic_ns())
+
+    def events(self):
+        return decoded_events(self.encoded_events())
+
+    def close(self) -> None:
+        pass
+
+    def status(self) -> dict[str, int]:
+        return {}
+
+
+def test_lent_frames_give_the_peaks_of_copied_ones(open_pipeline, frames, host_copies):
+    pipeline = open_pipeline(spare_frames=3)
+    expected = [pipeline.process(frame) for frame in frames]
+    assert len(host_copies) == len(frames)
+    given = []
+    for number, frame in enumerate(frames):
+        place = pipeline.lend(frame.shape, frame.dtype)
+        place[:] = frame
+        pipeline.submit(place, number=number)
+        del place
+        if pipeline.in_flight == 2:
+            given.append(pipeline.result())
+    given.append(pipeline.result())
+    assert len(host_copies) == len(frames)
+    for number, (peaks, reference) in enumerate(zip(given, expected, strict=True)):
+        assert peaks.frame_number == number
+        np.testing.assert_array_equal(peaks.quantiles_px, reference.quantiles_px)
+
+
+def test_a_pipeline_lends_frames_of_its_own_kind_while_it_has_some(open_pipeline, frames):
+    shape, dtype = frames[0].shape, frames[0].dtype
+    assert open_pipeline().lend(shape, dtype) is None
+    pipeline = open_pipeline(spare_frames=2)
+    assert pipeline.lend(shape[::-1], dtype) is None
+    assert pipeline.lend(shape, np.dtype(np.uint32)) is None
+    first, second = (pipeline.lend(shape, dtype) for _ in range(2))
+    assert (second.shape, second.dtype) == (shape, dtype)
+    assert pipeline.lend(shape, dtype) is None
+    del first
+    assert pipeline.lend(shape, dtype) is not None
+    pipeline.close()
+    assert pipeline.lend(shape, dtype) is None
+
+
+def test_memory_that_is_lent_outlives_the_pipeline(session, open_pipeline, frames):
+    before = session.host_bytes
+    pipeline = open_pipeline(spare_frames=2)
+    lent = pipeline.lend(frames[0].shape, frames[0].dtype)
+    pipeline.close()
+    lent[:] = frames[0]
+    assert session.host_bytes == before + lent.nbytes
+    del lent
+    assert session.host_bytes == before
+
+
+def test_where_no_memory_can_be_pinned_frames_are_copied_and_it_is_said(
+    open_pipeline, frames, fake_gpu, monkeypatch, caplog
+):
+    original = fake_gpu.driver.pagelocked_zeros
+
+    def scarce(shape, *given: Any, **named: Any) -> Any:
+        if shape == (frames[0].nbytes,):
+            raise fake_gpu.driver.MemoryError("cuMemHostAlloc failed: out of memory")
+        return original(shape, *given, **named)
+
+    monkeypatch.setattr(fake_gpu.driver, "pagelocked_zeros", scarce)
+    with caplog.at_level(logging.WARNING):
+        pipeline = open_pipeline(spare_frames=2)
+    assert "frames are copied before they go to the GPU, because Fake GPU has not" in caplog.text
+    assert pipeline.lend(frames[0].shape, frames[0].dtype) is None
+    assert len(pipeline.process(frames[0])) == 3
+
+
+def test_a_ring_of_frame_buffers_is_read_from_where_it_lies(predictor, frames, host_copies):
+    expected = [predictor.process(frame) for frame in frames]
+    host_copies.clear()
+    ring = predictor.frame_buffers(3, frames[0].shape, np.uint16)
+    assert (ring.shape, ring.dtype, ring.any()) == ((3, *frames[0].shape), np.uint16, False)
+    for number, frame in enumerate(frames):
+        ring[number % 3] = frame
+        peaks = predictor.process(ring[number % 3])
+        np.testing.assert_array_equal(peaks.quantiles_px, expected[number].quantiles_px)
+    streamed = list(predictor.stream(ring))
+    assert len(streamed) == 3
+    assert host_copies == []
+
+
+def test_frame_buffers_are_the_same_without_a_gpu(bundle_path, keys, frames):
+    with Predictor(bundle_path, trust=keys, engine="onnxruntime", cache=False) as predictor:
+        ring = predictor.frame_buffers(2, frames[0].shape, np.uint16)
+        assert (ring.shape, ring.dtype, ring.any()) == ((2, *frames[0].shape), np.uint16, False)
+        ring[1] = frames[0]
+        assert len(predictor.process(ring[1])) == 3
+        for count, shape, dtype in ((0, (4, 4), "u2"), (1, (0, 4), "u2"), (1, (4, 4), "c8")):
+            with pytest.raises(InputError, match="give sizes from 1 and an integer or float"):
+                predictor.frame_buffers(count, shape, dtype)
+    with pytest.raises(EngineError, match="closed"):
+        predictor.frame_buffers(2, frames[0].shape, np.uint16)
+
+
+def test_frame_buffers_are_ordinary_memory_where_none_can_be_pinned(
+    predictor, frames, fake_gpu, monkeypatch, caplog
+):
+    def scarce(*given: Any, **named: Any) -> Any:
+        raise fake_gpu.driver.MemoryError("cuMemHostAlloc failed: out of memory")
+
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+        patch.setattr(fake_gpu.driver, "pagelocked_zeros", scarce)
+        ring = predictor.frame_buffers(2, frames[0].shape, np.uint16)
+    assert "frames are copied before they go to the GPU, because Fake GPU has not" in caplog.text
+    ring[0] = frames[0]
+    assert len(predictor.process(ring[0])) == 3
+    fake_gpu.gone = True
+    with pytest.raises(EngineError, match="Fake GPU failed"):
+        predictor.frame_buffers(2, frames[0].shape, np.uint16)
+
+
+def test_frame_buffers_stay_usable_after_the_predictor(predictor, frames):
+    session = predictor.engine.session
+    ring = predictor.frame_buffers(2, frames[0].shape, np.uint16)
+    predictor.process(ring[0])
+    predictor.close()
+    ring[:] = 1
+    assert session.host_bytes == ring.nbytes
+    part = ring[1, 3:]
+    del ring
+    assert session.host_bytes > 0
+    del part
+    assert session.host_bytes == 0
+
+
+def test_threads_share_a_pipeline_with_two_frames_in_flight(predictor, frames):
+    predictor.calibrate_background(frames)
+    expected = [predictor.process(frame).quantiles_px for frame in frames]
+    detection = predictor.detection()
+    pipeline = predictor.open_pipeline(detection.finder(frames), np.dtype(np.uint16))
+    most, both = [0], threading.Barrier(2, timeout=20)
+    original = pipeline.wait
+
+    def waiting(slot: Any) -> None:
+        most[0] = max(most[0], pipeline.in_flight)
+        # The other thread can only come here if this one keeps nobody from the GPU.
+        both.wait()
+        original(slot)
+
+    pipeline.wait = waiting
+    found: dict[int, Any] = {}
+
+    def work(numbers: range) -> None:
+        for number in numbers:
+            found[number] = predictor.process_in(pipeline, frames[number], number)
+
+    threads = [threading.Thread(target=work, args=(range(first, 8, 2),)) for first in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [2]
+    assert pipeline.in_flight == 0
+    for number, quantiles_px in enumerate(expected):
+        assert found[number].frame_number == number
+        np.testing.assert_array_equal(found[number].quantiles_px, quantiles_px)
+
+
+def test_a_thread_whose_frame_fails_makes_room_for_others(predictor, fake_gpu, frames):
+    detection = predictor.detection()
+    pipeline = predictor.open_pipeline(detection.finder(frames[:1]), np.dtype(np.uint16))
+    for _ in range(3):
+        with pytest.raises(InputError, match="give"):
+            predictor.process_in(pipeline, frames[0].astype(np.int16), 0)
+    assert len(predictor.process_in(pipeline, frames[0], 0)) == 3
+    original = pipeline.wait
+
+    def vanishing(slot: Any) -> None:
+        fake_gpu.gone = True
+        original(slot)
+
+    pipeline.wait = vanishing
+    for _ in range(3):
+        with pytest.raises(EngineError, match="Fake GPU"):
+            predictor.process_in(pipeline, frames[0], 0)
+    assert pipeline.in_flight == 0
+
+
+def test_a_stream_decodes_all_but_the_first_frame_where_the_gpu_reads_it(
+    predictor, frames, host_copies
+):
+    expected = [peaks.quantiles_px for peaks in predictor.stream(iter(frames))]
+    host_copies.clear()
+    source = EncodedSource(frames)
+    for number, peaks in enumerate(predictor.stream(source)):
+        assert peaks.frame_number == number
+        np.testing.assert_array_equal(peaks.quantiles_px, expected[number])
+    assert len(host_copies) == 1
+    assert len(set(source.places[1:])) < len(frames) - 1, "memory is lent again"
+    del peaks
+    predictor.close()
+    assert predictor.engine.session.host_bytes == 0
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_service_decodes_where_the_gpu_reads_once_the_background_is_known(
+    predictor, frames, host_copies, monkeypatch, workers
+):
+    monkeypatch.setattr("edgexnas.device.serving.peak_work.USUAL_DTYPES", (np.uint16,))
+    predictor.calibrate_background(frames[:1])
+    expected = [predictor.process(frame).quantiles_px for frame in frames]
+    session, source = predictor.engine.session, EncodedSource(frames[:1] * 4 + frames)
+    before = session.host_bytes
+    first_done = threading.Event()
+    results: list[FrameResult] = []
+
+    def take(item: Any) -> None:
+        if isinstance(item, FrameResult):
+            results.append(item)
+            if len(results) == 4:
+                first_done.set()
+
+    def in_two_parts():
+        for event in EncodedSource.encoded_events(source):
+            if isinstance(event, EncodedFrame) and event.number == 4:
+                assert first_done.wait(20)
+                host_copies.clear()
+            yield event
+
+    source.encoded_events = in_two_parts
+    service = Service(
+        predictor,
+        source,
+        [CallbackSink(take, policy="block")],
+        settings=PipelineSettings(workers=workers, background_frames=4),
+    )
+    counts = dict(service.run().counts)
+    assert counts["done"] == 4 + len(frames)
+    for result, reference in zip(results[4:], expected, strict=True):
+        np.testing.assert_array_equal(result.peaks.quantiles_px, reference)
+    assert host_copies == []
+    del service
+    gc.collect()
+    assert session.host_bytes == before
