@@ -8,7 +8,13 @@ import numpy as np
 
 from edgexnas.device.kernels.compilation import kernel_resources, nvcc_path, pixel_definitions
 
-WHERE = {"pinned": "frame in pinned memory", "copied": "frame in other memory, copied"}
+WHERE = {
+    "slot": "frame written to `next_frame()`",
+    "ring": "frame in `frame_buffers`",
+    "copied": "frame in other memory, copied",
+    "decoded there": "bitshuffle/LZ4 decoded where the GPU reads, {threads} threads",
+    "decoded, copied": "bitshuffle/LZ4 decoded in other memory and copied, {threads} threads",
+}
 
 
 def frames_page(found: dict[str, Any], checks: list[str]) -> str:
@@ -24,7 +30,7 @@ def frames_page(found: dict[str, Any], checks: list[str]) -> str:
         f"Frames of 2048×2048 uint16, {found['frame bytes'] / 1e6:.1f} MB, from host memory to "
         "positions in host memory. Pinned memory is copied to the device at "
         f"{found['copy bytes/s'] / 1e9:.1f} GB/s, which allows {limit:,.0f} frames/s. Frames/s "
-        "with two frames in flight, latency with one.",
+        "with two frames in flight, latency with one; that of a frame to decode includes decoding.",
         "",
         "| peaks | pipeline | frames/s | of the limit | latency p50 / p99, ms |",
         "|---|---|---|---|---|",
@@ -79,7 +85,9 @@ def _latency(row: dict[str, Any]) -> str:
 
 
 def _frame_row(row: dict[str, Any], limit: float) -> str:
-    name = row.get("pipeline") or f"edgexnas, {row['network']}, {WHERE[row['frame']]}"
+    name = (
+        row.get("pipeline") or f"edgexnas, {row['network']}, {WHERE[row['frame']].format_map(row)}"
+    )
     rate = row["frames/s"]
     return f"| {row['peaks']:,} | {name} | {rate:,.0f} | {rate / limit:.0%} | {_latency(row)} |"
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import statistics
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +20,11 @@ from pattern_pipeline import PatternPipeline
 from torch_stand_in import TorchStandIn
 
 from edgexnas.bragg import PATCH_SIZE, scale_patches
-from edgexnas.device.cuda import CudaSession
+from edgexnas.device.cuda import CudaSession, PinnedPool
 from edgexnas.device.cuda.host_copy import HostCopy
-from edgexnas.device.frame_pipeline import FramePipeline
+from edgexnas.device.frame_pipeline import SLOTS, FramePipeline
+from edgexnas.device.sources.compression import compress, decompress
+from edgexnas.errors import MissingDependencyError
 from edgexnas.host.models import BraggNN, mlp_bragg
 from edgexnas.host.ptycho_models import PtychoNN, mlp_ptycho
 from edgexnas.peak_finding import PeakFinder, estimate_background
@@ -30,6 +35,15 @@ SHAPE = (2048, 2048)
 SPOTS = (500, 5000)
 SIZES = (512, 1024, 2048, 4096, 6144, 8192)
 """Batches of the stand-in, which the pipeline's graphs have room for."""
+
+CODEC = "bslz4-hdf5"
+"""What DECTRIS detectors send."""
+
+DECODERS = (4, 14)
+"""Threads that decode; a core is left for the one that submits."""
+
+DECODED = 100
+"""Frames that each of them decodes in one round."""
 
 SCAN = {"pattern_shape": (256, 256), "factor": 4, "canvas": (1024, 1024), "number": 32}
 NETWORKS = {"mlpBragg 50×5": lambda: mlp_bragg(50, 5), "BraggNN": lambda: BraggNN()}
@@ -162,32 +176,89 @@ def time_network(session: CudaSession, name: str, network: Any, fields: list[Fie
 
 
 def time_pipeline(pipeline: FramePipeline, name: str, field: Field) -> list[Row]:
-    """Time frames in pinned memory, and frames that are copied there."""
-    frames = field.frames
+    """Time frames where they may lie: where the GPU reads them, elsewhere, and still encoded."""
+    frames, session = field.frames, pipeline._session
     for slot, frame in zip(pipeline._frames.slots, frames, strict=False):
         slot.input.array[:] = frame
-    turn = 0
+    ring = session.pinned.array((len(frames), *SHAPE), np.uint16)
+    ring[:] = frames
+    rows = [
+        time_frames(pipeline, itertools.repeat(None), "slot", 1000),
+        time_frames(pipeline, itertools.cycle(ring), "ring", 1000),
+        time_frames(pipeline, itertools.cycle(frames), "copied", 300),
+    ]
+    del ring
+    try:
+        payloads = [compress(CODEC, frame) for frame in frames]
+    except MissingDependencyError as error:
+        print(f"no frames are decoded: {error}", flush=True)
+    else:
+        rows += [
+            time_decoded(pipeline, payloads, where, threads)
+            for threads in DECODERS
+            for where in ("decoded there", "decoded, copied")
+        ]
+    about = {"peaks": field.peaks, "network": name, "room": pipeline._room}
+    return [about | row for row in rows]
 
-    def in_place() -> None:
-        pipeline.submit()
+
+def time_frames(
+    pipeline: FramePipeline, frames: Iterator[np.ndarray | None], where: str, times: int
+) -> Row:
+    """Time frames that are there, one by one and with two in flight."""
+
+    def one() -> None:
+        pipeline.submit(next(frames))
         pipeline.result()
 
-    def copied() -> None:
-        nonlocal turn
-        turn += 1
-        pipeline.submit(frames[turn % 4])
+    alone = summary(repeated(one, times))
+    # One more in flight, so that copy and work overlap.
+    pipeline.submit(next(frames))
+    rate = rate_of(one, times)
+    pipeline.result()
+    return {"frame": where, "frames/s": rate, **alone}
+
+
+def time_decoded(pipeline: FramePipeline, payloads: list[bytes], where: str, threads: int) -> Row:
+    """Time frames that threads decode ahead, as those of a service do, and that one submits.
+
+    The latency is that of a frame which is decoded and worked on alone.
+    """
+    spare: PinnedPool | None = None
+    if where == "decoded there":
+        spare = PinnedPool(pipeline._session, SHAPE, np.uint16, 2 * threads + 3)
+
+    def decoded(turn: int) -> np.ndarray:
+        payload = payloads[turn % len(payloads)]
+        lend = None if spare is None else lambda *_: spare.lend()
+        return decompress(CODEC, payload, SHAPE, np.uint16, lend)
+
+    turns = itertools.count()
+
+    def one() -> None:
+        pipeline.submit(decoded(next(turns)))
         pipeline.result()
 
-    rows = []
-    for where, work, times in (("pinned", in_place, 1000), ("copied", copied, 300)):
-        alone = summary(repeated(work, times))
-        # One more in flight, so that copy and work overlap.
-        pipeline.submit(None if work is in_place else frames[0])
-        rate = rate_of(work, times)
-        pipeline.result()
-        row = {"peaks": field.peaks, "network": name, "frame": where, "frames/s": rate, **alone}
-        rows.append(row | {"room": pipeline._room})
-    return rows
+    alone = summary(repeated(one, 60))
+    times, rates = DECODED * threads, []
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(3):
+            ahead = deque(pool.submit(decoded, turn) for turn in range(2 * threads))
+            started = time.perf_counter()
+            for turn in range(times):
+                frame = ahead.popleft().result()
+                if turn + 2 * threads < times:
+                    ahead.append(pool.submit(decoded, turn))
+                pipeline.submit(frame)
+                del frame
+                if pipeline.in_flight == SLOTS:
+                    pipeline.result()
+            pipeline.result()
+            rates.append(times / (time.perf_counter() - started))
+    if spare is not None:
+        spare.close()
+    row = {"frame": where, "threads": threads, "frames/s": statistics.median(rates)}
+    return row | {"packed bytes": int(np.mean([len(payload) for payload in payloads])), **alone}
 
 
 def stage_times_us(session: CudaSession, pipeline: FramePipeline) -> dict[str, float]:

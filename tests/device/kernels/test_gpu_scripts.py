@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,46 @@ def comparisons(monkeypatch, load_module):
     yield module
     for name in ("made_frames", "pattern_pipeline"):
         sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def timings(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    module = import_module("gpu_timings")
+    monkeypatch.setattr(module, "SHAPE", (64, 80))
+    monkeypatch.setattr(module, "repeated", lambda work, times: [work() or 1e-3 for _ in range(2)])
+    monkeypatch.setattr(module, "DECODERS", (2,))
+    monkeypatch.setattr(module, "DECODED", 3)
+    yield module
+    for name in ("made_frames", "pattern_pipeline", "label_baseline", "torch_stand_in"):
+        sys.modules.pop(name, None)
+    del sys.modules["gpu_timings"]
+
+
+def test_frames_are_timed_wherever_they_lie_and_their_rows_are_told(
+    session, timings, place_engine, host_copies, load_module
+):
+    field = timings.Field.with_spots(4)
+    engine = place_engine(session)
+    pipeline = timings.FramePipeline(engine, field.finder, np.uint16, levels=(0.1, 0.5, 0.9))
+    before = session.host_bytes
+    copied: list[int] = []
+    original = timings.summary
+
+    def counting(seconds):
+        copied.append(len(host_copies))
+        host_copies.clear()
+        return original(seconds)
+
+    timings.summary = counting
+    rows = timings.time_pipeline(pipeline, "place", field)
+    assert session.host_bytes == before
+    pipeline.close()
+    assert [row["frame"] for row in rows] == list(load_module(SCRIPTS / "gpu_frames_page.py").WHERE)
+    # Up to the latency of each row; before it lies the rate of the row above.
+    assert copied[:2] == [0, 0]
+    assert copied[2] == 2
+    assert [row["peaks"] for row in rows] == [field.peaks] * 5
 
 
 class RootEngine:
