@@ -143,7 +143,7 @@ def report(curves: dict[str, list[list[float]]], options: argparse.Namespace) ->
         "standard deviation over seeds) in the logarithms of the four objectives, scaled to "
         f"{scale}; larger is better. Latency is the estimate of the cost model, "
         "`edgexnas/host/cost_model.py`, in ms. p: two-sided Wilcoxon signed-rank test over seeds, "
-        "not corrected for multiple tests; with 5 seeds it cannot fall below 0.0625.\n\n"
+        f"not corrected for multiple tests; it cannot fall below {2 / 2**options.seeds:.2g}.\n\n"
         + "\n".join(lines)
         + "\n\n![hypervolume against evaluations](figure2.png)\n"
     )

@@ -189,7 +189,7 @@ def main() -> None:
     parser.add_argument("--gpu-workers", type=int, default=0, help="processes on the GPU")
     parser.add_argument("--gpu-threads", type=int, default=3, help="trainings in each of them")
     parser.add_argument("--time-limit", type=float, help="seconds after which no training starts")
-    parser.add_argument("--only", nargs="+", default=[""], help="networks whose names begin so")
+    parser.add_argument("--only", nargs="+", help="networks, or kinds of them, by name")
     parser.add_argument("--rates", type=float, nargs="+", help="instead of two for each kind")
     parser.add_argument("--recipes", nargs="+", default=RECIPES, choices=RECIPES)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
@@ -234,7 +234,8 @@ def search(options: argparse.Namespace, known: list[Run]) -> Iterator[dict[str, 
         Job(seed, network, recipe, rate)
         for seed, network, recipe in itertools.product(range(options.seeds), NETWORKS, RECIPES)
         for rate in options.rates or RATES[network.split()[0]]
-        if network.startswith(tuple(options.only)) and recipe in options.recipes
+        if options.only is None or {network, network.split()[0]} & set(options.only)
+        if recipe in options.recipes
     ]
     done_before = {Job(run.seed, run.network, run.recipe, run.rate) for run in known}
     jobs = [job for job in jobs if job not in done_before]
