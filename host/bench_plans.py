@@ -18,11 +18,13 @@ from edgexnas.host.models import BraggNN, cnn_bragg, count_parameters, mlp_bragg
 from edgexnas.host.onnx_export import to_onnx
 from edgexnas.host.ptycho_models import PtychoNN, cnn_ptycho, mlp_ptycho
 from edgexnas.host.quantisation import Recipe, quantise
+from edgexnas.host.symmetric_mlp import mlp_bragg_symmetric
 
 PATCH, PATTERN = (1, 11, 11), (1, 64, 64)
 
 NETWORKS = {
     "mlpBragg 50×5": (lambda: mlp_bragg(50, 5), PATCH),
+    "mlpBraggSymmetric 37×2": (lambda: mlp_bragg_symmetric(37, 2), PATCH),
     "cnnBragg 16×12": (lambda: cnn_bragg(16, 12), PATCH),
     "BraggNN": (BraggNN, PATCH),
     "mlpPtycho 256×2": (lambda: mlp_ptycho(256, 2), PATTERN),
