@@ -1,19 +1,21 @@
 """Frames of an HDF5 dataset, decoded from their chunks without HDF5's filter pipeline.
 
 A frame that is one chunk, as detectors write them, is read as it lies in the file and decoded by
-`edgexnas.device.sources.compression` into its own memory; whatever else a dataset may be is left to
-HDF5. Objects of h5py are `Any` here.
+`edgexnas.device.sources.compression`, in whatever thread and memory; whatever else a dataset may be
+is left to HDF5. Objects of h5py are `Any` here.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edgexnas.device.sources.compression import Codec, decompress
+from edgexnas.device.sources.compression import Codec, FrameMemory, decompress
+from edgexnas.device.sources.encoded_frames import EncodedPixels, Payload
 from edgexnas.errors import InputError, SourceError
 from edgexnas.frames.hdf5_layout import FrameAxes, check_filters, check_virtual_sources
 from edgexnas.frames.reading import reading
@@ -46,7 +48,9 @@ class ChunkReader:
         self.dataset = dataset
         self.shape = axes.shape
         self.dtype = dataset.dtype.newbyteorder("=")
-        self._path = path
+        # Frames are decoded in other threads, also when the file is closed.
+        self._stored = dataset.dtype
+        self._label = f"{dataset.name} in {path}"
         self._axes = axes
         self._leading = len(axes.leading)
         self._codec = _codec(dataset)
@@ -72,36 +76,55 @@ class ChunkReader:
         SourceError
             If it cannot be read or decoded.
         """
-        what = f"frame {index} of {self.dataset.name} in {self._path}"
-        with reading(what):
-            if self._codec is not None:
-                pixels = self._direct(self._codec, index, what)
-                if pixels is not None:
-                    return pixels
+        encoded = self.encoded(index)
+        if encoded is not None:
+            try:
+                return encoded.decode()
+            except InputError as error:
+                raise SourceError(str(error)) from error
+        with reading(self._name(index)):
             pixels = np.empty(self.shape, self.dtype)
             self.dataset.read_direct(pixels, self._place(index))
             return pixels
+
+    def encoded(self, index: int) -> EncodedPixels | None:
+        """Read a frame's chunk as it lies in the file; None where `read` leaves it to HDF5.
+
+        Raises
+        ------
+        SourceError
+            If the file cannot be read.
+        """
+        if self._codec is None:
+            return None
+        with reading(self._name(index)):
+            offset = (*self._place(index), 0, 0)
+            try:
+                skipped_filters, payload = self.dataset.id.read_direct_chunk(offset)
+            except (OSError, RuntimeError):
+                # It is not in the file, or damaged. Asking get_chunk_info_by_coord beforehand would
+                # visit every chunk before it, 10 ms a frame after a hundred thousand.
+                return None
+        if skipped_filters:
+            return None
+        return EncodedPixels(payload, partial(self._decode, index), len(payload))
+
+    def _decode(self, index: int, payload: Payload, memory: FrameMemory | None) -> npt.NDArray[Any]:
+        assert self._codec is not None
+        try:
+            return decompress(self._codec, payload, self.shape, self._stored, memory)
+        except InputError as error:
+            raise InputError(
+                f"{self._name(index)} is damaged: {error}; copy or record it again"
+            ) from error
+
+    def _name(self, index: int) -> str:
+        return f"frame {index} of {self._label}"
 
     def _place(self, index: int) -> tuple[int, ...]:
         # One series axis at most is longer than 1; a growing one is the first.
         longest = max(range(self._leading), key=lambda axis: self.dataset.shape[axis], default=0)
         return tuple(index if axis == longest else 0 for axis in range(self._leading))
-
-    def _direct(self, codec: Codec, index: int, what: str) -> npt.NDArray[Any] | None:
-        """Decode a frame's chunk; None if it is not in the file or skipped a filter."""
-        offset = (*self._place(index), 0, 0)
-        try:
-            skipped_filters, payload = self.dataset.id.read_direct_chunk(offset)
-        except (OSError, RuntimeError):
-            # It is not in the file, or damaged. Asking get_chunk_info_by_coord beforehand would
-            # visit every chunk before it, 10 ms a frame after a hundred thousand.
-            return None
-        if skipped_filters:
-            return None
-        try:
-            return decompress(codec, payload, self.shape, self.dataset.dtype)
-        except InputError as error:
-            raise SourceError(f"{what} is damaged: {error}; copy or record it again") from error
 
 
 def _codec(dataset: Any) -> Codec | None:

@@ -18,6 +18,7 @@ from edgexnas.device.sources.events import EventSource, SourceEvent, SourceFrame
 from edgexnas.errors import InputError
 
 __all__ = [
+    "Decoder",
     "EncodedFrame",
     "EncodedPixels",
     "Payload",
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 Payload: TypeAlias = bytes | memoryview | npt.NDArray[np.uint8]
+Decoder: TypeAlias = Callable[[Payload, FrameMemory | None], npt.NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,7 +47,7 @@ class EncodedPixels:
     """
 
     payload: Payload
-    decoder: Callable[[Payload, FrameMemory | None], npt.NDArray[Any]]
+    decoder: Decoder
     nbytes: int
 
     def decode(self, memory: FrameMemory | None = None) -> npt.NDArray[Any]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +16,14 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
+from edgexnas.device.sources.compression import FrameMemory
+from edgexnas.device.sources.encoded_frames import (
+    Decoder,
+    EncodedFrame,
+    EncodedPixels,
+    Payload,
+    decoded_events,
+)
 from edgexnas.device.sources.events import (
     SeriesEnd,
     SeriesStart,
@@ -22,7 +33,7 @@ from edgexnas.device.sources.events import (
 )
 from edgexnas.device.sources.pacing import Pacer
 from edgexnas.device.sources.source_url import SourceOptions, SourceUrl
-from edgexnas.errors import ConfigurationError, SourceError
+from edgexnas.errors import ConfigurationError, InputError, SourceError
 from edgexnas.frames import FrameSeries, open_frames
 from edgexnas.frames.reading import reading
 
@@ -82,6 +93,7 @@ class FileSource:
         self._pacer = Pacer(options.rate)
         self._tick = 0
         self._counts: Counter[str] = Counter()
+        self._counting = threading.Lock()
 
     @classmethod
     def open(cls, url: SourceUrl, given: Mapping[str, Any]) -> FileSource:
@@ -97,6 +109,10 @@ class FileSource:
 
     def events(self) -> Iterator[SourceEvent]:
         """Iterate over the frames; ends with the file, or after `close`."""
+        return decoded_events(self.encoded_events())
+
+    def encoded_events(self) -> Iterator[SourceEvent | EncodedFrame]:
+        """Iterate as `events` does, with compressed frames not decoded."""
         for turn in range(self._options.repeat):
             name = self._path.name + (f"#{turn + 1}" if self._options.repeat > 1 else "")
             with ExitStack() as stack:
@@ -132,16 +148,35 @@ class FileSource:
             arrival_ns=time.monotonic_ns(),
         )
 
-    def _event(self, name: str, index: int, series: _Series) -> SourceFrame | SourceTrouble:
+    def _event(
+        self, name: str, index: int, series: _Series
+    ) -> SourceFrame | EncodedFrame | SourceTrouble:
         try:
             pixels = series.read(index)
         except SourceError as error:
-            self._counts["malformed"] += 1
+            self._count("malformed")
             return SourceTrouble(name, index, str(error), time.monotonic_ns())
-        self._counts["frames"] += 1
-        return SourceFrame(
-            name, index, pixels, time.monotonic_ns(), position_m=series.position(index)
-        )
+        self._count("frames")
+        position, now_ns = series.position(index), time.monotonic_ns()
+        if isinstance(pixels, EncodedPixels):
+            counted = replace(pixels, decoder=partial(self._decode, pixels.decoder))
+            return EncodedFrame(name, index, counted, now_ns, position_m=position)
+        return SourceFrame(name, index, pixels, now_ns, position_m=position)
+
+    def _decode(
+        self, decoder: Decoder, payload: Payload, memory: FrameMemory | None
+    ) -> npt.NDArray[Any]:
+        """Decode the pixels of a frame, in the thread of who needs them."""
+        try:
+            return decoder(payload, memory)
+        except InputError:
+            self._count("malformed")
+            self._count("frames", -1)
+            raise
+
+    def _count(self, what: str, change: int = 1) -> None:
+        with self._counting:
+            self._counts[what] += change
 
     def _numbers(self, series: _Series) -> Iterator[int]:
         """Numbers of the frames when they are due, and there."""
@@ -191,11 +226,11 @@ class _Series:
         for block in self._blocks:
             block.refresh()
 
-    def read(self, index: int) -> npt.NDArray[Any]:
+    def read(self, index: int) -> npt.NDArray[Any] | EncodedPixels:
         for block in self._blocks:
             if index < len(block):
-                pixels: npt.NDArray[Any] = block.read(index)
-                return pixels
+                found: npt.NDArray[Any] | EncodedPixels | None = block.encoded(index)
+                return block.read(index) if found is None else found
             index -= len(block)
         raise SourceError(f"there is no frame {index} in the file any more; record it again")
 
@@ -215,6 +250,9 @@ class _WholeSeries:
 
     def __len__(self) -> int:
         return len(self._series)
+
+    def encoded(self, index: int) -> None:
+        return None
 
     def read(self, index: int) -> npt.NDArray[Any]:
         return np.ascontiguousarray(self._series[index])

@@ -8,7 +8,7 @@ alone, so that pvapy's objects and plain dictionaries serve alike.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgexnas.device.sources.compression import decompress
+from edgexnas.device.sources.compression import FrameMemory, decompress
+from edgexnas.device.sources.encoded_frames import EncodedPixels, Payload
 from edgexnas.device.sources.pixels import as_pixels, frame_bytes
 from edgexnas.errors import InputError
 
@@ -138,17 +139,13 @@ class FrameUpdate:
                 "areaDetector plugin such as NDPluginPva"
             ) from error
 
-    def decode(self) -> npt.NDArray[Any]:
-        """Decode the image.
-
-        Returns
-        -------
-        (H, W) in native byte order; a view of `values` if they are not compressed.
+    def kind(self) -> tuple[tuple[int, int], np.dtype[Any]]:
+        """Tell shape (H, W) and dtype of the image, once they fit all else that is said of it.
 
         Raises
         ------
         InputError
-            If the image is not (H, W), or its sizes, type or compressed data do not fit each
+            If the image is not (H, W), its codec is unknown, or its sizes and type do not fit each
             other.
         """
         if self.field not in _FIELD_DTYPES:
@@ -161,7 +158,7 @@ class FrameUpdate:
                     f"an image of {shape[0]}×{shape[1]} {data.dtype} came with {data.nbytes} "
                     f"bytes, not {size}"
                 )
-            return as_pixels(data.reshape(shape))
+            return shape, data.dtype.newbyteorder("=")
         if self.codec not in _CODECS:
             raise InputError(
                 f"the image is compressed with {self.codec!r}; set the codec plugin to "
@@ -171,8 +168,49 @@ class FrameUpdate:
             raise InputError(
                 f"an image compressed with {self.codec} came as {data.dtype}, not as bytes"
             )
-        dtype = self._dtype(shape)
-        return decompress(_CODECS[self.codec], data.view(np.uint8), shape, dtype)
+        return shape, self._dtype(shape)
+
+    def decode(self) -> npt.NDArray[Any]:
+        """Decode the image.
+
+        Returns
+        -------
+        (H, W) in native byte order; a view of `values` if they are not compressed.
+
+        Raises
+        ------
+        InputError
+            As `kind` does, or if compressed data are malformed.
+        """
+        shape, dtype = self.kind()
+        if not self.codec:
+            return as_pixels(self.values.reshape(shape))
+        return decompress(_CODECS[self.codec], self.values.view(np.uint8), shape, dtype)
+
+    def encoded(self, wrong: Callable[[InputError], InputError]) -> EncodedPixels:
+        """Give the compressed image for others to decode.
+
+        Parameters
+        ----------
+        wrong
+            Makes the error to raise, in whatever thread decodes, of one that says what is malformed
+            in the data.
+
+        Raises
+        ------
+        InputError
+            As `kind` does.
+        """
+        shape, dtype = self.kind()
+        codec = _CODECS[self.codec]
+
+        def decode(payload: Payload, memory: FrameMemory | None) -> npt.NDArray[Any]:
+            try:
+                return decompress(codec, payload, shape, dtype, memory)
+            except InputError as error:
+                raise wrong(error) from error
+
+        return EncodedPixels(self.values.view(np.uint8), decode, self.values.nbytes)
 
     def _dtype(self, shape: tuple[int, int]) -> np.dtype[Any]:
         """Tell the type of compressed pixels from what the sender says; check it by the sizes."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from enum import Enum
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -16,6 +18,7 @@ from pydantic import Field
 
 from edgexnas.device.optional_libraries import pvaccess_module
 from edgexnas.device.sources.compression import prepare_codecs
+from edgexnas.device.sources.encoded_frames import EncodedFrame, decoded_events
 from edgexnas.device.sources.events import (
     PositionReading,
     SeriesEnd,
@@ -64,6 +67,7 @@ class _Lost(Enum):
     NOTHING = "the source is closed"
 
 
+_Event: TypeAlias = SourceEvent | EncodedFrame
 _Message: TypeAlias = tuple[FrameUpdate | _Readings | InputError | _Lost, int]
 
 
@@ -118,6 +122,7 @@ class PvaSource:
         self._lost = False
         self._fresh = True
         self._counts: Counter[str] = Counter()
+        self._counting = threading.Lock()
         self._overruns: Mapping[str, int] = {}
         self._ids = UniqueIds()
         self._numbers = FrameNumbers()
@@ -140,6 +145,10 @@ class PvaSource:
 
     def events(self) -> Iterator[SourceEvent]:
         """Iterate over what the channel brings, until `close`."""
+        return decoded_events(self.encoded_events())
+
+    def encoded_events(self) -> Iterator[_Event]:
+        """Iterate as `events` does, with compressed frames not decoded."""
         channels = self._open_channels()
         try:
             yield from self._taken(channels[0])
@@ -196,7 +205,7 @@ class PvaSource:
 
     def _on_connection(self, connected: bool) -> None:
         if connected:
-            self._counts["reconnects"] += self._lost
+            self._count("reconnects", self._lost)
             self._lost, self._fresh = False, True
         elif self._connected:
             self._connected, self._lost = False, True
@@ -227,12 +236,12 @@ class PvaSource:
             # The oldest goes, as PV Access itself would do; its number will be missed.
             try:
                 self._updates.get_nowait()
-                self._counts["overruns"] += 1
+                self._count("overruns")
             except Empty:
                 break
         self._updates.put((content, arrival_ns))
 
-    def _taken(self, channel: Any) -> Iterator[SourceEvent]:
+    def _taken(self, channel: Any) -> Iterator[_Event]:
         last_s = time.monotonic()
         while not self._closed:
             try:
@@ -257,58 +266,56 @@ class PvaSource:
                 yield SourceTrouble(self._series, None, message, arrival_ns)
         yield from self._ended(time.monotonic_ns())
 
-    def _frame(self, about: FrameUpdate, arrival_ns: int) -> Iterator[SourceEvent]:
+    def _frame(self, about: FrameUpdate, arrival_ns: int) -> Iterator[_Event]:
         fresh, self._fresh = self._fresh, False
         if fresh and self._ids.last == (about.unique_id, about.time_s):
             # A channel that came back gives the frame again that it holds.
             return
         place = self._ids.take(about.unique_id, about.time_s)
         failure: InputError | None = None
-        pixels = None
+        kind = self._kind
         try:
-            pixels = about.decode()
+            kind = about.kind()
         except InputError as error:
             failure = error
-        kind = self._kind if pixels is None else (pixels.shape, pixels.dtype)
         if not place.begins and None not in (kind, self._kind) and kind != self._kind:
             self._ids.restart()
             place = self._ids.take(about.unique_id, about.time_s)
         if place.begins:
             yield from self._ended(arrival_ns)
-            yield from self._started(about, place.number, pixels, arrival_ns)
+            yield from self._started(about, place.number, failure, arrival_ns)
         self._kind = kind
         if place.number < 0:
             message = f"the frame with uniqueId {about.unique_id} is older than its series"
             yield self._trouble(None, InputError(message), arrival_ns)
             return
         self._numbers.take(place.number)
-        if pixels is None:
-            assert failure is not None
+        if failure is not None:
             yield self._trouble(place.number, failure, arrival_ns)
             return
-        self._counts["frames"] += 1
         assert self._series is not None
-        yield SourceFrame(
-            self._series,
-            place.number,
-            pixels,
-            arrival_ns,
-            timestamp_s=about.time_s,
-            position_m=self._position(about),
-        )
+        self._count("frames")
+        about_frame = (self._series, place.number)
+        position = self._position(about)
+        if about.codec:
+            encoded = about.encoded(partial(self._damaged, place.number))
+            yield EncodedFrame(*about_frame, encoded, arrival_ns, about.time_s, position)
+        else:
+            yield SourceFrame(*about_frame, about.decode(), arrival_ns, about.time_s, position)
 
     def _started(
-        self, about: FrameUpdate, number: int, pixels: Any, arrival_ns: int
+        self, about: FrameUpdate, number: int, failure: InputError | None, arrival_ns: int
     ) -> Iterator[SourceEvent]:
         moment = time.time() if about.time_s is None else about.time_s
         text = datetime.fromtimestamp(moment, timezone.utc).isoformat(timespec="microseconds")
         self._series = f"{self._channel}@{text.replace('+00:00', 'Z')}"
         self._missed_before += self._numbers.missed
         self._numbers = FrameNumbers(number)
+        shape, dtype = (None, None) if failure is not None else about.kind()
         yield SeriesStart(
             self._series,
-            shape=None if pixels is None else pixels.shape,
-            dtype=None if pixels is None else pixels.dtype,
+            shape=shape,
+            dtype=dtype,
             metadata={"channel": self._channel, "uniqueId": about.unique_id},
             arrival_ns=arrival_ns,
         )
@@ -345,6 +352,19 @@ class PvaSource:
             yield PositionReading(self._series, number, (row, col), arrival_ns)
 
     def _trouble(self, number: int | None, error: InputError, arrival_ns: int) -> SourceTrouble:
-        self._counts["malformed"] += 1
+        self._count("malformed")
+        return SourceTrouble(self._series, number, self._said(number, error), arrival_ns)
+
+    def _damaged(self, number: int, error: InputError) -> InputError:
+        """Count a frame that came and could not be decoded, in the thread of who decodes it."""
+        self._count("malformed")
+        self._count("frames", -1)
+        return InputError(self._said(number, error))
+
+    def _said(self, number: int | None, error: InputError) -> str:
         place = self._channel if number is None else f"frame {number} of {self._channel}"
-        return SourceTrouble(self._series, number, f"{place}: {error}", arrival_ns)
+        return f"{place}: {error}"
+
+    def _count(self, what: str, change: int = 1) -> None:
+        with self._counting:
+            self._counts[what] += change

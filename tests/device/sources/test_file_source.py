@@ -23,6 +23,7 @@ from edgexnas.device.sources import (
     open_event_source,
 )
 from edgexnas.device.sources.direct_chunks import ChunkReader
+from edgexnas.device.sources.encoded_frames import EncodedFrame, leaves_decoding
 from edgexnas.errors import ConfigurationError, SourceError
 from edgexnas.frames import open_frames
 from edgexnas.frames.hdf5_layout import frame_axes
@@ -167,6 +168,24 @@ def test_a_damaged_frame_is_a_trouble_with_its_number_and_the_rest_is_given(
     assert [trouble.number for trouble in troubles] == [3]
     assert troubles[0].message.startswith(f"frame 3 of /entry/data/data in {path} is damaged: ")
     assert (source.status()["frames"], source.status()["malformed"]) == (5, 1)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_whole_chunks_can_be_decoded_elsewhere_once_the_file_is_closed(
+    layout: str, tmp_path: Path
+) -> None:
+    source = open_event_source(write(tmp_path / "scan.h5", **LAYOUTS[layout]))
+    assert leaves_decoding(source)
+    _, *frames, _ = source.encoded_events()
+    for number, frame in enumerate(frames):
+        place = np.empty(FRAMES.shape[1:], np.uint16)
+        if layout in DIRECT:
+            assert isinstance(frame, EncodedFrame)
+            frame = frame.decoded(lambda shape, dtype, place=place: place)
+            assert isinstance(frame, SourceFrame)
+            assert (frame.pixels is place) == (layout != "chunked")
+        assert frame.number == number
+        np.testing.assert_array_equal(frame.pixels, FRAMES[number])
 
 
 WRITER = """

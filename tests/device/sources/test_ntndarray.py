@@ -61,6 +61,19 @@ def test_the_type_of_compressed_pixels_is_understood_from_either_plugin(code: in
     np.testing.assert_array_equal(decoded, FRAME)
 
 
+def test_a_compressed_image_can_be_decoded_elsewhere_in_memory_that_is_lent() -> None:
+    place = np.empty(FRAME.shape, FRAME.dtype)
+    read = FrameUpdate.of(packed("bslz4"))
+    assert read.kind() == (FRAME.shape, FRAME.dtype)
+    encoded = read.encoded(lambda error: error)
+    assert encoded.nbytes == read.values.nbytes
+    assert encoded.decode(lambda shape, dtype: place) is place
+    np.testing.assert_array_equal(place, FRAME)
+    damaged = FrameUpdate.of(packed("bslz4")).encoded(lambda error: InputError(f"frame 3: {error}"))
+    with pytest.raises(InputError, match="frame 3: bitshuffle data are malformed"):
+        damaged.decoder(bytes(5), None)
+
+
 def test_an_axis_of_one_is_no_axis() -> None:
     sizes = [{"size": 40}, {"size": 30}, {"size": 1}]
     assert FrameUpdate.of(update(dimension=sizes)).decode().shape == (30, 40)

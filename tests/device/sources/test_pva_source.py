@@ -175,10 +175,11 @@ server = pva.PvaServer()
 server.addRecord("T:codecs", pva.NtNdArray(), None)
 print("ready", flush=True)
 sys.stdin.readline()
-for number, codec in enumerate(["lz4", "bslz4", "blosc"] * 2):
+for number, codec in enumerate(["lz4", "bslz4", "blosc"] * 2 + ["lz4"]):
     pixels = np.random.default_rng(number).poisson(3, (50, 70)).astype("i4")
     image = pva.NtNdArray()
-    image["value"] = {"ubyteValue": np.frombuffer(compress(codec, pixels), "u1")}
+    packed = np.frombuffer(compress(codec, pixels), "u1")
+    image["value"] = {"ubyteValue": packed[: -9 if number == 6 else None]}
     image["codec"] = pva.PvCodec(codec, pva.PvInt(int(pva.INT)))
     image["dimension"] = [pva.PvDimension(size, 0, size, 1, False) for size in (70, 50)]
     image["uncompressedSize"] = pixels.nbytes
@@ -190,7 +191,7 @@ sys.stdin.readline()
 """
 
 
-def test_each_of_areadetectors_codecs_is_decoded_also_when_they_alternate(
+def test_each_of_areadetectors_codecs_is_decoded_also_when_they_alternate_and_one_is_damaged(
     start_process: Any, receive: Any
 ) -> None:
     with start_process([sys.executable, "-c", CODECS]) as server:
@@ -198,7 +199,13 @@ def test_each_of_areadetectors_codecs_is_decoded_also_when_they_alternate(
         receiver = receive(open_event_source("pva://T:codecs"))
         receiver.wait(connected(receiver))
         server.go()
-        frames = receiver.wait_for(SourceFrame, 6)
+        (trouble,) = receiver.wait_for(SourceTrouble, 1)
+    frames = receiver.of(SourceFrame)
+    assert len(frames) == 6
+    assert trouble.number == 6
+    assert trouble.message.startswith("frame 6 of T:codecs: lz4 data of ")
+    status = receiver.source.status()
+    assert (status["frames"], status["malformed"]) == (6, 1)
     for number, frame in enumerate(frames):
         expected = np.random.default_rng(number).poisson(3, (50, 70)).astype("i4")
         np.testing.assert_array_equal(frame.pixels, expected)
