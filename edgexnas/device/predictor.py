@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast
@@ -22,6 +22,7 @@ from edgexnas.errors import ConfigurationError, EngineError, InputError
 if TYPE_CHECKING:
     from edgexnas.bragg import Peaks
     from edgexnas.bundle import Precision, TrustStore
+    from edgexnas.device.cuda import PinnedMemory
     from edgexnas.device.engines.device_engine import DeviceEngine
 
 __all__ = ["Predictor"]
@@ -222,17 +223,56 @@ class Predictor:
                 f"there are no {count} frames of shape {tuple(shape)} and dtype {kind}; give "
                 "sizes from 1 and an integer or float dtype"
             )
+        pinned = self._pinned(lambda memory: memory.array(sizes, kind))
+        return np.zeros(sizes, kind) if pinned is None else pinned
+
+    def pin_frames(self, frames: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Let a GPU read frames from memory that is there already, as those of `frame_buffers`.
+
+        ::
+
+            ring = predictor.pin_frames(np.frombuffer(grabber.memory, np.uint16).reshape(8, H, W))
+
+        Parameters
+        ----------
+        frames
+            (count, H, W), C-contiguous, integer or float; kept as long as the result.
+
+        Returns
+        -------
+        The same memory. It stays pinned until nobody refers to the result or to a part of it, also
+        after the predictor. Where no engine runs on a GPU, or, with a warning that says why, where
+        the memory cannot be pinned, it is as it was.
+
+        Raises
+        ------
+        InputError
+            If the array is not C-contiguous, empty, or of another dtype.
+        EngineError
+            If the predictor is closed or the GPU failed for good.
+        """
+        if not (frames.size and frames.flags.c_contiguous and frames.dtype.kind in "uif"):
+            raise InputError(
+                f"frames of shape {frames.shape}, strides {frames.strides} and dtype "
+                f"{frames.dtype} cannot be pinned; give C-contiguous integers or floats"
+            )
+        pinned = self._pinned(lambda memory: memory.pin(frames))
+        return frames if pinned is None else pinned
+
+    def _pinned(self, take: Callable[[PinnedMemory], npt.NDArray[Any]]) -> npt.NDArray[Any] | None:
+        """Take pinned memory; None where there is no GPU, or, with a warning, no such memory."""
         with self._lock:
             self._refuse_closed()
-            if hasattr(self.engine, "enqueue"):
-                session = cast("DeviceEngine", self.engine).session
-                try:
-                    return session.pinned.array(sizes, kind)
-                except EngineError as error:
-                    if session.lost:
-                        raise
-                    _log.warning("frames are copied before they go to the GPU, because %s", error)
-        return np.zeros(sizes, kind)
+            if not hasattr(self.engine, "enqueue"):
+                return None
+            session = cast("DeviceEngine", self.engine).session
+            try:
+                return take(session.pinned)
+            except EngineError as error:
+                if session.lost:
+                    raise
+                _log.warning("frames are copied before they go to the GPU, because %s", error)
+                return None
 
     def close(self) -> None:
         """Release the engine; closing again does nothing."""

@@ -77,15 +77,45 @@ class PinnedMemory:
         """
         return lend(self.block(shape, dtype), shape, dtype, self.free)
 
+    def pin(self, array: Array) -> Array:
+        """Pin memory that is there already, until the last reference to the result goes.
+
+        Parameters
+        ----------
+        array
+            C-contiguous, of plain numbers; kept as long.
+
+        Returns
+        -------
+        The same memory.
+
+        Raises
+        ------
+        InputError
+            If the array is not C-contiguous, empty, or of no plain numbers.
+        EngineError
+            If the session is closed, or the memory cannot be pinned.
+        """
+        if not array.flags.c_contiguous:
+            raise InputError(
+                f"an array of strides {array.strides} cannot be pinned; give a C-contiguous one"
+            )
+        _refuse_empty(array.shape, array.dtype)
+        if self.find(array) is not None:
+            return array
+        session = self._session
+        driver, mapped = session.driver_module, session.integrated
+        with session.current():
+            flags = driver.mem_host_register_flags.DEVICEMAP if mapped else 0
+            memory = driver.register_host_memory(array, flags)
+            pointer = int(memory.base.get_device_pointer()) if mapped else None
+        block = PinnedBlock(address_of(array), array.nbytes, pointer, memory)
+        self._blocks[block.address] = block
+        return lend(block, array.shape, array.dtype, self.free)
+
     def block(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> PinnedBlock:
         """Take memory for such an array, to be given back to `free`; raises as `array` does."""
-        kind = np.dtype(dtype)
-        nbytes = math.prod(shape) * kind.itemsize
-        if nbytes <= 0 or kind.kind not in "uifb":
-            raise InputError(
-                f"there is no memory for frames of shape {tuple(shape)} and dtype {kind}; give "
-                "numbers, and sizes above 0"
-            )
+        nbytes = _refuse_empty(shape, np.dtype(dtype))
         session = self._session
         driver, mapped = session.driver_module, session.integrated
         with session.current():
@@ -213,6 +243,17 @@ def lend(
     """Make an array of a block, which goes to `take_back` with the last reference to it."""
     array: Array = np.asarray(_Loan(block, tuple(shape), np.dtype(dtype), take_back))
     return array
+
+
+def _refuse_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+    """Tell how many bytes an array has, if it has items and they are plain numbers."""
+    nbytes = math.prod(shape) * dtype.itemsize
+    if nbytes <= 0 or dtype.kind not in "uifb":
+        raise InputError(
+            f"there is no memory for frames of shape {tuple(shape)} and dtype {dtype}; give "
+            "numbers, and sizes above 0"
+        )
+    return nbytes
 
 
 def address_of(array: Array) -> int:

@@ -262,8 +262,16 @@ class FakeCuda:
             shape: tuple[int, ...], dtype: Any, order: str = "C", mem_flags: int = 0
         ) -> Any:
             fake.need_context("pagelocked_zeros")
-            raw = np.zeros(shape, dtype)
+            return pinned_array(np.zeros(shape, dtype), mem_flags)
 
+        def register_host_memory(array: Any, flags: int = 0) -> Any:
+            fake.need_context("register_host_memory")
+            assert array.flags.contiguous
+            if fake.is_pinned(array.ctypes.data, 1):
+                raise LogicError("cuMemHostRegister failed: part or all is already mapped")
+            return pinned_array(array, flags)
+
+        def pinned_array(raw: Any, mem_flags: int) -> Any:
             class Owner:
                 """What numpy takes as the base of the array, as pycuda's allocation is."""
 
@@ -337,6 +345,8 @@ class FakeCuda:
         drv.get_driver_version = lambda: 13000
         drv.mem_alloc = DeviceAllocation
         drv.pagelocked_zeros = pagelocked_zeros
+        drv.register_host_memory = register_host_memory
+        drv.mem_host_register_flags = SimpleNamespace(DEVICEMAP=2)
         drv.host_alloc_flags = SimpleNamespace(DEVICEMAP=2)
         drv.event_flags = SimpleNamespace(DEFAULT=0, DISABLE_TIMING=2)
         drv.device_attribute = SimpleNamespace(INTEGRATED="INTEGRATED")

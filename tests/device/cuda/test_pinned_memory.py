@@ -136,6 +136,35 @@ def test_memory_is_freed_with_the_last_view_of_it(session: CudaSession) -> None:
     assert session.host_bytes == before
 
 
+def test_memory_that_is_there_is_pinned_until_the_last_view_goes(
+    session: CudaSession, echoed: DoubleBuffer, host_copies: list[Any]
+) -> None:
+    before = session.host_bytes
+    own = np.zeros((3, *FRAME), np.uint16)
+    ring = session.pinned.pin(own)
+    assert session.host_bytes == before + own.nbytes
+    assert session.pinned.pin(ring[1]) is not None
+    for seed in range(3):
+        filled(own[seed], seed)
+        echoed.submit(own[seed])
+        np.testing.assert_array_equal(echoed.result()["frame"], random_frame(seed))
+    assert host_copies == []
+    view = ring[2]
+    del ring
+    assert session.pinned.find(own) is not None
+    del view
+    assert session.pinned.find(own) is None
+    assert session.host_bytes == before
+    echoed.submit(own[1])
+    np.testing.assert_array_equal(echoed.result()["frame"], random_frame(1))
+    assert len(host_copies) == 1
+    again = session.pinned.pin(own)
+    assert session.host_bytes == before + own.nbytes
+    del again
+    with pytest.raises(InputError, match="give a C-contiguous one"):
+        session.pinned.pin(own[:, ::2])
+
+
 def test_no_memory_is_given_for_nothing_or_for_objects(session: CudaSession) -> None:
     for shape, dtype in (((0, 4), np.uint16), ((4,), object), ((4,), "M8[s]")):
         with pytest.raises(InputError, match="sizes above 0"):

@@ -187,6 +187,42 @@ def test_frame_buffers_are_ordinary_memory_where_none_can_be_pinned(
         predictor.frame_buffers(2, frames[0].shape, np.uint16)
 
 
+def test_a_ring_of_ones_own_is_read_from_where_it_lies_while_it_is_pinned(
+    predictor, frames, fake_gpu, host_copies, caplog
+):
+    expected = [predictor.process(frame).quantiles_px for frame in frames[:2]]
+    host_copies.clear()
+    own = np.zeros((2, *frames[0].shape), np.uint16)
+    ring = predictor.pin_frames(own)
+    assert np.shares_memory(ring, own)
+    assert np.shares_memory(predictor.pin_frames(ring[1]), own[1])
+    for number, quantiles_px in enumerate(expected):
+        # Whoever fills it need not know of the other array.
+        own[number] = frames[number]
+        peaks = predictor.process((ring, own)[number][number])
+        np.testing.assert_array_equal(peaks.quantiles_px, quantiles_px)
+    assert host_copies == []
+    del ring
+    predictor.process(own[0])
+    assert len(host_copies) == 1
+    for wrong in (own[:, ::2], own[:0], own.astype(complex)):
+        with pytest.raises(InputError, match="give C-contiguous integers or floats"):
+            predictor.pin_frames(wrong)
+
+    def refuse(*given: Any) -> Any:
+        raise fake_gpu.driver.LogicError("cuMemHostRegister failed: operation not supported")
+
+    fake_gpu.driver.register_host_memory = refuse
+    assert predictor.pin_frames(own) is own
+    assert "frames are copied before they go to the GPU, because Fake GPU refused" in caplog.text
+
+
+def test_a_ring_of_ones_own_stays_as_it_is_without_a_gpu(bundle_path, keys, frames):
+    own = np.stack(frames)
+    with Predictor(bundle_path, trust=keys, engine="onnxruntime", cache=False) as predictor:
+        assert predictor.pin_frames(own) is own
+
+
 def test_frame_buffers_stay_usable_after_the_predictor(predictor, frames):
     session = predictor.engine.session
     ring = predictor.frame_buffers(2, frames[0].shape, np.uint16)
