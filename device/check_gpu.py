@@ -1,8 +1,9 @@
-"""Check the CUDA kernels against the CPU on this machine's GPU, and time the frame pipeline.
+"""Check the CUDA kernels against the CPU on this machine's GPU, and time frames and scans.
 
     python device/check_gpu.py                              # kernels against the CPU
     python device/check_gpu.py --frames crops.npz           # also on real frames of this file
-    python device/check_gpu.py --sanitize memcheck racecheck --time --output docs/results
+    python device/check_gpu.py --sanitize memcheck racecheck --time --time-scans \
+        --output docs/results
 
 TensorRT is not needed: torch stands in for the network, and the page says so. Exit status 0 only if
 everything agrees.
@@ -20,10 +21,10 @@ from typing import Any
 
 from gpu_comparisons import (
     cases,
-    compare_pattern_pipeline,
     compare_patterns,
     compare_peaks,
     compare_pipeline,
+    compare_stitching,
 )
 
 from edgexnas.device.cuda import CudaSession
@@ -37,10 +38,13 @@ def compare(session: CudaSession, options: argparse.Namespace) -> tuple[bool, st
         compare_peaks(session, name, frame, finder)
         for name, frame, finder in cases(options.frames, options.small)
     ]
-    outcomes.append(compare_patterns(session))
+    outcomes += [compare_patterns(session), compare_stitching(session)]
     if not options.small:
+        # With torch, which takes long under a sanitizer.
+        from gpu_scans import compare_scan
+
         outcomes.append(compare_pipeline(session, 300))
-        outcomes.append(compare_pattern_pipeline(session))
+        outcomes.append(compare_scan(session))
     said = f"{len(outcomes)} comparisons with the CPU, {outcomes.count(False)} differ"
     print(said, flush=True)
     return all(outcomes), said
@@ -65,8 +69,9 @@ def main() -> int:
     parser.add_argument("--frames", type=Path, help=".npz of real frames")
     parser.add_argument("--small", action="store_true", help="small frames only, no network")
     parser.add_argument("--sanitize", nargs="*", default=[], metavar="TOOL")
-    parser.add_argument("--time", action="store_true")
-    parser.add_argument("--output", type=Path, help="folder for the page, with --time")
+    parser.add_argument("--time", action="store_true", help="time frames")
+    parser.add_argument("--time-scans", action="store_true")
+    parser.add_argument("--output", type=Path, help="folder for the pages, with --time")
     options = parser.parse_args()
     try:
         with CudaSession() as session:
@@ -80,6 +85,12 @@ def main() -> int:
 
                 page = frames_page(found, [said for _, said in verdicts])
                 write_whole(options.output / "gpu-frames.md", page.encode())
+            if options.time_scans:
+                from gpu_scans import measure_scans, scans_page
+
+                page = scans_page(session, measure_scans(session), [said for _, said in verdicts])
+                if options.output is not None:
+                    write_whole(options.output / "gpu-scans.md", page.encode())
     except EngineError as error:
         print(error, file=sys.stderr)
         return 1

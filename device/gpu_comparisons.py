@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 from made_frames import crowded_frame, spotty_frame
-from pattern_pipeline import PatternPipeline
 
 from edgexnas.bragg import PATCH_SIZE, decode_offsets, scale_patches
 from edgexnas.device.cuda import CudaSession
 from edgexnas.device.frame_pipeline import FramePipeline
+from edgexnas.device.gpu_islands import GpuIslands
 from edgexnas.device.kernels import PatternKernels, PeakKernels
+from edgexnas.device.kernels.pattern_kernels import NO_BAD_PIXEL
 from edgexnas.device.kernels.peak_kernels import HEADER_ITEMS
+from edgexnas.device.stitching import ObjectStitcher
 from edgexnas.peak_finding import (
     Background,
     FinderSettings,
@@ -22,7 +24,7 @@ from edgexnas.peak_finding import (
     PeakFinder,
     estimate_background,
 )
-from edgexnas.ptycho import ObjectCanvas, bin_patterns, scale_patterns, to_complex
+from edgexnas.ptycho import bin_patterns, scale_patterns
 
 PATCH = (1, PATCH_SIZE, PATCH_SIZE)
 LOOSE = FinderSettings(0, 1, 1, 0.5, 1)
@@ -147,50 +149,60 @@ def compare_decoding(
 
 
 def compare_patterns(session: CudaSession) -> bool:
-    """Compare binning, scaling and stitching with numpy."""
+    """Compare checks, binning and scaling with numpy."""
     random = np.random.default_rng(0)
     good = True
     for shape, factor in (((64, 64), 1), ((130, 141), 2), ((514, 1030), 4), ((192, 200), 3)):
         patterns = random.poisson(30, (5, *shape)).astype(np.uint16)
-        kernels = PatternKernels(session, np.uint16, shape=(65, 65))
+        patterns[3, shape[0] // 2, shape[1] // 2] = 2**16 - 1
+        kernels = PatternKernels(session, np.uint16, shape, factor, 17.3)
         given = session.device_buffer(patterns.shape, patterns.dtype)
         given.upload(patterns)
         scaled = session.device_buffer((5, 64, 64), np.float32)
+        bad = session.device_buffer((5,), np.int32)
         with session.current():
-            kernels.enqueue_scale(
-                given.pointer, 5, shape, factor, 17.3, scaled.pointer, session.compute
-            )
+            kernels.enqueue_scale(given.pointer, 5, scaled.pointer, bad.pointer, session.compute)
+        expected = np.full(5, NO_BAD_PIXEL)
+        expected[3] = shape[0] // 2 * shape[1] + shape[1] // 2
         same = np.array_equal(
             scaled.download(), scale_patterns(bin_patterns(patterns, factor), 17.3)
-        )
+        ) and np.array_equal(bad.download(), expected)
         good &= same
         print(f"{'ok  ' if same else 'FAIL'} binning by {factor} and scaling of {shape}")
-        kernels.close()
-    number, shape = 40, (150, 170)
-    patches = np.stack(
-        [random.random((number, 64, 64)), random.uniform(-3, 3, (number, 64, 64))], axis=1
-    ).astype(np.float32)
-    positions = random.uniform((-1, -1), (87, 107), (number, 2))
-    positions[0] = np.nan
-    canvas = ObjectCanvas(shape)
-    canvas.add(to_complex(patches[:, 0], patches[:, 1]), positions)
-    kernels = PatternKernels(session, np.uint16, shape=shape)
-    for part in (slice(0, 7), slice(7, 8), slice(8, None)):
-        given = session.device_buffer(patches[part].shape, np.float32)
-        given.upload(patches[part])
-        places = session.device_buffer(positions[part].shape, np.float64)
-        places.upload(positions[part])
-        with session.current():
-            kernels.enqueue_stitch(
-                given.pointer, places.pointer, len(positions[part]), session.compute
-            )
-            session.compute.synchronize()
-    image, expected = kernels.image(), canvas.image()
-    kernels.close()
-    difference = float(np.abs(image.values - expected.values).max())
-    same = np.array_equal(image.coverage, expected.coverage) and difference < 1e-6
-    print(f"{'ok  ' if same else 'FAIL'} stitching: largest difference {difference:.1e}")
-    return good and same
+        for memory in (kernels, given, scaled, bad):
+            memory.close()
+    return good
+
+
+def compare_stitching(session: CudaSession) -> bool:
+    """Compare islands on the GPU with those on the CPU: near, apart, joined, and in any order."""
+    random = np.random.default_rng(1)
+    good = True
+    for name, places in {
+        "one island": random.uniform(-20, 60, (60, 2)),
+        "many islands": random.uniform(-600, 600, (60, 2)),
+        "islands that join": np.concatenate(
+            [random.uniform(0, 20, (9, 2)) + at for at in ((0, 0), (0, 62), (0, 31), (2, 33))]
+        ),
+    }.items():
+        one, other = ObjectStitcher(islands=GpuIslands(session, most=7)), ObjectStitcher()
+        for number, place in enumerate(places):
+            amplitude = random.random((64, 64), dtype=np.float32) + 0.5
+            phase = random.uniform(-0.3, 0.3, (64, 64)).astype(np.float32) + random.integers(-3, 3)
+            for stitcher in (one, other):
+                stitcher.add(number, amplitude, phase.astype(np.float32), place)
+        image, wanted = one.image(), other.image()
+        islands = len(one.islands._islands)
+        same = islands == len(other.islands._islands) and image.values.shape == wanted.values.shape
+        strays = float(np.abs(image.values - wanted.values).max()) if same else np.inf
+        same &= np.allclose(image.coverage, wanted.coverage, rtol=1e-6) and strays < 1e-4
+        good &= same
+        print(
+            f"{'ok  ' if same else 'FAIL'} stitching, {name}: {islands} left, object within "
+            f"{strays:.1e}"
+        )
+        one.close()
+    return good
 
 
 def compare_pipeline(session: CudaSession, peaks: int) -> bool:
@@ -236,46 +248,3 @@ def compare_pipeline(session: CudaSession, peaks: int) -> bool:
     pipeline.close()
     engine.close()
     return good
-
-
-def compare_pattern_pipeline(session: CudaSession) -> bool:
-    """Compare patches and object of a scan with the same network's and stitching of the CPU."""
-    import torch
-    from torch_stand_in import TorchStandIn
-
-    from edgexnas.host.ptycho_models import mlp_ptycho
-
-    random = np.random.default_rng(5)
-    torch.manual_seed(5)
-    network = mlp_ptycho(32, 1).eval()
-    patterns = random.poisson(30, (6, 8, 130, 132)).astype(np.uint16)
-    positions = random.uniform(0, 200, (6, 8, 2))
-    engine = TorchStandIn(
-        network, (1, 64, 64), session=session, precision="float32", batch=8, graph=False
-    )
-    pipeline = PatternPipeline(
-        engine, pattern_shape=(130, 132), dtype=np.uint16, factor=2, intensity_scale=300.0,
-        canvas=(280, 290), number=8,
-    )  # fmt: skip
-    canvas = ObjectCanvas((280, 290))
-    given, expected = [], []
-    for batch, places in zip(patterns, positions, strict=True):
-        pipeline.submit(batch, places)
-        if pipeline.buffer.in_flight == 2:
-            given.append(pipeline.result().copy())
-        inputs = scale_patterns(bin_patterns(batch, 2), 300.0)[:, None]
-        with torch.inference_mode():
-            expected.append(network(torch.from_numpy(inputs)).numpy())
-        canvas.add(to_complex(expected[-1][:, 0], expected[-1][:, 1]), places)
-    given.append(pipeline.result().copy())
-    image, wanted = pipeline.image(), canvas.image()
-    pipeline.close()
-    engine.close()
-    patches = float(np.abs(np.array(given) - np.array(expected)).max())
-    strays = float(np.abs(image.values - wanted.values).max())
-    fine = patches < 1e-4 and strays < 1e-4 and np.array_equal(image.coverage, wanted.coverage)
-    print(
-        f"{'ok  ' if fine else 'FAIL'} ptychography, 6 batches of 8 patterns: patches within "
-        f"{patches:.1e}, object within {strays:.1e}"
-    )
-    return fine

@@ -56,17 +56,6 @@ def frames_page(found: dict[str, Any], checks: list[str]) -> str:
             for row in found["host copies"]
         ),
         "",
-        "## Ptychography",
-        "",
-        "Batches of 32 patterns of 256×256 uint16 in pinned memory: copy, binning by 4 and "
-        "scaling, network, patches back to the host, weighted stitching on a canvas of 1024×1024, "
-        "as one CUDA graph (`device/pattern_pipeline.py`). Stages in µs, memory in MiB as above.",
-        "",
-        "| network | patterns/s | latency p50 / p99, ms | copy | bin, scale | network | stitch "
-        "| edgexnas MiB | all MiB |",
-        "|---|---|---|---|---|---|---|---|---|",
-        *(_scan_row(row) for row in found["scans"]),
-        "",
         "## Checks",
         "",
         *(f"* {said}" for said in checks),
@@ -100,14 +89,6 @@ def _stage_row(row: dict[str, Any]) -> str:
     )
 
 
-def _scan_row(row: dict[str, Any]) -> str:
-    times = " | ".join(f"{value:.0f}" for value in row["stages us"].values())
-    return (
-        f"| {row['network']} | {row['patterns/s']:,.0f} | {_latency(row)} | {times} "
-        f"| {row['own MiB']:.0f} | {row['all MiB']:.0f} |"
-    )
-
-
 def _resource_lines() -> list[str]:
     """Tell what the kernels take on an Orin and on Hopper GPUs, where nvcc is installed."""
     if nvcc_path() is None:
@@ -117,7 +98,7 @@ def _resource_lines() -> list[str]:
         "| kernel | GPU | registers | shared bytes | spilled bytes |",
         "|---|---|---|---|---|",
     ]
-    for source in ("peaks.cu", "patterns.cu"):
+    for source in ("peaks.cu", "patterns.cu", "object.cu"):
         for capability in ("SM87", "SM90"):
             lines += [
                 f"| {kernel.name} | {capability} | {kernel.registers} | "

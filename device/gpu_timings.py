@@ -1,4 +1,4 @@
-"""How long frames and patterns take on this GPU, and what device memory they need."""
+"""How long frames take on this GPU, and what device memory they need."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from label_baseline import label_pipelines
 from made_frames import spotty_frame
-from pattern_pipeline import PatternPipeline
 from torch_stand_in import TorchStandIn
 
 from edgexnas.bragg import PATCH_SIZE, scale_patches
@@ -26,11 +25,9 @@ from edgexnas.device.frame_pipeline import SLOTS, FramePipeline
 from edgexnas.device.sources.compression import compress, decompress
 from edgexnas.errors import MissingDependencyError
 from edgexnas.host.models import BraggNN, mlp_bragg
-from edgexnas.host.ptycho_models import PtychoNN, mlp_ptycho
 from edgexnas.peak_finding import PeakFinder, estimate_background
-from edgexnas.ptycho import PATTERN_SIZE
 
-PATCH, PATTERN = (1, PATCH_SIZE, PATCH_SIZE), (1, PATTERN_SIZE, PATTERN_SIZE)
+PATCH = (1, PATCH_SIZE, PATCH_SIZE)
 SHAPE = (2048, 2048)
 SPOTS = (500, 5000)
 SIZES = (512, 1024, 2048, 4096, 6144, 8192)
@@ -45,9 +42,7 @@ DECODERS = (4, 14)
 DECODED = 100
 """Frames that each of them decodes in one round."""
 
-SCAN = {"pattern_shape": (256, 256), "factor": 4, "canvas": (1024, 1024), "number": 32}
 NETWORKS = {"mlpBragg 50×5": lambda: mlp_bragg(50, 5), "BraggNN": lambda: BraggNN()}
-SCAN_NETWORKS = {"mlpPtycho 256×1": lambda: mlp_ptycho(256, 1), "PtychoNN": lambda: PtychoNN()}
 
 Row = dict[str, Any]
 
@@ -66,7 +61,6 @@ def measure(session: CudaSession, keep: Callable[[Row], None]) -> Row:
         "frame bytes": frame_bytes,
         "frames": [],
         "host copies": [],
-        "scans": [],
     }
     print(f"{rate / 1e9:.1f} GB/s, {found['limit frames/s']:.0f} frames/s", flush=True)
     fields = [Field.with_spots(spots) for spots in SPOTS]
@@ -76,9 +70,6 @@ def measure(session: CudaSession, keep: Callable[[Row], None]) -> Row:
         keep(found)
         if turn == 0:
             found["frames"] += [printed(row) for field in fields for row in time_others(field)]
-            for scanned, build_scanned in SCAN_NETWORKS.items():
-                found["scans"].append(printed(time_scan(session, scanned, build_scanned())))
-                keep(found)
     return found
 
 
@@ -348,56 +339,3 @@ def time_host_copies(session: CudaSession, frames: list[np.ndarray]) -> list[Row
     for buffer in pinned:
         buffer.close()
     return rows
-
-
-def time_scan(session: CudaSession, name: str, network: Any) -> Row:
-    """Time patterns in, object out: rate, latency, stages and device memory of a whole pipeline."""
-    free, own = free_bytes(session), session.device_bytes
-    engine = TorchStandIn(
-        network, PATTERN, session=session, precision="float16", sizes=(32,), graph=False
-    )
-    engine_bytes = session.device_bytes - own
-    pipeline = PatternPipeline(engine, dtype=np.uint16, intensity_scale=100.0, **SCAN)
-    taken = session.device_bytes - own - engine_bytes
-    everything = free - free_bytes(session)
-    number, shape = SCAN["number"], SCAN["pattern_shape"]
-    random = np.random.default_rng(0)
-    patterns = random.poisson(30, (number, *shape)).astype(np.uint16)
-    positions = random.uniform(0, 900, (number, 2))
-    for slot in pipeline.buffer.slots:
-        slot.input.array[:] = patterns
-
-    def in_place() -> None:
-        pipeline.submit(None, positions)
-        pipeline.result()
-
-    alone = summary(repeated(in_place, 500))
-    pipeline.submit(None, positions)
-    rate = rate_of(in_place, 500)
-    pipeline.result()
-    slot, kernels = pipeline.buffer.slots[0], pipeline._kernels
-    pointer, places = slot.outputs["patches"].pointer, pipeline._places[0].pointer
-    stages = graph_times_us(
-        session,
-        {
-            "copy": lambda stream: slot.input.upload(stream),
-            "bin, scale": lambda stream: kernels.enqueue_scale(
-                slot.input.pointer, number, shape, SCAN["factor"], 100.0,
-                pipeline._scaled.pointer, stream,
-            ),
-            "network": lambda stream: engine.enqueue(
-                pipeline._scaled.pointer, pointer, number, stream
-            ),
-            "stitch": lambda stream: kernels.enqueue_stitch(pointer, places, number, stream),
-        },
-    )  # fmt: skip
-    pipeline.close()
-    engine.close()
-    return {
-        "network": name,
-        "patterns/s": number * rate,
-        **alone,
-        "stages us": stages,
-        "own MiB": taken / 2**20,
-        "all MiB": everything / 2**20,
-    }

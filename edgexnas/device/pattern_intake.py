@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgexnas.errors import ConfigurationError, InputError
+from edgexnas.errors import ConfigurationError, EdgexnasError, EngineError, InputError
 from edgexnas.ptycho import PATTERN_SIZE, bin_patterns, check_counts
 
 __all__ = ["PatternIntake"]
@@ -61,6 +61,23 @@ class PatternIntake:
 
         Parameters
         ----------
+        pattern, number
+            As of `accept`.
+
+        Raises
+        ------
+        InputError
+            If its shape or dtype is another, or a count is negative, not finite or saturated.
+        """
+        array = self.checked(self.accept(pattern, number), number)
+        binned: FloatArray = bin_patterns(array[None], len(array) // PATTERN_SIZE)[0]
+        return binned
+
+    def accept(self, pattern: npt.ArrayLike, number: int) -> npt.NDArray[Any]:
+        """Check the shape and dtype of one pattern against those before it.
+
+        Parameters
+        ----------
         pattern
             (H, W) counts, any real dtype, the direct beam at (H // 2, W // 2); square, its side a
             multiple of 64.
@@ -70,16 +87,35 @@ class PatternIntake:
         Raises
         ------
         InputError
-            If its shape or dtype is another, or a count is negative, not finite or saturated.
+            If its shape or dtype is another.
         """
         array = np.asarray(pattern)
         if (array.shape, array.dtype) != (self._shape, self._dtype):
             self._learn(array, number)
-        array = self.masked(array)
+        return array
+
+    def checked(self, pattern: npt.NDArray[Any], number: int) -> npt.NDArray[Any]:
+        """Set the masked pixels of an accepted pattern to 0 and check its counts.
+
+        Raises
+        ------
+        InputError
+            If a count is negative, not finite or saturated.
+        """
+        array = self.masked(pattern)
         check_counts(array[None], saturation=self.saturation, first_number=number)
-        factor = len(array) // PATTERN_SIZE
-        binned: FloatArray = bin_patterns(array[None], factor)[0]
-        return binned
+        return array
+
+    def fault(self, pattern: npt.NDArray[Any], number: int) -> EdgexnasError:
+        """Say what is wrong with the counts of an accepted pattern that a GPU has refused."""
+        try:
+            self.checked(pattern, number)
+        except InputError as error:
+            return error
+        return EngineError(
+            f"the GPU refuses pattern {number} and the CPU does not; use an engine on the CPU, and "
+            "report it"
+        )
 
     def masked(self, patterns: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Set the masked pixels of (..., H, W) patterns to 0.

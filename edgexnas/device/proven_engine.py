@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import numpy as np
 
 from edgexnas.device.engines.engine import Engine, fallback_reason, open_engine, resolve_engine
-from edgexnas.device.engines.engine_cache import EngineCache, default_cache_folder
+from edgexnas.device.engines.engine_cache import EngineCache, open_cache
 from edgexnas.device.proof import EngineProof, ObjectProof, prove_engine
 from edgexnas.errors import EngineAccuracyError, EngineError, MissingDependencyError
 
@@ -98,9 +98,7 @@ class EngineOptions:
     @cached_property
     def opened_cache(self) -> EngineCache | None:
         """The cache, opened when something first needs it."""
-        if self.cache is False:
-            return None
-        return EngineCache(default_cache_folder() if self.cache is None else Path(self.cache))
+        return open_cache(self.cache)
 
 
 def open_proven_engine(

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Literal
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from edgexnas.device.patch_stream import PatchStream
 from edgexnas.device.pattern_intake import PatternIntake
+from edgexnas.device.pattern_run import PatternRun
 from edgexnas.device.predictor import Predictor
 from edgexnas.device.proof import ObjectProof, run_in_batches
-from edgexnas.device.scan_source import ScanChunk, ScanSource, open_chunks
+from edgexnas.device.scan_source import ScanSource, open_chunks
 from edgexnas.device.stitching import MOST_WAITING, ObjectStitcher
 from edgexnas.ptycho import (
     PATTERN_SIZE,
@@ -25,6 +29,8 @@ from edgexnas.ptycho import (
 
 if TYPE_CHECKING:
     from edgexnas.bundle import Bundle, Precision, TrustStore
+    from edgexnas.device.engines.device_engine import DeviceEngine
+    from edgexnas.device.pattern_pipeline import PatternPipeline
 
 __all__ = ["PtychoPredictor"]
 
@@ -78,6 +84,9 @@ class PtychoPredictor(Predictor):
         saturation: float | None = None,
     ) -> None:
         self._intake = PatternIntake(mask=mask, saturation=saturation)
+        self._cache = cache
+        self._pipelines: list[PatternPipeline] = []
+        self._streams: weakref.WeakSet[PatchStream] = weakref.WeakSet()
         super().__init__(
             bundle,
             trust=trust,
@@ -145,7 +154,9 @@ class PtychoPredictor(Predictor):
         An iterator over `PlacedPatches`, up to `batch` of them at a time, whose `image()` is the
         object stitched so far, and whose `counts` tell what became of every patch. Each patch is
         turned by a constant phase to fit those before it. The image depends on the order of
-        patterns and positions alone, not on `batch`.
+        patterns and positions alone, not on `batch`. With an engine on a GPU patterns are binned
+        and patches stitched there too, and the object comes to host memory when it is asked for
+        and at the end.
 
         Raises
         ------
@@ -161,15 +172,17 @@ class PtychoPredictor(Predictor):
             As in `predict`, for the pattern at fault, after those before it.
         """
         self._refuse_closed()
-        stitcher = ObjectStitcher(most_waiting)
-        chunks = open_chunks(source, self._intake, self.engine.batch, object_pixel_m)
-        return PatchStream(chunks, self._predict_chunk, stitcher)
+        run = PatternRun(self)
+        chunks, read_ahead = open_chunks(source, run.begin, self.engine.batch, object_pixel_m)
+        stream = PatchStream(chunks, run, self.stitcher(most_waiting), read_ahead=read_ahead)
+        self._streams.add(stream)
+        return stream
 
     def intake(self, mask: npt.NDArray[np.bool_] | None = None) -> PatternIntake:
         """Give a check of patterns of its own to a scan, with this mask beside the scan's.
 
-        `admit` on each pattern and then `predict_admitted` is what `stream` does, in two steps
-        that can run in different threads.
+        `admit` on each pattern and then `predict_admitted` is what `stream` does on the CPU, in
+        two steps that can run in different threads; on a GPU it is `accept` and `predict_in`.
 
         Raises
         ------
@@ -188,8 +201,117 @@ class PtychoPredictor(Predictor):
         """
         return self._patches(patterns)
 
-    def _predict_chunk(self, chunk: ScanChunk) -> ObjectPatches:
-        return self._patches(chunk.patterns)
+    def stitcher(self, most_waiting: int = MOST_WAITING) -> ObjectStitcher:
+        """Give an empty object: on the GPU where the engine runs on one, else in host memory.
+
+        Raises
+        ------
+        ConfigurationError
+            If `most_waiting` is no number from 0.
+        EngineError
+            If the predictor is closed or the GPU failed for good.
+        """
+        stitcher = ObjectStitcher(most_waiting)
+        with self.in_turn():
+            if self._on_gpu is not None:
+                # Only predictors on a GPU load what it needs.
+                from edgexnas.device.gpu_islands import open_gpu_islands
+
+                stitcher.islands = open_gpu_islands(
+                    self._on_gpu.session, most=self.engine.batch, cache=self._cache
+                )
+        return stitcher
+
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """Keep other threads from the engine for a with-block; blocks may nest.
+
+        Raises
+        ------
+        EngineError
+            If the predictor is closed.
+        """
+        with self._lock:
+            self._refuse_closed()
+            yield
+
+    def open_pipeline(
+        self, intake: PatternIntake, pattern: npt.NDArray[Any]
+    ) -> PatternPipeline | None:
+        """Take what a scan's patterns go through on the GPU; `close` gives it back at the latest.
+
+        Parameters
+        ----------
+        intake
+            The scan's, which has accepted its first pattern.
+        pattern
+            That pattern.
+
+        Returns
+        -------
+        A pipeline for `predict_in`; None where patterns stay on the CPU: without an engine on a
+        GPU, and, with a warning that says why, where no pipeline can be had.
+
+        Raises
+        ------
+        EngineError
+            If the predictor is closed or the GPU failed for good.
+        """
+        with self.in_turn():
+            if self._on_gpu is None:
+                return None
+            from edgexnas.device.pattern_pipeline import open_pattern_pipeline
+
+            rows, cols = pattern.shape
+            pipeline = open_pattern_pipeline(
+                self._on_gpu, (rows, cols), pattern.dtype, intensity_scale=self._intensity_scale,
+                mask=intake.mask, saturation=intake.saturation, cache=self._cache,
+            )  # fmt: skip
+            if pipeline is not None:
+                self._pipelines.append(pipeline)
+            return pipeline
+
+    def predict_in(
+        self, pipeline: PatternPipeline, patterns: Sequence[npt.NDArray[Any]]
+    ) -> tuple[ObjectPatches, tuple[int, ...]]:
+        """Check, bin and predict patterns that `intake` has accepted, all on the GPU.
+
+        Threads take turns.
+
+        Returns
+        -------
+        As of `PatternPipeline.result`.
+
+        Raises
+        ------
+        EngineError
+            If the predictor is closed or the GPU fails.
+        """
+        with self.in_turn():
+            return pipeline.process(patterns)
+
+    def close_pipeline(self, pipeline: PatternPipeline) -> None:
+        """Give the memory of a pipeline back; closing again does nothing."""
+        with self._lock:
+            if pipeline in self._pipelines:
+                self._pipelines.remove(pipeline)
+                pipeline.close()
+
+    def close(self) -> None:
+        """Release the engine and the GPU's memory; images of streams stay there to be asked for.
+
+        Closing again does nothing.
+        """
+        for stream in list(self._streams):
+            stream.leave_gpu()
+        with self._lock:
+            while self._pipelines:
+                self._pipelines.pop().close()
+            super().close()
+
+    @property
+    def _on_gpu(self) -> DeviceEngine | None:
+        return cast("DeviceEngine", self.engine) if hasattr(self.engine, "enqueue") else None
 
     def _patches(self, counts: FloatArray) -> ObjectPatches:
         """(n, 64, 64) checked counts → patches."""

@@ -12,7 +12,6 @@ from typing import Any, Protocol, TypeGuard
 import numpy as np
 import numpy.typing as npt
 
-from edgexnas.device.pattern_intake import PatternIntake
 from edgexnas.device.sources import EventSource, open_event_source
 from edgexnas.device.sources import PositionReading as ReadingInMetres
 from edgexnas.device.sources.opening import is_event_source
@@ -23,7 +22,6 @@ from edgexnas.ptycho import PATTERN_SIZE
 
 __all__ = ["PositionReading", "ScanChunk", "ScanLike", "ScanSource", "open_chunks"]
 
-FloatArray = npt.NDArray[np.float32]
 Positions = npt.NDArray[np.float64]
 Reading = tuple[int, Positions]
 
@@ -75,8 +73,11 @@ ScanSource = str | os.PathLike[str] | EventSource | ScanLike | Iterable[Item]
 """A path, a URL, an open source, a scan, or patterns with their positions in the order in which
 they were taken."""
 
-Admit = Callable[[npt.ArrayLike, int], FloatArray]
-"""Checks a pattern and bins it, given its number for messages."""
+Take = Callable[[npt.ArrayLike, int], None]
+"""Checks a pattern, given its number for messages, and keeps what is needed of it."""
+
+Begin = Callable[[npt.NDArray[np.bool_] | None], Take]
+"""Begins a scan, given its mask."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,14 +91,12 @@ class _Numbered:
 
 @dataclass(frozen=True, slots=True)
 class ScanChunk:
-    """Patterns that follow each other, and the readings that came between them.
+    """Patterns that were taken one after the other, and the readings that came between them.
 
     Attributes
     ----------
     numbers
         (n,) int64, numbers of the patterns in their scan.
-    patterns
-        (n, 64, 64) float32 counts.
     positions_px
         (n, 2) float64; NaN where unknown.
     readings
@@ -106,18 +105,32 @@ class ScanChunk:
     """
 
     numbers: npt.NDArray[np.int64]
-    patterns: FloatArray
     positions_px: Positions
     readings: tuple[tuple[int, Reading], ...]
 
 
 def open_chunks(
     source: ScanSource,
-    intake: PatternIntake,
+    begin: Begin,
     size: int,
     object_pixel_m: tuple[float, float] | None = None,
-) -> Iterator[ScanChunk]:
-    """Open a path or a URL, check a scan, or start to iterate; give at most `size` patterns a time.
+) -> tuple[Iterator[ScanChunk], bool]:
+    """Open a path or a URL, check a scan, or start to iterate.
+
+    Parameters
+    ----------
+    source
+        As of `PtychoPredictor.stream`.
+    begin
+        Told of the scan's mask; what it gives is called with each pattern, before its chunk comes.
+    size
+        Most patterns of a chunk.
+    object_pixel_m
+        As of `PtychoPredictor.stream`.
+
+    Returns
+    -------
+    The chunks, and whether all patterns are there already, so that it costs nothing to read ahead.
 
     Raises
     ------
@@ -138,7 +151,7 @@ def open_chunks(
     if is_event_source(source):
         pixel_m = _needed_pixel(source.url, object_pixel_m)
         frames = SeriesFrames(source)
-        return _chunks(_from_frames(frames, pixel_m), _LateIntake(frames, intake).admit, size)
+        return _chunks(_from_frames(frames, pixel_m), _LateBegin(frames, begin).take, size), False
     if object_pixel_m is not None:
         raise ConfigurationError(
             f"object_pixel_m is {object_pixel_m!r} and would be ignored: a file, a scan or an "
@@ -147,13 +160,13 @@ def open_chunks(
     if _is_scan(source):
         check_positions(source)
         items = zip(source.patterns, source.positions_px, strict=True)
-        return _chunks(_numbered(items), intake.beside(source.mask).admit, size)
+        return _chunks(_numbered(items), begin(source.mask), size), True
     if not isinstance(source, Iterable):
         raise ConfigurationError(
             f"source is {type(source).__name__}; give a path, a URL, a Scan or an iterable of "
             "(pattern, position)"
         )
-    return _chunks(_numbered(iter(source)), intake.beside(None).admit, size)
+    return _chunks(_numbered(iter(source)), begin(None), size), False
 
 
 def check_object_pixel(size_m: tuple[float, float]) -> None:
@@ -248,17 +261,17 @@ def _is_scan(source: object) -> TypeGuard[ScanLike]:
     return hasattr(source, "patterns") and hasattr(source, "positions_px")
 
 
-class _LateIntake:
-    """An intake beside the mask of a source, which is known with the first frame."""
+class _LateBegin:
+    """Begins a scan once the mask of its source is known, which is with the first frame."""
 
-    def __init__(self, frames: SeriesFrames, intake: PatternIntake) -> None:
-        self._frames, self._intake = frames, intake
-        self._own: PatternIntake | None = None
+    def __init__(self, frames: SeriesFrames, begin: Begin) -> None:
+        self._frames, self._begin = frames, begin
+        self._take: Take | None = None
 
-    def admit(self, pattern: npt.ArrayLike, number: int) -> FloatArray:
-        if self._own is None:
-            self._own = self._intake.beside(self._frames.mask)
-        return self._own.admit(pattern, number)
+    def take(self, pattern: npt.ArrayLike, number: int) -> None:
+        if self._take is None:
+            self._take = self._begin(self._frames.mask)
+        self._take(pattern, number)
 
 
 def _from_frames(frames: SeriesFrames, pixel_m: Positions) -> Iterator[_Numbered | PositionReading]:
@@ -290,22 +303,22 @@ def _numbered(items: Iterator[object]) -> Iterator[_Numbered | PositionReading]:
 
 
 def _chunks(
-    items: Iterator[_Numbered | PositionReading], admit: Admit, size: int
+    items: Iterator[_Numbered | PositionReading], take: Take, size: int
 ) -> Iterator[ScanChunk]:
-    gathered = _Gathered(admit)
+    gathered = _Gathered(take)
     failure: Exception | None = None
     empty = True
     try:
         for item in items:
             gathered.take(item)
-            empty = empty and not gathered.patterns
-            if len(gathered.patterns) == size or len(gathered.readings) >= MOST_READINGS:
+            empty = empty and not gathered.numbers
+            if len(gathered.numbers) == size or len(gathered.readings) >= MOST_READINGS:
                 yield gathered.chunk()
-                gathered = _Gathered(admit)
+                gathered = _Gathered(take)
     except Exception as error:
         # What came before the fault is delivered first, whatever the size of a chunk.
         failure = error
-    if gathered.patterns or gathered.readings:
+    if gathered.numbers or gathered.readings:
         yield gathered.chunk()
     if failure is not None:
         raise failure
@@ -317,9 +330,8 @@ def _chunks(
 class _Gathered:
     """A chunk in the making."""
 
-    admit: Admit
+    keep: Take
     numbers: list[int] = field(default_factory=list)
-    patterns: list[FloatArray] = field(default_factory=list)
     positions: list[Positions] = field(default_factory=list)
     readings: list[tuple[int, Reading]] = field(default_factory=list)
 
@@ -327,18 +339,17 @@ class _Gathered:
         if isinstance(item, PositionReading):
             number = operator.index(item.frame_number)
             reading = number, _position(item.position_px, number)
-            self.readings.append((len(self.patterns), reading))
+            self.readings.append((len(self.numbers), reading))
             return
         placed = _position(item.position, item.number)
-        self.patterns.append(self.admit(item.pattern, item.number))
+        self.keep(item.pattern, item.number)
         self.positions.append(placed)
         self.numbers.append(item.number)
 
     def chunk(self) -> ScanChunk:
-        patterns = np.array(self.patterns, np.float32).reshape(-1, PATTERN_SIZE, PATTERN_SIZE)
         positions = np.array(self.positions, np.float64).reshape(-1, 2)
         numbers = np.array(self.numbers, np.int64)
-        return ScanChunk(numbers, patterns, positions, tuple(self.readings))
+        return ScanChunk(numbers, positions, tuple(self.readings))
 
 
 def _position(position: npt.ArrayLike | None, number: int) -> Positions:

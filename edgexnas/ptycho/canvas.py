@@ -118,6 +118,19 @@ class ObjectCanvas:
         self._skipped = 0
         self._origin = origin_px
 
+    @classmethod
+    def of(
+        cls,
+        sums: npt.NDArray[np.complex128],
+        weights: npt.NDArray[np.float64],
+        origin_px: tuple[int, int],
+    ) -> ObjectCanvas:
+        """Make a canvas of the weighted sums and the weights, (H, W), that another one held."""
+        height, width = sums.shape
+        canvas = cls((height, width), origin_px=origin_px)
+        canvas._sum, canvas._weights = sums, weights
+        return canvas
+
     @property
     def shape(self) -> tuple[int, int]:
         """(H, W) in object pixels."""

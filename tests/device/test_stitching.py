@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgexnas.device import stitching
+from edgexnas.device import islands
 from edgexnas.device.stitching import MOST_PIXELS, ObjectStitcher
 from edgexnas.ptycho import ObjectCanvas, align_phase
 
@@ -30,8 +30,13 @@ def turned(patches: Any, *, seed: int = 0) -> Any:
 def stitched(patches: Any, positions: Any, **options: Any) -> ObjectStitcher:
     stitcher = ObjectStitcher(**options)
     for number, (patch, position) in enumerate(zip(patches, positions, strict=True)):
-        stitcher.add(number, patch, np.asarray(position, np.float64))
+        stitcher.add(number, *parts_of(patch), np.asarray(position, np.float64))
     return stitcher
+
+
+def parts_of(patch: Any) -> tuple[Any, Any]:
+    """Amplitude and phase."""
+    return np.abs(patch).astype(np.float32), np.angle(patch).astype(np.float32)
 
 
 @pytest.fixture
@@ -94,20 +99,21 @@ def test_islands_are_turned_to_fit_where_a_patch_joins_them(raster: Any) -> None
 
 
 def test_so_many_islands_and_no_more_take_memory(raster: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr(stitching, "MOST_ISLANDS", 3)
+    monkeypatch.setattr(islands, "MOST_ISLANDS", 3)
     stitcher = stitched(np.stack([raster[2][0]] * 6), [(100 * k, 0) for k in range(6)])
-    assert len(stitcher._islands) == 3
+    assert len(stitcher.islands._islands) == 3
     assert (stitcher.image().coverage > 0).sum() == 6 * SIDE * SIDE
 
 
 @given(st.lists(st.sampled_from(["placed", "late", "early", "never"]), max_size=40))
 def test_the_counts_add_up_whatever_comes(kinds: list[str]) -> None:
     stitcher, patch = ObjectStitcher(most_waiting=3), np.ones((SIDE, SIDE), np.complex64)
+    parts = parts_of(patch)
     for number, kind in enumerate(kinds):
         position = np.array([number, 0.0])
         if kind == "early":
             stitcher.place(number, position)
-        stitcher.add(number, patch, position if kind == "placed" else np.full(2, np.nan))
+        stitcher.add(number, *parts, position if kind == "placed" else np.full(2, np.nan))
     for number, kind in enumerate(kinds):
         if kind == "late":
             stitcher.place(number, np.array([number, 0.0]))

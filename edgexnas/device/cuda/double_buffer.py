@@ -173,7 +173,13 @@ class DoubleBuffer:
             )
         return self._free[0].input.array
 
-    def submit(self, frame: npt.ArrayLike | None = None, *, size: int | None = None) -> Slot:
+    def submit(
+        self,
+        frame: npt.ArrayLike | None = None,
+        *,
+        size: int | None = None,
+        count: int | None = None,
+    ) -> Slot:
         """Start work on one frame; returns before it is done.
 
         Parameters
@@ -185,6 +191,9 @@ class DoubleBuffer:
             `next_input()`.
         size
             One of `sizes`; None for the first.
+        count
+            How many of the items of `next_input()`, along its first axis, are copied to the
+            device; None for all.
 
         Returns
         -------
@@ -202,7 +211,7 @@ class DoubleBuffer:
         slot.size = self._sizes[0] if size is None else size
         if frame is None:
             with session.current():
-                slot.input.upload(session.copies)
+                slot.input.upload(session.copies, count)
                 return self._start(slot)
         given = np.asarray(frame)
         if given.shape != memory.shape or given.dtype != memory.dtype:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
@@ -33,7 +34,7 @@ class CudaSession:
     """Work on one GPU: streams, buffers and graphs, freed together.
 
     The context is the GPU's primary one, which torch, cupy and TensorRT use too; all sessions of a
-    process share it. Any thread may use a session, one at a time, inside `current()`.
+    process share it. Any thread may use a session inside `current()`; one at a time uses a stream.
 
     Parameters
     ----------
@@ -75,6 +76,7 @@ class CudaSession:
         self._held = hold_context(device)
         self.driver_module: Any = self._held.driver
         self._resources: dict[int, Closable] = {}
+        self._counting = threading.Lock()
         self._closed = False
         self.device_bytes = 0
         self._staged_bytes = 0
@@ -115,8 +117,17 @@ class CudaSession:
         """
         return self._current
 
-    def device_buffer(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> DeviceBuffer:
+    def device_buffer(
+        self, shape: tuple[int, ...], dtype: npt.DTypeLike, *, stream: Any | None = None
+    ) -> DeviceBuffer:
         """Take device memory for an array, zeroed.
+
+        Parameters
+        ----------
+        shape, dtype
+            Of the array.
+        stream
+            Where it is zeroed, and which is waited for; None for `compute`.
 
         Raises
         ------
@@ -126,8 +137,9 @@ class CudaSession:
         with self.current():
             buffer = DeviceBuffer(self, tuple(shape), dtype)
             self.keep(buffer, device_bytes=buffer.nbytes)
-            buffer.fill_zero(self.compute)
-            self.compute.synchronize()
+            stream = stream or self.compute
+            buffer.fill_zero(stream)
+            stream.synchronize()
         return buffer
 
     def staged_buffer(
@@ -160,6 +172,14 @@ class CudaSession:
                 host_bytes=buffer.nbytes,
             )
         return buffer
+
+    def stream(self) -> Any:
+        """Make another `pycuda.driver.Stream`, for work beside what `compute` does.
+
+        Let go of it inside `releasing()`.
+        """
+        with self.current():
+            return self.driver_module.Stream(NON_BLOCKING)
 
     def event(self, *, timing: bool = False) -> Any:
         """Make a `pycuda.driver.Event`; without timing it costs less."""
@@ -247,15 +267,17 @@ class CudaSession:
 
     def keep(self, resource: Closable, *, device_bytes: int = 0, host_bytes: int = 0) -> None:
         """Close a resource with the session, unless it closes before."""
-        self._resources[id(resource)] = resource
-        self.device_bytes += device_bytes
-        self._staged_bytes += host_bytes
+        with self._counting:
+            self._resources[id(resource)] = resource
+            self.device_bytes += device_bytes
+            self._staged_bytes += host_bytes
 
     def forget(self, resource: Closable, *, device_bytes: int = 0, host_bytes: int = 0) -> None:
         """Count a resource as freed; resources call it when they close."""
-        if self._resources.pop(id(resource), None) is not None:
-            self.device_bytes -= device_bytes
-            self._staged_bytes -= host_bytes
+        with self._counting:
+            if self._resources.pop(id(resource), None) is not None:
+                self.device_bytes -= device_bytes
+                self._staged_bytes -= host_bytes
 
     @contextmanager
     def releasing(self) -> Iterator[None]:

@@ -19,12 +19,12 @@ import secrets
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from edgexnas.errors import EngineError
 from edgexnas.whole_files import write_whole
 
-__all__ = ["EngineCache", "default_cache_folder"]
+__all__ = ["CacheOption", "EngineCache", "default_cache_folder", "open_cache"]
 
 KEY_FILE = "device.key"
 KEY_BYTES = 32
@@ -56,6 +56,23 @@ def default_cache_folder() -> Path:
         raise EngineError(
             f"there is no folder for the engine cache ({error}); set EDGEXNAS_CACHE, or give cache="
         ) from error
+
+
+CacheOption = str | os.PathLike[str] | Literal[False] | None
+"""A folder, None for the usual one, False for none."""
+
+
+def open_cache(cache: CacheOption) -> EngineCache | None:
+    """Open the cache that a `Predictor`'s option names; None without one.
+
+    Raises
+    ------
+    EngineError
+        If the folder cannot be used.
+    """
+    if cache is False:
+        return None
+    return EngineCache(default_cache_folder() if cache is None else Path(cache))
 
 
 class EngineCache:

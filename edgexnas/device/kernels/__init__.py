@@ -4,7 +4,8 @@ Importing this package loads no CUDA library; compiling and launching kernels do
 """
 
 from edgexnas.device.kernels.compilation import compile_kernels
+from edgexnas.device.kernels.object_kernels import ObjectKernels
 from edgexnas.device.kernels.pattern_kernels import PatternKernels
 from edgexnas.device.kernels.peak_kernels import PeakKernels
 
-__all__ = ["PatternKernels", "PeakKernels", "compile_kernels"]
+__all__ = ["ObjectKernels", "PatternKernels", "PeakKernels", "compile_kernels"]

@@ -117,7 +117,7 @@ def compile_kernels(
     Parameters
     ----------
     source
-        "peaks.cu" or "patterns.cu".
+        "peaks.cu", "patterns.cu" or "object.cu".
     capability
         Compute capability of the GPU, as "SM87".
     definitions

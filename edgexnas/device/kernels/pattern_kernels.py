@@ -1,4 +1,4 @@
-"""The kernels that bin and scale patterns, and stitch patches into an object."""
+"""The kernel that checks, bins and scales diffraction patterns."""
 
 from __future__ import annotations
 
@@ -9,30 +9,24 @@ import numpy.typing as npt
 
 from edgexnas.device.kernels.kernel_set import KernelSet
 from edgexnas.errors import ConfigurationError
-from edgexnas.ptycho import PATTERN_SIZE, ObjectImage, hann_weight
+from edgexnas.ptycho import PATTERN_SIZE
 
 if TYPE_CHECKING:
     from edgexnas.device.cuda import CudaSession
     from edgexnas.device.engines.engine_cache import EngineCache
 
-__all__ = ["PatternKernels"]
+__all__ = ["NO_BAD_PIXEL", "PatternKernels"]
 
-THREADS = 256
-AREA = PATTERN_SIZE**2
+THREADS = 1024
 
-SIGNATURES = {
-    "bin_and_scale": "PiiiifP",
-    "weigh_patches": "PPi",
-    "stitch_patches": "PPPiiiPP",
-    "finish_object": "PPiPP",
-}
+NO_BAD_PIXEL = np.iinfo(np.int32).max
+"""What stands where a pattern has no pixel to refuse."""
+
+SIGNATURES = {"bin_and_scale": "PPPiiifPP"}
 
 
 class PatternKernels:
-    """What happens to patterns and patches of an object, on device memory.
-
-    The canvas has a fixed shape; patches are added in their order, so that the object does not
-    depend on how they were batched.
+    """What happens to the patterns of one detector, on device memory.
 
     Parameters
     ----------
@@ -41,16 +35,22 @@ class PatternKernels:
     dtype
         Of the patterns.
     shape
-        (H, W) of the canvas in object pixels, larger than a patch.
-    weight
-        (64, 64) weight of a patch's pixels; None for a raised cosine.
+        (H, W) of a pattern.
+    factor
+        Pixels of the detector along each axis that become one; `shape` holds 64 × `factor` or more.
+    intensity_scale
+        As of `edgexnas.ptycho.scale_patterns`.
+    mask
+        (H, W) bool, True where a pixel counts as 0; None for nowhere.
+    saturation
+        As of `edgexnas.ptycho.check_counts`.
     cache
         Where compiled kernels are kept; None for nowhere.
 
     Raises
     ------
     ConfigurationError
-        If there are no kernels for the dtype, or the canvas is too small.
+        If there are no kernels for the dtype, or the patterns are too small for the factor.
     EngineError
         If the kernels cannot be compiled, or the GPU has not enough memory.
     """
@@ -59,89 +59,60 @@ class PatternKernels:
         self,
         session: CudaSession,
         dtype: npt.DTypeLike,
-        *,
-        shape: tuple[int, int],
-        weight: npt.NDArray[np.float32] | None = None,
-        cache: EngineCache | None = None,
-    ) -> None:
-        if min(shape) <= PATTERN_SIZE:
-            raise ConfigurationError(
-                f"canvas has shape {shape}; it must be larger than a patch, 64×64"
-            )
-        self._session = session
-        self.shape = shape
-        self._kernels = KernelSet(session, "patterns.cu", dtype, SIGNATURES, cache=cache)
-        buffer = self._kernels.buffer
-        try:
-            self._weight = buffer((PATTERN_SIZE, PATTERN_SIZE), np.float32)
-            self._weight.upload(np.asarray(hann_weight() if weight is None else weight, np.float32))
-            self._sums = buffer((*shape, 2), np.float64)
-            self._weights = buffer(shape, np.float64)
-            self._values = buffer((*shape, 2), np.float32)
-            self._coverage = buffer(shape, np.float32)
-        except BaseException:
-            self.close()
-            raise
-
-    def enqueue_scale(
-        self,
-        patterns: int,
-        number: int,
         shape: tuple[int, int],
         factor: int,
         intensity_scale: float,
-        scaled: int,
-        stream: Any,
+        *,
+        mask: npt.NDArray[np.bool_] | None = None,
+        saturation: float | None = None,
+        cache: EngineCache | None = None,
     ) -> None:
-        """Put binning and scaling into a stream; see `bin_patterns` and `scale_patterns`.
-
-        Parameters
-        ----------
-        patterns, scaled
-            Device addresses of (number, H, W) counts and of (number, 64, 64) float32.
-        shape
-            (H, W) of the patterns, at least 64 × `factor` each.
-        """
         if factor < 1 or min(shape) < PATTERN_SIZE * factor:
             raise ConfigurationError(
                 f"patterns of {shape} cannot be binned by {factor}; "
                 f"give {PATTERN_SIZE} × factor pixels or more along each axis"
             )
-        self._call(
-            "bin_and_scale", number * AREA, stream, patterns, number, *shape, factor,
-            np.float32(intensity_scale), scaled,
-        )  # fmt: skip
+        self._binning = (*shape, factor, np.float32(intensity_scale))
+        self._kernels = KernelSet(session, "patterns.cu", dtype, SIGNATURES, cache=cache)
+        try:
+            self._most = self._kernels.uploaded(most_counts(dtype, saturation)).pointer
+            self._mask = 0
+            if mask is not None:
+                self._mask = self._kernels.uploaded(mask.astype(np.uint8)).pointer
+        except BaseException:
+            self.close()
+            raise
 
-    def enqueue_stitch(self, patches: int, positions: int, number: int, stream: Any) -> None:
-        """Put stitching into a stream; see `ObjectCanvas.add`.
+    def enqueue_scale(self, patterns: int, number: int, scaled: int, bad: int, stream: Any) -> None:
+        """Put checks, binning and scaling into a stream; the context is current.
 
         Parameters
         ----------
-        patches
-            Device address of (number, 2, 64, 64) float32 amplitude and phase, overwritten.
-        positions
-            Device address of (number, 2) float64, (row, col) from the canvas's first pixel.
+        patterns
+            Device address of (number, H, W) counts.
+        scaled
+            Device address for (number, 64, 64) float32; see `bin_patterns` and `scale_patterns`.
+        bad
+            Device address for (number,) int32: the first pixel of each pattern that
+            `check_counts` refuses, row · W + column, or `NO_BAD_PIXEL`.
         """
-        self._call("weigh_patches", number * AREA, stream, patches, self._weight.pointer, number)
-        self._call(
-            "stitch_patches", self.shape[0] * self.shape[1], stream, patches, self._weight.pointer,
-            positions, number, *self.shape, self._sums.pointer, self._weights.pointer,
+        self._kernels.launch(
+            "bin_and_scale", number, THREADS, stream, patterns, self._mask, self._most,
+            *self._binning, scaled, bad,
         )  # fmt: skip
-
-    def image(self) -> ObjectImage:
-        """Return the object as it stands; how many patches were skipped is not counted here."""
-        pixels = self.shape[0] * self.shape[1]
-        with self._session.current():
-            self._call(
-                "finish_object", pixels, self._session.compute, self._sums.pointer,
-                self._weights.pointer, pixels, self._values.pointer, self._coverage.pointer,
-            )  # fmt: skip
-        values = self._values.download().view(np.complex64)[..., 0]
-        return ObjectImage(values, self._coverage.download(), skipped=0)
 
     def close(self) -> None:
         """Free the device memory; closing again does nothing."""
         self._kernels.close()
 
-    def _call(self, name: str, items: int, stream: Any, *arguments: Any) -> None:
-        self._kernels.launch(name, -(-items // THREADS), THREADS, stream, *arguments)
+
+def most_counts(dtype: npt.DTypeLike, saturation: float | None) -> npt.NDArray[Any]:
+    """Give the largest count that `check_counts` lets through, as (1,) of the dtype."""
+    dtype = np.dtype(dtype)
+    if dtype.kind == "f":
+        given = np.array([np.inf if saturation is None else saturation], dtype)
+        below: npt.NDArray[Any] = np.nextafter(given, -np.inf, dtype=dtype)
+        return below
+    largest = int(np.iinfo(dtype).max)
+    limit = largest + (dtype.kind == "i") if saturation is None else saturation
+    return np.array([int(min(largest, np.ceil(limit) - 1))], dtype)

@@ -1,4 +1,8 @@
-"""Diffraction patterns: patches of the object, stitched while the scan runs."""
+"""Diffraction patterns: patches of the object, stitched while the scan runs.
+
+Where the engine runs on a GPU, patterns are checked, binned and stitched there too; elsewhere the
+finding stage checks and bins them in its threads.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +20,15 @@ from edgexnas.device.serving.series_run import FrameTask, SeriesRun
 from edgexnas.device.serving.settings import PipelineSettings
 from edgexnas.device.stitching import ObjectStitcher
 from edgexnas.errors import ConfigurationError, EdgexnasError
-from edgexnas.ptycho import PATTERN_SIZE, to_complex
+from edgexnas.ptycho import PATTERN_SIZE
 
 if TYPE_CHECKING:
+    from edgexnas.device.pattern_pipeline import PatternPipeline
     from edgexnas.device.ptycho_predictor import PtychoPredictor
 
 __all__ = ["PatternWork"]
+
+USUAL_DTYPES = (np.uint16, np.uint32)
 
 SNAPSHOT_SHARE = 10
 """A snapshot is taken no oftener than this many times its own duration."""
@@ -32,8 +39,10 @@ UNKNOWN = np.full(2, np.nan)
 @dataclass(slots=True)
 class _ScanState:
     intake: PatternIntake
+    stitcher: ObjectStitcher
     lock: threading.Lock = field(default_factory=threading.Lock)
-    stitcher: ObjectStitcher = field(default_factory=ObjectStitcher)
+    opened: bool = False
+    pipeline: PatternPipeline | None = None
     newest: int = -1
     changed: bool = False
     next_s: float = 0.0
@@ -66,20 +75,42 @@ class PatternWork:
         self._pixel_m = settings.object_pixel_m
 
     def warm_up(self) -> None:
-        """Predict from an empty pattern."""
-        self._predictor.predict_admitted(np.zeros((1, PATTERN_SIZE, PATTERN_SIZE), np.float32))
+        """Predict from an empty pattern, and stitch its patch.
+
+        On a GPU this compiles the kernels for the dtypes that detectors usually have.
+        """
+        stitcher = self._predictor.stitcher()
+        for dtype in USUAL_DTYPES:
+            intake = self._predictor.intake()
+            side = PATTERN_SIZE if intake.mask is None else len(intake.mask)
+            pattern = intake.accept(np.zeros((side, side), dtype), 0)
+            pipeline = self._predictor.open_pipeline(intake, pattern)
+            if pipeline is None:
+                patches = self._predictor.predict_admitted(intake.admit(pattern, 0)[None])
+            else:
+                patches, _ = self._predictor.predict_in(pipeline, [pattern])
+                self._predictor.close_pipeline(pipeline)
+            stitcher.add(0, patches.amplitude[0], patches.phase_rad[0], np.zeros(2))
+        stitcher.image()
+        stitcher.close()
 
     def begin(self, run: SeriesRun) -> None:
         """Make an empty object for the scan."""
-        run.work = _ScanState(self._predictor.intake(run.start.mask))
+        intake = self._predictor.intake(run.start.mask)
+        run.work = _ScanState(intake, self._predictor.stitcher())
 
     def prepare(self, task: FrameTask) -> list[FrameTask]:
-        """Check a pattern and bin it."""
+        """Check a pattern and bin it, or leave that to the GPU."""
         state: _ScanState = task.run.work
         assert task.pixels is not None
         try:
             with state.lock:
-                task.prepared = state.intake.admit(task.pixels, task.number)
+                accepted = state.intake.accept(task.pixels, task.number)
+                if not state.opened:
+                    state.pipeline = self._predictor.open_pipeline(state.intake, accepted)
+                    state.opened = True
+                on_cpu = state.pipeline is None
+                task.prepared = state.intake.admit(accepted, task.number) if on_cpu else accepted
         except EdgexnasError as error:
             task.error = str(error)
         return [task]
@@ -93,10 +124,11 @@ class PatternWork:
         return 1
 
     def predict(self, tasks: list[FrameTask]) -> None:
-        """Predict the patches of all patterns together."""
-        patches = self._predictor.predict_admitted(np.stack([task.prepared for task in tasks]))
-        for index, task in enumerate(tasks):
-            task.prepared = patches.amplitude[index], patches.phase_rad[index]
+        """Predict the patches of all patterns together, those of each series on its own."""
+        # Those that are tuples were predicted before another series made the engine fail.
+        left = [task for task in tasks if not isinstance(task.prepared, tuple)]
+        for run in dict.fromkeys(task.run for task in left):
+            self._predict_series(run.work, [task for task in left if task.run is run])
 
     def place(self, task: FrameTask) -> None:
         """Stitch a patch into the object."""
@@ -106,7 +138,7 @@ class PatternWork:
         self._place_readings(task.run, task.number)
         given = task.position_m
         position = UNKNOWN.copy() if given is None else self._in_pixels(given)
-        position = state.stitcher.add(task.number, to_complex(amplitude, phase_rad), position)
+        position = state.stitcher.add(task.number, amplitude, phase_rad, position)
         state.newest, state.changed = task.number, True
         task.result = FrameResult(
             task.run.series,
@@ -136,7 +168,25 @@ class PatternWork:
         return ObjectSnapshot(run.series, state.newest, image, final)
 
     def end(self, run: SeriesRun) -> None:
-        """Do nothing: an object takes host memory only."""
+        """Give back what the scan took of the GPU."""
+        state: _ScanState | None = run.work
+        if state is None:
+            return
+        state.stitcher.close()
+        if state.pipeline is not None:
+            self._predictor.close_pipeline(state.pipeline)
+
+    def _predict_series(self, state: _ScanState, tasks: list[FrameTask]) -> None:
+        bad: tuple[int, ...] = ()
+        prepared = [task.prepared for task in tasks]
+        if state.pipeline is None:
+            patches = self._predictor.predict_admitted(np.stack(prepared))
+        else:
+            patches, bad = self._predictor.predict_in(state.pipeline, prepared)
+        for index, task in enumerate(tasks):
+            if index in bad:
+                task.error = str(state.intake.fault(task.prepared, task.number))
+            task.prepared = patches.amplitude[index], patches.phase_rad[index]
 
     def _place_readings(self, run: SeriesRun, number: int) -> None:
         state: _ScanState = run.work

@@ -11,6 +11,9 @@ import pytest
 
 HERE = Path(__file__).parent
 
+FEWER_THREADS = {"object.cu": {"FIT_THREADS": 128}, "patterns.cu": {"THREADS": 64}}
+"""Blocks that fill a multiprocessor cost time on the CPU and do nothing more."""
+
 
 def _load(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"kernel_tests_{path.stem}", path)
@@ -50,21 +53,30 @@ def session(request: pytest.FixtureRequest) -> Iterator[Any]:
 @pytest.fixture
 def kernels_on_cpu(monkeypatch: pytest.MonkeyPatch, libraries: Path, fake_gpu: Any) -> None:
     """Let modules of the GPU that is none hold kernels that run on the CPU."""
-    from edgexnas.device.kernels import kernel_set, pattern_kernels, peak_kernels
+    from edgexnas.device.kernels import kernel_set, object_kernels, pattern_kernels, peak_kernels
 
     on_cpu = _load(HERE / "kernels_on_cpu.py")
+    modules = {
+        "peaks.cu": peak_kernels,
+        "patterns.cu": pattern_kernels,
+        "object.cu": object_kernels,
+    }
 
     def compile_for_cpu(
         source: str, capability: str, definitions: Any, *, cache: Any = None
     ) -> Any:
-        own = peak_kernels if source == "peaks.cu" else pattern_kernels
-        return on_cpu.build(libraries, source, definitions, list(own.SIGNATURES))
+        names = list(modules[source].SIGNATURES)
+        fewer = FEWER_THREADS.get(source, {})
+        macros = {**definitions, **{name: str(threads) for name, threads in fewer.items()}}
+        return on_cpu.build(libraries, source, macros, names)
 
     fake_gpu.driver.module_from_buffer = lambda library: on_cpu.ModuleOnCpu(fake_gpu, library)
     monkeypatch.setattr(kernel_set, "compile_kernels", compile_for_cpu)
-    # Blocks that fill a GPU cost time here and do nothing more.
     monkeypatch.setattr(peak_kernels, "CUT_BLOCKS", 12)
     monkeypatch.setattr(peak_kernels, "DECODE_BLOCKS", 3)
+    for source, fewer in FEWER_THREADS.items():
+        for name, threads in fewer.items():
+            monkeypatch.setattr(modules[source], name, threads)
 
 
 @pytest.fixture

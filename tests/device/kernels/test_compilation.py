@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from edgexnas.device.engines.engine_cache import EngineCache
-from edgexnas.device.kernels import compilation, compile_kernels, pattern_kernels, peak_kernels
+from edgexnas.device.kernels import (
+    compilation,
+    compile_kernels,
+    object_kernels,
+    pattern_kernels,
+    peak_kernels,
+)
 from edgexnas.device.kernels.compilation import (
     PIXEL_TYPES,
     kernel_resources,
@@ -18,6 +24,7 @@ from edgexnas.errors import ConfigurationError, EngineError
 NAMES = {
     "peaks.cu": set(peak_kernels.SIGNATURES),
     "patterns.cu": set(pattern_kernels.SIGNATURES),
+    "object.cu": set(object_kernels.SIGNATURES),
 }
 needs_nvcc = pytest.mark.skipif(
     nvcc_path() is None, reason="nvcc of the CUDA toolkit is not installed"
@@ -39,9 +46,9 @@ def test_every_kernel_compiles_without_spills(source, capability, dtype, record_
     for kernel in resources:
         record_property(f"sm_{capability}", str(kernel))
         assert kernel.spilled_bytes == 0, kernel
-        # Four blocks of 256 threads on each multiprocessor.
+        # Four blocks of 256 threads on each multiprocessor, or one of 1,024.
         assert 0 < kernel.registers <= 64, kernel
-        assert kernel.shared_bytes <= 8192, kernel
+        assert kernel.shared_bytes <= (8192 if kernel.name != "fit_patches" else 32768), kernel
 
 
 @needs_nvcc

@@ -1,0 +1,337 @@
+"""Patches that overlap with each other lie on islands, which are joined once it is known how.
+
+A patch knows its phase up to a constant. One that lies mostly on what is stitched already is turned
+to fit it; any other starts an island. How islands fit each other is summed up over all patches
+between them, and they are joined once that is well known: a few pixels would tell it badly, and all
+that is stitched later would inherit the error. An image shows islands that are not joined yet
+turned by what is known so far.
+"""
+
+from __future__ import annotations
+
+import cmath
+import math
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from edgexnas.ptycho import (
+    PATTERN_SIZE,
+    FloatArray,
+    ObjectCanvas,
+    ObjectImage,
+    SpreadPatch,
+    hann_weight,
+    spread_patch,
+    to_complex,
+)
+
+__all__ = ["Canvas", "Extent", "HostIslands", "Island", "Islands", "Position"]
+
+LEAST_OVERLAP = 0.8
+"""Share of a patch's weight that must lie on an island for the patch to become a part of it."""
+
+JOINING_OVERLAP = 10.0
+"""Overlap, in weights of a patch, from which two islands become one for good."""
+
+LEAST_EVIDENCE = 0.05
+"""Overlap, in weights of a patch, below which two islands say nothing about each other."""
+
+MOST_ISLANDS = 256
+"""Most islands; a patch that would start one more is added where it overlaps most."""
+
+MARGIN = 16
+"""Empty pixels around a first patch, so that a canvas does not grow with every step."""
+
+WEIGHT = hann_weight().astype(np.float32)
+"""How much each pixel of a patch counts."""
+
+Position = npt.NDArray[np.float64]
+Patch = TypeVar("Patch", bound="Turnable")
+Taken = TypeVar("Taken", contravariant=True)
+Own = TypeVar("Own")
+
+
+class Turnable(Protocol):
+    """A patch as a kind of canvas takes it."""
+
+    def turned(self: Own, phase_rad: float, /) -> Own:
+        """Add a constant to the phase."""
+
+
+class Canvas(Protocol[Taken]):
+    """Where patches are averaged; see `edgexnas.ptycho.ObjectCanvas`."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(H, W) in object pixels."""
+
+    @property
+    def origin_px(self) -> tuple[int, int]:
+        """(row, col) of the first pixel in the coordinates of the positions."""
+
+    def add_spread(self, patch: Taken, /) -> None:
+        """Add a patch that lies on the canvas as a whole."""
+
+    def compare(self, patch: Taken, /) -> tuple[complex, float]:
+        """Give Σ canvas · patch*, weighted, and the share of the weight on covered pixels."""
+
+    def extend(self, before: tuple[int, int], after: tuple[int, int], /) -> None:
+        """Put (rows, cols) of empty pixels before the first and after the last pixel."""
+
+    def absorb(self: Own, other: Own, turn_rad: float, /) -> None:
+        """Add what lies here of another canvas, after its phase is turned by a constant."""
+
+    def image(self) -> ObjectImage:
+        """Return the object as it stands now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Whole pixels that patches cover; `bottom` and `right` are the first beyond."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+    @classmethod
+    def of(cls, position: Position) -> Extent:
+        """Give what a patch at this (row, col) covers."""
+        row, col = position.tolist()
+        bottom, right = math.ceil(row) + PATTERN_SIZE, math.ceil(col) + PATTERN_SIZE
+        return cls(math.floor(row), math.floor(col), bottom, right)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(H, W) in pixels."""
+        return self.bottom - self.top, self.right - self.left
+
+    def touches(self, other: Extent) -> bool:
+        """Tell whether the two have pixels in common."""
+        rows = self.top < other.bottom and other.top < self.bottom
+        return rows and self.left < other.right and other.left < self.right
+
+    def joined(self, other: Extent) -> Extent:
+        """Give the least that holds both."""
+        return Extent(
+            min(self.top, other.top),
+            min(self.left, other.left),
+            max(self.bottom, other.bottom),
+            max(self.right, other.right),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Link:
+    """How one island fits another where both have values.
+
+    Attributes
+    ----------
+    product
+        Σ other · one*, weighted; its argument is the phase by which the one must be turned.
+    overlap
+        Over how much of a patch's weight.
+    """
+
+    product: complex = 0j
+    overlap: float = 0.0
+
+    @property
+    def turn_rad(self) -> float:
+        return cmath.phase(self.product)
+
+    def turned(self, turn_rad: float) -> _Link:
+        """Give the link of the one after it was turned."""
+        return _Link(self.product * cmath.exp(-1j * turn_rad), self.overlap)
+
+    def reversed(self) -> _Link:
+        return _Link(self.product.conjugate(), self.overlap)
+
+    def joined(self, other: _Link) -> _Link:
+        return _Link(self.product + other.product, self.overlap + other.overlap)
+
+
+@dataclass(slots=True, eq=False)
+class Island(Generic[Patch]):
+    """Patches that overlap with each other, on a canvas that grows; `used` is its filled part."""
+
+    canvas: Canvas[Patch]
+    used: Extent
+    patches: int = 0
+    links: dict[Island[Patch], _Link] = field(default_factory=dict)
+
+    def add(self, patch: Patch, extent: Extent) -> None:
+        """Add a patch, which covers `extent`, as it is."""
+        self.make_room(extent)
+        self.canvas.add_spread(patch)
+        self.used = self.used.joined(extent)
+        self.patches += 1
+
+    def link(self, other: Island[Patch], link: _Link) -> None:
+        """Note evidence of how this island fits another."""
+        both = self.links.get(other, _Link()).joined(link)
+        self.links[other], other.links[self] = both, both.reversed()
+
+    def absorb(self, other: Island[Patch], turn_rad: float) -> None:
+        """Take over another island, turned by a constant phase, and its links."""
+        self.make_room(other.used)
+        self.canvas.absorb(other.canvas, turn_rad)
+        self.used = self.used.joined(other.used)
+        self.patches += other.patches
+        for neighbour, link in other.links.items():
+            del neighbour.links[other]
+            if neighbour is not self:
+                self.link(neighbour, link.turned(turn_rad))
+
+    def make_room(self, extent: Extent) -> None:
+        """Extend the canvas to hold `extent`, by a quarter of its side or more where it grows."""
+        (row, col), (height, width) = self.canvas.origin_px, self.canvas.shape
+        # One pixel more, because a patch at a fraction of a pixel is spread over 65 pixels.
+        lacking = (
+            (row - extent.top, height),
+            (col - extent.left, width),
+            (extent.bottom + 1 - row - height, height),
+            (extent.right + 1 - col - width, width),
+        )
+        top, left, bottom, right = (
+            pixels + side // 4 if pixels > 0 else 0 for pixels, side in lacking
+        )
+        if top or left or bottom or right:
+            self.canvas.extend((top, left), (bottom, right))
+
+
+class Islands(Generic[Patch]):
+    """All that is stitched of one object, on canvases of one kind."""
+
+    def __init__(self) -> None:
+        self._islands: list[Island[Patch]] = []
+
+    def add(
+        self, amplitude: FloatArray, phase_rad: FloatArray, position: Position, extent: Extent
+    ) -> None:
+        """Stitch a patch, after all that were added before.
+
+        Parameters
+        ----------
+        amplitude, phase_rad
+            (64, 64) float32; they may be overwritten afterwards.
+        position
+            (row, col) of the first pixel in object pixels, finite.
+        extent
+            The whole pixels that it covers.
+        """
+        raise NotImplementedError
+
+    def to_host(self) -> HostIslands:
+        """Give the same islands in host memory; these are closed then."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Free what was taken elsewhere than in host memory; closing again does nothing."""
+
+    def image(self, used: Extent, skipped: int) -> ObjectImage:
+        """Return the object as it stands now.
+
+        Parameters
+        ----------
+        used
+            What the image shows: all pixels that patches cover.
+        skipped
+            Patches that are not a part of it.
+        """
+        whole = self._around(used)
+        turns = self._turns()
+        for island in self._islands:
+            whole.canvas.absorb(island.canvas, turns.get(island, 0.0))
+        where = slice(MARGIN, -MARGIN), slice(MARGIN, -MARGIN)
+        stitched, origin = whole.canvas.image(), (used.top, used.left)
+        self._drop(whole)
+        return ObjectImage(
+            stitched.values[where].copy(), stitched.coverage[where].copy(), skipped, origin
+        )
+
+    def join(self, patch: Patch, extent: Extent) -> None:
+        """Add a patch to the island that it overlaps most with, and join islands that now fit."""
+        near = [island for island in self._islands if island.used.touches(extent)]
+        links = {island: _Link(*island.canvas.compare(patch)) for island in near}
+        home = max(links, key=lambda island: links[island].overlap, default=None)
+        if home is None or links[home].overlap < LEAST_OVERLAP:
+            home = self._new_island(extent) or home or max(self._islands, key=_size)
+        turn = links[home].turn_rad if home in links else 0.0
+        home.add(patch.turned(turn), extent)
+        for island, link in links.items():
+            if island is not home and link.overlap:
+                home.link(island, link.turned(turn))
+        self._join_islands(home)
+
+    def _new_canvas(self, shape: tuple[int, int], origin_px: tuple[int, int]) -> Canvas[Patch]:
+        raise NotImplementedError
+
+    def _drop(self, island: Island[Patch]) -> None:
+        """Free an island that is not needed any more."""
+
+    def _around(self, extent: Extent) -> Island[Patch]:
+        height, width = extent.shape
+        canvas = self._new_canvas(
+            (height + 2 * MARGIN, width + 2 * MARGIN), (extent.top - MARGIN, extent.left - MARGIN)
+        )
+        return Island(canvas, extent)
+
+    def _new_island(self, extent: Extent) -> Island[Patch] | None:
+        if len(self._islands) >= MOST_ISLANDS:
+            return None
+        self._islands.append(self._around(extent))
+        return self._islands[-1]
+
+    def _join_islands(self, home: Island[Patch]) -> None:
+        while home.links:
+            other = max(home.links, key=lambda island: home.links[island].overlap)
+            if home.links[other].overlap < JOINING_OVERLAP:
+                return
+            if other.patches > home.patches:
+                home, other = other, home
+            home.absorb(other, other.links[home].turn_rad)
+            self._islands.remove(other)
+            self._drop(other)
+
+    def _turns(self) -> dict[Island[Patch], float]:
+        """Phases that make the islands fit the largest, along the links of most overlap."""
+        if not self._islands:
+            return {}
+        turns = {max(self._islands, key=_size): 0.0}
+        while True:
+            reach = [
+                (link.overlap, turns[island] - link.turn_rad, other)
+                for island in turns
+                for other, link in island.links.items()
+                if other not in turns and link.overlap >= LEAST_EVIDENCE
+            ]
+            if not reach:
+                return turns
+            _, turn, other = max(reach, key=lambda found: found[0])
+            turns[other] = turn
+
+
+class HostIslands(Islands[SpreadPatch]):
+    """Islands in host memory, stitched by numpy."""
+
+    def add(
+        self, amplitude: FloatArray, phase_rad: FloatArray, position: Position, extent: Extent
+    ) -> None:
+        """Stitch a patch; see `Islands.add`."""
+        patch = spread_patch(to_complex(amplitude, phase_rad), position, WEIGHT)
+        self.join(patch, extent)
+
+    def to_host(self) -> HostIslands:
+        """Give these islands."""
+        return self
+
+    def _new_canvas(self, shape: tuple[int, int], origin_px: tuple[int, int]) -> ObjectCanvas:
+        return ObjectCanvas(shape, origin_px=origin_px)
+
+
+def _size(island: Island[Patch]) -> int:
+    return island.patches

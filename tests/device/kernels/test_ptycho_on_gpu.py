@@ -1,0 +1,201 @@
+"""A ptychography predictor whose engine runs on a GPU does all work on patterns there.
+
+All that is tested of streams on the CPU is tested of it again, and what only a GPU has.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import logging
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgexnas.device import PtychoPredictor
+from edgexnas.device.islands import HostIslands
+from edgexnas.errors import EngineError, InputError
+
+HERE = Path(__file__).parent
+
+
+def _load(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(f"ptycho_on_gpu_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+on_cpu = _load(HERE.parent / "test_ptycho_predictor.py")
+make_ptycho, bundle, scan = on_cpu.make_ptycho, on_cpu.bundle, on_cpu.scan
+pairs, stitched, equal = on_cpu.pairs, on_cpu.stitched, on_cpu.equal
+
+
+def moved_to_gpu(predictor: PtychoPredictor, session: Any, fake_gpu: Any) -> PtychoPredictor:
+    predictor.engine.close()
+    predictor.engine = _load(HERE / "root_engine.py").RootEngine(session, fake_gpu)
+    return predictor
+
+
+@pytest.fixture
+def predictor(bundle, session, fake_gpu) -> Iterator[PtychoPredictor]:
+    with PtychoPredictor(bundle, precision="float32", batch=8, cache=False) as opened:
+        yield moved_to_gpu(opened, session, fake_gpu)
+    assert session.device_bytes == session.host_bytes == 0
+
+
+@pytest.fixture
+def reference(bundle) -> Iterator[PtychoPredictor]:
+    with PtychoPredictor(bundle, precision="float32", batch=8) as opened:
+        yield opened
+
+
+@pytest.fixture
+def work_on_the_cpu_fails(monkeypatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("done on the CPU")
+
+    monkeypatch.setattr("edgexnas.device.pattern_intake.bin_patterns", fail)
+    monkeypatch.setattr("edgexnas.device.ptycho_predictor.scale_patterns", fail)
+    monkeypatch.setattr("edgexnas.device.islands.spread_patch", fail)
+
+
+class TestStreamOnGpu(on_cpu.TestStream):
+    """The rules of streams, with every predictor of the fixture on a GPU."""
+
+
+@pytest.mark.usefixtures("work_on_the_cpu_fails")
+def test_patterns_are_binned_predicted_and_stitched_on_the_gpu(predictor, scan):
+    fine = np.kron(scan.patterns, np.full((1, 2, 2), 0.25, np.float32))
+    stream = predictor.stream(replace(scan, patterns=fine))
+    found = list(stream)
+    assert [len(patches) for patches in found] == [8, 8, 8, 8, 3]
+    assert predictor.engine.runs[-5:] == [8, 8, 8, 8, 8]
+    amplitude = np.concatenate([patches.amplitude for patches in found])
+    np.testing.assert_allclose(amplitude, np.sqrt(scan.patterns / 1e4), rtol=1e-5)
+    assert (stream.image().coverage > 0).all()
+
+
+def test_late_missing_and_early_positions_end_as_on_the_cpu(predictor, reference, scan):
+    items: list[Any] = pairs(scan)
+    for number in (3, 4, 11, 12, 20):
+        items[number] = (scan.patterns[number], None)
+    items.insert(30, on_cpu.PositionReading(4, tuple(scan.positions_px[4])))
+    items.insert(13, on_cpu.PositionReading(11, tuple(scan.positions_px[11])))
+    items.insert(2, on_cpu.PositionReading(20, tuple(scan.positions_px[20])))
+    streams = [one.stream(items) for one in (predictor, reference)]
+    for stream in streams:
+        list(stream)
+    assert streams[0].counts == streams[1].counts
+    assert equal(streams[0].image(), streams[1].image())
+
+
+def test_masked_pixels_count_as_zero(bundle, session, fake_gpu, scan):
+    mask = np.zeros((64, 64), np.bool_)
+    mask[5, 6] = mask[63, 0] = True
+    patterns = scan.patterns.copy()
+    patterns[:, mask] = np.nan
+    with PtychoPredictor(bundle, precision="float32", batch=8, mask=mask, cache=False) as opened:
+        predictor = moved_to_gpu(opened, session, fake_gpu)
+        patches = next(predictor.stream(replace(scan, patterns=patterns)))
+    assert (patches.amplitude[:, mask] == 0).all()
+    assert (patches.amplitude[:, ~mask] > 0).all()
+
+
+def collect(stream: Any, numbers: list[int]) -> None:
+    for patches in stream:
+        numbers += patches.frame_numbers.tolist()
+
+
+@pytest.mark.parametrize("at", [0, 5, 8, 20, 34])
+def test_a_bad_pattern_of_a_scan_ends_it_after_those_before(predictor, reference, scan, at):
+    patterns = scan.patterns.copy()
+    patterns[at, 7, 9] = -1
+    bad = replace(scan, patterns=patterns)
+    images, numbers = [], []
+    for one in (predictor, reference):
+        stream = one.stream(bad)
+        seen: list[int] = []
+        with pytest.raises(InputError, match=f"pattern {at} holds -1.0 at row 7, col 9"):
+            collect(stream, seen)
+        assert next(stream, None) is None
+        numbers.append(seen)
+        images.append(stream.image())
+    assert numbers == [list(range(at))] * 2
+    assert equal(*images)
+
+
+def test_a_dtype_without_kernels_is_binned_on_the_cpu_and_said(predictor, reference, scan, caplog):
+    with caplog.at_level(logging.WARNING):
+        image = stitched(predictor, replace(scan, patterns=scan.patterns.astype(np.int64)))
+    assert "binned on the CPU, because there are no CUDA kernels for int64" in caplog.text
+    expected = stitched(reference, replace(scan, patterns=scan.patterns.astype(np.int64)))
+    assert equal(image, expected)
+
+
+def test_a_live_source_is_not_read_ahead(predictor, scan):
+    taken: list[int] = []
+
+    def live() -> Iterator[Any]:
+        for pair in pairs(scan):
+            taken.append(len(taken))
+            yield pair
+
+    for patches in predictor.stream(live()):
+        assert len(taken) == patches.frame_numbers[-1] + 1
+
+
+def test_a_pattern_may_be_overwritten_once_it_is_given(predictor, reference, scan):
+    def reused() -> Iterator[Any]:
+        memory = np.empty_like(scan.patterns[0])
+        for pattern, position in pairs(scan):
+            memory[:] = pattern
+            yield memory, position
+
+    assert equal(stitched(predictor, reused()), stitched(reference, scan))
+
+
+def test_the_object_comes_to_the_host_at_the_end_of_the_scan(predictor, session, scan):
+    stream = predictor.stream(scan)
+    next(stream)
+    assert session.device_bytes > 0
+    assert not isinstance(stream._stitcher.islands, HostIslands)
+    list(stream)
+    assert session.device_bytes == session.host_bytes == 0
+
+
+def test_closing_the_predictor_half_way_leaves_the_image(predictor, reference, scan):
+    streams = [one.stream(scan) for one in (predictor, reference)]
+    for stream in streams:
+        next(stream)
+        next(stream)
+    predictor.close()
+    assert equal(streams[0].image(), streams[1].image())
+    with pytest.raises(EngineError, match="closed"):
+        next(streams[0])
+
+
+def test_a_stream_that_is_dropped_half_way_gives_its_memory_back(predictor, session, scan):
+    stream = predictor.stream(scan)
+    next(stream)
+    del stream
+    gc.collect()
+    assert session.device_bytes == session.host_bytes == 0
+
+
+def test_a_gpu_that_disappears_ends_the_scan_with_one_sentence(predictor, fake_gpu, scan):
+    stream = predictor.stream(scan)
+    next(stream)
+    fake_gpu.gone = True
+    with pytest.raises(EngineError, match="Fake GPU failed"):
+        list(stream)
+    with pytest.raises(EngineError, match="Fake GPU failed"):
+        stream.image()
