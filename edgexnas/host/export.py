@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import metadata
@@ -16,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from edgexnas import __version__
 from edgexnas.bundle import (
     AccuracyRow,
     Manifest,
@@ -273,9 +275,11 @@ class _Exporter:
 
 
 def _provenance(origin: Origin, dataset: Dataset) -> Provenance:
-    packages = ("edgexnas", "torch", "onnx", "onnxruntime", "numpy")
-    versions = {"python": platform.python_version()}
-    versions.update({name: metadata.version(name) for name in packages})
+    # edgexnas says it itself: a source tree that is not installed has no metadata.
+    versions = {"python": platform.python_version(), "edgexnas": __version__}
+    for name in ("torch", "onnx", "onnxruntime", "numpy"):
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
     return Provenance(
         search=origin.search,
         trial=origin.trial,

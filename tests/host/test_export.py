@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import platform
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import edgexnas
 from edgexnas.bundle import Bundle, generate_keys, open_bundle
 from edgexnas.errors import ConfigurationError, QuantisationError
 from edgexnas.host.dataset import PeakDataset
@@ -103,6 +106,23 @@ def test_the_manifest_says_where_the_model_comes_from(
     assert (provenance.seed, provenance.search, provenance.trial) == (7, "cbo", 3)
     assert provenance.data_digest == simulated_peaks.digest
     assert provenance.versions["torch"] == torch.__version__
+
+
+def test_a_source_tree_that_is_not_installed_says_its_version(
+    network: MlpBragg,
+    simulated_peaks: PeakDataset,
+    keys: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_metadata(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", no_metadata)
+    report = export(tmp_path, network, simulated_peaks, keys)
+    assert report.manifest.provenance.versions == {
+        "python": platform.python_version(), "edgexnas": edgexnas.__version__,
+    }  # fmt: skip
 
 
 def test_int8_that_loses_too_much_is_refused_and_nothing_is_written(

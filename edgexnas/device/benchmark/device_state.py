@@ -12,9 +12,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from edgexnas import __version__
+
 __all__ = ["DeviceState", "GpuState", "observe_device", "throttling"]
 
-PACKAGES = ("edgexnas", "numpy", "onnxruntime", "tensorrt", "pycuda", "cuda-bindings", "torch")
+PACKAGES = ("numpy", "onnxruntime", "tensorrt", "pycuda", "cuda-bindings", "torch")
 
 NVPMODEL_LIMIT_S = 10.0
 
@@ -211,7 +213,7 @@ def _throttle_counts(root: Path) -> dict[str, int]:
 
 
 def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
+    versions = {"python": platform.python_version(), "edgexnas": __version__}
     for package in PACKAGES:
         with suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
