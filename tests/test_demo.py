@@ -13,7 +13,7 @@ from edgexnas.bundle import open_bundle
 from edgexnas.demo import DemoResult, DemoSettings, run_demo
 from edgexnas.demo.markdown import write_markdown
 from edgexnas.demo.spots import HexrdSpots
-from edgexnas.errors import SourceError
+from edgexnas.errors import ConfigurationError, SourceError
 from edgexnas.simulate import HedmSettings, save_series, simulate_hedm
 
 
@@ -77,6 +77,27 @@ def test_bundle_trust_store_picture_and_table_are_left(result: DemoResult) -> No
     assert result.picture.read_bytes().startswith(b"\x89PNG")
     with result.table.open() as file:
         assert len(list(csv.DictReader(file))) == len(result.rows)
+
+
+def test_an_unknown_space_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="space 'nlpBragg' is unknown"):
+        run_demo(DemoSettings(output=tmp_path / "out", space=("nlpBragg",)), silent)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_demo_on_other_data_keeps_the_search_of_the_one_before(tmp_path: Path) -> None:
+    searched = []
+    for seed in (2, 3):
+        frames = HedmSettings(shape=(512, 512), frames=32, grains=60)
+        save_series(simulate_hedm(frames, seed=seed), tmp_path / "frames.h5")
+        settings = DemoSettings(
+            output=tmp_path / "out", data=tmp_path / "frames.h5", max_evals=1, epochs=3,
+            baselines=(), workers=1,
+        )  # fmt: skip
+        run_demo(settings, silent)
+        searched.append((tmp_path / "out" / "search" / "journal.jsonl").read_bytes())
+    assert searched[0] != searched[1]
+    assert (tmp_path / "out" / "search-1" / "journal.jsonl").read_bytes() == searched[0]
 
 
 def test_a_hexrd_spot_list_tells_wide_spots_from_single_hits(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import functools
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -39,6 +41,8 @@ from edgexnas.host import (
     optimize,
     train,
 )
+from edgexnas.host.journal import DifferentRunError
+from edgexnas.host.spaces import resolve_space
 from edgexnas.simulate import HedmSettings, save_series, simulate_hedm
 from edgexnas.whole_files import whole_file
 
@@ -107,6 +111,8 @@ def run_demo(settings: DemoSettings, progress: Progress) -> DemoResult:
         Given the name of a step, a context that yields a function of (done, total).
     """
     output = settings.output
+    for space in settings.space:
+        resolve_space(space, task="bragg")
     listed = None if settings.spots is None else HexrdSpots(settings.spots)
     with _frames(settings, progress) as series:
         _make_folder(output)
@@ -199,21 +205,27 @@ def _search(
     key = keys / "demo.key.pem"
     if not key.exists():
         generate_keys(keys, name="demo")
+    run = functools.partial(
+        optimize,
+        "bragg",
+        data=output / "peaks.h5",
+        space=settings.space,
+        objectives=("error", "parameters"),
+        constraints={"parameters": settings.maximum_parameters},
+        max_evals=settings.max_evals,
+        epochs=settings.epochs,
+        workers=settings.workers,
+        seed=settings.seed,
+        output=output / "search",
+        resume=True,
+        signing_key=key,
+    )
     with progress(f"search {', '.join(settings.space)}: {settings.max_evals} evaluations"):
-        result = optimize(
-            "bragg",
-            data=output / "peaks.h5",
-            space=settings.space,
-            objectives=("error", "parameters"),
-            constraints={"parameters": settings.maximum_parameters},
-            max_evals=settings.max_evals,
-            epochs=settings.epochs,
-            workers=settings.workers,
-            seed=settings.seed,
-            output=output / "search",
-            resume=True,
-            signing_key=key,
-        )
+        try:
+            result = run()
+        except DifferentRunError:
+            _move_aside(output / "search")
+            result = run()
     with progress("quantise to INT8, check against the gate, sign"):
         return result.export(
             output / "bragg.edgex",
@@ -221,6 +233,12 @@ def _search(
             rows=baselines,
             model_id="demo-bragg",
         )
+
+
+def _move_aside(folder: Path) -> None:
+    """Keep what an earlier demo searched, on other data or otherwise, under another name."""
+    names = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(1))
+    folder.rename(next(name for name in names if not name.exists()))
 
 
 def _predict(

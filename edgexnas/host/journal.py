@@ -26,10 +26,14 @@ from typing import Any
 from edgexnas import whole_files
 from edgexnas.errors import SearchError
 
-__all__ = ["Journal", "Trial", "read_journal", "write_whole"]
+__all__ = ["DifferentRunError", "Journal", "Trial", "read_journal", "write_whole"]
 
 SCHEMA = 1
 NAME = "journal.jsonl"
+
+
+class DifferentRunError(SearchError):
+    """A run folder holds a run with other arguments than those that it is to continue with."""
 
 
 @dataclass
@@ -147,7 +151,7 @@ class Journal:
             self._append({"event": "run", "schema": SCHEMA, **description})
             return {}, []
         _check_same_run(lines[0], description, self.path)
-        return _replay(lines[1:])
+        return _replay(lines[1:], self.path)
 
     def _append(self, event: Mapping[str, Any]) -> None:
         line = json.dumps(event, allow_nan=False, separators=(",", ":")).encode() + b"\n"
@@ -183,7 +187,8 @@ def read_journal(folder: Path) -> tuple[dict[str, Any], list[Trial]]:
     lines, _ = _parse(content, path)
     if not lines:
         raise SearchError(f"{path} is empty; give the output folder of a search that was started")
-    trials, _ = _replay(lines[1:])
+    _check_schema(lines[0], path)
+    trials, _ = _replay(lines[1:], path)
     ended = [trial for trial in trials.values() if trial.order >= 0]
     return lines[0], sorted(ended, key=lambda trial: trial.order)
 
@@ -217,25 +222,32 @@ def _parse(content: bytes, path: Path) -> tuple[list[dict[str, Any]], list[int]]
         if not whole:
             if offset + len(raw) == len(content):
                 return lines, [offset]
-            raise SearchError(
-                f"{path} is damaged in line {number}; restore it or give another output"
-            )
+            raise _damaged(path, number)
         lines.append(line)
         offset += len(raw)
     return lines, []
 
 
-def _replay(lines: list[dict[str, Any]]) -> tuple[dict[int, Trial], list[tuple[str, int]]]:
+def _replay(
+    lines: list[dict[str, Any]], path: Path
+) -> tuple[dict[int, Trial], list[tuple[str, int]]]:
     trials: dict[int, Trial] = {}
     events: list[tuple[str, int]] = []
-    for line in lines:
-        event, number = line.pop("event"), line.pop("trial")
-        if event == "start":
-            trials[number] = Trial(number, line["space"], line["configuration"])
-        else:
-            _finish(trials, number, line)
+    for place, line in enumerate(lines, start=2):
+        try:
+            event, number = line.pop("event"), line.pop("trial")
+            if event == "start":
+                trials[number] = Trial(number, line["space"], line["configuration"])
+            else:
+                _finish(trials, number, line)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise _damaged(path, place) from error
         events.append((event, number))
     return trials, events
+
+
+def _damaged(path: Path, line: int) -> SearchError:
+    return SearchError(f"{path} is damaged in line {line}; restore it or give another output")
 
 
 def _finish(trials: dict[int, Trial], number: int, result: Mapping[str, Any]) -> Trial:
@@ -248,17 +260,23 @@ def _finish(trials: dict[int, Trial], number: int, result: Mapping[str, Any]) ->
     return trial
 
 
-def _check_same_run(line: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) -> None:
+def _check_schema(line: Mapping[str, Any], path: Path) -> None:
     if line.get("schema") != SCHEMA:
         raise SearchError(
             f"{path} has schema {line.get('schema')} and this version reads {SCHEMA}; give another "
             "output"
         )
+    if line.get("event") != "run" or not {"task", "objectives"} <= line.keys():
+        raise _damaged(path, 1)
+
+
+def _check_same_run(line: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) -> None:
+    _check_schema(line, path)
     # Compared as JSON, in which a tuple and a list are the same.
     asked = json.loads(json.dumps(wanted))
     for name, value in asked.items():
         if line.get(name) != value:
-            raise SearchError(
+            raise DifferentRunError(
                 f"{path.parent} holds a run with {name} {line.get(name)!r}, not {value!r}; give "
                 "the same arguments or another output"
             )

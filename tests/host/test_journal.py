@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from edgexnas.errors import SearchError
 from edgexnas.host.journal import NAME, Journal, read_journal, write_whole
 
-RUN = {"task": "bragg", "seed": 3, "spaces": ("a", "b")}
+RUN = {"task": "bragg", "objectives": ["error"], "seed": 3, "spaces": ("a", "b")}
 
 
 def write_run(folder: Path, trials: int = 3) -> Path:
@@ -75,6 +75,33 @@ def test_a_journal_damaged_in_the_middle_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"".join([*lines[:2], b"{torn\n", *lines[3:]]))
     with pytest.raises(SearchError, match="damaged in line 3"):
         Journal(tmp_path, RUN)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"event": "start"},
+        {"event": "start", "trial": 1},
+        {"event": "finish", "trial": 1},
+        {"event": "finish", "trial": 0, "rungs": 3},
+        {"event": "finish", "trial": 0, "rungs": {"one": 3}},
+        {},
+    ],
+)
+def test_lines_that_are_no_events_are_damage(tmp_path: Path, line: dict[str, object]) -> None:
+    path = write_run(tmp_path, 1)
+    with path.open("ab") as file:
+        file.write(json.dumps(line).encode() + b"\n")
+    for read in (read_journal, lambda folder: Journal(folder, RUN)):
+        with pytest.raises(SearchError, match="damaged in line 4"):
+            read(tmp_path)
+
+
+@pytest.mark.parametrize("head", ["{}", '{"schema":1}', '{"schema":1,"event":"run"}', "[]"])
+def test_what_does_not_begin_as_a_run_is_refused(tmp_path: Path, head: str) -> None:
+    (tmp_path / NAME).write_text(f"{head}\n{{}}\n")
+    with pytest.raises(SearchError, match=r"has schema None|damaged in line 1"):
+        read_journal(tmp_path)
 
 
 def test_a_folder_of_another_run_is_refused_with_what_differs(tmp_path: Path) -> None:
