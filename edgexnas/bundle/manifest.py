@@ -70,7 +70,9 @@ SCHEMA_PATH = Path(__file__).with_name("manifest.schema.json")
 # writing direction, so that a stranger's file cannot speak to the terminal.
 Text = Annotated[str, StringConstraints(max_length=2000, pattern=r"^\P{C}*$")]
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-Identifier = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+IDENTIFIER = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+"""What a model_id, and the name of a tensor, look like."""
+Identifier = Annotated[str, StringConstraints(pattern=IDENTIFIER)]
 Release = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,4}(\.[0-9]{1,4}){1,3}$")]
 Level = Annotated[float, Field(gt=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0)]

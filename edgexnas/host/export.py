@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from edgexnas import __version__
@@ -27,6 +29,8 @@ from edgexnas.bundle import (
     load_signing_key,
     write_bundle,
 )
+from edgexnas.bundle.manifest import IDENTIFIER
+from edgexnas.bundle.strict_json import explain, printable
 from edgexnas.errors import ConfigurationError, QuantisationError
 from edgexnas.host.models import LEVELS, count_parameters
 from edgexnas.host.onnx_export import to_onnx
@@ -111,7 +115,8 @@ def export_bundle(
     rows
         Further rows for the accuracy table, such as baselines.
     model_id
-        Name under which versions follow each other; the architecture's name by default.
+        Name under which versions follow each other: letters, digits, ".", "_" and "-"; by default
+        the architecture's name, with "-" for anything else.
     sequence
         Number of this version; seconds since 1970 by default, so that it rises by itself.
     maximum_loss
@@ -124,12 +129,14 @@ def export_bundle(
     Raises
     ------
     ConfigurationError
-        If the signing key does not fit or the folder does not exist, before anything is done.
+        If the signing key or the model_id does not fit or the folder does not exist, before
+        anything is done; or if the manifest cannot hold something else that is given.
     QuantisationError
         If INT8 loses more than `maximum_loss`; nothing is written.
     """
     key = load_signing_key(signing_key)
     check_writable(path)
+    name, architecture = _checked_name(model_id, architecture), printable(architecture)
     task = find_task(dataset.task)
     bundling = task.bundling(tuple(levels))
     exporter = _Exporter(dataset, split, bundling)
@@ -143,27 +150,30 @@ def export_bundle(
     }
     created = datetime.now(timezone.utc).replace(microsecond=0)
     inputs, output = bundling.tensors()
-    manifest = Manifest(
-        task=task.name,
-        model_id=model_id or architecture,
-        sequence=int(created.timestamp()) if sequence is None else sequence,
-        created=created,
-        expires=expires,
-        architecture=architecture,
-        parameters=parameters,
-        quantile_levels=bundling.levels,
-        inputs=(inputs,),
-        outputs=(output,),
-        preprocessing=bundling.preprocessing(dataset),
-        accuracy=(
-            *exporter.rows(architecture, outputs, parameters),
-            *bundling.baselines(dataset, split),
-            *rows,
-        ),
-        quantisation=exporter.recipe(quantised, loss, fine_tuned),
-        gate=bundling.gate({p: o[: bundling.references] for p, o in outputs.items()}),
-        provenance=_provenance(origin or Origin(), dataset),
-    )
+    try:
+        manifest = Manifest(
+            task=task.name,
+            model_id=name,
+            sequence=int(created.timestamp()) if sequence is None else sequence,
+            created=created,
+            expires=expires,
+            architecture=architecture,
+            parameters=parameters,
+            quantile_levels=bundling.levels,
+            inputs=(inputs,),
+            outputs=(output,),
+            preprocessing=bundling.preprocessing(dataset),
+            accuracy=(
+                *exporter.rows(architecture, outputs, parameters),
+                *bundling.baselines(dataset, split),
+                *rows,
+            ),
+            quantisation=exporter.recipe(quantised, loss, fine_tuned),
+            gate=bundling.gate({p: o[: bundling.references] for p, o in outputs.items()}),
+            provenance=_provenance(origin or Origin(), dataset),
+        )
+    except ValidationError as error:
+        raise ConfigurationError(f"bundle {path} cannot be described: {explain(error)}") from None
     written = write_bundle(
         path, manifest=manifest, models=models, reference=reference, signing_key=key
     )
@@ -274,6 +284,18 @@ class _Exporter:
         )
 
 
+def _checked_name(model_id: str | None, architecture: str) -> str:
+    """Refuse a model_id that a manifest cannot hold; make one of the architecture's name."""
+    if model_id is None:
+        return re.sub(r"[^A-Za-z0-9._-]+", "-", architecture).lstrip("._-")[:100] or "model"
+    if not re.match(IDENTIFIER, model_id):
+        raise ConfigurationError(
+            f"model_id {model_id!r} is no plain name; use letters, digits, '.', '_' and '-', "
+            "100 at most, and begin with a letter or digit"
+        )
+    return model_id
+
+
 def _provenance(origin: Origin, dataset: Dataset) -> Provenance:
     # edgexnas says it itself: a source tree that is not installed has no metadata.
     versions = {"python": platform.python_version(), "edgexnas": __version__}
@@ -285,7 +307,7 @@ def _provenance(origin: Origin, dataset: Dataset) -> Provenance:
         trial=origin.trial,
         seed=origin.seed,
         data_digest=dataset.digest,
-        data_source=dataset.source,
+        data_source=printable(dataset.source),
         configuration=dict(origin.configuration or {}),
         versions=versions,
     )

@@ -42,9 +42,12 @@ def export(
         model=model,
         dataset=peaks,
         split=peaks.split(),
-        architecture="mlpBragg",
         signing_key=keys / "beam.key.pem",
-        **{"origin": Origin(seed=7, search="cbo", trial=3), **options},  # type: ignore[arg-type]
+        **{
+            "architecture": "mlpBragg",
+            "origin": Origin(seed=7, search="cbo", trial=3),
+            **options,
+        },  # type: ignore[arg-type]
     )
 
 
@@ -123,6 +126,31 @@ def test_a_source_tree_that_is_not_installed_says_its_version(
     assert report.manifest.provenance.versions == {
         "python": platform.python_version(), "edgexnas": edgexnas.__version__,
     }  # fmt: skip
+
+
+def test_a_model_is_named_by_its_architecture_where_that_is_no_plain_name(
+    network: MlpBragg, simulated_peaks: PeakDataset, keys: Path, tmp_path: Path
+) -> None:
+    report = export(tmp_path, network, simulated_peaks, keys, architecture="my (µ)\n net")
+    assert report.manifest.model_id == "my-net"
+    assert report.manifest.architecture == r"my (µ)\n net"
+    assert open_bundle(report.path, trust=keys).manifest == report.manifest
+
+
+@pytest.mark.parametrize("name", ["", "a b", "-a", "é", "a" * 101])
+def test_a_model_id_that_is_no_plain_name_is_refused_before_any_work(
+    network: MlpBragg, simulated_peaks: PeakDataset, keys: Path, tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=r"model_id '.*' is no plain name"):
+        export(tmp_path, network, simulated_peaks, keys, model_id=name)
+
+
+def test_what_a_manifest_cannot_hold_is_a_sentence(
+    network: MlpBragg, simulated_peaks: PeakDataset, keys: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigurationError, match="cannot be described: sequence"):
+        export(tmp_path, network, simulated_peaks, keys, sequence=-1)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_int8_that_loses_too_much_is_refused_and_nothing_is_written(

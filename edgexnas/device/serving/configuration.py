@@ -279,6 +279,9 @@ def _complaint(path: Path, text: str, document: Any, fault: Any) -> str:
         return f"{path}:{line}: {name}.kind is missing; give one of {_KINDS}"
     if fault["type"] == "union_tag_invalid":
         return f"{path}:{line}: {name} has the unknown kind {fault['ctx']['tag']}; give {_KINDS}"
+    if fault["type"] in ("model_type", "list_type") and len(place) == 1:
+        form = f"[[{name}]]" if fault["type"] == "list_type" else f"[{name}]"
+        return f"{path}:{line}: {name} is {fault['input']!r}; write it as {form}, then its keys"
     wanted = fault["msg"][0].lower() + fault["msg"][1:]
     return f"{path}:{line}: {name} is {fault['input']!r}; {wanted}"
 

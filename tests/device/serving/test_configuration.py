@@ -73,6 +73,11 @@ def test_a_file_becomes_settings_with_defaults(tmp_path: Path) -> None:
         ('kind = "zmq"', "", "17: sinks[2].kind is missing; give one of hdf5"),
         ("tcp://127", "127", "19: sinks[2].address is '127.0.0.1:5557'; string should match"),
         ('folder = "results"', 'place = "r"', "13: sinks[1].folder is missing; give it"),
+        (
+            "[predictor]",
+            "[[predictor]]",
+            "3: predictor is [{'bundle': 'b.edgex', ",
+        ),
         ("[1e-8,\n                  -1e-8]", "[\n\n1e-8]", "22: ptycho.object_pixel_m is [1e-08]"),
     ],
 )
