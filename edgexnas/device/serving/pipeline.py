@@ -41,6 +41,9 @@ BETWEEN_STAGES = 32
 IDLE_S = 0.05
 """How long a stage waits before it looks whether something else is to be done."""
 
+ENDED_NS = sys.maxsize
+"""When a stage or a sink that has ended will next be overdue: never."""
+
 SHOW_NS = 200_000_000
 """Pixels are kept for showing at most this often."""
 
@@ -127,6 +130,11 @@ class Pipeline:
             ]
         self.beats_ns = dict.fromkeys(("find", "predict", "deliver"), time.monotonic_ns())
 
+    @property
+    def started(self) -> bool:
+        """Whether the stages were started."""
+        return all(thread.ident is not None for thread in (*self._finders, *self._others))
+
     def start(self) -> None:
         """Start the stages."""
         for thread in (*self._finders, *self._others):
@@ -184,6 +192,7 @@ class Pipeline:
             if last:
                 self._release(sys.maxsize)
                 self._found.close()
+                self.beats_ns["find"] = ENDED_NS
 
     def _prepared(self, task: FrameTask) -> list[FrameTask]:
         began = time.monotonic_ns()
@@ -212,11 +221,13 @@ class Pipeline:
     def _pass_found(self, tasks: list[FrameTask]) -> None:
         for task in tasks:
             task.pixels = task.encoded = None
-            if not self._put(self._found, task):
+            if not self._put(self._found, task, "find"):
                 task.run.leave(task.number, "dropped")
 
-    def _put(self, queue: BoundedQueue[FrameTask], task: FrameTask) -> bool:
+    def _put(self, queue: BoundedQueue[FrameTask], task: FrameTask, stage: str) -> bool:
         while not queue.put(task, timeout_s=IDLE_S):
+            # Who waits for the next stage has not stalled; the next one may have.
+            self.beats_ns[stage] = time.monotonic_ns()
             if queue.closed or self._aborted.is_set():
                 return False
         return True
@@ -244,6 +255,7 @@ class Pipeline:
                     batch, items = [], 0
         finally:
             self._predicted.close()
+            self.beats_ns["predict"] = ENDED_NS
 
     def _run_engine(self, batch: list[FrameTask]) -> None:
         began = time.monotonic_ns()
@@ -257,7 +269,7 @@ class Pipeline:
                 self._predict_singly(good)
             self._times.add("predict", time.monotonic_ns() - began)
         for task in batch:
-            if not self._put(self._predicted, task):
+            if not self._put(self._predicted, task, "predict"):
                 task.run.leave(task.number, "dropped")
 
     def _predict_singly(self, tasks: list[FrameTask]) -> None:
@@ -283,6 +295,7 @@ class Pipeline:
                 run.give_up()
             for sink in self._sinks:
                 sink.finish()
+            self.beats_ns["deliver"] = ENDED_NS
 
     def _patience_s(self) -> float:
         """How long the first series may wait for a frame that is missing."""

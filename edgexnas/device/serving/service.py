@@ -188,7 +188,7 @@ class Service:
             stored = sum(kept.total for kept in self._committed.values())
             _log.info("%d frames of earlier runs are stored and will not be repeated", stored)
         self._pipeline.start()
-        self._state = "running"
+        self._state = "draining" if self._stopping.is_set() else "running"
         engine = self._predictor.engine
         _log.info(
             "serving %s with %s (%s, %s), policy %s",
@@ -223,7 +223,8 @@ class Service:
         """Close everything; closing again does nothing."""
         if self._state in ("stopped", "failed"):
             return
-        running = self._state != "starting" and not self._pipeline.join(0.0)
+        # Not the state: `stop` may have come before `start`, or while it failed.
+        running = self._pipeline.started and not self._pipeline.join(0.0)
         if running and not self._aborting.is_set():
             self._pipeline.abort()
             self._pipeline.join(ABORT_S)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -138,6 +139,8 @@ class SinkThread:
             self.sink.close()
         except Exception as error:
             self._fail(error)
+        # It has ended, and does not stall while others still write.
+        self.beat_ns = sys.maxsize
 
     def _feed(self, items: Sequence[Item]) -> None:
         batch: list[FrameTask] = []

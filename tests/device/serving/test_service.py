@@ -472,7 +472,90 @@ class TestOverload:
         assert seen.numbers[-1] == 399
 
 
+class TestHealth:
+    def test_stages_that_wait_for_a_sink_have_not_stalled(
+        self,
+        peak_predictor: PeakPredictor,
+        told_source: Make,
+        small_frames: list[Any],
+        frame_of: Make,
+    ) -> None:
+        released = threading.Event()
+        events = (frame_of(n, small_frames[n % 8]) for n in range(300))
+        sink = CallbackSink(lambda item: released.wait(30), policy="block")
+        service = Service(peak_predictor, told_source(events), [sink], sink_queue=1)
+        beats_ns = service._pipeline.beats_ns
+        try:
+            service.start()
+            queues = ("found", "predicted")
+            wait_until(lambda: all(service.status().queues[name].length == 32 for name in queues))
+            # Time for each stage to take one more and to wait with it.
+            time.sleep(0.3)
+            stuck_since = time.monotonic_ns()
+            wait_until(lambda: min(beats_ns.values()) > stuck_since)
+            assert min(beats_ns.values()) > stuck_since
+        finally:
+            released.set()
+            service.wait()
+            service.close()
+
+    def test_what_has_ended_does_not_stall_while_another_sink_still_writes(
+        self,
+        peak_predictor: PeakPredictor,
+        told_source: Make,
+        seen: Any,
+        small_frames: list[Any],
+        frame_of: Make,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        released = threading.Event()
+        events = [frame_of(n, pixels) for n, pixels in enumerate(small_frames)]
+        sinks = [CallbackSink(seen, policy="block"), SlowToClose(released)]
+        service = Service(peak_predictor, told_source(events), sinks)
+        monkeypatch.setattr("edgexnas.device.serving.service.STALLED_NS", 0)
+        try:
+            service.start()
+            # The slow one need not be waited for, so what is left has ended.
+            wait_until(lambda: service.healthy)
+            assert service.healthy
+            assert not service._pipeline.join(0.0)
+        finally:
+            released.set()
+            service.wait()
+            service.close()
+
+
+class SlowToClose(CallbackSink):
+    """A sink that nobody must wait for and that closes when it is told to."""
+
+    def __init__(self, released: threading.Event) -> None:
+        super().__init__(lambda item: None, name="slow")
+        self._released = released
+
+    def close(self) -> None:
+        self._released.wait(30)
+
+
 class TestStopping:
+    def test_a_service_that_is_stopped_before_it_starts_takes_nothing_and_ends(
+        self, peak_predictor: PeakPredictor, told_source: Make, seen: Any, frame_of: Make
+    ) -> None:
+        events = (frame_of(n, np.zeros((96, 128), np.uint16)) for n in range(100_000))
+        service = Service(peak_predictor, told_source(events), [CallbackSink(seen)])
+        service.stop()
+        assert service.run().state == "stopped"
+        assert service.complete
+        assert not seen.results
+
+    def test_a_service_that_is_stopped_and_cannot_start_says_why(
+        self, peak_predictor: PeakPredictor, told_source: Make, tmp_path: Path
+    ) -> None:
+        (tmp_path / "file").touch()
+        service = Service(peak_predictor, told_source([]), [Hdf5Sink(tmp_path / "file" / "in")])
+        service.stop()
+        with pytest.raises(ServiceError, match="cannot be opened"):
+            service.run()
+
     def test_a_service_that_is_stopped_finishes_what_it_has(
         self,
         peak_predictor: PeakPredictor,
