@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import cmath
+import contextlib
 import logging
 import math
 import weakref
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -91,11 +92,14 @@ class GpuCanvas:
 
     def compare(self, patch: QueuedPatch) -> tuple[complex, float]:
         """Compare a patch, which may reach over the canvas, with what is there."""
-        _, product, overlap = self._fit(patch.index, [patch.position], COMPARE_ONLY)
-        return product, overlap
+        self._fit(patch.index, [patch.position], COMPARE_ONLY)
+        _, real, imaginary, overlap = self._memory.reported()
+        return complex(real, imaginary), overlap
 
-    def fit(self, first: int, positions: list[Position]) -> int:
-        """Add queued patches, turned to fit, until one overlaps too little; give their number.
+    def start_to_fit(self, first: int, positions: list[Position]) -> None:
+        """Begin to add queued patches, turned to fit, until one overlaps too little.
+
+        `added` waits for it and gives their number; nothing else is done with the canvas before.
 
         Parameters
         ----------
@@ -104,8 +108,11 @@ class GpuCanvas:
         positions
             Of them all; they lie on the canvas as a whole.
         """
-        added, _, _ = self._fit(first, positions, LEAST_OVERLAP)
-        return added
+        self._fit(first, positions, LEAST_OVERLAP)
+
+    def added(self) -> int:
+        """Wait for `start_to_fit` and give the number of patches added."""
+        return int(self._memory.reported()[0])
 
     def extend(self, before: tuple[int, int], after: tuple[int, int]) -> None:
         """Put (rows, cols) of empty pixels before the first and after the last pixel."""
@@ -162,9 +169,7 @@ class GpuCanvas:
         self._sums = sums
         self._where = CanvasMemory(*shape, sums.pointer, self._weights.pointer)
 
-    def _fit(
-        self, first: int, positions: list[Position], least: float
-    ) -> tuple[int, complex, float]:
+    def _fit(self, first: int, positions: list[Position], least: float) -> None:
         memory = self._memory
         with memory.session.current():
             memory.upload_places(positions, self._origin)
@@ -172,9 +177,6 @@ class GpuCanvas:
                 memory.weighted_at(first), memory.places.pointer, len(positions), self._where,
                 memory.report.pointer, memory.stream, least=least,
             )  # fmt: skip
-            memory.stream.synchronize()
-        added, real, imaginary, overlap = memory.report.array.tolist()
-        return int(added), complex(real, imaginary), overlap
 
     def _absorb(self, other: CanvasMemory, offset: tuple[int, int], turn_rad: float) -> None:
         memory = self._memory
@@ -197,8 +199,10 @@ class _Memory:
             self.kernels = ObjectKernels(session, cache=cache)
             self._opened.callback(self.kernels.close)
             shape = (most, 2, PATTERN_SIZE, PATTERN_SIZE)
-            self.patches = session.staged_buffer(shape, np.float32)
+            # One is written to while the other is copied and worked on.
+            self.patches, self._others = (session.staged_buffer(shape, np.float32) for _ in "ab")
             self._opened.callback(self.patches.close)
+            self._opened.callback(self._others.close)
             self.places = session.staged_buffer((most, 4), np.float64)
             self._opened.callback(self.places.close)
             self.report = session.staged_buffer((4,), np.float64, mapped=True)
@@ -214,12 +218,19 @@ class _Memory:
         return int(self._weighted.pointer) + index * PATCH_BYTES
 
     def weigh(self, number: int) -> None:
-        """Put into the stream: copy and weigh the queued patches."""
+        """Put into the stream: copy and weigh the patches queued in `patches`, which changes."""
         with self.session.current():
             self.patches.upload(self.stream, number)
             self.kernels.enqueue_weigh(
                 self.patches.pointer, number, self._weighted.pointer, self.stream
             )
+        self.patches, self._others = self._others, self.patches
+
+    def reported(self) -> list[float]:
+        """Wait for what is in the stream and give the last report."""
+        with self.session.current():
+            self.stream.synchronize()
+        return list(self.report.array.tolist())
 
     def upload_places(self, positions: list[Position], origin_px: tuple[int, int]) -> None:
         """Put into the stream: copy where patches lie on a canvas."""
@@ -230,11 +241,24 @@ class _Memory:
 
     def close(self) -> None:
         """Free everything; closing again does nothing."""
+        if not self.session.lost and hasattr(self, "stream"):
+            # A GPU that fails is not waited for; what it held is freed all the same.
+            with contextlib.suppress(EngineError), self.session.current():
+                self.stream.synchronize()
         for canvas in list(self.canvases):
             canvas.close()
         self._opened.close()
         with self.session.releasing():
             self.__dict__.pop("stream", None)
+
+
+class _Running(NamedTuple):
+    """What was launched and not looked at: patches from `at` on fitted to an island."""
+
+    queue: Queue
+    at: int
+    home: Island[QueuedPatch]
+    run: Queue
 
 
 class GpuIslands(Islands[QueuedPatch]):
@@ -269,6 +293,7 @@ class GpuIslands(Islands[QueuedPatch]):
         # Who drops a scan half way need not know that it was on a GPU.
         self._release = weakref.finalize(self, self._memory.close)
         self._queue: Queue = []
+        self._running: _Running | None = None
 
     def add(
         self, amplitude: FloatArray, phase_rad: FloatArray, position: Position, extent: Extent
@@ -296,6 +321,7 @@ class GpuIslands(Islands[QueuedPatch]):
             If the GPU fails, has not enough memory, or these are closed.
         """
         self._settle()
+        self._finish()
         return super().image(used, skipped)
 
     def to_host(self) -> HostIslands:
@@ -307,6 +333,7 @@ class GpuIslands(Islands[QueuedPatch]):
             If the GPU fails, or these are closed.
         """
         self._settle()
+        self._finish()
         host = HostIslands()
         moved = {
             island: Island(_gpu(island).to_host(), island.used, island.patches)
@@ -323,27 +350,48 @@ class GpuIslands(Islands[QueuedPatch]):
         self._release()
 
     def _settle(self) -> None:
-        """Stitch what is queued."""
+        """Stitch what is queued; the last of it may still run, until `_finish`."""
         self._refuse_closed()
+        self._finish()
         queue, self._queue = self._queue, []
-        if not queue:
-            return
-        self._memory.weigh(len(queue))
-        at = 0
+        if queue:
+            self._memory.weigh(len(queue))
+            self._stitch(queue, 0)
+
+    def _finish(self) -> None:
+        """Wait for what runs, and stitch what it has left over."""
+        while self._running is not None:
+            self._stitch(*self._looked_at(self._running))
+
+    def _stitch(self, queue: Queue, at: int) -> None:
         while at < len(queue):
             home, run, room = self._on_one_island(queue[at:])
-            if home is not None:
-                home.make_room(room)
-                added = _gpu(home).fit(at, [position for position, _ in run])
-                for _, extent in run[:added]:
-                    home.used = home.used.joined(extent)
-                home.patches += added
-                at += added
-                if added == len(run):
-                    continue
-            position, extent = queue[at]
-            self.join(QueuedPatch(at, position), extent)
-            at += 1
+            if home is None:
+                at = self._join_one(queue, at)
+                continue
+            home.make_room(room)
+            _gpu(home).start_to_fit(at, [position for position, _ in run])
+            self._running = _Running(queue, at, home, run)
+            if at + len(run) == len(queue):
+                # Looked at once more patches are there, so that nobody waits for the GPU.
+                return
+            queue, at = self._looked_at(self._running)
+
+    def _looked_at(self, running: _Running) -> tuple[Queue, int]:
+        """Wait for a run, and join the patch that ended it to whatever it fits."""
+        self._running = None
+        queue, at, home, run = running
+        added = _gpu(home).added()
+        for _, extent in run[:added]:
+            home.used = home.used.joined(extent)
+        home.patches += added
+        at += added
+        return queue, self._join_one(queue, at) if added < len(run) else at
+
+    def _join_one(self, queue: Queue, at: int) -> int:
+        position, extent = queue[at]
+        self.join(QueuedPatch(at, position), extent)
+        return at + 1
 
     def _on_one_island(self, queue: Queue) -> tuple[Island[QueuedPatch] | None, Queue, Extent]:
         """Give the island that the first patches lie on, if it is one for all, these, and its room.

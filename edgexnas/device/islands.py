@@ -12,7 +12,7 @@ from __future__ import annotations
 import cmath
 import math
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -88,8 +88,7 @@ class Canvas(Protocol[Taken]):
         """Return the object as it stands now."""
 
 
-@dataclass(frozen=True, slots=True)
-class Extent:
+class Extent(NamedTuple):
     """Whole pixels that patches cover; `bottom` and `right` are the first beyond."""
 
     top: int
@@ -98,9 +97,8 @@ class Extent:
     right: int
 
     @classmethod
-    def of(cls, position: Position) -> Extent:
-        """Give what a patch at this (row, col) covers."""
-        row, col = position.tolist()
+    def of(cls, row: float, col: float) -> Extent:
+        """Give what a patch at this position covers."""
         bottom, right = math.ceil(row) + PATTERN_SIZE, math.ceil(col) + PATTERN_SIZE
         return cls(math.floor(row), math.floor(col), bottom, right)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -90,7 +91,7 @@ class ObjectStitcher:
     _used: Extent | None = None
     _waiting: dict[int, tuple[FloatArray, FloatArray]] = field(default_factory=dict)
     _early: dict[int, Position] = field(default_factory=dict)
-    _previous: Position | None = None
+    _previous: tuple[float, float] | None = None
     _tally: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
@@ -124,7 +125,7 @@ class ObjectStitcher:
         """
         self._tally["patches"] += 1
         early = self._early.pop(number, None)
-        if np.isnan(position).any():
+        if _unknown(position):
             if early is None:
                 self._wait(number, amplitude, phase_rad)
                 return position
@@ -136,9 +137,9 @@ class ObjectStitcher:
 
     def place(self, number: int, position: Position) -> None:
         """Take in the position of a pattern, whether its patch has come or is still to come."""
-        if number in self._waiting and not np.isnan(position).any():
+        if number in self._waiting and not _unknown(position):
             self._stitch(*self._waiting.pop(number), position)
-        elif number < self._tally["patches"] or number in self._early or np.isnan(position).any():
+        elif number < self._tally["patches"] or number in self._early or _unknown(position):
             self._tally["unused_positions"] += 1
         else:
             self._early[number] = position
@@ -203,23 +204,26 @@ class ObjectStitcher:
             self._tally["missing"] += 1
 
     def _stitch(self, amplitude: FloatArray, phase_rad: FloatArray, position: Position) -> None:
-        if self._previous is not None and np.array_equal(position, self._previous):
+        # As numbers of Python: for two of them numpy takes many times longer.
+        row, col = position.tolist()
+        if (row, col) == self._previous:
             self._tally["repeated"] += 1
             return
-        extent = self._extent(position)
-        if extent is None:
+        # Compared before the conversion to integers, which infinity and 1e300 do not survive.
+        if not (abs(row) < 2.0**53 and abs(col) < 2.0**53):
+            self._tally["outside"] += 1
+            return
+        extent = Extent.of(row, col)
+        used = extent if self._used is None else self._used.joined(extent)
+        if not plausible(*used.shape):
             self._tally["outside"] += 1
             return
         self.islands.add(amplitude, phase_rad, position, extent)
-        self._used = extent if self._used is None else self._used.joined(extent)
-        self._previous = position
+        self._used = used
+        self._previous = row, col
         self._tally["stitched"] += 1
 
-    def _extent(self, position: Position) -> Extent | None:
-        """Pixels of a patch at this position; None if no object reaches there."""
-        # Compared before the conversion to integers, which infinity and 1e300 do not survive.
-        if not (np.abs(position) < 2.0**53).all():
-            return None
-        extent = Extent.of(position)
-        whole = extent if self._used is None else self._used.joined(extent)
-        return extent if plausible(*whole.shape) else None
+
+def _unknown(position: Position) -> bool:
+    row, col = position.tolist()
+    return math.isnan(row) or math.isnan(col)

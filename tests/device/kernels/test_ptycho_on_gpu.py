@@ -9,6 +9,7 @@ import gc
 import importlib.util
 import logging
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,13 @@ import pytest
 
 from edgexnas.device import PtychoPredictor
 from edgexnas.device.islands import HostIslands
+from edgexnas.device.serving.callback_sink import CallbackSink
+from edgexnas.device.serving.results import FrameResult, ObjectSnapshot
+from edgexnas.device.serving.service import Service
+from edgexnas.device.serving.settings import PipelineSettings
+from edgexnas.device.sources.events import SeriesStart, SourceFrame
 from edgexnas.errors import EngineError, InputError
+from edgexnas.ptycho import align_phase
 
 HERE = Path(__file__).parent
 
@@ -199,3 +206,78 @@ def test_a_gpu_that_disappears_ends_the_scan_with_one_sentence(predictor, fake_g
         list(stream)
     with pytest.raises(EngineError, match="Fake GPU failed"):
         stream.image()
+
+
+class TestService:
+    PIXEL_M = (5e-9, 10e-9)
+
+    @pytest.fixture
+    def serve(self, predictor, monkeypatch):
+        monkeypatch.setattr(
+            "edgexnas.device.serving.pattern_work.USUAL_DTYPES", (np.uint16, np.float32)
+        )
+
+        def run(patterns: Any, scan: Any) -> tuple[dict[str, int], list[Any]]:
+            def events() -> Iterator[Any]:
+                yield SeriesStart("scan")
+                for number, (pattern, place) in enumerate(
+                    zip(patterns, scan.positions_px * self.PIXEL_M, strict=True)
+                ):
+                    yield SourceFrame(
+                        "scan", number, pattern, time.monotonic_ns(), position_m=tuple(place)
+                    )
+
+            items: list[Any] = []
+            service = Service(
+                predictor, Told(events), [CallbackSink(items.append, policy="block")],
+                settings=PipelineSettings(object_pixel_m=self.PIXEL_M),
+            )  # fmt: skip
+            return dict(service.run().counts), items
+
+        return run
+
+    @pytest.mark.usefixtures("work_on_the_cpu_fails")
+    def test_a_scan_becomes_the_object_and_its_memory_comes_back(
+        self, serve, session, visible, scan
+    ):
+        counts, items = serve(scan.patterns, scan)
+        assert counts["done"] == 35
+        final = [item for item in items if isinstance(item, ObjectSnapshot)][-1]
+        assert final.final
+        truth = visible.visible_object()
+        np.testing.assert_allclose(align_phase(final.image.values, truth), truth, atol=1e-4)
+        assert session.device_bytes == session.host_bytes == 0
+
+    def test_a_bad_pattern_fails_alone(self, serve, scan):
+        patterns = scan.patterns.copy()
+        patterns[6, 2, 3] = np.nan
+        counts, items = serve(patterns, scan)
+        assert (counts["done"], counts["failed"]) == (34, 1)
+        results = [item for item in items if isinstance(item, FrameResult)]
+        assert "pattern 6 holds nan at row 2, col 3" in results[6].error
+        final = [item for item in items if isinstance(item, ObjectSnapshot)][-1]
+        assert np.isfinite(final.image.values).all()
+
+    def test_a_gpu_that_disappears_fails_patterns_and_ends_the_scan(self, serve, fake_gpu, scan):
+        def vanishing() -> Iterator[Any]:
+            yield from scan.patterns[:9]
+            fake_gpu.gone = True
+            yield from scan.patterns[9:]
+
+        counts, items = serve(vanishing(), scan)
+        assert counts["done"] + counts["failed"] == 35
+        results = [item for item in items if isinstance(item, FrameResult)]
+        assert all("Fake GPU" in result.error for result in results[20:])
+
+
+class Told:
+    url, live = "told://", False
+
+    def __init__(self, events: Any) -> None:
+        self.events = events
+
+    def close(self) -> None:
+        pass
+
+    def status(self) -> dict[str, int]:
+        return {}
