@@ -5,11 +5,15 @@ from __future__ import annotations
 import gc
 import itertools
 import statistics
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -21,7 +25,9 @@ from torch_stand_in import TorchStandIn
 from edgexnas.bragg import PATCH_SIZE, scale_patches
 from edgexnas.device.cuda import CudaSession, PinnedPool
 from edgexnas.device.cuda.host_copy import HostCopy
+from edgexnas.device.engines.engine_cache import EngineCache
 from edgexnas.device.frame_pipeline import SLOTS, FramePipeline
+from edgexnas.device.peak_predictor import PeakPredictor
 from edgexnas.device.sources.compression import compress, decompress
 from edgexnas.errors import MissingDependencyError
 from edgexnas.host.models import BraggNN, mlp_bragg
@@ -36,10 +42,16 @@ SIZES = (512, 1024, 2048, 4096, 6144, 8192)
 CODEC = "bslz4-hdf5"
 """What DECTRIS detectors send."""
 
+WORKERS = (1, 2, 4)
+"""Threads that share a pipeline."""
+
+SHARED = 300
+"""Frames that each of them processes in one round."""
+
 DECODERS = (4, 14)
 """Threads that decode; a core is left for the one that submits."""
 
-DECODED = 100
+DECODED = 50
 """Frames that each of them decodes in one round."""
 
 NETWORKS = {"mlpBragg 50×5": lambda: mlp_bragg(50, 5), "BraggNN": lambda: BraggNN()}
@@ -66,10 +78,14 @@ def measure(session: CudaSession, keep: Callable[[Row], None]) -> Row:
     fields = [Field.with_spots(spots) for spots in SPOTS]
     found["host copies"] = time_host_copies(session, fields[0].frames)
     for turn, (name, build) in enumerate(NETWORKS.items()):
-        found["frames"] += time_network(session, name, build().eval(), fields)
-        keep(found)
+        # Decoding is the same with every network.
+        for row in time_network(session, name, build().eval(), fields, decoding=turn == 0):
+            found["frames"].append(row)
+            keep(found)
         if turn == 0:
-            found["frames"] += [printed(row) for field in fields for row in time_others(field)]
+            for row in (row for field in fields for row in time_others(field)):
+                found["frames"].append(printed(row))
+            keep(found)
     return found
 
 
@@ -83,8 +99,9 @@ class Field:
 
     @classmethod
     def with_spots(cls, spots: int) -> Field:
-        """Make frames of about so many peaks."""
-        frames = [spotty_frame(SHAPE, spots, seed)[0] for seed in range(4)]
+        """Make frames of about so many peaks, which lie elsewhere on each."""
+        first, _ = spotty_frame(SHAPE, spots, 0)
+        frames = [np.roll(first, 37 * turn, axis=(0, 1)) for turn in range(4)]
         finder = PeakFinder(shape=SHAPE, background=estimate_background(frames[:1]))
         return cls(frames, finder, len(finder.find(frames[0])))
 
@@ -142,7 +159,9 @@ def bandwidth(session: CudaSession) -> float:
     return max(rates)
 
 
-def time_network(session: CudaSession, name: str, network: Any, fields: list[Field]) -> list[Row]:
+def time_network(
+    session: CudaSession, name: str, network: Any, fields: list[Field], *, decoding: bool
+) -> Iterator[Row]:
     """Time one network behind the pipeline, for each number of peaks."""
     levels = tuple(np.linspace(0.1, 0.9, network(torch.zeros(1, *PATCH)).shape[-1]))
     free = free_bytes(session)
@@ -150,47 +169,85 @@ def time_network(session: CudaSession, name: str, network: Any, fields: list[Fie
         network, PATCH, session=session, precision="float16", sizes=SIZES, graph=False
     )
     print(f"{name}: {engine.describe()}", flush=True)
-    rows = []
-    for field in fields:
-        own = session.device_bytes
-        pipeline = FramePipeline(engine, field.finder, np.uint16, levels=levels)
-        memory = {
-            "own MiB": (session.device_bytes - own) / 2**20,
-            "all MiB": (free - free_bytes(session)) / 2**20,
-        }
-        timed = time_pipeline(pipeline, name, field)
-        timed[0] |= memory | {"stages us": stage_times_us(session, pipeline)}
-        rows += map(printed, timed)
-        pipeline.close()
+    with TemporaryDirectory() as folder:
+        for field in fields:
+            own = session.device_bytes
+            pipeline = FramePipeline(
+                engine, field.finder, np.uint16, levels=levels, cache=EngineCache(Path(folder))
+            )
+            memory = {
+                "own MiB": (session.device_bytes - own) / 2**20,
+                "all MiB": (free - free_bytes(session)) / 2**20,
+            }
+            about = {"peaks": field.peaks, "network": name}
+            for number, row in enumerate(time_pipeline(pipeline, field, decoding)):
+                more = {} if number else memory | {"stages us": stage_times_us(session, pipeline)}
+                yield printed(about | row | {"room": pipeline._room} | more)
+            pipeline.close()
     engine.close()
-    return rows
 
 
-def time_pipeline(pipeline: FramePipeline, name: str, field: Field) -> list[Row]:
+def time_pipeline(pipeline: FramePipeline, field: Field, decoding: bool) -> Iterator[Row]:
     """Time frames where they may lie: where the GPU reads them, elsewhere, and still encoded."""
     frames, session = field.frames, pipeline._session
     for slot, frame in zip(pipeline._frames.slots, frames, strict=False):
         slot.input.array[:] = frame
     ring = session.pinned.array((len(frames), *SHAPE), np.uint16)
     ring[:] = frames
-    rows = [
-        time_frames(pipeline, itertools.repeat(None), "slot", 1000),
-        time_frames(pipeline, itertools.cycle(ring), "ring", 1000),
-        time_frames(pipeline, itertools.cycle(frames), "copied", 300),
-    ]
+    yield time_frames(pipeline, itertools.repeat(None), "slot", 1000)
+    yield time_frames(pipeline, itertools.cycle(ring), "ring", 1000)
+    for workers in WORKERS:
+        yield time_shared(pipeline, ring, workers)
+    yield time_frames(pipeline, itertools.cycle(frames), "copied", 300)
     del ring
+    if not decoding:
+        return
     try:
         payloads = [compress(CODEC, frame) for frame in frames]
     except MissingDependencyError as error:
         print(f"no frames are decoded: {error}", flush=True)
-    else:
-        rows += [
-            time_decoded(pipeline, payloads, where, threads)
-            for threads in DECODERS
-            for where in ("decoded there", "decoded, copied")
-        ]
-    about = {"peaks": field.peaks, "network": name, "room": pipeline._room}
-    return [about | row for row in rows]
+        return
+    for threads in DECODERS:
+        for where in ("decoded there", "decoded, copied"):
+            yield time_decoded(pipeline, payloads, where, threads)
+
+
+class Turns:
+    """What `PeakPredictor.process_in` needs of a predictor."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """Keep other threads from the GPU for a with-block."""
+        with self._lock:
+            yield
+
+
+def time_shared(pipeline: FramePipeline, ring: np.ndarray, workers: int) -> Row:
+    """Time frames that several threads process, as the workers of a service do."""
+    turns, seconds = Turns(), []
+    expected = [len(pipeline.process(frame)) for frame in ring]
+
+    def work(first: int, taken: list[float]) -> None:
+        for turn in range(first, first + SHARED):
+            started = time.perf_counter()
+            peaks = PeakPredictor.process_in(turns, pipeline, ring[turn % len(ring)], turn)
+            taken.append(time.perf_counter() - started)
+            if (len(peaks), peaks.frame_number) != (expected[turn % len(ring)], turn):
+                raise AssertionError(f"frame {turn} of {workers} workers has other peaks")
+
+    rates = []
+    with ThreadPoolExecutor(workers) as pool:
+        for _ in range(3):
+            started = time.perf_counter()
+            done = [pool.submit(work, first, seconds) for first in range(workers)]
+            for one in done:
+                one.result()
+            rates.append(workers * SHARED / (time.perf_counter() - started))
+    row = {"frame": "ring, shared", "threads": workers, "frames/s": statistics.median(rates)}
+    return row | summary(seconds)
 
 
 def time_frames(

@@ -17,7 +17,12 @@ from edgexnas.bundle import Bundle, Manifest, open_bundle
 from edgexnas.device.engines.engine import Engine
 from edgexnas.device.proof import EngineProof, ObjectProof
 from edgexnas.device.proven_engine import EngineOptions, PrecisionTrial, open_proven_engine
-from edgexnas.errors import ConfigurationError, EngineError, InputError
+from edgexnas.errors import (
+    ConfigurationError,
+    EngineError,
+    InputError,
+    MissingDependencyError,
+)
 
 if TYPE_CHECKING:
     from edgexnas.bragg import Peaks
@@ -268,7 +273,7 @@ class Predictor:
             session = cast("DeviceEngine", self.engine).session
             try:
                 return take(session.pinned)
-            except EngineError as error:
+            except (EngineError, MissingDependencyError) as error:
                 if session.lost:
                     raise
                 _log.warning("frames are copied before they go to the GPU, because %s", error)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from edgexnas.device.cuda.session import CudaSession
 
-__all__ = ["CudaGraph", "capture_graph"]
+__all__ = ["CudaCallError", "CudaGraph", "capture_graph", "checked", "import_bindings"]
 
 
 class CudaGraph:
@@ -36,7 +36,7 @@ class CudaGraph:
             raise EngineError("this CUDA graph is closed; capture another")
         target = self._stream if stream is None else self._bindings.CUstream(stream.handle)
         with self._session.current():
-            _checked(self._bindings, self._bindings.cuGraphLaunch(self._executable, target))
+            checked(self._bindings, self._bindings.cuGraphLaunch(self._executable, target))
 
     def close(self) -> None:
         """Free the graph; closing again does nothing. The GPU must be done with it."""
@@ -49,12 +49,12 @@ class CudaGraph:
 
 def capture_graph(session: CudaSession, work: Callable[[Any], None]) -> CudaGraph:
     """Record what `work(session.compute)` enqueues; see `CudaSession.capture`."""
-    bindings = _import_bindings()
+    bindings = import_bindings("a CUDA graph")
     stream = bindings.CUstream(session.compute.handle)
     # Thread-local: what other threads do meanwhile, such as taking memory, does not disturb it.
     mode = bindings.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
     with session.current():
-        _checked(bindings, bindings.cuStreamBeginCapture(stream, mode))
+        checked(bindings, bindings.cuStreamBeginCapture(stream, mode))
         try:
             work(session.compute)
         except BaseException:
@@ -63,25 +63,32 @@ def capture_graph(session: CudaSession, work: Callable[[Any], None]) -> CudaGrap
             if int(outcome) == 0:
                 bindings.cuGraphDestroy(half)
             raise
-        graph = _checked(bindings, bindings.cuStreamEndCapture(stream))
+        graph = checked(bindings, bindings.cuStreamEndCapture(stream))
         try:
-            executable = _checked(bindings, bindings.cuGraphInstantiate(graph, 0))
+            executable = checked(bindings, bindings.cuGraphInstantiate(graph, 0))
         finally:
             bindings.cuGraphDestroy(graph)
     return CudaGraph(session, bindings, executable)
 
 
-def _import_bindings() -> Any:
+def import_bindings(what: str) -> Any:
+    """Give cuda-bindings' driver module, for what pycuda has not.
+
+    Raises
+    ------
+    MissingDependencyError
+        If cuda-bindings is not installed; it says what needs it.
+    """
     try:
         return import_module("cuda.bindings.driver")
     except ImportError as error:
         raise MissingDependencyError(
-            "a CUDA graph needs cuda-bindings, which is not installed: run device/setup.sh on a "
+            f"{what} needs cuda-bindings, which is not installed: run device/setup.sh on a "
             "Jetson, or pip install cuda-bindings elsewhere"
         ) from error
 
 
-def _checked(bindings: Any, returned: tuple[Any, ...]) -> Any:
+def checked(bindings: Any, returned: tuple[Any, ...]) -> Any:
     """Give the result of a driver call, which returns its outcome first."""
     outcome, *results = returned
     if int(outcome) != 0:

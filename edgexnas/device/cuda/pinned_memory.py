@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from edgexnas.device.cuda.graph import checked, import_bindings
 from edgexnas.errors import InputError
 
 if TYPE_CHECKING:
@@ -38,13 +39,16 @@ class PinnedBlock:
     nbytes: int
     pointer: int | None
     _memory: Array | None
+    _unpin: Callable[[int], object] | None = None
 
     def holds(self, address: int, nbytes: int) -> bool:
         """Whether so many bytes from this address on lie in it."""
         return self.address <= address and address + nbytes <= self.address + self.nbytes
 
     def free(self) -> None:
-        """Free the memory, inside `CudaSession.releasing`."""
+        """Free the memory, or only unpin what was there before; in `CudaSession.releasing`."""
+        if self._unpin is not None:
+            self._unpin(self.address)
         self._memory = None
 
 
@@ -95,6 +99,8 @@ class PinnedMemory:
             If the array is not C-contiguous, empty, or of no plain numbers.
         EngineError
             If the session is closed, or the memory cannot be pinned.
+        MissingDependencyError
+            If cuda-bindings is not installed.
         """
         if not array.flags.c_contiguous:
             raise InputError(
@@ -104,12 +110,15 @@ class PinnedMemory:
         if self.find(array) is not None:
             return array
         session = self._session
-        driver, mapped = session.driver_module, session.integrated
+        bindings, mapped = import_bindings("pinning memory that is there"), session.integrated
+        address = address_of(array)
+        flags = bindings.CU_MEMHOSTREGISTER_DEVICEMAP if mapped else 0
         with session.current():
-            flags = driver.mem_host_register_flags.DEVICEMAP if mapped else 0
-            memory = driver.register_host_memory(array, flags)
-            pointer = int(memory.base.get_device_pointer()) if mapped else None
-        block = PinnedBlock(address_of(array), array.nbytes, pointer, memory)
+            checked(bindings, bindings.cuMemHostRegister(address, array.nbytes, flags))
+            pointer = None
+            if mapped:
+                pointer = int(checked(bindings, bindings.cuMemHostGetDevicePointer(address, 0)))
+        block = PinnedBlock(address, array.nbytes, pointer, array, bindings.cuMemHostUnregister)
         self._blocks[block.address] = block
         return lend(block, array.shape, array.dtype, self.free)
 

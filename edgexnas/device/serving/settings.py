@@ -32,7 +32,7 @@ class PipelineSettings:
         With "drop-oldest": frames that have waited longer than this are dropped as well.
     workers
         Threads that find peaks, and as many that decode frames where these come encoded; the
-        engine has its own.
+        engine has its own. With two or more a GPU never waits for the next frame.
     deadline_ms
         How long after its arrival a frame may wait for others to share a run of the engine.
     reorder_wait_ms

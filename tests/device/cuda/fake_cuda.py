@@ -262,16 +262,8 @@ class FakeCuda:
             shape: tuple[int, ...], dtype: Any, order: str = "C", mem_flags: int = 0
         ) -> Any:
             fake.need_context("pagelocked_zeros")
-            return pinned_array(np.zeros(shape, dtype), mem_flags)
+            raw = np.zeros(shape, dtype)
 
-        def register_host_memory(array: Any, flags: int = 0) -> Any:
-            fake.need_context("register_host_memory")
-            assert array.flags.contiguous
-            if fake.is_pinned(array.ctypes.data, 1):
-                raise LogicError("cuMemHostRegister failed: part or all is already mapped")
-            return pinned_array(array, flags)
-
-        def pinned_array(raw: Any, mem_flags: int) -> Any:
             class Owner:
                 """What numpy takes as the base of the array, as pycuda's allocation is."""
 
@@ -345,8 +337,6 @@ class FakeCuda:
         drv.get_driver_version = lambda: 13000
         drv.mem_alloc = DeviceAllocation
         drv.pagelocked_zeros = pagelocked_zeros
-        drv.register_host_memory = register_host_memory
-        drv.mem_host_register_flags = SimpleNamespace(DEVICEMAP=2)
         drv.host_alloc_flags = SimpleNamespace(DEVICEMAP=2)
         drv.event_flags = SimpleNamespace(DEFAULT=0, DISABLE_TIMING=2)
         drv.device_attribute = SimpleNamespace(INTEGRATED="INTEGRATED")
@@ -394,6 +384,24 @@ class FakeCuda:
 
             return one
 
+        def register(address: int, nbytes: int, flags: int) -> tuple[int]:
+            fake.need_context("cuMemHostRegister")
+            if fake.is_pinned(address, 1):
+                return (712,)
+            fake.pinned[address] = nbytes
+            if flags:
+                fake.host[address] = nbytes
+            return (0,)
+
+        def unregister(address: int) -> tuple[int]:
+            fake.need_context("cuMemHostUnregister")
+            del fake.pinned[address]
+            fake.host.pop(address, None)
+            return (0,)
+
+        cu.CU_MEMHOSTREGISTER_DEVICEMAP = 2
+        cu.cuMemHostRegister, cu.cuMemHostUnregister = register, unregister
+        cu.cuMemHostGetDevicePointer = lambda address, flags: (0, address)
         cu.CUstream = int
         cu.CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL=1)
         cu.cuStreamBeginCapture, cu.cuStreamEndCapture = begin, end

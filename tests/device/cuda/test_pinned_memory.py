@@ -244,10 +244,12 @@ def test_frames_outlive_the_session_that_they_are_of(session: CudaSession) -> No
     session.close()
     frame[:] = single[:] = 5
     assert session.host_bytes == frame.nbytes + single.nbytes
-    thread = threading.Thread(target=gc.collect)
+    held = [frame, single]
+    del frame, single
+    # Also in a thread that has never used the GPU.
+    thread = threading.Thread(target=held.clear)
     thread.start()
     thread.join()
-    del frame, single
     assert session.host_bytes == 0
     with pytest.raises(EngineError, match="closed; open another"):
         session.pinned.array(*LAYOUT)
@@ -301,7 +303,8 @@ def test_pinned_frames_take_no_core_where_memory_is_shared_either(
     cuda = fake_cuda_module.install(monkeypatch, integrated=integrated)
     with CudaSession() as session:
         echoed = DoubleBuffer(session, LAYOUT, {"frame": LAYOUT}, echo)
-        ring = session.pinned.array((3, *FRAME), np.uint16)
+        own = np.zeros((1, *FRAME), np.uint16)
+        ring = [*session.pinned.array((2, *FRAME), np.uint16), *session.pinned.pin(own)]
         cuda.calls.clear()
         for seed, frame in enumerate(ring):
             echoed.submit(filled(frame, seed))
