@@ -129,17 +129,18 @@ class PatchStream(Iterator[PlacedPatches]):
         """Stitch a chunk up to the first pattern that cannot be used."""
         nothing = np.empty((0, PATTERN_SIZE, PATTERN_SIZE), np.float32)
         patches, fault = ObjectPatches(nothing, nothing), None
-        if len(chunk.numbers):
-            try:
+        try:
+            if len(chunk.numbers):
                 patches, fault = self._run.result()
-            except Exception:
-                self._end(None)
-                self._run.close()
-                raise
+            with self._lock:
+                placed = self._stitch(chunk, patches)
+        except Exception:
+            self._end(None)
+            self._run.close()
+            raise
         if fault is not None:
             self._end(fault)
-        with self._lock:
-            return self._stitch(chunk, patches)
+        return placed
 
     def _end(self, failure: Exception | None) -> None:
         """End the scan here, whatever comes behind."""

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgexnas.device.pattern_intake import PatternIntake
-from edgexnas.errors import EdgexnasError
+from edgexnas.errors import EdgexnasError, EngineError
 from edgexnas.ptycho import FloatArray, ObjectPatches
 
 if TYPE_CHECKING:
@@ -158,7 +158,13 @@ class _OnGpu:
         self._submitted: deque[tuple[Pattern, list[int]]] = deque()
 
     def take(self, pattern: Pattern, number: int) -> None:
-        self._pipeline.next_batch()[len(self._numbers)] = pattern
+        try:
+            memory = self._pipeline.next_batch()
+        except EngineError:
+            # Which says so if the predictor is closed.
+            with self._predictor.in_turn():
+                raise
+        memory[len(self._numbers)] = pattern
         self._numbers.append(number)
 
     def submit(self) -> None:

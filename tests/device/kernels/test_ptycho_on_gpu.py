@@ -186,8 +186,22 @@ def test_closing_the_predictor_half_way_leaves_the_image(predictor, reference, s
         next(stream)
     predictor.close()
     assert equal(streams[0].image(), streams[1].image())
-    with pytest.raises(EngineError, match="closed"):
+    with pytest.raises(EngineError, match="this predictor is closed"):
         next(streams[0])
+
+
+def test_an_object_that_outgrows_the_gpu_ends_the_scan_with_one_sentence(predictor, fake_gpu, scan):
+    far = scan.positions_px.copy()
+    far[20:] += np.arange(15)[:, None] * 50
+    stream = predictor.stream(replace(scan, positions_px=far))
+    next(stream)
+    next(stream)
+    stream.image()
+    fake_gpu.memory_bytes = fake_gpu.used_bytes() + 1000
+    with pytest.raises(EngineError, match="has not enough memory left"):
+        list(stream)
+    assert next(stream, None) is None
+    fake_gpu.memory_bytes = 1 << 30
 
 
 def test_a_stream_that_is_dropped_half_way_gives_its_memory_back(predictor, session, scan):
