@@ -312,3 +312,16 @@ def test_pinned_frames_take_no_core_where_memory_is_shared_either(
     made = ("memcpy_htod_async", "memcpy_dtod_async")
     assert [cuda.calls.count(name) for name in made] == ([0, 3] if integrated else [3, 0])
     assert host_copies == []
+
+
+def test_mapped_frames_are_copied_by_the_gpu(session: CudaSession, host_copies: list[Any]) -> None:
+    # So that a GPU with memory of its own takes the way of one without.
+    session.integrated = True
+    echoed = DoubleBuffer(session, LAYOUT, {"frame": LAYOUT}, echo)
+    own = np.zeros((2, *FRAME), np.uint16)
+    for ring in (session.pinned.array((2, *FRAME), np.uint16), session.pinned.pin(own)):
+        for seed, frame in enumerate(ring):
+            echoed.submit(filled(frame, seed))
+            np.testing.assert_array_equal(echoed.result()["frame"], random_frame(seed))
+    assert session.device_bytes == 0
+    assert host_copies == []

@@ -28,7 +28,7 @@ LEVELS = (0.1, 0.5, 0.9)
 
 @pytest.fixture
 def frames(spot_frame) -> list[np.ndarray]:
-    return [spot_frame(seed=seed) for seed in range(8)]
+    return [spot_frame(seed=seed) for seed in range(4)]
 
 
 @pytest.fixture
@@ -146,14 +146,14 @@ def test_where_no_memory_can_be_pinned_frames_are_copied_and_it_is_said(
 def test_a_ring_of_frame_buffers_is_read_from_where_it_lies(predictor, frames, host_copies):
     expected = [predictor.process(frame) for frame in frames]
     host_copies.clear()
-    ring = predictor.frame_buffers(3, frames[0].shape, np.uint16)
-    assert (ring.shape, ring.dtype, ring.any()) == ((3, *frames[0].shape), np.uint16, False)
+    ring = predictor.frame_buffers(2, frames[0].shape, np.uint16)
+    assert (ring.shape, ring.dtype, ring.any()) == ((2, *frames[0].shape), np.uint16, False)
     for number, frame in enumerate(frames):
-        ring[number % 3] = frame
-        peaks = predictor.process(ring[number % 3])
+        ring[number % 2] = frame
+        peaks = predictor.process(ring[number % 2])
         np.testing.assert_array_equal(peaks.quantiles_px, expected[number].quantiles_px)
     streamed = list(predictor.stream(ring))
-    assert len(streamed) == 3
+    assert len(streamed) == 2
     assert host_copies == []
 
 
@@ -255,7 +255,7 @@ def test_threads_share_a_pipeline_with_two_frames_in_flight(predictor, frames):
         for number in numbers:
             found[number] = predictor.process_in(pipeline, frames[number], number)
 
-    threads = [threading.Thread(target=work, args=(range(first, 8, 2),)) for first in (0, 1)]
+    threads = [threading.Thread(target=work, args=(range(first, 4, 2),)) for first in (0, 1)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -310,7 +310,7 @@ def test_a_service_decodes_where_the_gpu_reads_once_the_background_is_known(
     monkeypatch.setattr("edgexnas.device.serving.peak_work.USUAL_DTYPES", (np.uint16,))
     predictor.calibrate_background(frames[:1])
     expected = [predictor.process(frame).quantiles_px for frame in frames]
-    session, source = predictor.engine.session, EncodedSource(frames[:1] * 4 + frames)
+    session, source = predictor.engine.session, EncodedSource(frames[:1] * 2 + frames)
     before = session.host_bytes
     first_done = threading.Event()
     results: list[FrameResult] = []
@@ -318,12 +318,12 @@ def test_a_service_decodes_where_the_gpu_reads_once_the_background_is_known(
     def take(item: Any) -> None:
         if isinstance(item, FrameResult):
             results.append(item)
-            if len(results) == 4:
+            if len(results) == 2:
                 first_done.set()
 
     def in_two_parts():
         for event in EncodedSource.encoded_events(source):
-            if isinstance(event, EncodedFrame) and event.number == 4:
+            if isinstance(event, EncodedFrame) and event.number == 2:
                 assert first_done.wait(20)
                 host_copies.clear()
             yield event
@@ -333,11 +333,11 @@ def test_a_service_decodes_where_the_gpu_reads_once_the_background_is_known(
         predictor,
         source,
         [CallbackSink(take, policy="block")],
-        settings=PipelineSettings(workers=workers, background_frames=4),
+        settings=PipelineSettings(workers=workers, background_frames=2),
     )
     counts = dict(service.run().counts)
-    assert counts["done"] == 4 + len(frames)
-    for result, reference in zip(results[4:], expected, strict=True):
+    assert counts["done"] == 2 + len(frames)
+    for result, reference in zip(results[2:], expected, strict=True):
         np.testing.assert_array_equal(result.peaks.quantiles_px, reference)
     assert host_copies == []
     del service
