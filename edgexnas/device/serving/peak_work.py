@@ -33,6 +33,9 @@ _log = logging.getLogger("edgexnas.device.serving")
 
 USUAL_DTYPES = (np.uint16, np.uint32)
 
+SPARE_MIB = 256
+"""Most pinned memory for decoded frames: nothing else can have it, and a Jetson has 8 GiB."""
+
 
 @dataclass(slots=True)
 class _Calibration:
@@ -157,10 +160,14 @@ class PeakWork:
         if state is not None and state.pipeline is not None:
             self._predictor.close_pipeline(state.pipeline)
 
-    @property
-    def _spare_frames(self) -> int:
-        """As many as each worker is at, has before it and decodes, and some that are shown."""
-        return 3 * self._settings.workers + 4
+    def spare_frames(self, nbytes: int) -> int:
+        """How many frames of a size are lent to decoders at once.
+
+        As many as each worker is at, has before it and decodes, and some that are shown, within
+        `SPARE_MIB`; but one for each of these. Any more are decoded elsewhere, and copied.
+        """
+        wanted = 3 * self._settings.workers + 4
+        return min(wanted, max(4, SPARE_MIB * MEBIBYTE // nbytes))
 
     def _enough(self, held: list[FrameTask]) -> bool:
         settings = self._settings
@@ -182,7 +189,7 @@ class PeakWork:
             finder = state.detection.finder([first])
             try:
                 state.pipeline = self._predictor.open_pipeline(
-                    finder, first.dtype, spare_frames=self._spare_frames
+                    finder, first.dtype, spare_frames=self.spare_frames(first.nbytes)
                 )
             except EdgexnasError as error:
                 for task in usable:

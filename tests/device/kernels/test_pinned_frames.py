@@ -14,6 +14,7 @@ import pytest
 from edgexnas.device import Predictor
 from edgexnas.device.frame_pipeline import FramePipeline
 from edgexnas.device.serving.callback_sink import CallbackSink
+from edgexnas.device.serving.peak_work import PeakWork
 from edgexnas.device.serving.results import FrameResult
 from edgexnas.device.serving.service import Service
 from edgexnas.device.serving.settings import PipelineSettings
@@ -301,6 +302,14 @@ def test_a_stream_decodes_all_but_the_first_frame_where_the_gpu_reads_it(
     del peaks
     predictor.close()
     assert predictor.engine.session.host_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("workers", "side", "frames"), [(1, 2048, 7), (4, 2048, 16), (20, 2048, 32), (4, 8192, 4)]
+)
+def test_a_service_pins_no_more_than_it_needs_nor_256_mib(predictor, workers, side, frames):
+    work = PeakWork(predictor, PipelineSettings(workers=workers))
+    assert work.spare_frames(2 * side**2) == frames
 
 
 @pytest.mark.parametrize("workers", [1, 3])
