@@ -3,6 +3,11 @@
 Run: python samples/02_own_space.py PEAKS RUN
 
 PEAKS is a file of labelled peaks (`edgexnas label`), RUN a new folder for the search.
+
+On the shell: `PYTHONPATH=samples edgexnas optimize bragg --space 02_own_space:POOLED --data PEAKS
+--output RUN`. The run keeps that name, so that `edgexnas export RUN` finds the space again; a run
+of a `SearchSpace` object is exported with `result.export`, or later with
+`SearchResult.load(RUN, spaces=[POOLED]).export`.
 """
 
 import sys

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,7 +149,14 @@ def make_plan(
 ) -> SearchPlan:
     """Check every argument of `optimize`; cheap checks come first, the data last."""
     application = find_task(task)
+    for name, table in {"constraints": constraints, "search_options": search_options}.items():
+        if table is not None and not isinstance(table, Mapping):
+            raise ConfigurationError(f"{name} is {table!r}; give a dictionary")
     space = application.spaces if space is None else space
+    if not isinstance(space, str | SearchSpace | Iterable):
+        raise ConfigurationError(
+            f"space {space!r} is a {type(space).__name__}; give a name, a SearchSpace or several"
+        )
     given = (space,) if isinstance(space, str | SearchSpace) else tuple(space)
     spaces = _spaces(given, task, epochs)
     source = measure if isinstance(measure, str) else None
@@ -274,8 +281,8 @@ def _check_numbers(
     for name, count in whole.items():
         if count is not None and (not is_whole(count) or count < 1):
             raise ConfigurationError(f"{name} is {count!r}; give a whole number above 0")
-    if not is_whole(seed):
-        raise ConfigurationError(f"seed is {seed!r}; give a whole number")
+    if not is_whole(seed) or seed < 0:
+        raise ConfigurationError(f"seed is {seed!r}; give a whole number from 0")
     limits = {
         "timeout": timeout, "time_limit_s": time_limit_s, "memory_limit_gb": memory_limit_gb,
     }  # fmt: skip
@@ -319,6 +326,10 @@ def _check_folder(folder: Path, *, resume: bool) -> None:
 def _load(data: str | Path | Dataset, task: Task) -> tuple[Dataset, str | None]:
     if isinstance(data, str | Path):
         return task.load(data), str(Path(data).absolute())
+    if not hasattr(data, "task"):
+        raise ConfigurationError(
+            f"data is {type(data).__name__}; give the file of labelled data, or a dataset"
+        )
     if data.task != task.name:
         raise ConfigurationError(
             f"the data are for task {data.task!r} and {task.name!r} is searched; give its data"

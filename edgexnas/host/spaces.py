@@ -221,10 +221,11 @@ def import_space(path: str) -> SearchSpace:
     module, _, attribute = path.partition(":")
     try:
         space = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    # Whatever the module raises while it is imported, or import_module of no name at all.
+    except Exception as error:
         raise ConfigurationError(
-            f"space {path!r} cannot be imported ({error}); give 'module:ATTRIBUTE' of a "
-            "module on the Python path"
+            f"space {path!r} cannot be imported ({type(error).__name__}: {error}); give "
+            "'module:ATTRIBUTE' of a module on the Python path (PYTHONPATH)"
         ) from error
     if not isinstance(space, SearchSpace):
         raise ConfigurationError(f"space {path!r} is a {type(space).__name__}; name a SearchSpace")
