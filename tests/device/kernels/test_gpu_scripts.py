@@ -35,7 +35,8 @@ def timings(monkeypatch):
     yield module
     for name in ("made_frames", "label_baseline", "torch_stand_in"):
         sys.modules.pop(name, None)
-    del sys.modules["gpu_timings"]
+    for name in ("gpu_timings", "bench_gpu_service"):
+        sys.modules.pop(name, None)
 
 
 def test_frames_are_timed_wherever_they_lie_and_their_rows_are_told(
@@ -62,6 +63,27 @@ def test_frames_are_timed_wherever_they_lie_and_their_rows_are_told(
     assert copied[:3] == [0, 0, 0]
     assert copied[3] == 2
     assert all(row["frames/s"] > 0 for row in rows)
+
+
+def test_a_service_is_timed_on_frames_that_are_decoded_there_and_elsewhere(
+    predictor, timings, host_copies, monkeypatch
+):
+    bench = import_module("bench_gpu_service")
+    for name, value in {"SHAPE": (64, 80), "WORKERS": (2,), "FRAMES": 5}.items():
+        monkeypatch.setattr(bench, name, value)
+    monkeypatch.setattr("edgexnas.device.serving.peak_work.USUAL_DTYPES", ())
+    rows, copied = {}, {}
+
+    def keep(where, row):
+        rows[where], copied[where] = row, len(host_copies)
+        host_copies.clear()
+
+    bench.measure(predictor, keep)
+    assert list(rows) == list(bench.WHERE)
+    assert all(row["frames/s"] > 0 for row in rows.values())
+    assert len({row["peaks"] for row in rows.values()}) == 1
+    # What was decoded before the background was known lies elsewhere.
+    assert copied["there"] < copied["elsewhere"] == copied["plain"] == 10
 
 
 def test_kernels_agree_on_small_frames_and_a_difference_is_told(
