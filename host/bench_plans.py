@@ -24,7 +24,7 @@ PATCH, PATTERN = (1, 11, 11), (1, 64, 64)
 
 NETWORKS = {
     "mlpBragg 50×5": (lambda: mlp_bragg(50, 5), PATCH),
-    "mlpBraggSymmetric 37×2": (lambda: mlp_bragg_symmetric(37, 2), PATCH),
+    "mlpBraggSymmetric 23×3": (lambda: mlp_bragg_symmetric(23, 3), PATCH),
     "cnnBragg 16×12": (lambda: cnn_bragg(16, 12), PATCH),
     "BraggNN": (BraggNN, PATCH),
     "mlpPtycho 256×2": (lambda: mlp_ptycho(256, 2), PATTERN),

@@ -1,12 +1,10 @@
 """A small network for Bragg peaks that is given what it need not learn: symmetry and a centroid.
 
-Three things leave it less to learn than a plain MLP of as many parameters has; what they bring is
-in ``docs/results/fronts-ruby-time.md``:
+Two things leave it less to learn than a plain MLP of as many parameters has; what they bring is in
+``docs/results/fronts-ruby-time.md``:
 
 * **One network for both coordinates.** The column of a peak is the row of the transposed patch, so
   the same weights serve twice.
-* **Mirrored pixels are added.** Where a row lies does not depend on left and right: 66 sums instead
-  of 121 pixels.
 * **The centroid is added to what the network predicts**, see `FromCentroid`.
 """
 
@@ -72,15 +70,13 @@ class FromCentroid(nn.Module):
 class SymmetricMlp(nn.Module):
     """`layers` hidden layers of `units` with ReLU for one coordinate, used for row and column.
 
-    Transposing a patch swaps the quantiles of row and column exactly; mirroring it along one axis
-    leaves those of the other axis exactly as they are.
+    Transposing a patch swaps the quantiles of row and column exactly.
     """
 
     def __init__(self, units: int, layers: int, levels: Sequence[float] = LEVELS) -> None:
         super().__init__()
-        self.features = PATCH_SIZE * (CENTRE + 1)
         hidden: list[nn.Module] = []
-        width = self.features
+        width = PATCH_SIZE**2
         for _ in range(layers):
             hidden += [nn.Linear(width, units), nn.ReLU()]
             width = units
@@ -91,9 +87,7 @@ class SymmetricMlp(nn.Module):
     def forward(self, patches: Tensor) -> Tensor:
         """Offsets (n, 2, q) in pixels from patches (n, 1, 11, 11)."""
         both = torch.cat([patches, patches.transpose(2, 3)], dim=1)
-        left, right = both[..., :CENTRE], both[..., CENTRE + 1 :].flip(3)
-        folded = torch.cat([left + right, both[..., CENTRE : CENTRE + 1]], dim=3)
-        offsets: Tensor = self.head(self.hidden(folded.reshape(-1, self.features)))
+        offsets: Tensor = self.head(self.hidden(both.reshape(-1, PATCH_SIZE**2)))
         return offsets
 
 

@@ -50,22 +50,16 @@ def test_transposing_a_patch_swaps_row_and_column_of_every_quantile() -> None:
     torch.testing.assert_close(model(patches.transpose(2, 3)), model(patches).flip(1))
 
 
-def test_mirroring_a_patch_along_one_axis_leaves_the_other_coordinate_alone() -> None:
-    model, patches = SymmetricMlp(8, 2), torch.rand(6, 1, 11, 11)
-    torch.testing.assert_close(model(patches.flip(3))[:, 0], model(patches)[:, 0])
-    torch.testing.assert_close(model(patches.flip(2))[:, 1], model(patches)[:, 1])
-    assert not torch.allclose(model(patches.flip(2))[:, 0], model(patches)[:, 0])
-
-
 def test_a_patch_keeps_its_answer_whatever_else_is_in_the_batch() -> None:
     model, patches = mlp_bragg_symmetric(8, 2), torch.rand(6, 1, 11, 11)
     torch.testing.assert_close(model(patches)[2:3], model(patches[2:3]))
 
 
 def test_weights_count_once_and_multiplications_for_both_coordinates() -> None:
-    model = mlp_bragg_symmetric(37, 2)
-    assert count_parameters(model) == 66 * 37 + 37 + 37 * 37 + 37 + 37 * 3 + 3 == 3999
-    assert count_macs(model) == 2 * (66 * 37 + 37 * 37 + 37 * 3) + 3 * 25
+    model = mlp_bragg_symmetric(23, 3)
+    weights = 121 * 23 + 2 * 23 * 23 + 23 * 3
+    assert count_parameters(model) == weights + 3 * 23 + 3 == 3982
+    assert count_macs(model) == 2 * weights + 3 * 25
 
 
 def test_it_learns_gaussian_peaks_better_than_their_centroid_says() -> None:
