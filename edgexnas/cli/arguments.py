@@ -54,24 +54,12 @@ def refuse_given(options: argparse.Namespace, names: Sequence[str], reason: str)
 
 def seed(text: str) -> int:
     """Parse a whole number of at least 0, which generators of random numbers take."""
-    try:
-        value = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{value} is less than 0")
-    return value
+    return _whole(text, 0)
 
 
 def positive_int(text: str) -> int:
     """Parse a whole number of at least 1."""
-    try:
-        value = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is less than 1")
-    return value
+    return _whole(text, 1)
 
 
 def positive_float(text: str) -> float:
@@ -90,4 +78,14 @@ def number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"{value:g} is not a finite number from 0 up")
+    return value
+
+
+def _whole(text: str, least: int) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+    if value < least:
+        raise argparse.ArgumentTypeError(f"{value} is less than {least}")
     return value

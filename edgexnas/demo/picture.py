@@ -50,7 +50,8 @@ def draw_peaks(path: Path, frame: Frame, peaks: Peaks, *, title: str) -> None:
         for letter, axes, index in zip("abcd", insets, near, strict=False):
             _draw_close_up(axes, frame, peaks, index, letter)
             row, col = peaks.positions_px[index]
-            main.annotate(letter, (col, row), (6, 6), textcoords="offset points", weight="bold")
+            below = (6, -12) if row - box[0] < (box[2] - box[0]) / 20 else (6, 6)
+            main.annotate(letter, (col, row), below, textcoords="offset points", weight="bold")
         for axes in insets[len(near) :]:
             axes.set_axis_off()
         figure.savefig(path, dpi=130)
@@ -72,13 +73,15 @@ def _draw_frame(axes: Axes, frame: Frame, peaks: Peaks, box: Box) -> AxesImage:
         if len(at):
             axes.scatter(at[:, 1], at[:, 0], 60, facecolors="none", edgecolors=colour, label=label)
     axes.set(xlabel="column / px", ylabel="row / px")
-    axes.legend(loc="upper right")
+    # Beside the frame: inside it would cover peaks.
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     return image
 
 
 def _draw_close_up(axes: Axes, frame: Frame, peaks: Peaks, index: int, letter: str) -> None:
     """Draw one peak with its position and the ellipse of its interval."""
     from matplotlib.patches import Ellipse
+    from matplotlib.ticker import MultipleLocator
 
     row, col = peaks.positions_px[index]
     top = float(peaks.intensities[index]) + float(np.median(np.asarray(frame)))
@@ -89,6 +92,8 @@ def _draw_close_up(axes: Axes, frame: Frame, peaks: Peaks, index: int, letter: s
     half = PATCH_SIZE / 2
     axes.set_xlim(round(col) - half, round(col) + half)
     axes.set_ylim(round(row) + half, round(row) - half)
+    axes.xaxis.set_major_locator(MultipleLocator(2))
+    axes.yaxis.set_major_locator(MultipleLocator(2))
     axes.set_title(f"{letter}: ({row:.2f}, {col:.2f}) px")
 
 

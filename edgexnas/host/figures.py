@@ -21,6 +21,7 @@ from edgexnas.host.tasks import find_task
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 __all__ = [
@@ -200,16 +201,20 @@ def _draw_front(
 
 
 def _plain_ticks(axes: Axes) -> None:
-    """Label errors of a tenth of a pixel as 0.1, not as a power of ten."""
+    """Label 0.1 and 20,000 as such, not as powers of ten, and as many as have room."""
+    _label_logarithmic(axes.xaxis, middle=(1, 2, 5), narrow=(1, 2, 3, 4, 6, 8))
+    _label_logarithmic(axes.yaxis, middle=(1, 2, 4, 6), narrow=tuple(range(1, 10)))
 
+
+def _label_logarithmic(axis: Axis, *, middle: Sequence[int], narrow: Sequence[int]) -> None:
     def label(value: float, _: float = 0.0) -> str:
-        low, high = axes.get_ylim()
-        wide = high / low > 100
+        low, high = axis.get_view_interval()
+        digits = (1,) if high / low > 100 else middle if high / low > 4 else narrow
         digit = round(value / 10 ** math.floor(math.log10(value) + 1e-9))
-        return f"{value:g}" if digit in ((1,) if wide else (1, 2, 4, 6)) else ""
+        return f"{value:,g}" if digit in digits else ""
 
-    axes.yaxis.set_major_formatter(label)
-    axes.yaxis.set_minor_formatter(label)
+    axis.set_major_formatter(label)
+    axis.set_minor_formatter(label)
 
 
 def _legend(axes: Axes) -> None:
