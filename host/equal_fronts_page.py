@@ -168,7 +168,11 @@ def claims_of(chosen: dict[tuple[str, str], Entry]) -> list[str]:
     for name in dict.fromkeys(e.network for e in chosen.values() if kind_of(e.network) == BASELINE):
         baseline = preferred(e for e in chosen.values() if e.network == name)
         for space in MARKERS:
-            ours = [e for e in chosen.values() if kind_of(e.network) == space != BASELINE]
+            ours = [
+                e
+                for e in chosen.values()
+                if kind_of(e.network) == space != BASELINE and "centroid" not in e.network
+            ]
             fitting = [e for e in ours if e.parameters <= baseline.parameters]
             few = (1 - FEWER_PARAMETERS) * baseline.parameters
             small = [e for e in fitting if e.parameters <= few]
