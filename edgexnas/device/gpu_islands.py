@@ -412,7 +412,11 @@ class GpuIslands(Islands[QueuedPatch]):
 
     def _refuse_closed(self) -> None:
         if not self._release.alive:
-            raise EngineError("this object is not on the GPU any more; open another stream")
+            session = self._memory.session
+            raise EngineError(
+                f"the object was on {session.name}, which "
+                f"{'failed' if session.lost else 'has given its memory back'}; open another stream"
+            )
 
     def _new_canvas(self, shape: tuple[int, int], origin_px: tuple[int, int]) -> GpuCanvas:
         return GpuCanvas(self._memory, shape, origin_px)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import weakref
 from collections import deque
@@ -106,9 +105,12 @@ class PatchStream(Iterator[PlacedPatches]):
 
     def leave_gpu(self) -> None:
         """Keep the image in host memory, for the GPU's is given back; do nothing if it is there."""
-        with self._lock, contextlib.suppress(EngineError):
-            # A GPU that has failed has no image any more, which `image` says.
-            self._stitcher.leave_gpu()
+        with self._lock:
+            try:
+                self._stitcher.leave_gpu()
+            except EngineError:
+                # A GPU that has failed has no image any more, which `image` says.
+                self._stitcher.close()
 
     def _read(self) -> None:
         """Take chunks from the source and submit them, until enough are pending or none is left."""

@@ -150,9 +150,9 @@ def test_a_closed_object_says_so(session):
     stitcher = stitched(RASTER[:2], GpuIslands(session))
     stitcher.close()
     stitcher.close()
-    with pytest.raises(EngineError, match="not on the GPU any more"):
+    with pytest.raises(EngineError, match="has given its memory back"):
         stitcher.add(2, *cut(RASTER)[2], np.array([5.0, 5.0]))
-    with pytest.raises(EngineError, match="not on the GPU any more"):
+    with pytest.raises(EngineError, match="has given its memory back"):
         stitcher.image()
 
 

@@ -220,6 +220,9 @@ def test_a_gpu_that_disappears_ends_the_scan_with_one_sentence(predictor, fake_g
         list(stream)
     with pytest.raises(EngineError, match="Fake GPU failed"):
         stream.image()
+    predictor.close()
+    with pytest.raises(EngineError, match="was on Fake GPU, which failed"):
+        stream.image()
 
 
 class TestService:
