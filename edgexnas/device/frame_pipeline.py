@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,6 +16,7 @@ from edgexnas.bragg import PATCH_SIZE, Peaks
 from edgexnas.device.cuda import DoubleBuffer, PinnedPool
 from edgexnas.device.engines.engine_cache import EngineCache, default_cache_folder
 from edgexnas.device.kernels.peak_kernels import HEADER_ITEMS, NO_BAD_PIXEL, PeakKernels
+from edgexnas.device.turns import Turns
 from edgexnas.errors import (
     ConfigurationError,
     EngineError,
@@ -115,7 +115,7 @@ class FramePipeline:
         self._room = self._rooms[0]
         self._dtype = np.dtype(dtype)
         self._numbers: dict[int, int] = {}
-        self.turns = threading.Semaphore(SLOTS)
+        self.turns = Turns(SLOTS)
         self._spare: PinnedPool | None = None
         self._opened = ExitStack()
         try:

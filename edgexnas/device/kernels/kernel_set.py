@@ -75,6 +75,9 @@ class KernelSet:
         return buffer
 
     def close(self) -> None:
-        """Free the device memory; closing again does nothing."""
+        """Free the device memory and the kernels; closing again does nothing."""
         while self._buffers:
             self._buffers.pop().close()
+        # Left to the garbage collector, the module may go in a thread that cannot free it.
+        with self._session.releasing():
+            self._functions.clear()

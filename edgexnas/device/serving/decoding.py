@@ -10,6 +10,7 @@ from edgexnas.device.serving.intake import Intake
 from edgexnas.device.serving.series_run import FrameTask
 from edgexnas.device.serving.stage_times import StageTimes
 from edgexnas.device.serving.status import QueueLevel
+from edgexnas.device.turns import Turns
 from edgexnas.errors import InputError
 
 __all__ = ["DecodingIntake"]
@@ -37,6 +38,7 @@ class DecodingIntake:
         self._intake = intake
         self._times = times
         self._decoded: BoundedQueue[FrameTask] = BoundedQueue(takers)
+        self._putting = Turns(1)
         self._settling = threading.Lock()
         self._running = takers
 
@@ -62,7 +64,10 @@ class DecodingIntake:
                 if task is None:
                     continue
                 self._decode(task)
-                if not self._decoded.put(task):
+                # In turn, or a frame could wait for room until many later ones have found some.
+                with self._putting:
+                    put = self._decoded.put(task)
+                if not put:
                     task.run.leave(task.number, "dropped")
         finally:
             with self._settling:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 
@@ -143,6 +145,23 @@ def test_closing_gives_back_all_memory(session, finder, place_engine):
     assert (session.device_bytes, session.host_bytes) == before
     with pytest.raises(EngineError, match="closed"):
         pipeline.submit(frame_with(3))
+
+
+def test_closing_frees_the_kernels_in_this_thread(session, finder, place_engine, monkeypatch):
+    loaded = []
+    original = session.module
+
+    def load(image):
+        module = original(image)
+        loaded.append(weakref.ref(module))
+        return module
+
+    monkeypatch.setattr(session, "module", load)
+    pipeline = FramePipeline(place_engine(session), finder, np.uint16, levels=LEVELS)
+    pipeline.process(frame_with(3))
+    pipeline.close()
+    # Without the garbage collector, which may run where the GPU is not current.
+    assert [module() for module in loaded] == [None]
 
 
 def test_a_gpu_that_disappears_is_one_sentence_and_closing_still_works(pipeline, fake_gpu):
