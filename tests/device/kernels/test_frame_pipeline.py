@@ -148,20 +148,29 @@ def test_closing_gives_back_all_memory(session, finder, place_engine):
 
 
 def test_closing_frees_the_kernels_in_this_thread(session, finder, place_engine, monkeypatch):
-    loaded = []
+    functions = []
     original = session.module
 
     def load(image):
         module = original(image)
-        loaded.append(weakref.ref(module))
+        get = module.get_function
+
+        def get_function(name):
+            functions.append(get(name))
+            return functions[-1]
+
+        module.get_function = get_function
         return module
 
     monkeypatch.setattr(session, "module", load)
     pipeline = FramePipeline(place_engine(session), finder, np.uint16, levels=LEVELS)
     pipeline.process(frame_with(3))
+    held = [weakref.ref(function) for function in functions]
+    functions.clear()
+    assert None not in [function() for function in held]
     pipeline.close()
     # Without the garbage collector, which may run where the GPU is not current.
-    assert [module() for module in loaded] == [None]
+    assert {function() for function in held} == {None}
 
 
 def test_a_gpu_that_disappears_is_one_sentence_and_closing_still_works(pipeline, fake_gpu):
