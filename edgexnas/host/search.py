@@ -81,7 +81,8 @@ def optimize(
         The run folder.
     space
         One or more of `edgexnas.host.spaces.SPACES` by name, ``"module:ATTRIBUTE"``, or
-        `SearchSpace` objects. Several spaces take turns; None takes both of the task.
+        `SearchSpace` objects. Several spaces take turns; None takes those of the task, for "bragg"
+        mlpBraggSymmetric beside the two of the paper, since its networks err least.
     objectives
         What to minimise: names of `edgexnas.host.objectives.OBJECTIVES`, or of its
         `PTYCHO_OBJECTIVES` for "ptycho", where ``error`` is the mean absolute phase error. All

@@ -13,7 +13,8 @@ because taken literally most points could not be built:
 
 **mlpBraggSymmetric** is not in the table. It has the ranges of mlpBragg, and networks that are
 given the symmetry of a patch and its centroid, see `edgexnas.host.symmetric_mlp`: of equal size
-they err less, for more kernels and twice the arithmetic.
+they err less, for more kernels and twice the arithmetic. A search for Bragg peaks that names no
+space takes it beside the two of the table.
 """
 
 from __future__ import annotations

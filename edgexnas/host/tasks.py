@@ -89,7 +89,7 @@ class BraggTask:
 
     name: TaskName = "bragg"
     items = "good peaks"
-    spaces: tuple[str, ...] = ("mlpBragg", "cnnBragg")
+    spaces: tuple[str, ...] = ("mlpBraggSymmetric", "mlpBragg", "cnnBragg")
     objectives: Mapping[str, Objective] = OBJECTIVES
     normalise = False
 
