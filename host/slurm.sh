@@ -11,7 +11,7 @@
 # edgexnas[host] and ray below; it must be the same on every node.
 set -euo pipefail
 
-configuration=$1
+configuration=${1:?give the configuration: sbatch host/slurm.sh host/bragg.toml}
 workers=${WORKERS:-$((SLURM_JOB_NUM_NODES * ${SLURM_GPUS_ON_NODE:-${SLURM_CPUS_ON_NODE:-1}}))}
 margin=300   # seconds before the end of the job at which the search stops by itself
 

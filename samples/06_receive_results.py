@@ -54,6 +54,9 @@ def main(address: str, frames: int | None = None) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) not in (2, 3):
+    if len(sys.argv) not in (2, 3) or not all(count.isdecimal() for count in sys.argv[2:]):
         sys.exit(f"usage: python {sys.argv[0]} ADDRESS [FRAMES]")
-    main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) == 3 else None)
+    try:
+        main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) == 3 else None)
+    except zmq.ZMQError as error:
+        sys.exit(f"error: {sys.argv[1]}: {error}; give the address of the service's ZMQ sink")

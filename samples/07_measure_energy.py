@@ -9,6 +9,7 @@ counters that may be read.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from pathlib import Path
 
@@ -53,11 +54,11 @@ def main() -> None:
                 f"{bench.name}: {bench.latency.p50_ms:.4f} ms, {energy.total_mj:.3f} ± "
                 f"{energy.total_half_width_mj:.3f} mJ an inference of {energy.items}"
             )
-    try:
-        report.check()
-    except EdgexnasError as error:
-        raise SystemExit(str(error)) from error
+    report.check()
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except EdgexnasError as error:
+        sys.exit(f"error: {error}")

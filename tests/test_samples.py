@@ -132,3 +132,28 @@ def test_07_measure_energy_prints_what_an_inference_costs(
     lines = run("07_measure_energy.py", folder / "bragg.edgex", folder / "keys", *options)
     assert lines.startswith("Jetson AGX Orin 64 GB")
     assert "mJ an inference of 32" in lines.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("sample", "arguments"),
+    [
+        ("01_predict_peaks.py", ["none.edgex", ".", "none.h5"]),
+        ("02_own_space.py", ["none.h5", "run"]),
+        ("03_stream_ptycho.py", ["none.edgex", ".", "none.h5", "object.npz"]),
+        ("04_choose_engine.py", ["none.edgex", ".", "cache"]),
+        ("05_stream_detector.py", ["none.edgex", ".", "none://"]),
+        ("06_receive_results.py", ["none"]),
+        ("07_measure_energy.py", ["none.edgex", ".", "--root", "none"]),
+    ],
+)
+def test_what_is_wrong_is_a_sentence_and_leaves_nothing(
+    tmp_path: Path, sample: str, arguments: list[str]
+) -> None:
+    done = subprocess.run(
+        [sys.executable, SAMPLES / sample, *arguments],
+        cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
