@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from edgexnas.bragg import PATCH_SIZE, Peaks
 from edgexnas.device.cuda import DoubleBuffer, PinnedPool
-from edgexnas.device.engines.engine_cache import EngineCache, default_cache_folder
 from edgexnas.device.kernels.peak_kernels import HEADER_ITEMS, NO_BAD_PIXEL, PeakKernels
 from edgexnas.device.turns import Turns
 from edgexnas.errors import (
-    ConfigurationError,
     EngineError,
     InputError,
-    MissingDependencyError,
 )
 
 if TYPE_CHECKING:
     from edgexnas.device.cuda import Slot
     from edgexnas.device.engines.device_engine import DeviceEngine
+    from edgexnas.device.engines.engine_cache import EngineCache
     from edgexnas.peak_finding import PeakFinder
 
-__all__ = ["FramePipeline", "open_frame_pipeline"]
+__all__ = ["FramePipeline"]
 
 LEAST_ROOM = 512
 """The network runs for 512, 768, 1,024, 1,536, 2,048, ... peaks: as few as the last frames needed,
@@ -307,43 +303,6 @@ class FramePipeline:
 
     def _room_for(self, count: int) -> int:
         return next((room for room in self._rooms if room >= count), self._rooms[-1])
-
-
-def open_frame_pipeline(
-    engine: DeviceEngine,
-    finder: PeakFinder,
-    dtype: npt.DTypeLike,
-    *,
-    levels: Sequence[float],
-    cache: str | os.PathLike[str] | Literal[False] | None = None,
-    spare_frames: int = 0,
-) -> FramePipeline | None:
-    """Open a pipeline; None, with a warning that says why, where frames must stay on the CPU.
-
-    Parameters
-    ----------
-    engine, finder, dtype, levels, spare_frames
-        As of `FramePipeline`.
-    cache
-        Folder where compiled kernels are kept, None for the usual one, False for none.
-
-    Raises
-    ------
-    EngineError
-        If the GPU failed for good.
-    """
-    try:
-        kept = None
-        if cache is not False:
-            kept = EngineCache(default_cache_folder() if cache is None else Path(cache))
-        return FramePipeline(
-            engine, finder, dtype, levels=levels, cache=kept, spare_frames=spare_frames
-        )
-    except (EngineError, ConfigurationError, MissingDependencyError) as error:
-        if engine.session.lost:
-            raise
-        _log.warning("peaks are found on the CPU, because %s", error)
-        return None
 
 
 def _rooms(capacity: int, engine: DeviceEngine) -> tuple[int, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import cmath
 import contextlib
-import logging
 import math
 import weakref
 from contextlib import ExitStack
@@ -13,17 +12,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from edgexnas.device.engines.engine_cache import CacheOption, open_cache
 from edgexnas.device.islands import LEAST_OVERLAP, Extent, HostIslands, Island, Islands, Position
 from edgexnas.device.kernels.object_kernels import CanvasMemory, ObjectKernels
-from edgexnas.errors import EngineError, MissingDependencyError
+from edgexnas.errors import EngineError
 from edgexnas.ptycho import PATTERN_SIZE, FloatArray, ObjectCanvas, ObjectImage
 
 if TYPE_CHECKING:
     from edgexnas.device.cuda import CudaSession
     from edgexnas.device.engines.engine_cache import EngineCache
 
-__all__ = ["GpuIslands", "open_gpu_islands"]
+__all__ = ["GpuIslands"]
 
 COMPARE_ONLY = 2.0
 """An overlap that no patch has, so that none is added."""
@@ -32,8 +30,6 @@ Queue = list[tuple[Position, Extent]]
 """Positions of patches, and the whole pixels that each covers."""
 
 PATCH_BYTES = 2 * PATTERN_SIZE**2 * 4
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -428,29 +424,3 @@ class GpuIslands(Islands[QueuedPatch]):
 def _gpu(island: Island[QueuedPatch]) -> GpuCanvas:
     assert isinstance(island.canvas, GpuCanvas)
     return island.canvas
-
-
-def open_gpu_islands(
-    session: CudaSession, *, most: int = 32, cache: CacheOption = None
-) -> GpuIslands | HostIslands:
-    """Open islands on a GPU; in host memory, with a warning that says why, where none can be had.
-
-    Parameters
-    ----------
-    session, most
-        As of `GpuIslands`.
-    cache
-        Folder where compiled kernels are kept, None for the usual one, False for none.
-
-    Raises
-    ------
-    EngineError
-        If the GPU failed for good.
-    """
-    try:
-        return GpuIslands(session, most=most, cache=open_cache(cache))
-    except (EngineError, MissingDependencyError) as error:
-        if session.lost:
-            raise
-        _log.warning("patches are stitched on the CPU, because %s", error)
-        return HostIslands()

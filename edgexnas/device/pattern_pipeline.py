@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -12,9 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgexnas.device.cuda import DoubleBuffer
-from edgexnas.device.engines.engine_cache import CacheOption, open_cache
 from edgexnas.device.kernels.pattern_kernels import NO_BAD_PIXEL, PatternKernels
-from edgexnas.errors import ConfigurationError, EngineError, MissingDependencyError
 from edgexnas.ptycho import PATTERN_SIZE, ObjectPatches, decode_patches
 
 if TYPE_CHECKING:
@@ -22,11 +19,9 @@ if TYPE_CHECKING:
     from edgexnas.device.engines.device_engine import DeviceEngine
     from edgexnas.device.engines.engine_cache import EngineCache
 
-__all__ = ["PatternPipeline", "open_pattern_pipeline"]
+__all__ = ["PatternPipeline"]
 
 Pattern = npt.NDArray[Any]
-
-_log = logging.getLogger(__name__)
 
 
 class PatternPipeline:
@@ -184,39 +179,3 @@ class PatternPipeline:
         self._engine.enqueue(self._scaled.pointer, patches.pointer, slot.size, stream)
         patches.download(stream, slot.size)
         bad.download(stream, slot.size)
-
-
-def open_pattern_pipeline(
-    engine: DeviceEngine,
-    shape: tuple[int, int],
-    dtype: npt.DTypeLike,
-    *,
-    intensity_scale: float,
-    mask: npt.NDArray[np.bool_] | None = None,
-    saturation: float | None = None,
-    cache: CacheOption = None,
-) -> PatternPipeline | None:
-    """Open a pipeline; None, with a warning that says why, where patterns must stay on the CPU.
-
-    Parameters
-    ----------
-    engine, shape, dtype, intensity_scale, mask, saturation
-        As of `PatternPipeline`.
-    cache
-        Folder where compiled kernels are kept, None for the usual one, False for none.
-
-    Raises
-    ------
-    EngineError
-        If the GPU failed for good.
-    """
-    try:
-        return PatternPipeline(
-            engine, shape, dtype, intensity_scale=intensity_scale, mask=mask,
-            saturation=saturation, cache=open_cache(cache),
-        )  # fmt: skip
-    except (EngineError, ConfigurationError, MissingDependencyError) as error:
-        if engine.session.lost:
-            raise
-        _log.warning("patterns are binned on the CPU, because %s", error)
-        return None

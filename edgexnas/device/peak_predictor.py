@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Literal, cast
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from edgexnas.bragg import CENTRE, PeakPositions, Peaks, as_patches, decode_offsets, scale_patches
 from edgexnas.device.detection import PeakDetection
+from edgexnas.device.engines.engine_cache import open_cache
 from edgexnas.device.peak_stream import FrameProcessor, stream_frames, stream_series
 from edgexnas.device.predictor import Predictor
 from edgexnas.device.proof import EngineProof, run_in_batches
@@ -86,10 +87,8 @@ class PeakPredictor(Predictor):
         assert preprocessing.kind == "bragg"
         self._detection = PeakDetection(preprocessing.finder, mask=mask)
         self._next_number = 0
-        self._cache = cache
         self._own_finder: PeakFinder | None = None
         self._own: FrameProcessor | None = None
-        self._pipelines: list[FramePipeline] = []
         super().__init__(
             bundle,
             trust=trust,
@@ -164,13 +163,6 @@ class PeakPredictor(Predictor):
             self._next_number = number + 1
             return peaks
 
-    def close(self) -> None:
-        """Release the engine and the memory of frames; closing again does nothing."""
-        with self._lock:
-            while self._pipelines:
-                self._pipelines.pop().close()
-            super().close()
-
     def detection(self, mask: npt.NDArray[np.bool_] | None = None) -> PeakDetection:
         """Give a peak detection of its own to a series, with this mask beside the series'.
 
@@ -218,19 +210,6 @@ class PeakPredictor(Predictor):
         split = np.split(offsets_px, ends)
         return list(map(self._placed, split, found, numbers))
 
-    @contextmanager
-    def in_turn(self) -> Iterator[None]:
-        """Keep other threads from the engine and from the GPU for a with-block; blocks may nest.
-
-        Raises
-        ------
-        EngineError
-            If the predictor is closed.
-        """
-        with self._lock:
-            self._refuse_closed()
-            yield
-
     def open_pipeline(
         self, finder: PeakFinder, dtype: npt.DTypeLike, *, spare_frames: int = 0
     ) -> FramePipeline | None:
@@ -255,23 +234,24 @@ class PeakPredictor(Predictor):
         EngineError
             If the predictor is closed or the GPU failed for good.
         """
-        with self.in_turn():
-            if not hasattr(self.engine, "enqueue"):
-                return None
-            # Only predictors on a GPU load what it needs.
-            from edgexnas.device.frame_pipeline import open_frame_pipeline
 
-            pipeline = open_frame_pipeline(
-                cast("DeviceEngine", self.engine),
+        def take(engine: DeviceEngine) -> FramePipeline:
+            # Only predictors on a GPU load what it needs.
+            from edgexnas.device.frame_pipeline import FramePipeline
+
+            return FramePipeline(
+                engine,
                 finder,
                 dtype,
                 levels=self.manifest.quantile_levels,
-                cache=self._cache,
+                cache=open_cache(self._cache),
                 spare_frames=spare_frames,
             )
-            if pipeline is not None:
-                self._pipelines.append(pipeline)
-            return pipeline
+
+        pipeline = self._opened_on_gpu("peaks are found on the CPU", take)
+        if pipeline is not None:
+            self._pipelines.append(pipeline)
+        return pipeline
 
     def process_in(
         self, pipeline: FramePipeline, frame: npt.NDArray[Any], frame_number: int
@@ -295,13 +275,6 @@ class PeakPredictor(Predictor):
                 pipeline.wait(slot)
             with self.in_turn():
                 return pipeline.result(slot)
-
-    def close_pipeline(self, pipeline: FramePipeline) -> None:
-        """Give the memory of a pipeline back; closing again does nothing."""
-        with self._lock:
-            if pipeline in self._pipelines:
-                self._pipelines.remove(pipeline)
-                pipeline.close()
 
     def stream(self, source: FrameSource) -> Iterator[Peaks]:
         """Process a series of frames in order.

@@ -6,9 +6,10 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,15 @@ __all__ = ["Predictor"]
 
 Task = Literal["bragg", "ptycho"]
 Kind = TypeVar("Kind", bound="Predictor")
+Taken = TypeVar("Taken")
+
+
+class Pipeline(Protocol):
+    """What frames or patterns go through on a GPU."""
+
+    def close(self) -> None:
+        """Free its memory; closing again does nothing."""
+
 
 _log = logging.getLogger(__name__)
 
@@ -149,6 +159,8 @@ class Predictor:
         del self._verified
         self.manifest = verified.manifest
         self._lock = threading.RLock()
+        self._cache = cache
+        self._pipelines: list[Pipeline] = []
         self._closed = False
         proven = open_proven_engine(
             verified,
@@ -266,22 +278,63 @@ class Predictor:
 
     def _pinned(self, take: Callable[[PinnedMemory], npt.NDArray[Any]]) -> npt.NDArray[Any] | None:
         """Take pinned memory; None where there is no GPU, or, with a warning, no such memory."""
+        return self._opened_on_gpu(
+            "frames are copied before they go to the GPU",
+            lambda engine: take(engine.session.pinned),
+        )
+
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """Keep other threads from the engine and from the GPU for a with-block; blocks may nest.
+
+        Raises
+        ------
+        EngineError
+            If the predictor is closed.
+        """
         with self._lock:
             self._refuse_closed()
+            yield
+
+    def close_pipeline(self, pipeline: Pipeline) -> None:
+        """Give the GPU's memory of a pipeline back; closing again does nothing."""
+        with self._lock:
+            if pipeline in self._pipelines:
+                self._pipelines.remove(pipeline)
+                pipeline.close()
+
+    def _opened_on_gpu(self, otherwise: str, take: Callable[[DeviceEngine], Taken]) -> Taken | None:
+        """Take something of the engine's GPU; None if it has none, or, with a warning, not this.
+
+        Parameters
+        ----------
+        otherwise
+            What happens then, for the warning.
+        take
+            What takes it, given the engine.
+
+        Raises
+        ------
+        EngineError
+            If the predictor is closed or the GPU failed for good.
+        """
+        with self.in_turn():
             if not hasattr(self.engine, "enqueue"):
                 return None
-            session = cast("DeviceEngine", self.engine).session
+            engine = cast("DeviceEngine", self.engine)
             try:
-                return take(session.pinned)
-            except (EngineError, MissingDependencyError) as error:
-                if session.lost:
+                return take(engine)
+            except (EngineError, ConfigurationError, MissingDependencyError) as error:
+                if engine.session.lost:
                     raise
-                _log.warning("frames are copied before they go to the GPU, because %s", error)
+                _log.warning("%s, because %s", otherwise, error)
                 return None
 
     def close(self) -> None:
-        """Release the engine; closing again does nothing."""
+        """Release the engine and the GPU's memory; closing again does nothing."""
         with self._lock:
+            while self._pipelines:
+                self._pipelines.pop().close()
             self._closed = True
             self.engine.close()
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, cast
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from edgexnas.device.engines.engine_cache import open_cache
 from edgexnas.device.patch_stream import PatchStream
 from edgexnas.device.pattern_intake import PatternIntake
 from edgexnas.device.pattern_run import PatternRun
@@ -30,6 +30,7 @@ from edgexnas.ptycho import (
 if TYPE_CHECKING:
     from edgexnas.bundle import Bundle, Precision, TrustStore
     from edgexnas.device.engines.device_engine import DeviceEngine
+    from edgexnas.device.gpu_islands import GpuIslands
     from edgexnas.device.pattern_pipeline import PatternPipeline
 
 __all__ = ["PtychoPredictor"]
@@ -84,8 +85,6 @@ class PtychoPredictor(Predictor):
         saturation: float | None = None,
     ) -> None:
         self._intake = PatternIntake(mask=mask, saturation=saturation)
-        self._cache = cache
-        self._pipelines: list[PatternPipeline] = []
         self._streams: weakref.WeakSet[PatchStream] = weakref.WeakSet()
         super().__init__(
             bundle,
@@ -212,28 +211,17 @@ class PtychoPredictor(Predictor):
             If the predictor is closed or the GPU failed for good.
         """
         stitcher = ObjectStitcher(most_waiting)
-        with self.in_turn():
-            if self._on_gpu is not None:
-                # Only predictors on a GPU load what it needs.
-                from edgexnas.device.gpu_islands import open_gpu_islands
 
-                stitcher.islands = open_gpu_islands(
-                    self._on_gpu.session, most=self.engine.batch, cache=self._cache
-                )
+        def take(engine: DeviceEngine) -> GpuIslands:
+            # Only predictors on a GPU load what it needs.
+            from edgexnas.device.gpu_islands import GpuIslands
+
+            return GpuIslands(engine.session, most=engine.batch, cache=open_cache(self._cache))
+
+        islands = self._opened_on_gpu("patches are stitched on the CPU", take)
+        if islands is not None:
+            stitcher.islands = islands
         return stitcher
-
-    @contextmanager
-    def in_turn(self) -> Iterator[None]:
-        """Keep other threads from the engine for a with-block; blocks may nest.
-
-        Raises
-        ------
-        EngineError
-            If the predictor is closed.
-        """
-        with self._lock:
-            self._refuse_closed()
-            yield
 
     def open_pipeline(
         self, intake: PatternIntake, pattern: npt.NDArray[Any]
@@ -257,19 +245,20 @@ class PtychoPredictor(Predictor):
         EngineError
             If the predictor is closed or the GPU failed for good.
         """
-        with self.in_turn():
-            if self._on_gpu is None:
-                return None
-            from edgexnas.device.pattern_pipeline import open_pattern_pipeline
+
+        def take(engine: DeviceEngine) -> PatternPipeline:
+            from edgexnas.device.pattern_pipeline import PatternPipeline
 
             rows, cols = pattern.shape
-            pipeline = open_pattern_pipeline(
-                self._on_gpu, (rows, cols), pattern.dtype, intensity_scale=self._intensity_scale,
-                mask=intake.mask, saturation=intake.saturation, cache=self._cache,
+            return PatternPipeline(
+                engine, (rows, cols), pattern.dtype, intensity_scale=self._intensity_scale,
+                mask=intake.mask, saturation=intake.saturation, cache=open_cache(self._cache),
             )  # fmt: skip
-            if pipeline is not None:
-                self._pipelines.append(pipeline)
-            return pipeline
+
+        pipeline = self._opened_on_gpu("patterns are binned on the CPU", take)
+        if pipeline is not None:
+            self._pipelines.append(pipeline)
+        return pipeline
 
     def predict_in(
         self, pipeline: PatternPipeline, patterns: Sequence[npt.NDArray[Any]]
@@ -290,13 +279,6 @@ class PtychoPredictor(Predictor):
         with self.in_turn():
             return pipeline.process(patterns)
 
-    def close_pipeline(self, pipeline: PatternPipeline) -> None:
-        """Give the memory of a pipeline back; closing again does nothing."""
-        with self._lock:
-            if pipeline in self._pipelines:
-                self._pipelines.remove(pipeline)
-                pipeline.close()
-
     def close(self) -> None:
         """Release the engine and the GPU's memory; images of streams stay there to be asked for.
 
@@ -304,14 +286,7 @@ class PtychoPredictor(Predictor):
         """
         for stream in list(self._streams):
             stream.leave_gpu()
-        with self._lock:
-            while self._pipelines:
-                self._pipelines.pop().close()
-            super().close()
-
-    @property
-    def _on_gpu(self) -> DeviceEngine | None:
-        return cast("DeviceEngine", self.engine) if hasattr(self.engine, "enqueue") else None
+        super().close()
 
     def _patches(self, counts: FloatArray) -> ObjectPatches:
         """(n, 64, 64) checked counts → patches."""

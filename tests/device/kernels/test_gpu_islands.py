@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgexnas.device import islands
-from edgexnas.device.gpu_islands import GpuIslands, open_gpu_islands
+from edgexnas.device.gpu_islands import GpuIslands
 from edgexnas.device.islands import Extent, HostIslands
 from edgexnas.device.stitching import ObjectStitcher
 from edgexnas.errors import EngineError
@@ -183,10 +183,3 @@ class TestFakeOnly:
             stitcher.islands._islands[0].make_room(Extent(0, 0, 2000, 64))
         fake_gpu.memory_bytes = 1 << 30
         np.testing.assert_array_equal(stitcher.image().values, before.values)
-
-    def test_without_memory_for_any_patches_are_stitched_on_the_cpu_and_it_is_said(
-        self, session, fake_gpu, caplog
-    ):
-        fake_gpu.memory_bytes = fake_gpu.used_bytes()
-        assert isinstance(open_gpu_islands(session, cache=False), HostIslands)
-        assert "stitched on the CPU, because Fake GPU has not enough memory" in caplog.text

@@ -148,6 +148,15 @@ def test_a_dtype_without_kernels_is_binned_on_the_cpu_and_said(predictor, refere
     assert equal(image, expected)
 
 
+def test_without_memory_patterns_are_worked_on_by_the_cpu_and_it_is_said(
+    predictor, reference, fake_gpu, scan, caplog
+):
+    fake_gpu.memory_bytes = fake_gpu.used_bytes()
+    assert equal(stitched(predictor, scan), stitched(reference, scan))
+    for step in ("binned", "stitched"):
+        assert f"{step} on the CPU, because Fake GPU has not enough memory" in caplog.text
+
+
 def test_a_live_source_is_not_read_ahead(predictor, scan):
     taken: list[int] = []
 
