@@ -288,6 +288,7 @@ class GpuIslands(Islands[QueuedPatch]):
         self._memory = _Memory(session, most, cache)
         # Who drops a scan half way need not know that it was on a GPU.
         self._release = weakref.finalize(self, self._memory.close)
+        self._release.atexit = False
         self._queue: Queue = []
         self._running: _Running | None = None
 
@@ -304,7 +305,7 @@ class GpuIslands(Islands[QueuedPatch]):
         self._refuse_closed()
         place = self._memory.patches.array[len(self._queue)]
         place[0], place[1] = amplitude, phase_rad
-        self._queue.append((position, extent))
+        self._queue.append((position.copy(), extent))
         if len(self._queue) == self._most:
             self._settle()
 

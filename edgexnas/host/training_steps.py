@@ -57,7 +57,8 @@ def known_layers(model: nn.Module) -> bool:
 def normalises_on_gpu(model: nn.Module) -> bool:
     """Whether a layer normalises batches on another device than the CPU.
 
-    Recorded on an H100, such a network has stopped with a misaligned address.
+    Recorded on an H100, such networks have stopped with a misaligned address, and one of 48 filters
+    has ended its process without a word, also with parameters aligned.
     """
     norms = (layer for layer in model.modules() if isinstance(layer, BatchNorm))
     return any(p.device.type != "cpu" for norm in norms for p in norm.parameters())
