@@ -284,6 +284,8 @@ def test_masked_pixels_do_not_enter_the_background():
         ([], None),
         ([np.zeros(SHAPE), np.zeros((4, 4))], None),
         ([np.zeros(SHAPE)], np.ones(SHAPE, np.bool_)),
+        ([np.zeros(SHAPE), np.full(SHAPE, np.nan)], None),
+        ([np.full(SHAPE, np.inf, np.float32)], np.zeros(SHAPE, np.bool_)),
     ],
 )
 def test_a_background_needs_frames_of_one_shape_with_usable_pixels(frames, mask):

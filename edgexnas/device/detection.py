@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,10 @@ from edgexnas.peak_finding import (
     FoundPeaks,
     PeakFinder,
     estimate_background,
+    refuse_nan,
 )
 
-__all__ = ["PeakDetection", "refuse_nan"]
+__all__ = ["PeakDetection", "naming_frame", "refuse_nan"]
 
 Frame = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
@@ -83,11 +85,15 @@ class PeakDetection:
             The series' own mask, used beside this detector's.
         """
         shape = frames[0].shape
-        if mask is not None and self.mask is not None:
-            mask = mask | self.mask
-        mask = self.mask if mask is None else mask
+        mask = self.masked(mask)
         background = self._background or self._estimate(frames, mask)
         return PeakFinder(self.settings, shape=shape, background=background, mask=mask)
+
+    def masked(self, mask: Mask | None) -> Mask | None:
+        """Give the mask of a series beside this detector's own."""
+        if mask is None or self.mask is None:
+            return self.mask if mask is None else mask
+        return mask | self.mask
 
     def admit(self, frame: npt.ArrayLike) -> Frame:
         """Check a frame against those before it.
@@ -118,9 +124,16 @@ class PeakDetection:
 
     @staticmethod
     def _estimate(frames: Sequence[Frame], mask: Mask | None) -> Background:
-        for frame in frames:
-            refuse_nan(frame, mask)
         return estimate_background(frames, mask=mask)
+
+
+@contextmanager
+def naming_frame(number: int) -> Iterator[None]:
+    """Say of which frame of a series it is said what is wrong with it."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"frame {number}: {error}") from error
 
 
 def _checked_mask(mask: npt.ArrayLike) -> Mask:
@@ -131,21 +144,3 @@ def _checked_mask(mask: npt.ArrayLike) -> Mask:
             "give (H, W) bool, True where a pixel must not be used"
         )
     return array.copy()
-
-
-def refuse_nan(frame: Frame, mask: Mask | None) -> None:
-    """Refuse a background frame with a NaN, which would spread over a whole tile.
-
-    Raises
-    ------
-    InputError
-        If a pixel that is not masked is NaN or infinite; it names the pixel.
-    """
-    if frame.dtype.kind != "f":
-        return
-    good = np.isfinite(frame) if mask is None else np.isfinite(frame) | mask
-    if not good.all():
-        row, col = divmod(int(np.argmin(good)), frame.shape[1])
-        raise InputError(
-            f"pixel (row {row}, col {col}) of the frame is NaN or infinite; mask it or set it to 0"
-        )

@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from edgexnas.bragg import Peaks
+from edgexnas.device.detection import naming_frame
 from edgexnas.device.engines.build_progress import build_progress
 from edgexnas.errors import EdgexnasError, SourceError
-from edgexnas.peak_finding import background_numbers
+from edgexnas.peak_finding import background_numbers, refuse_nan
 
 if TYPE_CHECKING:
     from edgexnas.device.detection import PeakDetection
@@ -77,7 +78,9 @@ class FrameProcessor:
         if self.pipeline is not None:
             return self._predictor.process_in(self.pipeline, frame, number)
         with self._predictor.in_turn():
-            return self._predictor.locate([self._finder.find(frame)], [number])[0]
+            with naming_frame(number):
+                found = self._finder.find(frame)
+            return self._predictor.locate([found], [number])[0]
 
     def process_all(self, frames: Iterator[tuple[int, Frame]]) -> Iterator[Peaks]:
         """Process admitted frames; each is copied to a GPU while it works on the one before."""
@@ -122,7 +125,11 @@ def stream_series(
     try:
         with predictor.in_turn():
             numbers = background_numbers(len(series), series.shape, series.dtype)
-            frames = [detection.admit(series[int(number)]) for number in numbers]
+            frames: list[Frame] = []
+            for number in numbers.tolist():
+                with naming_frame(number):
+                    frames.append(detection.admit(series[number]))
+                    refuse_nan(frames[-1], detection.masked(series.mask))
             finder = detection.finder(frames, mask=series.mask)
             processor = FrameProcessor(predictor, finder, frames[0].dtype)
         del frames
@@ -160,10 +167,12 @@ def stream_frames(
     try:
         for number, frame in frames:
             with predictor.in_turn():
-                admitted = detection.admit(frame)
+                with naming_frame(number):
+                    admitted = detection.admit(frame)
                 if processor is None:
                     mask = None if series is None else series.mask
-                    finder = detection.finder([admitted], mask=mask)
+                    with naming_frame(number):
+                        finder = detection.finder([admitted], mask=mask)
                     spare = 0 if series is None else SPARE_FRAMES
                     processor = FrameProcessor(
                         predictor, finder, admitted.dtype, spare_frames=spare

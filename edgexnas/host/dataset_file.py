@@ -67,7 +67,8 @@ class DatasetFile:
                     file.create_dataset(key, data=array, **_compression(array))
                 file.attrs["format"], file.attrs["version"] = self.format, self.version
                 file.attrs["description"] = json.dumps(dict(description))
-                file.attrs["source"] = source
+                # A path may hold bytes that are no UTF-8, which HDF5 does not take.
+                file.attrs["source"] = source.encode(errors="backslashreplace").decode()
                 file.attrs["digest"] = content_digest(arrays, description)
         except OSError as error:
             raise SourceError(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from edgexnas.bragg import CENTRE
-from edgexnas.errors import ConfigurationError
+from edgexnas.errors import ConfigurationError, InputError
 from edgexnas.host.dataset import PeakDataset
 from edgexnas.host.matching import match_peaks
 from edgexnas.host.pseudo_voigt import PseudoVoigtFit, fit_pseudo_voigt
@@ -20,6 +21,7 @@ from edgexnas.peak_finding import (
     PeakFinder,
     background_numbers,
     estimate_background,
+    refuse_nan,
 )
 
 if TYPE_CHECKING:
@@ -75,15 +77,30 @@ def label_frames(
     total = len(series) if limit is None else min(limit, len(series))
     if background is None:
         spread = background_numbers(total, series.shape, series.dtype)
-        background = estimate_background([series[int(k)] for k in spread], mask=series.mask)
+        shown = []
+        for number in spread.tolist():
+            with _naming(number, series):
+                shown.append(series[number])
+                refuse_nan(shown[-1], series.mask)
+        background = estimate_background(shown, mask=series.mask)
     finder = finder or FinderSettings()
     detector = PeakFinder(finder, shape=series.shape, background=background, mask=series.mask)
     found: list[FoundPeaks] = []
     for number in range(total):
-        found.append(detector.find(series[number]))
+        with _naming(number, series):
+            found.append(detector.find(series[number]))
         if progress is not None:
             progress(number + 1, total)
     return _dataset(series, found, finder, device)
+
+
+@contextmanager
+def _naming(number: int, series: FrameSeries) -> Iterator[None]:
+    """Say of which frame it is said what is wrong with it."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"frame {number} of {series.source}: {error}") from error
 
 
 def _dataset(

@@ -10,6 +10,7 @@ from edgexnas.peak_finding.background import (
     background_numbers,
     enough_background,
     estimate_background,
+    refuse_nan,
 )
 from edgexnas.peak_finding.finder import FoundPeaks, PeakFinder
 from edgexnas.peak_finding.settings import FinderSettings
@@ -22,4 +23,5 @@ __all__ = [
     "background_numbers",
     "enough_background",
     "estimate_background",
+    "refuse_nan",
 ]

@@ -21,6 +21,7 @@ __all__ = [
     "background_numbers",
     "enough_background",
     "estimate_background",
+    "refuse_nan",
 ]
 
 BoolArray = npt.NDArray[np.bool_]
@@ -119,7 +120,8 @@ def estimate_background(
     Raises
     ------
     InputError
-        If there is no frame, the shapes differ, or every pixel is masked.
+        If there is no frame, the shapes differ, every pixel is masked, or one that is not is NaN
+        or infinite.
     """
     stack = list(frames)
     if not stack or any(frame.ndim != 2 or frame.shape != stack[0].shape for frame in stack):
@@ -134,6 +136,8 @@ def estimate_background(
             f"the mask of shape {usable.shape} leaves no pixel of the {shape} frames; "
             "give one that does"
         )
+    for frame in stack:
+        refuse_nan(frame, mask)
     rows, cols = _tile_slices(shape[0]), _tile_slices(shape[1])
     tiles = np.array([[_clipped_moments(_part(stack, usable, r, c)) for c in cols] for r in rows])
     # float32 before the large products: a whole frame in float64 would double the memory.
@@ -141,6 +145,31 @@ def estimate_background(
     across = _linear_weights(shape[1], cols).astype(np.float32)
     level, noise = (down @ _smooth(tiles[:, :, k]).astype(np.float32) @ across.T for k in range(2))
     return Background(level, noise)
+
+
+def refuse_nan(frame: Frame, mask: BoolArray | None) -> None:
+    """Refuse a frame with a NaN, which would spread over a whole tile of the background.
+
+    Parameters
+    ----------
+    frame
+        (H, W) counts.
+    mask
+        (H, W) bool, True where a pixel must not be used.
+
+    Raises
+    ------
+    InputError
+        If a pixel that is not masked is NaN or infinite; it names the pixel.
+    """
+    if frame.dtype.kind != "f":
+        return
+    good = np.isfinite(frame) if mask is None else np.isfinite(frame) | mask
+    if not good.all():
+        row, col = divmod(int(np.argmin(good)), frame.shape[1])
+        raise InputError(
+            f"pixel (row {row}, col {col}) of the frame is NaN or infinite; mask it or set it to 0"
+        )
 
 
 def _tile_slices(size: int) -> list[slice]:

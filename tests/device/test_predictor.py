@@ -274,6 +274,16 @@ class TestProcess:
         with pytest.raises(InputError, match="row 12, col 34"):
             predictor.process(bad)
 
+    @pytest.mark.parametrize("number", [0, 4])
+    @pytest.mark.parametrize("form", [list, ArrayFrames])
+    def test_a_nan_in_a_series_is_refused_by_its_frame(
+        self, predictor: Predictor, spot_frame: Callable[..., Any], number: int, form: Any
+    ) -> None:
+        frames = np.stack([spot_frame().astype(np.float32)] * 6)
+        frames[number, 12, 34] = np.nan
+        with pytest.raises(InputError, match=f"^frame {number}: .*row 12, col 34"):
+            list(predictor.stream(form(frames)))
+
     def test_a_masked_nan_is_not_used(
         self, bundle: Bundle, spot_frame: Callable[..., Any], truth_px: Any
     ) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 
 from edgexnas.bragg import PeakFlag
 from edgexnas.device.sources import open_event_source
-from edgexnas.errors import ConfigurationError, SourceError
+from edgexnas.errors import ConfigurationError, InputError, SourceError
 from edgexnas.frames import ArrayFrames, open_frames
 from edgexnas.host.dataset import PeakDataset
 from edgexnas.host.labels import label_frames
@@ -92,6 +94,23 @@ def test_measured_series_have_no_truth(series):
 def test_frames_without_peaks_give_an_empty_dataset():
     dataset = label_frames(ArrayFrames(np.zeros((3, 64, 64), np.uint16)))
     assert (len(dataset), dataset.frames) == (0, 3)
+
+
+@pytest.mark.parametrize("pixels", [(), (5, 6)])
+@pytest.mark.parametrize("number", [0, 4])
+def test_a_frame_with_nan_is_named(number, pixels):
+    frames = np.ones((9, 64, 64), np.float32)
+    frames[(number, *pixels)] = np.nan
+    row, col = pixels or (0, 0)
+    with pytest.raises(InputError, match=rf"frame {number} of .*row {row}, col {col}"):
+        label_frames(ArrayFrames(frames))
+
+
+def test_a_path_that_is_no_utf8_is_kept_in_escapes(tmp_path):
+    place = tmp_path / os.fsdecode(b"caf\xe9.npy")
+    np.save(place, np.ones((2, 64, 64), np.uint16))
+    label_frames(open_frames(place)).save(tmp_path / "peaks.h5")
+    assert PeakDataset.load(tmp_path / "peaks.h5").source.endswith(r"caf\udce9.npy")
 
 
 def test_a_limit_below_one_is_refused(series):
