@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 
 from edgexnas.bundle import Precision, open_bundle
@@ -339,3 +341,18 @@ def test_a_full_disk_behind_standard_output_is_a_sentence(project: Path) -> None
 def test_a_closed_standard_output_is_no_failure(project: Path) -> None:
     ended = run_shell("inspect bragg.edgex >&-", project)
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_one_of_several_datasets_is_named(
+    tmp_path: Path, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with h5py.File(project / "frames.h5") as file, h5py.File(tmp_path / "two.h5", "w") as two:
+        two["empty"] = np.zeros((48, 768, 768), np.uint16)
+        two["full"] = file["entry/data/data"][:]
+    label = ["label", tmp_path / "two.h5", "--output", tmp_path / "peaks.h5"]
+    assert "with dataset= or --dataset: empty, full" in fails(label, capsys)
+    assert main([*map(str, label), "--dataset", "full"]) == 0
+    predict = ["predict", project / "bragg.edgex", tmp_path / "two.h5", "--dataset", "full"]
+    predict += ["--trust", project / "keys", "--output", tmp_path / "peaks.csv"]
+    assert main([*map(str, predict)]) == 0
+    assert len((tmp_path / "peaks.csv").read_text().splitlines()) > 100

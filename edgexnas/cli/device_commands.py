@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -52,6 +52,7 @@ def add_to(commands: Commands) -> None:
         metavar=("ROW", "COL"),
         help="size of an object pixel, for a scan from a URL, whose positions are in metres",
     )
+    predict.add_argument("--dataset", help="path of the frames in an HDF5 file that holds several")
     predict.add_argument("--trust", type=Path, required=True, help="folder of *.pub.pem files")
     predict.add_argument("--engine", default="auto", choices=ENGINES)
     predict.add_argument(
@@ -76,13 +77,19 @@ def add_to(commands: Commands) -> None:
 def _predict(options: argparse.Namespace) -> None:
     from edgexnas.bundle import read_manifest
     from edgexnas.device import PeakPredictor
+    from edgexnas.frames import open_frames
 
     # Not verified yet: it only chooses the predictor, which verifies the bundle.
     if read_manifest(options.bundle).task == "ptycho":
+        refuse_given(
+            options, ("dataset",), f"{options.bundle} is for scans, which have their place"
+        )
         predict_object(options)
         return
     reason = f"{options.bundle} is for Bragg peaks and not for ptychography"
     refuse_given(options, ("object_pixel_nm",), reason)
+    if not isinstance(options.frames, Path):
+        refuse_given(options, ("dataset",), "the frames come from a URL, which can say dataset=")
     if options.output is not None:
         check_output(options.output, inputs=(options.bundle, options.frames))
     with (
@@ -95,8 +102,14 @@ def _predict(options: argparse.Namespace) -> None:
             cache=options.cache,
         ) as predictor,
         _sink(options.output) as sink,
+        ExitStack() as stack,
     ):
-        series = predictor.stream(options.frames)
+        if options.dataset is None:
+            series = predictor.stream(options.frames)
+        else:
+            series = predictor.stream(
+                stack.enter_context(open_frames(options.frames, dataset=options.dataset))
+            )
         writer = csv.writer(sink)
         writer.writerow(COLUMNS)
         for peaks in series:

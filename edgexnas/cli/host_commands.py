@@ -53,6 +53,7 @@ def add_to(commands: Commands) -> None:
         "patterns (HDF5, CXI, .npz) is a ptychography scan",
     )
     label.add_argument("--output", type=Path, required=True, help="HDF5 file to write")
+    label.add_argument("--dataset", help="path of the frames in an HDF5 file that holds several")
     label.add_argument(
         "--minimum-counts", type=positive_float, help="above background, to count as a peak"
     )
@@ -114,7 +115,7 @@ def _label(options: argparse.Namespace) -> None:
     check_output(options.output, inputs=(options.frames,))
     if holds_scan(options.frames):
         reason = f"{options.frames} holds a scan and not frames"
-        refuse_given(options, ("minimum_counts", "saturation"), reason)
+        refuse_given(options, ("minimum_counts", "saturation", "dataset"), reason)
         label_scan_file(options.frames, options)
         return
     refuse_given(options, ("iterations", "modes"), f"{options.frames} holds frames and no scan")
@@ -123,7 +124,10 @@ def _label(options: argparse.Namespace) -> None:
         for name in ("minimum_counts", "saturation")
         if getattr(options, name) is not None
     }
-    with open_frames(options.frames) as series, progress(f"label {len(series)} frames") as step:
+    with (
+        open_frames(options.frames, dataset=options.dataset) as series,
+        progress(f"label {len(series)} frames") as step,
+    ):
         dataset = label_frames(series, finder=FinderSettings(**chosen), progress=step)
     facts = [
         ("peaks", f"{len(dataset)}, of which {int(dataset.good.sum())} have a good label"),

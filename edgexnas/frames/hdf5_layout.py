@@ -142,7 +142,7 @@ def _only_candidate(file: Any, path: Path) -> Any:
     if len(candidates) > 1:
         raise SourceError(
             f"{path} holds {len(candidates)} datasets that could be frames; "
-            f"name one with dataset=: {', '.join(candidates)}"
+            f"name one with dataset= or --dataset: {', '.join(candidates)}"
         )
     return file[candidates[0]]
 
