@@ -265,8 +265,14 @@ def _kept_choice(
     entry = options.opened_cache.load(MEASURED, key)
     if entry is None:
         return None
-    trials = tuple(PrecisionTrial(**trial) for trial in entry[0]["trials"])
-    best = cast("Precision", entry[0]["best"])
+    try:
+        trials = tuple(PrecisionTrial(**trial) for trial in entry[0]["trials"])
+        best = cast("Precision", entry[0]["best"])
+    except (KeyError, TypeError):
+        # Of this device and this bundle, but written by another version of edgexnas.
+        _log.warning("what another version measured of each precision is measured again")
+        options.opened_cache.discard(MEASURED, key)
+        return None
     try:
         proven = _proven(bundle, best, options)
     except EngineError as error:

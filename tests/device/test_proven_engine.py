@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from edgexnas.bundle import Gate, open_bundle
-from edgexnas.device import OnnxEngine, Predictor, proven_engine
+from edgexnas.device import EngineCache, OnnxEngine, Predictor, proven_engine
 from edgexnas.errors import ConfigurationError, EngineAccuracyError, EngineError
 
 Opens = Callable[..., Any]
@@ -127,6 +127,28 @@ def test_a_choice_that_fails_today_is_measured_again(
     with opened() as predictor:
         assert predictor.engine.precision == "int8"
     assert "chosen earlier fails (out of order): both are measured again" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "described", [{}, {"best": "int8"}, {"best": "int8", "trials": [{"precision": "int8"}]}]
+)
+def test_a_choice_that_another_version_wrote_is_measured_again(
+    opened: Opens, monkeypatch: pytest.MonkeyPatch, described: dict[str, Any]
+) -> None:
+    opened().close()
+    load = EngineCache.load
+
+    def other(self: EngineCache, kind: str, key: Any) -> Any:
+        entry = load(self, kind, key)
+        return None if entry is None else (described, b"")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EngineCache, "load", other)
+        with opened() as predictor:
+            assert len(predictor.precision_trials) == 2
+            assert "measured earlier" not in predictor.engine.reason
+    with opened() as predictor:
+        assert "measured earlier" in predictor.engine.reason
 
 
 def test_a_bundle_without_both_is_measured_all_the_same(
