@@ -224,7 +224,8 @@ def draw(path: Path, chosen: dict[tuple[str, str], Entry]) -> None:
             )  # fmt: skip
     axes.set(xscale="log", yscale="log", xlabel="parameters", ylabel="test error, px")
     axes.grid(alpha=0.3, which="both")
-    axes.legend()
+    if axes.lines:
+        figure.legend(loc="outside upper center", ncols=3, fontsize="small")
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
