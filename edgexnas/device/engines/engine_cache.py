@@ -84,7 +84,8 @@ class EngineCache:
     Parameters
     ----------
     folder
-        Made with mode 0700 if it is not there.
+        Made with mode 0700 if it is not there; one that is there gets it too, unless it holds other
+        things than a cache.
 
     Raises
     ------
@@ -115,9 +116,14 @@ class EngineCache:
                 f"engine cache {folder} can be written by others (mode {mode:04o}); remove what is "
                 f"in it and run chmod 700 {folder}"
             )
-        if mode & 0o077:
+        # A folder with other things in it is somebody's, and stays readable for whom it was;
+        # what is kept there is this user's alone in any case.
+        if mode & 0o077 and (self._is_cache() or not any(folder.iterdir())):
             folder.chmod(0o700)
         self._secret = self._device_key()
+
+    def _is_cache(self) -> bool:
+        return (self.folder / KEY_FILE).exists()
 
     def load(self, kind: str, key: Key) -> tuple[dict[str, Any], bytes] | None:
         """Read the entry of a key; None if there is none, or none that can be trusted.
