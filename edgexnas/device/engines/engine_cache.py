@@ -15,6 +15,7 @@ import hmac
 import json
 import logging
 import os
+import re
 import secrets
 import stat
 from collections.abc import Mapping
@@ -57,6 +58,9 @@ def default_cache_folder() -> Path:
             f"there is no folder for the engine cache ({error}); set EDGEXNAS_CACHE, or give cache="
         ) from error
 
+
+_OWN_NAME = re.compile(rf"\.?({re.escape(KEY_FILE)}|[a-z]+-[0-9a-f]{{40}})(\.[0-9a-f]+)?$")
+"""Names of the key, of entries, and of their drafts."""
 
 CacheOption = str | os.PathLike[str] | Literal[False] | None
 """A folder, None for the usual one, False for none."""
@@ -118,12 +122,9 @@ class EngineCache:
             )
         # A folder with other things in it is somebody's, and stays readable for whom it was;
         # what is kept there is this user's alone in any case.
-        if mode & 0o077 and (self._is_cache() or not any(folder.iterdir())):
+        if mode & 0o077 and all(_OWN_NAME.match(path.name) for path in folder.iterdir()):
             folder.chmod(0o700)
         self._secret = self._device_key()
-
-    def _is_cache(self) -> bool:
-        return (self.folder / KEY_FILE).exists()
 
     def load(self, kind: str, key: Key) -> tuple[dict[str, Any], bytes] | None:
         """Read the entry of a key; None if there is none, or none that can be trusted.

@@ -47,11 +47,19 @@ def test_a_folder_that_others_only_read_is_closed_to_them(tmp_path: Path) -> Non
     assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o700
 
 
+def test_a_cache_that_others_came_to_read_is_closed_to_them(cache: EngineCache) -> None:
+    stored(cache)
+    cache.folder.chmod(0o755)
+    EngineCache(cache.folder)
+    assert stat.S_IMODE(cache.folder.stat().st_mode) == 0o700
+
+
 def test_a_folder_with_other_things_in_it_stays_readable_for_whom_it_was(tmp_path: Path) -> None:
     (tmp_path / "scan.h5").touch()
     tmp_path.chmod(0o755)
-    assert EngineCache(tmp_path).store("plan", {"a": 1}, {}, b"x")
-    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o755
+    for _ in range(2):
+        assert EngineCache(tmp_path).store("plan", {"a": 1}, {}, b"x")
+        assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o755
     kept = [path for path in tmp_path.iterdir() if path.name != "scan.h5"]
     assert len(kept) == 2
     assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in kept)
