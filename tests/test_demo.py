@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -85,19 +87,15 @@ def test_an_unknown_space_is_refused_before_anything_is_made(tmp_path: Path) -> 
     assert not (tmp_path / "out").exists()
 
 
-def test_a_demo_on_other_data_keeps_the_search_of_the_one_before(tmp_path: Path) -> None:
-    searched = []
-    for seed in (2, 3):
-        frames = HedmSettings(shape=(512, 512), frames=32, grains=60)
-        save_series(simulate_hedm(frames, seed=seed), tmp_path / "frames.h5")
-        settings = DemoSettings(
-            output=tmp_path / "out", data=tmp_path / "frames.h5", max_evals=1, epochs=3,
-            baselines=(), workers=1,
-        )  # fmt: skip
-        run_demo(settings, silent)
-        searched.append((tmp_path / "out" / "search" / "journal.jsonl").read_bytes())
-    assert searched[0] != searched[1]
-    assert (tmp_path / "out" / "search-1" / "journal.jsonl").read_bytes() == searched[0]
+def test_a_demo_with_other_settings_keeps_the_search_of_the_one_before(
+    result: DemoResult, tmp_path: Path
+) -> None:
+    shutil.copytree(result.settings.output / "search", tmp_path / "search")
+    before = (tmp_path / "search" / "journal.jsonl").read_bytes()
+    changes = {"output": tmp_path, "seed": 5, "max_evals": 1, "epochs": 2, "baselines": ()}
+    run_demo(dataclasses.replace(result.settings, **changes), silent)
+    assert (tmp_path / "search" / "journal.jsonl").read_bytes() != before
+    assert (tmp_path / "search-1" / "journal.jsonl").read_bytes() == before
 
 
 def test_a_hexrd_spot_list_tells_wide_spots_from_single_hits(tmp_path: Path) -> None:
