@@ -143,7 +143,8 @@ class PtychoPredictor(Predictor):
             the (row, col) of the first pixel of a patch in object pixels, and NaN or None while it
             is unknown: give it later, or beforehand, as a `PositionReading` among the pairs.
         object_pixel_m
-            (row, col) size of an object pixel, λ·z / (H·p), for the positions in metres of a URL.
+            (row, col) size of an object pixel, λ·z / (H·p), for the positions in metres of a URL;
+            negative along an axis that positions run the other way.
         most_waiting
             Most patches that wait for their position, 32 kB each, and most positions that wait for
             their pattern; beyond that the oldest is given up and counted.
@@ -160,7 +161,8 @@ class PtychoPredictor(Predictor):
         Raises
         ------
         ConfigurationError
-            If the source is none of these, or a URL is wrong or lacks `object_pixel_m`.
+            If the source is none of these, a URL is wrong or lacks `object_pixel_m`, or another
+            source, whose positions are in object pixels, comes with it.
         MissingDependencyError
             If the library for a URL is not installed.
         SourceError

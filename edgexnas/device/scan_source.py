@@ -175,17 +175,17 @@ def check_object_pixel(size_m: tuple[float, float]) -> None:
     Raises
     ------
     ConfigurationError
-        If it is no pair of positive numbers, or a millimetre or more.
+        If it is no pair of numbers other than 0, or a millimetre or more.
     """
     array = np.asarray(size_m)
     if (
         array.shape != (2,)
         or array.dtype.kind not in "uif"
-        or not ((array > 0) & (array < 1e-3)).all()
+        or not ((array != 0) & (np.abs(array) < 1e-3)).all()
     ):
         raise ConfigurationError(
             f"object_pixel_m is {size_m!r}; give the (row, col) size of an object pixel in metres, "
-            "λ·z / (H·p)"
+            "λ·z / (H·p), negative along an axis that positions run the other way"
         )
 
 

@@ -426,6 +426,14 @@ class TestStream:
         with pytest.raises(ConfigurationError, match="object_pixel_m is not given; give the"):
             predictor.stream("sim://ptycho")
 
+    def test_an_axis_may_run_the_other_way(self, predictor: PtychoPredictor) -> None:
+        url = "sim://ptycho?frames=4&rate=1000"
+        ways = []
+        for size in ((1e-8, 1e-8), (1e-8, -1e-8)):
+            found = list(predictor.stream(url, object_pixel_m=size))
+            ways.append(np.concatenate([patches.positions_px for patches in found]))
+        np.testing.assert_allclose(ways[1], ways[0] * (1, -1))
+
     @pytest.mark.parametrize("size", [(1e-8,), (1e-8, 0.0), (1e-8, np.nan), (10.0, 10.0), "ab"])
     def test_a_size_that_is_no_object_pixels_is_refused(
         self, predictor: PtychoPredictor, size: Any

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from edgexnas.device.scan_source import check_object_pixel
 from edgexnas.errors import ConfigurationError
 
 __all__ = ["PipelineSettings", "Policy"]
@@ -85,7 +86,5 @@ class PipelineSettings:
                 raise ConfigurationError(f"{name} is {getattr(self, name)}; give at least 0")
         if self.policy == "spill" and self.spill_folder is None:
             raise ConfigurationError("the policy is spill without a spill_folder; give one")
-        if self.object_pixel_m is not None and not all(self.object_pixel_m):
-            raise ConfigurationError(
-                f"object_pixel_m is {self.object_pixel_m}; give two lengths other than 0 m"
-            )
+        if self.object_pixel_m is not None:
+            check_object_pixel(self.object_pixel_m)
