@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -76,7 +77,8 @@ class FrameProcessor:
     def process(self, frame: Frame, number: int) -> Peaks:
         """Find the peaks of one admitted frame and predict their positions."""
         if self.pipeline is not None:
-            return self._predictor.process_in(self.pipeline, frame, number)
+            with naming_frame(number):
+                return self._predictor.process_in(self.pipeline, frame, number)
         with self._predictor.in_turn():
             with naming_frame(number):
                 found = self._finder.find(frame)
@@ -89,26 +91,28 @@ class FrameProcessor:
             for number, frame in frames:
                 yield self.process(frame, number)
             return
+        flying: deque[int] = deque()
         while True:
             try:
                 following = next(frames, None)
             except EdgexnasError:
                 # The frame before is good, and comes first.
-                if pipeline.in_flight:
-                    yield self._taken(pipeline)
+                if flying:
+                    yield self._taken(pipeline, flying)
                 raise
             if following is None:
                 break
             number, frame = following
             with self._predictor.in_turn():
                 pipeline.submit(frame, number=number)
-            if pipeline.in_flight == 2:
-                yield self._taken(pipeline)
-        if pipeline.in_flight:
-            yield self._taken(pipeline)
+            flying.append(number)
+            if len(flying) == 2:
+                yield self._taken(pipeline, flying)
+        if flying:
+            yield self._taken(pipeline, flying)
 
-    def _taken(self, pipeline: FramePipeline) -> Peaks:
-        with self._predictor.in_turn():
+    def _taken(self, pipeline: FramePipeline, flying: deque[int]) -> Peaks:
+        with naming_frame(flying.popleft()), self._predictor.in_turn():
             return pipeline.result()
 
     def close(self) -> None:

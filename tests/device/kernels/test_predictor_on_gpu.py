@@ -78,7 +78,7 @@ def test_a_bad_frame_in_a_series_loses_none_before_it(predictor, frames):
     predictor.calibrate_background(stack[:1])
     stack[2, 5, 6] = np.nan
     seen: list[int] = []
-    with pytest.raises(InputError, match="row 5, col 6"):
+    with pytest.raises(InputError, match=r"frame 2: pixel \(row 5, col 6\)"):
         collect(predictor.stream(stack), seen)
     assert seen == [0, 1]
 
