@@ -63,6 +63,11 @@ class PeakDetection:
         self._background = self._estimate(admitted, self.mask)
         self._own_finder = None
 
+    @property
+    def calibrated(self) -> bool:
+        """Whether the background is known, and no frame has to show it."""
+        return self._background is not None
+
     def find(self, frame: npt.ArrayLike) -> FoundPeaks:
         """Find the peaks of one frame; the first shows the background, unless calibrated."""
         admitted = self.admit(frame)

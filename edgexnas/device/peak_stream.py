@@ -128,12 +128,15 @@ def stream_series(
     processor: FrameProcessor | None = None
     try:
         with predictor.in_turn():
-            numbers = background_numbers(len(series), series.shape, series.dtype)
+            numbers = [0]
+            if not detection.calibrated:
+                numbers = background_numbers(len(series), series.shape, series.dtype).tolist()
             frames: list[Frame] = []
-            for number in numbers.tolist():
+            for number in numbers:
                 with naming_frame(number):
                     frames.append(detection.admit(series[number]))
-                    refuse_nan(frames[-1], detection.masked(series.mask))
+                    if not detection.calibrated:
+                        refuse_nan(frames[-1], detection.masked(series.mask))
             finder = detection.finder(frames, mask=series.mask)
             processor = FrameProcessor(predictor, finder, frames[0].dtype)
         del frames
