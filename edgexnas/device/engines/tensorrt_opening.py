@@ -66,6 +66,7 @@ def open_tensorrt(
     """
     library = import_tensorrt()
     own = CudaSession() if session is None else session
+    engine: TensorRTEngine | None = None
     try:
         profiles = [(size, size, size) for size in ladder(batch)]
         place = _place(library, own)
@@ -82,6 +83,9 @@ def open_tensorrt(
         if cache is not None and compiled is not None and compiled != kernels:
             cache.store(KERNELS, key, {}, compiled)
     except BaseException:
+        # What TensorRT holds goes before the context that it belongs to.
+        if engine is not None:
+            engine.close()
         if session is None:
             own.close()
         raise

@@ -20,6 +20,7 @@ from edgexnas.device import OnnxEngine, Predictor, open_engine
 from edgexnas.device.cuda import CudaSession
 from edgexnas.device.engines.device_engine import DeviceEngine, ladder
 from edgexnas.device.engines.engine_cache import EngineCache
+from edgexnas.device.engines.tensorrt_engine import TensorRTEngine
 from edgexnas.errors import EngineAccuracyError, EngineError, InputError
 
 Fake = Callable[..., Any]
@@ -309,6 +310,21 @@ def test_tensorrt_rtx_runs_through_the_same_module_and_compiles_kernels_once(
         assert library.compiled == compiled
         engine.close()
     assert len(library.builds) == 1
+
+
+def test_an_engine_that_fails_once_it_is_open_is_closed_in_the_session_that_was_given(
+    bundle: Bundle, fake_tensorrt: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_tensorrt("1.7.1.116", name="tensorrt_rtx")
+
+    def fail(self: TensorRTEngine) -> bytes:
+        raise EngineError("the kernels cannot be given")
+
+    monkeypatch.setattr(TensorRTEngine, "compiled_kernels", fail)
+    with CudaSession() as session:
+        with pytest.raises(EngineError, match="cannot be given"):
+            tensorrt(bundle, session=session, cache=None)
+        assert session.device_bytes == session.host_bytes == 0
 
 
 @pytest.mark.parametrize("where", [10, 200, -1])
