@@ -24,7 +24,7 @@ def commands() -> list[str]:
 
 def fails(arguments: Sequence[object], capsys: pytest.CaptureFixture[str]) -> str:
     """Run a command that must fail with one sentence, and return the sentence."""
-    assert main([str(a) for a in arguments]) == 1
+    assert main([str(a) for a in arguments]) in (1, 2)
     captured = capsys.readouterr()
     assert len(captured.err.strip().splitlines()) == 1
     assert "Traceback" not in captured.err
@@ -154,6 +154,18 @@ def test_a_demo_of_missing_frames_leaves_no_folder(
     assert "no.h5" in fails([*demo, "--data", tmp_path / "no.h5"], capsys)
     assert "spots.h5" in fails([*demo, "--spots", tmp_path / "spots.h5"], capsys)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_usage_ends_with_another_status_than_what_failed(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = ["label", tmp_path / "no.h5", "--output", tmp_path / "peaks.h5"]
+    assert main([str(a) for a in missing]) == 1
+    wrong = ["optimize", "bragg"]
+    assert main(wrong) == 2
+    with pytest.raises(SystemExit) as caught:
+        main(["optimize", "--nonsense"])
+    assert caught.value.code == 2
 
 
 def test_a_folder_that_cannot_be_made_is_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -90,7 +90,7 @@ def test_a_scan_from_a_url_is_placed_by_the_size_of_an_object_pixel(
     place = tmp_path / "object.npz"
     command = ["predict", beamline / "visible.edgex", "sim://ptycho?frames=9"]
     options = ["--trust", beamline / "keys", "--output", place]
-    assert run("", *command, *options) == 1
+    assert run("", *command, *options) == 2
     assert "object_pixel_m is not given" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
     assert run("", *command, *options, "--object-pixel-nm", 10, 10) == 0
@@ -162,7 +162,7 @@ def test_where_an_object_cannot_be_kept_is_said_before_it_is_made(
     beamline: Path, capsys: pytest.CaptureFixture[str], output: list[str], message: str
 ) -> None:
     inputs = beamline / "visible.edgex", beamline / "scan.h5", "--trust", beamline / "keys"
-    assert run("predict", *inputs, *output) == 1
+    assert run("predict", *inputs, *output) == 2
     assert message in capsys.readouterr().err
 
 
@@ -171,7 +171,7 @@ def test_options_of_frames_are_refused_for_a_scan(
     beamline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
 ) -> None:
     labels = tmp_path / "labels.h5"
-    assert run("label", beamline / "scan.h5", "--output", labels, *option.split()) == 1
+    assert run("label", beamline / "scan.h5", "--output", labels, *option.split()) == 2
     assert f"{option.split()[0]} would be ignored" in capsys.readouterr().err
     assert not labels.exists()
 
@@ -181,7 +181,7 @@ def test_the_size_of_an_object_pixel_is_refused_for_a_file(
 ) -> None:
     inputs = beamline / "visible.edgex", beamline / "scan.h5", "--trust", beamline / "keys"
     output = "--output", tmp_path / "object.npz"
-    assert run("predict", *inputs, *output, "--object-pixel-nm", 10, 10) == 1
+    assert run("predict", *inputs, *output, "--object-pixel-nm", 10, 10) == 2
     assert "--object-pixel-nm would be ignored" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
@@ -190,7 +190,7 @@ def test_a_scan_is_not_overwritten_by_its_labels(
     beamline: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = (beamline / "scan.h5").read_bytes()
-    assert run("label", beamline / "scan.h5", "--output", beamline / "scan.h5") == 1
+    assert run("label", beamline / "scan.h5", "--output", beamline / "scan.h5") == 2
     assert "is what this command reads" in capsys.readouterr().err
     assert (beamline / "scan.h5").read_bytes() == before
 
@@ -198,7 +198,7 @@ def test_a_scan_is_not_overwritten_by_its_labels(
 def test_labels_without_a_folder_are_refused_before_the_work(
     beamline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("label", beamline / "scan.h5", "--output", tmp_path / "nowhere" / "labels.h5") == 1
+    assert run("label", beamline / "scan.h5", "--output", tmp_path / "nowhere" / "labels.h5") == 2
     assert "there is no folder" in capsys.readouterr().err
 
 

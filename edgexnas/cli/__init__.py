@@ -20,11 +20,11 @@ from edgexnas.cli import (
     search_commands,
     serve_command,
 )
-from edgexnas.errors import EdgexnasError
+from edgexnas.errors import ConfigurationError, EdgexnasError
 
 __all__ = ["main"]
 
-FAILED, INTERRUPTED = 1, 130
+FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except EdgexnasError as error:
         print(f"edgexnas {options.command}: {error}", file=sys.stderr)  # noqa: T201
-        return FAILED
+        return WRONG_USAGE if isinstance(error, ConfigurationError) else FAILED
     except KeyboardInterrupt:
         print(f"edgexnas {options.command}: interrupted", file=sys.stderr)  # noqa: T201
         return INTERRUPTED

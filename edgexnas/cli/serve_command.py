@@ -6,7 +6,6 @@ import argparse
 import logging
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -15,7 +14,6 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from edgexnas.cli.arguments import add_command
-from edgexnas.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from edgexnas.cli.arguments import Commands
@@ -23,12 +21,11 @@ if TYPE_CHECKING:
 
 __all__ = ["add_to"]
 
-WRONG_CONFIGURATION = 2
 INCOMPLETE = 4
 
 EPILOG = f"""\
 exit status: 0 the source has ended, or the service was stopped, and every frame has ended; 1 the
-service failed; {WRONG_CONFIGURATION} the configuration is wrong, so that starting again is of no
+service failed; 2 the configuration is wrong, so that starting again is of no
 use; {INCOMPLETE} it was stopped before every frame had ended. SIGTERM or Ctrl-C finishes the frames
 that are here; a second one stops at once."""
 
@@ -47,17 +44,13 @@ def _serve(options: argparse.Namespace) -> None:
     from edgexnas.device.serving.opening import open_service
 
     with _log_for_operators(quiet=options.quiet):
-        try:
-            opened = open_service(options.configuration, views=not options.check)
-            with closing(opened):
-                if options.check:
-                    opened.check()
-                    print(_summary(opened.service))  # noqa: T201
-                    return
-                complete = _run(opened.service)
-        except ConfigurationError as error:
-            print(f"edgexnas serve: {error}", file=sys.stderr)  # noqa: T201
-            raise SystemExit(WRONG_CONFIGURATION) from error
+        opened = open_service(options.configuration, views=not options.check)
+        with closing(opened):
+            if options.check:
+                opened.check()
+                print(_summary(opened.service))  # noqa: T201
+                return
+            complete = _run(opened.service)
     if not complete:
         raise SystemExit(INCOMPLETE)
 

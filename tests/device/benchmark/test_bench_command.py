@@ -207,7 +207,7 @@ def test_wrong_options_are_refused_in_one_sentence(
     sentence: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main(["bench", str(baseline), "--trust", str(keys), *QUICK, *options]) == 1
+    assert main(["bench", str(baseline), "--trust", str(keys), *QUICK, *options]) == 2
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("edgexnas")]
     assert len(error) == 1
     assert sentence in error[0]

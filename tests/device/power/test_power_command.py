@@ -72,7 +72,7 @@ def test_a_log_that_cannot_be_written_is_named(
     tree: Tree, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log = tmp_path / "absent" / "power.csv"
-    assert main(["power", "--root", str(tree().root), "--csv", str(log)]) == 1
+    assert main(["power", "--root", str(tree().root), "--csv", str(log)]) == 2
     assert f"{log} cannot be written" in capsys.readouterr().err
 
 
