@@ -60,7 +60,7 @@ class PeakDetection:
         admitted = [self.admit(frame) for frame in frames]
         if not admitted:
             raise InputError("there are no frames to calibrate with; give at least one")
-        self._background = self._estimate(admitted, self.mask)
+        self._background = estimate_background(admitted, mask=self.mask)
         self._own_finder = None
 
     @property
@@ -91,7 +91,7 @@ class PeakDetection:
         """
         shape = frames[0].shape
         mask = self.masked(mask)
-        background = self._background or self._estimate(frames, mask)
+        background = self._background or estimate_background(frames, mask=mask)
         return PeakFinder(self.settings, shape=shape, background=background, mask=mask)
 
     def masked(self, mask: Mask | None) -> Mask | None:
@@ -126,10 +126,6 @@ class PeakDetection:
             )
         self.shape, self.dtype = array.shape, array.dtype
         return array
-
-    @staticmethod
-    def _estimate(frames: Sequence[Frame], mask: Mask | None) -> Background:
-        return estimate_background(frames, mask=mask)
 
 
 @contextmanager

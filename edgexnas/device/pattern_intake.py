@@ -69,9 +69,7 @@ class PatternIntake:
         InputError
             If its shape or dtype is another, or a count is negative, not finite or saturated.
         """
-        array = self.checked(self.accept(pattern, number), number)
-        binned: FloatArray = bin_patterns(array[None], len(array) // PATTERN_SIZE)[0]
-        return binned
+        return self.binned(self.accept(pattern, number), number)
 
     def accept(self, pattern: npt.ArrayLike, number: int) -> npt.NDArray[Any]:
         """Check the shape and dtype of one pattern against those before it.
@@ -93,6 +91,18 @@ class PatternIntake:
         if (array.shape, array.dtype) != (self._shape, self._dtype):
             self._learn(array, number)
         return array
+
+    def binned(self, pattern: npt.NDArray[Any], number: int) -> FloatArray:
+        """Check the counts of an accepted pattern and bin it to (64, 64) float32.
+
+        Raises
+        ------
+        InputError
+            If a count is negative, not finite or saturated.
+        """
+        array = self.checked(pattern, number)
+        binned: FloatArray = bin_patterns(array[None], len(array) // PATTERN_SIZE)[0]
+        return binned
 
     def checked(self, pattern: npt.NDArray[Any], number: int) -> npt.NDArray[Any]:
         """Set the masked pixels of an accepted pattern to 0 and check its counts.

@@ -132,7 +132,7 @@ class _OnCpu:
         self._submitted: deque[list[FloatArray]] = deque()
 
     def take(self, pattern: Pattern, number: int) -> None:
-        self._taken.append(self._intake.admit(pattern, number))
+        self._taken.append(self._intake.binned(pattern, number))
 
     def submit(self) -> None:
         self._submitted.append(self._taken)

@@ -86,7 +86,7 @@ class PatternWork:
             pattern = intake.accept(np.zeros((side, side), dtype), 0)
             pipeline = self._predictor.open_pipeline(intake, pattern)
             if pipeline is None:
-                patches = self._predictor.predict_admitted(intake.admit(pattern, 0)[None])
+                patches = self._predictor.predict_admitted(intake.binned(pattern, 0)[None])
             else:
                 patches, _ = self._predictor.predict_in(pipeline, [pattern])
                 self._predictor.close_pipeline(pipeline)
@@ -110,7 +110,7 @@ class PatternWork:
                     state.pipeline = self._predictor.open_pipeline(state.intake, accepted)
                     state.opened = True
                 on_cpu = state.pipeline is None
-                task.prepared = state.intake.admit(accepted, task.number) if on_cpu else accepted
+                task.prepared = state.intake.binned(accepted, task.number) if on_cpu else accepted
         except EdgexnasError as error:
             task.error = str(error)
         return [task]
