@@ -26,11 +26,11 @@ import hdf5plugin
 import numpy as np
 
 from edgexnas.device.sources import SourceFrame, open_event_source
-from edgexnas.device.sources.cbor import load_cbor
 from edgexnas.device.sources.compression import compress, decompress
-from edgexnas.device.sources.direct_chunks import ChunkReader
-from edgexnas.device.sources.simulated_source import SimulatedOptions, simulate_frames
-from edgexnas.device.sources.stream_v2 import parse_message
+from edgexnas.device.sources.files.direct_chunks import ChunkReader
+from edgexnas.device.sources.simplon.cbor import load_cbor
+from edgexnas.device.sources.simplon.messages import parse_message
+from edgexnas.device.sources.simulated import SimulatedOptions, simulate_frames
 from edgexnas.frames import open_frames
 from edgexnas.frames.hdf5_layout import frame_axes
 from edgexnas.whole_files import write_whole

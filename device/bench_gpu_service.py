@@ -26,10 +26,10 @@ from torch_stand_in import TorchStandIn
 from edgexnas.device import PeakPredictor
 from edgexnas.device.cuda import CudaSession
 from edgexnas.device.serving import peak_work
-from edgexnas.device.serving.callback_sink import CallbackSink
-from edgexnas.device.serving.results import FrameResult
 from edgexnas.device.serving.service import Service
 from edgexnas.device.serving.settings import PipelineSettings
+from edgexnas.device.sinks.callback_sink import CallbackSink
+from edgexnas.device.sinks.results import FrameResult
 from edgexnas.device.sources.compression import FrameMemory, compress, decompress
 from edgexnas.device.sources.encoded_frames import (
     EncodedFrame,

@@ -143,8 +143,18 @@ class Sender:
             "simplon": (f"tcp://127.0.0.1:{port}", f"simplon://127.0.0.1:{port}?exclusive=1"),
         }
         target, self.source = places[transport]
-        self._command = [sys.executable, "-m", "edgexnas.device.sources.publish", transport, target]
-        self._command += ["--shape", "2048x2048", "--dtype", "uint16", "--codec", codec, "--hold"]
+        self._command = [sys.executable, "-m", "edgexnas.device.publishing.publish"]
+        self._command += [
+            transport,
+            target,
+            "--shape",
+            "2048x2048",
+            "--dtype",
+            "uint16",
+            "--codec",
+            codec,
+            "--hold",
+        ]
         self._command += ["--peaks", "800", "--rate", f"{options.overdriven:g}"]
         self._command += ["--frames", f"{round(options.overdriven * options.seconds)}"]
 

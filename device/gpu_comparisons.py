@@ -10,13 +10,13 @@ import numpy as np
 from made_frames import crowded_frame, spotty_frame
 
 from edgexnas.bragg import PATCH_SIZE, decode_offsets, scale_patches
+from edgexnas.device.bragg.gpu_pipeline import FramePipeline
 from edgexnas.device.cuda import CudaSession
-from edgexnas.device.frame_pipeline import FramePipeline
-from edgexnas.device.gpu_islands import GpuIslands
 from edgexnas.device.kernels import PatternKernels, PeakKernels
 from edgexnas.device.kernels.pattern_kernels import NO_BAD_PIXEL
 from edgexnas.device.kernels.peak_kernels import HEADER_ITEMS
-from edgexnas.device.stitching import ObjectStitcher
+from edgexnas.device.ptycho.gpu_phase_components import GpuIslands
+from edgexnas.device.ptycho.stitching import ObjectStitcher
 from edgexnas.peak_finding import (
     Background,
     FinderSettings,

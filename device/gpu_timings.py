@@ -23,11 +23,11 @@ from made_frames import spotty_frame
 from torch_stand_in import TorchStandIn
 
 from edgexnas.bragg import PATCH_SIZE, scale_patches
+from edgexnas.device.bragg.gpu_pipeline import SLOTS, FramePipeline
+from edgexnas.device.bragg.predictor import PeakPredictor
+from edgexnas.device.cache import EngineCache
 from edgexnas.device.cuda import CudaSession, PinnedPool
 from edgexnas.device.cuda.host_copy import HostCopy
-from edgexnas.device.engines.engine_cache import EngineCache
-from edgexnas.device.frame_pipeline import SLOTS, FramePipeline
-from edgexnas.device.peak_predictor import PeakPredictor
 from edgexnas.device.sources.compression import compress, decompress
 from edgexnas.errors import MissingDependencyError
 from edgexnas.host.models import BraggNN, mlp_bragg

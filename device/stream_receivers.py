@@ -34,12 +34,12 @@ import numpy as np
 
 from edgexnas.device import Predictor
 from edgexnas.device.monitoring import open_views
-from edgexnas.device.serving.hdf5_sink import Hdf5Sink
-from edgexnas.device.serving.results import FrameResult
 from edgexnas.device.serving.service import Service
 from edgexnas.device.serving.settings import PipelineSettings
+from edgexnas.device.sinks.hdf5_sink import Hdf5Sink
+from edgexnas.device.sinks.results import FrameResult
 from edgexnas.device.sources import SourceFrame, open_event_source
-from edgexnas.device.sources.stream_v2 import ImageMessage, parse_message
+from edgexnas.device.sources.simplon.messages import ImageMessage, parse_message
 
 EDGEBRAGG_BATCH = 32
 

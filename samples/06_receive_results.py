@@ -16,7 +16,7 @@ import zmq
 
 
 def messages(address: str) -> Iterator[tuple[dict[str, Any], dict[str, np.ndarray]]]:
-    """Header and arrays of each message; see edgexnas/device/serving/zmq_sink.py."""
+    """Header and arrays of each message; see edgexnas/device/sinks/zmq_sink.py."""
     with zmq.Context() as context, context.socket(zmq.SUB) as socket:
         socket.subscribe(b"edgexnas")
         socket.connect(address)

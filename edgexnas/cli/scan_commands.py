@@ -53,7 +53,7 @@ def label_scan_file(path: Path, options: argparse.Namespace) -> None:
 def predict_object(options: argparse.Namespace) -> None:
     """Stitch the patches that a bundle predicts for a scan, and save the object."""
     from edgexnas.device import PtychoPredictor
-    from edgexnas.device.object_file import check_object_path, save_object
+    from edgexnas.device.ptycho.object_file import check_object_path, save_object
 
     if options.output is None:
         raise ConfigurationError(

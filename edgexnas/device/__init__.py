@@ -10,21 +10,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from edgexnas.device.bragg.predictor import PeakPredictor
+    from edgexnas.device.cache import EngineCache
     from edgexnas.device.engines.device_engine import DeviceEngine
     from edgexnas.device.engines.engine import Engine, open_engine
-    from edgexnas.device.engines.engine_cache import EngineCache
+    from edgexnas.device.engines.gate import EngineProof, ObjectProof, prove_engine
     from edgexnas.device.engines.onnx_engine import OnnxEngine
+    from edgexnas.device.engines.selection import PrecisionTrial
     from edgexnas.device.engines.tensorrt_engine import TensorRTEngine
     from edgexnas.device.engines.tensorrt_layers import PlanLayer
     from edgexnas.device.engines.tensorrt_plan import Plan, build_plan
-    from edgexnas.device.patch_stream import PatchStream
-    from edgexnas.device.peak_predictor import PeakPredictor
     from edgexnas.device.predictor import Predictor
-    from edgexnas.device.proof import EngineProof, ObjectProof, prove_engine
-    from edgexnas.device.proven_engine import PrecisionTrial
-    from edgexnas.device.ptycho_predictor import PtychoPredictor
-    from edgexnas.device.scan_source import PositionReading
-    from edgexnas.device.stitching import StitchCounts
+    from edgexnas.device.ptycho.patch_stream import PatchStream
+    from edgexnas.device.ptycho.predictor import PtychoPredictor
+    from edgexnas.device.ptycho.scan import PositionReading
+    from edgexnas.device.ptycho.stitching import StitchCounts
 
 __all__ = [
     "DeviceEngine",
@@ -51,23 +51,23 @@ __all__ = [
 _MODULES = {
     "DeviceEngine": "engines.device_engine",
     "Engine": "engines.engine",
-    "EngineCache": "engines.engine_cache",
-    "EngineProof": "proof",
-    "ObjectProof": "proof",
+    "EngineCache": "cache",
+    "EngineProof": "engines.gate",
+    "ObjectProof": "engines.gate",
     "OnnxEngine": "engines.onnx_engine",
-    "PatchStream": "patch_stream",
-    "PeakPredictor": "peak_predictor",
+    "PatchStream": "ptycho.patch_stream",
+    "PeakPredictor": "bragg.predictor",
     "Plan": "engines.tensorrt_plan",
     "PlanLayer": "engines.tensorrt_layers",
-    "PositionReading": "scan_source",
-    "PrecisionTrial": "proven_engine",
+    "PositionReading": "ptycho.scan",
+    "PrecisionTrial": "engines.selection",
     "Predictor": "predictor",
-    "PtychoPredictor": "ptycho_predictor",
-    "StitchCounts": "stitching",
+    "PtychoPredictor": "ptycho.predictor",
+    "StitchCounts": "ptycho.stitching",
     "TensorRTEngine": "engines.tensorrt_engine",
     "build_plan": "engines.tensorrt_plan",
     "open_engine": "engines.engine",
-    "prove_engine": "proof",
+    "prove_engine": "engines.gate",
 }
 
 

@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from edgexnas.bundle import Bundle, Manifest, open_bundle
 from edgexnas.device.engines.engine import Engine
-from edgexnas.device.proof import EngineProof, ObjectProof
-from edgexnas.device.proven_engine import EngineOptions, PrecisionTrial, open_proven_engine
+from edgexnas.device.engines.gate import EngineProof, ObjectProof
+from edgexnas.device.engines.selection import EngineOptions, PrecisionTrial, open_proven_engine
 from edgexnas.errors import (
     ConfigurationError,
     EngineError,
@@ -369,10 +369,10 @@ class Predictor:
 def _predictor_of(task: Task) -> type[Predictor]:
     # Imported late, because both modules need this one; and only what is used is loaded.
     if task == "bragg":
-        from edgexnas.device.peak_predictor import PeakPredictor
+        from edgexnas.device.bragg.predictor import PeakPredictor
 
         return PeakPredictor
-    from edgexnas.device.ptycho_predictor import PtychoPredictor
+    from edgexnas.device.ptycho.predictor import PtychoPredictor
 
     return PtychoPredictor
 

@@ -12,8 +12,8 @@ from edgexnas.errors import ConfigurationError, EngineError, MissingDependencyEr
 
 if TYPE_CHECKING:
     from edgexnas.bundle import Bundle, Precision
+    from edgexnas.device.cache import EngineCache
     from edgexnas.device.cuda import CudaSession
-    from edgexnas.device.engines.engine_cache import EngineCache
     from edgexnas.device.engines.tensorrt_library import Progress
 
 __all__ = ["ENGINES", "Engine", "fallback_reason", "open_engine", "resolve_engine"]

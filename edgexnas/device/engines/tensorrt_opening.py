@@ -18,7 +18,7 @@ from edgexnas.device.engines.tensorrt_plan import Plan, build_plan
 
 if TYPE_CHECKING:
     from edgexnas.bundle import Bundle, Precision
-    from edgexnas.device.engines.engine_cache import EngineCache
+    from edgexnas.device.cache import EngineCache
 
 __all__ = ["open_tensorrt"]
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from edgexnas.errors import ConfigurationError, EngineError
 
 if TYPE_CHECKING:
-    from edgexnas.device.engines.engine_cache import EngineCache
+    from edgexnas.device.cache import EngineCache
 
 __all__ = [
     "PIXEL_TYPES",

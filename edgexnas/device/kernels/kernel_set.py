@@ -10,8 +10,8 @@ import numpy.typing as npt
 from edgexnas.device.kernels.compilation import compile_kernels, pixel_definitions
 
 if TYPE_CHECKING:
+    from edgexnas.device.cache import EngineCache
     from edgexnas.device.cuda import CudaSession, DeviceBuffer
-    from edgexnas.device.engines.engine_cache import EngineCache
 
 __all__ = ["KernelSet"]
 

@@ -10,8 +10,8 @@ from edgexnas.device.kernels.kernel_set import KernelSet
 from edgexnas.ptycho import PATTERN_SIZE, hann_weight
 
 if TYPE_CHECKING:
+    from edgexnas.device.cache import EngineCache
     from edgexnas.device.cuda import CudaSession
-    from edgexnas.device.engines.engine_cache import EngineCache
 
 __all__ = ["CanvasMemory", "ObjectKernels"]
 

@@ -12,8 +12,8 @@ from edgexnas.errors import ConfigurationError
 from edgexnas.ptycho import PATTERN_SIZE
 
 if TYPE_CHECKING:
+    from edgexnas.device.cache import EngineCache
     from edgexnas.device.cuda import CudaSession
-    from edgexnas.device.engines.engine_cache import EngineCache
 
 __all__ = ["NO_BAD_PIXEL", "PatternKernels"]
 

@@ -12,8 +12,8 @@ from edgexnas.device.kernels.kernel_set import KernelSet
 from edgexnas.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from edgexnas.device.cache import EngineCache
     from edgexnas.device.cuda import CudaSession
-    from edgexnas.device.engines.engine_cache import EngineCache
     from edgexnas.peak_finding import PeakFinder
 
 __all__ = ["HEADER_ITEMS", "PeakKernels"]

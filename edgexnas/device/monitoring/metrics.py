@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import get_args
 
+from edgexnas.device.monitoring.status import LatencySummary, ServiceState
 from edgexnas.device.monitoring.watch import Observation, ServiceWatch
-from edgexnas.device.serving.status import LatencySummary, ServiceState
 from edgexnas.errors import MissingDependencyError
 
 try:

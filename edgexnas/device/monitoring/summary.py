@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from edgexnas.device.monitoring.status import LatencySummary, ServiceStatus
 from edgexnas.device.monitoring.watch import Observation
-from edgexnas.device.serving.status import LatencySummary, ServiceStatus
 
 __all__ = ["LEDGER_STATES", "SummaryTable", "summarise"]
 

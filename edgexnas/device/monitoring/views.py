@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from edgexnas.device.monitoring.status import StatusSource, StatusView
 from edgexnas.device.monitoring.watch import ServiceWatch
-from edgexnas.device.serving.status import StatusSource, StatusView
 
 __all__ = ["open_views"]
 

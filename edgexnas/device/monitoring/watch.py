@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from edgexnas.device.monitoring.sensors import SensorReading, Sensors
-from edgexnas.device.serving.status import ServiceStatus, StatusSource
+from edgexnas.device.monitoring.status import ServiceStatus, StatusSource
 
 __all__ = ["HISTORY_S", "Health", "HistoryPoint", "Observation", "ServiceWatch"]
 

@@ -20,14 +20,14 @@ from urllib.parse import urlsplit
 
 from edgexnas.device.monitoring.metrics import CONTENT_TYPE, ServiceMetrics
 from edgexnas.device.monitoring.page import page_data, render_page
-from edgexnas.device.monitoring.pictures import (
+from edgexnas.device.monitoring.status import LastResult
+from edgexnas.device.monitoring.watch import ServiceWatch
+from edgexnas.device.pictures.pictures import (
     Picture,
     amplitude_picture,
     frame_picture,
     phase_picture,
 )
-from edgexnas.device.monitoring.watch import ServiceWatch
-from edgexnas.device.serving.status import LastResult
 from edgexnas.errors import ConfigurationError
 
 __all__ = ["WebView"]

@@ -19,24 +19,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from edgexnas.device.serving.callback_sink import CallbackSink
+    from edgexnas.device.monitoring.status import ServiceStatus
     from edgexnas.device.serving.configuration import ServeConfiguration, load_configuration
-    from edgexnas.device.serving.hdf5_sink import Hdf5Sink
     from edgexnas.device.serving.opening import open_service
-    from edgexnas.device.serving.pva_sink import PvaSink
-    from edgexnas.device.serving.results import (
+    from edgexnas.device.serving.service import Service, ServiceError
+    from edgexnas.device.serving.settings import PipelineSettings
+    from edgexnas.device.sinks.callback_sink import CallbackSink
+    from edgexnas.device.sinks.hdf5_sink import Hdf5Sink
+    from edgexnas.device.sinks.protocol import Sink
+    from edgexnas.device.sinks.pva_sink import PvaSink
+    from edgexnas.device.sinks.results import (
         FrameResult,
         ObjectSnapshot,
         SeriesBegun,
         SeriesEnded,
         ServiceIdentity,
     )
-    from edgexnas.device.serving.results_file import StoredFrame, read_results
-    from edgexnas.device.serving.service import Service, ServiceError
-    from edgexnas.device.serving.settings import PipelineSettings
-    from edgexnas.device.serving.sink import Sink
-    from edgexnas.device.serving.status import ServiceStatus
-    from edgexnas.device.serving.zmq_sink import ZmqSink
+    from edgexnas.device.sinks.results_file import StoredFrame, read_results
+    from edgexnas.device.sinks.zmq_sink import ZmqSink
 
 __all__ = [
     "CallbackSink",
@@ -61,32 +61,32 @@ __all__ = [
 ]
 
 _MODULES = {
-    "CallbackSink": "callback_sink",
-    "FrameResult": "results",
-    "Hdf5Sink": "hdf5_sink",
-    "ObjectSnapshot": "results",
-    "PipelineSettings": "settings",
-    "PvaSink": "pva_sink",
-    "SeriesBegun": "results",
-    "SeriesEnded": "results",
-    "ServeConfiguration": "configuration",
-    "Service": "service",
-    "ServiceError": "service",
-    "ServiceIdentity": "results",
-    "ServiceStatus": "status",
-    "Sink": "sink",
-    "StoredFrame": "results_file",
-    "ZmqSink": "zmq_sink",
-    "load_configuration": "configuration",
-    "open_service": "opening",
-    "read_results": "results_file",
+    "CallbackSink": "edgexnas.device.sinks.callback_sink",
+    "FrameResult": "edgexnas.device.sinks.results",
+    "Hdf5Sink": "edgexnas.device.sinks.hdf5_sink",
+    "ObjectSnapshot": "edgexnas.device.sinks.results",
+    "PipelineSettings": "edgexnas.device.serving.settings",
+    "PvaSink": "edgexnas.device.sinks.pva_sink",
+    "SeriesBegun": "edgexnas.device.sinks.results",
+    "SeriesEnded": "edgexnas.device.sinks.results",
+    "ServeConfiguration": "edgexnas.device.serving.configuration",
+    "Service": "edgexnas.device.serving.service",
+    "ServiceError": "edgexnas.device.serving.service",
+    "ServiceIdentity": "edgexnas.device.sinks.results",
+    "ServiceStatus": "edgexnas.device.monitoring.status",
+    "Sink": "edgexnas.device.sinks.protocol",
+    "StoredFrame": "edgexnas.device.sinks.results_file",
+    "ZmqSink": "edgexnas.device.sinks.zmq_sink",
+    "load_configuration": "edgexnas.device.serving.configuration",
+    "open_service": "edgexnas.device.serving.opening",
+    "read_results": "edgexnas.device.sinks.results_file",
 }
 
 
 def __getattr__(name: str) -> object:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

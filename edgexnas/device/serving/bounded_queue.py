@@ -7,7 +7,7 @@ import time
 from collections import deque
 from typing import Generic, TypeVar
 
-from edgexnas.device.serving.status import QueueLevel
+from edgexnas.device.monitoring.status import QueueLevel
 
 __all__ = ["BoundedQueue"]
 

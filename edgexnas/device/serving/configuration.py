@@ -45,7 +45,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgexnas.device.serving.settings import PipelineSettings, Policy
-from edgexnas.device.serving.sink import SinkPolicy
+from edgexnas.device.sinks.protocol import SinkPolicy
 from edgexnas.errors import ConfigurationError
 from edgexnas.toml_files import line_of, read_toml
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 import time
 
+from edgexnas.device.fair_semaphore import Turns
+from edgexnas.device.monitoring.status import QueueLevel
 from edgexnas.device.serving.bounded_queue import BoundedQueue
 from edgexnas.device.serving.intake import Intake
 from edgexnas.device.serving.series_run import FrameTask
 from edgexnas.device.serving.stage_times import StageTimes
-from edgexnas.device.serving.status import QueueLevel
-from edgexnas.device.turns import Turns
 from edgexnas.errors import InputError
 
 __all__ = ["DecodingIntake"]

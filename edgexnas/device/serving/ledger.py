@@ -20,7 +20,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
-from edgexnas.device.serving.intervals import Intervals
+from edgexnas.device.sinks.number_ranges import Intervals
 
 __all__ = ["MOST_GAPS", "STATES", "Arrival", "EndState", "Ledger", "SeriesLedger"]
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from edgexnas.device.serving.callback_sink import CallbackSink
 from edgexnas.device.serving.configuration import (
     CallbackSinkSettings,
     Hdf5SinkSettings,
@@ -22,7 +21,8 @@ from edgexnas.device.serving.configuration import (
     load_configuration,
 )
 from edgexnas.device.serving.service import Service
-from edgexnas.device.serving.sink import Sink
+from edgexnas.device.sinks.callback_sink import CallbackSink
+from edgexnas.device.sinks.protocol import Sink
 from edgexnas.device.sources import open_event_source
 from edgexnas.errors import (
     BundleError,
@@ -215,16 +215,16 @@ def _mask(path: Path) -> Any:
 
 def _sink(given: SinkSettings, folder: Path) -> Sink:
     if isinstance(given, Hdf5SinkSettings):
-        from edgexnas.device.serving.hdf5_sink import Hdf5Sink
+        from edgexnas.device.sinks.hdf5_sink import Hdf5Sink
 
         options = given.model_dump(exclude={"kind", "folder", "on_failure"})
         return cast(Sink, Hdf5Sink(folder / given.folder, **options))
     if isinstance(given, ZmqSinkSettings):
-        from edgexnas.device.serving.zmq_sink import ZmqSink
+        from edgexnas.device.sinks.zmq_sink import ZmqSink
 
         return ZmqSink(**given.model_dump(exclude={"kind", "on_failure"}))
     if isinstance(given, PvaSinkSettings):
-        from edgexnas.device.serving.pva_sink import PvaSink
+        from edgexnas.device.sinks.pva_sink import PvaSink
 
         return PvaSink(**given.model_dump(exclude={"kind", "on_failure"}))
     assert isinstance(given, CallbackSinkSettings)

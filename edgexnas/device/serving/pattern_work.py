@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from edgexnas.device.pattern_intake import PatternIntake
-from edgexnas.device.serving.results import FrameResult, ObjectSnapshot
+from edgexnas.device.ptycho.intake import PatternIntake
+from edgexnas.device.ptycho.stitching import ObjectStitcher
 from edgexnas.device.serving.series_run import FrameTask, SeriesRun
 from edgexnas.device.serving.settings import PipelineSettings
-from edgexnas.device.stitching import ObjectStitcher
+from edgexnas.device.sinks.results import FrameResult, ObjectSnapshot
 from edgexnas.errors import ConfigurationError, EdgexnasError
 from edgexnas.ptycho import PATTERN_SIZE
 
 if TYPE_CHECKING:
-    from edgexnas.device.pattern_pipeline import PatternPipeline
-    from edgexnas.device.ptycho_predictor import PtychoPredictor
+    from edgexnas.device.ptycho.gpu_pipeline import PatternPipeline
+    from edgexnas.device.ptycho.predictor import PtychoPredictor
 
 __all__ = ["PatternWork"]
 

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgexnas.bragg import Peaks
-from edgexnas.device.detection import PeakDetection, refuse_nan
-from edgexnas.device.serving.results import FrameResult, ObjectSnapshot
+from edgexnas.device.bragg.detection import PeakDetection, refuse_nan
 from edgexnas.device.serving.series_run import FrameTask, SeriesRun
 from edgexnas.device.serving.settings import MEBIBYTE, PipelineSettings
+from edgexnas.device.sinks.results import FrameResult, ObjectSnapshot
 from edgexnas.errors import EdgexnasError, InputError
 from edgexnas.peak_finding import enough_background
 
 if TYPE_CHECKING:
-    from edgexnas.device.frame_pipeline import FramePipeline
-    from edgexnas.device.peak_predictor import PeakPredictor
+    from edgexnas.device.bragg.gpu_pipeline import FramePipeline
+    from edgexnas.device.bragg.predictor import PeakPredictor
     from edgexnas.peak_finding import PeakFinder
 
 __all__ = ["PeakWork"]

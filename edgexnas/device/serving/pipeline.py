@@ -19,17 +19,17 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+from edgexnas.device.monitoring.status import LastResult, QueueLevel
 from edgexnas.device.serving.bounded_queue import BoundedQueue
 from edgexnas.device.serving.decoding import DecodingIntake
 from edgexnas.device.serving.intake import Intake
 from edgexnas.device.serving.ledger import Ledger
-from edgexnas.device.serving.results import FrameResult, SeriesBegun, SeriesEnded
 from edgexnas.device.serving.series_run import FrameTask, SeriesRun
 from edgexnas.device.serving.settings import PipelineSettings
 from edgexnas.device.serving.sink_thread import SinkThread
 from edgexnas.device.serving.stage_times import Complaints, StageTimes
-from edgexnas.device.serving.status import LastResult, QueueLevel
 from edgexnas.device.serving.work import Work
+from edgexnas.device.sinks.results import FrameResult, SeriesBegun, SeriesEnded
 from edgexnas.device.sources.encoded_frames import leaves_decoding
 from edgexnas.device.sources.events import EventSource
 

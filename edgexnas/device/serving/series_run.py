@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
-from edgexnas.device.serving.intervals import Intervals
+from edgexnas.device.sinks.number_ranges import Intervals
 from edgexnas.device.sources.events import PositionReading, SeriesStart
 
 if TYPE_CHECKING:

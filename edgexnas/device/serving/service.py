@@ -10,29 +10,29 @@ from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from edgexnas import __version__
-from edgexnas.device.serving.intervals import Intervals
-from edgexnas.device.serving.ledger import Ledger
-from edgexnas.device.serving.peak_work import PeakWork
-from edgexnas.device.serving.pipeline import Pipeline
-from edgexnas.device.serving.results import ServiceIdentity
-from edgexnas.device.serving.settings import PipelineSettings
-from edgexnas.device.serving.sink_thread import SinkThread
-from edgexnas.device.serving.stage_times import Complaints, RateMeter, StageTimes
-from edgexnas.device.serving.status import (
+from edgexnas.device.monitoring.status import (
     EngineStatus,
     ServiceState,
     ServiceStatus,
     StatusView,
 )
+from edgexnas.device.serving.ledger import Ledger
+from edgexnas.device.serving.peak_work import PeakWork
+from edgexnas.device.serving.pipeline import Pipeline
+from edgexnas.device.serving.settings import PipelineSettings
+from edgexnas.device.serving.sink_thread import SinkThread
+from edgexnas.device.serving.stage_times import Complaints, RateMeter, StageTimes
+from edgexnas.device.sinks.number_ranges import Intervals
+from edgexnas.device.sinks.results import ServiceIdentity
 from edgexnas.errors import ConfigurationError, EdgexnasError
 
 if TYPE_CHECKING:
-    from edgexnas.device.peak_predictor import PeakPredictor
+    from edgexnas.device.bragg.predictor import PeakPredictor
     from edgexnas.device.predictor import Predictor
-    from edgexnas.device.ptycho_predictor import PtychoPredictor
+    from edgexnas.device.ptycho.predictor import PtychoPredictor
     from edgexnas.device.serving.series_run import FrameTask
-    from edgexnas.device.serving.sink import Sink
     from edgexnas.device.serving.work import Work
+    from edgexnas.device.sinks.protocol import Sink
     from edgexnas.device.sources.events import EventSource
 
 __all__ = ["Service", "ServiceError"]

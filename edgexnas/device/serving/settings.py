@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from edgexnas.device.scan_source import check_object_pixel
+from edgexnas.device.ptycho.scan import check_object_pixel
 from edgexnas.errors import ConfigurationError
 
 __all__ = ["PipelineSettings", "Policy"]

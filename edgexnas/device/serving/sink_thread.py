@@ -10,15 +10,15 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from edgexnas.device.serving.bounded_queue import BoundedQueue
-from edgexnas.device.serving.results import (
+from edgexnas.device.serving.series_run import FrameTask
+from edgexnas.device.serving.stage_times import Complaints, StageTimes
+from edgexnas.device.sinks.protocol import Sink
+from edgexnas.device.sinks.results import (
     ObjectSnapshot,
     SeriesBegun,
     SeriesEnded,
     ServiceIdentity,
 )
-from edgexnas.device.serving.series_run import FrameTask
-from edgexnas.device.serving.sink import Sink
-from edgexnas.device.serving.stage_times import Complaints, StageTimes
 
 __all__ = ["SinkThread"]
 

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 
-from edgexnas.device.serving.status import LatencySummary, Rates
+from edgexnas.device.monitoring.status import LatencySummary, Rates
 
 __all__ = ["Complaints", "RateMeter", "StageTimes"]
 

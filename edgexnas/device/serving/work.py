@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from edgexnas.device.serving.results import ObjectSnapshot
 from edgexnas.device.serving.series_run import FrameTask, SeriesRun
+from edgexnas.device.sinks.results import ObjectSnapshot
 
 __all__ = ["Work"]
 

@@ -14,10 +14,10 @@ from edgexnas.errors import ConfigurationError
 __all__ = ["is_event_source", "open_event_source"]
 
 _SOURCES = {
-    "file": ("file_source", "FileSource"),
-    "pva": ("pva_source", "PvaSource"),
-    "simplon": ("simplon_source", "SimplonSource"),
-    "sim": ("simulated_source", "SimulatedSource"),
+    "file": ("files.source", "FileSource"),
+    "pva": ("pva.source", "PvaSource"),
+    "simplon": ("simplon.source", "SimplonSource"),
+    "sim": ("simulated", "SimulatedSource"),
 }
 """Scheme → module and class; a module is imported when a URL asks for it."""
 
@@ -64,7 +64,7 @@ def open_event_source(
             f"a source of {type(source).__name__} cannot be opened; give a URL, a path or an "
             "iterable of frames"
         )
-    from edgexnas.device.sources.iterable_source import IterableSource
+    from edgexnas.device.sources.iterable import IterableSource
 
     return IterableSource.open(source, options)
 

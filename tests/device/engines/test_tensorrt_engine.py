@@ -17,9 +17,9 @@ import pytest
 from edgexnas.bragg import scale_patches
 from edgexnas.bundle import Bundle, open_bundle
 from edgexnas.device import OnnxEngine, Predictor, open_engine
+from edgexnas.device.cache import EngineCache
 from edgexnas.device.cuda import CudaSession
 from edgexnas.device.engines.device_engine import DeviceEngine, ladder
-from edgexnas.device.engines.engine_cache import EngineCache
 from edgexnas.device.engines.tensorrt_engine import TensorRTEngine
 from edgexnas.errors import EngineAccuracyError, EngineError, InputError
 
@@ -404,7 +404,7 @@ def test_a_full_cache_is_said_aloud_and_the_engine_runs(
 ) -> None:
     import errno
 
-    from edgexnas.device.engines import engine_cache
+    from edgexnas.device import cache as engine_cache
 
     def full(*arguments: Any, **options: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgexnas.device.engines.engine_cache import EngineCache
+from edgexnas.device.cache import EngineCache
 from edgexnas.device.kernels import (
     compilation,
     compile_kernels,

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from edgexnas.device import Predictor
-from edgexnas.device.frame_pipeline import FramePipeline
-from edgexnas.device.serving.callback_sink import CallbackSink
+from edgexnas.device.bragg.gpu_pipeline import FramePipeline
 from edgexnas.device.serving.peak_work import PeakWork
-from edgexnas.device.serving.results import FrameResult
 from edgexnas.device.serving.service import Service
 from edgexnas.device.serving.settings import PipelineSettings
+from edgexnas.device.sinks.callback_sink import CallbackSink
+from edgexnas.device.sinks.results import FrameResult
 from edgexnas.device.sources.compression import compress, decompress
 from edgexnas.device.sources.encoded_frames import EncodedFrame, EncodedPixels, decoded_events
 from edgexnas.device.sources.events import SeriesEnd, SeriesStart

@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 
 from edgexnas.device import PtychoPredictor
-from edgexnas.device.islands import HostIslands
-from edgexnas.device.serving.callback_sink import CallbackSink
-from edgexnas.device.serving.results import FrameResult, ObjectSnapshot
+from edgexnas.device.ptycho.phase_components import HostIslands
 from edgexnas.device.serving.service import Service
 from edgexnas.device.serving.settings import PipelineSettings
+from edgexnas.device.sinks.callback_sink import CallbackSink
+from edgexnas.device.sinks.results import FrameResult, ObjectSnapshot
 from edgexnas.device.sources.events import SeriesStart, SourceFrame
 from edgexnas.errors import EngineError, InputError
 from edgexnas.ptycho import align_phase
@@ -41,7 +41,7 @@ def _load(path: Path) -> Any:
     return module
 
 
-on_cpu = _load(HERE.parent / "test_ptycho_predictor.py")
+on_cpu = _load(HERE.parent / "ptycho" / "test_predictor.py")
 make_ptycho, bundle, scan = on_cpu.make_ptycho, on_cpu.bundle, on_cpu.scan
 pairs, stitched, equal = on_cpu.pairs, on_cpu.stitched, on_cpu.equal
 
@@ -70,9 +70,9 @@ def work_on_the_cpu_fails(monkeypatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("done on the CPU")
 
-    monkeypatch.setattr("edgexnas.device.pattern_intake.bin_patterns", fail)
-    monkeypatch.setattr("edgexnas.device.ptycho_predictor.scale_patterns", fail)
-    monkeypatch.setattr("edgexnas.device.islands.spread_patch", fail)
+    monkeypatch.setattr("edgexnas.device.ptycho.intake.bin_patterns", fail)
+    monkeypatch.setattr("edgexnas.device.ptycho.predictor.scale_patterns", fail)
+    monkeypatch.setattr("edgexnas.device.ptycho.phase_components.spread_patch", fail)
 
 
 class TestStreamOnGpu(on_cpu.TestStream):

@@ -7,10 +7,10 @@ import time
 import numpy as np
 import pytest
 
-from edgexnas.device.serving.callback_sink import CallbackSink
-from edgexnas.device.serving.results import FrameResult
 from edgexnas.device.serving.service import Service
 from edgexnas.device.serving.settings import PipelineSettings
+from edgexnas.device.sinks.callback_sink import CallbackSink
+from edgexnas.device.sinks.results import FrameResult
 from edgexnas.device.sources.events import SourceFrame
 from edgexnas.peak_finding import PeakFinder
 

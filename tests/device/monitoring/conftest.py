@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from edgexnas.device.monitoring.sensors import Sensors
-from edgexnas.device.monitoring.watch import ServiceWatch
-from edgexnas.device.serving.status import (
+from edgexnas.device.monitoring.status import (
     EngineStatus,
     LastResult,
     LatencySummary,
@@ -19,6 +18,7 @@ from edgexnas.device.serving.status import (
     Rates,
     ServiceStatus,
 )
+from edgexnas.device.monitoring.watch import ServiceWatch
 from edgexnas.errors import SourceError
 
 

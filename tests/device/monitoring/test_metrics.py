@@ -8,8 +8,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from edgexnas.device.monitoring.metrics import ServiceMetrics
 from edgexnas.device.monitoring.sensors import Sensors
+from edgexnas.device.monitoring.status import ServiceStatus
 from edgexnas.device.monitoring.watch import ServiceWatch
-from edgexnas.device.serving.status import ServiceStatus
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from edgexnas.device.monitoring.status import QueueLevel, ServiceStatus
 from edgexnas.device.monitoring.watch import ServiceWatch
 from edgexnas.device.monitoring.web_view import WebView
-from edgexnas.device.serving.status import QueueLevel, ServiceStatus
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 

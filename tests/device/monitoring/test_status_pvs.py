@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from edgexnas.device.monitoring.status import QueueLevel, ServiceStatus
 from edgexnas.device.monitoring.status_pvs import PV_NAMES, StatusPvs, pv_values
 from edgexnas.device.monitoring.watch import ServiceWatch
-from edgexnas.device.serving.status import QueueLevel, ServiceStatus
 from edgexnas.errors import ConfigurationError
 
 NDPLUGINBASE = {

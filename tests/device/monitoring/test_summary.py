@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgexnas.device.monitoring.status import LatencySummary, ServiceStatus
 from edgexnas.device.monitoring.summary import LEDGER_STATES, summarise
 from edgexnas.device.monitoring.watch import ServiceWatch
 from edgexnas.device.serving.ledger import STATES
-from edgexnas.device.serving.status import LatencySummary, ServiceStatus
 from edgexnas.ptycho import ObjectImage
 
 

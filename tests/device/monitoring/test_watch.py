@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from edgexnas.device.monitoring.sensors import SensorReading, Sensors
+from edgexnas.device.monitoring.status import ServiceStatus
 from edgexnas.device.monitoring.watch import ServiceWatch
-from edgexnas.device.serving.status import ServiceStatus
 
 
 class Clock:

@@ -12,10 +12,10 @@ import pytest
 
 from edgexnas.bundle import Bundle
 from edgexnas.device import PeakPredictor
-from edgexnas.device.serving.callback_sink import CallbackSink
-from edgexnas.device.serving.results import FrameResult, SinkItem
 from edgexnas.device.serving.service import Service
 from edgexnas.device.serving.settings import PipelineSettings
+from edgexnas.device.sinks.callback_sink import CallbackSink
+from edgexnas.device.sinks.results import FrameResult, SinkItem
 from edgexnas.device.sources.events import SourceEvent, SourceFrame
 
 

@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgexnas.device import PeakPredictor
-from edgexnas.device.serving.callback_sink import CallbackSink
-from edgexnas.device.serving.results import FrameResult
 from edgexnas.device.serving.service import Service
 from edgexnas.device.serving.settings import PipelineSettings
+from edgexnas.device.sinks.callback_sink import CallbackSink
+from edgexnas.device.sinks.results import FrameResult
 from edgexnas.device.sources.events import SeriesEnd, SeriesStart, SourceFrame, SourceTrouble
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is the extra «device»")

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from edgexnas.device import PeakPredictor
-from edgexnas.device.serving.callback_sink import CallbackSink
 from edgexnas.device.serving.ledger import SeriesLedger
 from edgexnas.device.serving.series_run import FrameTask, SeriesRun
 from edgexnas.device.serving.service import Service
 from edgexnas.device.serving.spill import SpillFolder
+from edgexnas.device.sinks.callback_sink import CallbackSink
 from edgexnas.device.sources.compression import compress, decompress
 from edgexnas.device.sources.encoded_frames import EncodedFrame, EncodedPixels
 from edgexnas.device.sources.events import SeriesStart

@@ -17,14 +17,14 @@ import numpy as np
 import pytest
 
 from edgexnas.bragg import Peaks
-from edgexnas.device.object_file import save_object
-from edgexnas.device.serving.hdf5_sink import Hdf5Sink
-from edgexnas.device.serving.results import (
+from edgexnas.device.ptycho.object_file import save_object
+from edgexnas.device.sinks.hdf5_sink import Hdf5Sink
+from edgexnas.device.sinks.results import (
     FrameResult,
     ObjectSnapshot,
     ServiceIdentity,
 )
-from edgexnas.device.serving.results_file import committed_frames, read_results
+from edgexnas.device.sinks.results_file import committed_frames, read_results
 from edgexnas.errors import ConfigurationError, SourceError
 from edgexnas.ptycho import ObjectImage
 
@@ -36,7 +36,7 @@ import numpy as np
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_hdf5_sink import IDENTITY, result
-from edgexnas.device.serving.hdf5_sink import Hdf5Sink
+from edgexnas.device.sinks.hdf5_sink import Hdf5Sink
 
 {before}
 sink = Hdf5Sink(sys.argv[1], **{options})
@@ -139,7 +139,7 @@ class TestStoring:
         sink.write([result(0), result(1)])
         program = (
             "import sys; from pathlib import Path;"
-            "from edgexnas.device.serving.results_file import read_results;"
+            "from edgexnas.device.sinks.results_file import read_results;"
             "print(*[f.number for f in read_results(Path(sys.argv[1]))])"
         )
         command = [sys.executable, "-c", program, str(tmp_path)]
@@ -300,7 +300,7 @@ class TestFullDisk:
         """The kernel lets no file grow beyond a limit; 32 kB are set aside at a time."""
         limit = """
 import resource
-import edgexnas.device.serving.hdf5_sink as module
+import edgexnas.device.sinks.hdf5_sink as module
 module.AHEAD_BYTES, module.CHUNKS_BYTES = 2**15, 100_000
 resource.setrlimit(resource.RLIMIT_FSIZE, (250_000, 250_000))
 """
@@ -322,7 +322,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (250_000, 250_000))
         if shutil.which("unshare") is None or subprocess.run([*space, mount]).returncode:
             pytest.skip("a file system cannot be mounted in a name space of this user")
         before = """
-import edgexnas.device.serving.hdf5_sink as module
+import edgexnas.device.sinks.hdf5_sink as module
 from test_hdf5_sink import peaks_of
 module.AHEAD_BYTES = 2**18
 small = result

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgexnas.device.serving.intervals import Intervals
 from edgexnas.device.serving.ledger import MOST_GAPS, STATES, Ledger, SeriesLedger
+from edgexnas.device.sinks.number_ranges import Intervals
 
 ENDED = ("done", "dropped", "failed")
 

@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 
 from edgexnas.bragg import Peaks
-from edgexnas.device.serving.pva_sink import PvaSink
-from edgexnas.device.serving.results import (
+from edgexnas.device.sinks.pva_sink import PvaSink
+from edgexnas.device.sinks.results import (
     FrameResult,
     ObjectSnapshot,
     SeriesBegun,
     SeriesEnded,
     ServiceIdentity,
 )
-from edgexnas.device.serving.zmq_sink import ZmqSink
+from edgexnas.device.sinks.zmq_sink import ZmqSink
 from edgexnas.errors import ConfigurationError
 from edgexnas.ptycho import ObjectImage
 

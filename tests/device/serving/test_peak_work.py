@@ -3,7 +3,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from edgexnas.device.peak_predictor import PeakPredictor
+from edgexnas.device.bragg.predictor import PeakPredictor
 from edgexnas.device.serving.ledger import SeriesLedger
 from edgexnas.device.serving.peak_work import PeakWork
 from edgexnas.device.serving.series_run import FrameTask, SeriesRun

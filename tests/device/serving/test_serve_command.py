@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from edgexnas.cli import main
-from edgexnas.device.serving.results_file import read_results
+from edgexnas.device.sinks.results_file import read_results
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is the extra «device»")
 

@@ -16,13 +16,13 @@ import pytest
 
 from edgexnas.bundle import Bundle, open_bundle
 from edgexnas.device import PeakPredictor, PtychoPredictor
-from edgexnas.device.serving.callback_sink import CallbackSink
-from edgexnas.device.serving.hdf5_sink import Hdf5Sink
 from edgexnas.device.serving.peak_work import PeakWork
-from edgexnas.device.serving.results import ObjectSnapshot, SeriesBegun, SeriesEnded
-from edgexnas.device.serving.results_file import read_results
 from edgexnas.device.serving.service import Service, ServiceError
 from edgexnas.device.serving.settings import PipelineSettings
+from edgexnas.device.sinks.callback_sink import CallbackSink
+from edgexnas.device.sinks.hdf5_sink import Hdf5Sink
+from edgexnas.device.sinks.results import ObjectSnapshot, SeriesBegun, SeriesEnded
+from edgexnas.device.sinks.results_file import read_results
 from edgexnas.device.sources.events import (
     PositionReading,
     SeriesEnd,

@@ -14,7 +14,7 @@ import pytest
 
 from edgexnas.device import PtychoPredictor
 from edgexnas.device.sources import PositionReading, SeriesEnd, SourceFrame, open_event_source
-from edgexnas.device.sources.simulated_source import SimulatedOptions, simulate_frames
+from edgexnas.device.sources.simulated import SimulatedOptions, simulate_frames
 from edgexnas.ptycho import ObjectImage
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is the extra «device»")

@@ -1,0 +1,1 @@
+"""Bragg peaks: from detector frames to peak positions."""

@@ -1,0 +1,1 @@
+"""Pictures of frames and objects, for the web page and beside object files."""

@@ -1,0 +1,1 @@
+"""Ptychography: from diffraction patterns to an image of the object."""

@@ -1,0 +1,167 @@
+"""A scan on its way through a predictor: patches one chunk after the other, and their image."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import deque
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgexnas.device.ptycho.scan import ScanChunk
+from edgexnas.device.ptycho.stitching import ObjectStitcher, StitchCounts
+from edgexnas.errors import EngineError
+from edgexnas.ptycho import PATTERN_SIZE, ObjectImage, ObjectPatches, PlacedPatches
+
+if TYPE_CHECKING:
+    from edgexnas.device.ptycho.lanes import PatternRun
+
+__all__ = ["PatchStream"]
+
+
+class PatchStream(Iterator[PlacedPatches]):
+    """Iterates over the patches of a scan and stitches them meanwhile.
+
+    `image` and `counts` may be asked at any time, from other threads too, and after the end or a
+    failure of the scan.
+
+    Parameters
+    ----------
+    chunks
+        Patterns that the run has taken, with their positions.
+    run
+        What makes patches of them.
+    stitcher
+        An empty one.
+    read_ahead
+        Whether to submit patterns before the patches of those before them are taken.
+    """
+
+    def __init__(
+        self,
+        chunks: Iterator[ScanChunk],
+        run: PatternRun,
+        stitcher: ObjectStitcher,
+        *,
+        read_ahead: bool,
+    ) -> None:
+        self._chunks = chunks
+        self._run = run
+        self._stitcher = stitcher
+        self._read_ahead = read_ahead
+        self._pending: deque[ScanChunk] = deque()
+        self._failure: Exception | None = None
+        self._over = False
+        self._lock = threading.Lock()
+        # Whoever drops a stream half way gives the GPU's memory back too.
+        weakref.finalize(self, run.close).atexit = False
+
+    def __iter__(self) -> PatchStream:
+        return self
+
+    def __next__(self) -> PlacedPatches:
+        """Predict and stitch the next patterns of the scan.
+
+        Raises
+        ------
+        StopIteration
+            At the end of the scan; patches that still wait for a position are missing now.
+        InputError, SourceError, EngineError
+            As in `PtychoPredictor.stream`.
+        """
+        while True:
+            self._read()
+            if not self._pending:
+                break
+            placed = self._placed(self._pending.popleft())
+            if len(placed):
+                return placed
+        self._run.close()
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+        with self._lock:
+            self._stitcher.finish()
+        raise StopIteration
+
+    def image(self) -> ObjectImage:
+        """Return the object as it stands now: a copy that later patches leave alone.
+
+        Raises
+        ------
+        EngineError
+            If the object is on a GPU that has failed.
+        """
+        with self._lock:
+            return self._stitcher.image()
+
+    @property
+    def counts(self) -> StitchCounts:
+        """What became of the patches so far."""
+        with self._lock:
+            return self._stitcher.counts
+
+    def leave_gpu(self) -> None:
+        """Keep the image in host memory, for the GPU's is given back; do nothing if it is there."""
+        with self._lock:
+            try:
+                self._stitcher.leave_gpu()
+            except EngineError:
+                # A GPU that has failed has no image any more, which `image` says.
+                self._stitcher.close()
+
+    def _read(self) -> None:
+        """Take chunks from the source and submit them, until enough are pending or none is left."""
+        while not self._over and len(self._pending) <= (self._run.ahead if self._read_ahead else 0):
+            try:
+                chunk = next(self._chunks)
+                if len(chunk.numbers):
+                    self._run.submit()
+            except StopIteration:
+                self._over = True
+            except Exception as error:
+                # What came before the fault is delivered first.
+                self._failure, self._over = error, True
+            else:
+                self._pending.append(chunk)
+
+    def _placed(self, chunk: ScanChunk) -> PlacedPatches:
+        """Stitch a chunk up to the first pattern that cannot be used."""
+        nothing = np.empty((0, PATTERN_SIZE, PATTERN_SIZE), np.float32)
+        patches, fault = ObjectPatches(nothing, nothing), None
+        try:
+            if len(chunk.numbers):
+                patches, fault = self._run.result()
+            with self._lock:
+                placed = self._stitch(chunk, patches)
+        except Exception:
+            self._end(None)
+            self._run.close()
+            raise
+        if fault is not None:
+            self._end(fault)
+        return placed
+
+    def _end(self, failure: Exception | None) -> None:
+        """End the scan here, whatever comes behind."""
+        self._pending.clear()
+        self._failure, self._over = failure, True
+
+    def _stitch(self, chunk: ScanChunk, patches: ObjectPatches) -> PlacedPatches:
+        """Replay a chunk in the order in which patterns and readings came."""
+        count = len(patches)
+        positions = chunk.positions_px[:count].copy()
+        readings = iter(chunk.readings)
+        reading = next(readings, None)
+        for index in range(count + 1):
+            while reading is not None and reading[0] == index:
+                self._stitcher.place(*reading[1])
+                reading = next(readings, None)
+            if index < count:
+                positions[index] = self._stitcher.add(
+                    int(chunk.numbers[index]), patches.amplitude[index], patches.phase_rad[index],
+                    positions[index],
+                )  # fmt: skip
+        return PlacedPatches(patches.amplitude, patches.phase_rad, positions, chunk.numbers[:count])

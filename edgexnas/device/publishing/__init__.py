@@ -1,0 +1,1 @@
+"""Frames sent as a detector sends them."""

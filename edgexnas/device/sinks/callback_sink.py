@@ -1,0 +1,98 @@
+"""Results to a Python function."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+from edgexnas.device.serving.stage_times import Complaints
+from edgexnas.device.sinks.number_ranges import Intervals
+from edgexnas.device.sinks.protocol import SinkPolicy
+from edgexnas.device.sinks.results import (
+    FrameResult,
+    ObjectSnapshot,
+    SeriesBegun,
+    SeriesEnded,
+    ServiceIdentity,
+    SinkItem,
+)
+
+__all__ = ["CallbackSink"]
+
+_log = logging.getLogger("edgexnas.device.serving")
+
+
+class CallbackSink:
+    """Calls a function with each result, in the order of frames, from a thread of its own.
+
+    An exception in the function is logged and counted; it harms neither the frame nor the service.
+
+    Parameters
+    ----------
+    function
+        Called with each `FrameResult`, `SeriesBegun`, `SeriesEnded` and `ObjectSnapshot`.
+    name
+        For messages and counts.
+    policy
+        "drop-oldest": results that come faster than the function returns are dropped.
+        "block": the service waits for it.
+
+    Attributes
+    ----------
+    exceptions
+        How many calls have raised.
+    """
+
+    gather_s = 0.0
+
+    def __init__(
+        self,
+        function: Callable[[SinkItem], object],
+        *,
+        name: str = "callback",
+        policy: SinkPolicy = "drop-oldest",
+    ) -> None:
+        self.name = name
+        self.policy: SinkPolicy = policy
+        self.exceptions = 0
+        self._function = function
+        self._complaints = Complaints()
+
+    def check(self) -> None:
+        """Do nothing: a function is always there."""
+
+    def committed(self) -> dict[str, Intervals]:
+        """Give none: a function stores nothing that is known of."""
+        return {}
+
+    def open(self, identity: ServiceIdentity) -> None:
+        """Do nothing."""
+
+    def write(self, results: Sequence[FrameResult]) -> None:
+        """Call the function with each."""
+        for result in results:
+            self._call(result)
+
+    def begin(self, series: SeriesBegun) -> None:
+        """Call the function."""
+        self._call(series)
+
+    def end(self, series: SeriesEnded) -> None:
+        """Call the function."""
+        self._call(series)
+
+    def show(self, snapshot: ObjectSnapshot) -> None:
+        """Call the function."""
+        self._call(snapshot)
+
+    def close(self) -> None:
+        """Do nothing."""
+
+    def _call(self, item: SinkItem) -> None:
+        try:
+            self._function(item)
+        except Exception as error:
+            self.exceptions += 1
+            message = f"{self.name} raised {type(error).__name__}: {error}"
+            self._complaints.add("callback", message)
+            _log.debug("%s", message, exc_info=True)

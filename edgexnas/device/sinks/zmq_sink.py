@@ -1,0 +1,263 @@
+"""Results as ZMQ messages.
+
+A message has these parts:
+
+1. the topic: ``edgexnas`` and a kind, ``peaks``, ``patch``, ``object``, ``begin`` or ``end``, as in
+   ``edgexnas.peaks``; subscribe to ``edgexnas`` for all;
+2. a header, JSON in UTF-8: ``version`` 1, ``kind``, ``series``, ``number`` (of the frame),
+   ``sent`` (counts the messages of this sink, so that a gap shows a lost one), ``watermark`` (all
+   frames of the series up to this number have ended, -1 for none), and of a frame
+   ``timestamp_s`` (null if unknown), ``latency_ms`` (from arrival to sending) and ``error``
+   (null, or why it failed, in one sentence); ``counts`` at the end of a series; and ``arrays``,
+   a list of ``{"name", "dtype", "shape", "unit"}``;
+3. one part for each of ``arrays``: its bytes, C-contiguous, little-endian.
+
+Arrays of peaks: ``positions`` and ``intervals`` (n, 2) (row, col) in pixels, ``intensities`` (n,)
+counts, ``flags`` (n,). Of patches: ``amplitude``, ``phase`` (64, 64) and ``position`` (2,). Of
+objects: ``amplitude``, ``phase`` and ``coverage`` (H, W), with ``origin`` (row, col) in the header.
+
+ZMQ may lose messages when a peer is slow or away: what must not be lost goes to HDF5.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from edgexnas.device.optional_libraries import zmq_module
+from edgexnas.device.sinks.number_ranges import Intervals
+from edgexnas.device.sinks.protocol import SinkPolicy
+from edgexnas.device.sinks.results import (
+    FrameResult,
+    ObjectSnapshot,
+    SeriesBegun,
+    SeriesEnded,
+    ServiceIdentity,
+)
+from edgexnas.errors import ConfigurationError
+
+__all__ = ["ZmqSink"]
+
+Arrays = Mapping[str, tuple[npt.NDArray[Any], str]]
+
+VERSION = 1
+
+
+class ZmqSink:
+    """Sends results over ZMQ; see this module's text for the form of messages.
+
+    Parameters
+    ----------
+    address
+        Where to bind, such as "tcp://127.0.0.1:5557" or "ipc:///run/edgexnas/peaks"; with
+        `connect` where to connect to.
+    mode
+        "pub": every subscriber gets everything, and what it does not take is lost.
+        "push": each message goes to one of the peers; with none, or slow ones, this sink waits.
+    connect
+        Whether to connect instead of binding.
+    high_water
+        Messages that wait for a peer.
+    name, policy
+        As of `Sink`.
+
+    Attributes
+    ----------
+    address
+        Where it is bound, with the port that was found for "tcp://127.0.0.1:*".
+    """
+
+    gather_s = 0.0
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        mode: Literal["pub", "push"] = "pub",
+        connect: bool = False,
+        high_water: int = 1000,
+        name: str | None = None,
+        policy: SinkPolicy = "drop-oldest",
+    ) -> None:
+        self.name = name or f"zmq {address}"
+        self.policy: SinkPolicy = policy
+        self.address = address
+        self._mode = mode
+        self._connect = connect
+        self._high_water = high_water
+        self._context: Any = None
+        self._socket: Any = None
+        self._sent = 0
+        self._newest = -1
+
+    def check(self) -> None:
+        """Bind, and release at once.
+
+        Raises
+        ------
+        ConfigurationError
+            If the address is wrong or taken.
+        MissingDependencyError
+            If pyzmq is not installed.
+        """
+        given = self.address
+        try:
+            self._open()
+        finally:
+            self.close()
+            self.address = given
+
+    def committed(self) -> dict[str, Intervals]:
+        """Give none: messages are gone once sent."""
+        return {}
+
+    def open(self, identity: ServiceIdentity) -> None:
+        """Bind or connect.
+
+        Raises
+        ------
+        ConfigurationError
+            If the address is wrong or taken.
+        MissingDependencyError
+            If pyzmq is not installed.
+        """
+        self._open()
+
+    def write(self, results: Sequence[FrameResult]) -> None:
+        """Send a message for each.
+
+        Raises
+        ------
+        OSError
+            If no peer takes it for a second ("push").
+        """
+        for result in results:
+            self._newest = result.number
+            if result.amplitude is not None:
+                self._send("patch", result, _patch_arrays(result))
+            else:
+                self._send("peaks", result, _peak_arrays(result))
+
+    def begin(self, series: SeriesBegun) -> None:
+        """Send "begin"."""
+        self._newest = -1
+        self._send_header("begin", series.series, -1, {"metadata": _plain(series.metadata)}, {})
+
+    def end(self, series: SeriesEnded) -> None:
+        """Send "end"."""
+        extra = {"counts": dict(series.counts)}
+        self._send_header("end", series.series, self._newest, extra, {})
+
+    def show(self, snapshot: ObjectSnapshot) -> None:
+        """Send the object."""
+        image = snapshot.image
+        arrays = {
+            "amplitude": (image.amplitude, "1"),
+            "phase": (image.phase_rad, "rad"),
+            "coverage": (image.coverage, "1"),
+        }
+        extra = {"final": snapshot.final, "origin": list(image.origin_px)}
+        self._send_header("object", snapshot.series, snapshot.number, extra, arrays)
+
+    def close(self) -> None:
+        """Close the socket; messages that wait have half a second to leave."""
+        if self._socket is not None:
+            self._socket.close(linger=500)
+            self._context.term()
+            self._socket = self._context = None
+
+    def _open(self) -> None:
+        zmq = zmq_module(self.name)
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.PUB if self._mode == "pub" else zmq.PUSH)
+        self._socket.sndhwm = self._high_water
+        self._socket.sndtimeo = 1000
+        try:
+            if self._connect:
+                self._socket.connect(self.address)
+            else:
+                self._socket.bind(self.address)
+                self.address = self._socket.last_endpoint.decode()
+        except zmq.ZMQError as error:
+            self.close()
+            raise ConfigurationError(
+                f"ZMQ cannot {'connect to' if self._connect else 'bind'} {self.address} "
+                f"({error.strerror}); give a free address such as tcp://127.0.0.1:5557"
+            ) from error
+
+    def _send(self, kind: str, result: FrameResult, arrays: Arrays) -> None:
+        extra = {
+            "timestamp_s": result.timestamp_s,
+            "latency_ms": (time.monotonic_ns() - result.arrival_ns) / 1e6,
+            "error": result.error,
+        }
+        self._send_header(kind, result.series, result.number, extra, arrays)
+
+    def _send_header(
+        self, kind: str, series: str, number: int, extra: Mapping[str, Any], arrays: Arrays
+    ) -> None:
+        import zmq
+
+        header = {
+            "version": VERSION,
+            "kind": kind,
+            "series": series,
+            "number": number,
+            "sent": self._sent,
+            "watermark": self._newest,
+            **extra,
+            "arrays": [
+                {"name": name, "dtype": _little(array).str, "shape": array.shape, "unit": unit}
+                for name, (array, unit) in arrays.items()
+            ],
+        }
+        parts = [f"edgexnas.{kind}".encode(), json.dumps(header).encode()]
+        parts += [
+            np.ascontiguousarray(array, _little(array)).tobytes() for array, _ in arrays.values()
+        ]
+        try:
+            self._socket.send_multipart(parts)
+        except zmq.Again as error:
+            raise OSError(f"no peer took a message at {self.address} for a second") from error
+        self._sent += 1
+
+
+def _little(array: npt.NDArray[Any]) -> np.dtype[Any]:
+    return array.dtype.newbyteorder("<") if sys.byteorder == "big" else array.dtype
+
+
+def _peak_arrays(result: FrameResult) -> Arrays:
+    peaks = result.peaks
+    if peaks is None:
+        return {}
+    return {
+        "positions": (peaks.positions_px, "px"),
+        "intervals": (peaks.intervals_px, "px"),
+        "intensities": (peaks.intensities, "counts"),
+        "flags": (peaks.flags, "1"),
+    }
+
+
+def _patch_arrays(result: FrameResult) -> Arrays:
+    assert result.amplitude is not None
+    assert result.phase_rad is not None
+    return {
+        "amplitude": (result.amplitude, "1"),
+        "phase": (result.phase_rad, "rad"),
+        "position": (np.array(result.position_px, np.float64), "px"),
+    }
+
+
+def _plain(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep what JSON can say of a series' metadata; the rest becomes text."""
+    known = (str, int, float, bool, type(None))
+    return {
+        str(name): value if isinstance(value, known) else str(value)
+        for name, value in metadata.items()
+    }

@@ -1,0 +1,1 @@
+"""Frames of files, also while these are written."""

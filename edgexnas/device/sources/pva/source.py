@@ -1,0 +1,370 @@
+"""Frames from areaDetector over EPICS PV Access, with pvapy."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timezone
+from enum import Enum
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import Annotated, Any, Literal, TypeAlias
+
+import numpy as np
+from pydantic import Field
+
+from edgexnas.device.optional_libraries import pvaccess_module
+from edgexnas.device.sources.compression import prepare_codecs
+from edgexnas.device.sources.encoded_frames import EncodedFrame, decoded_events
+from edgexnas.device.sources.events import (
+    PositionReading,
+    SeriesEnd,
+    SeriesStart,
+    SourceEvent,
+    SourceFrame,
+    SourceTrouble,
+)
+from edgexnas.device.sources.frame_numbers import FrameNumbers
+from edgexnas.device.sources.pva.ntndarray import FrameUpdate, read_positions
+from edgexnas.device.sources.pva.unique_ids import UniqueIds
+from edgexnas.device.sources.source_url import SourceOptions, SourceUrl
+from edgexnas.errors import ConfigurationError, InputError, SourceError
+
+__all__ = ["PvaOptions", "PvaSource"]
+
+_WAIT_S = 0.1
+"""How often an idle source looks whether it is closed, or the series has ended."""
+
+_QUEUE_BYTES = 24 * 1024 * 1024
+"""Most memory of frames that wait here; one frame may take more."""
+
+_MOST_WAITING_POSITIONS = 65_536
+_POSITIONS_QUEUE = 1000
+
+_PURPOSE = "receiving frames over EPICS PV Access"
+
+_USED_CHANNELS: list[Any] = []
+"""Channels that nobody reads any more, for the rest of the process.
+
+pvapy destroys a channel and its callbacks without holding the interpreter's lock, and crashes now
+and then if the server goes away meanwhile (epics-base/pvaPy issue 96). A channel without a monitor
+takes a few kilobytes.
+"""
+
+UNITS_M = {"m": 1.0, "mm": 1e-3, "um": 1e-6, "nm": 1e-9}
+
+
+_Readings: TypeAlias = list[tuple[int, tuple[float, float]]]
+
+
+class _Lost(Enum):
+    """What is put into the queue beside updates."""
+
+    CHANNEL = "the channel is disconnected"
+    NOTHING = "the source is closed"
+
+
+_Event: TypeAlias = SourceEvent | EncodedFrame
+_Message: TypeAlias = tuple[FrameUpdate | _Readings | InputError | _Lost, int]
+
+
+class PvaOptions(SourceOptions):
+    """Parameters of a PVA channel.
+
+    Attributes
+    ----------
+    queue
+        How many updates may wait on their way, at the server and here, where they take at most
+        24 MiB. PV Access itself keeps a few only, and loses frames from about 200 a second.
+    row, col
+        NTNDArray attributes that hold the scan position, such as motor readbacks.
+    positions
+        A second channel with scan positions: fields number (the uniqueId of the frame), row and
+        col, each a number or an array.
+    unit
+        Unit of the positions.
+    idle_s
+        A series ends when no frame came for so long; None if only the next series ends it.
+    """
+
+    queue: Annotated[int, Field(ge=1, le=10_000)] = 64
+    row: str | None = None
+    col: str | None = None
+    positions: str | None = None
+    unit: Literal["m", "mm", "um", "nm"] = "m"
+    idle_s: Annotated[float, Field(gt=0)] | None = None
+
+
+class PvaSource:
+    """NTNDArray updates as frames; see `edgexnas.device.sources.EventSource`.
+
+    The channel may appear, vanish and come back at any time. A series begins with the first
+    frame, when uniqueId is set back, and when shape or dtype change; its numbers count uniqueId
+    from that of its first frame. What uniqueId skips is counted as missed: PV Access overwrites
+    what is not taken in time and does not reliably tell.
+    """
+
+    live = True
+
+    def __init__(self, url: str, channel: str, options: PvaOptions) -> None:
+        self.url = url
+        self._channel = channel
+        self._options = options
+        self._scale = UNITS_M[options.unit]
+        named = options.row is not None and options.col is not None
+        self._attributes = (str(options.row), str(options.col)) if named else ()
+        self._updates: SimpleQueue[_Message] = SimpleQueue()
+        self._closed = False
+        self._connected = False
+        self._lost = False
+        self._fresh = True
+        self._counts: Counter[str] = Counter()
+        self._counting = threading.Lock()
+        self._overruns: Mapping[str, int] = {}
+        self._ids = UniqueIds()
+        self._numbers = FrameNumbers()
+        self._missed_before = 0
+        self._series: str | None = None
+        self._kind: tuple[tuple[int, ...], np.dtype[Any]] | None = None
+        self._waiting_positions: deque[tuple[int, tuple[float, float], int]] = deque(
+            maxlen=_MOST_WAITING_POSITIONS
+        )
+
+    @classmethod
+    def open(cls, url: SourceUrl, given: Mapping[str, Any]) -> PvaSource:
+        """Check a URL pva://CHANNEL and that pvapy is installed; nothing is connected yet."""
+        options = url.options(PvaOptions, given)
+        if (options.row is None) != (options.col is None):
+            raise ConfigurationError(f"{url.text} names one of row and col; name both, or neither")
+        pvaccess_module(_PURPOSE)
+        prepare_codecs()
+        return cls(url.text, url.place.strip("/"), options)
+
+    def events(self) -> Iterator[SourceEvent]:
+        """Iterate over what the channel brings, until `close`."""
+        return decoded_events(self.encoded_events())
+
+    def encoded_events(self) -> Iterator[_Event]:
+        """Iterate as `events` does, with compressed frames not decoded."""
+        channels = self._open_channels()
+        try:
+            yield from self._taken(channels[0])
+        finally:
+            self._closed = True
+            for opened in channels:
+                opened.stopMonitor()
+            _USED_CHANNELS.extend(channels)
+            # They keep this source alive, so that its frames must go.
+            while not self._updates.empty():
+                self._updates.get_nowait()
+
+    def _open_channels(self) -> list[Any]:
+        """Subscribe; who does not answer yet is waited for."""
+        pva = pvaccess_module(_PURPOSE)
+        wanted = [(self._channel, self._on_frame, self._options.queue)]
+        if self._options.positions is not None:
+            wanted.append((self._options.positions, self._on_positions, _POSITIONS_QUEUE))
+        channels: list[Any] = []
+        try:
+            for name, callback, queue in wanted:
+                channels.append(pva.Channel(name))
+                if callback == self._on_frame:
+                    channels[0].setConnectionCallback(self._on_connection)
+                # Without queueSize a server keeps a handful of updates, and more are lost.
+                channels[-1].monitor(callback, f"record[queueSize={queue}]field()")
+        except pva.PvaException as error:
+            raise SourceError(
+                f"{self.url} cannot be received ({error}); check the names and EPICS_PVA_ADDR_LIST"
+            ) from error
+        return channels
+
+    def close(self) -> None:
+        """Let `events` end soon; from any thread."""
+        self._closed = True
+        self._updates.put((_Lost.NOTHING, 0))
+
+    def status(self) -> Mapping[str, int | str]:
+        """Count frames, ids that were skipped, updates that could not be decoded, reconnects.
+
+        "overruns" are updates that pvapy says were overwritten at the server (not every server
+        tells) and those that were overwritten here because nobody took them. "connection" is
+        "connected" once an update came, also an empty one.
+        """
+        missed = self._missed_before + self._numbers.missed
+        return {
+            "frames": self._counts["frames"],
+            "missed": missed,
+            "malformed": self._counts["malformed"],
+            "reconnects": self._counts["reconnects"],
+            "overruns": self._counts["overruns"] + self._overruns.get("nOverruns", 0),
+            "connection": "connected" if self._connected else "waiting",
+        }
+
+    def _on_connection(self, connected: bool) -> None:
+        if connected:
+            self._count("reconnects", self._lost)
+            self._lost, self._fresh = False, True
+        elif self._connected:
+            self._connected, self._lost = False, True
+            self._updates.put((_Lost.CHANNEL, time.monotonic_ns()))
+
+    def _on_frame(self, update: Any) -> None:
+        if self._closed:
+            return
+        arrival_ns = time.monotonic_ns()
+        try:
+            self._put(FrameUpdate.of(update, self._attributes), arrival_ns)
+        except InputError as error:
+            self._put(error, arrival_ns)
+
+    def _on_positions(self, update: Any) -> None:
+        # Positions are small and must not push frames out.
+        arrival_ns = time.monotonic_ns()
+        try:
+            self._updates.put((read_positions(update.toDict()), arrival_ns))
+        except InputError as error:
+            self._updates.put((error, arrival_ns))
+
+    def _put(self, content: FrameUpdate | InputError, arrival_ns: int) -> None:
+        self._connected = True
+        size = content.values.nbytes if isinstance(content, FrameUpdate) else 0
+        most = min(self._options.queue, max(1, _QUEUE_BYTES // max(1, size)))
+        while self._updates.qsize() >= most:
+            # The oldest goes, as PV Access itself would do; its number will be missed.
+            try:
+                self._updates.get_nowait()
+                self._count("overruns")
+            except Empty:
+                break
+        self._updates.put((content, arrival_ns))
+
+    def _taken(self, channel: Any) -> Iterator[_Event]:
+        last_s = time.monotonic()
+        while not self._closed:
+            try:
+                content, arrival_ns = self._updates.get(timeout=_WAIT_S)
+            except Empty:
+                self._overruns = channel.getMonitorCounters()
+                idle_s = self._options.idle_s
+                if self._series and idle_s is not None and time.monotonic() - last_s > idle_s:
+                    yield from self._ended(time.monotonic_ns())
+                    self._ids.restart()
+                continue
+            if isinstance(content, FrameUpdate):
+                last_s = time.monotonic()
+                if content.field is not None:
+                    yield from self._frame(content, arrival_ns)
+            elif isinstance(content, list):
+                yield from self._positions(content, arrival_ns)
+            elif isinstance(content, InputError):
+                yield self._trouble(None, content, arrival_ns)
+            elif content is _Lost.CHANNEL:
+                message = f"the channel {self._channel} is disconnected; it is waited for"
+                yield SourceTrouble(self._series, None, message, arrival_ns)
+        yield from self._ended(time.monotonic_ns())
+
+    def _frame(self, about: FrameUpdate, arrival_ns: int) -> Iterator[_Event]:
+        fresh, self._fresh = self._fresh, False
+        if fresh and self._ids.last == (about.unique_id, about.time_s):
+            # A channel that came back gives the frame again that it holds.
+            return
+        place = self._ids.take(about.unique_id, about.time_s)
+        failure: InputError | None = None
+        kind = self._kind
+        try:
+            kind = about.kind()
+        except InputError as error:
+            failure = error
+        if not place.begins and None not in (kind, self._kind) and kind != self._kind:
+            self._ids.restart()
+            place = self._ids.take(about.unique_id, about.time_s)
+        if place.begins:
+            yield from self._ended(arrival_ns)
+            yield from self._started(about, place.number, failure, arrival_ns)
+        self._kind = kind
+        if place.number < 0:
+            message = f"the frame with uniqueId {about.unique_id} is older than its series"
+            yield self._trouble(None, InputError(message), arrival_ns)
+            return
+        self._numbers.take(place.number)
+        if failure is not None:
+            yield self._trouble(place.number, failure, arrival_ns)
+            return
+        assert self._series is not None
+        self._count("frames")
+        about_frame = (self._series, place.number)
+        position = self._position(about)
+        if about.codec:
+            encoded = about.encoded(partial(self._damaged, place.number))
+            yield EncodedFrame(*about_frame, encoded, arrival_ns, about.time_s, position)
+        else:
+            yield SourceFrame(*about_frame, about.decode(), arrival_ns, about.time_s, position)
+
+    def _started(
+        self, about: FrameUpdate, number: int, failure: InputError | None, arrival_ns: int
+    ) -> Iterator[SourceEvent]:
+        moment = time.time() if about.time_s is None else about.time_s
+        text = datetime.fromtimestamp(moment, timezone.utc).isoformat(timespec="microseconds")
+        self._series = f"{self._channel}@{text.replace('+00:00', 'Z')}"
+        self._missed_before += self._numbers.missed
+        self._numbers = FrameNumbers(number)
+        shape, dtype = (None, None) if failure is not None else about.kind()
+        yield SeriesStart(
+            self._series,
+            shape=shape,
+            dtype=dtype,
+            metadata={"channel": self._channel, "uniqueId": about.unique_id},
+            arrival_ns=arrival_ns,
+        )
+        while self._waiting_positions:
+            yield from self._reading(*self._waiting_positions.popleft())
+
+    def _ended(self, arrival_ns: int) -> Iterator[SourceEvent]:
+        if self._series is not None:
+            yield SeriesEnd(self._series, None, arrival_ns)
+        self._series = self._kind = None
+
+    def _position(self, about: FrameUpdate) -> tuple[float, float] | None:
+        if not self._attributes:
+            return None
+        row, col = (about.attributes.get(name, math.nan) for name in self._attributes)
+        if not (math.isfinite(row) and math.isfinite(col)):
+            return None
+        return row * self._scale, col * self._scale
+
+    def _positions(self, readings: _Readings, arrival_ns: int) -> Iterator[SourceEvent]:
+        for unique_id, position in readings:
+            if self._series is None:
+                self._waiting_positions.append((unique_id, position, arrival_ns))
+            else:
+                yield from self._reading(unique_id, position, arrival_ns)
+
+    def _reading(
+        self, unique_id: int, position: tuple[float, float], arrival_ns: int
+    ) -> Iterator[SourceEvent]:
+        number = self._ids.number(unique_id)
+        row, col = position[0] * self._scale, position[1] * self._scale
+        # A position of an earlier series, or one that is not known.
+        if number >= 0 and math.isfinite(row) and math.isfinite(col):
+            yield PositionReading(self._series, number, (row, col), arrival_ns)
+
+    def _trouble(self, number: int | None, error: InputError, arrival_ns: int) -> SourceTrouble:
+        self._count("malformed")
+        return SourceTrouble(self._series, number, self._said(number, error), arrival_ns)
+
+    def _damaged(self, number: int, error: InputError) -> InputError:
+        """Count a frame that came and could not be decoded, in the thread of who decodes it."""
+        self._count("malformed")
+        self._count("frames", -1)
+        return InputError(self._said(number, error))
+
+    def _said(self, number: int | None, error: InputError) -> str:
+        place = self._channel if number is None else f"frame {number} of {self._channel}"
+        return f"{place}: {error}"
+
+    def _count(self, what: str, change: int = 1) -> None:
+        with self._counting:
+            self._counts[what] += change

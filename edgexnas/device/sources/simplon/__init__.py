@@ -1,0 +1,1 @@
+"""Frames of DECTRIS detectors, Stream V2 over ZMQ."""

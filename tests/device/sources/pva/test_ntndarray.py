@@ -1,0 +1,152 @@
+"""What areaDetector sends becomes a frame, or is refused by what is wrong with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgexnas.device.sources.compression import compress
+from edgexnas.device.sources.pva.ntndarray import FrameUpdate, read_positions
+from edgexnas.errors import InputError
+
+FRAME = np.random.default_rng(0).poisson(4, (30, 40)).astype(np.uint16)
+PVDATA_USHORT, PVXS_UINT16, PVXS_UINT16_ARRAY = 6, 0x25, 0x2D
+
+
+def update(frame: np.ndarray = FRAME, **changes: Any) -> dict[str, Any]:
+    field = {"uint16": "ushortValue", "uint8": "ubyteValue", "float64": "doubleValue"}
+    fields: dict[str, Any] = {
+        "value": ({field[frame.dtype.name]: frame.ravel()}, {}),
+        "codec": {"name": "", "parameters": ({}, {})},
+        "dimension": [{"size": size} for size in reversed(frame.shape)],
+        "uncompressedSize": frame.nbytes,
+        "uniqueId": 17,
+        "dataTimeStamp": {"secondsPastEpoch": 1_700_000_000, "nanoseconds": 500_000_000},
+        "attribute": [],
+    }
+    return fields | changes
+
+
+def packed(codec: str, code: object = PVDATA_USHORT, **changes: Any) -> dict[str, Any]:
+    payload = np.frombuffer(compress(codec, FRAME), np.uint8)
+    fields = {
+        "value": ({"ubyteValue": payload}, {}),
+        "codec": {"name": codec, "parameters": ({"value": code}, {})},
+        "uncompressedSize": FRAME.nbytes,
+    }
+    return update(**(fields | changes))
+
+
+def test_an_image_is_read_with_its_id_and_time() -> None:
+    read = FrameUpdate.of(update())
+    assert (read.unique_id, read.time_s) == (17, 1_700_000_000.5)
+    np.testing.assert_array_equal(read.decode(), FRAME)
+
+
+def test_an_image_that_is_not_compressed_is_not_copied() -> None:
+    assert np.shares_memory(FrameUpdate.of(update()).decode(), FRAME)
+
+
+@pytest.mark.parametrize("codec", ["lz4", "bslz4", "blosc"])
+def test_areadetectors_codecs_are_decoded(codec: str) -> None:
+    np.testing.assert_array_equal(FrameUpdate.of(packed(codec)).decode(), FRAME)
+
+
+@pytest.mark.parametrize("code", [PVDATA_USHORT, PVXS_UINT16, PVXS_UINT16_ARRAY])
+def test_the_type_of_compressed_pixels_is_understood_from_either_plugin(code: int) -> None:
+    decoded = FrameUpdate.of(packed("bslz4", code)).decode()
+    assert decoded.dtype == np.uint16
+    np.testing.assert_array_equal(decoded, FRAME)
+
+
+def test_a_compressed_image_can_be_decoded_elsewhere_in_memory_that_is_lent() -> None:
+    place = np.empty(FRAME.shape, FRAME.dtype)
+    read = FrameUpdate.of(packed("bslz4"))
+    assert read.kind() == (FRAME.shape, FRAME.dtype)
+    encoded = read.encoded(lambda error: error)
+    assert encoded.nbytes == read.values.nbytes
+    assert encoded.decode(lambda shape, dtype: place) is place
+    np.testing.assert_array_equal(place, FRAME)
+    damaged = FrameUpdate.of(packed("bslz4")).encoded(lambda error: InputError(f"frame 3: {error}"))
+    with pytest.raises(InputError, match="frame 3: bitshuffle data are malformed"):
+        damaged.decoder(bytes(5), None)
+
+
+def test_an_axis_of_one_is_no_axis() -> None:
+    sizes = [{"size": 40}, {"size": 30}, {"size": 1}]
+    assert FrameUpdate.of(update(dimension=sizes)).decode().shape == (30, 40)
+
+
+def test_an_update_before_the_first_image_has_no_field() -> None:
+    assert FrameUpdate.of(update(value=({}, {}))).field is None
+
+
+def test_a_time_that_is_not_set_is_none() -> None:
+    stamp = {"secondsPastEpoch": 0, "nanoseconds": 0}
+    assert FrameUpdate.of(update(dataTimeStamp=stamp)).time_s is None
+
+
+def test_only_attributes_that_are_asked_for_and_are_numbers_are_read() -> None:
+    attributes = [
+        {"name": "Row", "value": ({"value": 1.5}, {})},
+        {"name": "Col", "value": ({"value": "2.5"}, {})},
+        {"name": "Label", "value": ({"value": "sample"}, {})},
+        {"name": "Other", "value": ({"value": 3}, {})},
+    ]
+    read = FrameUpdate.of(update(attribute=attributes), ("Row", "Col", "Label"))
+    assert read.attributes == {"Row": 1.5, "Col": 2.5}
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        (update(dimension=[{"size": 40}, {"size": 31}]), "31×40 uint16 came with 2400 bytes, not"),
+        (update(dimension=[{"size": 3}, {"size": 20}, {"size": 20}]), r"dimensions \(3, 20, 20\)"),
+        (update(dimension=[]), r"an image has dimensions \(\); frames have two"),
+        (update(dimension=[{"size": 40}, {"size": -30}]), "is no image"),
+        (update(value=({"stringValue": ("a",)}, {})), "the image is a stringValue"),
+        (packed("bslz4", "u2"), "does not say its type in codec.parameters"),
+        (packed("bslz4", 99), "codec.parameters of a compressed image is 99, which is no type"),
+        (packed("bslz4", 7), "claims 2400 bytes, but 30×40 uint32 takes 4800"),
+        (packed("bslz4", uncompressedSize=2**40), "claims 1099511627776 bytes, but 30×40 uint16"),
+        (
+            packed("lz4", value=({"ushortValue": FRAME.ravel()}, {})),
+            "an image compressed with lz4 came as uint16, not as bytes",
+        ),
+        (
+            update(codec={"name": "jpeg", "parameters": ({"value": 5}, {})}),
+            "compressed with 'jpeg'; set the codec plugin to lz4, bslz4, blosc, lz4hdf5 or none",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_its_value(fields: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        FrameUpdate.of(fields).decode()
+
+
+def test_an_update_of_another_kind_of_pv_is_refused_with_the_remedy() -> None:
+    with pytest.raises(
+        InputError, match=r"is no NTNDArray .* name the PV of an areaDetector plugin"
+    ):
+        FrameUpdate.of({"value": 3.5})
+
+
+def test_positions_come_as_numbers_or_as_columns_of_a_table() -> None:
+    assert read_positions({"number": 4, "row": 1.0, "col": 2.0}) == [(4, (1.0, 2.0))]
+    table = {"number": [4, 5], "row": [1.0, 1.5], "col": [2.0, 2.5]}
+    assert read_positions({"labels": ["a"], "value": table}) == [(4, (1.0, 2.0)), (5, (1.5, 2.5))]
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"number": 1, "row": 2.0}, "has no field 'col'; give number, row, col"),
+        ({"number": [1, 2], "row": [1.0], "col": [2.0]}, "are not numbers of equal length"),
+        ({"number": 1, "row": "a", "col": 2.0}, "are not numbers of equal length"),
+    ],
+)
+def test_positions_of_another_form_are_refused(fields: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        read_positions(fields)
