@@ -25,8 +25,8 @@ from torch_stand_in import TorchStandIn
 from edgexnas.bragg import PATCH_SIZE
 from edgexnas.device.cuda import CudaSession, DoubleBuffer, Slot
 from edgexnas.device.engines.device_engine import HostRuns
-from edgexnas.host.models import BraggNN, cnn_bragg, count_parameters, mlp_bragg
-from edgexnas.host.ptycho_models import PtychoNN, cnn_ptycho, mlp_ptycho
+from edgexnas.host.networks.bragg_models import BraggNN, cnn_bragg, count_parameters, mlp_bragg
+from edgexnas.host.networks.ptycho_models import PtychoNN, cnn_ptycho, mlp_ptycho
 from edgexnas.ptycho import PATTERN_SIZE
 from edgexnas.whole_files import write_whole
 

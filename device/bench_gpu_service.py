@@ -38,7 +38,7 @@ from edgexnas.device.sources.encoded_frames import (
     decoded_events,
 )
 from edgexnas.device.sources.events import SeriesEnd, SeriesStart, SourceEvent, SourceFrame
-from edgexnas.host.models import mlp_bragg
+from edgexnas.host.networks.bragg_models import mlp_bragg
 from edgexnas.whole_files import write_whole
 
 WORKERS = (1, 4, 12)

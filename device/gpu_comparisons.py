@@ -210,7 +210,7 @@ def compare_pipeline(session: CudaSession, peaks: int) -> bool:
     import torch
     from torch_stand_in import TorchStandIn
 
-    from edgexnas.host.models import mlp_bragg
+    from edgexnas.host.networks.bragg_models import mlp_bragg
 
     counts = (peaks, 3 * peaks, 20, 0, peaks)
     frames = [spotty_frame((700, 900), spots, spots)[0] for spots in counts]

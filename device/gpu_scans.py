@@ -24,7 +24,7 @@ from torch_stand_in import TorchStandIn
 from edgexnas.bundle import generate_keys, open_bundle
 from edgexnas.device import PtychoPredictor
 from edgexnas.device.cuda import CudaSession
-from edgexnas.host.ptycho_models import PtychoNN, mlp_ptycho
+from edgexnas.host.networks.ptycho_models import PtychoNN, mlp_ptycho
 from edgexnas.scans import Scan
 
 PATTERN = (1, 64, 64)

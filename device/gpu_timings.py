@@ -30,7 +30,7 @@ from edgexnas.device.cuda import CudaSession, PinnedPool
 from edgexnas.device.cuda.host_copy import HostCopy
 from edgexnas.device.sources.compression import compress, decompress
 from edgexnas.errors import MissingDependencyError
-from edgexnas.host.models import BraggNN, mlp_bragg
+from edgexnas.host.networks.bragg_models import BraggNN, mlp_bragg
 from edgexnas.peak_finding import PeakFinder, estimate_background
 
 PATCH = (1, PATCH_SIZE, PATCH_SIZE)

@@ -17,7 +17,7 @@ import torch
 from edgexnas.device.cuda import CudaSession
 from edgexnas.device.engines.device_engine import HostRuns, ladder, least_size
 from edgexnas.errors import EngineError
-from edgexnas.host.models import NonLocalBlock
+from edgexnas.host.networks.bragg_models import NonLocalBlock
 
 
 class _Array:

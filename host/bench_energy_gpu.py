@@ -31,8 +31,8 @@ from edgexnas.device.benchmark.device_state import observe_device, throttling
 from edgexnas.device.benchmark.intervals import half_width
 from edgexnas.device.benchmark.latency import RUNS, time_runs
 from edgexnas.device.power import open_power_meter
-from edgexnas.host.models import BraggNN, cnn_bragg, count_parameters, mlp_bragg
-from edgexnas.host.ptycho_models import PtychoNN, cnn_ptycho, mlp_ptycho
+from edgexnas.host.networks.bragg_models import BraggNN, cnn_bragg, count_parameters, mlp_bragg
+from edgexnas.host.networks.ptycho_models import PtychoNN, cnn_ptycho, mlp_ptycho
 from edgexnas.whole_files import write_whole
 
 FAMILIES: dict[str, Callable[..., nn.Module]] = {

@@ -14,11 +14,11 @@ from collections import Counter
 import torch
 
 from edgexnas.device import Plan, build_plan
-from edgexnas.host.models import BraggNN, cnn_bragg, count_parameters, mlp_bragg
-from edgexnas.host.onnx_export import to_onnx
-from edgexnas.host.ptycho_models import PtychoNN, cnn_ptycho, mlp_ptycho
-from edgexnas.host.quantisation import Recipe, quantise
-from edgexnas.host.symmetric_mlp import mlp_bragg_symmetric
+from edgexnas.host.exporting.onnx_export import to_onnx
+from edgexnas.host.exporting.quantisation import Recipe, quantise
+from edgexnas.host.networks.bragg_models import BraggNN, cnn_bragg, count_parameters, mlp_bragg
+from edgexnas.host.networks.ptycho_models import PtychoNN, cnn_ptycho, mlp_ptycho
+from edgexnas.host.networks.symmetric_mlp import mlp_bragg_symmetric
 
 PATCH, PATTERN = (1, 11, 11), (1, 64, 64)
 

@@ -27,9 +27,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from edgexnas.demo.markdown import hardware
 from edgexnas.host import SPACES, PeakDataset, SearchResult, SearchSpace, Split, optimize
-from edgexnas.host.models import LEVELS
-from edgexnas.host.training import training_device
-from edgexnas.host.training_criteria import score_offsets
+from edgexnas.host.networks.bragg_models import LEVELS
+from edgexnas.host.training.criteria import score_offsets
+from edgexnas.host.training.loop import training_device
 
 
 class TurnedPatches(Dataset[tuple[torch.Tensor, torch.Tensor]]):

@@ -22,8 +22,8 @@ from scipy.stats import wilcoxon
 
 from edgexnas.demo.markdown import hardware
 from edgexnas.host import SPACES, SearchResult, optimize
-from edgexnas.host.figures import hypervolume_figure, save_figure
-from edgexnas.host.objectives import Objective, hypervolume_curve
+from edgexnas.host.measuring.objectives import Objective, hypervolume_curve
+from edgexnas.host.reporting.figures import hypervolume_figure, save_figure
 
 STRATEGIES: dict[str, tuple[str, dict[str, object]]] = {
     "DeepHyper CBO, GP + UCB": ("cbo", {"surrogate": "GP"}),
@@ -142,7 +142,8 @@ def report(curves: dict[str, list[list[float]]], options: argparse.Namespace) ->
         f"`{options.peaks.name}`, {options.seeds} seeds, on {hardware()}. Hypervolume (mean ± "
         "standard deviation over seeds) in the logarithms of the four objectives, scaled to "
         f"{scale}; larger is better. Latency is the estimate of the cost model, "
-        "`edgexnas/host/cost_model.py`, in ms. p: two-sided Wilcoxon signed-rank test over seeds, "
+        "`edgexnas/host/measuring/cost_model.py`, in ms. p: two-sided Wilcoxon signed-rank test "
+        "over seeds, "
         f"not corrected for multiple tests; it cannot fall below {2 / 2**options.seeds:.2g}.\n\n"
         + "\n".join(lines)
         + "\n\n![hypervolume against evaluations](figure2.png)\n"

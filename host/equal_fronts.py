@@ -7,7 +7,7 @@ each with the same number of steps, or the same CPU time with ``--budget``, two 
 the same seeds:
 
 * *measured*: on the labelled peaks alone;
-* *drawn*: on these together with peaks drawn from them, see `edgexnas.host.drawn_peaks`.
+* *drawn*: on these together with peaks drawn from them, see `edgexnas.host.data.synthetic_peaks`.
 
 The rate with the least mean validation error over the seeds counts. Figures are of the test part,
 which no training and no choice has seen, as means over the seeds. Every training that has ended is
@@ -47,9 +47,9 @@ from edgexnas.host import (
     train,
     with_drawn_peaks,
 )
-from edgexnas.host.models import cnn_bragg, mlp_bragg
-from edgexnas.host.symmetric_mlp import FromCentroid, mlp_bragg_symmetric
-from edgexnas.host.training_criteria import evaluate_model
+from edgexnas.host.networks.bragg_models import cnn_bragg, mlp_bragg
+from edgexnas.host.networks.symmetric_mlp import FromCentroid, mlp_bragg_symmetric
+from edgexnas.host.training.criteria import evaluate_model
 
 # (units, layers), with the largest that fit under an eighth and the whole of both BraggNN.
 MLPS = (

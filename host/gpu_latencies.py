@@ -19,7 +19,7 @@ import torch
 from torch_graphs import TorchGraph
 
 from edgexnas.device.benchmark import Load, measure_latency
-from edgexnas.host.models import cnn_bragg
+from edgexnas.host.networks.bragg_models import cnn_bragg
 from edgexnas.whole_files import write_whole
 
 FILTERS = (8, 16, 24, 2, 12, 20, 4, 6, 10, 14, 18, 22)

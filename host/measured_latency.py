@@ -37,9 +37,9 @@ from edgexnas.demo.markdown import hardware
 from edgexnas.device.benchmark import Load, measure_latency
 from edgexnas.device.benchmark.intervals import half_width
 from edgexnas.host import SearchResult, optimize
-from edgexnas.host.candidate_bundle import make_candidate_bundle
-from edgexnas.host.result import Candidate
-from edgexnas.host.spaces import SPACES
+from edgexnas.host.measuring.candidate_bundle import make_candidate_bundle
+from edgexnas.host.networks.spaces import SPACES
+from edgexnas.host.search.result import Candidate
 from edgexnas.whole_files import write_whole
 
 COUNTED, MEASURED = "parameters", "latency"

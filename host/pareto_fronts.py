@@ -34,8 +34,8 @@ from edgexnas.host import (
     optimize,
     train,
 )
-from edgexnas.host.figures import front_figure, save_figure
-from edgexnas.host.models import LEVELS, middle_of
+from edgexnas.host.networks.bragg_models import LEVELS, middle_of
+from edgexnas.host.reporting.figures import front_figure, save_figure
 
 LOWER_ERROR, FEWER_PARAMETERS = 0.31, 0.8757
 """The paper's two claims: 31.03 % lower error; 87.57 % fewer parameters at no higher error."""

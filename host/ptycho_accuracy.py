@@ -8,7 +8,7 @@ scans and finds the beam, `train` trains the named networks and those drawn at r
 spaces, `export` makes bundles of the named networks, `report` of the best ones, and writes page
 and picture. Several processes that train may share a GPU, each with its `--share`.
 
-The right quarter of each scan tests; see `edgexnas.host.scan_regions`. Its patterns and labels
+The right quarter of each scan tests; see `edgexnas.host.data.scan_regions`. Its patterns and labels
 serve neither training, nor the beam and object that patterns are drawn from, nor any choice: those
 are made on the validation part.
 """
@@ -41,20 +41,20 @@ from edgexnas.host import (
     reconstruct,
     train,
 )
-from edgexnas.host.ptycho_baselines import ridge_prediction
-from edgexnas.host.ptycho_labels import cut_patches
-from edgexnas.host.ptycho_models import PtychoNN
-from edgexnas.host.ptycho_patterns import (
+from edgexnas.host.data.ptycho_labels import cut_patches
+from edgexnas.host.data.synthetic_patterns import (
     ObjectVariety,
     PatternSource,
     draw_objects,
     part_of_scan,
     reconstruct_part,
 )
-from edgexnas.host.ptycho_pretraining import PretrainingSettings, pretrain
-from edgexnas.host.ptycho_training import PatchCriterion
-from edgexnas.host.scoring import patch_row
-from edgexnas.host.spaces import SPACES
+from edgexnas.host.exporting.ptycho_baselines import ridge_prediction
+from edgexnas.host.exporting.scoring import patch_row
+from edgexnas.host.networks.ptycho_models import PtychoNN
+from edgexnas.host.networks.spaces import SPACES
+from edgexnas.host.training.ptycho_criterion import PatchCriterion
+from edgexnas.host.training.ptycho_pretraining import PretrainingSettings, pretrain
 from edgexnas.scans import Scan, open_scan
 from edgexnas.simulate import PtychographySettings, simulate_scan
 

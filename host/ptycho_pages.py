@@ -28,7 +28,7 @@ from ptycho_accuracy import (
 from edgexnas.bundle import AccuracyRow
 from edgexnas.demo.markdown import hardware
 from edgexnas.device import PtychoPredictor
-from edgexnas.host.figures import save_figure
+from edgexnas.host.reporting.figures import save_figure
 from edgexnas.ptycho import ObjectCanvas, ObjectImage, align_phase
 
 CLASSICAL = ("mean predictor", "ridge regression")

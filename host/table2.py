@@ -17,9 +17,9 @@ from typing import Any
 from bench_energy_gpu import QUANTITIES, apart, build, shape_of
 from torch import nn
 
-from edgexnas.host.cost_model import PAPER_TABLE_2, CostModel, count_cost
-from edgexnas.host.models import BraggNN, count_parameters, mlp_bragg
-from edgexnas.host.ptycho_models import PtychoNN, cnn_ptycho, mlp_ptycho
+from edgexnas.host.measuring.cost_model import PAPER_TABLE_2, CostModel, count_cost
+from edgexnas.host.networks.bragg_models import BraggNN, count_parameters, mlp_bragg
+from edgexnas.host.networks.ptycho_models import PtychoNN, cnn_ptycho, mlp_ptycho
 
 BRAGG, PTYCHO = (1, 11, 11), (1, 64, 64)
 Build = Callable[[], nn.Module]
@@ -99,7 +99,8 @@ def counted() -> str:
     lines = [
         "## Counted, and estimated for the Orin",
         "",
-        "Estimate: the cost model of `edgexnas/host/cost_model.py`, INT8, batch 32, calibrated on "
+        "Estimate: the cost model of `edgexnas/host/measuring/cost_model.py`, INT8, batch 32, "
+        "calibrated on "
         "all four rows of the paper by networks of ours that stand for them. **No Orin was "
         "measured here.**",
         "",

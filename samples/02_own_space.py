@@ -16,8 +16,8 @@ from torch import nn
 
 from edgexnas import EdgexnasError
 from edgexnas.host import optimize
-from edgexnas.host.models import QuantileHead
-from edgexnas.host.spaces import Choice, Configuration, Integer, SearchSpace
+from edgexnas.host.networks.bragg_models import QuantileHead
+from edgexnas.host.networks.spaces import Choice, Configuration, Integer, SearchSpace
 
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU}
 

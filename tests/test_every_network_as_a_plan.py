@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from edgexnas.device import Plan, PlanLayer, build_plan
-from edgexnas.host.models import BraggNN, cnn_bragg, mlp_bragg
-from edgexnas.host.onnx_export import to_onnx
-from edgexnas.host.ptycho_models import PtychoNN, cnn_ptycho, mlp_ptycho
-from edgexnas.host.quantisation import Recipe, quantise, weighted_layers
-from edgexnas.host.symmetric_mlp import mlp_bragg_symmetric
+from edgexnas.host.exporting.onnx_export import to_onnx
+from edgexnas.host.exporting.quantisation import Recipe, quantise, weighted_layers
+from edgexnas.host.networks.bragg_models import BraggNN, cnn_bragg, mlp_bragg
+from edgexnas.host.networks.ptycho_models import PtychoNN, cnn_ptycho, mlp_ptycho
+from edgexnas.host.networks.symmetric_mlp import mlp_bragg_symmetric
 
 pytestmark = pytest.mark.skipif(
     platform.machine() != "x86_64", reason="TensorRT-RTX exists for x86-64 only"

@@ -11,7 +11,7 @@ import pytest
 
 from edgexnas.bundle import generate_keys
 from edgexnas.cli import main
-from edgexnas.host.ptycho_dataset import PtychoDataset
+from edgexnas.host.data.ptycho_dataset import PtychoDataset
 from edgexnas.scans import holds_scan, open_scan
 from edgexnas.simulate import HedmSettings, save_series, simulate_hedm
 

@@ -142,7 +142,7 @@ def _print_front(result: SearchResult) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from edgexnas.host.report import write_report
+    from edgexnas.host.reporting.report import write_report
 
     if options.output is not None:
         check_output(options.output)
@@ -153,7 +153,7 @@ def _report(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     from edgexnas.bundle import describe, load_signing_key
     from edgexnas.host import SearchResult
-    from edgexnas.host.export import FINE_TUNING
+    from edgexnas.host.exporting.export import FINE_TUNING
 
     check_output(options.output, inputs=(options.signing_key,))
     load_signing_key(options.signing_key)

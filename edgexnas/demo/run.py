@@ -41,8 +41,8 @@ from edgexnas.host import (
     optimize,
     train,
 )
-from edgexnas.host.journal import DifferentRunError
-from edgexnas.host.spaces import resolve_space
+from edgexnas.host.networks.spaces import resolve_space
+from edgexnas.host.search.journal import DifferentRunError
 from edgexnas.simulate import HedmSettings, save_series, simulate_hedm
 from edgexnas.whole_files import whole_file
 

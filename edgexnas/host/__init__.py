@@ -9,72 +9,72 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from edgexnas.host.configuration import load_configuration
-    from edgexnas.host.dataset import PeakDataset
-    from edgexnas.host.drawn_peaks import with_drawn_peaks
-    from edgexnas.host.export import ExportReport, Origin, export_bundle
-    from edgexnas.host.labels import label_frames
-    from edgexnas.host.matching import DetectionScores, detection_scores, match_peaks
-    from edgexnas.host.models import BRAGGNN_DENSE, BraggNN, count_parameters
-    from edgexnas.host.phase_retrieval import Reconstruction, reconstruct
-    from edgexnas.host.pseudo_voigt import PseudoVoigtFit, fit_pseudo_voigt
-    from edgexnas.host.ptycho_dataset import PtychoDataset
-    from edgexnas.host.ptycho_labels import label_scan
-    from edgexnas.host.ptycho_patterns import (
+    from edgexnas.host.data.matching import DetectionScores, detection_scores, match_peaks
+    from edgexnas.host.data.peak_dataset import PeakDataset
+    from edgexnas.host.data.peak_labels import label_frames
+    from edgexnas.host.data.phase_retrieval import Reconstruction, reconstruct
+    from edgexnas.host.data.pseudo_voigt import PseudoVoigtFit, fit_pseudo_voigt
+    from edgexnas.host.data.ptycho_dataset import PtychoDataset
+    from edgexnas.host.data.ptycho_labels import label_scan
+    from edgexnas.host.data.splitting import Split
+    from edgexnas.host.data.synthetic_patterns import (
         ObjectVariety,
         PatternSource,
         draw_objects,
         reconstruct_part,
         with_drawn_patterns,
     )
-    from edgexnas.host.ptycho_pretraining import PretrainingSettings, pretrain
-    from edgexnas.host.result import Candidate, SearchResult
-    from edgexnas.host.scoring import classical_rows, distance_row
-    from edgexnas.host.search import optimize
-    from edgexnas.host.search_space import SearchSpace
-    from edgexnas.host.spaces import SPACES
-    from edgexnas.host.splitting import Split
-    from edgexnas.host.training import TrainingData, TrainingResult, TrainingSettings, train
+    from edgexnas.host.data.synthetic_peaks import with_drawn_peaks
+    from edgexnas.host.exporting.export import ExportReport, Origin, export_bundle
+    from edgexnas.host.exporting.scoring import classical_rows, distance_row
+    from edgexnas.host.networks.bragg_models import BRAGGNN_DENSE, BraggNN, count_parameters
+    from edgexnas.host.networks.search_space import SearchSpace
+    from edgexnas.host.networks.spaces import SPACES
+    from edgexnas.host.search.configuration import load_configuration
+    from edgexnas.host.search.optimization import optimize
+    from edgexnas.host.search.result import Candidate, SearchResult
+    from edgexnas.host.training.loop import TrainingData, TrainingResult, TrainingSettings, train
+    from edgexnas.host.training.ptycho_pretraining import PretrainingSettings, pretrain
 
 _HOME = {
-    "BRAGGNN_DENSE": "models",
-    "BraggNN": "models",
-    "Candidate": "result",
-    "DetectionScores": "matching",
-    "ExportReport": "export",
-    "ObjectVariety": "ptycho_patterns",
-    "Origin": "export",
-    "PatternSource": "ptycho_patterns",
-    "PeakDataset": "dataset",
-    "PretrainingSettings": "ptycho_pretraining",
-    "PseudoVoigtFit": "pseudo_voigt",
-    "PtychoDataset": "ptycho_dataset",
-    "Reconstruction": "phase_retrieval",
-    "SPACES": "spaces",
-    "SearchResult": "result",
-    "SearchSpace": "search_space",
-    "Split": "splitting",
-    "TrainingData": "training",
-    "TrainingResult": "training",
-    "TrainingSettings": "training",
-    "classical_rows": "scoring",
-    "count_parameters": "models",
-    "detection_scores": "matching",
-    "distance_row": "scoring",
-    "draw_objects": "ptycho_patterns",
-    "export_bundle": "export",
-    "fit_pseudo_voigt": "pseudo_voigt",
-    "label_frames": "labels",
-    "label_scan": "ptycho_labels",
-    "load_configuration": "configuration",
-    "match_peaks": "matching",
-    "optimize": "search",
-    "pretrain": "ptycho_pretraining",
-    "reconstruct": "phase_retrieval",
-    "reconstruct_part": "ptycho_patterns",
-    "train": "training",
-    "with_drawn_patterns": "ptycho_patterns",
-    "with_drawn_peaks": "drawn_peaks",
+    "BRAGGNN_DENSE": "networks.bragg_models",
+    "BraggNN": "networks.bragg_models",
+    "Candidate": "search.result",
+    "DetectionScores": "data.matching",
+    "ExportReport": "exporting.export",
+    "ObjectVariety": "data.synthetic_patterns",
+    "Origin": "exporting.export",
+    "PatternSource": "data.synthetic_patterns",
+    "PeakDataset": "data.peak_dataset",
+    "PretrainingSettings": "training.ptycho_pretraining",
+    "PseudoVoigtFit": "data.pseudo_voigt",
+    "PtychoDataset": "data.ptycho_dataset",
+    "Reconstruction": "data.phase_retrieval",
+    "SPACES": "networks.spaces",
+    "SearchResult": "search.result",
+    "SearchSpace": "networks.search_space",
+    "Split": "data.splitting",
+    "TrainingData": "training.loop",
+    "TrainingResult": "training.loop",
+    "TrainingSettings": "training.loop",
+    "classical_rows": "exporting.scoring",
+    "count_parameters": "networks.bragg_models",
+    "detection_scores": "data.matching",
+    "distance_row": "exporting.scoring",
+    "draw_objects": "data.synthetic_patterns",
+    "export_bundle": "exporting.export",
+    "fit_pseudo_voigt": "data.pseudo_voigt",
+    "label_frames": "data.peak_labels",
+    "label_scan": "data.ptycho_labels",
+    "load_configuration": "search.configuration",
+    "match_peaks": "data.matching",
+    "optimize": "search.optimization",
+    "pretrain": "training.ptycho_pretraining",
+    "reconstruct": "data.phase_retrieval",
+    "reconstruct_part": "data.synthetic_patterns",
+    "train": "training.loop",
+    "with_drawn_patterns": "data.synthetic_patterns",
+    "with_drawn_peaks": "data.synthetic_peaks",
 }
 
 __all__ = [  # noqa: RUF022 - ruff sorts by case, a reader looks by name

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from edgexnas.host.dataset import PeakDataset
-from edgexnas.host.labels import label_frames
-from edgexnas.host.ptycho_dataset import PtychoDataset
-from edgexnas.host.scan_regions import scan_regions
-from edgexnas.host.training import TrainingData
+from edgexnas.host.data.peak_dataset import PeakDataset
+from edgexnas.host.data.peak_labels import label_frames
+from edgexnas.host.data.ptycho_dataset import PtychoDataset
+from edgexnas.host.data.scan_regions import scan_regions
+from edgexnas.host.training.loop import TrainingData
 from edgexnas.simulate import HedmSettings, simulate_hedm
 
 

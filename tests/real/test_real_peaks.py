@@ -12,9 +12,9 @@ from scipy.optimize import least_squares
 
 from edgexnas.bragg import PATCH_SIZE, PeakFlag, centroid
 from edgexnas.frames import open_frames
-from edgexnas.host.dataset import PeakDataset
-from edgexnas.host.labels import label_frames
-from edgexnas.host.matching import match_peaks
+from edgexnas.host.data.matching import match_peaks
+from edgexnas.host.data.peak_dataset import PeakDataset
+from edgexnas.host.data.peak_labels import label_frames
 
 pytestmark = pytest.mark.real
 

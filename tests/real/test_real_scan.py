@@ -10,9 +10,9 @@ import pytest
 import torch
 from scipy.ndimage import shift
 
-from edgexnas.host.phase_retrieval import reconstruct
-from edgexnas.host.ptycho_baselines import baseline_rows
-from edgexnas.host.ptycho_labels import label_scan
+from edgexnas.host.data.phase_retrieval import reconstruct
+from edgexnas.host.data.ptycho_labels import label_scan
+from edgexnas.host.exporting.ptycho_baselines import baseline_rows
 from edgexnas.ptycho import align_phase
 from edgexnas.scans import Scan, open_scan
 

@@ -1,0 +1,1 @@
+"""Labelled data: datasets, labels, splits, synthetic peaks and patterns."""

@@ -1,0 +1,288 @@
+"""Labelled peaks: what a search trains on, how they are split, and their file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from edgexnas.bragg import PATCH_SIZE, FloatArray, IntArray, scale_patches
+from edgexnas.errors import ConfigurationError, EdgexnasError, InputError, SourceError
+from edgexnas.host.data.dataset_file import DatasetFile, content_digest
+from edgexnas.host.data.splitting import Split, split_frames
+from edgexnas.peak_finding import FinderSettings
+
+__all__ = ["PeakDataset", "Split"]
+
+_FILE = DatasetFile("edgexnas peaks", 1, "label the frames again")
+_OPTIONAL = ("truth_px", "omega_deg")
+
+MINIMUM_PEAKS = 16
+"""Fewest good peaks that each part of a split must hold."""
+
+_PATCH = (PATCH_SIZE, PATCH_SIZE)
+# Shape after the first axis, and dtype, of every column that has a row for each peak.
+_COLUMNS: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
+    "counts": (_PATCH, np.float32),
+    "offsets_px": ((2,), np.float32),
+    "maxima": ((2,), np.int32),
+    "frame": ((), np.int32),
+    "flags": ((), np.uint8),
+    "r2": ((), np.float32),
+    "good": ((), np.bool_),
+    "truth_px": ((2,), np.float64),
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class PeakDataset:
+    """Detected peaks of a series with their labels, ordered by frame, then (row, col).
+
+    Attributes
+    ----------
+    counts
+        (n, 11, 11) float32, patches as detection cuts them: counts above background, not scaled.
+    offsets_px
+        (n, 2) float32, the label: (row, col) offset of the fitted position from the patch's
+        centre pixel, in pixels.
+    maxima
+        (n, 2) int32, (row, col) of the brightest pixel in the frame.
+    frame
+        (n,) int32, number of the frame in the series.
+    flags
+        (n,) uint8, a combination of `PeakFlag`.
+    r2
+        (n,) float32, coefficient of determination of the fit.
+    good
+        (n,) bool, True where the label may be trained and scored on.
+    truth_px
+        (n, 2) float64, true (row, col) in the frame where the series was simulated, NaN where no
+        true peak matches; None for measured series.
+    omega_deg
+        (frames, 2) float64, rotation angle at start and end of each frame in degrees, or None.
+    frames
+        Number of frames of the series.
+    shape
+        (H, W) of the frames.
+    source
+        Where the series came from.
+    finder
+        Settings with which the peaks were detected.
+    """
+
+    task: ClassVar[str] = "bragg"
+
+    counts: FloatArray
+    offsets_px: FloatArray
+    maxima: IntArray
+    frame: IntArray
+    flags: npt.NDArray[np.uint8]
+    r2: FloatArray
+    good: npt.NDArray[np.bool_]
+    truth_px: npt.NDArray[np.float64] | None = None
+    omega_deg: npt.NDArray[np.float64] | None = None
+    frames: int
+    shape: tuple[int, int]
+    source: str
+    finder: FinderSettings = field(default_factory=FinderSettings)
+
+    def __post_init__(self) -> None:
+        """Refuse columns that do not fit each other.
+
+        Raises
+        ------
+        InputError
+            If a column has another shape or dtype, or a frame number lies outside the series.
+        """
+        for name, (tail, dtype) in _COLUMNS.items():
+            column = getattr(self, name)
+            if column is None and name == "truth_px":
+                continue
+            if column.shape != (len(self.counts), *tail) or column.dtype != dtype:
+                raise InputError(
+                    f"{name} has shape {column.shape} and dtype {column.dtype}; give "
+                    f"{(len(self.counts), *tail)} and {np.dtype(dtype)}"
+                )
+        if len(self.frame) and not 0 <= self.frame.min() <= self.frame.max() < self.frames:
+            raise InputError(
+                f"peaks lie on frames {self.frame.min()} to {self.frame.max()}, but the series "
+                f"has {self.frames}; give numbers from 0 to {self.frames - 1}"
+            )
+        if self.omega_deg is not None and self.omega_deg.shape != (self.frames, 2):
+            raise InputError(f"omega_deg has shape {self.omega_deg.shape}; give ({self.frames}, 2)")
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, in hex, of everything but the source."""
+        return content_digest(self._arrays(), self._description())
+
+    @property
+    def against(self) -> Literal["fit", "truth"]:
+        """What positions are scored against: the truth where it is known, otherwise the fit."""
+        return "fit" if self.truth_px is None else "truth"
+
+    @property
+    def targets_px(self) -> FloatArray:
+        """(n, 2) float32, the offset to score against; NaN where no true peak matches."""
+        if self.truth_px is None:
+            return self.offsets_px
+        offsets: FloatArray = (self.truth_px - self.maxima).astype(np.float32)
+        return offsets
+
+    def inputs(self) -> FloatArray:
+        """(n, 1, 11, 11) float32, patches scaled to [0, 1] as the device scales them."""
+        return scale_patches(self.counts)[:, None]
+
+    def split(
+        self,
+        *,
+        blocks: int = 24,
+        guard: int = 2,
+        fractions: tuple[float, float, float] = (0.1, 0.15, 0.15),
+    ) -> Split:
+        """Split the good peaks by contiguous blocks of frames; see `splitting.split_frames`.
+
+        Parameters
+        ----------
+        blocks
+            Number of blocks, fewer if the series is short.
+        guard
+            Frames dropped between blocks of different parts: more than a reflection lasts.
+        fractions
+            Shares of the blocks for calibration, validation and test; training gets the rest.
+
+        Raises
+        ------
+        ConfigurationError
+            If the options do not fit the series, or a part has fewer than 16 good peaks.
+        """
+        part = split_frames(
+            self.frames, blocks=blocks, guard=guard, fractions=fractions, closed=self._closed(guard)
+        )[self.frame]
+        split = Split(*(np.flatnonzero(self.good & (part == number)) for number in range(4)))
+        sizes = {item.name: len(getattr(split, item.name)) for item in fields(split)}
+        if min(sizes.values()) < MINIMUM_PEAKS:
+            raise ConfigurationError(
+                f"{self.source} has {int(self.good.sum())} good peaks on {self.frames} frames, "
+                f"which split into {', '.join(f'{n} for {name}' for name, n in sizes.items())}; "
+                f"label more frames, for each part needs {MINIMUM_PEAKS}"
+            )
+        return split
+
+    def _closed(self, guard: int) -> bool:
+        """Whether the last frames lie next to the first: a full turn."""
+        if self.omega_deg is None or self.frames < 2:
+            return False
+        step = float(np.median(np.abs(np.diff(self.omega_deg[:, 0]))))
+        gap = float(self.omega_deg[-1, 1] - self.omega_deg[0, 0])
+        turns = round(gap / 360)
+        return turns != 0 and abs(gap - 360 * turns) <= (guard + 0.5) * step
+
+    @classmethod
+    def concatenate(cls, datasets: Sequence[PeakDataset]) -> PeakDataset:
+        """Join datasets of the same detector and settings; frames are numbered on.
+
+        Truth and rotation angles are kept where every dataset has them.
+
+        Raises
+        ------
+        ConfigurationError
+            If there is none, or shapes of frames or finder settings differ.
+        """
+        if not datasets or any(
+            (item.shape, item.finder) != (datasets[0].shape, datasets[0].finder)
+            for item in datasets
+        ):
+            raise ConfigurationError(
+                f"{len(datasets)} datasets differ in frame shape or finder settings; "
+                "give at least one, labelled alike"
+            )
+        starts = np.cumsum([0, *(item.frames for item in datasets)])
+        renumbered = [
+            replace(item, frame=(item.frame + start).astype(np.int32), frames=int(starts[-1]),
+                    omega_deg=None)
+            for item, start in zip(datasets, starts[:-1], strict=True)
+        ]  # fmt: skip
+        joined: dict[str, Any] = {}
+        for name in (*_COLUMNS, "omega_deg"):
+            parts = [getattr(i, name) for i in (datasets if name == "omega_deg" else renumbered)]
+            joined[name] = None if any(p is None for p in parts) else np.concatenate(parts)
+        source = "; ".join(dict.fromkeys(item.source for item in datasets))
+        return replace(renumbered[0], **joined, source=source)
+
+    def merge(self, other: PeakDataset, *, source: str) -> PeakDataset:
+        """Add peaks of the same series, in the order of frames, then (row, col).
+
+        Raises
+        ------
+        ConfigurationError
+            If the frames differ in number or shape, or only one of both knows the truth.
+        """
+        alike = (self.frames, self.shape, self.against) == (
+            other.frames,
+            other.shape,
+            other.against,
+        )
+        if not alike:
+            raise ConfigurationError(
+                f"{other.source} has {other.frames} frames of {other.shape} scored against the "
+                f"{other.against}, {self.source} {self.frames} of {self.shape} against the "
+                f"{self.against}; give peaks of the same series"
+            )
+        joined: dict[str, Any] = {
+            name: np.concatenate([getattr(self, name), getattr(other, name)])
+            for name in _COLUMNS
+            if getattr(self, name) is not None
+        }
+        place = joined["maxima"]
+        order = np.lexsort((place[:, 1], place[:, 0], joined["frame"]))
+        return replace(self, **{n: column[order] for n, column in joined.items()}, source=source)
+
+    def save(self, path: str | Path) -> Path:
+        """Write an HDF5 file, whole or not at all.
+
+        Raises
+        ------
+        SourceError
+            If the file cannot be written.
+        """
+        return _FILE.write(path, self._arrays(), self._description(), self.source)
+
+    @classmethod
+    def load(cls, path: str | Path) -> PeakDataset:
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        SourceError
+            If the file is missing, is not such a file, or its content does not give its digest.
+        """
+        arrays, description, source = _FILE.read(
+            path, [name for name in _COLUMNS if name not in _OPTIONAL], optional=_OPTIONAL
+        )
+        try:
+            return cls(
+                **arrays,
+                frames=int(description["frames"]),
+                shape=(int(description["shape"][0]), int(description["shape"][1])),
+                source=source,
+                finder=FinderSettings(**description["finder"]),
+            )
+        except (KeyError, TypeError, ValueError, EdgexnasError) as error:
+            raise SourceError(
+                f"{path} cannot be read as a dataset: {error}; {_FILE.remedy}"
+            ) from error
+
+    def _arrays(self) -> dict[str, npt.NDArray[Any]]:
+        named = {name: getattr(self, name) for name in (*_COLUMNS, "omega_deg")}
+        return {name: array for name, array in named.items() if array is not None}
+
+    def _description(self) -> dict[str, Any]:
+        return {"frames": self.frames, "shape": list(self.shape), "finder": asdict(self.finder)}

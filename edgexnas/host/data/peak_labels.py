@@ -1,0 +1,155 @@
+"""Label the peaks of a series: detection as on the device, then a pseudo-Voigt fit of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from edgexnas.bragg import CENTRE
+from edgexnas.errors import ConfigurationError, InputError
+from edgexnas.host.data.matching import match_peaks
+from edgexnas.host.data.peak_dataset import PeakDataset
+from edgexnas.host.data.pseudo_voigt import PseudoVoigtFit, fit_pseudo_voigt
+from edgexnas.peak_finding import (
+    Background,
+    FinderSettings,
+    FoundPeaks,
+    PeakFinder,
+    background_numbers,
+    estimate_background,
+    refuse_nan,
+)
+
+if TYPE_CHECKING:
+    from edgexnas.frames import FrameSeries, Truth
+
+__all__ = ["label_frames"]
+
+MINIMUM_R2 = 0.9
+MAXIMUM_OFFSET_PX = 2.0
+TRUTH_RADIUS_PX = 2.0
+"""How far a true peak may lie from the brightest pixel that is taken to be its own."""
+
+
+def label_frames(
+    series: FrameSeries,
+    *,
+    finder: FinderSettings | None = None,
+    background: Background | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    limit: int | None = None,
+    device: str = "cpu",
+) -> PeakDataset:
+    """Detect the peaks of all frames and fit each one.
+
+    A label is good if the peak carries no flag, the fit converged with R² > 0.9, and its position
+    lies within 2 px of the patch's centre; of a simulated series also if a true peak matches.
+
+    Parameters
+    ----------
+    series
+        Frames; the `truth` of a simulated series fills `truth_px`.
+    finder
+        What counts as a peak; None means the defaults of `FinderSettings`.
+    background
+        Level and noise; None estimates them from frames spread over the series, the same
+        ones as on the device.
+    progress
+        Called with (frames done, frames in all) after each frame.
+    limit
+        Label only the first so many frames.
+    device
+        A torch device for the fits.
+
+    Raises
+    ------
+    ConfigurationError
+        If `limit` is below 1.
+    InputError, SourceError
+        If a frame cannot be used or read.
+    """
+    if limit is not None and limit < 1:
+        raise ConfigurationError(f"limit is {limit}; give at least 1 frame, or None for all")
+    total = len(series) if limit is None else min(limit, len(series))
+    if background is None:
+        spread = background_numbers(total, series.shape, series.dtype)
+        shown = []
+        for number in spread.tolist():
+            with _naming(number, series):
+                shown.append(series[number])
+                refuse_nan(shown[-1], series.mask)
+        background = estimate_background(shown, mask=series.mask)
+    finder = finder or FinderSettings()
+    detector = PeakFinder(finder, shape=series.shape, background=background, mask=series.mask)
+    found: list[FoundPeaks] = []
+    for number in range(total):
+        with _naming(number, series):
+            found.append(detector.find(series[number]))
+        if progress is not None:
+            progress(number + 1, total)
+    return _dataset(series, found, finder, device)
+
+
+@contextmanager
+def _naming(number: int, series: FrameSeries) -> Iterator[None]:
+    """Say of which frame it is said what is wrong with it."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"frame {number} of {series.source}: {error}") from error
+
+
+def _dataset(
+    series: FrameSeries, found: list[FoundPeaks], finder: FinderSettings, device: str
+) -> PeakDataset:
+    counts = np.concatenate([peaks.counts for peaks in found])
+    maxima = np.concatenate([peaks.maxima for peaks in found])
+    flags = np.concatenate([peaks.flags for peaks in found])
+    frame = np.repeat(np.arange(len(found), dtype=np.int32), [len(peaks) for peaks in found])
+    fit = fit_pseudo_voigt(counts, device=device)
+    offsets = fit.positions_px - CENTRE
+    good = (flags == 0) & acceptable(fit)
+    truth_px = None
+    if series.truth is not None:
+        truth_px = _true_positions(series.truth, maxima, frame)
+        good &= np.isfinite(truth_px).all(axis=1)
+    omega = series.omega_deg
+    return PeakDataset(
+        counts=counts,
+        offsets_px=offsets.astype(np.float32),
+        maxima=maxima,
+        frame=frame,
+        flags=flags,
+        r2=fit.r2.astype(np.float32),
+        good=good,
+        truth_px=truth_px,
+        omega_deg=None if omega is None else omega[: len(found)],
+        frames=len(found),
+        shape=series.shape,
+        source=series.source,
+        finder=finder,
+    )
+
+
+def acceptable(fit: PseudoVoigtFit) -> npt.NDArray[np.bool_]:
+    """(n,) bool, which fits may serve as labels: converged, R² > 0.9, near the patch's centre."""
+    near = np.linalg.norm(fit.positions_px - CENTRE, axis=1) < MAXIMUM_OFFSET_PX
+    usable: npt.NDArray[np.bool_] = fit.converged & (fit.r2 > MINIMUM_R2) & near
+    return usable
+
+
+def _true_positions(
+    truth: Truth, maxima: npt.NDArray[np.int32], frame: npt.NDArray[np.int32]
+) -> npt.NDArray[np.float64]:
+    """(n, 2) true (row, col) of each peak, NaN where none lies near enough."""
+    result = np.full(maxima.shape, np.nan)
+    for number in np.unique(frame):
+        here = np.flatnonzero(frame == number)
+        known = truth.of_frame(int(number)).positions_px
+        pairs = match_peaks(maxima[here], known, TRUTH_RADIUS_PX)
+        result[here[pairs[:, 0]]] = known[pairs[:, 1]]
+    return result

@@ -1,0 +1,190 @@
+"""Labelled diffraction patterns: what a search for ptychography trains on, its split and file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from edgexnas.errors import ConfigurationError, EdgexnasError, InputError, SourceError
+from edgexnas.host.data.dataset_file import DatasetFile, content_digest
+from edgexnas.host.data.scan_regions import CELLS, split_regions
+from edgexnas.host.data.splitting import Split
+from edgexnas.ptycho import PATTERN_SIZE, FloatArray, scale_patterns
+
+__all__ = ["PtychoDataset"]
+
+MINIMUM_PATTERNS = 16
+"""Fewest patterns that each part of a split must hold."""
+
+_FILE = DatasetFile("edgexnas patterns", 1, "label the scan again")
+
+_IMAGE = (PATTERN_SIZE, PATTERN_SIZE)
+# Shape after the first axis, and dtype, of every column that has a row for each pattern.
+_COLUMNS: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
+    "patterns": (_IMAGE, np.float32),
+    "targets": ((2, *_IMAGE), np.float32),
+    "positions_px": ((2,), np.float64),
+    "region": ((), np.int32),
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class PtychoDataset:
+    """Patterns of one scan or several with the object under each, in the order of the scans.
+
+    Attributes
+    ----------
+    patterns
+        (n, 64, 64) float32, photon counts with the direct beam at (32, 32), not scaled.
+    targets
+        (n, 2, 64, 64) float32, the label: channel 0 is the object's amplitude (no unit, 0 to 1),
+        channel 1 its phase in radians, with one constant removed from each whole object.
+    positions_px
+        (n, 2) float64, (row, col) of the patch's first pixel on its object, in object pixels.
+    region
+        (n,) int32, 64 × number of the scan + number of the cell in its area; see `scan_regions`.
+    intensity_scale
+        Counts that become 1 at the network's input, a constant of the model.
+    source
+        Where the scans came from.
+    against
+        "truth" where the object is known, "iterative" where it is a reconstruction.
+    """
+
+    task: ClassVar[str] = "ptycho"
+
+    patterns: FloatArray
+    targets: FloatArray
+    positions_px: npt.NDArray[np.float64]
+    region: npt.NDArray[np.int32]
+    intensity_scale: float
+    source: str
+    against: Literal["iterative", "truth"]
+
+    def __post_init__(self) -> None:
+        """Refuse columns that do not fit each other.
+
+        Raises
+        ------
+        InputError
+            If a column has another shape or dtype or a value that is not finite, or
+            `intensity_scale` or `against` is out of range.
+        """
+        for name, (tail, dtype) in _COLUMNS.items():
+            column = getattr(self, name)
+            if column.shape != (len(self.patterns), *tail) or column.dtype != dtype:
+                raise InputError(
+                    f"{name} has shape {column.shape} and dtype {column.dtype}; give "
+                    f"{(len(self.patterns), *tail)} and {np.dtype(dtype)}"
+                )
+            if not np.isfinite(column).all():
+                raise InputError(f"{name} holds NaN or infinity; leave such patterns out")
+        if not 0 < self.intensity_scale < np.inf:
+            raise InputError(f"intensity_scale is {self.intensity_scale}; give more than 0 counts")
+        if self.against not in ("iterative", "truth"):
+            raise InputError(f"against is {self.against!r}; give 'iterative' or 'truth'")
+
+    def __len__(self) -> int:
+        return len(self.patterns)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, in hex, of everything but the source."""
+        return content_digest(self._arrays(), self._description())
+
+    def inputs(self) -> FloatArray:
+        """(n, 1, 64, 64) float32, patterns scaled as the device scales them."""
+        return scale_patterns(self.patterns, self.intensity_scale)[:, None]
+
+    def split(self, *, guard_px: float = PATTERN_SIZE) -> Split:
+        """Split by regions of the scans: the right quarter tests; see `split_regions`.
+
+        Parameters
+        ----------
+        guard_px
+            Patches nearer than this to a test patch are dropped: by default those that share a
+            pixel with one.
+
+        Raises
+        ------
+        ConfigurationError
+            If `guard_px` is negative, or a part has fewer than 16 patterns.
+        """
+        part = split_regions(self.region, self.positions_px, guard_px=guard_px)
+        split = Split(*(np.flatnonzero(part == number) for number in range(4)))
+        sizes = {item.name: len(getattr(split, item.name)) for item in fields(split)}
+        if min(sizes.values()) < MINIMUM_PATTERNS:
+            raise ConfigurationError(
+                f"{self.source} has {len(self)} patterns, which split into "
+                f"{', '.join(f'{n} for {name}' for name, n in sizes.items())}; give a larger or "
+                f"denser scan or a smaller guard_px, for each part needs {MINIMUM_PATTERNS}"
+            )
+        return split
+
+    @classmethod
+    def concatenate(cls, datasets: Sequence[PtychoDataset]) -> PtychoDataset:
+        """Join datasets; their scans are numbered on and the first one's scale is kept.
+
+        Raises
+        ------
+        ConfigurationError
+            If there is none, or some are labelled by the truth and some by reconstruction.
+        """
+        if len({item.against for item in datasets}) != 1:
+            raise ConfigurationError(
+                f"{len(datasets)} datasets are labelled differently; give at least one, labelled "
+                "alike"
+            )
+        cells, start = CELLS**2, 0
+        regions = []
+        for item in datasets:
+            regions.append(item.region + np.int32(start * cells))
+            start += 1 + int(item.region.max(initial=-1)) // cells
+        joined: dict[str, Any] = {
+            name: np.concatenate([getattr(item, name) for item in datasets]) for name in _COLUMNS
+        }
+        source = "; ".join(dict.fromkeys(item.source for item in datasets))
+        return replace(datasets[0], **{**joined, "region": np.concatenate(regions)}, source=source)
+
+    def save(self, path: str | Path) -> Path:
+        """Write an HDF5 file, whole or not at all.
+
+        Raises
+        ------
+        SourceError
+            If the file cannot be written.
+        """
+        return _FILE.write(path, self._arrays(), self._description(), self.source)
+
+    @classmethod
+    def load(cls, path: str | Path) -> PtychoDataset:
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        SourceError
+            If the file is missing, is not such a file, or its content does not give its digest.
+        """
+        arrays, description, source = _FILE.read(path, tuple(_COLUMNS))
+        try:
+            return cls(
+                **arrays,
+                intensity_scale=float(description["intensity_scale"]),
+                against=description["against"],
+                source=source,
+            )
+        except (KeyError, TypeError, ValueError, EdgexnasError) as error:
+            raise SourceError(
+                f"{path} cannot be read as a dataset: {error}; label the scan again"
+            ) from error
+
+    def _arrays(self) -> dict[str, npt.NDArray[Any]]:
+        return {name: getattr(self, name) for name in _COLUMNS}
+
+    def _description(self) -> dict[str, Any]:
+        return {"intensity_scale": self.intensity_scale, "against": self.against}

@@ -1,0 +1,148 @@
+"""Label a ptychography scan: the object under each pattern, known or reconstructed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from edgexnas.errors import ConfigurationError, InputError
+from edgexnas.host.data.ptycho_dataset import PtychoDataset
+from edgexnas.host.data.scan_regions import scan_regions
+from edgexnas.ptycho import PATTERN_SIZE, as_patterns, bin_patterns, check_counts
+from edgexnas.scans import Scan
+
+__all__ = ["cut_patches", "label_scan"]
+
+ComplexArray = npt.NDArray[np.complex64]
+FloatArray = npt.NDArray[np.float32]
+Float64Array = npt.NDArray[np.float64]
+
+Method = Literal["auto", "rpie", "truth"]
+
+
+def label_scan(
+    scan: Scan,
+    *,
+    method: Method = "auto",
+    iterations: int = 50,
+    modes: int = 3,
+    seed: int = 0,
+    intensity_scale: float | None = None,
+    device: str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> PtychoDataset:
+    """Pair the patterns of a scan, binned to 64×64, with the object under each.
+
+    Patterns without a position, or whose patch leaves the object, are left out. Masked pixels
+    count as 0, as on the device.
+
+    Parameters
+    ----------
+    scan
+        Square patterns whose side is a multiple of 64.
+    method
+        "truth" cuts patches from the scan's known object, "rpie" from a reconstruction by
+        `reconstruct`; "auto" takes the truth where there is one.
+    iterations, modes, seed, device, progress
+        As of `reconstruct`.
+    intensity_scale
+        Counts that become 1 at the network's input; None takes the median over the patterns of
+        their brightest pixel. A network that will see several scans needs one scale for all.
+
+    Raises
+    ------
+    ConfigurationError
+        If the method is unknown, or the truth is asked for and not there.
+    InputError
+        If the patterns are not square multiples of 64, a count is negative, not finite or
+        saturated, or no pattern can be used.
+    """
+    if method not in ("auto", "rpie", "truth"):
+        raise ConfigurationError(f"method is {method!r}; give 'auto', 'rpie' or 'truth'")
+    if method == "truth" and scan.truth is None:
+        raise ConfigurationError(f"{scan.source} has no known object; label it with method='rpie'")
+    patterns = _binned(scan)
+    positions, known = scan.positions_px, scan.truth
+    against: Literal["iterative", "truth"] = "truth"
+    if known is None or method == "rpie":
+        # torch takes seconds to import, and labels by the truth need none of it.
+        from edgexnas.host.data.phase_retrieval import reconstruct
+
+        found = reconstruct(
+            scan, iterations=iterations, modes=modes, seed=seed, device=device, progress=progress
+        )
+        known, positions, against = found.object, found.positions_px, "iterative"
+    last = np.array(known.shape) - PATTERN_SIZE
+    # NaN fails both comparisons.
+    fits = ((positions >= 0) & (positions <= last)).all(axis=1)
+    if not fits.any():
+        raise InputError(
+            f"none of the {len(scan)} patterns of {scan.source} has a patch on the object of "
+            f"{known.shape} px; check the positions"
+        )
+    patches = cut_patches(_without_constant(known), positions[fits])
+    counts = patterns[fits]
+    if intensity_scale is None:
+        intensity_scale = max(float(np.median(counts.max(axis=(1, 2)))), 1.0)
+    return PtychoDataset(
+        patterns=counts,
+        targets=np.stack([np.abs(patches), np.angle(patches)], axis=1),
+        positions_px=positions[fits].astype(np.float64),
+        region=scan_regions(positions[fits]),
+        intensity_scale=intensity_scale,
+        source=scan.source,
+        against=against,
+    )
+
+
+def cut_patches(image: ComplexArray, positions_px: npt.ArrayLike) -> ComplexArray:
+    """Cut 64×64 patches out of an object, between its pixels by cubic splines.
+
+    Parameters
+    ----------
+    image
+        (H, W) complex.
+    positions_px
+        (n, 2), (row, col) of each patch's first pixel; the patch lies on the object.
+
+    Returns
+    -------
+    (n, 64, 64) complex64.
+    """
+    from scipy.ndimage import map_coordinates, spline_filter
+
+    positions = np.asarray(positions_px, np.float64)
+    parts = [spline_filter(part.astype(np.float64)) for part in (image.real, image.imag)]
+    axis = np.arange(PATTERN_SIZE)
+    patches = np.empty((len(positions), PATTERN_SIZE, PATTERN_SIZE), np.complex64)
+    for number, (row, col) in enumerate(positions):
+        grid = np.meshgrid(row + axis, col + axis, indexing="ij")
+        real, imaginary = (
+            map_coordinates(part, grid, prefilter=False, mode="nearest") for part in parts
+        )
+        patches[number] = real + 1j * imaginary
+    return patches
+
+
+def _binned(scan: Scan) -> FloatArray:
+    """Patterns (n, 64, 64) as the device makes them."""
+    rows, cols = scan.patterns.shape[1:]
+    if rows != cols or rows % PATTERN_SIZE:
+        raise InputError(
+            f"patterns of {scan.source} have {rows}×{cols} px; give squares whose side is a "
+            f"multiple of {PATTERN_SIZE}, with the direct beam in the middle"
+        )
+    counts = scan.patterns
+    if scan.mask is not None:
+        counts = np.where(scan.mask, counts.dtype.type(0), counts)
+    check_counts(counts)
+    return as_patterns(bin_patterns(counts, rows // PATTERN_SIZE))
+
+
+def _without_constant(image: ComplexArray) -> ComplexArray:
+    """Turn an object so that its phase averages to 0."""
+    turned: ComplexArray = image * np.exp(-1j * np.angle(image.sum(dtype=np.complex128)))
+    return turned.astype(np.complex64)

@@ -1,0 +1,182 @@
+"""Peaks drawn without end from the training part of labelled ones, for networks to learn from.
+
+A network for Bragg peaks approximates a function of a patch, the fit, and a few hundred measured
+patches show it too little of that function. A drawn peak is a measured one elsewhere in its pixel:
+its fitted profile, a little brighter, wider or turned, at a random place; on it what the profile
+did not explain of the measured patch, in random strength; and fresh noise. Then it is suppressed
+as the measured ones are, and **fitted anew**, so that its label is what the fit says of the drawn
+counts and not what was drawn. Where the true positions are known, as of a simulated series, the
+label is the position that was drawn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import nnls
+
+from edgexnas.bragg import CENTRE
+from edgexnas.errors import ConfigurationError
+from edgexnas.host.data.peak_dataset import PeakDataset
+from edgexnas.host.data.peak_labels import acceptable
+from edgexnas.host.data.pseudo_voigt import FWHM_LIMITS_PX, PseudoVoigtFit, fit_pseudo_voigt
+
+__all__ = ["with_drawn_peaks"]
+
+SHIFT_PX = 0.6
+"""Farthest place of a peak from its brightest pixel's centre, along each axis, before noise."""
+
+BRIGHTER, WIDER, LONGER = 0.2, 0.05, 0.03
+"""Standard deviations of the logarithms of height, of both widths, and of each width."""
+
+TURNED_RAD, MIXED = 0.2, 0.05
+"""Standard deviations of the angle and the Lorentzian fraction."""
+
+DRAWN_AT_ONCE = 1 << 15
+
+LEAST_KEPT = 0.02
+"""Share of the draws of a round that must be usable, or nothing of the kind can be drawn."""
+
+NOISE_BINS = 20
+
+FloatArray = npt.NDArray[np.float64]
+
+
+def with_drawn_peaks(
+    dataset: PeakDataset, count: int, *, seed: int = 0, device: str = "cpu"
+) -> PeakDataset:
+    """Add drawn peaks to labelled ones, for searches to train on.
+
+    Each takes the place and frame of the peak of the training part that it comes from, so the
+    split gives it to training, and the other parts neither change nor tell anything to it.
+
+    Parameters
+    ----------
+    dataset
+        Labelled peaks, from `edgexnas.host.label_frames`.
+    count
+        Peaks to add, 0.5 kB each.
+    device
+        A torch device for the fits.
+
+    Raises
+    ------
+    ConfigurationError
+        If `count` is below 1, a part of the split is too small, or next to no draw is usable.
+    """
+    if count < 1:
+        raise ConfigurationError(f"count is {count}; give 1 drawn peak or more")
+    train = dataset.split().train
+    drawing = _Drawing(dataset, train, device)
+    rng = np.random.default_rng(seed)
+    parts: list[tuple[npt.NDArray[np.float32], ...]] = []
+    while (missing := count - sum(len(part[0]) for part in parts)) > 0:
+        tries = min(max(2 * missing, 256), DRAWN_AT_ONCE)
+        part = drawing.draw(tries, rng)
+        if len(part[0]) < LEAST_KEPT * tries:
+            raise ConfigurationError(
+                f"{len(part[0])} of {tries} peaks drawn like those of {dataset.source} can be "
+                "found and fitted; check the labels, or do without drawn peaks"
+            )
+        parts.append(part)
+    counts, offsets, r2, placed, parent = (
+        np.concatenate(column)[:count] for column in zip(*parts, strict=True)
+    )
+    index = train[parent.astype(np.intp)]
+    maxima = dataset.maxima[index]
+    added = replace(
+        dataset,
+        counts=counts,
+        offsets_px=offsets,
+        maxima=maxima,
+        frame=dataset.frame[index],
+        flags=np.zeros(count, np.uint8),
+        r2=r2,
+        good=np.ones(count, np.bool_),
+        truth_px=None if dataset.truth_px is None else placed.astype(np.float64) + maxima,
+    )
+    return dataset.merge(added, source=f"{dataset.source}; {count} peaks drawn with seed {seed}")
+
+
+class _Drawing:
+    """What peaks are drawn from: the fits of measured ones, and what these do not explain."""
+
+    def __init__(self, dataset: PeakDataset, train: npt.NDArray[np.intp], device: str) -> None:
+        self._device = device
+        counts = dataset.counts[train].astype(np.float64)
+        self._fit = fit_pseudo_voigt(counts, device=device)
+        model = self._fit.profiles()
+        lit = counts > 0
+        self._readout, self._gain = _noise(model[lit], (counts - model)[lit])
+        self._least, self._most = counts[lit].min(), counts.max()
+        self._fewest = lit.sum(axis=(1, 2)).min()
+        self._unexplained = np.where(lit, counts - model, 0.0) / self._fit.amplitude[:, None, None]
+        # Detection clears what belongs to a neighbouring peak. A pixel without counts where the
+        # profile is far above the least that is recorded has been cleared.
+        far = self._least + 5 * np.sqrt(self._variance(model))
+        self._cleared = ~lit & (model > far)
+
+    def _variance(self, counts: FloatArray) -> FloatArray:
+        variance: FloatArray = self._readout + self._gain * np.maximum(counts, 0)
+        return variance
+
+    def draw(self, tries: int, rng: np.random.Generator) -> tuple[npt.NDArray[np.float32], ...]:
+        """Draw peaks and keep the usable ones.
+
+        Returns
+        -------
+        Counts (n, 11, 11), fitted offsets (n, 2), R² (n,), drawn offsets (n, 2) and the measured
+        peak (n,) that each comes from.
+        """
+        parent = rng.integers(0, len(self._fit), tries)
+        placed = rng.uniform(-SHIFT_PX, SHIFT_PX, (tries, 2))
+        profile = self._vary(parent, placed, rng)
+        strength = profile.amplitude * rng.uniform(0, 1, tries)
+        expected = profile.profiles() + self._unexplained[parent] * strength[:, None, None]
+        expected = np.maximum(expected, 0)
+        noise = rng.normal(size=expected.shape) * np.sqrt(self._variance(expected))
+        counts = np.rint(expected + noise)
+        counts[(counts < self._least) | self._cleared[parent]] = 0
+        found = counts.max(axis=(1, 2)) == counts[:, CENTRE, CENTRE]
+        found &= (counts > 0).sum(axis=(1, 2)) >= self._fewest
+        found &= counts[:, CENTRE, CENTRE] <= self._most
+        counts, parent, placed = counts[found], parent[found], placed[found]
+        fit = fit_pseudo_voigt(counts, device=self._device)
+        good = acceptable(fit)
+        return tuple(
+            column[good].astype(np.float32)
+            for column in (counts, fit.positions_px - CENTRE, fit.r2, placed, parent)
+        )
+
+    def _vary(
+        self, parent: npt.NDArray[np.intp], placed: FloatArray, rng: np.random.Generator
+    ) -> PseudoVoigtFit:
+        fit, count = self._fit, len(parent)
+        widths = fit.fwhm_px[parent] * np.exp(rng.normal(0, WIDER, (count, 1)))
+        widths *= np.exp(rng.normal(0, LONGER, (count, 2)))
+        return replace(
+            fit,
+            positions_px=CENTRE + placed,
+            amplitude=fit.amplitude[parent] * np.exp(rng.normal(0, BRIGHTER, count)),
+            background=fit.background[parent],
+            fwhm_px=np.clip(widths, *FWHM_LIMITS_PX),
+            angle_rad=fit.angle_rad[parent] + rng.normal(0, TURNED_RAD, count),
+            mixing=np.clip(fit.mixing[parent] + rng.normal(0, MIXED, count), 0, 1),
+        )
+
+
+def _noise(model: FloatArray, residual: FloatArray) -> tuple[float, float]:
+    """Variance of the noise without counts, and by how much it grows with each count.
+
+    Fitted to the spread of the residuals in bins of the model, together with a term in the square
+    of the counts, which is the profile's own misfit and no noise.
+    """
+    order = np.array_split(np.argsort(model), NOISE_BINS)
+    level = np.array([model[part].mean() for part in order]).clip(min=0)
+    spread = np.array([1.4826 * np.median(np.abs(residual[part])) for part in order]) ** 2
+    spread = spread.clip(min=1e-12)
+    terms = np.stack([np.ones_like(level), level, level**2], axis=1) / spread[:, None]
+    (readout, gain, _), _ = nnls(terms, np.ones_like(spread))
+    return float(readout), float(gain)

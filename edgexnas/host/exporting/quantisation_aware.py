@@ -1,0 +1,153 @@
+"""Fine-tuning with INT8 rounding in the forward pass, so that weights learn to live with it.
+
+Used where post-training quantisation loses more than allowed. Inputs of each weighted layer are
+rounded on a fixed symmetric grid, weights on a per-channel one, as onnxruntime will later do; the
+gradient passes straight through (Bengio et al. 2013). The result is an ordinary float network.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from edgexnas.host.training.loop import TrainingData, TrainingResult, TrainingSettings, train
+
+__all__ = ["fine_tune_for_int8"]
+
+LARGEST = 127
+"""Symmetric INT8 leaves −128 out."""
+
+
+def round_to_grid(x: Tensor, scale: Tensor) -> Tensor:
+    """Round to multiples of `scale` within ±127, with the identity as gradient."""
+    rounded = (x / scale).round().clamp(-LARGEST, LARGEST) * scale
+    return x + (rounded - x).detach()
+
+
+class _RoundedWeight(nn.Module):
+    """Rounds a weight per output channel, on a grid that follows its largest value."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        largest = weight.detach().flatten(1).abs().amax(dim=1).clamp(min=1e-12)
+        shape = (-1, *[1] * (weight.ndim - 1))
+        return round_to_grid(weight, (largest / LARGEST).reshape(shape))
+
+
+def fine_tune_for_int8(
+    model: nn.Module,
+    data: TrainingData,
+    calibration: Tensor,
+    settings: TrainingSettings,
+    *,
+    float_layers: int = 1,
+) -> TrainingResult:
+    """Train on with INT8 rounding in every weighted layer but the last `float_layers` of a head.
+
+    Parameters
+    ----------
+    model
+        A trained float network; left as it is.
+    calibration
+        Inputs, such as (n, 1, 11, 11), that fix the grids of the activations.
+    settings
+        Of the fine-tuning; a tenth of the original learning rate is a good start.
+
+    Returns
+    -------
+    A float network whose weights suit INT8. Its metrics are those with rounding.
+    """
+    model = copy.deepcopy(model).to(data.device).eval()
+    behind = _layers_behind(model, calibration[:1].to(data.device))
+    layers = [layer for layer, count in behind.items() if count >= float_layers]
+    scales = _activation_scales(model, layers, calibration.to(data.device))
+    with _rounding(layers, scales):
+        return train(model, data, settings)
+
+
+def _layers_behind(model: nn.Module, example: Tensor) -> dict[nn.Module, int]:
+    """Count the layers between each one and its furthest output, as for the exported graph.
+
+    0 is the last layer of a head; a network with two heads has two of them.
+    """
+    layers: list[nn.Module] = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    sources: dict[nn.Module, set[nn.Module]] = {}
+    of_weight = {id(layer.weight): layer for layer in layers}
+
+    def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        sources[layer] = {of_weight[i] for i in _leaves(inputs[0]) if i in of_weight}
+
+    handles = [layer.register_forward_pre_hook(hook) for layer in layers]
+    try:
+        model(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    counts = dict.fromkeys(layers, 0)
+    # Layers ran in the order of `sources`, so each is counted before what feeds it.
+    for layer in reversed(sources):
+        for source in sources[layer]:
+            counts[source] = max(counts[source], counts[layer] + 1)
+    return counts
+
+
+def _leaves(tensor: Tensor) -> set[int]:
+    """Ids of the parameters that a tensor was computed from."""
+    waiting, seen, leaves = [tensor.grad_fn], set(), set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            leaves.add(id(node.variable))
+        waiting += [after for after, _ in node.next_functions]
+    return leaves
+
+
+def _activation_scales(
+    model: nn.Module, layers: Sequence[nn.Module], calibration: Tensor
+) -> list[Tensor]:
+    """Grid step of each layer's input: its largest value over the calibration data / 127."""
+    largest = [calibration.new_tensor(1e-12) for _ in layers]
+
+    def watch(index: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            largest[index] = torch.maximum(largest[index], inputs[0].detach().abs().max())
+
+        return hook
+
+    handles = [m.register_forward_pre_hook(watch(i)) for i, m in enumerate(layers)]
+    try:
+        with torch.no_grad():
+            model(calibration)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [value / LARGEST for value in largest]
+
+
+@contextmanager
+def _rounding(layers: Sequence[nn.Module], scales: list[Tensor]) -> Iterator[None]:
+    """Round the layers' inputs and weights while the block runs, then restore plain layers."""
+
+    def rounded(scale: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return (round_to_grid(inputs[0], scale.to(inputs[0].device)),)
+
+        return hook
+
+    handles = []
+    for layer, scale in zip(layers, scales, strict=True):
+        handles.append(layer.register_forward_pre_hook(rounded(scale)))
+        parametrize.register_parametrization(layer, "weight", _RoundedWeight())
+    try:
+        yield
+    finally:
+        for layer, handle in zip(layers, handles, strict=True):
+            handle.remove()
+            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)

@@ -1,0 +1,1 @@
+"""Search spaces and the networks that they build."""

@@ -1,0 +1,96 @@
+"""A small network for Bragg peaks that is given what it need not learn: symmetry and a centroid.
+
+Two things leave it less to learn than a plain MLP of as many parameters has; what they bring is in
+``docs/results/fronts-ruby-time.md``:
+
+* **One network for both coordinates.** The column of a peak is the row of the transposed patch, so
+  the same weights serve twice.
+* **The centroid is added to what the network predicts**, see `FromCentroid`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from edgexnas.bragg import CENTRE, PATCH_SIZE
+from edgexnas.host.networks.bragg_models import LEVELS, QuantileHead, he_init
+
+__all__ = ["Centroid", "FromCentroid", "SymmetricMlp", "mlp_bragg_symmetric"]
+
+
+class Centroid(nn.Module):
+    """Centroid of the inner 5×5 pixels by the squares of their intensities; nothing is learned.
+
+    Squares and the small window keep out background and neighbours: of twelve powers and windows
+    these left the least for a network to learn. Where the window is dark the centroid is 0.
+
+    Input (n, 1, 11, 11) scaled to [0, 1]; output (n, 2, 1), (row, col) in pixels from the centre.
+    """
+
+    REACH = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        along = torch.arange(-self.REACH, self.REACH + 1, dtype=torch.float32)
+        row, column = torch.meshgrid(along, along, indexing="ij")
+        moments = torch.stack([row, column, torch.ones_like(row)], dim=2)
+        self.moments: Tensor
+        # Not part of a checkpoint.
+        self.register_buffer("moments", moments.reshape(-1, 3), persistent=False)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Return the centroids of patches."""
+        inner = slice(CENTRE - self.REACH, CENTRE + self.REACH + 1)
+        intensities = patches[:, 0, inner, inner].flatten(1)
+        sums = (intensities * intensities) @ self.moments
+        # Large enough for float16, and far below the 1 that the brightest pixel alone gives.
+        return (sums[:, :2] / (sums[:, 2:] + 2.0**-10)).unsqueeze(2)
+
+
+class FromCentroid(nn.Module):
+    """Adds the intensity centroid to what a network predicts, so that it learns the rest.
+
+    A centroid is a quotient, and a network of sums and thresholds spends many units on dividing.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.centroid = Centroid()
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Offsets (n, 2, q) in pixels from patches (n, 1, 11, 11)."""
+        offsets: Tensor = self.network(patches) + self.centroid(patches)
+        return offsets
+
+
+class SymmetricMlp(nn.Module):
+    """`layers` hidden layers of `units` with ReLU for one coordinate, used for row and column.
+
+    Transposing a patch swaps the quantiles of row and column exactly.
+    """
+
+    def __init__(self, units: int, layers: int, levels: Sequence[float] = LEVELS) -> None:
+        super().__init__()
+        hidden: list[nn.Module] = []
+        width = PATCH_SIZE**2
+        for _ in range(layers):
+            hidden += [nn.Linear(width, units), nn.ReLU()]
+            width = units
+        self.hidden = nn.Sequential(*hidden)
+        self.head = QuantileHead(width, levels, coordinates=1)
+        he_init(self.hidden)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Offsets (n, 2, q) in pixels from patches (n, 1, 11, 11)."""
+        both = torch.cat([patches, patches.transpose(2, 3)], dim=1)
+        offsets: Tensor = self.head(self.hidden(both.reshape(-1, PATCH_SIZE**2)))
+        return offsets
+
+
+def mlp_bragg_symmetric(units: int, layers: int, levels: Sequence[float] = LEVELS) -> FromCentroid:
+    """Build mlpBraggSymmetric: a `SymmetricMlp` that starts from the centroid."""
+    return FromCentroid(SymmetricMlp(units, layers, levels))

@@ -1,0 +1,1 @@
+"""The search: strategies, evaluators, and the journal that resuming reads."""

@@ -1,0 +1,359 @@
+"""Where evaluations run: in this process, in processes of their own, or on a Ray cluster.
+
+An evaluator takes requests up to its capacity and gives results back in the order in which they
+end. Whatever happens to an evaluation, its request ends in exactly one result.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from pathlib import Path
+from signal import SIGKILL, Signals
+from typing import Protocol
+
+import cloudpickle  # type: ignore[import-untyped]
+
+from edgexnas.errors import ConfigurationError, SearchError
+from edgexnas.host.networks.hyperparameters import is_whole
+from edgexnas.host.search.evaluation import (
+    EvaluationContext,
+    EvaluationRequest,
+    EvaluationResult,
+    evaluate,
+)
+from edgexnas.host.search.fork_server import Birth, Nursery
+
+__all__ = ["EVALUATORS", "Evaluator", "ProcessEvaluator", "SerialEvaluator", "make_evaluator"]
+
+EVALUATORS = ("process", "serial", "ray")
+
+START_LIMIT_S = 300.0
+"""A worker that has not imported torch by then never will."""
+
+EVALUATIONS_PER_WORKER = 200
+"""A worker is replaced after as many, before fragmented memory counts against its limit."""
+
+
+class Evaluator(Protocol):
+    """Runs requests and gives results."""
+
+    capacity: int
+
+    def submit(self, request: EvaluationRequest) -> None:
+        """Start an evaluation; at most `capacity` may run."""
+
+    def collect(self, timeout_s: float | None = None) -> list[EvaluationResult]:
+        """Wait for at least one result, or until the time-out, and return those there are."""
+
+    def close(self) -> None:
+        """Give up what still runs and free everything."""
+
+
+class SerialEvaluator:
+    """One evaluation at a time in this process: reproducible, easy to debug, not isolated."""
+
+    capacity = 1
+
+    def __init__(self, context: EvaluationContext) -> None:
+        self._context = context
+        self._requests: deque[EvaluationRequest] = deque()
+
+    def submit(self, request: EvaluationRequest) -> None:
+        """Keep a request until results are collected."""
+        self._requests.append(request)
+
+    def collect(self, timeout_s: float | None = None) -> list[EvaluationResult]:
+        """Evaluate what was submitted; an evaluation under way is not interrupted."""
+        import torch
+
+        threads = torch.get_num_threads()
+        # As in a worker: more threads slow small networks down and sum in another order.
+        torch.set_num_threads(1)
+        try:
+            return [evaluate(self._requests.popleft(), self._context) for _ in [*self._requests]]
+        finally:
+            torch.set_num_threads(threads)
+
+    def close(self) -> None:
+        """Forget what was not started."""
+        self._requests.clear()
+
+
+@dataclass
+class _Task:
+    request: EvaluationRequest
+    started: float
+    deadline: float | None
+
+
+class _Worker:
+    """A warm process that evaluates one request after another."""
+
+    def __init__(self, nursery: Nursery, birth: Birth) -> None:
+        self._nursery = nursery
+        self.connection = nursery.bear(birth)
+        self.process: int | None = None
+        self._status: int | None = None
+        self.task: _Task | None = None
+        self.evaluations = 0
+        self.born = time.monotonic()
+        self.ready = False
+
+    def start(self, task: _Task) -> None:
+        self.task = task
+        self.evaluations += 1
+        # A worker that has just died is noticed, and reported, when its result is collected.
+        with suppress(OSError):
+            pickled = cloudpickle.dumps(task.request)
+            self.connection.send_bytes(cloudpickle.dumps((task.request.trial, pickled)))
+
+    def receive(self) -> EvaluationResult | None:
+        """Return the next result, or None if the worker has only said that it is ready."""
+        message = cloudpickle.loads(self.connection.recv_bytes())
+        if isinstance(message, int):
+            self.process = message
+            return None
+        if message == "ready":
+            self.ready = True
+            if self.task is not None and self.task.deadline is not None:
+                # Importing torch takes seconds that are not the evaluation's.
+                self.task.deadline += time.monotonic() - self.task.started
+            return None
+        self.task = None
+        result: EvaluationResult
+        result, usable = message
+        if not usable:
+            self.evaluations = EVALUATIONS_PER_WORKER
+        return result
+
+    def kill(self) -> int:
+        """Kill the process and its children; return its exit status."""
+        # One that has not said who it is yet ends when it finds its connection closed.
+        if self.process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process, SIGKILL)
+        self.connection.close()
+        return self.status()
+
+    def status(self) -> int:
+        """Exit status of a process that was killed or whose connection has closed."""
+        if self._status is None:
+            self._status = 0 if self.process is None else self._nursery.bury(self.process)
+        return self._status
+
+
+class ProcessEvaluator:
+    """Each evaluation in a process of its own, with limits on time and memory.
+
+    Workers are forked from one process that has imported torch. They stay warm between
+    evaluations, because opening a GPU takes longer than training a small network; one that was
+    killed, died, lost its GPU to a kernel that failed, or has done 200 evaluations is replaced.
+    Worker k sees one GPU, number k modulo the number of GPUs, so several candidates can share one,
+    each with its share of the memory.
+
+    Parameters
+    ----------
+    workers
+        How many evaluations run at once.
+    kill_after_s
+        Seconds after which an evaluation is killed; None never kills.
+    memory_limit
+        Bytes of data that a worker may allocate on the host, torch itself included; None for
+        no limit.
+    threads
+        Threads of torch in each worker; more than one slows networks this small down.
+    log
+        File to which workers' output is appended; None discards it.
+    """
+
+    def __init__(
+        self,
+        context: EvaluationContext,
+        *,
+        workers: int = 1,
+        kill_after_s: float | None = None,
+        memory_limit: int | None = None,
+        threads: int = 1,
+        log: Path | None = None,
+    ) -> None:
+        self.capacity = workers
+        self._kill_after_s = kill_after_s
+        self._memory_limit = memory_limit
+        self._context = cloudpickle.dumps(context)
+        self._threads = threads
+        self._log = log
+        self._gpus: list[str] = []
+        self._nursery = self._found()
+        # Asking torch for GPUs takes a while, in which the nursery gets ready.
+        if context.device in ("auto", "cuda"):
+            self._gpus = visible_gpus()
+        self._workers: list[_Worker | None] = [self._spawn(slot) for slot in range(workers)]
+
+    def submit(self, request: EvaluationRequest) -> None:
+        """Give a request to an idle worker."""
+        idle = [slot for slot, worker in enumerate(self._workers) if not (worker and worker.task)]
+        if not idle:
+            raise SearchError(
+                f"all {self.capacity} workers are busy; collect a result before submitting"
+            )
+        worker = self._workers[idle[0]]
+        if worker is None or worker.evaluations >= EVALUATIONS_PER_WORKER:
+            worker = self._replace(idle[0])
+        now = time.monotonic()
+        deadline = None if self._kill_after_s is None else now + self._kill_after_s
+        worker.start(_Task(request, now, deadline))
+
+    def collect(self, timeout_s: float | None = None) -> list[EvaluationResult]:
+        """Wait for at least one result, or until the time-out, and return those there are."""
+        end = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            results = self._overdue()
+            busy = {w.connection: s for s, w in enumerate(self._workers) if w and w.task}
+            pause = 0.0 if results else self._pause(end)
+            for connection in wait(list(busy), pause) if busy else ():
+                results += self._receive(busy[connection])  # type: ignore[index]
+            if results or not busy or (end is not None and time.monotonic() >= end):
+                return results
+
+    def close(self) -> None:
+        """Kill all workers."""
+        for slot, worker in enumerate(self._workers):
+            if worker is not None:
+                worker.kill()
+                self._workers[slot] = None
+        self._nursery.close()
+
+    def _found(self) -> Nursery:
+        if self._log is None:
+            return Nursery(self._context, self._threads, subprocess.DEVNULL)
+        with self._log.open("ab") as log:
+            return Nursery(self._context, self._threads, log)
+
+    def _spawn(self, slot: int) -> _Worker:
+        if not self._nursery.lives:
+            self._nursery.close()
+            self._nursery = self._found()
+        if not self._gpus:
+            return _Worker(self._nursery, Birth(memory_limit=self._memory_limit))
+        gpu = {"CUDA_VISIBLE_DEVICES": self._gpus[slot % len(self._gpus)]}
+        share = 1 / math.ceil(self.capacity / len(self._gpus))
+        return _Worker(self._nursery, Birth(gpu, self._memory_limit, share))
+
+    def _replace(self, slot: int) -> _Worker:
+        worker = self._workers[slot]
+        if worker is not None:
+            worker.kill()
+        fresh = self._workers[slot] = self._spawn(slot)
+        return fresh
+
+    def _receive(self, slot: int) -> list[EvaluationResult]:
+        worker = self._workers[slot]
+        assert worker is not None
+        try:
+            result = worker.receive()
+        except (EOFError, OSError):
+            return [self._died(slot, worker)]
+        return [] if result is None else [result]
+
+    def _died(self, slot: int, worker: _Worker) -> EvaluationResult:
+        assert worker.task is not None
+        task = worker.task
+        if not worker.ready:
+            status = self._nursery.close() if worker.process is None else worker.status()
+            self.close()
+            raise SearchError(
+                f"a worker ended with status {status} before it was ready; see {self._log}"
+            )
+        status = worker.status()
+        self._replace(slot)
+        cause = f"signal {Signals(-status).name}" if status < 0 else f"exit status {status}"
+        seconds = time.monotonic() - task.started
+        return EvaluationResult(
+            task.request.trial, "killed", f"the worker ended with {cause}", seconds=seconds
+        )
+
+    def _overdue(self) -> list[EvaluationResult]:
+        """Kill what has run too long."""
+        results, now = [], time.monotonic()
+        for slot, worker in enumerate(self._workers):
+            if worker is None or worker.task is None:
+                continue
+            if not worker.ready:
+                if now - worker.born > START_LIMIT_S:
+                    self.close()
+                    raise SearchError(
+                        f"a worker was not ready after {START_LIMIT_S:.0f} s; see {self._log}"
+                    )
+            elif worker.task.deadline is not None and now > worker.task.deadline:
+                task = worker.task
+                message = f"killed after {now - task.started:.1f} s"
+                self._replace(slot)
+                results.append(
+                    EvaluationResult(
+                        task.request.trial, "timeout", message, seconds=now - task.started
+                    )
+                )
+        return results
+
+    def _pause(self, end: float | None) -> float:
+        """Seconds until something is due, at most a second."""
+        due = [w.task.deadline for w in self._workers if w and w.task and w.task.deadline]
+        due += [] if end is None else [end]
+        return max(0.0, min([1.0, *(moment - time.monotonic() for moment in due)]))
+
+
+def visible_gpus() -> list[str]:
+    """Names by which CUDA_VISIBLE_DEVICES knows the GPUs this process may use."""
+    import torch
+
+    count = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    names = [name.strip() for name in named.split(",") if name.strip()]
+    return names[:count] if names else [str(index) for index in range(count)]
+
+
+def make_evaluator(
+    name: str,
+    context: EvaluationContext,
+    *,
+    workers: int,
+    kill_after_s: float | None,
+    memory_limit: int | None,
+    log: Path | None = None,
+    ray_address: str | None = None,
+) -> Evaluator:
+    """Make an evaluator by name: "process", "serial" or "ray"."""
+    check_evaluator(name, workers)
+    if name == "serial":
+        return SerialEvaluator(context)
+    if name == "ray":
+        from edgexnas.host.search.ray_evaluator import RayEvaluator
+
+        return RayEvaluator(
+            context, workers=workers, kill_after_s=kill_after_s, address=ray_address
+        )
+    return ProcessEvaluator(
+        context, workers=workers, kill_after_s=kill_after_s, memory_limit=memory_limit, log=log
+    )
+
+
+def check_evaluator(name: str, workers: int) -> None:
+    """Refuse an unknown evaluator or an impossible number of workers."""
+    known: Sequence[str] = EVALUATORS
+    if name not in known:
+        raise ConfigurationError(f"evaluator {name!r} is unknown; give one of {list(known)}")
+    if not is_whole(workers) or workers < 1:
+        raise ConfigurationError(f"workers is {workers!r}; give a whole number above 0")
+    if name == "serial" and workers != 1:
+        raise ConfigurationError(
+            f"evaluator 'serial' runs one evaluation at a time and workers is {workers}; "
+            "give workers=1 or evaluator='process'"
+        )

@@ -1,0 +1,337 @@
+"""What a search is asked to do, checked completely before anything trains."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgexnas.errors import ConfigurationError, SearchError
+from edgexnas.host.measuring.measure_source import labelled, open_measure
+from edgexnas.host.measuring.objectives import (
+    Measure,
+    Objective,
+    check_constraints,
+    resolve_objectives,
+    violation,
+)
+from edgexnas.host.networks.hyperparameters import Configuration, is_number, is_whole
+from edgexnas.host.networks.search_space import ModelSize, SearchSpace
+from edgexnas.host.networks.spaces import resolve_space
+from edgexnas.host.search.evaluation import EvaluationContext, evaluation_context
+from edgexnas.host.search.evaluators import check_evaluator
+from edgexnas.host.search.journal import NAME, read_journal
+from edgexnas.host.search.strategies import SearchProblem, Strategy, make_strategy
+from edgexnas.host.search.tasks import Dataset, Task, find_task
+
+__all__ = ["SearchPlan"]
+
+LEAST_FREE_BYTES = 16 << 20
+"""Below this a run folder cannot even hold its journal and a few checkpoints."""
+
+BUILD_TRIES = 50
+"""Networks of which at least one must build, the smallest first."""
+
+SpaceArgument = str | SearchSpace | Sequence[str | SearchSpace]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchPlan:
+    """The checked arguments of `edgexnas.host.search.optimization.optimize`; see there.
+
+    `given` are the spaces as they were named, `spaces` what they stand for under the cap on
+    epochs.
+    """
+
+    task: str
+    data: str | None
+    dataset: Dataset
+    context: EvaluationContext
+    given: tuple[str | SearchSpace, ...]
+    spaces: tuple[SearchSpace, ...]
+    objectives: tuple[Objective, ...]
+    constraints: dict[str, float]
+    search: str
+    search_options: dict[str, Any]
+    max_evals: int
+    timeout: float | None
+    workers: int
+    evaluator: str
+    seed: int
+    output: Path
+    epochs: int | None
+    time_limit_s: float | None
+    memory_limit_gb: float | None
+    measure: Measure | None
+    measure_source: str | None
+    keep_checkpoints: str
+    ray_address: str | None
+
+    def strategies(self) -> list[Strategy]:
+        """Make one strategy a space; trial t belongs to number t modulo their count."""
+        return [
+            make_strategy(
+                self.search,
+                SearchProblem(
+                    space, len(self.objectives), self.seed, _Feasible(space, self.constraints)
+                ),
+                self.search_options,
+            )
+            for space in self.spaces
+        ]
+
+    def description(self) -> dict[str, Any]:
+        """Describe what a resumed run must agree on, as plain values."""
+        # Latencies of two devices, or measured and estimated ones, must not meet in one run.
+        source = {} if self.measure_source is None else {"measure": self.measure_source}
+        return source | {
+            "task": self.task,
+            "data": self.dataset.digest,
+            "spaces": [describe_space(space) for space in self.spaces],
+            "objectives": [objective.name for objective in self.objectives],
+            "constraints": self.constraints,
+            "search": self.search,
+            "search_options": self.search_options,
+            "seed": self.seed,
+            "time_limit_s": self.time_limit_s,
+            "patience": self.context.patience,
+        }
+
+
+@dataclass(frozen=True)
+class _Feasible:
+    """Whether a configuration keeps the constraints that its size alone decides."""
+
+    space: SearchSpace
+    constraints: Mapping[str, float]
+
+    def __call__(self, configuration: Configuration) -> bool:
+        if not {"parameters", "macs"} & self.constraints.keys():
+            return True
+        try:
+            size = self.space.size(configuration)
+        except Exception:
+            # What cannot be built keeps no bound on its size.
+            return False
+        return violation(self.constraints, size) is None
+
+
+def describe_space(space: SearchSpace) -> dict[str, Any]:
+    """Name and ranges of a space as plain values."""
+    parameters = [
+        {"kind": type(p).__name__, **dataclasses.asdict(p)} for p in space.hyperparameters
+    ]
+    return {"name": space.name, "hyperparameters": parameters}
+
+
+def make_plan(
+    task: str,
+    *,
+    data: str | Path | Dataset,
+    space: SpaceArgument | None,
+    objectives: Sequence[str],
+    constraints: Mapping[str, float] | None,
+    search: str,
+    search_options: Mapping[str, Any] | None,
+    evaluator: str,
+    workers: int,
+    output: str | Path,
+    resume: bool,
+    epochs: int | None,
+    measure: Measure | str | None,
+    device: str,
+    patience: int | None,
+    signing_key: str | Path | None,
+    **rest: Any,
+) -> SearchPlan:
+    """Check every argument of `optimize`; cheap checks come first, the data last."""
+    application = find_task(task)
+    for name, table in {"constraints": constraints, "search_options": search_options}.items():
+        if table is not None and not isinstance(table, Mapping):
+            raise ConfigurationError(f"{name} is {table!r}; give a dictionary")
+    space = application.spaces if space is None else space
+    if not isinstance(space, str | SearchSpace | Iterable):
+        raise ConfigurationError(
+            f"space {space!r} is a {type(space).__name__}; give a name, a SearchSpace or several"
+        )
+    given = (space,) if isinstance(space, str | SearchSpace) else tuple(space)
+    spaces = _spaces(given, task, epochs)
+    source = measure if isinstance(measure, str) else None
+    resolved = tuple(
+        labelled(objective, source)
+        for objective in resolve_objectives(
+            objectives, measure=measure, known=application.objectives
+        )
+    )
+    bounds = check_constraints(constraints, measure=measure, known=application.objectives)
+    check_evaluator(evaluator, workers)
+    _check_numbers(epochs=epochs, patience=patience, workers=workers, **rest)
+    _check_device(device)
+    check_reachable(spaces, bounds)
+    if signing_key is not None:
+        from edgexnas.bundle import load_signing_key
+
+        load_signing_key(signing_key)
+    folder = Path(output)
+    _check_folder(folder, resume=resume)
+    if isinstance(measure, str):
+        # Reaching a device takes seconds, so what is cheap to refuse has been refused before.
+        measure = open_measure(
+            measure,
+            task=task,
+            wanted=(*objectives, *bounds),
+            workers=workers,
+            signing_key=signing_key,
+            cache=folder / "measurements",
+        )
+    dataset, path = _load(data, application)
+    context = evaluation_context(dataset, dataset.split(), device=device, patience=patience)
+    plan = SearchPlan(
+        task=task, data=path, dataset=dataset, context=context, given=given, spaces=spaces,
+        objectives=resolved, constraints=bounds, search=search,
+        search_options=dict(search_options or {}), evaluator=evaluator, workers=workers,
+        output=folder, epochs=epochs, measure=measure, measure_source=source, **rest,
+    )  # fmt: skip
+    # Strategies check their own options and whether they are installed.
+    plan.strategies()
+    return plan
+
+
+def check_reachable(spaces: Sequence[SearchSpace], constraints: Mapping[str, float]) -> None:
+    """Refuse a space of which nothing can be built, or nothing within the constraints.
+
+    Raises
+    ------
+    ConfigurationError
+        Naming the space and its smallest network.
+    """
+    for space in spaces:
+        problem = SearchProblem(space, 1, 0, _Feasible(space, constraints))
+        smallest = _smallest_size(problem)
+        try:
+            problem.draw(problem.generator("reachable"))
+        except ConfigurationError as error:
+            bounds = " and ".join(f"{name} ≤ {bound:g}" for name, bound in constraints.items())
+            raise ConfigurationError(
+                f"space {space.name} has no network with {bounds}: its smallest has "
+                f"{smallest.parameters} parameters and {smallest.macs} macs; relax the constraints"
+            ) from error
+
+
+def _smallest_size(problem: SearchProblem) -> ModelSize:
+    """Size of the first network that can be built, from the smallest up."""
+    space, rng = problem.space, problem.generator("buildable")
+    first: Exception | None = None
+    for _ in range(BUILD_TRIES):
+        try:
+            return space.size(space.smallest if first is None else space.sample(rng))
+        except Exception as error:
+            first = first or error
+    raise ConfigurationError(
+        f"space {space.name} cannot build any of {BUILD_TRIES} networks "
+        f"({type(first).__name__}: {first}); mend its builder"
+    ) from first
+
+
+def _spaces(
+    given: Sequence[str | SearchSpace], task: str, epochs: int | None
+) -> tuple[SearchSpace, ...]:
+    if not given:
+        raise ConfigurationError("space is empty; give at least one space")
+    spaces = [resolve_space(item, task=task) for item in given]
+    names = [item.name for item in spaces]
+    if len(set(names)) != len(names):
+        raise ConfigurationError(f"spaces are named {names}; give each a name of its own")
+    if epochs is None:
+        return tuple(spaces)
+    return tuple(_capped(item, epochs) for item in spaces)
+
+
+def _capped(space: SearchSpace, epochs: int) -> SearchSpace:
+    parameter = space["epochs"]
+    values = getattr(parameter, "values", None)
+    if values is not None:
+        return space.narrow(epochs=tuple(value for value in values if value <= epochs))
+    low, high = parameter.lowest, parameter.from_unit(1.0)
+    if not is_whole(epochs) or epochs < float(low):
+        raise ConfigurationError(
+            f"epochs is {epochs!r} and space {space.name} starts at {low}; give a whole number "
+            "from there"
+        )
+    return space.narrow(epochs=(low, min(high, epochs)))
+
+
+def _check_numbers(
+    *,
+    epochs: int | None,
+    patience: int | None,
+    workers: int,
+    max_evals: int,
+    seed: int,
+    timeout: float | None,
+    time_limit_s: float | None,
+    memory_limit_gb: float | None,
+    keep_checkpoints: str,
+    ray_address: str | None,
+) -> None:
+    whole = {"max_evals": max_evals, "patience": patience, "epochs": epochs}
+    for name, count in whole.items():
+        if count is not None and (not is_whole(count) or count < 1):
+            raise ConfigurationError(f"{name} is {count!r}; give a whole number above 0")
+    if not is_whole(seed) or seed < 0:
+        raise ConfigurationError(f"seed is {seed!r}; give a whole number from 0")
+    limits = {
+        "timeout": timeout, "time_limit_s": time_limit_s, "memory_limit_gb": memory_limit_gb,
+    }  # fmt: skip
+    for name, limit in limits.items():
+        if limit is not None and (not is_number(limit) or not limit > 0):
+            raise ConfigurationError(f"{name} is {limit!r}; give a number above 0 or None")
+    if keep_checkpoints not in ("pareto", "all"):
+        raise ConfigurationError(
+            f"keep_checkpoints is {keep_checkpoints!r}; give 'pareto' or 'all'"
+        )
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    from edgexnas.host.training.loop import training_device
+
+    if training_device(device).type == "cuda" and not torch.cuda.is_available():
+        raise ConfigurationError(f"device is {device!r} and torch finds no GPU; give 'auto'")
+
+
+def _check_folder(folder: Path, *, resume: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ConfigurationError(f"output {folder} is a file; give a folder")
+    if (folder / NAME).exists() and not resume:
+        _, trials = read_journal(folder)
+        raise SearchError(
+            f"{folder} already holds a run with {len(trials)} evaluations; give resume=True or "
+            "another output"
+        )
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents)
+                    if path.exists())  # fmt: skip
+    free = shutil.disk_usage(existing).free
+    if free < LEAST_FREE_BYTES:
+        raise SearchError(
+            f"the disk of {folder} has {free / 1e6:.0f} MB left and a run needs "
+            f"{LEAST_FREE_BYTES / 1e6:.0f} MB; free some space or give another output"
+        )
+
+
+def _load(data: str | Path | Dataset, task: Task) -> tuple[Dataset, str | None]:
+    if isinstance(data, str | Path):
+        return task.load(data), str(Path(data).absolute())
+    if not hasattr(data, "task"):
+        raise ConfigurationError(
+            f"data is {type(data).__name__}; give the file of labelled data, or a dataset"
+        )
+    if data.task != task.name:
+        raise ConfigurationError(
+            f"the data are for task {data.task!r} and {task.name!r} is searched; give its data"
+        )
+    return data, None

@@ -1,0 +1,144 @@
+"""The processes behind `edgexnas.host.search.evaluators.ProcessEvaluator`.
+
+Started as ``python -m edgexnas.host.search.worker FD`` with one end of a socket pair. This process,
+the nursery, reads the shared context, imports torch once, and then forks a worker for each socket
+that it is sent: in milliseconds, with most memory shared. It never touches a GPU or starts a
+thread, which no fork would survive.
+
+A worker says who it is and, when its limits are set, that it is ready; then it answers each request
+with a result until the other end closes. With each result it says whether it can go on: a kernel
+that fails leaves CUDA unusable for the whole process.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import resource
+import sys
+import threading
+import time
+import traceback
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import recv_handle
+from signal import SIGKILL
+from typing import TYPE_CHECKING, NoReturn
+
+import cloudpickle  # type: ignore[import-untyped]
+
+from edgexnas.host.search.fork_server import Birth, Burial
+
+if TYPE_CHECKING:
+    from edgexnas.host.search.evaluation import EvaluationContext
+
+__all__: list[str] = []
+
+PATIENCE_S = 5.0
+"""How long a worker that has closed its connection may take to end."""
+
+
+def main(descriptor: int) -> None:
+    """Fork workers until the socket closes."""
+    with Connection(descriptor) as control, suppress(EOFError, ConnectionError):
+        pickled = control.recv_bytes()
+        # Nothing of an import is garbage, and what is never looked at stays shared after a fork.
+        gc.disable()
+        import torch
+
+        import edgexnas.host.networks.spaces
+        import edgexnas.host.training.loop  # noqa: F401 - for the workers
+
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+        context = cloudpickle.loads(pickled)
+        del pickled
+        gc.freeze()
+        gc.enable()
+        while True:
+            wish = cloudpickle.loads(control.recv_bytes())
+            if isinstance(wish, Burial):
+                control.send_bytes(cloudpickle.dumps(_bury(wish.process)))
+                continue
+            end = recv_handle(control)
+            nursery = os.getpid()
+            if os.fork() == 0:
+                control.close()
+                _live(Connection(end), wish, context, nursery)
+            os.close(end)
+
+
+def _bury(process: int) -> int:
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        known, status = os.waitpid(process, os.WNOHANG)
+        if known:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > deadline:
+            os.killpg(process, SIGKILL)
+        time.sleep(0.001)
+
+
+def _live(
+    connection: Connection, wish: Birth, context: EvaluationContext, nursery: int
+) -> NoReturn:
+    """Be a worker, and end without what the nursery would do at its end."""
+    status = 1
+    try:
+        _work(connection, wish, context, nursery)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _work(connection: Connection, wish: Birth, context: EvaluationContext, nursery: int) -> None:
+    """Evaluate in a session of its own, so that killing its group leaves no grandchild."""
+    import torch
+
+    from edgexnas.host.search.evaluation import EvaluationResult, classify, evaluate
+
+    os.setsid()
+    os.environ.update(wish.environment)
+    threading.Thread(target=_follow, args=(nursery,), daemon=True).start()
+    with connection, suppress(EOFError, ConnectionError):
+        connection.send_bytes(cloudpickle.dumps(os.getpid()))
+        if wish.memory_limit is not None:
+            # Data, not address space: CUDA reserves hundreds of gigabytes of addresses.
+            resource.setrlimit(resource.RLIMIT_DATA, (wish.memory_limit, wish.memory_limit))
+        if wish.gpu_share is not None:
+            torch.cuda.set_per_process_memory_fraction(wish.gpu_share)
+        connection.send_bytes(cloudpickle.dumps("ready"))
+        while True:
+            trial, pickled = cloudpickle.loads(connection.recv_bytes())
+            try:
+                result = evaluate(cloudpickle.loads(pickled), context)
+            except Exception as error:
+                # A builder from a module that cannot be imported here fails to unpickle.
+                result = EvaluationResult(trial, *classify(error))
+            connection.send_bytes(cloudpickle.dumps((result, _usable())))
+
+
+def _usable() -> bool:
+    import torch
+
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return True
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _follow(parent: int) -> None:
+    """End with the search, even if it was killed in the middle of an evaluation."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,58 @@
+"""The batches of an epoch: one gather of the permuted, augmented set, then views of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from edgexnas.host.training.criteria import Criterion
+    from edgexnas.host.training.loop import TrainingData, TrainingSettings
+
+__all__ = ["Epochs"]
+
+AUGMENTED_BYTES = 1 << 30
+"""Above this size the augmented set is not kept; each epoch transforms anew."""
+
+
+class Epochs:
+    """Yields the batches of one epoch as views of one permuted, augmented copy."""
+
+    def __init__(
+        self, data: TrainingData, settings: TrainingSettings, criterion: Criterion
+    ) -> None:
+        self._x, self._y, self._batch = data.train_x, data.train_y, settings.batch_size
+        self._generator = torch.Generator(device=data.device).manual_seed(settings.seed)
+        self._symmetry = criterion.symmetry
+        self._folds = criterion.symmetries if settings.augment else 1
+        size = self._x.nbytes + self._y.nbytes
+        self._keep = size * self._folds <= AUGMENTED_BYTES
+        if self._keep and self._folds > 1:
+            turned = [self._symmetry(self._x, self._y, fold) for fold in range(self._folds)]
+            self._x = torch.cat([x for x, _ in turned])
+            self._y = torch.cat([y for _, y in turned])
+        self._count = len(data.train_x)
+        # A last batch of one or two items is noise, so it is dropped where others exist.
+        self.steps = max(1, self._count // self._batch)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        order = torch.randperm(self._count, generator=self._generator, device=self._x.device)
+        order = order[: self.steps * self._batch]
+        if self._folds > 1 and self._keep:
+            x, y = self._take(order + self._draw(len(order)) * self._count)
+        elif self._folds > 1:
+            x, y = self._symmetry(*self._take(order), int(self._draw(1)))
+        else:
+            x, y = self._take(order)
+        yield from zip(torch.split(x, self._batch), torch.split(y, self._batch), strict=True)
+
+    def _take(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        return self._x[index], self._y[index]
+
+    def _draw(self, count: int) -> Tensor:
+        return torch.randint(
+            self._folds, (count,), generator=self._generator, device=self._x.device
+        )

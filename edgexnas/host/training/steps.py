@@ -1,0 +1,242 @@
+"""One step of a training: forward, backward and Adam, by the fastest way that gives the same.
+
+A network of known layers is recorded in its first step and replayed from then on: on the CPU as a
+list of kernel calls, see `edgexnas.host.training.recorded_step`, on a GPU as a CUDA graph. Layers
+that are not torch's or this package's may do in Python what no record shows, so they are run as
+they are, and so is whatever a record cannot hold.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from edgexnas.host.training.recorded_step import Recording, UnrecordableError
+
+if TYPE_CHECKING:
+    from edgexnas.host.training.criteria import Criterion
+
+__all__ = ["TrainingStep", "make_step"]
+
+logger = logging.getLogger(__name__)
+
+KNOWN = ("torch.nn.", "edgexnas.host.")
+
+BatchNorm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+Batch = tuple[Tensor, Tensor, float]
+"""Inputs, targets and the learning rate of one step."""
+
+ALIGNED = 64
+"""Parameters in one vector begin at multiples of so many elements, 256 bytes, as tensors of their
+own do: kernels of cuDNN and cuBLAS may read several at once."""
+
+
+class TrainingStep(Protocol):
+    """One way to change a network's weights, step by step."""
+
+    def run(self, batches: Iterable[Batch]) -> None:
+        """Take a step for each batch; all batches of a training have one shape."""
+
+
+def make_step(model: nn.Module, criterion: Criterion) -> TrainingStep:
+    """Choose how a network is trained."""
+    recorded = known_layers(model) and not normalises_on_gpu(model)
+    return (RecordedStep if recorded else ModuleStep)(model, criterion)
+
+
+def known_layers(model: nn.Module) -> bool:
+    """Whether every layer is one of torch's or this package's."""
+    return all(type(layer).__module__.startswith(KNOWN) for layer in model.modules())
+
+
+def normalises_on_gpu(model: nn.Module) -> bool:
+    """Whether a layer normalises batches on another device than the CPU.
+
+    Recorded on an H100, such networks have stopped with a misaligned address, and one of 48 filters
+    has ended its process without a word, also with parameters aligned.
+    """
+    norms = (layer for layer in model.modules() if isinstance(layer, BatchNorm))
+    return any(p.device.type != "cpu" for norm in norms for p in norm.parameters())
+
+
+class ModuleStep:
+    """The plain step: modules, autograd, torch's fused Adam."""
+
+    def __init__(self, model: nn.Module, criterion: Criterion) -> None:
+        # Convolutions run up to a third faster in this layout; other layers do not mind.
+        # The stubs do not know this keyword.
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._model, self._criterion = model, criterion
+        self._optimiser = torch.optim.Adam(model.parameters(), fused=True)
+
+    def run(self, batches: Iterable[Batch]) -> None:
+        """Take a step for each batch."""
+        for x, y, rate in batches:
+            self._optimiser.param_groups[0]["lr"] = rate
+            self._optimiser.zero_grad(set_to_none=True)
+            self._criterion.loss(self._model(x), y).backward()  # type: ignore[no-untyped-call]
+            self._optimiser.step()
+
+
+class RecordedStep:
+    """Records its first step and replays it; a network that cannot be recorded runs as it is.
+
+    Attributes
+    ----------
+    plain
+        The step that runs instead if there is no record.
+    """
+
+    def __init__(self, model: nn.Module, criterion: Criterion) -> None:
+        self._model, self._criterion = model, criterion
+        self._record: _Record | None = None
+        self.plain: ModuleStep | None = None
+
+    @property
+    def captured(self) -> bool:
+        """Whether a CUDA graph does the steps."""
+        return self._record is not None and self._record.captured
+
+    def run(self, batches: Iterable[Batch]) -> None:
+        """Take a step for each batch."""
+        batches = iter(batches)
+        if self._record is None and self.plain is None:
+            first = next(batches)
+            try:
+                self._record = _Record(self._model, self._criterion, *first)
+            except UnrecordableError as error:
+                logger.info("trains without a record: %s", error)
+                self.plain = ModuleStep(self._model, self._criterion)
+                self.plain.run([first])
+        if self._record is not None:
+            with torch.inference_mode():
+                for x, y, rate in batches:
+                    self._record.run(x, y, rate)
+        elif self.plain is not None:
+            self.plain.run(batches)
+
+
+class _Record:
+    """A step in its own memory: inputs, targets, weights, gradients, Adam's moments.
+
+    Making one takes the first step.
+    """
+
+    def __init__(
+        self, model: nn.Module, criterion: Criterion, x: Tensor, y: Tensor, rate: float
+    ) -> None:
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        weights = flatten(parameters)
+        self._x, self._y = self._own = [x.clone(), y.clone()]
+        self._recording = Recording()
+        with self._recording:
+            loss = criterion.loss(model(self._x), self._y)
+            gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
+        self._adam = FlatAdam(weights)
+        self._recording.compile(gradients, self._adam.parts(gradients))
+        self._adam.step(rate)
+        self.captured = False
+        self._work: Callable[[float], None] = self._replay
+        if weights.device.type == "cuda":
+            self._work = self._capture
+
+    def run(self, x: Tensor, y: Tensor, rate: float) -> None:
+        """Take a step."""
+        torch._foreach_copy_(self._own, [x, y])
+        self._work(rate)
+
+    def _replay(self, rate: float | Tensor) -> None:
+        self._recording.replay()
+        self._adam.step(rate)
+
+    def _capture(self, rate: float) -> None:
+        """Take the second step on a stream of its own, and capture a CUDA graph for the others."""
+        device = self._x.device
+        on_device = torch.full((), rate, device=device)
+        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        graph = torch.cuda.CUDAGraph()
+        stream.wait_stream(torch.cuda.current_stream(device))
+        try:
+            with torch.cuda.stream(stream):
+                self._replay(on_device)
+                graph.capture_begin(capture_error_mode="thread_local")
+                try:
+                    self._replay(on_device)
+                finally:
+                    graph.capture_end()
+        except RuntimeError as error:
+            if isinstance(error, torch.cuda.OutOfMemoryError):
+                raise
+            logger.info("replays without a CUDA graph: %s", error)
+            self._work = self._replay
+            return
+        finally:
+            torch.cuda.current_stream(device).wait_stream(stream)
+
+        def launch(rate: float) -> None:
+            on_device.fill_(rate)
+            graph.replay()
+
+        self._work = launch
+        self.captured = True
+
+
+class FlatAdam:
+    """Adam over all parameters at once, which lie in one vector.
+
+    The kernel is the one of ``torch.optim.Adam(fused=True)``, called without its bookkeeping.
+
+    Attributes
+    ----------
+    gradient
+        To be filled before each step.
+    """
+
+    def __init__(self, weights: Tensor) -> None:
+        self.gradient = torch.zeros_like(weights)
+        self._steps = weights.new_zeros(())
+        first, second = torch.zeros_like(weights), torch.zeros_like(weights)
+        self._lists: tuple[list[Tensor], ...] = (
+            [weights],
+            [self.gradient],
+            [first],
+            [second],
+            [],
+            [self._steps],
+        )
+
+    def parts(self, like: Sequence[Tensor]) -> list[Tensor]:
+        """View the gradient in the shapes of the parameters."""
+        return parts_of(self.gradient, like)
+
+    def step(self, rate: float | Tensor) -> None:
+        """Move the weights against the gradient."""
+        self._steps += 1
+        torch._fused_adam_(
+            *self._lists, lr=rate, beta1=0.9, beta2=0.999, weight_decay=0.0, eps=1e-8,
+            amsgrad=False, maximize=False,
+        )  # fmt: skip
+
+
+def flatten(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """Move parameters into one vector, which they are views of from then on."""
+    vector = parameters[0].detach().new_zeros(sum(map(_room, parameters)))
+    for parameter, part in zip(parameters, parts_of(vector, parameters), strict=True):
+        part.copy_(parameter.detach())
+        parameter.data = part
+    return vector
+
+
+def parts_of(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """View a vector in the shapes of parameters, with unused elements between them."""
+    parts = torch.split(vector, [_room(t) for t in like])
+    return [part[: t.numel()].view(t.shape) for part, t in zip(parts, like, strict=True)]
+
+
+def _room(tensor: Tensor) -> int:
+    return -(-tensor.numel() // ALIGNED) * ALIGNED

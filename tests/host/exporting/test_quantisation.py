@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from edgexnas.errors import QuantisationError
+from edgexnas.host.exporting.onnx_export import to_onnx
+from edgexnas.host.exporting.quantisation import Recipe, quantise, run_onnx, weighted_layers
+from edgexnas.host.exporting.quantisation_aware import fine_tune_for_int8
+from edgexnas.host.networks.bragg_models import BraggNN, cnn_bragg, mlp_bragg
+from edgexnas.host.networks.ptycho_models import CnnPtycho
+from edgexnas.host.training.criteria import score_offsets
+from edgexnas.host.training.loop import TrainingData, TrainingSettings, train
+
+LEVELS = (0.05, 0.5, 0.95)
+
+
+@pytest.fixture(scope="module")
+def trained(gaussian_task: TrainingData) -> nn.Module:
+    torch.manual_seed(0)
+    return train(cnn_bragg(6, 3), gaussian_task, TrainingSettings(epochs=25, batch_size=32)).model
+
+
+def exported(model: nn.Module, task: TrainingData, *, half: bool = False) -> bytes:
+    return to_onnx(model.eval(), task.train_x[:4], half=half)
+
+
+def error_px(model: bytes, task: TrainingData) -> float:
+    output = run_onnx(model, task.validation_x.numpy())
+    return score_offsets(output, task.validation_y.numpy(), LEVELS)["error"]
+
+
+@pytest.mark.parametrize("build", [lambda: mlp_bragg(8, 2), lambda: cnn_bragg(4, 4), BraggNN])
+def test_the_exported_graph_computes_what_the_network_does(
+    build: object, gaussian_task: TrainingData
+) -> None:
+    model = build().eval()  # type: ignore[operator]
+    expected = model(gaussian_task.validation_x).detach().numpy()
+    output = run_onnx(exported(model, gaussian_task), gaussian_task.validation_x.numpy())
+    np.testing.assert_allclose(output, expected, atol=1e-4)
+
+
+def test_the_batch_axis_is_free_and_named_n(
+    trained: nn.Module, gaussian_task: TrainingData
+) -> None:
+    proto = onnx.load_from_string(exported(trained, gaussian_task))
+    assert proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "n"
+    for count in (1, 33):
+        assert len(run_onnx(proto.SerializeToString(), np.zeros((count, 1, 11, 11), np.float32)))
+
+
+def test_the_graph_holds_no_file_names_of_the_machine_that_made_it(
+    trained: nn.Module, gaussian_task: TrainingData
+) -> None:
+    assert b".py" not in exported(trained, gaussian_task)
+
+
+def test_float16_is_written_into_the_graph_and_outputs_stay_float32(
+    trained: nn.Module, gaussian_task: TrainingData
+) -> None:
+    proto = onnx.load_from_string(exported(trained, gaussian_task, half=True))
+    weights = {t.data_type for t in proto.graph.initializer if t.dims and len(t.dims) > 1}
+    assert weights == {onnx.TensorProto.FLOAT16}
+    assert proto.graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+
+
+def test_every_weighted_layer_but_the_last_is_int8(
+    trained: nn.Module, gaussian_task: TrainingData
+) -> None:
+    float32 = exported(trained, gaussian_task)
+    names = [node.name for node in weighted_layers(onnx.load_from_string(float32))]
+    int8 = quantise(float32, gaussian_task.train_x.numpy(), Recipe())
+    assert int8.quantised == tuple(names[:-1])
+    assert int8.left_float == (names[-1],)
+
+
+def test_positions_stay_continuous_after_quantisation(
+    trained: nn.Module, gaussian_task: TrainingData
+) -> None:
+    int8 = quantise(exported(trained, gaussian_task), gaussian_task.train_x.numpy(), Recipe())
+    output = run_onnx(int8.model, gaussian_task.validation_x.numpy())
+    assert len(np.unique(output[:, :, 1])) > 400
+
+
+def test_quantising_twice_gives_the_same_bytes(
+    trained: nn.Module, gaussian_task: TrainingData
+) -> None:
+    float32 = exported(trained, gaussian_task)
+    once, twice = (quantise(float32, gaussian_task.train_x.numpy(), Recipe()) for _ in range(2))
+    assert once.model == twice.model
+
+
+def test_a_network_with_nothing_to_quantise_is_refused(gaussian_task: TrainingData) -> None:
+    float32 = exported(mlp_bragg(4, 1), gaussian_task)
+    with pytest.raises(QuantisationError, match="2 stay float"):
+        quantise(float32, gaussian_task.train_x.numpy(), Recipe(float_layers=2))
+
+
+def test_calibration_without_contrast_is_refused(
+    trained: nn.Module, gaussian_task: TrainingData
+) -> None:
+    with pytest.raises(QuantisationError, match="contrast"):
+        quantise(exported(trained, gaussian_task), np.zeros((8, 1, 11, 11), np.float32), Recipe())
+
+
+def test_fine_tuning_recovers_most_of_what_int8_lost(
+    trained: nn.Module, gaussian_task: TrainingData
+) -> None:
+    items = gaussian_task.train_x
+    float32 = exported(trained, gaussian_task)
+    before = error_px(quantise(float32, items.numpy(), Recipe()).model, gaussian_task)
+    tuned = fine_tune_for_int8(
+        trained,
+        gaussian_task,
+        items,
+        TrainingSettings(epochs=25, batch_size=32, learning_rate=3e-4),
+    )
+    after = error_px(
+        quantise(exported(tuned.model, gaussian_task), items.numpy(), Recipe()).model, gaussian_task
+    )
+    assert after < before
+    assert after < 1.15 * error_px(float32, gaussian_task)
+
+
+def test_fine_tuning_leaves_the_float_network_as_it_was(
+    trained: nn.Module, gaussian_task: TrainingData
+) -> None:
+    before = {name: value.clone() for name, value in trained.state_dict().items()}
+    tuned = fine_tune_for_int8(
+        trained, gaussian_task, gaussian_task.train_x, TrainingSettings(epochs=1)
+    )
+    assert all(torch.equal(before[name], value) for name, value in trained.state_dict().items())
+    assert tuned.model.state_dict().keys() == before.keys()
+
+
+@pytest.fixture(scope="module")
+def two_heads() -> tuple[CnnPtycho, TrainingData]:
+    """A network for ptychography whose encoder and heads have two layers each, and random data."""
+    torch.manual_seed(0)
+    patterns, patches = torch.rand(8, 1, 64, 64), torch.rand(8, 2, 64, 64)
+    return CnnPtycho(2, 2, 1, 1), TrainingData(patterns, patches, patterns, patches, "ptycho")
+
+
+@pytest.mark.parametrize(
+    ("float_layers", "left"),
+    [(1, {"amplitude.5", "phase.5"}), (2, {"amplitude.0", "amplitude.5", "phase.0", "phase.5"})],
+)
+def test_the_last_layers_of_each_head_stay_float(
+    two_heads: tuple[CnnPtycho, TrainingData], float_layers: int, left: set[str]
+) -> None:
+    model, data = two_heads
+    proto = to_onnx(model.eval(), data.train_x[:4], input_name="patterns", output_name="object")
+    result = quantise(proto, data.train_x.numpy(), Recipe(float_layers=float_layers))
+    graph = onnx.load_from_string(proto).graph
+    weights = {node.name: node.input[1] for node in graph.node if node.op_type == "Conv"}
+    assert {weights[name].removesuffix(".weight") for name in result.left_float} == left
+    assert len(result.quantised) == 6 - len(left)
+
+
+def test_fine_tuning_rounds_the_layers_that_the_graph_will_have_in_int8(
+    two_heads: tuple[CnnPtycho, TrainingData], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, data = two_heads
+    rounded: list[set[str]] = []
+
+    def watch(model: nn.Module, *rest: object) -> None:
+        names = {name.split(".parametrizations")[0] for name, _ in model.named_parameters()
+                 if ".parametrizations" in name}  # fmt: skip
+        rounded.append(names)
+
+    monkeypatch.setattr("edgexnas.host.exporting.quantisation_aware.train", watch)
+    fine_tune_for_int8(model, data, data.train_x, TrainingSettings(epochs=1, device="cpu"))
+    assert rounded == [{"encoder.0", "encoder.3", "amplitude.0", "phase.0"}]

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from edgexnas.errors import ConfigurationError
+from edgexnas.host.networks.bragg_models import mlp_bragg
+from edgexnas.host.training.criteria import (
+    evaluate_model,
+    quantile_loss,
+    score_offsets,
+    symmetry,
+)
+from edgexnas.host.training.loop import (
+    DivergedError,
+    TrainingData,
+    TrainingSettings,
+    train,
+)
+
+
+def settings(**changes: object) -> TrainingSettings:
+    return TrainingSettings(**{"epochs": 8, "batch_size": 32, "device": "cpu", **changes})
+
+
+def constant_error(task: TrainingData) -> float:
+    return float((task.validation_y - task.train_y.mean(0)).norm(dim=1).mean())
+
+
+def test_training_beats_the_constant_by_far(gaussian_task: TrainingData) -> None:
+    torch.manual_seed(0)
+    result = train(mlp_bragg(32, 1), gaussian_task, settings(epochs=30))
+    assert result.metrics["error"] < 0.2 * constant_error(gaussian_task)
+
+
+def test_the_interval_covers_about_what_its_levels_promise(gaussian_task: TrainingData) -> None:
+    torch.manual_seed(0)
+    result = train(mlp_bragg(32, 1), gaussian_task, settings(epochs=60, learning_rate=1e-2))
+    assert 0.8 < result.metrics["coverage"] < 0.98
+
+
+def test_one_seed_gives_one_result(gaussian_task: TrainingData) -> None:
+    def error() -> float:
+        torch.manual_seed(3)
+        return train(mlp_bragg(8, 1), gaussian_task, settings(epochs=2)).metrics["error"]
+
+    assert error() == error()
+
+
+def test_the_best_epochs_weights_are_returned(gaussian_task: TrainingData) -> None:
+    torch.manual_seed(0)
+    result = train(mlp_bragg(8, 1), gaussian_task, settings(epochs=6, learning_rate=0.1))
+    again = evaluate_model(result.model, gaussian_task.validation_x, gaussian_task.validation_y)
+    assert again["error"] == pytest.approx(min(epoch["error"] for epoch in result.history))
+
+
+def test_training_stops_when_patience_is_exhausted(gaussian_task: TrainingData) -> None:
+    result = train(mlp_bragg(8, 1), gaussian_task, settings(epochs=500, patience=1, batch_size=512))
+    errors = [epoch["error"] for epoch in result.history]
+    assert len(errors) < 500
+    assert errors[-1] >= min(errors[:-1])
+
+
+def test_the_epoch_hook_can_stop_the_training(gaussian_task: TrainingData) -> None:
+    result = train(
+        mlp_bragg(8, 1), gaussian_task, settings(), on_epoch=lambda epoch, metrics: epoch == 3
+    )
+    assert result.epochs == 3
+
+
+def test_the_time_limit_stops_after_the_epoch_that_passes_it(gaussian_task: TrainingData) -> None:
+    assert train(mlp_bragg(8, 1), gaussian_task, settings(time_limit_s=0.0)).epochs == 1
+
+
+def test_a_diverged_training_says_so(gaussian_task: TrainingData) -> None:
+    class Exploding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.weight * torch.full((len(x), 2, 3), torch.inf)
+
+    with pytest.raises(DivergedError, match="learning rate"):
+        train(Exploding(), gaussian_task, settings())
+
+
+def test_more_patches_a_batch_than_there_are_still_trains(gaussian_task: TrainingData) -> None:
+    assert train(mlp_bragg(4, 1), gaussian_task, settings(batch_size=4096, epochs=1)).epochs == 1
+
+
+@pytest.mark.parametrize("fold", range(8))
+def test_each_symmetry_moves_the_peak_with_its_patch(
+    gaussian_task: TrainingData, fold: int
+) -> None:
+    x, y = symmetry(gaussian_task.train_x, gaussian_task.train_y, fold)
+    weights = x[:, 0] ** 4
+    axis = torch.arange(11.0) - 5
+    total = weights.sum((1, 2))
+    centre = torch.stack([weights.sum(2) @ axis / total, weights.sum(1) @ axis / total], dim=1)
+    assert (centre - y).norm(dim=1).mean() < 0.05
+
+
+def test_the_eight_symmetries_are_all_different(gaussian_task: TrainingData) -> None:
+    one = gaussian_task.train_x[:1], gaussian_task.train_y[:1]
+    assert len({symmetry(*one, fold)[0].numpy().tobytes() for fold in range(8)}) == 8
+
+
+def test_the_pinball_loss_is_least_at_the_quantile() -> None:
+    sample = torch.linspace(0, 1, 1001)[:, None].expand(-1, 2)
+    level = torch.tensor([0.9])
+
+    def loss(guess: float) -> float:
+        return float(quantile_loss(torch.full((1001, 2, 1), guess), sample, level))
+
+    assert loss(0.9) < min(loss(0.85), loss(0.95))
+
+
+def test_scores_are_distances_in_pixels() -> None:
+    predicted = np.zeros((4, 2, 3), np.float32)
+    predicted[:, :, 0], predicted[:, :, 2] = -1, 1
+    target = np.array([[0.3, 0.4]] * 3 + [[3.0, 4.0]], np.float32)
+    scores = score_offsets(predicted, target, (0.05, 0.5, 0.95))
+    assert scores["error"] == pytest.approx((3 * 0.5 + 5) / 4)
+    assert scores["p50_px"] == pytest.approx(0.5)
+    assert scores["coverage"] == 0.75
+
+
+@pytest.mark.parametrize("change", [{"epochs": 0}, {"batch_size": 0}, {"learning_rate": 0.0}])
+def test_settings_that_train_nothing_are_refused(change: dict[str, float]) -> None:
+    with pytest.raises(ConfigurationError, match=next(iter(change))):
+        settings(**change)
+
+
+def test_an_unknown_device_is_refused_by_name(gaussian_task: TrainingData) -> None:
+    from edgexnas.host.training.loop import training_device
+
+    with pytest.raises(ConfigurationError, match="gpu0"):
+        training_device("gpu0")
+
+
+def test_the_pinball_losss_gradient_is_that_of_its_formula() -> None:
+    levels = torch.tensor([0.1, 0.5, 0.8], dtype=torch.float64)
+    predicted = torch.randn(9, 2, 3, dtype=torch.float64, requires_grad=True)
+    target = torch.randn(9, 2, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda p: quantile_loss(p, target, levels), predicted)
