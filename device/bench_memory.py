@@ -143,7 +143,7 @@ class Sender:
             "simplon": (f"tcp://127.0.0.1:{port}", f"simplon://127.0.0.1:{port}?exclusive=1"),
         }
         target, self.source = places[transport]
-        self._command = [sys.executable, "-m", "edgexnas.device.publishing.publish"]
+        self._command = [sys.executable, "-m", "edgexnas.device.publishing"]
         self._command += [
             transport,
             target,

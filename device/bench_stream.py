@@ -7,7 +7,7 @@
     python device/bench_stream.py page               # docs/results/streaming.md and .png
 
 Each part adds its runs to one JSON file, from which `page` writes the page. The publisher is
-`python -m edgexnas.device.publishing.publish` in a process of its own; receivers are those of
+`python -m edgexnas.device.publishing` in a process of its own; receivers are those of
 `stream_receivers.py`.
 """
 
@@ -144,7 +144,7 @@ def measure(
             target, url = "BENCH:Image", "pva://BENCH:Image?queue=100"
         else:
             target, url = f"tcp://127.0.0.1:{port}", f"simplon://127.0.0.1:{port}?exclusive=1"
-        publish = [sys.executable, "-m", "edgexnas.device.publishing.publish", transport, target]
+        publish = [sys.executable, "-m", "edgexnas.device.publishing", transport, target]
         publish += ["--shape", SHAPE, "--dtype", "uint16", "--rate", f"{rate:g}"]
         publish += ["--frames", f"{frames}", "--peaks", f"{options.peaks}", "--hold"]
         receive = [sys.executable, f"{HERE / 'stream_receivers.py'}", receiver, url]

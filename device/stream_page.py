@@ -43,7 +43,7 @@ def _head(runs: dict[str, Run]) -> str:
         f"`python device/bench_stream.py soak --minutes {minutes:g}`, then `rates`, `overload` and "
         f"`page`, on {hardware()}, loopback. Frames are 1024×1024 uint16 with about "
         f"{some['peaks_asked']} simulated spots, sent by `python -m "
-        "edgexnas.device.publishing.publish`, a process of its own on the same machine. "
+        "edgexnas.device.publishing`, a process of its own on the same machine. "
         f"{pinned}.\n\n"
         "Latency counts from the moment at which a frame was due at the publisher, so that a "
         "publisher or a network that lags is not left out, to the moment at which its result is "

@@ -15,9 +15,7 @@ import sys
 from torch import nn
 
 from edgexnas import EdgexnasError
-from edgexnas.host import optimize
-from edgexnas.host.networks.bragg_models import QuantileHead
-from edgexnas.host.networks.spaces import Choice, Configuration, Integer, SearchSpace
+from edgexnas.host import Choice, Configuration, Integer, QuantileHead, SearchSpace, optimize
 
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU}
 

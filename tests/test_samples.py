@@ -84,7 +84,7 @@ def test_05_stream_detector_prints_a_line_for_each_frame_of_a_series(folder: Pat
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         place = f"127.0.0.1:{free.getsockname()[1]}"
-    detector = [sys.executable, "-m", "edgexnas.device.publishing.publish", "simplon"]
+    detector = [sys.executable, "-m", "edgexnas.device.publishing", "simplon"]
     detector += [f"tcp://{place}", "--shape", "256x256", "--rate", "100", "--frames", "40"]
     with subprocess.Popen(detector, stdout=subprocess.DEVNULL) as running:
         try:

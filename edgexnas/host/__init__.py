@@ -27,7 +27,13 @@ if TYPE_CHECKING:
     from edgexnas.host.data.synthetic_peaks import with_drawn_peaks
     from edgexnas.host.exporting.export import ExportReport, Origin, export_bundle
     from edgexnas.host.exporting.scoring import classical_rows, distance_row
-    from edgexnas.host.networks.bragg_models import BRAGGNN_DENSE, BraggNN, count_parameters
+    from edgexnas.host.networks.bragg_models import (
+        BRAGGNN_DENSE,
+        BraggNN,
+        QuantileHead,
+        count_parameters,
+    )
+    from edgexnas.host.networks.hyperparameters import Choice, Configuration, Integer, Real
     from edgexnas.host.networks.search_space import SearchSpace
     from edgexnas.host.networks.spaces import SPACES
     from edgexnas.host.search.configuration import load_configuration
@@ -37,6 +43,11 @@ if TYPE_CHECKING:
     from edgexnas.host.training.ptycho_pretraining import PretrainingSettings, pretrain
 
 _HOME = {
+    "Choice": "networks.hyperparameters",
+    "Configuration": "networks.hyperparameters",
+    "Integer": "networks.hyperparameters",
+    "QuantileHead": "networks.bragg_models",
+    "Real": "networks.hyperparameters",
     "BRAGGNN_DENSE": "networks.bragg_models",
     "BraggNN": "networks.bragg_models",
     "Candidate": "search.result",
@@ -81,8 +92,11 @@ __all__ = [  # noqa: RUF022 - ruff sorts by case, a reader looks by name
     "BRAGGNN_DENSE",
     "BraggNN",
     "Candidate",
+    "Choice",
+    "Configuration",
     "DetectionScores",
     "ExportReport",
+    "Integer",
     "ObjectVariety",
     "Origin",
     "PatternSource",
@@ -90,6 +104,8 @@ __all__ = [  # noqa: RUF022 - ruff sorts by case, a reader looks by name
     "PretrainingSettings",
     "PseudoVoigtFit",
     "PtychoDataset",
+    "QuantileHead",
+    "Real",
     "Reconstruction",
     "SPACES",
     "SearchResult",

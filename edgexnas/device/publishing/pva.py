@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgexnas.device.optional_libraries import pvaccess_module
+from edgexnas.device.publishing.frames import PreparedFrames, send_all
 
 if TYPE_CHECKING:
     import argparse
 
-    from edgexnas.device.publishing.publish import PreparedFrames
 
 __all__ = ["send_pva"]
 
@@ -35,15 +35,13 @@ _CHECK_S = 0.2
 
 
 def send_pva(options: argparse.Namespace, prepared: PreparedFrames) -> None:
-    """Serve a channel and send the frames on it; see `edgexnas.device.publishing.publish`.
+    """Serve a channel and send the frames on it; see `edgexnas.device.publishing`.
 
     Raises
     ------
     MissingDependencyError
         If pvapy is not installed.
     """
-    from edgexnas.device.publishing.publish import send_all
-
     pva = pvaccess_module("sending frames over EPICS PV Access")
     server = pva.PvaServer()
     server.addRecord(options.channel, pva.NtNdArray(), None)

@@ -8,6 +8,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from edgexnas.device.optional_libraries import zmq_module
+from edgexnas.device.publishing.frames import PreparedFrames, send_all
 from edgexnas.device.sources.simplon.cbor import SELF_DESCRIBED, Tagged, dump_cbor, map_head
 from edgexnas.device.sources.simplon.messages import CODECS, COMPRESSED, MULTI_DIMENSIONAL
 from edgexnas.errors import SourceError
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from edgexnas.device.publishing.publish import PreparedFrames
 
 __all__ = ["send_simplon"]
 
@@ -31,7 +31,7 @@ _DATE_TIME = 0
 
 
 def send_simplon(options: argparse.Namespace, prepared: PreparedFrames) -> None:
-    """Bind a PUSH socket and send the frames on it; see `edgexnas.device.publishing.publish`.
+    """Bind a PUSH socket and send the frames on it; see `edgexnas.device.publishing`.
 
     Raises
     ------
@@ -40,8 +40,6 @@ def send_simplon(options: argparse.Namespace, prepared: PreparedFrames) -> None:
     SourceError
         If the address cannot be bound.
     """
-    from edgexnas.device.publishing.publish import send_all
-
     zmq = zmq_module("sending frames over DECTRIS Stream V2")
     ends = [_end_of_message(prepared, index) for index in range(len(prepared))]
     with zmq.Context() as context, context.socket(zmq.PUSH) as socket:

@@ -79,7 +79,7 @@ def publish() -> Publish:
 
     @contextmanager
     def start(*arguments: object) -> Iterator[Process]:
-        module = "edgexnas.device.publishing.publish"
+        module = "edgexnas.device.publishing"
         command = [sys.executable, "-m", module, *map(str, arguments), "--hold"]
         with _process(command, {"OMP_NUM_THREADS": "1"}) as process:
             process.wait_until_ready()
