@@ -49,7 +49,7 @@ from edgexnas.host import (
 )
 from edgexnas.host.networks.bragg_models import cnn_bragg, mlp_bragg
 from edgexnas.host.networks.symmetric_mlp import FromCentroid, mlp_bragg_symmetric
-from edgexnas.host.training.criteria import evaluate_model
+from edgexnas.host.training.bragg_criterion import evaluate_model
 
 # (units, layers), with the largest that fit under an eighth and the whole of both BraggNN.
 MLPS = (

@@ -153,7 +153,7 @@ def _report(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     from edgexnas.bundle import describe, load_signing_key
     from edgexnas.host import SearchResult
-    from edgexnas.host.exporting.export import FINE_TUNING
+    from edgexnas.host.exporting.bundle_export import FINE_TUNING
 
     check_output(options.output, inputs=(options.signing_key,))
     load_signing_key(options.signing_key)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         with_drawn_patterns,
     )
     from edgexnas.host.data.synthetic_peaks import with_drawn_peaks
-    from edgexnas.host.exporting.export import ExportReport, Origin, export_bundle
+    from edgexnas.host.exporting.bundle_export import ExportReport, Origin, export_bundle
     from edgexnas.host.exporting.scoring import classical_rows, distance_row
     from edgexnas.host.networks.bragg_models import (
         BRAGGNN_DENSE,
@@ -39,8 +39,9 @@ if TYPE_CHECKING:
     from edgexnas.host.search.configuration import load_configuration
     from edgexnas.host.search.optimization import optimize
     from edgexnas.host.search.result import Candidate, SearchResult
-    from edgexnas.host.training.loop import TrainingData, TrainingResult, TrainingSettings, train
+    from edgexnas.host.training.loop import TrainingResult, train
     from edgexnas.host.training.ptycho_pretraining import PretrainingSettings, pretrain
+    from edgexnas.host.training.settings import TrainingData, TrainingSettings
 
 _HOME = {
     "Choice": "networks.hyperparameters",
@@ -52,9 +53,9 @@ _HOME = {
     "BraggNN": "networks.bragg_models",
     "Candidate": "search.result",
     "DetectionScores": "data.matching",
-    "ExportReport": "exporting.export",
+    "ExportReport": "exporting.bundle_export",
     "ObjectVariety": "data.synthetic_patterns",
-    "Origin": "exporting.export",
+    "Origin": "exporting.bundle_export",
     "PatternSource": "data.synthetic_patterns",
     "PeakDataset": "data.peak_dataset",
     "PretrainingSettings": "training.ptycho_pretraining",
@@ -65,15 +66,15 @@ _HOME = {
     "SearchResult": "search.result",
     "SearchSpace": "networks.search_space",
     "Split": "data.splitting",
-    "TrainingData": "training.loop",
+    "TrainingData": "training.settings",
     "TrainingResult": "training.loop",
-    "TrainingSettings": "training.loop",
+    "TrainingSettings": "training.settings",
     "classical_rows": "exporting.scoring",
     "count_parameters": "networks.bragg_models",
     "detection_scores": "data.matching",
     "distance_row": "exporting.scoring",
     "draw_objects": "data.synthetic_patterns",
-    "export_bundle": "exporting.export",
+    "export_bundle": "exporting.bundle_export",
     "fit_pseudo_voigt": "data.pseudo_voigt",
     "label_frames": "data.peak_labels",
     "label_scan": "data.ptycho_labels",

@@ -140,6 +140,10 @@ class PeakDataset:
         """(n, 1, 11, 11) float32, patches scaled to [0, 1] as the device scales them."""
         return scale_patches(self.counts)[:, None]
 
+    def network_targets(self) -> FloatArray:
+        """`targets_px`: what a network should give for `inputs()`."""
+        return self.targets_px
+
     def split(
         self,
         *,

@@ -101,6 +101,10 @@ class PtychoDataset:
         """(n, 1, 64, 64) float32, patterns scaled as the device scales them."""
         return scale_patterns(self.patterns, self.intensity_scale)[:, None]
 
+    def network_targets(self) -> FloatArray:
+        """`targets`: what a network should give for `inputs()`."""
+        return self.targets
+
     def split(self, *, guard_px: float = PATTERN_SIZE) -> Split:
         """Split by regions of the scans: the right quarter tests; see `split_regions`.
 

@@ -22,7 +22,7 @@ from edgexnas.errors import ConfigurationError
 from edgexnas.host.measuring.bench_transports import BenchTransport, LocalBench, SshBench
 from edgexnas.host.measuring.candidate_bundle import INPUT_SIDE, make_candidate_bundle
 from edgexnas.host.measuring.cost_model import CostModel, count_cost
-from edgexnas.host.search.journal import write_whole
+from edgexnas.host.run_files import write_run_file
 
 if TYPE_CHECKING:
     from torch import nn
@@ -160,7 +160,7 @@ class BenchMeasure:
             "measured": dict(measured),
             "report": dict(report),
         }
-        write_whole(place, json.dumps(content).encode())
+        write_run_file(place, json.dumps(content).encode())
 
 
 class ModelMeasure:

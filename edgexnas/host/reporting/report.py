@@ -22,8 +22,9 @@ from edgexnas.host.reporting.figures import (
     save_figure,
 )
 from edgexnas.host.reporting.importance import LEAST_CANDIDATES, hyperparameter_importance
+from edgexnas.host.run_files import write_run_file
 from edgexnas.host.search.evaluation import FAILURES
-from edgexnas.host.search.journal import Trial, write_whole
+from edgexnas.host.search.journal import Trial
 from edgexnas.host.search.result import SearchResult
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def write_report(
         ) from error
     for name, (_, figure) in figures.items():
         save_figure(figure, folder / f"{name}.png")
-    write_whole(page, _page(result, figures).encode())
+    write_run_file(page, _page(result, figures).encode())
     return page
 
 

@@ -23,10 +23,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from edgexnas import whole_files
 from edgexnas.errors import SearchError
 
-__all__ = ["DifferentRunError", "Journal", "Trial", "read_journal", "write_whole"]
+__all__ = ["DifferentRunError", "Journal", "Trial", "read_journal"]
 
 SCHEMA = 1
 NAME = "journal.jsonl"
@@ -191,22 +190,6 @@ def read_journal(folder: Path) -> tuple[dict[str, Any], list[Trial]]:
     trials, _ = _replay(lines[1:], path)
     ended = [trial for trial in trials.values() if trial.order >= 0]
     return lines[0], sorted(ended, key=lambda trial: trial.order)
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all.
-
-    Raises
-    ------
-    SearchError
-        If it cannot be written.
-    """
-    try:
-        whole_files.write_whole(path, content)
-    except OSError as error:
-        raise SearchError(
-            f"{path} cannot be written ({error.strerror}); free some space or give another output"
-        ) from error
 
 
 def _parse(content: bytes, path: Path) -> tuple[list[dict[str, Any]], list[int]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgexnas.errors import ConfigurationError, SearchError
+from edgexnas.host.data.dataset import Dataset
 from edgexnas.host.measuring.measure_source import labelled, open_measure
 from edgexnas.host.measuring.objectives import (
     Measure,
@@ -25,7 +26,7 @@ from edgexnas.host.search.evaluation import EvaluationContext, evaluation_contex
 from edgexnas.host.search.evaluators import check_evaluator
 from edgexnas.host.search.journal import NAME, read_journal
 from edgexnas.host.search.strategies import SearchProblem, Strategy, make_strategy
-from edgexnas.host.search.tasks import Dataset, Task, find_task
+from edgexnas.host.search.tasks import Task, find_task
 
 __all__ = ["SearchPlan"]
 
@@ -298,7 +299,7 @@ def _check_numbers(
 def _check_device(device: str) -> None:
     import torch
 
-    from edgexnas.host.training.loop import training_device
+    from edgexnas.host.training.settings import training_device
 
     if training_device(device).type == "cuda" and not torch.cuda.is_available():
         raise ConfigurationError(f"device is {device!r} and torch finds no GPU; give 'auto'")

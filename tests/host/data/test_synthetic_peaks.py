@@ -14,7 +14,8 @@ from edgexnas.host.data.peak_dataset import PeakDataset
 from edgexnas.host.data.pseudo_voigt import fit_pseudo_voigt
 from edgexnas.host.data.synthetic_peaks import with_drawn_peaks
 from edgexnas.host.networks.bragg_models import mlp_bragg
-from edgexnas.host.training.loop import TrainingData, TrainingSettings, train
+from edgexnas.host.training.loop import train
+from edgexnas.host.training.settings import TrainingData, TrainingSettings
 
 COUNT = 400
 

@@ -16,13 +16,14 @@ from edgexnas.errors import ConfigurationError, QuantisationError
 from edgexnas.host.data.peak_dataset import PeakDataset
 from edgexnas.host.data.ptycho_dataset import PtychoDataset
 from edgexnas.host.data.synthetic_patterns import PatternSource, draw_objects
-from edgexnas.host.exporting.export import export_bundle
+from edgexnas.host.exporting.bundle_export import export_bundle
 from edgexnas.host.exporting.quantisation import run_onnx
 from edgexnas.host.networks.ptycho_models import CnnPtycho, MlpPtycho
 from edgexnas.host.networks.spaces import SPACES
 from edgexnas.host.search.evaluation import EvaluationContext, EvaluationRequest, evaluate
 from edgexnas.host.search.optimization import SearchResult, optimize
-from edgexnas.host.training.loop import TrainingData, TrainingSettings, train
+from edgexnas.host.training.loop import train
+from edgexnas.host.training.settings import TrainingData, TrainingSettings
 from edgexnas.ptycho import patch_errors
 from edgexnas.simulate import PtychographySettings
 from edgexnas.simulate.ptychography import zone_plate_probe

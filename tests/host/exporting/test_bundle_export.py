@@ -12,10 +12,11 @@ import edgexnas
 from edgexnas.bundle import Bundle, generate_keys, open_bundle
 from edgexnas.errors import ConfigurationError, QuantisationError
 from edgexnas.host.data.peak_dataset import PeakDataset
-from edgexnas.host.exporting.export import ExportReport, Origin, export_bundle
+from edgexnas.host.exporting.bundle_export import ExportReport, Origin, export_bundle
 from edgexnas.host.exporting.quantisation import run_onnx
 from edgexnas.host.networks.bragg_models import MlpBragg, mlp_bragg
-from edgexnas.host.training.loop import TrainingData, TrainingSettings, train
+from edgexnas.host.training.loop import train
+from edgexnas.host.training.settings import TrainingData, TrainingSettings
 
 
 @pytest.fixture(scope="module")

@@ -32,17 +32,17 @@ from edgexnas.bundle import (
 from edgexnas.bundle.manifest import IDENTIFIER
 from edgexnas.bundle.strict_json import explain, printable
 from edgexnas.errors import ConfigurationError, QuantisationError
+from edgexnas.host.exporting.bundling import make_bundling
 from edgexnas.host.exporting.onnx_export import to_onnx
 from edgexnas.host.exporting.quantisation import QuantisedModel, quantise, recipes, run_onnx
 from edgexnas.host.exporting.quantisation_aware import fine_tune_for_int8
 from edgexnas.host.networks.bragg_models import LEVELS, count_parameters
-from edgexnas.host.search.tasks import find_task
-from edgexnas.host.training.loop import TrainingData, TrainingSettings
+from edgexnas.host.training.settings import TrainingData, TrainingSettings
 
 if TYPE_CHECKING:
+    from edgexnas.host.data.dataset import Dataset
     from edgexnas.host.data.splitting import Split
     from edgexnas.host.exporting.bundling import Bundling
-    from edgexnas.host.search.tasks import Dataset
 
 __all__ = ["MAXIMUM_LOSS", "ExportReport", "Origin", "export_bundle"]
 
@@ -137,8 +137,7 @@ def export_bundle(
     key = load_signing_key(signing_key)
     check_writable(path)
     name, architecture = _checked_name(model_id, architecture), printable(architecture)
-    task = find_task(dataset.task)
-    bundling = task.bundling(tuple(levels))
+    bundling = make_bundling(dataset.task, tuple(levels))
     exporter = _Exporter(dataset, split, bundling)
     models, quantised, fine_tuned = exporter.models(model.cpu().eval(), maximum_loss, fine_tune)
     outputs = exporter.test_outputs(models)
@@ -152,7 +151,7 @@ def export_bundle(
     inputs, output = bundling.tensors()
     try:
         manifest = Manifest(
-            task=task.name,
+            task=bundling.task,
             model_id=name,
             sequence=int(created.timestamp()) if sequence is None else sequence,
             created=created,
@@ -185,7 +184,7 @@ class _Exporter:
 
     def __init__(self, dataset: Dataset, split: Split, bundling: Bundling) -> None:
         self.x = dataset.inputs()
-        self.y = find_task(dataset.task).targets(dataset)
+        self.y = dataset.network_targets()
         spread = np.linspace(0, len(split.calibration) - 1, bundling.calibration_items)
         self._calibration = self.x[split.calibration[np.unique(spread.astype(int))]]
         self._dataset, self._split, self._bundling = dataset, split, bundling
