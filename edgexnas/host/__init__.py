@@ -23,8 +23,9 @@ if TYPE_CHECKING:
         draw_objects,
         reconstruct_part,
         with_drawn_patterns,
+        with_synthetic_patterns,
     )
-    from edgexnas.host.data.synthetic_peaks import with_drawn_peaks
+    from edgexnas.host.data.synthetic_peaks import with_drawn_peaks, with_synthetic_peaks
     from edgexnas.host.exporting.bundle_export import ExportReport, Origin, export_bundle
     from edgexnas.host.exporting.scoring import classical_rows, distance_row
     from edgexnas.host.networks.bragg_models import (
@@ -87,6 +88,8 @@ _HOME = {
     "train": "training.loop",
     "with_drawn_patterns": "data.synthetic_patterns",
     "with_drawn_peaks": "data.synthetic_peaks",
+    "with_synthetic_patterns": "data.synthetic_patterns",
+    "with_synthetic_peaks": "data.synthetic_peaks",
 }
 
 __all__ = [  # noqa: RUF022 - ruff sorts by case, a reader looks by name
@@ -133,6 +136,8 @@ __all__ = [  # noqa: RUF022 - ruff sorts by case, a reader looks by name
     "train",
     "with_drawn_patterns",
     "with_drawn_peaks",
+    "with_synthetic_patterns",
+    "with_synthetic_peaks",
 ]
 
 

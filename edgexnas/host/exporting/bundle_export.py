@@ -213,7 +213,7 @@ class _Exporter:
         return {p: self._run(model, self._split.test) for p, model in models.items()}
 
     def int8_loss(self, outputs: Mapping[Precision, FloatArray], maximum: float) -> float:
-        """Share of the float32 error on the test part that INT8 adds; refused above `maximum`."""
+        """Share of the float32 error on the test part that INT8 adds; rejected above `maximum`."""
         truth, of = self.y[self._split.test], self._bundling
         float32, int8 = (of.error(outputs[p], truth) for p in ("float32", "int8"))
         loss = int8 / float32 - 1
@@ -284,7 +284,7 @@ class _Exporter:
 
 
 def _checked_name(model_id: str | None, architecture: str) -> str:
-    """Refuse a model_id that a manifest cannot hold; make one of the architecture's name."""
+    """Reject a model_id that a manifest cannot hold; make one of the architecture's name."""
     if model_id is None:
         return re.sub(r"[^A-Za-z0-9._-]+", "-", architecture).lstrip("._-")[:100] or "model"
     if not re.match(IDENTIFIER, model_id):
@@ -313,7 +313,7 @@ def _provenance(origin: Origin, dataset: Dataset) -> Provenance:
 
 
 def check_writable(path: str | Path) -> None:
-    """Refuse a target whose folder does not exist, before hours of work end there."""
+    """Reject a target whose folder does not exist, before hours of work end there."""
     folder = Path(path).absolute().parent
     if not folder.is_dir():
         raise ConfigurationError(f"folder {folder} does not exist; create it or choose another")

@@ -181,4 +181,6 @@ def _in_precision(
         return export(half=True)
     if precision == "int8":
         return quantise(float32, items, next(iter(recipes()))).model
-    raise ConfigurationError(f"there is no precision {precision!r}; give float32, float16 or int8")
+    raise ConfigurationError(
+        f"there is no precision {precision!r}; specify float32, float16 or int8"
+    )

@@ -67,7 +67,7 @@ def write_report(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SearchError(
-            f"{folder} cannot be made ({error.strerror}); give another path"
+            f"{folder} cannot be made ({error.strerror}); specify another path"
         ) from error
     for name, (_, figure) in figures.items():
         save_figure(figure, folder / f"{name}.png")

@@ -310,7 +310,7 @@ def load_checkpoint(path: Path, space: SearchSpace) -> nn.Module:
         ) from error
     if content["space"] != space.name:
         raise ConfigurationError(
-            f"checkpoint {path} is of space {content['space']}, not {space.name}; give its space"
+            f"checkpoint {path} is of space {content['space']}, not {space.name}; specify its space"
         )
     model = space.build(configuration)
     model.load_state_dict(weights)

@@ -141,7 +141,7 @@ class SearchResult:
             )
         if any(objective not in candidate.metrics for candidate in self.candidates):
             known = sorted(self.candidates[0].metrics)
-            raise ConfigurationError(f"{objective!r} was not recorded; give one of {known}")
+            raise ConfigurationError(f"{objective!r} was not recorded; specify one of {known}")
         others = [o.name for o in self.objectives]
         # Ties go to what is better otherwise, so that the best is on the front.
         return min(
@@ -236,7 +236,7 @@ class SearchResult:
 
         key = signing_key if signing_key is not None else self.signing_key
         if key is None:
-            raise ConfigurationError("a bundle must be signed; give signing_key=")
+            raise ConfigurationError("a bundle must be signed; specify signing_key=")
         chosen = candidate or self.best(self.objectives[0].name)
         dataset = self.dataset
         if dataset is None:
@@ -261,8 +261,8 @@ class SearchResult:
     def _space(self, name: str) -> SearchSpace:
         if name not in self.spaces:
             raise ConfigurationError(
-                f"space {name} of {self.folder} is not known; give it to SearchResult.load(spaces=)"
-                ", or search it by its name 'module:ATTRIBUTE', which the run keeps"
+                f"space {name} of {self.folder} is not known; pass it to "
+                "SearchResult.load(spaces=), or search it by its name 'module:ATTRIBUTE', which the run keeps"
             )
         return self.spaces[name]
 

@@ -53,12 +53,14 @@ def read_arguments(path: str | Path, known: Collection[str] | None = None) -> di
     tables = _tables(content.pop("spaces", {}), "spaces", place)
     for name in content:
         if known is not None and name not in known:
-            raise ConfigurationError(f"{place} sets {name!r}, which is unknown; give {known}")
+            raise ConfigurationError(f"{place} sets {name!r}, which is unknown; specify {known}")
     for name in ("constraints", "search_options"):
         _tables(content.get(name, {}), name, place, deep=False)
     for name in ("task", "data", "output", "search", "evaluator"):
         if not isinstance(content.get(name, ""), str):
-            raise ConfigurationError(f"{place} sets {name} to {content[name]!r}; give it as text")
+            raise ConfigurationError(
+                f"{place} sets {name} to {content[name]!r}; specify it as text"
+            )
     if "data" in content:
         content["data"] = str(place.parent / content["data"])
     named = {name: _narrowed(name, table, place) for name, table in tables.items()}
@@ -67,7 +69,7 @@ def read_arguments(path: str | Path, known: Collection[str] | None = None) -> di
         names = [given] if isinstance(given, str) else given
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ConfigurationError(
-                f"{place} sets space to {given!r}; give the name of a space or a list of names"
+                f"{place} sets space to {given!r}; specify the name of a space or a list of names"
             )
         content["space"] = [named.get(name, name) for name in names]
     unused = set(named) - {s.name for s in content.get("space", []) if not isinstance(s, str)}
@@ -80,9 +82,9 @@ def read_arguments(path: str | Path, known: Collection[str] | None = None) -> di
 
 
 def _tables(value: Any, name: str, place: Path, *, deep: bool = True) -> dict[str, Any]:
-    """Refuse what is no table, or with `deep` no table of tables."""
+    """Reject what is no table, or with `deep` no table of tables."""
     if not isinstance(value, dict):
-        raise ConfigurationError(f"{place} sets {name} to {value!r}; give a table [{name}]")
+        raise ConfigurationError(f"{place} sets {name} to {value!r}; specify a table [{name}]")
     if deep:
         for inner, table in value.items():
             _tables(table, f"{name}.{inner}", place, deep=False)
@@ -163,7 +165,7 @@ def _narrowed(name: str, table: Mapping[str, Any], place: Path) -> SearchSpace:
         return import_space(like).narrow(name=name, **ranges)
     if like not in SPACES:
         raise ConfigurationError(
-            f"{place} derives the space {name!r} from {like!r}, which is unknown; give "
+            f"{place} derives the space {name!r} from {like!r}, which is unknown; specify "
             f"like = one of {list(SPACES)}"
         )
     return SPACES[like].narrow(name=name, **ranges)
@@ -215,4 +217,4 @@ def _toml(value: Any) -> str:
         return json.dumps(value, ensure_ascii=False)
     if isinstance(value, Sequence):
         return f"[{', '.join(_toml(item) for item in value)}]"
-    raise ConfigurationError(f"{value!r} cannot be written to TOML; give a number or a string")
+    raise ConfigurationError(f"{value!r} cannot be written to TOML; specify a number or a string")

@@ -86,5 +86,5 @@ def find_task(name: str) -> Task:
         If there is none of that name.
     """
     if name not in TASKS:
-        raise ConfigurationError(f"task {name!r} is unknown; give one of {list(TASKS)}")
+        raise ConfigurationError(f"task {name!r} is unknown; specify one of {list(TASKS)}")
     return TASKS[name]

@@ -57,7 +57,7 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "learning_rate"):
             if not getattr(self, name) > 0:
-                raise ConfigurationError(f"{name} is {getattr(self, name)}; give more than 0")
+                raise ConfigurationError(f"{name} is {getattr(self, name)}; specify more than 0")
 
 
 @dataclass(frozen=True)
@@ -108,5 +108,5 @@ def training_device(name: str) -> torch.device:
         return torch.device(name)
     except RuntimeError as error:
         raise ConfigurationError(
-            f"device is {name!r}; give 'auto', 'cpu', 'cuda' or 'cuda:<number>'"
+            f"device is {name!r}; specify 'auto', 'cpu', 'cuda' or 'cuda:<number>'"
         ) from error

@@ -85,8 +85,8 @@ def test_the_reference_is_what_the_float32_model_gives(bundle: Bundle) -> None:
 
 def test_the_gate_lets_the_hosts_own_runs_pass(bundle: Bundle) -> None:
     for precision, model in bundle.models.items():
-        strayed = run_onnx(model, bundle.reference["input"]) - bundle.reference["output"]
-        assert np.linalg.norm(strayed, axis=1).mean() < getattr(bundle.manifest.gate, precision)
+        deviation = run_onnx(model, bundle.reference["input"]) - bundle.reference["output"]
+        assert np.linalg.norm(deviation, axis=1).mean() < getattr(bundle.manifest.gate, precision)
 
 
 def test_the_table_holds_the_rows_that_no_network_may_lose_to_unnoticed(bundle: Bundle) -> None:

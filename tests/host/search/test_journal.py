@@ -1,4 +1,4 @@
-"""The journal of a run: what survives, and what is refused."""
+"""The journal of a run: what survives, and what is rejected."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_a_number_that_json_does_not_know_is_never_written(tmp_path: Path) -> No
 def test_a_folder_without_a_run_is_refused(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:
         (tmp_path / NAME).write_bytes(content)
-    with pytest.raises(SearchError, match="give the output folder"):
+    with pytest.raises(SearchError, match="specify the output folder"):
         read_journal(tmp_path)
 
 

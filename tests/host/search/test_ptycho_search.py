@@ -146,7 +146,9 @@ def test_both_spaces_are_searched_if_none_is_named(
 
 
 def test_quantiles_are_not_offered(search: Callable[..., SearchResult], tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="'quantile_loss' belongs to another task; give"):
+    with pytest.raises(
+        ConfigurationError, match="'quantile_loss' belongs to another task; specify"
+    ):
         search(objectives=("error", "quantile_loss"))
     assert not (tmp_path / "run").exists()
 
@@ -179,9 +181,9 @@ def test_the_gate_lets_the_hosts_own_runs_pass_in_phase_and_amplitude(bundle: Bu
     assert gate.amplitude is not None
     for precision, model in bundle.models.items():
         output = run_onnx(model, bundle.reference["input"])
-        strayed = patch_errors(output, bundle.reference["output"])
-        assert strayed.phase_rad < getattr(gate, precision)
-        assert strayed.amplitude < getattr(gate.amplitude, precision)
+        deviation = patch_errors(output, bundle.reference["output"])
+        assert deviation.phase_rad < getattr(gate, precision)
+        assert deviation.amplitude < getattr(gate.amplitude, precision)
 
 
 def test_the_table_is_in_radians_beside_the_baselines(bundle: Bundle) -> None:
