@@ -262,7 +262,8 @@ class SearchResult:
         if name not in self.spaces:
             raise ConfigurationError(
                 f"space {name} of {self.folder} is not known; pass it to "
-                "SearchResult.load(spaces=), or search it by its name 'module:ATTRIBUTE', which the run keeps"
+                "SearchResult.load(spaces=), or search it by its name 'module:ATTRIBUTE', which "
+                "the run keeps"
             )
         return self.spaces[name]
 
