@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="JSON file")
     parser.add_argument(
         "--networks", nargs="+", action="append", metavar="FAMILY-SIZE-SIZE",
-        help="of one task, the baseline first; give it once a task",
+        help="of one task, the baseline first; specify it once a task",
     )  # fmt: skip
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--load", type=float, default=60.0, help="seconds of each load window")
@@ -151,7 +151,7 @@ def build(name: str) -> nn.Module:
     """Build a network from its family and sizes, such as mlpBragg-96-2 (units, layers)."""
     family, *sizes = name.split("-")
     if family not in FAMILIES:
-        raise SystemExit(f"{name} is of no known family; give one of {', '.join(FAMILIES)}")
+        raise SystemExit(f"{name} is of no known family; specify one of {', '.join(FAMILIES)}")
     return FAMILIES[family](*(int(size) for size in sizes))
 
 

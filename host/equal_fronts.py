@@ -45,11 +45,11 @@ from edgexnas.host import (
     TrainingSettings,
     count_parameters,
     train,
-    with_drawn_peaks,
+    with_synthetic_peaks,
 )
 from edgexnas.host.networks.bragg_models import cnn_bragg, mlp_bragg
 from edgexnas.host.networks.symmetric_mlp import FromCentroid, mlp_bragg_symmetric
-from edgexnas.host.training.criteria import evaluate_model
+from edgexnas.host.training.bragg_criterion import evaluate_model
 
 # (units, layers), with the largest that fit under an eighth and the whole of both BraggNN.
 MLPS = (
@@ -218,7 +218,7 @@ def search(options: argparse.Namespace, known: list[Run]) -> Iterator[dict[str, 
     dataset = PeakDataset.load(options.peaks)
     drawn = options.runs / f"{options.name}-{dataset.digest[:8]}-{options.drawn}-drawn.h5"
     if "drawn" in options.recipes and not drawn.exists():
-        with_drawn_peaks(dataset, options.drawn, device="cuda" if gpu else "cpu").save(drawn)
+        with_synthetic_peaks(dataset, options.drawn, device="cuda" if gpu else "cpu").save(drawn)
         print(f"{options.drawn} peaks drawn in {time.monotonic() - began:.1f} s", flush=True)
     named = ["drawn", *(("budget",) if options.budget else ("steps", "batch")), "seeds", "workers"]
     named += ["gpu_workers", "gpu_threads"] if gpu else []

@@ -19,7 +19,7 @@ __all__ = [
     "path_or_url",
     "positive_float",
     "positive_int",
-    "refuse_given",
+    "reject_given",
     "seed",
 ]
 
@@ -39,8 +39,8 @@ def path_or_url(text: str) -> Path | str:
     return text if "://" in text else Path(text)
 
 
-def refuse_given(options: argparse.Namespace, names: Sequence[str], reason: str) -> None:
-    """Refuse options that would be ignored: those of `names` that are not None.
+def reject_given(options: argparse.Namespace, names: Sequence[str], reason: str) -> None:
+    """Reject options that would be ignored: those of `names` that are not None.
 
     Raises
     ------

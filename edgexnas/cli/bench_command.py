@@ -161,10 +161,10 @@ def _form(name: str) -> Callable[[BenchReport], str]:
 
 
 def _check_outputs(outputs: dict[str, str | None], bundles: Sequence[str]) -> None:
-    """Refuse what cannot be written before minutes of measuring."""
+    """Reject what cannot be written before minutes of measuring."""
     places = [place for place in outputs.values() if place is not None]
     if len(set(places)) < len(places):
-        raise ConfigurationError(f"two outputs go to {places[0]}; give each its own place")
+        raise ConfigurationError(f"two outputs go to {places[0]}; specify each its own place")
     for place in places:
         if place != "-":
             check_output(Path(place), inputs=bundles)

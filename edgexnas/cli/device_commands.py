@@ -14,7 +14,7 @@ from edgexnas.cli.arguments import (
     path_or_url,
     positive_float,
     positive_int,
-    refuse_given,
+    reject_given,
 )
 from edgexnas.cli.outputs import check_output
 from edgexnas.cli.scan_commands import predict_object
@@ -81,15 +81,15 @@ def _predict(options: argparse.Namespace) -> None:
 
     # Not verified yet: it only chooses the predictor, which verifies the bundle.
     if read_manifest(options.bundle).task == "ptycho":
-        refuse_given(
+        reject_given(
             options, ("dataset",), f"{options.bundle} is for scans, which have their place"
         )
         predict_object(options)
         return
     reason = f"{options.bundle} is for Bragg peaks and not for ptychography"
-    refuse_given(options, ("object_pixel_nm",), reason)
+    reject_given(options, ("object_pixel_nm",), reason)
     if not isinstance(options.frames, Path):
-        refuse_given(options, ("dataset",), "the frames come from a URL, which can say dataset=")
+        reject_given(options, ("dataset",), "the frames come from a URL, which can say dataset=")
     if options.output is not None:
         check_output(options.output, inputs=(options.bundle, options.frames))
     with (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from edgexnas.cli.arguments import refuse_given
+from edgexnas.cli.arguments import reject_given
 from edgexnas.cli.outputs import check_output
 from edgexnas.cli.terminal import print_pairs, progress
 from edgexnas.errors import ConfigurationError
@@ -27,7 +27,7 @@ def simulate_scan_file(options: argparse.Namespace) -> None:
 
 def label_scan_file(path: Path, options: argparse.Namespace) -> None:
     """Pair the patterns of a scan with the object under each and save the dataset."""
-    from edgexnas.host import label_scan, with_drawn_patterns
+    from edgexnas.host import label_scan, with_synthetic_patterns
     from edgexnas.scans import open_scan
 
     scan = open_scan(path)
@@ -35,9 +35,11 @@ def label_scan_file(path: Path, options: argparse.Namespace) -> None:
     with progress(f"label {len(scan)} patterns") as step:
         dataset = label_scan(scan, iterations=iterations, modes=modes, progress=step)
     left_out = len(scan) - len(dataset)
-    if options.drawn:
-        with progress(f"draw {options.drawn} patterns"):
-            dataset = with_drawn_patterns(dataset, scan, options.drawn, iterations=iterations)
+    if options.synthetic:
+        with progress(f"generate {options.synthetic} synthetic patterns"):
+            dataset = with_synthetic_patterns(
+                dataset, scan, options.synthetic, iterations=iterations
+            )
     dataset.save(options.output)
     without = f", {left_out} left out without a usable position" if left_out else ""
     print_pairs(
@@ -64,7 +66,7 @@ def predict_object(options: argparse.Namespace) -> None:
     check_output(options.output, inputs=(options.bundle, options.frames))
     if isinstance(options.frames, Path):
         reason = f"{options.frames} is a file, whose positions need no size of a pixel"
-        refuse_given(options, ("object_pixel_nm",), reason)
+        reject_given(options, ("object_pixel_nm",), reason)
     pixel_m = None
     if options.object_pixel_nm is not None:
         row, col = options.object_pixel_nm

@@ -99,7 +99,7 @@ def _optimize(options: argparse.Namespace) -> None:
         arguments["constraints"] = {**arguments.get("constraints", {}), **bounds}
     for name in ("task", "data", "output"):
         if name not in arguments:
-            raise ConfigurationError(f"{name} is missing; give it here or in a --config file")
+            raise ConfigurationError(f"{name} is missing; specify it here or in a --config file")
     result = optimize(arguments.pop("task"), resume=options.resume, **arguments)
     _print_front(result)
 
@@ -153,7 +153,7 @@ def _report(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     from edgexnas.bundle import describe, load_signing_key
     from edgexnas.host import SearchResult
-    from edgexnas.host.exporting.export import FINE_TUNING
+    from edgexnas.host.exporting.bundle_export import FINE_TUNING
 
     check_output(options.output, inputs=(options.signing_key,))
     load_signing_key(options.signing_key)
@@ -164,7 +164,7 @@ def _export(options: argparse.Namespace) -> None:
         if options.trial not in known:
             raise ConfigurationError(
                 f"run {options.folder} has no trained network {options.trial}; "
-                f"give one of {', '.join(map(str, sorted(known)))}"
+                f"specify one of {', '.join(map(str, sorted(known)))}"
             )
         candidate = known[options.trial]
     report = result.export(

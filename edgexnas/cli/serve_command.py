@@ -101,7 +101,7 @@ def _summary(service: Service) -> str:
     sinks = ", ".join(service.sink_counts()) or "no sinks"
     return (
         f"{identity.source}: {identity.model_id} {identity.sequence} with {identity.engine}, "
-        f"{identity.precision}, to {sinks}: all is well"
+        f"{identity.precision}, to {sinks}: configuration OK"
     )
 
 

@@ -91,7 +91,7 @@ class PeakDataset:
     finder: FinderSettings = field(default_factory=FinderSettings)
 
     def __post_init__(self) -> None:
-        """Refuse columns that do not fit each other.
+        """Reject columns that do not fit each other.
 
         Raises
         ------
@@ -104,16 +104,18 @@ class PeakDataset:
                 continue
             if column.shape != (len(self.counts), *tail) or column.dtype != dtype:
                 raise InputError(
-                    f"{name} has shape {column.shape} and dtype {column.dtype}; give "
+                    f"{name} has shape {column.shape} and dtype {column.dtype}; specify "
                     f"{(len(self.counts), *tail)} and {np.dtype(dtype)}"
                 )
         if len(self.frame) and not 0 <= self.frame.min() <= self.frame.max() < self.frames:
             raise InputError(
                 f"peaks lie on frames {self.frame.min()} to {self.frame.max()}, but the series "
-                f"has {self.frames}; give numbers from 0 to {self.frames - 1}"
+                f"has {self.frames}; specify numbers from 0 to {self.frames - 1}"
             )
         if self.omega_deg is not None and self.omega_deg.shape != (self.frames, 2):
-            raise InputError(f"omega_deg has shape {self.omega_deg.shape}; give ({self.frames}, 2)")
+            raise InputError(
+                f"omega_deg has shape {self.omega_deg.shape}; specify ({self.frames}, 2)"
+            )
 
     def __len__(self) -> int:
         return len(self.counts)
@@ -139,6 +141,10 @@ class PeakDataset:
     def inputs(self) -> FloatArray:
         """(n, 1, 11, 11) float32, patches scaled to [0, 1] as the device scales them."""
         return scale_patches(self.counts)[:, None]
+
+    def network_targets(self) -> FloatArray:
+        """`targets_px`: what a network should give for `inputs()`."""
+        return self.targets_px
 
     def split(
         self,
@@ -202,7 +208,7 @@ class PeakDataset:
         ):
             raise ConfigurationError(
                 f"{len(datasets)} datasets differ in frame shape or finder settings; "
-                "give at least one, labelled alike"
+                "specify at least one, labelled alike"
             )
         starts = np.cumsum([0, *(item.frames for item in datasets)])
         renumbered = [
@@ -234,7 +240,7 @@ class PeakDataset:
             raise ConfigurationError(
                 f"{other.source} has {other.frames} frames of {other.shape} scored against the "
                 f"{other.against}, {self.source} {self.frames} of {self.shape} against the "
-                f"{self.against}; give peaks of the same series"
+                f"{self.against}; specify peaks of the same series"
             )
         joined: dict[str, Any] = {
             name: np.concatenate([getattr(self, name), getattr(other, name)])

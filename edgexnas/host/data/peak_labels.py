@@ -73,7 +73,7 @@ def label_frames(
         If a frame cannot be used or read.
     """
     if limit is not None and limit < 1:
-        raise ConfigurationError(f"limit is {limit}; give at least 1 frame, or None for all")
+        raise ConfigurationError(f"limit is {limit}; specify at least 1 frame, or None for all")
     total = len(series) if limit is None else min(limit, len(series))
     if background is None:
         spread = background_numbers(total, series.shape, series.dtype)

@@ -67,7 +67,7 @@ class PtychoDataset:
     against: Literal["iterative", "truth"]
 
     def __post_init__(self) -> None:
-        """Refuse columns that do not fit each other.
+        """Reject columns that do not fit each other.
 
         Raises
         ------
@@ -79,15 +79,17 @@ class PtychoDataset:
             column = getattr(self, name)
             if column.shape != (len(self.patterns), *tail) or column.dtype != dtype:
                 raise InputError(
-                    f"{name} has shape {column.shape} and dtype {column.dtype}; give "
+                    f"{name} has shape {column.shape} and dtype {column.dtype}; specify "
                     f"{(len(self.patterns), *tail)} and {np.dtype(dtype)}"
                 )
             if not np.isfinite(column).all():
                 raise InputError(f"{name} holds NaN or infinity; leave such patterns out")
         if not 0 < self.intensity_scale < np.inf:
-            raise InputError(f"intensity_scale is {self.intensity_scale}; give more than 0 counts")
+            raise InputError(
+                f"intensity_scale is {self.intensity_scale}; specify more than 0 counts"
+            )
         if self.against not in ("iterative", "truth"):
-            raise InputError(f"against is {self.against!r}; give 'iterative' or 'truth'")
+            raise InputError(f"against is {self.against!r}; specify 'iterative' or 'truth'")
 
     def __len__(self) -> int:
         return len(self.patterns)
@@ -100,6 +102,10 @@ class PtychoDataset:
     def inputs(self) -> FloatArray:
         """(n, 1, 64, 64) float32, patterns scaled as the device scales them."""
         return scale_patterns(self.patterns, self.intensity_scale)[:, None]
+
+    def network_targets(self) -> FloatArray:
+        """`targets`: what a network should give for `inputs()`."""
+        return self.targets
 
     def split(self, *, guard_px: float = PATTERN_SIZE) -> Split:
         """Split by regions of the scans: the right quarter tests; see `split_regions`.
@@ -121,7 +127,7 @@ class PtychoDataset:
         if min(sizes.values()) < MINIMUM_PATTERNS:
             raise ConfigurationError(
                 f"{self.source} has {len(self)} patterns, which split into "
-                f"{', '.join(f'{n} for {name}' for name, n in sizes.items())}; give a larger or "
+                f"{', '.join(f'{n} for {name}' for name, n in sizes.items())}; specify a larger or "
                 f"denser scan or a smaller guard_px, for each part needs {MINIMUM_PATTERNS}"
             )
         return split
@@ -137,8 +143,8 @@ class PtychoDataset:
         """
         if len({item.against for item in datasets}) != 1:
             raise ConfigurationError(
-                f"{len(datasets)} datasets are labelled differently; give at least one, labelled "
-                "alike"
+                f"{len(datasets)} datasets are labelled differently; specify at "
+                "least one, labelled alike"
             )
         cells, start = CELLS**2, 0
         regions = []

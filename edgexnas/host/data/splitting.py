@@ -67,7 +67,7 @@ def split_frames(
     """
     if guard < 0 or min(fractions) <= 0 or sum(fractions) >= 0.75:
         raise ConfigurationError(
-            f"guard is {guard} and fractions are {fractions}; give a guard from 0 and positive "
+            f"guard is {guard} and fractions are {fractions}; specify a guard from 0 and positive "
             "fractions that leave more than a quarter for training"
         )
     count = min(blocks, frames // max(2 * guard, 1))
@@ -76,7 +76,7 @@ def split_frames(
     if rest < 2 * (held[0] + held[1]):
         raise ConfigurationError(
             f"{frames} frames make {count} blocks of at least {max(2 * guard, 1)} frames, too few "
-            "to split; give more frames or blocks, a smaller guard or smaller fractions"
+            "to split; specify more frames or blocks, a smaller guard or smaller fractions"
         )
     kinds = np.full(count, TRAIN, np.int8)
     kinds[rest:] = TEST

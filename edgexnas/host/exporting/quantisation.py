@@ -105,7 +105,7 @@ def quantise(model: bytes, calibration: FloatArray, recipe: Recipe) -> Quantised
     """
     if calibration.size == 0 or calibration.max() == calibration.min():
         raise QuantisationError(
-            f"the {len(calibration)} calibration items hold no contrast; give real data"
+            f"the {len(calibration)} calibration items hold no contrast; specify real data"
         )
     proto = onnx.load_from_string(model)
     behind = layers_behind(proto)

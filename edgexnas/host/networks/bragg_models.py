@@ -118,11 +118,11 @@ def middle_of(levels: Sequence[float]) -> int:
 
 
 def check_levels(levels: Sequence[float]) -> None:
-    """Refuse quantile levels that are not increasing within (0, 1)."""
+    """Reject quantile levels that are not increasing within (0, 1)."""
     increasing = all(a < b for a, b in pairwise(levels))
     if not levels or not increasing or levels[0] <= 0 or levels[-1] >= 1:
         raise ConfigurationError(
-            f"quantile levels are {tuple(levels)}; give increasing numbers between 0 and 1, "
+            f"quantile levels are {tuple(levels)}; specify increasing numbers between 0 and 1, "
             "such as (0.05, 0.5, 0.95)"
         )
 

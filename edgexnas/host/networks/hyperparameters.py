@@ -66,7 +66,7 @@ class Integer:
         """Return `value` if it is one of this hyperparameter's, else raise ConfigurationError."""
         if not is_whole(value) or not self.low <= value <= self.high:  # type: ignore[operator]
             raise ConfigurationError(
-                f"{self.name} is {value!r}; give a whole number from {self.low} to {self.high}"
+                f"{self.name} is {value!r}; specify a whole number from {self.low} to {self.high}"
             )
         return value  # type: ignore[return-value]
 
@@ -118,7 +118,7 @@ class Real:
         """Return `value` if it is one of this hyperparameter's, else raise ConfigurationError."""
         if not is_number(value) or not self.low <= value <= self.high:  # type: ignore[operator]
             raise ConfigurationError(
-                f"{self.name} is {value!r}; give a number from {self.low:g} to {self.high:g}"
+                f"{self.name} is {value!r}; specify a number from {self.low:g} to {self.high:g}"
             )
         return float(value)  # type: ignore[arg-type]
 
@@ -139,7 +139,7 @@ class Choice:
         object.__setattr__(self, "values", tuple(self.values))
         if not self.values or len(set(self.values)) != len(self.values):
             raise ConfigurationError(
-                f"{self.name} has the choices {self.values}; give at least one and none twice"
+                f"{self.name} has the choices {self.values}; specify at least one and none twice"
             )
 
     @property
@@ -166,7 +166,7 @@ class Choice:
             # 1 == True and 1 == 1.0, but they are different values of a configuration.
             if known == value and type(known) is type(value):
                 return known
-        raise ConfigurationError(f"{self.name} is {value!r}; give one of {list(self.values)}")
+        raise ConfigurationError(f"{self.name} is {value!r}; specify one of {list(self.values)}")
 
     def narrow(self, values: object) -> Choice:
         """Restrict to some of the values or to one of them."""
@@ -192,14 +192,14 @@ def is_number(value: object) -> bool:
 def _check_bounds(parameter: Integer | Real) -> None:
     name, low, high = parameter.name, parameter.low, parameter.high
     if not low <= high:
-        raise ConfigurationError(f"{name} runs from {low} to {high}; give low ≤ high")
+        raise ConfigurationError(f"{name} runs from {low} to {high}; specify low ≤ high")
     if parameter.prior not in ("uniform", "log-uniform"):
         raise ConfigurationError(
-            f"{name} has the prior {parameter.prior!r}; give 'uniform' or 'log-uniform'"
+            f"{name} has the prior {parameter.prior!r}; specify 'uniform' or 'log-uniform'"
         )
     if parameter.prior == "log-uniform" and low <= 0:
         raise ConfigurationError(
-            f"{name} starts at {low} with a log-uniform prior; give a low above 0"
+            f"{name} starts at {low} with a log-uniform prior; specify a low above 0"
         )
 
 
@@ -207,5 +207,7 @@ def _as_range(name: str, values: object) -> tuple[object, object]:
     if not isinstance(values, Sequence):
         return values, values
     if isinstance(values, str) or len(values) != 2:
-        raise ConfigurationError(f"{name} is narrowed to {values!r}; give (low, high) or one value")
+        raise ConfigurationError(
+            f"{name} is narrowed to {values!r}; specify (low, high) or one value"
+        )
     return values[0], values[1]

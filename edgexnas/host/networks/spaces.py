@@ -197,17 +197,17 @@ def resolve_space(space: str | SearchSpace, *, task: str) -> SearchSpace:
         if space not in SPACES:
             names = [name for name, known in SPACES.items() if known.task == task]
             raise ConfigurationError(
-                f"space {space!r} is unknown; give one of {names}, 'module:ATTRIBUTE' "
+                f"space {space!r} is unknown; specify one of {names}, 'module:ATTRIBUTE' "
                 "or a SearchSpace"
             )
         space = SPACES[space]
     if not isinstance(space, SearchSpace):
         raise ConfigurationError(
-            f"space {space!r} is a {type(space).__name__}; give a name or a SearchSpace"
+            f"space {space!r} is a {type(space).__name__}; specify a name or a SearchSpace"
         )
     if space.task != task:
         raise ConfigurationError(
-            f"space {space.name} is for {space.task}, not {task}; give a space for {task}"
+            f"space {space.name} is for {space.task}, not {task}; specify a space for {task}"
         )
     return space
 
@@ -226,7 +226,7 @@ def import_space(path: str) -> SearchSpace:
     # Whatever the module raises while it is imported, or import_module of no name at all.
     except Exception as error:
         raise ConfigurationError(
-            f"space {path!r} cannot be imported ({type(error).__name__}: {error}); give "
+            f"space {path!r} cannot be imported ({type(error).__name__}: {error}); specify "
             "'module:ATTRIBUTE' of a module on the Python path (PYTHONPATH)"
         ) from error
     if not isinstance(space, SearchSpace):

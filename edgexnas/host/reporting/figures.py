@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgexnas.host.measuring.objectives import Objective
-from edgexnas.host.search.journal import write_whole
+from edgexnas.host.run_files import write_run_file
 from edgexnas.host.search.result import Candidate, SearchResult, front_of
 from edgexnas.host.search.tasks import find_task
 
@@ -164,7 +164,7 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=160)
     place = Path(path)
-    write_whole(place, buffer.getvalue())
+    write_run_file(place, buffer.getvalue())
     return place
 
 

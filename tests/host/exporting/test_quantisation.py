@@ -12,8 +12,9 @@ from edgexnas.host.exporting.quantisation import Recipe, quantise, run_onnx, wei
 from edgexnas.host.exporting.quantisation_aware import fine_tune_for_int8
 from edgexnas.host.networks.bragg_models import BraggNN, cnn_bragg, mlp_bragg
 from edgexnas.host.networks.ptycho_models import CnnPtycho
-from edgexnas.host.training.criteria import score_offsets
-from edgexnas.host.training.loop import TrainingData, TrainingSettings, train
+from edgexnas.host.training.bragg_criterion import score_offsets
+from edgexnas.host.training.loop import train
+from edgexnas.host.training.settings import TrainingData, TrainingSettings
 
 LEVELS = (0.05, 0.5, 0.95)
 

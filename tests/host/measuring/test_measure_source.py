@@ -99,10 +99,10 @@ def test_energy_on_a_machine_without_a_meter_fails_with_its_reason(ready: Path) 
 @pytest.mark.parametrize(
     ("source", "changes", "sentence"),
     [
-        ("abacus", {}, "measure is 'abacus'; give 'local', 'ssh://HOST', 'model'"),
+        ("abacus", {}, "measure is 'abacus'; specify 'local', 'ssh://HOST', 'model'"),
         ("local?speed=2", {}, "sets 'speed', which is unknown"),
         ("local?runs=many", {}, "sets runs to no number"),
-        ("local?runs=0", {}, "sets runs to 0; give more than 0"),
+        ("local?runs=0", {}, "sets runs to 0; specify more than 0"),
         ("local?precision=int4", {}, "sets precision to 'int4'"),
         ("local", {"workers": 2}, "trainings would disturb the measurement"),
         ("ssh://orin", {}, "needs signing_key="),

@@ -19,8 +19,9 @@ from edgexnas.host.networks.symmetric_mlp import (
     mlp_bragg_symmetric,
 )
 from edgexnas.host.search.result import SearchResult
-from edgexnas.host.training.criteria import symmetry
-from edgexnas.host.training.loop import TrainingData, TrainingSettings, train
+from edgexnas.host.training.bragg_criterion import symmetry
+from edgexnas.host.training.loop import train
+from edgexnas.host.training.settings import TrainingData, TrainingSettings
 
 
 def gaussians(offsets: torch.Tensor, sigma: float = 1.2) -> torch.Tensor:

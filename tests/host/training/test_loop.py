@@ -7,18 +7,14 @@ from torch import nn
 
 from edgexnas.errors import ConfigurationError
 from edgexnas.host.networks.bragg_models import mlp_bragg
-from edgexnas.host.training.criteria import (
+from edgexnas.host.training.bragg_criterion import (
     evaluate_model,
     quantile_loss,
     score_offsets,
     symmetry,
 )
-from edgexnas.host.training.loop import (
-    DivergedError,
-    TrainingData,
-    TrainingSettings,
-    train,
-)
+from edgexnas.host.training.loop import DivergedError, train
+from edgexnas.host.training.settings import TrainingData, TrainingSettings
 
 
 def settings(**changes: object) -> TrainingSettings:
@@ -135,7 +131,7 @@ def test_settings_that_train_nothing_are_refused(change: dict[str, float]) -> No
 
 
 def test_an_unknown_device_is_refused_by_name(gaussian_task: TrainingData) -> None:
-    from edgexnas.host.training.loop import training_device
+    from edgexnas.host.training.settings import training_device
 
     with pytest.raises(ConfigurationError, match="gpu0"):
         training_device("gpu0")

@@ -13,9 +13,10 @@ from edgexnas.host.networks.bragg_models import BraggNN, QuantileHead, cnn_bragg
 from edgexnas.host.networks.symmetric_mlp import mlp_bragg_symmetric
 from edgexnas.host.training import recorded_step
 from edgexnas.host.training import steps as training_steps
-from edgexnas.host.training.criteria import QuantileCriterion
-from edgexnas.host.training.loop import TrainingData, TrainingSettings, train
+from edgexnas.host.training.bragg_criterion import QuantileCriterion
+from edgexnas.host.training.loop import train
 from edgexnas.host.training.recorded_step import Recording
+from edgexnas.host.training.settings import TrainingData, TrainingSettings
 from edgexnas.host.training.steps import ModuleStep, RecordedStep, make_step, normalises_on_gpu
 
 CRITERION = QuantileCriterion((0.05, 0.5, 0.95), torch.device("cpu"))

@@ -16,8 +16,9 @@ from edgexnas.host.networks.spaces import SPACES, Configuration, SearchSpace
 from edgexnas.host.search.evaluation import EvaluationRequest, EvaluationResult, evaluation_context
 from edgexnas.host.search.evaluators import ProcessEvaluator
 from edgexnas.host.training import steps as training_steps
-from edgexnas.host.training.criteria import QuantileCriterion
-from edgexnas.host.training.loop import TrainingData, TrainingSettings, train
+from edgexnas.host.training.bragg_criterion import QuantileCriterion
+from edgexnas.host.training.loop import train
+from edgexnas.host.training.settings import TrainingData, TrainingSettings
 from edgexnas.host.training.steps import ModuleStep, RecordedStep
 
 pytestmark = [

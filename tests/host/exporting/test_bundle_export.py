@@ -12,10 +12,11 @@ import edgexnas
 from edgexnas.bundle import Bundle, generate_keys, open_bundle
 from edgexnas.errors import ConfigurationError, QuantisationError
 from edgexnas.host.data.peak_dataset import PeakDataset
-from edgexnas.host.exporting.export import ExportReport, Origin, export_bundle
+from edgexnas.host.exporting.bundle_export import ExportReport, Origin, export_bundle
 from edgexnas.host.exporting.quantisation import run_onnx
 from edgexnas.host.networks.bragg_models import MlpBragg, mlp_bragg
-from edgexnas.host.training.loop import TrainingData, TrainingSettings, train
+from edgexnas.host.training.loop import train
+from edgexnas.host.training.settings import TrainingData, TrainingSettings
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +85,8 @@ def test_the_reference_is_what_the_float32_model_gives(bundle: Bundle) -> None:
 
 def test_the_gate_lets_the_hosts_own_runs_pass(bundle: Bundle) -> None:
     for precision, model in bundle.models.items():
-        strayed = run_onnx(model, bundle.reference["input"]) - bundle.reference["output"]
-        assert np.linalg.norm(strayed, axis=1).mean() < getattr(bundle.manifest.gate, precision)
+        deviation = run_onnx(model, bundle.reference["input"]) - bundle.reference["output"]
+        assert np.linalg.norm(deviation, axis=1).mean() < getattr(bundle.manifest.gate, precision)
 
 
 def test_the_table_holds_the_rows_that_no_network_may_lose_to_unnoticed(bundle: Bundle) -> None:
