@@ -6,12 +6,12 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from edgexnas.device.rate_limited_log import RateLimitedLog
 from edgexnas.device.serving.bounded_queue import BoundedQueue
 from edgexnas.device.serving.ledger import Ledger
 from edgexnas.device.serving.series_run import FrameTask, SeriesRun
 from edgexnas.device.serving.settings import MEBIBYTE, PipelineSettings, Policy
 from edgexnas.device.serving.spill import SpillFolder
-from edgexnas.device.serving.stage_times import Complaints
 from edgexnas.device.sources.encoded_frames import EncodedFrame, encoded_events
 from edgexnas.device.sources.events import (
     EventSource,
@@ -56,7 +56,7 @@ class Intake:
         *,
         ledger: Ledger,
         settings: PipelineSettings,
-        complaints: Complaints,
+        complaints: RateLimitedLog,
         runs: list[SeriesRun],
     ) -> None:
         self._source = source

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
-from edgexnas.device.sinks.number_ranges import Intervals
+from edgexnas.device.sinks.number_ranges import NumberRanges
 from edgexnas.device.sources.events import PositionReading, SeriesStart
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class SeriesRun:
     begun: bool = False
     readings: deque[PositionReading] = field(default_factory=lambda: deque(maxlen=65_536))
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _in_flight: Intervals = field(default_factory=Intervals)
+    _in_flight: NumberRanges = field(default_factory=NumberRanges)
     _waiting: list[FrameTask] = field(default_factory=list)
     _next: int | None = None
 

@@ -16,13 +16,14 @@ from edgexnas.device.monitoring.status import (
     ServiceStatus,
     StatusView,
 )
+from edgexnas.device.rate_limited_log import RateLimitedLog
 from edgexnas.device.serving.ledger import Ledger
 from edgexnas.device.serving.peak_work import PeakWork
 from edgexnas.device.serving.pipeline import Pipeline
 from edgexnas.device.serving.settings import PipelineSettings
 from edgexnas.device.serving.sink_thread import SinkThread
-from edgexnas.device.serving.stage_times import Complaints, RateMeter, StageTimes
-from edgexnas.device.sinks.number_ranges import Intervals
+from edgexnas.device.serving.stage_times import RateMeter, StageTimes
+from edgexnas.device.sinks.number_ranges import NumberRanges
 from edgexnas.device.sinks.results import ServiceIdentity
 from edgexnas.errors import ConfigurationError, EdgexnasError
 
@@ -103,7 +104,7 @@ class Service:
         self._predictor = predictor
         self._source = source
         self._work = _work_of(predictor, settings)
-        self._complaints = Complaints()
+        self._complaints = RateLimitedLog(_log)
         self._times = StageTimes(*STAGES, *(sink.name for sink in sinks))
         self._meter = RateMeter()
         names = [sink.name for sink in sinks]
@@ -361,13 +362,13 @@ def _work_of(predictor: Predictor, settings: PipelineSettings) -> Work:
     return PatternWork(cast("PtychoPredictor", predictor), settings)
 
 
-def _committed_by_all(sinks: Sequence[Sink]) -> dict[str, Intervals]:
+def _committed_by_all(sinks: Sequence[Sink]) -> dict[str, NumberRanges]:
     """Frames that every sink which must have them has stored before."""
     stored = [sink.committed() for sink in sinks]
     if not stored:
         return {}
     common = set.intersection(*(set(kept) for kept in stored))
-    result: dict[str, Intervals] = {}
+    result: dict[str, NumberRanges] = {}
     for series in common:
         kept = stored[0][series]
         for other in stored[1:]:

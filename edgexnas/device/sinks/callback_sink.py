@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 
-from edgexnas.device.serving.stage_times import Complaints
-from edgexnas.device.sinks.number_ranges import Intervals
+from edgexnas.device.rate_limited_log import RateLimitedLog
+from edgexnas.device.sinks.number_ranges import NumberRanges
 from edgexnas.device.sinks.protocol import SinkPolicy
 from edgexnas.device.sinks.results import (
     FrameResult,
@@ -56,12 +56,12 @@ class CallbackSink:
         self.policy: SinkPolicy = policy
         self.exceptions = 0
         self._function = function
-        self._complaints = Complaints()
+        self._warnings = RateLimitedLog(_log)
 
     def check(self) -> None:
         """Do nothing: a function is always there."""
 
-    def committed(self) -> dict[str, Intervals]:
+    def committed(self) -> dict[str, NumberRanges]:
         """Give none: a function stores nothing that is known of."""
         return {}
 
@@ -94,5 +94,5 @@ class CallbackSink:
         except Exception as error:
             self.exceptions += 1
             message = f"{self.name} raised {type(error).__name__}: {error}"
-            self._complaints.add("callback", message)
+            self._warnings.add("callback", message)
             _log.debug("%s", message, exc_info=True)

@@ -17,8 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgexnas.device.ptycho.object_file import write_nexus_object
-from edgexnas.device.serving.settings import MEBIBYTE
-from edgexnas.device.sinks.number_ranges import Intervals
+from edgexnas.device.sinks.number_ranges import NumberRanges
 from edgexnas.device.sinks.protocol import SinkPolicy
 from edgexnas.device.sinks.results import (
     FrameResult,
@@ -39,6 +38,8 @@ from edgexnas.errors import ConfigurationError
 from edgexnas.whole_files import whole_file
 
 __all__ = ["Hdf5Sink"]
+
+MEBIBYTE = 2**20
 
 CHUNKS_BYTES = 2**20
 """More than the unfilled parts of chunks and HDF5's own blocks take in one write."""
@@ -102,7 +103,7 @@ class Hdf5Sink:
         self._least_free = least_free_mib * MEBIBYTE
         self._keep_patches = patches
         self._identity: ServiceIdentity | None = None
-        self._stored: dict[str, Intervals] | None = None
+        self._stored: dict[str, NumberRanges] | None = None
         self._file: Any = None
         self.path: Path | None = None
         self._number = 0
@@ -130,7 +131,7 @@ class Hdf5Sink:
             )
         self._refuse_full(place)
 
-    def committed(self) -> dict[str, Intervals]:
+    def committed(self) -> dict[str, NumberRanges]:
         """Read which frames of which series are stored in the folder."""
         if self._stored is None:
             self._stored = {}
@@ -141,7 +142,7 @@ class Hdf5Sink:
                     _log.warning("%s cannot be read, its frames may be repeated: %s", path, error)
                     continue
                 for series, numbers in stored.items():
-                    kept = self._stored.setdefault(series, Intervals())
+                    kept = self._stored.setdefault(series, NumberRanges())
                     for start, stop in numbers:
                         kept.add_range(start, stop)
                     kept.merge_lowest(MOST_GAPS)
@@ -191,7 +192,7 @@ class Hdf5Sink:
         assert self._stored is not None
         series = results[0].series
         # Of this run each frame comes once; only those of earlier ones are remembered.
-        known = self._stored.get(series, Intervals())
+        known = self._stored.get(series, NumberRanges())
         fresh = [result for result in results if result.number not in known]
         if not fresh:
             return

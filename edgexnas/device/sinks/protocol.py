@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
-from edgexnas.device.sinks.number_ranges import Intervals
+from edgexnas.device.sinks.number_ranges import NumberRanges
 from edgexnas.device.sinks.results import (
     FrameResult,
     ObjectSnapshot,
@@ -47,7 +47,7 @@ class Sink(Protocol):
             If not, and why.
         """
 
-    def committed(self) -> dict[str, Intervals]:
+    def committed(self) -> dict[str, NumberRanges]:
         """Tell which frames of which series earlier runs have stored here."""
 
     def open(self, identity: ServiceIdentity) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 
 from edgexnas.device.optional_libraries import pvaccess_module
 from edgexnas.device.pva_records import PvaRecords
-from edgexnas.device.sinks.number_ranges import Intervals
+from edgexnas.device.sinks.number_ranges import NumberRanges
 from edgexnas.device.sinks.protocol import SinkPolicy
 from edgexnas.device.sinks.results import (
     FrameResult,
@@ -66,7 +66,7 @@ class PvaSink:
         """
         pvaccess_module(self.name)
 
-    def committed(self) -> dict[str, Intervals]:
+    def committed(self) -> dict[str, NumberRanges]:
         """Give none: a PV has its newest value alone."""
         return {}
 

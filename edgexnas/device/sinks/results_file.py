@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgexnas.device.sinks.number_ranges import Intervals
+from edgexnas.device.sinks.number_ranges import NumberRanges
 from edgexnas.device.sinks.results_layout import segments
 from edgexnas.errors import SourceError
 
@@ -78,7 +78,7 @@ def read_results(path: Path, *, name: str = "results") -> Iterator[StoredFrame]:
             raise SourceError(f"{part} cannot be read as results: {error}") from error
 
 
-def committed_frames(path: Path) -> dict[str, Intervals]:
+def committed_frames(path: Path) -> dict[str, NumberRanges]:
     """Read which frames of which series a file holds.
 
     Raises
@@ -86,13 +86,13 @@ def committed_frames(path: Path) -> dict[str, Intervals]:
     OSError
         If it cannot be read.
     """
-    found: dict[str, Intervals] = {}
+    found: dict[str, NumberRanges] = {}
     try:
         with _reading(path) as file:
             entry = file["entry"]
             for rows, names in _commits(entry):
                 for index in np.unique(rows["series"]).tolist():
-                    kept = found.setdefault(names[index], Intervals())
+                    kept = found.setdefault(names[index], NumberRanges())
                     numbers = np.unique(rows["number"][rows["series"] == index])
                     cuts = np.flatnonzero(np.diff(numbers) > 1) + 1
                     for part in np.split(numbers, cuts):

@@ -31,7 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgexnas.device.optional_libraries import zmq_module
-from edgexnas.device.sinks.number_ranges import Intervals
+from edgexnas.device.sinks.number_ranges import NumberRanges
 from edgexnas.device.sinks.protocol import SinkPolicy
 from edgexnas.device.sinks.results import (
     FrameResult,
@@ -113,7 +113,7 @@ class ZmqSink:
             self.close()
             self.address = given
 
-    def committed(self) -> dict[str, Intervals]:
+    def committed(self) -> dict[str, NumberRanges]:
         """Give none: messages are gone once sent."""
         return {}
 
