@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from edgexnas.cli.arguments import add_command, positive_float
-from edgexnas.device.power.meter import METERS
+from edgexnas.device.power.opening import METERS
 from edgexnas.errors import ConfigurationError
 
 if TYPE_CHECKING:

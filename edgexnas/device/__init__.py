@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from edgexnas.device.bragg.predictor import PeakPredictor
     from edgexnas.device.cache import EngineCache
     from edgexnas.device.engines.device_engine import DeviceEngine
-    from edgexnas.device.engines.engine import Engine, open_engine
+    from edgexnas.device.engines.engine import Engine
     from edgexnas.device.engines.gate import EngineProof, ObjectProof, prove_engine
     from edgexnas.device.engines.onnx_engine import OnnxEngine
+    from edgexnas.device.engines.opening import open_engine
     from edgexnas.device.engines.selection import PrecisionTrial
     from edgexnas.device.engines.tensorrt_engine import TensorRTEngine
     from edgexnas.device.engines.tensorrt_layers import PlanLayer
@@ -66,7 +67,7 @@ _MODULES = {
     "StitchCounts": "ptycho.stitching",
     "TensorRTEngine": "engines.tensorrt_engine",
     "build_plan": "engines.tensorrt_plan",
-    "open_engine": "engines.engine",
+    "open_engine": "engines.opening",
     "prove_engine": "engines.gate",
 }
 

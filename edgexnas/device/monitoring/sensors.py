@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgexnas.device.power.meter import PowerMeter, open_power_meter
+from edgexnas.device.power import PowerMeter, open_power_meter
 from edgexnas.errors import EdgexnasError
 
 __all__ = ["SensorReading", "Sensors", "read_temperatures"]
