@@ -27,10 +27,10 @@ from torch import nn
 from torch_graphs import TorchGraph, fastest_graph
 
 from edgexnas.device.benchmark import EnergyProtocol, LatencyResult, Load, measure_energy
-from edgexnas.device.benchmark.device_state import observe_device, throttling
 from edgexnas.device.benchmark.intervals import half_width
 from edgexnas.device.benchmark.latency import RUNS, time_runs
 from edgexnas.device.power import open_power_meter
+from edgexnas.device.power.device_state import observe_device, throttling
 from edgexnas.host.networks.bragg_models import BraggNN, cnn_bragg, count_parameters, mlp_bragg
 from edgexnas.host.networks.ptycho_models import PtychoNN, cnn_ptycho, mlp_ptycho
 from edgexnas.whole_files import write_whole

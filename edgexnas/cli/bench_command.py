@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from edgexnas.cli.arguments import add_command, number, positive_float, positive_int
 from edgexnas.cli.outputs import check_output
-from edgexnas.device.engines.engine import ENGINES
-from edgexnas.device.power.meter import METERS
+from edgexnas.device.engines.opening import ENGINES
+from edgexnas.device.power.opening import METERS
 from edgexnas.errors import ConfigurationError
 from edgexnas.whole_files import write_whole
 

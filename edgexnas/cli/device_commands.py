@@ -18,7 +18,7 @@ from edgexnas.cli.arguments import (
 )
 from edgexnas.cli.outputs import check_output
 from edgexnas.cli.scan_commands import predict_object
-from edgexnas.device.engines.engine import ENGINES
+from edgexnas.device.engines.opening import ENGINES
 from edgexnas.errors import ConfigurationError, EdgexnasError
 from edgexnas.whole_files import whole_file
 

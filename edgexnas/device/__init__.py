@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from edgexnas.device.cache import EngineCache as EngineCache
     from edgexnas.device.engines.device_engine import DeviceEngine as DeviceEngine
     from edgexnas.device.engines.engine import Engine as Engine
-    from edgexnas.device.engines.engine import open_engine as open_engine
     from edgexnas.device.engines.gate import EngineProof as EngineProof
     from edgexnas.device.engines.gate import ObjectProof as ObjectProof
     from edgexnas.device.engines.gate import prove_engine as prove_engine
     from edgexnas.device.engines.onnx_engine import OnnxEngine as OnnxEngine
+    from edgexnas.device.engines.opening import open_engine as open_engine
     from edgexnas.device.engines.selection import PrecisionTrial as PrecisionTrial
     from edgexnas.device.engines.tensorrt_engine import TensorRTEngine as TensorRTEngine
     from edgexnas.device.engines.tensorrt_layers import PlanLayer as PlanLayer

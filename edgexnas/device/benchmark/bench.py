@@ -16,13 +16,13 @@ import numpy.typing as npt
 
 from edgexnas import __version__
 from edgexnas.device.benchmark.cold_start import ColdStart, measure_cold_start
-from edgexnas.device.benchmark.device_state import DeviceState, observe_device, throttling
 from edgexnas.device.benchmark.energy import EnergyReport, measure_energy
 from edgexnas.device.benchmark.energy_protocol import EnergyProtocol
 from edgexnas.device.benchmark.energy_result import EnergyResult
 from edgexnas.device.benchmark.latency import CALLS, RUNS, LatencyResult, measure_latency
 from edgexnas.device.benchmark.load import Load
 from edgexnas.device.power import PowerMeter, open_power_meter
+from edgexnas.device.power.device_state import DeviceState, observe_device, throttling
 from edgexnas.device.predictor import Predictor
 from edgexnas.errors import ConfigurationError, MeasurementError, SourceError
 

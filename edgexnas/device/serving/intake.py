@@ -15,10 +15,10 @@ from edgexnas.device.serving.spill import SpillFolder
 from edgexnas.device.sources.encoded_frames import EncodedFrame, encoded_events
 from edgexnas.device.sources.events import (
     EventSource,
-    PositionReading,
     SeriesEnd,
     SeriesStart,
     SourceFrame,
+    SourcePosition,
     SourceTrouble,
 )
 from edgexnas.errors import EdgexnasError
@@ -150,7 +150,7 @@ class Intake:
             self._begin(event, first=0)
         elif isinstance(event, SeriesEnd):
             self._end_series(event)
-        elif isinstance(event, PositionReading):
+        elif isinstance(event, SourcePosition):
             if self._run is not None and event.series in (None, self._run.series):
                 self._run.readings.append(event)
         else:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 
 from edgexnas.device.sinks.number_ranges import NumberRanges
-from edgexnas.device.sources.events import PositionReading, SeriesStart
+from edgexnas.device.sources.events import SeriesStart, SourcePosition
 
 if TYPE_CHECKING:
     from edgexnas.device.serving.ledger import EndState, SeriesLedger
@@ -115,7 +115,7 @@ class SeriesRun:
     error: str | None = None
     over: bool = False
     begun: bool = False
-    readings: deque[PositionReading] = field(default_factory=lambda: deque(maxlen=65_536))
+    readings: deque[SourcePosition] = field(default_factory=lambda: deque(maxlen=65_536))
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _in_flight: NumberRanges = field(default_factory=NumberRanges)
     _waiting: list[FrameTask] = field(default_factory=list)

@@ -11,11 +11,11 @@ import numpy.typing as npt
 
 __all__ = [
     "EventSource",
-    "PositionReading",
     "SeriesEnd",
     "SeriesStart",
     "SourceEvent",
     "SourceFrame",
+    "SourcePosition",
     "SourceTrouble",
 ]
 
@@ -101,7 +101,7 @@ class SeriesEnd:
 
 
 @dataclass(frozen=True, slots=True)
-class PositionReading:
+class SourcePosition:
     """A scan position that comes apart from its frame, before or after it.
 
     Attributes
@@ -144,7 +144,7 @@ class SourceTrouble:
     arrival_ns: int
 
 
-SourceEvent: TypeAlias = SourceFrame | SeriesStart | SeriesEnd | PositionReading | SourceTrouble
+SourceEvent: TypeAlias = SourceFrame | SeriesStart | SeriesEnd | SourcePosition | SourceTrouble
 
 
 class EventSource(Protocol):

@@ -24,9 +24,9 @@ from edgexnas.device.sinks.hdf5_sink import Hdf5Sink
 from edgexnas.device.sinks.results import ObjectSnapshot, SeriesBegun, SeriesEnded
 from edgexnas.device.sinks.results_file import read_results
 from edgexnas.device.sources.events import (
-    PositionReading,
     SeriesEnd,
     SeriesStart,
+    SourcePosition,
     SourceTrouble,
 )
 from edgexnas.errors import ConfigurationError, SourceError
@@ -666,7 +666,7 @@ class TestPtychography:
             yield SeriesStart("scan")
             for number, (pattern, place) in enumerate(zip(scan.patterns, places, strict=True)):
                 if apart:
-                    yield PositionReading(None, number, place, time.monotonic_ns())
+                    yield SourcePosition(None, number, place, time.monotonic_ns())
                 yield frame_of(number, pattern, series="scan", position_m=None if apart else place)
 
         settings = PipelineSettings(object_pixel_m=self.PIXEL_M)

@@ -20,11 +20,11 @@ from edgexnas.device.optional_libraries import pvaccess_module
 from edgexnas.device.sources.compression import prepare_codecs
 from edgexnas.device.sources.encoded_frames import EncodedFrame, decoded_events
 from edgexnas.device.sources.events import (
-    PositionReading,
     SeriesEnd,
     SeriesStart,
     SourceEvent,
     SourceFrame,
+    SourcePosition,
     SourceTrouble,
 )
 from edgexnas.device.sources.frame_numbers import FrameNumbers
@@ -349,7 +349,7 @@ class PvaSource:
         row, col = position[0] * self._scale, position[1] * self._scale
         # A position of an earlier series, or one that is not known.
         if number >= 0 and math.isfinite(row) and math.isfinite(col):
-            yield PositionReading(self._series, number, (row, col), arrival_ns)
+            yield SourcePosition(self._series, number, (row, col), arrival_ns)
 
     def _trouble(self, number: int | None, error: InputError, arrival_ns: int) -> SourceTrouble:
         self._count("malformed")

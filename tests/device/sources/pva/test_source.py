@@ -16,10 +16,10 @@ import pytest
 from edgexnas.device import Predictor
 from edgexnas.device.publishing.sending_order import Faults, sending_order
 from edgexnas.device.sources import (
-    PositionReading,
     SeriesEnd,
     SeriesStart,
     SourceFrame,
+    SourcePosition,
     SourceTrouble,
     open_event_source,
 )
@@ -131,7 +131,7 @@ def test_scan_positions_come_on_a_second_channel(publish: Any, receive: Any) -> 
         receiver.wait(connected(receiver))
         time.sleep(0.3)
         server.go()
-        readings = receiver.wait_for(PositionReading, 30)
+        readings = receiver.wait_for(SourcePosition, 30)
     assert [reading.number for reading in readings] == list(range(30))
     np.testing.assert_allclose([r.position_m for r in readings], np.resize(expected, (30, 2)))
     assert {frame.position_m for frame in receiver.of(SourceFrame)} == {None}
