@@ -19,7 +19,6 @@ import numpy.typing as npt
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from edgexnas.bundle.archive import decode_archive, encode_archive
-from edgexnas.bundle.files import read_once
 from edgexnas.bundle.keys import key_id, load_signing_key
 from edgexnas.bundle.manifest import (
     MODEL_MEMBERS,
@@ -34,6 +33,7 @@ from edgexnas.bundle.rollback import accept_sequence
 from edgexnas.bundle.signature import SIGNATURE_MEMBER, sign_members, verify_signature
 from edgexnas.bundle.trust import TrustStore
 from edgexnas.errors import BundleError, ConfigurationError, SignatureError
+from edgexnas.guarded_files import read_once
 from edgexnas.whole_files import write_whole
 
 __all__ = ["Bundle", "open_bundle", "read_manifest", "verify_bundle", "write_bundle"]

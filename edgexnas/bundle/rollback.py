@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from edgexnas.bundle.files import read_once
 from edgexnas.bundle.manifest import Manifest
 from edgexnas.bundle.strict_json import parse_json
 from edgexnas.errors import BundleError, ConfigurationError
+from edgexnas.guarded_files import read_once
 from edgexnas.whole_files import write_whole
 
 __all__ = ["accept_sequence"]

@@ -11,10 +11,10 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from edgexnas.bundle.files import read_once
 from edgexnas.bundle.keys import MOST_PEM_BYTES, is_p256
 from edgexnas.bundle.keys import key_id as key_id_of
 from edgexnas.errors import TrustError
+from edgexnas.guarded_files import read_once
 
 __all__ = ["TrustStore"]
 

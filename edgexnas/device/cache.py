@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgexnas.errors import EngineError
+from edgexnas.guarded_files import Guard, check_folder, read_once
 from edgexnas.whole_files import write_whole
 
 __all__ = ["CacheOption", "EngineCache", "default_cache_folder", "open_cache"]
@@ -101,25 +102,18 @@ class EngineCache:
         self.folder = folder
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            state = os.lstat(folder)
+            complaint = check_folder(folder, Guard())
         except OSError as error:
             raise EngineError(
                 f"engine cache {folder} cannot be made ({error.strerror}); give another, or "
                 "cache=False"
             ) from error
-        if not stat.S_ISDIR(state.st_mode):
-            raise EngineError(f"engine cache {folder} is no folder of its own; give another")
-        if state.st_uid != os.geteuid():
+        if complaint is not None:
             raise EngineError(
-                f"engine cache {folder} belongs to user {state.st_uid}, not to {os.geteuid()}; "
-                "give another"
+                f"engine cache {folder} {complaint}; give another, or remove what is in it and run "
+                f"chmod 700 {folder}"
             )
-        mode = stat.S_IMODE(state.st_mode)
-        if mode & 0o022:
-            raise EngineError(
-                f"engine cache {folder} can be written by others (mode {mode:04o}); remove what is "
-                f"in it and run chmod 700 {folder}"
-            )
+        mode = stat.S_IMODE(folder.lstat().st_mode)
         # A folder with other things in it is somebody's, and stays readable for whom it was;
         # what is kept there is this user's alone in any case.
         if mode & 0o077 and all(_OWN_NAME.match(path.name) for path in folder.iterdir()):
@@ -214,28 +208,15 @@ class EngineCache:
     def _read(self, path: Path) -> bytes | None:
         """Read a file once, if it is a plain file of this user's alone."""
         try:
-            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            raw = read_once(path, most_bytes=MOST_ENTRY_BYTES, guard=Guard(secret=True))
         except FileNotFoundError:
             return None
         except OSError as error:
-            self._leave_out(path, f"it cannot be opened ({error.strerror})")
+            self._leave_out(path, f"{error.strerror}")
             return None
-        try:
-            state = os.fstat(handle)
-            own = state.st_uid == os.geteuid() and not state.st_mode & 0o077
-            if not stat.S_ISREG(state.st_mode) or not own or state.st_nlink != 1:
-                self._leave_out(path, "it is no file of this user alone")
-                return None
-            if state.st_size > MOST_ENTRY_BYTES:
-                self._leave_out(path, f"its {state.st_size} bytes are too many")
-                return None
-            with open(handle, "rb", closefd=False) as file:
-                return file.read()
-        except OSError as error:
-            self._leave_out(path, f"it cannot be read ({error.strerror})")
-            return None
-        finally:
-            os.close(handle)
+        if raw is None:
+            self._leave_out(path, f"it has more than {MOST_ENTRY_BYTES} bytes")
+        return raw
 
     def _leave_out(self, path: Path, why: str) -> None:
         _log.warning("engine cache: %s is not used, because %s; it is made again", path, why)

@@ -31,10 +31,10 @@ from edgexnas.bundle import (
 )
 from edgexnas.bundle import bundle_file as bundle_file_module
 from edgexnas.bundle.archive import decode_archive, encode_archive
-from edgexnas.bundle.files import read_once
 from edgexnas.bundle.manifest import encode_manifest
 from edgexnas.bundle.reference import decode_reference, encode_reference
 from edgexnas.errors import BundleError, ConfigurationError, SignatureError, TrustError
+from edgexnas.guarded_files import read_once
 
 Verify = Callable[[bytes], Bundle]
 SignAnew = Callable[[Mapping[str, bytes]], bytes]
