@@ -214,7 +214,9 @@ class EngineCache:
     def _read(self, path: Path) -> bytes | None:
         """Read a file once, if it is a plain file of this user's alone."""
         try:
-            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            # Without O_NONBLOCK, opening a pipe would wait for somebody to write to it.
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            handle = os.open(path, flags)
         except FileNotFoundError:
             return None
         except OSError as error:

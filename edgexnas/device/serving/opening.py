@@ -208,6 +208,8 @@ def _mask(path: Path) -> Any:
     import numpy as np
 
     try:
+        if path.exists() and not path.is_file():
+            raise OSError("it is no regular file")
         return np.load(path, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"mask {path} cannot be read as .npy: {error}") from error

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -18,6 +20,7 @@ import numpy as np
 import pytest
 
 from edgexnas.cli import main
+from edgexnas.cli.serve_command import _log_for_operators
 from edgexnas.device.sinks.results_file import read_results
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is the extra «device»")
@@ -215,6 +218,30 @@ def test_frames_that_are_not_there_yet_are_told_with_their_line_and_may_come(
     path = configure(source="file:///nowhere/scan.h5")
     assert main(["serve", str(path), "--check"]) == 1
     assert f"{path}:1: there is no file /nowhere/scan.h5" in capsys.readouterr().err
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("what", ["configuration", "bundle", "mask", "source"])
+def test_a_pipe_instead_of_a_file_is_refused_at_once(
+    configure: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    path = configure(source=f"file://{pipe}" if what == "source" else None)
+    if what == "bundle":
+        path.write_text(re.sub('bundle = ".*"', f'bundle = "{pipe}"', path.read_text()))
+    if what == "mask":
+        path.write_text(path.read_text().replace("trust =", f'mask = "{pipe}"\ntrust ='))
+    assert main(["serve", str(pipe if what == "configuration" else path), "--check"]) in (1, 2)
+    assert "pipe" in capsys.readouterr().err
+
+
+def test_control_characters_from_outside_do_not_reach_the_log(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with _log_for_operators(quiet=False):
+        logging.getLogger("edgexnas.x").warning("series %s", "a\x1b[2Jb\nc\x07é")
+    assert capsys.readouterr().err.endswith(r"WARNING series a\x1b[2Jb\nc\x07é" + "\n")
 
 
 def refused(path: Path, capsys: Any, change: tuple[str, str], line: int, message: str) -> None:
