@@ -45,7 +45,7 @@ def _serve(options: argparse.Namespace) -> None:
     from edgexnas.device.serving.opening import open_service
 
     with _log_for_operators(quiet=options.quiet):
-        opened = open_service(options.configuration, views=not options.check)
+        opened = open_service(options.configuration)
         with closing(opened):
             if options.check:
                 opened.check()

@@ -64,7 +64,8 @@ __all__ = [
 Positive: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count: TypeAlias = Annotated[int, Field(ge=1)]
-Text: TypeAlias = Annotated[str, Field(min_length=1)]
+# No path or name may hold a zero byte; the system calls that take them raise ValueError.
+Text: TypeAlias = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]+$")]
 
 
 class _Table(BaseModel):
@@ -87,7 +88,7 @@ class PredictorSettings(_Table):
     trust: Text
     engine: Text = "auto"
     precision: Literal["int8", "float16", "float32", "auto"] = "int8"
-    batch: Count = 32
+    batch: Annotated[int, Field(ge=1, le=65_536)] = 32
     threads: Count | None = None
     cache: Text | None = None
     mask: Text | None = None
