@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from edgexnas.errors import ConfigurationError
+from edgexnas.guarded_files import read_once
 
 __all__ = ["generate_keys", "is_p256", "key_id", "load_signing_key", "public_pem"]
 
@@ -93,8 +94,7 @@ def load_signing_key(path: Path | str) -> ec.EllipticCurvePrivateKey:
         If the file cannot be read, is encrypted, is a public key, or is not on P-256.
     """
     try:
-        with open(path, "rb") as file:
-            raw = file.read(MOST_PEM_BYTES)
+        raw = read_once(Path(path), most_bytes=MOST_PEM_BYTES) or b""
     except OSError as error:
         raise ConfigurationError(
             f"signing key {path} cannot be read ({error.strerror}): `edgexnas keys` makes one"

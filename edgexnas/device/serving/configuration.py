@@ -71,7 +71,8 @@ __all__ = [
     "load_configuration",
 ]
 
-Text: TypeAlias = Annotated[str, Field(min_length=1)]
+# No path or name may hold a zero byte; the system calls that take them raise ValueError.
+Text: TypeAlias = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]+$")]
 
 
 class PredictorSettings(Table):
@@ -89,7 +90,7 @@ class PredictorSettings(Table):
     trust: Text
     engine: Text = "auto"
     precision: Literal["int8", "float16", "float32", "auto"] = "int8"
-    batch: Count = 32
+    batch: Annotated[int, Field(ge=1, le=65_536)] = 32
     threads: Count | None = None
     cache: Text | None = None
     mask: Text | None = None

@@ -21,6 +21,7 @@ from edgexnas.device.sources.events import (
     SourcePosition,
     SourceTrouble,
 )
+from edgexnas.device.sources.pixels import as_time_s
 from edgexnas.errors import EdgexnasError
 
 if TYPE_CHECKING:
@@ -166,7 +167,8 @@ class Intake:
             frame.number,
             frame.arrival_ns,
             frame.pixels if isinstance(frame, SourceFrame) else None,
-            frame.timestamp_s,
+            # An iterable may hold any number; sinks store and send only times that are some.
+            as_time_s(frame.timestamp_s),
             frame.position_m,
             frame.encoded if isinstance(frame, EncodedFrame) else None,
             error=run.error,

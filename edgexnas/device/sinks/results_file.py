@@ -106,6 +106,9 @@ def committed_frames(path: Path) -> dict[str, NumberRanges]:
 def _reading(path: Path) -> Iterator[Any]:
     import h5py
 
+    if not path.is_file():
+        # HDF5 would wait for somebody to write to a pipe.
+        raise OSError(f"{path} is no regular file")
     # As a reader beside a writer: a file whose writer was killed opens in no other way.
     with h5py.File(path, "r", libver="latest", swmr=True) as file:
         yield file

@@ -71,6 +71,8 @@ class ZmqSink:
     ----------
     address
         Where it is bound, with the port that was found for "tcp://127.0.0.1:*".
+    connects
+        Whether it connects there instead.
     """
 
     gather_s = 0.0
@@ -89,7 +91,7 @@ class ZmqSink:
         self.policy: SinkPolicy = policy
         self.address = address
         self._mode = mode
-        self._connect = connect
+        self.connects = connect
         self._high_water = high_water
         self._context: Any = None
         self._socket: Any = None
@@ -179,7 +181,7 @@ class ZmqSink:
         self._socket.sndhwm = self._high_water
         self._socket.sndtimeo = 1000
         try:
-            if self._connect:
+            if self.connects:
                 self._socket.connect(self.address)
             else:
                 self._socket.bind(self.address)
@@ -187,7 +189,7 @@ class ZmqSink:
         except zmq.ZMQError as error:
             self.close()
             raise ConfigurationError(
-                f"ZMQ cannot {'connect to' if self._connect else 'bind'} {self.address} "
+                f"ZMQ cannot {'connect to' if self.connects else 'bind'} {self.address} "
                 f"({error.strerror}); give a free address such as tcp://127.0.0.1:5557"
             ) from error
 

@@ -270,8 +270,9 @@ def _open_series(path: Path, options: FileOptions, stack: ExitStack) -> _Series:
 
 
 def _is_hdf5(path: Path) -> bool:
-    with suppress(OSError), path.open("rb") as file:
-        return file.read(8) == _HDF5_START
+    if path.is_file():
+        with suppress(OSError), path.open("rb") as file:
+            return file.read(8) == _HDF5_START
     return False
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import threading
 import time
 from collections import Counter
@@ -54,6 +55,9 @@ _ENOUGH_FRAMES = 64
 _SUSPICIOUS_SHARE = 0.25
 
 _PURPOSE = "receiving frames over DECTRIS Stream V2"
+
+_HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?|\[[0-9A-Fa-f:.%a-z]+\]")
+"""A host name, an IPv4 address, or an IPv6 address in brackets."""
 
 
 class SimplonOptions(SourceOptions):
@@ -120,6 +124,10 @@ class SimplonSource:
         host, _, port = url.place.strip("/").rpartition(":")
         if not host:
             host, port = port, str(DEFAULT_PORT)
+        if not _HOST.fullmatch(host):
+            raise ConfigurationError(
+                f"{url.text} names the host {host!r}, which is no host; give a name or an address"
+            )
         if not port.isdecimal() or not 0 < int(port) < 65536:
             raise ConfigurationError(f"{url.text} has the port {port!r}; give 1 to 65535")
         if not options.exclusive:

@@ -72,6 +72,18 @@ def test_gaps_repetitions_and_late_frames_arrive_as_they_are(publish: Any, recei
     assert receiver.source.status()["missed"] == 50 - len(set(expected)) - (49 not in expected)
 
 
+def test_damaged_frames_and_impossible_times_are_survived(publish: Any, receive: Any) -> None:
+    faults = ("--garble", 5, "--bad-time", 1)
+    with publish("pva", "T:odd", *SMALL, "--rate", 200, "--frames", 20, *faults) as server:
+        receiver = receive(open_event_source("pva://T:odd"))
+        receiver.wait(connected(receiver))
+        server.go()
+        receiver.wait(lambda: receiver.source.status()["malformed"] == 4)
+    frames = receiver.of(SourceFrame)
+    assert [frame.number for frame in frames] == [n for n in range(20) if n % 5 != 4]
+    assert {frame.timestamp_s for frame in frames} == {None}
+
+
 def test_a_counter_that_is_set_back_begins_another_series(publish: Any, receive: Any) -> None:
     series = ("--rate", 200, "--frames", 5, "--series", 3, "--pause", 0.05)
     with publish("pva", "T:series", *SMALL, *series) as server:
