@@ -159,7 +159,7 @@ def main() -> None:
     ):
         predictor.engine.close()
         levels = predictor.manifest.quantile_levels
-        predictor.engine = TorchStandIn(
+        predictor._shared.engine = TorchStandIn(
             mlp_bragg(50, 5, levels).eval(), PATCH, session=session, sizes=SIZES, graph=False
         )
 

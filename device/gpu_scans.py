@@ -56,12 +56,12 @@ def predictor_on(engine: Any) -> Iterator[PtychoPredictor]:
         bundle = open_bundle(path, trust=Path(folder) / "keys")
         predictor = PtychoPredictor(bundle, precision="float32", batch=engine.batch, cache=False)
     predictor.engine.close()
-    predictor.engine = engine
+    predictor._shared.engine = engine
     try:
         yield predictor
     finally:
         # The engine is its maker's to close.
-        predictor.engine = HostOnly(engine)
+        predictor._shared.engine = HostOnly(engine)
         predictor.close()
 
 
@@ -155,7 +155,7 @@ def rate(predictor: PtychoPredictor, scan: Scan) -> float:
 
 def stages_us(session: CudaSession, predictor: PtychoPredictor, stream: Any) -> dict[str, float]:
     """Medians of what the GPU takes for each step with a full batch."""
-    pipeline = predictor._pipelines[0]
+    pipeline = predictor._shared._resources[0]
     slot = pipeline._batches.slots[0]
     patches, bad = (slot.outputs[name].pointer for name in ("patches", "bad"))
     islands = stream._stitcher.islands

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from torch_stand_in import TorchStandIn
 
 from edgexnas.bragg import PATCH_SIZE, scale_patches
 from edgexnas.device.bragg.gpu_pipeline import SLOTS, FramePipeline
-from edgexnas.device.bragg.predictor import PeakPredictor
+from edgexnas.device.bragg.lanes import PeakLanes
 from edgexnas.device.cache import EngineCache
 from edgexnas.device.cuda import CudaSession, PinnedPool
 from edgexnas.device.cuda.host_copy import HostCopy
@@ -213,7 +214,7 @@ def time_pipeline(pipeline: FramePipeline, field: Field, decoding: bool) -> Iter
 
 
 class Turns:
-    """What `PeakPredictor.process_in` needs of a predictor."""
+    """What `PeakLanes.process_in` needs of an engine."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -227,13 +228,13 @@ class Turns:
 
 def time_shared(pipeline: FramePipeline, ring: np.ndarray, workers: int) -> Row:
     """Time frames that several threads process, as the workers of a service do."""
-    turns, seconds = Turns(), []
+    lanes, seconds = SimpleNamespace(engine=Turns()), []
     expected = [len(pipeline.process(frame)) for frame in ring]
 
     def work(first: int, taken: list[float]) -> None:
         for turn in range(first, first + SHARED):
             started = time.perf_counter()
-            peaks = PeakPredictor.process_in(turns, pipeline, ring[turn % len(ring)], turn)
+            peaks = PeakLanes.process_in(lanes, pipeline, ring[turn % len(ring)], turn)
             taken.append(time.perf_counter() - started)
             if (len(peaks), peaks.frame_number) != (expected[turn % len(ring)], turn):
                 raise AssertionError(f"frame {turn} of {workers} workers has other peaks")

@@ -38,7 +38,9 @@ from edgexnas.errors import (
 from edgexnas.toml_files import line_of
 
 if TYPE_CHECKING:
-    from edgexnas.device.predictor import Predictor
+    from edgexnas.device.bragg.predictor import PeakPredictor
+    from edgexnas.device.bundle_predictor import PredictorOptions
+    from edgexnas.device.ptycho.predictor import PtychoPredictor
 
 __all__ = ["OpenedService", "open_service"]
 
@@ -124,7 +126,8 @@ def open_service(path: Path) -> OpenedService:
             source = open_event_source(_from(folder, configuration.source))
         closing.callback(source.close)
         with _at(path, "predictor"):
-            predictor = closing.enter_context(_predictor(configuration, folder))
+            predictor = _predictor(configuration, folder)
+        closing.callback(predictor.close)
         sinks = []
         for index, given in enumerate(configuration.sinks):
             with _at(path, "sinks", index):
@@ -176,32 +179,23 @@ def _from(folder: Path, source: str) -> str:
     return source if "://" in source else str(folder / source)
 
 
-def _predictor(configuration: ServeConfiguration, folder: Path) -> Predictor:
+def _predictor(configuration: ServeConfiguration, folder: Path) -> PeakPredictor | PtychoPredictor:
     from edgexnas.bundle import open_bundle
     from edgexnas.device import Predictor
 
     given = configuration.predictor
     bundle = open_bundle(folder / given.bundle, trust=folder / given.trust)
-    options: dict[str, Any] = {}
+    options: PredictorOptions = {
+        "engine": given.engine,
+        "precision": given.precision,
+        "batch": given.batch,
+        "threads": given.threads,
+    }
     if given.cache is not None:
         options["cache"] = folder / given.cache
     if given.mask is not None:
         options["mask"] = _mask(folder / given.mask)
-    if given.saturation is not None:
-        if bundle.manifest.task != "ptycho":
-            raise ConfigurationError(
-                "saturation is for ptychography, and the bundle is for Bragg peaks, whose "
-                "saturation is in its manifest; leave it out"
-            )
-        options["saturation"] = given.saturation
-    return Predictor(
-        bundle,
-        engine=given.engine,
-        precision=given.precision,
-        batch=given.batch,
-        threads=given.threads,
-        **options,
-    )
+    return Predictor(bundle, saturation=given.saturation, **options)
 
 
 def _check_host(source: str) -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from edgexnas.bundle import Bundle, open_bundle
 from edgexnas.device import PeakPredictor, PtychoPredictor
+from edgexnas.device.bragg.predictor import lanes_of
 from edgexnas.device.serving.peak_work import PeakWork
 from edgexnas.device.serving.service import Service, ServiceError
 from edgexnas.device.serving.settings import PipelineSettings
@@ -179,14 +180,15 @@ class TestFailures:
         peak_predictor: PeakPredictor,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        locate = peak_predictor.locate
+        lanes = lanes_of(peak_predictor)
+        locate = lanes.locate
 
         def faulty(found: Any, numbers: Any) -> Any:
             if 3 in numbers:
                 raise RuntimeError("the card is hot")
             return locate(found, numbers)
 
-        monkeypatch.setattr(peak_predictor, "locate", faulty)
+        monkeypatch.setattr(lanes, "locate", faulty)
         counts = serve(frame_of(n, pixels) for n, pixels in enumerate(small_frames))
         assert (counts["done"], counts["failed"]) == (7, 1)
         assert seen.results[3].error == "RuntimeError: the card is hot"
@@ -332,7 +334,8 @@ class TestOverload:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """The engine does one frame while two come."""
-        locate = peak_predictor.locate
+        lanes = lanes_of(peak_predictor)
+        locate = lanes.locate
         sent, done, lags = [0], [0], list[int]()
 
         def slow(found: Any, numbers: Any) -> Any:
@@ -350,7 +353,7 @@ class TestOverload:
                 yield frame_of(number, small_frames[number % 8])
 
         monkeypatch.setattr(PeakWork, "warm_up", lambda self: None)
-        monkeypatch.setattr(peak_predictor, "locate", slow)
+        monkeypatch.setattr(lanes, "locate", slow)
         counts = serve(events(), live=True, queue_frames=16, background_frames=1, max_age_ms=1e6)
         assert counts["received"] == 400
         assert counts["dropped"] > 40
