@@ -27,10 +27,8 @@ __all__ = [
     "CnnBragg",
     "MlpBragg",
     "QuantileHead",
-    "cnn_bragg",
     "count_macs",
     "count_parameters",
-    "mlp_bragg",
 ]
 
 LEVELS = (0.05, 0.5, 0.95)
@@ -276,16 +274,6 @@ def he_init(module: nn.Module) -> None:
             nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
             assert part.bias is not None
             nn.init.zeros_(part.bias)
-
-
-def mlp_bragg(units: int, layers: int, levels: Sequence[float] = LEVELS) -> MlpBragg:
-    """Build mlpBragg; see `MlpBragg`."""
-    return MlpBragg(units, layers, levels)
-
-
-def cnn_bragg(filters: int, layers: int, levels: Sequence[float] = LEVELS) -> CnnBragg:
-    """Build cnnBragg; see `CnnBragg`."""
-    return CnnBragg(filters, layers, levels)
 
 
 def count_parameters(model: nn.Module) -> int:

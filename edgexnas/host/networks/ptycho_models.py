@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from edgexnas.host.networks.bragg_models import RESIDUAL_FROM, ResidualConvolution, he_init
 
-__all__ = ["CnnPtycho", "Contrast", "MlpPtycho", "PtychoNN", "Shadow", "cnn_ptycho", "mlp_ptycho"]
+__all__ = ["CnnPtycho", "Contrast", "MlpPtycho", "PtychoNN", "Shadow"]
 
 PATTERN_SIZE = 64
 """Side of a pattern in pixels, as in PtychoNN."""
@@ -249,23 +249,6 @@ class CnnPtycho(nn.Module):
         """Amplitude and phase (n, 2, 64, 64) from patterns (n, 1, 64, 64)."""
         features = self.encoder(self.shadow(self.contrast(patterns)))
         return as_object(self.amplitude(features), self.phase(features))
-
-
-def mlp_ptycho(units: int, layers: int) -> MlpPtycho:
-    """Build mlpPtycho; see `MlpPtycho`."""
-    return MlpPtycho(units, layers)
-
-
-def cnn_ptycho(
-    filters: int,
-    encoder_layers: int,
-    decoder1_layers: int,
-    decoder2_layers: int,
-    *,
-    rezero: bool | None = None,
-) -> CnnPtycho:
-    """Build cnnPtycho; see `CnnPtycho`."""
-    return CnnPtycho(filters, encoder_layers, decoder1_layers, decoder2_layers, rezero=rezero)
 
 
 def is_residual(layers: int, rezero: bool | None) -> bool:
