@@ -25,8 +25,8 @@ from torch_stand_in import TorchStandIn
 from edgexnas.bragg import PATCH_SIZE
 from edgexnas.device.cuda import CudaSession, DoubleBuffer, Slot
 from edgexnas.device.engines.device_engine import HostRuns
-from edgexnas.host.networks.bragg_models import BraggNN, cnn_bragg, count_parameters, mlp_bragg
-from edgexnas.host.networks.ptycho_models import PtychoNN, cnn_ptycho, mlp_ptycho
+from edgexnas.host.networks.bragg_models import BraggNN, CnnBragg, MlpBragg, count_parameters
+from edgexnas.host.networks.ptycho_models import CnnPtycho, MlpPtycho, PtychoNN
 from edgexnas.ptycho import PATTERN_SIZE
 from edgexnas.whole_files import write_whole
 
@@ -35,12 +35,12 @@ PRECISIONS = ("float16", "float32")
 PATCH, PATTERN = (1, PATCH_SIZE, PATCH_SIZE), (1, PATTERN_SIZE, PATTERN_SIZE)
 
 NETWORKS: dict[str, tuple[Any, tuple[int, ...]]] = {
-    "mlpBragg 50×1": (lambda: mlp_bragg(50, 1), PATCH),
-    "mlpBragg 50×5": (lambda: mlp_bragg(50, 5), PATCH),
-    "cnnBragg 32×6": (lambda: cnn_bragg(32, 6), PATCH),
+    "mlpBragg 50×1": (lambda: MlpBragg(50, 1), PATCH),
+    "mlpBragg 50×5": (lambda: MlpBragg(50, 5), PATCH),
+    "cnnBragg 32×6": (lambda: CnnBragg(32, 6), PATCH),
     "BraggNN": (lambda: BraggNN(), PATCH),
-    "mlpPtycho 256×1": (lambda: mlp_ptycho(256, 1), PATTERN),
-    "cnnPtycho 32×6+4+4": (lambda: cnn_ptycho(32, 6, 4, 4), PATTERN),
+    "mlpPtycho 256×1": (lambda: MlpPtycho(256, 1), PATTERN),
+    "cnnPtycho 32×6+4+4": (lambda: CnnPtycho(32, 6, 4, 4), PATTERN),
     "PtychoNN": (lambda: PtychoNN(), PATTERN),
 }
 

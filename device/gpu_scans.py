@@ -24,12 +24,12 @@ from torch_stand_in import TorchStandIn
 from edgexnas.bundle import generate_keys, open_bundle
 from edgexnas.device import PtychoPredictor
 from edgexnas.device.cuda import CudaSession
-from edgexnas.host.networks.ptycho_models import PtychoNN, mlp_ptycho
+from edgexnas.host.networks.ptycho_models import MlpPtycho, PtychoNN
 from edgexnas.scans import Scan
 
 PATTERN = (1, 64, 64)
 BATCH = 32
-NETWORKS = {"mlpPtycho 256×1": lambda: mlp_ptycho(256, 1), "PtychoNN": lambda: PtychoNN()}
+NETWORKS = {"mlpPtycho 256×1": lambda: MlpPtycho(256, 1), "PtychoNN": lambda: PtychoNN()}
 BUNDLES = Path(__file__).resolve().parent.parent / "tests" / "bundles"
 
 
@@ -79,7 +79,7 @@ def compare_scan(session: CudaSession) -> bool:
     """Compare a scan through a predictor with all of it on the GPU, and the network alone there."""
     torch.manual_seed(5)
     engine = TorchStandIn(
-        mlp_ptycho(32, 1).eval(), PATTERN, session=session, precision="float32", batch=8
+        MlpPtycho(32, 1).eval(), PATTERN, session=session, precision="float32", batch=8
     )
     scan = raster(100, 128)
     positions = scan.positions_px.copy()

@@ -31,7 +31,7 @@ from edgexnas.device.cuda import CudaSession, PinnedPool
 from edgexnas.device.cuda.host_copy import HostCopy
 from edgexnas.device.sources.compression import compress, decompress
 from edgexnas.errors import MissingDependencyError
-from edgexnas.host.networks.bragg_models import BraggNN, mlp_bragg
+from edgexnas.host.networks.bragg_models import BraggNN, MlpBragg
 from edgexnas.peak_finding import PeakFinder, estimate_background
 
 PATCH = (1, PATCH_SIZE, PATCH_SIZE)
@@ -55,7 +55,7 @@ DECODERS = (4, 14)
 DECODED = 50
 """Frames that each of them decodes in one round."""
 
-NETWORKS = {"mlpBragg 50×5": lambda: mlp_bragg(50, 5), "BraggNN": lambda: BraggNN()}
+NETWORKS = {"mlpBragg 50×5": lambda: MlpBragg(50, 5), "BraggNN": lambda: BraggNN()}
 
 Row = dict[str, Any]
 
@@ -355,7 +355,7 @@ def graph_times_us(
 def time_others(field: Field) -> list[Row]:
     """Time the CPU twin, and connected components on GPU and CPU, with the same network."""
     frames, finder = field.frames, field.finder
-    network = mlp_bragg(50, 5).eval()
+    network = MlpBragg(50, 5).eval()
     torch.set_num_threads(1)
 
     def on_cpu() -> None:

@@ -31,17 +31,17 @@ from edgexnas.device.benchmark.intervals import half_width
 from edgexnas.device.benchmark.latency import RUNS, time_runs
 from edgexnas.device.power import open_power_meter
 from edgexnas.device.power.device_state import observe_device, throttling
-from edgexnas.host.networks.bragg_models import BraggNN, cnn_bragg, count_parameters, mlp_bragg
-from edgexnas.host.networks.ptycho_models import PtychoNN, cnn_ptycho, mlp_ptycho
+from edgexnas.host.networks.bragg_models import BraggNN, CnnBragg, MlpBragg, count_parameters
+from edgexnas.host.networks.ptycho_models import CnnPtycho, MlpPtycho, PtychoNN
 from edgexnas.whole_files import write_whole
 
 FAMILIES: dict[str, Callable[..., nn.Module]] = {
     "BraggNN": lambda *widths: BraggNN(widths),
-    "mlpBragg": mlp_bragg,
-    "cnnBragg": cnn_bragg,
+    "mlpBragg": MlpBragg,
+    "cnnBragg": CnnBragg,
     "PtychoNN": PtychoNN,
-    "mlpPtycho": mlp_ptycho,
-    "cnnPtycho": cnn_ptycho,
+    "mlpPtycho": MlpPtycho,
+    "cnnPtycho": CnnPtycho,
 }
 SHAPES = {"Bragg": (1, 11, 11), "Ptycho": (1, 64, 64)}
 

@@ -6,7 +6,7 @@ import argparse
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgexnas.errors import ConfigurationError
 
@@ -19,6 +19,7 @@ __all__ = [
     "path_or_url",
     "positive_float",
     "positive_int",
+    "predictor_options",
     "reject_given",
     "seed",
 ]
@@ -37,6 +38,12 @@ def add_command(commands: Commands, name: str, summary: str) -> argparse.Argumen
 def path_or_url(text: str) -> Path | str:
     """Keep a URL as it is: a path would lose one of its slashes."""
     return text if "://" in text else Path(text)
+
+
+def predictor_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Gather the options of `edgexnas predict` that every predictor takes."""
+    names = ("trust", "engine", "precision", "batch", "cache")
+    return {name: getattr(options, name) for name in names}
 
 
 def reject_given(options: argparse.Namespace, names: Sequence[str], reason: str) -> None:

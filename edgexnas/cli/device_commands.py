@@ -14,6 +14,7 @@ from edgexnas.cli.arguments import (
     path_or_url,
     positive_float,
     positive_int,
+    predictor_options,
     reject_given,
 )
 from edgexnas.cli.outputs import check_output
@@ -93,14 +94,7 @@ def _predict(options: argparse.Namespace) -> None:
     if options.output is not None:
         check_output(options.output, inputs=(options.bundle, options.frames))
     with (
-        PeakPredictor(
-            options.bundle,
-            trust=options.trust,
-            engine=options.engine,
-            precision=options.precision,
-            batch=options.batch,
-            cache=options.cache,
-        ) as predictor,
+        PeakPredictor(options.bundle, **predictor_options(options)) as predictor,
         _sink(options.output) as sink,
         ExitStack() as stack,
     ):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from edgexnas.cli.arguments import reject_given
+from edgexnas.cli.arguments import predictor_options, reject_given
 from edgexnas.cli.outputs import check_output
 from edgexnas.cli.terminal import print_pairs, progress
 from edgexnas.errors import ConfigurationError
@@ -71,14 +71,7 @@ def predict_object(options: argparse.Namespace) -> None:
     if options.object_pixel_nm is not None:
         row, col = options.object_pixel_nm
         pixel_m = (row * 1e-9, col * 1e-9)
-    with PtychoPredictor(
-        options.bundle,
-        trust=options.trust,
-        engine=options.engine,
-        precision=options.precision,
-        batch=options.batch,
-        cache=options.cache,
-    ) as predictor:
+    with PtychoPredictor(options.bundle, **predictor_options(options)) as predictor:
         stream = predictor.stream(options.frames, object_pixel_m=pixel_m)
         for _ in stream:
             pass

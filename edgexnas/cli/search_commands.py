@@ -70,30 +70,15 @@ def _add_optimize(commands: Commands) -> None:
     optimize.set_defaults(run=_optimize)
 
 
-_PASSED_ON = (
-    "data",
-    "output",
-    "space",
-    "objectives",
-    "search",
-    "max_evals",
-    "timeout",
-    "workers",
-    "evaluator",
-    "epochs",
-    "device",
-    "measure",
-    "signing_key",
-    "seed",
-)
+_NOT_PASSED_ON = {"command", "config", "constraint", "resume", "run", "typed"}
 
 
 def _optimize(options: argparse.Namespace) -> None:
     from edgexnas.host import load_configuration, optimize
 
     arguments: dict[str, Any] = {} if options.config is None else load_configuration(options.config)
-    given = {name: getattr(options, name) for name in ("task", *_PASSED_ON)}
-    arguments |= {name: value for name, value in given.items() if value is not None}
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    arguments |= {name: value for name, value in given.items() if name not in _NOT_PASSED_ON}
     if options.constraint:
         bounds = dict(_bound(text) for text in options.constraint)
         arguments["constraints"] = {**arguments.get("constraints", {}), **bounds}

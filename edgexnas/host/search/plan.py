@@ -169,7 +169,7 @@ def make_plan(
     )
     bounds = check_constraints(constraints, measure=measure, known=application.objectives)
     check_evaluator(evaluator, workers)
-    _check_numbers(epochs=epochs, patience=patience, workers=workers, **rest)
+    _check_numbers({"epochs": epochs, "patience": patience, **rest})
     _check_device(device)
     check_reachable(spaces, bounds)
     if signing_key is not None:
@@ -265,35 +265,20 @@ def _capped(space: SearchSpace, epochs: int) -> SearchSpace:
     return space.narrow(epochs=(low, min(high, epochs)))
 
 
-def _check_numbers(
-    *,
-    epochs: int | None,
-    patience: int | None,
-    workers: int,
-    max_evals: int,
-    seed: int,
-    timeout: float | None,
-    time_limit_s: float | None,
-    memory_limit_gb: float | None,
-    keep_checkpoints: str,
-    ray_address: str | None,
-) -> None:
-    whole = {"max_evals": max_evals, "patience": patience, "epochs": epochs}
-    for name, count in whole.items():
+def _check_numbers(values: Mapping[str, Any]) -> None:
+    for name in ("max_evals", "patience", "epochs"):
+        count = values[name]
         if count is not None and (not is_whole(count) or count < 1):
             raise ConfigurationError(f"{name} is {count!r}; specify a whole number above 0")
+    seed, kept = values["seed"], values["keep_checkpoints"]
     if not is_whole(seed) or seed < 0:
         raise ConfigurationError(f"seed is {seed!r}; specify a whole number from 0")
-    limits = {
-        "timeout": timeout, "time_limit_s": time_limit_s, "memory_limit_gb": memory_limit_gb,
-    }  # fmt: skip
-    for name, limit in limits.items():
+    for name in ("timeout", "time_limit_s", "memory_limit_gb"):
+        limit = values[name]
         if limit is not None and (not is_number(limit) or not limit > 0):
             raise ConfigurationError(f"{name} is {limit!r}; specify a number above 0 or None")
-    if keep_checkpoints not in ("pareto", "all"):
-        raise ConfigurationError(
-            f"keep_checkpoints is {keep_checkpoints!r}; specify 'pareto' or 'all'"
-        )
+    if kept not in ("pareto", "all"):
+        raise ConfigurationError(f"keep_checkpoints is {kept!r}; specify 'pareto' or 'all'")
 
 
 def _check_device(device: str) -> None:

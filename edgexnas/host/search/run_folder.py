@@ -34,6 +34,12 @@ __all__ = [
 RUN_FILE = "run.toml"
 DATASET_FILE = "dataset.h5"
 
+AS_GIVEN = (
+    "search", "max_evals", "timeout", "workers", "evaluator", "seed", "epochs", "time_limit_s",
+    "memory_limit_gb", "keep_checkpoints", "ray_address",
+)  # fmt: skip
+"""Arguments that a plan holds as they were passed."""
+
 
 def checkpoint_path(folder: Path, trial: int) -> Path:
     """Where the weights of a trial are."""
@@ -133,19 +139,9 @@ def write_run(plan: SearchPlan) -> None:
         "output": str(plan.output),
         "space": [item if isinstance(item, str) else item.name for item in plan.given],
         "objectives": [objective.name for objective in plan.objectives],
-        "search": plan.search,
-        "max_evals": plan.max_evals,
-        "timeout": plan.timeout,
-        "workers": plan.workers,
-        "evaluator": plan.evaluator,
-        "seed": plan.seed,
-        "epochs": plan.epochs,
+        **{name: getattr(plan, name) for name in AS_GIVEN},
         "patience": plan.context.patience,
-        "time_limit_s": plan.time_limit_s,
-        "memory_limit_gb": plan.memory_limit_gb,
         "device": plan.context.device,
-        "keep_checkpoints": plan.keep_checkpoints,
-        "ray_address": plan.ray_address,
         "measure": plan.measure_source,
     }
     tables: dict[str, Mapping[str, Any]] = {

@@ -13,7 +13,7 @@ from edgexnas.errors import ConfigurationError
 from edgexnas.host.data.peak_dataset import PeakDataset
 from edgexnas.host.data.pseudo_voigt import fit_pseudo_voigt
 from edgexnas.host.data.synthetic_peaks import with_synthetic_peaks
-from edgexnas.host.networks.bragg_models import mlp_bragg
+from edgexnas.host.networks.bragg_models import MlpBragg
 from edgexnas.host.training.loop import train
 from edgexnas.host.training.settings import TrainingData, TrainingSettings
 
@@ -131,7 +131,7 @@ def test_a_network_learns_more_where_drawn_peaks_join_few_measured_ones(
         torch.manual_seed(0)
         epochs = round(steps / (len(parts.train_x) // 64))
         settings = TrainingSettings(epochs=epochs, batch_size=64, learning_rate=3e-3)
-        return train(mlp_bragg(48, 2), parts, settings).metrics["error"]
+        return train(MlpBragg(48, 2), parts, settings).metrics["error"]
 
     assert error(with_synthetic_peaks(few, 3000, seed=2)) < 0.9 * error(few)
 

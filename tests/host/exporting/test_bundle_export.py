@@ -14,7 +14,7 @@ from edgexnas.errors import ConfigurationError, QuantisationError
 from edgexnas.host.data.peak_dataset import PeakDataset
 from edgexnas.host.exporting.bundle_export import ExportReport, Origin, export_bundle
 from edgexnas.host.exporting.quantisation import run_onnx
-from edgexnas.host.networks.bragg_models import MlpBragg, mlp_bragg
+from edgexnas.host.networks.bragg_models import MlpBragg
 from edgexnas.host.training.loop import train
 from edgexnas.host.training.settings import TrainingData, TrainingSettings
 
@@ -23,7 +23,7 @@ from edgexnas.host.training.settings import TrainingData, TrainingSettings
 def network(simulated_peaks: PeakDataset) -> MlpBragg:
     torch.manual_seed(0)
     data = TrainingData.from_dataset(simulated_peaks, simulated_peaks.split(), "cpu")
-    model = mlp_bragg(24, 3)
+    model = MlpBragg(24, 3)
     train(model, data, TrainingSettings(epochs=40, batch_size=16, learning_rate=3e-3))
     return model
 
@@ -65,7 +65,7 @@ def bundle(
 
 def hostile_to_int8(model: MlpBragg) -> MlpBragg:
     """One hidden unit becomes a large constant that nobody reads, but that sets the INT8 scale."""
-    hostile = mlp_bragg(24, 3)
+    hostile = MlpBragg(24, 3)
     hostile.load_state_dict(model.state_dict())
     first, second, _ = (m for m in hostile.hidden if isinstance(m, torch.nn.Linear))
     with torch.no_grad():
