@@ -23,6 +23,7 @@ import torch
 from torch_stand_in import TorchStandIn
 
 from edgexnas.bragg import PATCH_SIZE
+from edgexnas.bundle import Precision
 from edgexnas.device.cuda import CudaSession, DoubleBuffer, Slot
 from edgexnas.device.engines.device_engine import HostRuns
 from edgexnas.host.networks.bragg_models import BraggNN, CnnBragg, MlpBragg, count_parameters
@@ -31,7 +32,7 @@ from edgexnas.ptycho import PATTERN_SIZE
 from edgexnas.whole_files import write_whole
 
 BATCH, REPEATS, RUNS = 32, 375, 10
-PRECISIONS = ("float16", "float32")
+PRECISIONS: tuple[Precision, ...] = ("float16", "float32")
 PATCH, PATTERN = (1, PATCH_SIZE, PATCH_SIZE), (1, PATTERN_SIZE, PATTERN_SIZE)
 
 NETWORKS: dict[str, tuple[Any, tuple[int, ...]]] = {
@@ -67,7 +68,7 @@ def summary(means: list[float]) -> dict[str, float]:
     }
 
 
-def measured(name: str, precision: str) -> dict[str, Any]:
+def measured(name: str, precision: Precision) -> dict[str, Any]:
     """One network: agreement with the CPU, latencies by turns, memory, start."""
     build, shape = NETWORKS[name]
     torch.manual_seed(0)
@@ -82,7 +83,10 @@ def measured(name: str, precision: str) -> dict[str, Any]:
     }
     with CudaSession() as session:
         engine = TorchStandIn(network, shape, session=session, precision=precision)
-        runs = {"plain": HostRuns(engine, graph=False), "graph": engine}
+        runs: dict[str, HostRuns | TorchStandIn] = {
+            "plain": HostRuns(engine, graph=False),
+            "graph": engine,
+        }
         outputs = {kind: run.run(inputs) for kind, run in runs.items()}
         row["largest difference to the CPU"] = float(np.abs(outputs["graph"] - expected).max())
         row["graph equals plain"] = bool(np.array_equal(outputs["graph"], outputs["plain"]))
@@ -180,7 +184,8 @@ def in_fresh_process(name: str) -> dict[str, float]:
     """Time a first start in a process of its own."""
     command = [sys.executable, __file__, "--output", ".", "--start", name]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
-    return json.loads(run.stdout.splitlines()[-1])
+    found: dict[str, float] = json.loads(run.stdout.splitlines()[-1])
+    return found
 
 
 def page(found: dict[str, Any]) -> str:

@@ -7,7 +7,6 @@ engine (`torch_stand_in.py`), with the networks named.
 from __future__ import annotations
 
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -26,11 +25,11 @@ from edgexnas.device import PtychoPredictor
 from edgexnas.device.cuda import CudaSession
 from edgexnas.host.networks.ptycho_models import MlpPtycho, PtychoNN
 from edgexnas.scans import Scan
+from edgexnas.testing import write_visible_bundle
 
 PATTERN = (1, 64, 64)
 BATCH = 32
 NETWORKS = {"mlpPtycho 256×1": lambda: MlpPtycho(256, 1), "PtychoNN": lambda: PtychoNN()}
-BUNDLES = Path(__file__).resolve().parent.parent / "tests" / "bundles"
 
 
 class HostOnly:
@@ -47,9 +46,6 @@ class HostOnly:
 @contextmanager
 def predictor_on(engine: Any) -> Iterator[PtychoPredictor]:
     """Open a predictor and give it this engine."""
-    sys.path.insert(0, str(BUNDLES))
-    from visible_object import write_visible_bundle
-
     with tempfile.TemporaryDirectory() as folder:
         key, _ = generate_keys(Path(folder) / "keys")
         path = write_visible_bundle(Path(folder) / "visible.edgex", signing_key=key)

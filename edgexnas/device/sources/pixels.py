@@ -10,13 +10,23 @@ import numpy.typing as npt
 
 from edgexnas.errors import InputError
 
-__all__ = ["MAXIMUM_FRAME_BYTES", "as_pixels", "as_position", "as_time_s", "frame_bytes"]
+__all__ = [
+    "MAXIMUM_FRAME_BYTES",
+    "UNITS_M",
+    "as_pixels",
+    "as_position",
+    "as_time_s",
+    "frame_bytes",
+]
 
 MAXIMUM_FRAME_BYTES = 2**30
 """Largest frame that a source decodes, 16384² of uint32; a message that claims more is refused."""
 
 LATEST_S = 4_102_444_800.0
 """The year 2100: a later time stamp is no time."""
+
+UNITS_M = {"m": 1.0, "mm": 1e-3, "um": 1e-6, "nm": 1e-9}
+"""Unit of a scan position → metres."""
 
 
 def as_pixels(values: npt.ArrayLike) -> npt.NDArray[Any]:

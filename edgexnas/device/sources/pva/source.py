@@ -28,6 +28,7 @@ from edgexnas.device.sources.events import (
     SourceTrouble,
 )
 from edgexnas.device.sources.frame_numbers import FrameNumbers
+from edgexnas.device.sources.pixels import UNITS_M
 from edgexnas.device.sources.pva.ntndarray import FrameUpdate, read_positions
 from edgexnas.device.sources.pva.unique_ids import UniqueIds
 from edgexnas.device.sources.source_url import SourceOptions, SourceUrl
@@ -53,8 +54,6 @@ pvapy destroys a channel and its callbacks without holding the interpreter's loc
 and then if the server goes away meanwhile (epics-base/pvaPy issue 96). A channel without a monitor
 takes a few kilobytes.
 """
-
-UNITS_M = {"m": 1.0, "mm": 1e-3, "um": 1e-6, "nm": 1e-9}
 
 
 _Readings: TypeAlias = list[tuple[int, tuple[float, float]]]

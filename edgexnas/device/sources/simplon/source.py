@@ -31,8 +31,7 @@ from edgexnas.device.sources.events import (
     SourceTrouble,
 )
 from edgexnas.device.sources.frame_numbers import FrameNumbers
-from edgexnas.device.sources.pixels import MAXIMUM_FRAME_BYTES
-from edgexnas.device.sources.pva.source import UNITS_M
+from edgexnas.device.sources.pixels import MAXIMUM_FRAME_BYTES, UNITS_M
 from edgexnas.device.sources.simplon.messages import (
     EncodedArray,
     ImageMessage,
