@@ -93,6 +93,8 @@ class Predictor:
     ----------
     manifest
         The bundle's manifest.
+    bundle_digest
+        SHA-256 of the bundle's file, hexadecimal, by which results name what made them.
     engine
         The engine that runs; its `reason` says why this one.
     proof
@@ -118,6 +120,7 @@ class Predictor:
     """The application that a subclass serves."""
 
     manifest: Manifest
+    bundle_digest: str
     engine: Engine
     proof: EngineProof | ObjectProof
     precision_trials: tuple[PrecisionTrial, ...]
@@ -157,7 +160,7 @@ class Predictor:
         verified = self._verified
         # The engine has its own copy of the model; the bundle's need not stay in memory.
         del self._verified
-        self.manifest = verified.manifest
+        self.manifest, self.bundle_digest = verified.manifest, verified.digest
         self._lock = threading.RLock()
         self._cache = cache
         self._pipelines: list[Pipeline] = []
