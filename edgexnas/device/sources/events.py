@@ -40,6 +40,9 @@ class SourceFrame:
         The detector's own time in Unix seconds; None if it says none.
     position_m
         (row, col) of the scan in metres; None if it does not come with the frame.
+    detector_id
+        Number that the detector itself gave the frame: uniqueId of an NTNDArray, image_id of
+        Stream V2; None if unknown.
     """
 
     series: str
@@ -48,6 +51,7 @@ class SourceFrame:
     arrival_ns: int
     timestamp_s: float | None = None
     position_m: tuple[float, float] | None = None
+    detector_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
