@@ -6,7 +6,7 @@ import argparse
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgexnas.errors import ConfigurationError
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 __all__ = [
+    "acceptance",
+    "add_acceptance",
     "add_command",
     "number",
     "path_or_url",
@@ -32,6 +34,36 @@ def add_command(commands: Commands, name: str, summary: str) -> argparse.Argumen
         description=f"{summary[0].upper()}{summary[1:]}.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
+
+
+def add_acceptance(command: argparse.ArgumentParser) -> None:
+    """Add the options that decide which bundles this device accepts; see `acceptance`."""
+    command.add_argument(
+        "--trust", type=Path, required=True, help="folder of trusted keys, or one *.pub.pem"
+    )
+    command.add_argument(
+        "--state",
+        type=Path,
+        help="folder that remembers the newest bundles, so that none older is accepted; "
+        "$EDGEXNAS_STATE or ~/.local/state/edgexnas, if there is one",
+    )
+    for name, unit in (("px", "pixels, of peaks"), ("rad", "radians, of phases")):
+        command.add_argument(
+            f"--maximum-gate-{name}",
+            type=positive_float,
+            metavar=name.upper(),
+            help=f"widest accuracy gate that is accepted, in {unit}",
+        )
+
+
+def acceptance(options: argparse.Namespace) -> dict[str, Any]:
+    """Give `state` and `gates` of `open_bundle` from the options of `add_acceptance`."""
+    from edgexnas.bundle import GatePolicy
+
+    names = ("maximum_gate_px", "maximum_gate_rad")
+    given = {name: getattr(options, name) for name in names}
+    limits = {name: value for name, value in given.items() if value is not None}
+    return {"state": options.state, "gates": GatePolicy(**limits)}
 
 
 def path_or_url(text: str) -> Path | str:
