@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Iterable, Mapping
@@ -108,10 +109,7 @@ class TrustStore:
             )
         for name in names:
             if name.endswith(".key.pem"):
-                _log.warning(
-                    "trust folder %s holds the private key %s, which no device needs: keep it "
-                    "elsewhere", path, name,
-                )  # fmt: skip
+                _warn_of_private_key(path / name)
         if LIST_FILE in names or ROOT_FILE in names:
             signed, what = _read_list(path), f"trust list {path / LIST_FILE}"
             content, now = signed.content, now or datetime.now(timezone.utc)
@@ -171,6 +169,16 @@ class TrustStore:
                 f"revoked by version {listed.version} of the trust list in {self.source} (content "
                 f"{content_digest[:16]}…): use a newer bundle"
             )
+
+
+@functools.cache
+def _warn_of_private_key(path: Path) -> None:
+    """Warn once: the folder is still good, and whoever copies it gives the key away."""
+    _log.warning(
+        "trust folder %s holds the private key %s, which no device needs: keep it elsewhere",
+        path.parent,
+        path.name,
+    )
 
 
 def write_trust_list(
