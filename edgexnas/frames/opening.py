@@ -53,6 +53,8 @@ def open_frames(path: str | Path, *, dataset: str | None = None) -> FrameSeries:
         If h5py (for HDF5) or fabio (for images) is not installed.
     """
     place = Path(path)
+    if "\0" in str(place):
+        raise SourceError(f"{str(place)!r} holds a NUL, as no path does; check the path")
     if place.is_dir():
         return _open_folder(place, dataset)
     if not place.exists():
