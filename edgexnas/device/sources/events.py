@@ -9,6 +9,8 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from edgexnas.frames.identity import SeriesIdentity
+
 __all__ = [
     "EventSource",
     "SeriesEnd",
@@ -70,6 +72,11 @@ class SeriesStart:
         How many frames the detector was asked for.
     mask
         (H, W) bool, True where a pixel is unusable.
+    saturation
+        Counts from which a pixel is saturated.
+    identity
+        Which files the frames are of, if they are of files: another file of the same name has
+        another identity.
     metadata
         What else the source says, such as energies and distances, by the source's own names.
     arrival_ns
@@ -81,6 +88,8 @@ class SeriesStart:
     dtype: np.dtype[Any] | None = None
     frames_expected: int | None = None
     mask: npt.NDArray[np.bool_] | None = None
+    saturation: float | None = None
+    identity: SeriesIdentity | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     arrival_ns: int = 0
 
