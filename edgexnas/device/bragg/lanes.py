@@ -81,7 +81,7 @@ class FrameProcessor:
                 return self._predictor.process_in(self.pipeline, frame, number)
         with self._predictor.in_turn():
             with naming_frame(number):
-                found = self._finder.find(frame)
+                found = self._finder.find(frame, scaled=True)
             return self._predictor.locate([found], [number])[0]
 
     def process_all(self, frames: Iterator[tuple[int, Frame]]) -> Iterator[Peaks]:

@@ -122,7 +122,9 @@ class PeakPredictor(Predictor):
         """
         checked = as_patches(patches)
         with self._lock:
-            return decode_offsets(self._offsets(checked), self.manifest.quantile_levels)
+            return decode_offsets(
+                self._offsets(scale_patches(checked)), self.manifest.quantile_levels
+            )
 
     def process(self, frame: npt.ArrayLike, *, frame_number: int | None = None) -> Peaks:
         """Find the peaks of one detector frame and predict their positions.
@@ -203,9 +205,10 @@ class PeakPredictor(Predictor):
         EngineError
             If the predictor is closed or the engine fails.
         """
-        counts = [peaks.counts for peaks in found]
+        # A finder scales patches on its way, and scaling again changes nothing but takes time.
+        patches = [p.counts if p.scaled else scale_patches(p.counts) for p in found]
         with self._lock:
-            offsets_px = self._offsets(counts[0] if len(counts) == 1 else np.concatenate(counts))
+            offsets_px = self._offsets(patches[0] if len(found) == 1 else np.concatenate(patches))
         ends = np.cumsum([len(peaks) for peaks in found])[:-1]
         split = np.split(offsets_px, ends)
         return list(map(self._placed, split, found, numbers))
@@ -351,8 +354,8 @@ class PeakPredictor(Predictor):
             overflow=found.overflow,
         )
 
-    def _offsets(self, counts: FloatArray) -> FloatArray:
-        """(n, 11, 11) counts → (n, 2, q) offsets from the patch centres, in px."""
+    def _offsets(self, scaled: FloatArray) -> FloatArray:
+        """(n, 11, 11) scaled patches → (n, 2, q) offsets from the patch centres, in px."""
         self._refuse_closed()
         item_shape = (2, len(self.manifest.quantile_levels))
-        return run_in_batches(self.engine, scale_patches(counts)[:, None], item_shape)
+        return run_in_batches(self.engine, scaled[:, None], item_shape)
