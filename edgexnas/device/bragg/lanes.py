@@ -93,8 +93,9 @@ class PeakLanes:
         EngineError
             If the predictor is closed or the engine fails.
         """
-        counts = [peaks.counts for peaks in found]
-        offsets_px = self.offsets(counts[0] if len(counts) == 1 else np.concatenate(counts))
+        # A finder scales patches on its way, and scaling again changes nothing but takes time.
+        patches = [p.counts if p.scaled else scale_patches(p.counts) for p in found]
+        offsets_px = self.offsets(patches[0] if len(found) == 1 else np.concatenate(patches))
         ends = np.cumsum([len(peaks) for peaks in found])[:-1]
         split = np.split(offsets_px, ends)
         return list(map(self._placed, split, found, numbers))
@@ -175,9 +176,9 @@ class PeakLanes:
             overflow=found.overflow,
         )
 
-    def offsets(self, counts: FloatArray) -> FloatArray:
-        """(n, 11, 11) counts → (n, 2, q) offsets from the patch centres, in px."""
-        return self.engine.run(scale_patches(counts)[:, None], (2, len(self._levels)))
+    def offsets(self, patches: FloatArray) -> FloatArray:
+        """(n, 11, 11) scaled patches → (n, 2, q) offsets from the patch centres, in px."""
+        return self.engine.run(patches[:, None], (2, len(self._levels)))
 
 
 class FrameProcessor:
@@ -229,7 +230,7 @@ class FrameProcessor:
                 return self._lanes.process_in(self.pipeline, frame, number)
         with self._lanes.engine.in_turn():
             with naming_frame(number):
-                found = self._finder.find(frame)
+                found = self._finder.find(frame, scaled=True)
             return self._lanes.locate([found], [number])[0]
 
     def process_all(self, frames: Iterator[tuple[int, Frame]]) -> Iterator[Peaks]:

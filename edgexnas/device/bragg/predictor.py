@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy.typing as npt
 
-from edgexnas.bragg import PeakPositions, Peaks, as_patches, decode_offsets
+from edgexnas.bragg import PeakPositions, Peaks, as_patches, decode_offsets, scale_patches
 from edgexnas.device.bragg.frame_source import FrameSource, open_source
 from edgexnas.device.bragg.lanes import FrameProcessor, PeakLanes, stream_frames, stream_series
 from edgexnas.device.bundle_predictor import BundlePath, BundlePredictor, PredictorOptions
@@ -107,7 +107,9 @@ class PeakPredictor(BundlePredictor):
             If the predictor is closed or the engine fails.
         """
         checked = as_patches(patches)
-        return decode_offsets(self._lanes.offsets(checked), self.manifest.quantile_levels)
+        return decode_offsets(
+            self._lanes.offsets(scale_patches(checked)), self.manifest.quantile_levels
+        )
 
     def process(self, frame: npt.ArrayLike, *, frame_number: int | None = None) -> Peaks:
         """Find the peaks of one detector frame and predict their positions.

@@ -221,7 +221,7 @@ class PeakWork:
                 if finder is None:
                     finder = state.detection.finder([admitted])
                     state.finders[threading.get_ident()] = finder
-                task.prepared = finder.find(admitted)
+                task.prepared = finder.find(admitted, scaled=True)
             except EdgexnasError as error:
                 task.error = str(error)
         return tasks
