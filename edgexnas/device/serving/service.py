@@ -6,7 +6,6 @@ import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING
 
 from edgexnas import __version__
@@ -20,7 +19,6 @@ from edgexnas.device.rate_limited_log import RateLimitedLog
 from edgexnas.device.serving.ledger import Ledger
 from edgexnas.device.serving.pipeline import Pipeline
 from edgexnas.device.serving.settings import PipelineSettings
-from edgexnas.device.serving.sink_thread import SinkThread
 from edgexnas.device.serving.stage_times import RateMeter, StageTimes
 from edgexnas.device.sinks.number_ranges import NumberRanges
 from edgexnas.device.sinks.results import ServiceIdentity
@@ -29,14 +27,15 @@ from edgexnas.errors import ConfigurationError, EdgexnasError
 if TYPE_CHECKING:
     from edgexnas.device.bragg.predictor import PeakPredictor
     from edgexnas.device.ptycho.predictor import PtychoPredictor
-    from edgexnas.device.serving.series_run import FrameTask
     from edgexnas.device.serving.work import Work
     from edgexnas.device.sinks.protocol import Sink
     from edgexnas.device.sources.events import EventSource
 
 __all__ = ["Service", "ServiceError"]
 
-STAGES = ("wait", "decode", "find", "batch", "predict", "deliver", "latency")
+STAGES = ("wait", "decode", "find", "bin", "network", "gpu", "deliver", "latency")
+"""What is timed: on the CPU finding or binning and the network, on a GPU all of it as one."""
+
 STALLED_NS = 10_000_000_000
 """A stage that has not looked for work for this long is stalled."""
 
@@ -101,9 +100,9 @@ class Service:
         self.views = list(views)
         self._predictor = predictor
         self._source = source
-        self._work = _work_of(predictor, settings)
         self._complaints = RateLimitedLog(_log)
         self._times = StageTimes(*STAGES, *(sink.name for sink in sinks))
+        self._work = _work_of(predictor, settings, self._times)
         self._meter = RateMeter()
         names = [sink.name for sink in sinks]
         if len(set(names)) < len(names):
@@ -115,30 +114,20 @@ class Service:
         self._aborting = threading.Event()
         self._changed = threading.Event()
         self._needed = frozenset(stop_on_sink_failure)
-        self._sinks = [
-            SinkThread(
-                sink,
-                settle=self._settle,
-                complaints=self._complaints,
-                times=self._times,
-                failed=partial(self._sink_failed, sink.name),
-                capacity=sink_queue,
-                retry_s=sink_retry_s,
-            )
-            for sink in sinks
-        ]
         self._committed = _committed_by_all([sink for sink in sinks if sink.policy == "block"])
         self._ledger = Ledger({series: list(kept) for series, kept in self._committed.items()})
         self._pipeline = Pipeline(
             source,
             self._work,
-            self._sinks,
+            sinks,
             ledger=self._ledger,
             settings=settings,
-            engine_batch=predictor.engine.batch,
+            sink_queue=sink_queue,
+            sink_retry_s=sink_retry_s,
             complaints=self._complaints,
             times=self._times,
             failed=self._fail,
+            sink_failed=self._sink_failed,
         )
 
     def run(self) -> ServiceStatus:
@@ -174,7 +163,7 @@ class Service:
         """
         self._work.warm_up()
         identity = self.identity
-        for sink in self._sinks:
+        for sink in self._pipeline.sinks:
             try:
                 sink.start(identity)
             except OSError as error:
@@ -227,7 +216,7 @@ class Service:
         if running and not self._aborting.is_set():
             self._pipeline.abort()
             self._pipeline.join(ABORT_S)
-        for sink in self._sinks:
+        for sink in self._pipeline.sinks:
             sink.abandon()
         self._source.close()
         self._pipeline.intake.close()
@@ -263,7 +252,7 @@ class Service:
     def healthy(self) -> bool:
         """Whether every stage and every sink that must have results looks for work."""
         beats = list(self._pipeline.beats_ns.values())
-        beats += [sink.beat_ns for sink in self._sinks if sink.required]
+        beats += [sink.beat_ns for sink in self._pipeline.sinks if sink.required]
         return time.monotonic_ns() - min(beats) < STALLED_NS
 
     @property
@@ -311,11 +300,8 @@ class Service:
                 "refused": sink.refused,
                 "dropped": sink.dropped,
             }
-            for sink in self._sinks
+            for sink in self._pipeline.sinks
         }
-
-    def _settle(self, tasks: Sequence[FrameTask], reason: str | None) -> None:
-        self._pipeline.settle(tasks, reason)
 
     def _sample(self) -> None:
         counts = self._ledger.counts
@@ -353,7 +339,9 @@ class Service:
         self.stop()
 
 
-def _work_of(predictor: PeakPredictor | PtychoPredictor, settings: PipelineSettings) -> Work:
+def _work_of(
+    predictor: PeakPredictor | PtychoPredictor, settings: PipelineSettings, times: StageTimes
+) -> Work:
     # Imported late, so that only the application that is served is loaded.
     if predictor.task == "bragg":
         from edgexnas.device.bragg.predictor import PeakPredictor
@@ -361,13 +349,13 @@ def _work_of(predictor: PeakPredictor | PtychoPredictor, settings: PipelineSetti
         from edgexnas.device.serving.peak_work import PeakWork
 
         assert isinstance(predictor, PeakPredictor)
-        return PeakWork(peak_lanes(predictor), settings)
+        return PeakWork(peak_lanes(predictor), settings, times)
     from edgexnas.device.ptycho.predictor import PtychoPredictor
     from edgexnas.device.ptycho.predictor import lanes_of as pattern_lanes
     from edgexnas.device.serving.pattern_work import PatternWork
 
     assert isinstance(predictor, PtychoPredictor)
-    return PatternWork(pattern_lanes(predictor), settings)
+    return PatternWork(pattern_lanes(predictor), settings, times)
 
 
 def _committed_by_all(sinks: Sequence[Sink]) -> dict[str, NumberRanges]:

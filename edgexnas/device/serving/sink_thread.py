@@ -49,7 +49,7 @@ class SinkThread:
     retry_s
         How long after a failure it is opened again.
     failed
-        Told when the sink fails.
+        Told its name, and why it failed.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class SinkThread:
         settle: Settle,
         complaints: RateLimitedLog,
         times: StageTimes,
-        failed: Callable[[str], None],
+        failed: Callable[[str, str], None],
         capacity: int,
         retry_s: float,
     ) -> None:
@@ -163,7 +163,7 @@ class SinkThread:
             reason = f"{self.sink.name} is not available"
         else:
             try:
-                self.sink.write([task.result for task in batch])
+                self.sink.write([task.result for task in batch if task.result is not None])
             except Exception as error:
                 self._fail(error)
                 reason = f"{self.sink.name} did not store it: {_sentence(error)}"
@@ -217,7 +217,7 @@ class SinkThread:
             self.sink.close()
         except Exception as second:
             _log.debug("closing %s after its failure: %s", self.sink.name, second)
-        self._failed(message)
+        self._failed(self.sink.name, message)
 
     def _count_dropped(self, count: int) -> None:
         if count:

@@ -490,8 +490,7 @@ class TestHealth:
         beats_ns = service._pipeline.beats_ns
         try:
             service.start()
-            queues = ("found", "predicted")
-            wait_until(lambda: all(service.status().queues[name].length == 32 for name in queues))
+            wait_until(lambda: service.status().queues["results"].length == 32)
             # Time for each stage to take one more and to wait with it.
             time.sleep(0.3)
             stuck_since = time.monotonic_ns()
@@ -627,7 +626,7 @@ class TestStopping:
         assert status.last_result is not None
         assert status.last_result.pixels is not None
         assert len(status.last_result.positions_px) == 3
-        assert set(status.queues) == {"waiting", "found", "predicted", "callback"}
+        assert set(status.queues) == {"waiting", "results", "callback"}
 
     def test_two_sinks_of_one_name_are_refused(
         self, peak_predictor: PeakPredictor, told_source: Make, seen: Any
