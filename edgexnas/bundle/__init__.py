@@ -7,6 +7,16 @@ from edgexnas.bundle.bundle_file import (
     verify_bundle,
     write_bundle,
 )
+from edgexnas.bundle.deployment import (
+    Distribution,
+    IntervalCalibration,
+    MeasuredLatency,
+    ModelCard,
+    PeakDetection,
+    Probe,
+    QuantisationRecipe,
+    TrainingData,
+)
 from edgexnas.bundle.description import describe
 from edgexnas.bundle.keys import generate_keys, load_signing_key
 from edgexnas.bundle.manifest import (
@@ -23,6 +33,7 @@ from edgexnas.bundle.manifest import (
     Quantisation,
     Tensor,
 )
+from edgexnas.bundle.probe import describe_probe
 from edgexnas.bundle.trust import TrustStore
 
 __all__ = [
@@ -32,15 +43,24 @@ __all__ = [
     "AmplitudeGate",
     "BraggPreprocessing",
     "Bundle",
+    "Distribution",
     "Gate",
+    "IntervalCalibration",
     "Manifest",
+    "MeasuredLatency",
+    "ModelCard",
+    "PeakDetection",
     "Precision",
+    "Probe",
     "Provenance",
     "PtychoPreprocessing",
     "Quantisation",
+    "QuantisationRecipe",
     "Tensor",
+    "TrainingData",
     "TrustStore",
     "describe",
+    "describe_probe",
     "generate_keys",
     "load_signing_key",
     "open_bundle",

@@ -29,6 +29,7 @@ from edgexnas.bundle.manifest import (
     parse_manifest,
 )
 from edgexnas.bundle.onnx_graph import MOST_MODEL_BYTES, check_onnx
+from edgexnas.bundle.probe import MOST_PROBE_BYTES, decode_probe, encode_probe
 from edgexnas.bundle.reference import MOST_REFERENCE_BYTES, decode_reference, encode_reference
 from edgexnas.bundle.rollback import accept_sequence
 from edgexnas.bundle.signature import SIGNATURE_MEMBER, sign_members, verify_signature
@@ -40,11 +41,13 @@ __all__ = ["Bundle", "open_bundle", "read_manifest", "verify_bundle", "write_bun
 
 MANIFEST_MEMBER = "manifest.json"
 REFERENCE_MEMBER = "reference.npz"
+PROBE_MEMBER = "probe.npz"
 
 MEMBER_LIMITS = {
     MANIFEST_MEMBER: 256 * 1024,
     **dict.fromkeys(MODEL_MEMBERS.values(), MOST_MODEL_BYTES),
     REFERENCE_MEMBER: MOST_REFERENCE_BYTES,
+    PROBE_MEMBER: MOST_PROBE_BYTES,
     SIGNATURE_MEMBER: 64 * 1024,
 }
 """Largest size in bytes of each member, in the order in which they stand in the file."""
@@ -71,6 +74,8 @@ class Bundle:
         Id of the key that signed it.
     path
         Where it was read from; None if it came as bytes.
+    probe
+        (H, W) complex64, read-only: what `manifest.probe` describes; None without one.
     """
 
     manifest: Manifest
@@ -79,6 +84,7 @@ class Bundle:
     digest: str
     key_id: str
     path: Path | None
+    probe: npt.NDArray[np.complex64] | None = None
 
 
 def write_bundle(
@@ -88,6 +94,7 @@ def write_bundle(
     models: Mapping[Precision, bytes],
     reference: Mapping[str, npt.NDArray[np.generic]],
     signing_key: Path | str | ec.EllipticCurvePrivateKey,
+    probe: npt.NDArray[np.complexfloating] | None = None,
 ) -> Path:
     """Sign a model and write it as one file; equal content differs in its signature alone.
 
@@ -107,6 +114,8 @@ def write_bundle(
         float32 model, with the shapes of the manifest's tensors.
     signing_key
         Private key on P-256, or its PEM file.
+    probe
+        (H, W) complex: what `manifest.probe` describes, which `describe_probe` makes.
 
     Returns
     -------
@@ -132,6 +141,8 @@ def write_bundle(
         **{MODEL_MEMBERS[name]: models[name] for name in MODEL_MEMBERS if name in models},
         REFERENCE_MEMBER: encode_reference(reference, manifest),
     }
+    if probe is not None:
+        members[PROBE_MEMBER] = encode_probe(probe)
     members[SIGNATURE_MEMBER] = sign_members(members, signing_key, name=manifest.model_id)
     raw = encode_archive(members)
     public = signing_key.public_key()
@@ -225,9 +236,10 @@ def verify_bundle(
         check_onnx(model, precision=name, manifest=manifest, what=file)
     reference = _member(members, REFERENCE_MEMBER, what)
     arrays = decode_reference(reference, manifest, what=f"{REFERENCE_MEMBER} of {what}")
+    probe = _probe_of(members, manifest, what)
     digest = hashlib.sha256(raw).hexdigest()
     return Bundle(
-        manifest, MappingProxyType(models), MappingProxyType(arrays), digest, signer, path
+        manifest, MappingProxyType(models), MappingProxyType(arrays), digest, signer, path, probe
     )
 
 
@@ -263,6 +275,18 @@ def _member(members: Mapping[str, bytes], name: str, what: str) -> bytes:
 def _manifest_of(members: Mapping[str, bytes], what: str) -> Manifest:
     raw = _member(members, MANIFEST_MEMBER, what)
     return parse_manifest(raw, what=f"{MANIFEST_MEMBER} of {what}")
+
+
+def _probe_of(
+    members: Mapping[str, bytes], manifest: Manifest, what: str
+) -> npt.NDArray[np.complex64] | None:
+    record, raw = manifest.probe, members.get(PROBE_MEMBER)
+    if record is None and raw is None:
+        return None
+    if record is None or raw is None:
+        where = "manifest.json" if record is None else PROBE_MEMBER
+        raise BundleError(f"{what} has a probe that {where} lacks: export it again")
+    return decode_probe(raw, record, what=f"{PROBE_MEMBER} of {what}")
 
 
 def _verify_members(members: Mapping[str, bytes], trust: TrustStore, what: str) -> str:
