@@ -173,7 +173,7 @@ def _commits(
         names = _texts(entry["series/name"])
         identities = _texts(entry["series/identity"]) if "identity" in entry["series"] else []
         series = list(zip(names, identities or [""] * len(names), strict=False))
-        bundles = _texts(entry["bundles"], "digest") if "bundles" in entry else [""]
+        bundles = _texts(entry["bundles"], "bundle_digest") if "bundles" in entry else [""]
         _check_rows(rows, len(series), len(bundles))
         yield rows, series, bundles
 

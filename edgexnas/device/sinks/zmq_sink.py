@@ -256,7 +256,7 @@ def _arrays(result: FrameResult) -> Arrays:
         return {
             "amplitude": (result.amplitude, "1"),
             "phase": (result.phase_rad, "rad"),
-            "position": (np.array(result.position_px or (np.nan, np.nan)), "px"),
+            "position": (np.array(result.position_px or (np.nan, np.nan), np.float64), "px"),
         }
     return {}
 
