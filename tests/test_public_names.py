@@ -221,8 +221,8 @@ def commands() -> Names:
 
 
 def offered(message: str) -> list[str]:
-    """Names in "...; give one of a, b, c", "give a, b or c" or "give key = one of ['a', 'b']"."""
-    parts = re.findall(r"; give (?:\w+ = )?(?:one of )?(.*)", message)
+    """Names in "...; specify one of a, b, c" or "give key = one of ['a', 'b']"."""
+    parts = re.findall(r"; (?:give|specify) (?:\w+ = )?(?:one of )?(.*)", message)
     return sorted(re.findall(r"[\w-]+", parts[-1].replace(" or ", " ")))
 
 
@@ -236,7 +236,7 @@ def serve_keys() -> Names:
         lines = [line for line in said.getvalue().splitlines() if fault in line]
         return offered(lines[0]) if lines else []
 
-    unknown = f"{UNKNOWN} is unknown; give"
+    unknown = f"{UNKNOWN} is unknown; specify"
     found = {"top level": ask(f"{UNKNOWN} = 1", unknown)}
     for key in found["top level"]:
         if names := ask(f"{key} = {{ {UNKNOWN} = 1 }}", unknown):
