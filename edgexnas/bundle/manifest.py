@@ -188,9 +188,7 @@ class Quantisation(Record):
     """INT8 mean error / float32 mean error - 1, on held-out data."""
 
 
-class AmplitudeGate(Record):
-    """Largest mean amplitude difference allowed, as a share of the reference's mean amplitude."""
-
+class _Limits(Record):
     float32: PositiveFloat
     """Limit for a float32 engine."""
     float16: PositiveFloat
@@ -199,7 +197,11 @@ class AmplitudeGate(Record):
     """Limit for an INT8 engine."""
 
 
-class Gate(Record):
+class AmplitudeGate(_Limits):
+    """Largest mean amplitude difference allowed, as a share of the reference's mean amplitude."""
+
+
+class Gate(_Limits):
     """Largest mean distance allowed between an engine's output and the float32 reference.
 
     Distances of peaks are Euclidean; phases are compared by `edgexnas.ptycho.patch_errors`.
@@ -207,12 +209,6 @@ class Gate(Record):
 
     unit: Literal["px", "rad"]
     """Unit of the three distances."""
-    float32: PositiveFloat
-    """Limit for a float32 engine."""
-    float16: PositiveFloat
-    """Limit for a float16 engine."""
-    int8: PositiveFloat
-    """Limit for an INT8 engine."""
     amplitude: AmplitudeGate | None = None
     """Limits for the amplitude of ptychography; None leaves it unchecked."""
 
