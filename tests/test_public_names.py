@@ -236,7 +236,7 @@ def serve_keys() -> Names:
         lines = [line for line in said.getvalue().splitlines() if fault in line]
         return offered(lines[0]) if lines else []
 
-    unknown = f"{UNKNOWN} is unknown; give"
+    unknown = f"{UNKNOWN} is unknown; specify"
     found = {"top level": ask(f"{UNKNOWN} = 1", unknown)}
     for key in found["top level"]:
         if names := ask(f"{key} = {{ {UNKNOWN} = 1 }}", unknown):

@@ -29,6 +29,7 @@ from edgexnas.bundle.manifest import (
     parse_manifest,
 )
 from edgexnas.bundle.onnx_graph import MOST_MODEL_BYTES, check_onnx
+from edgexnas.bundle.probe import MOST_PROBE_BYTES, decode_probe, encode_probe
 from edgexnas.bundle.reference import MOST_REFERENCE_BYTES, decode_reference, encode_reference
 from edgexnas.bundle.rollback import RollbackState, StateOption, open_state
 from edgexnas.bundle.signature import (
@@ -54,11 +55,13 @@ __all__ = [
 
 MANIFEST_MEMBER = "manifest.json"
 REFERENCE_MEMBER = "reference.npz"
+PROBE_MEMBER = "probe.npz"
 
 MEMBER_LIMITS = {
     MANIFEST_MEMBER: 256 * 1024,
     **dict.fromkeys(MODEL_MEMBERS.values(), MOST_MODEL_BYTES),
     REFERENCE_MEMBER: MOST_REFERENCE_BYTES,
+    PROBE_MEMBER: MOST_PROBE_BYTES,
     SIGNATURE_MEMBER: 64 * 1024,
 }
 """Largest size in bytes of each member, in the order in which they stand in the file."""
@@ -90,6 +93,8 @@ class Bundle:
         Where it was read from; None if it came as bytes.
     state
         What remembers the newest bundle; None without protection against older ones.
+    probe
+        (H, W) complex64, read-only: what `manifest.probe` describes; None without one.
     """
 
     manifest: Manifest
@@ -100,6 +105,7 @@ class Bundle:
     key_id: str
     path: Path | None = None
     state: RollbackState | None = None
+    probe: npt.NDArray[np.complex64] | None = None
 
     def remember(self) -> None:
         """Accept no older bundle of this model from now on, if there is a state.
@@ -125,6 +131,7 @@ def write_bundle(
     models: Mapping[Precision, bytes],
     reference: Mapping[str, npt.NDArray[np.generic]],
     signing_key: Path | str | ec.EllipticCurvePrivateKey,
+    probe: npt.NDArray[np.complexfloating] | None = None,
 ) -> Path:
     """Sign a model and write it as one file; equal content differs in its signature alone.
 
@@ -144,6 +151,8 @@ def write_bundle(
         float32 model, with the shapes of the manifest's tensors.
     signing_key
         Private key on P-256, or its PEM file.
+    probe
+        (H, W) complex: what `manifest.probe` describes, which `describe_probe` makes.
 
     Returns
     -------
@@ -169,6 +178,8 @@ def write_bundle(
         **{MODEL_MEMBERS[name]: models[name] for name in MODEL_MEMBERS if name in models},
         REFERENCE_MEMBER: encode_reference(reference, manifest),
     }
+    if probe is not None:
+        members[PROBE_MEMBER] = encode_probe(probe)
     members[SIGNATURE_MEMBER] = sign_members(members, signing_key, name=manifest.model_id)
     raw = encode_archive(members)
     public = signing_key.public_key()
@@ -277,9 +288,17 @@ def verify_bundle(
         check_onnx(model, precision=name, manifest=manifest, what=file)
     reference = _member(members, REFERENCE_MEMBER, what)
     arrays = decode_reference(reference, manifest, what=f"{REFERENCE_MEMBER} of {what}")
+    probe = _probe_of(members, manifest, what)
     digest = hashlib.sha256(raw).hexdigest()
     return Bundle(
-        manifest, MappingProxyType(models), MappingProxyType(arrays), digest, content, signer, path
+        manifest,
+        MappingProxyType(models),
+        MappingProxyType(arrays),
+        digest,
+        content,
+        signer,
+        path,
+        probe=probe,
     )
 
 
@@ -333,6 +352,18 @@ def _member(members: Mapping[str, bytes], name: str, what: str) -> bytes:
 def _manifest_of(members: Mapping[str, bytes], what: str) -> Manifest:
     raw = _member(members, MANIFEST_MEMBER, what)
     return parse_manifest(raw, what=f"{MANIFEST_MEMBER} of {what}")
+
+
+def _probe_of(
+    members: Mapping[str, bytes], manifest: Manifest, what: str
+) -> npt.NDArray[np.complex64] | None:
+    record, raw = manifest.probe, members.get(PROBE_MEMBER)
+    if record is None and raw is None:
+        return None
+    if record is None or raw is None:
+        where = "manifest.json" if record is None else PROBE_MEMBER
+        raise BundleError(f"{what} has a probe that {where} lacks: export it again")
+    return decode_probe(raw, record, what=f"{PROBE_MEMBER} of {what}")
 
 
 def _verify_members(members: Mapping[str, bytes], trust: TrustStore, what: str) -> tuple[str, str]:

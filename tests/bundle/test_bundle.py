@@ -188,8 +188,8 @@ def test_a_bundle_signed_by_a_stranger_is_refused(bundle_path: Path, tmp_path: P
 def test_a_newer_schema_is_refused_by_name(
     members: dict[str, bytes], verify: Verify, sign_anew: SignAnew
 ) -> None:
-    newer = members["manifest.json"].replace(b'"schema_version": 1', b'"schema_version": 2')
-    with pytest.raises(BundleError, match=r"schema 2 .* install edgexnas"):
+    newer = members["manifest.json"].replace(b'"schema_version": 2', b'"schema_version": 3')
+    with pytest.raises(BundleError, match=r"schema 3 .* install edgexnas"):
         verify(sign_anew({**members, "manifest.json": newer}))
 
 
