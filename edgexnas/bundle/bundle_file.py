@@ -37,6 +37,7 @@ from edgexnas.bundle.signature import (
     sign_members,
     verify_signature,
 )
+from edgexnas.bundle.strict_json import printable
 from edgexnas.bundle.trust import TrustStore
 from edgexnas.bundle.validity import check_validity
 from edgexnas.errors import BundleError, ConfigurationError, SignatureError
@@ -260,7 +261,7 @@ def verify_bundle(
     BundleError, SignatureError, TrustError
         As in `open_bundle`.
     """
-    what = "bundle" if path is None else f"bundle {path}"
+    what = "bundle" if path is None else _name(path)
     members = decode_archive(raw, limits=MEMBER_LIMITS, what=what)
     signer, content = _verify_members(members, trust, what)
     manifest = _manifest_of(members, what)
@@ -291,9 +292,8 @@ def read_manifest(path: Path | str) -> Manifest:
     BundleError
         If the file cannot be read, or archive or manifest are malformed.
     """
-    what = f"bundle {path}"
-    members = decode_archive(_read(Path(path)), limits=MEMBER_LIMITS, what=what)
-    return _manifest_of(members, what)
+    members = _unverified(path)
+    return _manifest_of(members, _name(path))
 
 
 def content_digest_of(path: Path | str) -> str:
@@ -304,7 +304,7 @@ def content_digest_of(path: Path | str) -> str:
     BundleError
         If the file cannot be read or is no bundle.
     """
-    members = decode_archive(_read(Path(path)), limits=MEMBER_LIMITS, what=f"bundle {path}")
+    members = _unverified(path)
     return content_digest(
         {
             name: hashlib.sha256(members[name]).hexdigest()
@@ -314,13 +314,23 @@ def content_digest_of(path: Path | str) -> str:
     )
 
 
+def _name(path: Path | str) -> str:
+    return f"bundle {printable(str(path))}"
+
+
+def _unverified(path: Path | str) -> dict[str, bytes]:
+    return decode_archive(_read(Path(path)), limits=MEMBER_LIMITS, what=_name(path))
+
+
 def _read(path: Path) -> bytes:
     try:
         raw = read_once(path, most_bytes=MOST_BUNDLE_BYTES)
     except OSError as error:
-        raise BundleError(f"bundle {path} cannot be read: {error.strerror}") from error
+        raise BundleError(f"{_name(path)} cannot be read: {error.strerror}") from error
     if raw is None:
-        raise BundleError(f"{path} is larger than {MOST_BUNDLE_BYTES} bytes, so it is no bundle")
+        raise BundleError(
+            f"{_name(path)} is larger than {MOST_BUNDLE_BYTES} bytes, so it is no bundle"
+        )
     return raw
 
 
