@@ -328,9 +328,7 @@ def _read(path: Path) -> bytes:
     except OSError as error:
         raise BundleError(f"{_name(path)} cannot be read: {error.strerror}") from error
     if raw is None:
-        raise BundleError(
-            f"{_name(path)} is larger than {MOST_BUNDLE_BYTES} bytes, so it is no bundle"
-        )
+        raise BundleError(f"{_name(path)} is larger than {MOST_BUNDLE_BYTES} bytes, so it is none")
     return raw
 
 

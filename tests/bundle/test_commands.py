@@ -83,7 +83,7 @@ def test_verify_says_whether_older_bundles_are_rejected(
 
 def test_the_device_says_how_wide_a_gate_may_be(trusting: Run) -> None:
     command = "verify good.edgex --trust trust --maximum-gate-px"
-    assert "lets a int8 engine deviate by 0.05 px" in trusting(f"{command} 0.04", 1)
+    assert "lets its int8 engine deviate by 0.05 px" in trusting(f"{command} 0.04", 1)
     trusting(f"{command} 0.05")
 
 

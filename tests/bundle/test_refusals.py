@@ -570,7 +570,7 @@ STATES = [
     ("an older bundle", older_bundle, BundleError, "sequence 4 was accepted before"),
     ("a state that is a file", file_for_state, ConfigurationError, "cannot be used"),
     ("a state everybody writes", lambda d: d.state.chmod(0o777), ConfigurationError, "by others"),
-    ("a state of another", lambda d: d.give_away(d.state), ConfigurationError, "belongs to"),
+    ("a state of another", lambda d: d.give_away(d.state), EdgexnasError, "belongs to"),
     ("a damaged memory", remembering(lambda d, f: f.write_text("{")), ConfigurationError, "damage"),
     ("a memory all write", remembering(lambda d, f: f.chmod(0o666)), ConfigurationError, "others"),
     ("a memory of another", remembering(lambda d, f: d.give_away(f)), EdgexnasError, "belongs to"),
