@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from edgexnas.device.sources import SourceFrame, open_event_source
 from edgexnas.device.sources.compression import compress, decompress
 from edgexnas.device.sources.files.direct_chunks import ChunkReader
 from edgexnas.device.sources.simplon.cbor import load_cbor
-from edgexnas.device.sources.simplon.messages import parse_message
+from edgexnas.device.sources.simplon.messages import ImageMessage, parse_message
 from edgexnas.device.sources.simulated import SimulatedOptions, simulate_frames
 from edgexnas.frames import open_frames
 from edgexnas.frames.hdf5_layout import frame_axes
@@ -91,7 +92,7 @@ def decoding(frame: np.ndarray, rounds: int) -> list[str]:
     for codec in ("none", "lz4", "bslz4", "blosc"):
         payload = compress(codec, frame)
         decoders: dict[str, Decoder] = {
-            "edgexnas": lambda c=codec, p=payload: decompress(c, p, frame.shape, frame.dtype)
+            "edgexnas": partial(decompress, codec, payload, frame.shape, frame.dtype)
         }
         decoders |= others(codec, frame, payload)
         times = measure(decoders, rounds)
@@ -119,7 +120,7 @@ def others(codec: str, frame: np.ndarray, payload: bytes) -> dict[str, Decoder]:
     def through_hdf5() -> np.ndarray:
         data.id.write_direct_chunk((0, 0), with_header)
         # Written again, the chunk is not in HDF5's cache.
-        return data[()]
+        return np.asarray(data[()])
 
     found["h5py + hdf5plugin, file in memory"] = through_hdf5
     if codec == "bslz4" and (dectris := optional("dectris.compression")):
@@ -227,6 +228,8 @@ def reading(message: bytes, rounds: int) -> list[str]:
     if cbor2 := optional("cbor2"):
         readers["cbor2"] = lambda: cbor2.loads(message)
     image = parse_message(message)
+    if not isinstance(image, ImageMessage):
+        raise SystemExit("the capture is not an image message; name one such as *_image.cbor")
     encoded = next(iter(image.data.values()))
     shape, typed = encoded.value
     payload = bytes(typed.value.value[2])

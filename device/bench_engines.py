@@ -23,24 +23,25 @@ import torch
 from torch_stand_in import TorchStandIn
 
 from edgexnas.bragg import PATCH_SIZE
+from edgexnas.bundle import Precision
 from edgexnas.device.cuda import CudaSession, DoubleBuffer, Slot
 from edgexnas.device.engines.device_engine import HostRuns
-from edgexnas.host.networks.bragg_models import BraggNN, cnn_bragg, count_parameters, mlp_bragg
-from edgexnas.host.networks.ptycho_models import PtychoNN, cnn_ptycho, mlp_ptycho
+from edgexnas.host.networks.bragg_models import BraggNN, CnnBragg, MlpBragg, count_parameters
+from edgexnas.host.networks.ptycho_models import CnnPtycho, MlpPtycho, PtychoNN
 from edgexnas.ptycho import PATTERN_SIZE
 from edgexnas.whole_files import write_whole
 
 BATCH, REPEATS, RUNS = 32, 375, 10
-PRECISIONS = ("float16", "float32")
+PRECISIONS: tuple[Precision, ...] = ("float16", "float32")
 PATCH, PATTERN = (1, PATCH_SIZE, PATCH_SIZE), (1, PATTERN_SIZE, PATTERN_SIZE)
 
 NETWORKS: dict[str, tuple[Any, tuple[int, ...]]] = {
-    "mlpBragg 50×1": (lambda: mlp_bragg(50, 1), PATCH),
-    "mlpBragg 50×5": (lambda: mlp_bragg(50, 5), PATCH),
-    "cnnBragg 32×6": (lambda: cnn_bragg(32, 6), PATCH),
+    "mlpBragg 50×1": (lambda: MlpBragg(50, 1), PATCH),
+    "mlpBragg 50×5": (lambda: MlpBragg(50, 5), PATCH),
+    "cnnBragg 32×6": (lambda: CnnBragg(32, 6), PATCH),
     "BraggNN": (lambda: BraggNN(), PATCH),
-    "mlpPtycho 256×1": (lambda: mlp_ptycho(256, 1), PATTERN),
-    "cnnPtycho 32×6+4+4": (lambda: cnn_ptycho(32, 6, 4, 4), PATTERN),
+    "mlpPtycho 256×1": (lambda: MlpPtycho(256, 1), PATTERN),
+    "cnnPtycho 32×6+4+4": (lambda: CnnPtycho(32, 6, 4, 4), PATTERN),
     "PtychoNN": (lambda: PtychoNN(), PATTERN),
 }
 
@@ -67,7 +68,7 @@ def summary(means: list[float]) -> dict[str, float]:
     }
 
 
-def measured(name: str, precision: str) -> dict[str, Any]:
+def measured(name: str, precision: Precision) -> dict[str, Any]:
     """One network: agreement with the CPU, latencies by turns, memory, start."""
     build, shape = NETWORKS[name]
     torch.manual_seed(0)
@@ -82,7 +83,10 @@ def measured(name: str, precision: str) -> dict[str, Any]:
     }
     with CudaSession() as session:
         engine = TorchStandIn(network, shape, session=session, precision=precision)
-        runs = {"plain": HostRuns(engine, graph=False), "graph": engine}
+        runs: dict[str, HostRuns | TorchStandIn] = {
+            "plain": HostRuns(engine, graph=False),
+            "graph": engine,
+        }
         outputs = {kind: run.run(inputs) for kind, run in runs.items()}
         row["largest difference to the CPU"] = float(np.abs(outputs["graph"] - expected).max())
         row["graph equals plain"] = bool(np.array_equal(outputs["graph"], outputs["plain"]))
@@ -180,7 +184,8 @@ def in_fresh_process(name: str) -> dict[str, float]:
     """Time a first start in a process of its own."""
     command = [sys.executable, __file__, "--output", ".", "--start", name]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
-    return json.loads(run.stdout.splitlines()[-1])
+    found: dict[str, float] = json.loads(run.stdout.splitlines()[-1])
+    return found
 
 
 def page(found: dict[str, Any]) -> str:

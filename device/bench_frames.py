@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from made_frames import spotty_frame
 
+from edgexnas.bundle import BraggPreprocessing
 from edgexnas.demo.markdown import hardware
 from edgexnas.device import Predictor
 from edgexnas.peak_finding import FinderSettings, PeakFinder, estimate_background
@@ -88,7 +89,9 @@ def main() -> None:
             Predictor(bundle, precision="float32", **given) as predictor,
             Predictor(bundle, precision="int8", **given) as int8,
         ):
-            settings = predictor.manifest.preprocessing.finder
+            preprocessing = predictor.manifest.preprocessing
+            assert isinstance(preprocessing, BraggPreprocessing)
+            settings = preprocessing.finder
             compiled, reference = (
                 PeakFinder(settings, shape=SHAPE, background=background, compiled=compiled)
                 for compiled in (True, False)

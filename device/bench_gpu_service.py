@@ -38,7 +38,7 @@ from edgexnas.device.sources.encoded_frames import (
     decoded_events,
 )
 from edgexnas.device.sources.events import SeriesEnd, SeriesStart, SourceEvent, SourceFrame
-from edgexnas.host.networks.bragg_models import mlp_bragg
+from edgexnas.host.networks.bragg_models import MlpBragg
 from edgexnas.whole_files import write_whole
 
 WORKERS = (1, 4, 12)
@@ -159,8 +159,8 @@ def main() -> None:
     ):
         predictor.engine.close()
         levels = predictor.manifest.quantile_levels
-        predictor.engine = TorchStandIn(
-            mlp_bragg(50, 5, levels).eval(), PATCH, session=session, sizes=SIZES, graph=False
+        predictor._shared.engine = TorchStandIn(
+            MlpBragg(50, 5, levels).eval(), PATCH, session=session, sizes=SIZES, graph=False
         )
 
         def keep(where: str, row: dict[str, Any]) -> None:

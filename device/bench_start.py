@@ -8,6 +8,7 @@ it is onnxruntime.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -18,7 +19,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-STARTS = 5
 PARTS = ("opening", "whole")
 
 PROGRAM = """
@@ -53,14 +53,20 @@ def starts(bundle: str, keys: str, cache: str, precision: str, count: int) -> li
     return [json.loads(run.stdout) for run in runs]
 
 
-def main(bundle: str, keys: str) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("bundle")
+    parser.add_argument("keys", help="folder of *.pub.pem files")
+    parser.add_argument("--starts", type=int, default=5, help="of each kind")
+    options = parser.parse_args()
+    bundle, keys = options.bundle, options.keys
     starts(bundle, keys, tempfile.mkdtemp(), "int8", 1)  # The files come from memory afterwards.
     rows: dict[str, list[dict[str, Any]]] = {
         "INT8": [],
         "auto, first start": [],
         "auto, from the cache": [],
     }
-    for _ in range(STARTS):
+    for _ in range(options.starts):
         cache = tempfile.mkdtemp()
         rows["INT8"] += starts(bundle, keys, cache, "int8", 1)
         rows["auto, first start"] += starts(bundle, keys, cache, "auto", 1)
@@ -76,7 +82,7 @@ def page(rows: dict[str, list[dict[str, Any]]]) -> str:
         "",
         f"`python device/bench_start.py BUNDLE KEYS > docs/results/engine-start.md` on {cpu()}, "
         f"one thread an engine: {first['engine']} {first['version']}, {first['model']}. Medians of "
-        f"{STARTS} starts, each in a process of its own; files come from memory.",
+        f"{len(rows['INT8'])} starts, each in a process of its own; files come from memory.",
         "",
         "| start | engine | opening, s | from the process's first line to a prediction, s |",
         "|---|---|---|---|",
@@ -87,8 +93,8 @@ def page(rows: dict[str, list[dict[str, Any]]]) -> str:
         lines.append(f"| {name} | {what} | {opening:.2f} | {whole:.2f} |")
     lines += [
         "",
-        "Opening verifies the signature, loads the model and proves it on the reference vectors; "
-        '"auto" loads both models, and times them in its first start.',
+        "Opening verifies the signature, loads the model and checks it against the reference "
+        'vectors; "auto" loads both models, and times them in its first start.',
         "",
         "| start | " + " | ".join(f"{t[0]}, ms a batch" for t in trials) + " |",
         "|---" * (1 + len(trials)) + "|",
@@ -105,6 +111,4 @@ def cpu() -> str:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit(f"usage: python {sys.argv[0]} BUNDLE KEYS")
-    main(*sys.argv[1:])
+    main()

@@ -200,7 +200,7 @@ def _wait_for(word: str, process: subprocess.Popen[str]) -> None:
     for line in process.stdout:
         if line.strip() == word:
             return
-    sys.exit(f"{process.args} ended with status {process.wait()} before it was ready")
+    sys.exit(f"{process.args!r} ended with status {process.wait()} before it was ready")
 
 
 @contextmanager

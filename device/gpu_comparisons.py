@@ -210,14 +210,14 @@ def compare_pipeline(session: CudaSession, peaks: int) -> bool:
     import torch
     from torch_stand_in import TorchStandIn
 
-    from edgexnas.host.networks.bragg_models import mlp_bragg
+    from edgexnas.host.networks.bragg_models import MlpBragg
 
     counts = (peaks, 3 * peaks, 20, 0, peaks)
     frames = [spotty_frame((700, 900), spots, spots)[0] for spots in counts]
     finder = PeakFinder(
         shape=(700, 900), background=estimate_background(frames[:1]), compiled=False
     )
-    network = mlp_bragg(50, 2).eval()
+    network = MlpBragg(50, 2).eval()
     levels = tuple(np.linspace(0.1, 0.9, network(torch.zeros(1, *PATCH)).shape[-1]))
     engine = TorchStandIn(
         network, PATCH, session=session, precision="float32", batch=2048, graph=False

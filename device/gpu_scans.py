@@ -7,7 +7,6 @@ engine (`torch_stand_in.py`), with the networks named.
 from __future__ import annotations
 
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -24,13 +23,13 @@ from torch_stand_in import TorchStandIn
 from edgexnas.bundle import generate_keys, open_bundle
 from edgexnas.device import PtychoPredictor
 from edgexnas.device.cuda import CudaSession
-from edgexnas.host.networks.ptycho_models import PtychoNN, mlp_ptycho
+from edgexnas.host.networks.ptycho_models import MlpPtycho, PtychoNN
 from edgexnas.scans import Scan
+from edgexnas.testing import write_visible_bundle
 
 PATTERN = (1, 64, 64)
 BATCH = 32
-NETWORKS = {"mlpPtycho 256×1": lambda: mlp_ptycho(256, 1), "PtychoNN": lambda: PtychoNN()}
-BUNDLES = Path(__file__).resolve().parent.parent / "tests" / "bundles"
+NETWORKS = {"mlpPtycho 256×1": lambda: MlpPtycho(256, 1), "PtychoNN": lambda: PtychoNN()}
 
 
 class HostOnly:
@@ -47,21 +46,18 @@ class HostOnly:
 @contextmanager
 def predictor_on(engine: Any) -> Iterator[PtychoPredictor]:
     """Open a predictor and give it this engine."""
-    sys.path.insert(0, str(BUNDLES))
-    from visible_object import write_visible_bundle
-
     with tempfile.TemporaryDirectory() as folder:
         key, _ = generate_keys(Path(folder) / "keys")
         path = write_visible_bundle(Path(folder) / "visible.edgex", signing_key=key)
         bundle = open_bundle(path, trust=Path(folder) / "keys")
         predictor = PtychoPredictor(bundle, precision="float32", batch=engine.batch, cache=False)
     predictor.engine.close()
-    predictor.engine = engine
+    predictor._shared.engine = engine
     try:
         yield predictor
     finally:
         # The engine is its maker's to close.
-        predictor.engine = HostOnly(engine)
+        predictor._shared.engine = HostOnly(engine)
         predictor.close()
 
 
@@ -79,7 +75,7 @@ def compare_scan(session: CudaSession) -> bool:
     """Compare a scan through a predictor with all of it on the GPU, and the network alone there."""
     torch.manual_seed(5)
     engine = TorchStandIn(
-        mlp_ptycho(32, 1).eval(), PATTERN, session=session, precision="float32", batch=8
+        MlpPtycho(32, 1).eval(), PATTERN, session=session, precision="float32", batch=8
     )
     scan = raster(100, 128)
     positions = scan.positions_px.copy()
@@ -155,7 +151,7 @@ def rate(predictor: PtychoPredictor, scan: Scan) -> float:
 
 def stages_us(session: CudaSession, predictor: PtychoPredictor, stream: Any) -> dict[str, float]:
     """Medians of what the GPU takes for each step with a full batch."""
-    pipeline = predictor._pipelines[0]
+    pipeline = predictor._shared._resources[0]
     slot = pipeline._batches.slots[0]
     patches, bad = (slot.outputs[name].pointer for name in ("patches", "bad"))
     islands = stream._stitcher.islands

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,13 +25,13 @@ from torch_stand_in import TorchStandIn
 
 from edgexnas.bragg import PATCH_SIZE, scale_patches
 from edgexnas.device.bragg.gpu_pipeline import SLOTS, FramePipeline
-from edgexnas.device.bragg.predictor import PeakPredictor
+from edgexnas.device.bragg.lanes import PeakLanes
 from edgexnas.device.cache import EngineCache
 from edgexnas.device.cuda import CudaSession, PinnedPool
 from edgexnas.device.cuda.host_copy import HostCopy
 from edgexnas.device.sources.compression import compress, decompress
 from edgexnas.errors import MissingDependencyError
-from edgexnas.host.networks.bragg_models import BraggNN, mlp_bragg
+from edgexnas.host.networks.bragg_models import BraggNN, MlpBragg
 from edgexnas.peak_finding import PeakFinder, estimate_background
 
 PATCH = (1, PATCH_SIZE, PATCH_SIZE)
@@ -54,7 +55,7 @@ DECODERS = (4, 14)
 DECODED = 50
 """Frames that each of them decodes in one round."""
 
-NETWORKS = {"mlpBragg 50×5": lambda: mlp_bragg(50, 5), "BraggNN": lambda: BraggNN()}
+NETWORKS = {"mlpBragg 50×5": lambda: MlpBragg(50, 5), "BraggNN": lambda: BraggNN()}
 
 Row = dict[str, Any]
 
@@ -213,7 +214,7 @@ def time_pipeline(pipeline: FramePipeline, field: Field, decoding: bool) -> Iter
 
 
 class Turns:
-    """What `PeakPredictor.process_in` needs of a predictor."""
+    """What `PeakLanes.process_in` needs of an engine."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -227,13 +228,13 @@ class Turns:
 
 def time_shared(pipeline: FramePipeline, ring: np.ndarray, workers: int) -> Row:
     """Time frames that several threads process, as the workers of a service do."""
-    turns, seconds = Turns(), []
+    lanes, seconds = SimpleNamespace(engine=Turns()), []
     expected = [len(pipeline.process(frame)) for frame in ring]
 
     def work(first: int, taken: list[float]) -> None:
         for turn in range(first, first + SHARED):
             started = time.perf_counter()
-            peaks = PeakPredictor.process_in(turns, pipeline, ring[turn % len(ring)], turn)
+            peaks = PeakLanes.process_in(lanes, pipeline, ring[turn % len(ring)], turn)
             taken.append(time.perf_counter() - started)
             if (len(peaks), peaks.frame_number) != (expected[turn % len(ring)], turn):
                 raise AssertionError(f"frame {turn} of {workers} workers has other peaks")
@@ -354,7 +355,7 @@ def graph_times_us(
 def time_others(field: Field) -> list[Row]:
     """Time the CPU twin, and connected components on GPU and CPU, with the same network."""
     frames, finder = field.frames, field.finder
-    network = mlp_bragg(50, 5).eval()
+    network = MlpBragg(50, 5).eval()
     torch.set_num_threads(1)
 
     def on_cpu() -> None:

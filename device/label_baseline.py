@@ -42,7 +42,7 @@ def label_pipelines(
         patches = (patches - low) / xp.maximum(patches.max(axis=(1, 2), keepdims=True) - low, 1)
         with torch.inference_mode():
             given = torch.as_tensor(patches, device="cuda").to(torch.float16)[:, None]
-            return network(given).float().cpu().numpy()
+            return np.asarray(network(given).float().cpu())
 
     level = finder.background.level
     limit = finder.thresholds(np.uint16)

@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from edgexnas.device import Predictor
+from edgexnas.device import PeakPredictor
 from edgexnas.device.monitoring import open_views
 from edgexnas.device.serving.service import Service
 from edgexnas.device.serving.settings import PipelineSettings
@@ -109,14 +109,14 @@ def run_service(options: argparse.Namespace, stop: threading.Event) -> dict[str,
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-stream-"))
         predictor = stack.enter_context(
-            Predictor(options.bundle, trust=options.trust, precision="float32")
+            PeakPredictor(options.bundle, trust=options.trust, precision="float32")
         )
         sinks = [TimedSink(folder, times)]
         # Twice the usual queue: half a second of estimating the background is 100 frames.
         settings = PipelineSettings(queue_mib=384)
         service = Service(predictor, open_event_source(options.url), sinks, settings=settings)
         service.views = open_views(service, http_port=options.port, pv_prefix=None, terminal=False)
-        threading.Thread(target=lambda: (stop.wait(), service.stop()), daemon=True).start()
+        threading.Thread(target=_after, args=(stop, service.stop), daemon=True).start()
         _ready()
         status = service.run()
         stored = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
@@ -153,7 +153,7 @@ def run_bare(options: argparse.Namespace, stop: threading.Event) -> dict[str, An
         return times.report()
     import zmq
 
-    socket = zmq.Context.instance().socket(zmq.PULL)
+    socket: Any = zmq.Context.instance().socket(zmq.PULL)
     socket.setsockopt(zmq.RCVHWM, options.queue)
     socket.setsockopt(zmq.RCVTIMEO, 100)
     socket.connect(f"tcp://{place}")
@@ -263,7 +263,7 @@ def _receive_simply(
         return
     # Stream V2: the same decoder as edgexnas', since theirs have none.
     source = open_event_source(options.url)
-    threading.Thread(target=lambda: (stop.wait(), source.close()), daemon=True).start()
+    threading.Thread(target=_after, args=(stop, source.close), daemon=True).start()
     _ready()
     for event in source.events():
         if isinstance(event, SourceFrame):
@@ -315,6 +315,11 @@ def _model(bundle: Path) -> bytes:
 
 
 _READY = {"cpu_s": 0.0}
+
+
+def _after(stop: threading.Event, end: Callable[[], None]) -> None:
+    stop.wait()
+    end()
 
 
 def _ready() -> None:

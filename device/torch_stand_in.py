@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from edgexnas.bundle import Precision
 from edgexnas.device.cuda import CudaSession
 from edgexnas.device.engines.device_engine import HostRuns, ladder, least_size
 from edgexnas.errors import EngineError
@@ -71,7 +72,7 @@ class TorchStandIn:
         input_shape: tuple[int, ...],
         *,
         session: CudaSession,
-        precision: str = "float16",
+        precision: Precision = "float16",
         batch: int = 32,
         sizes: tuple[int, ...] | None = None,
         graph: bool = True,
@@ -79,10 +80,10 @@ class TorchStandIn:
     ) -> None:
         started = time.perf_counter()
         self.session = session
-        self.precision = precision
+        self.precision: Precision = precision
         self.sizes = ladder(batch) if sizes is None else sizes
         self.batch = self.sizes[-1]
-        self.reason = "TensorRT does not run here, torch stands in"
+        self.reason: str = "TensorRT does not run here, torch stands in"
         self.input_shape = tuple(input_shape)
         self._dtype = {"float32": torch.float32, "float16": torch.float16}[precision]
         self._closed = False
@@ -113,9 +114,10 @@ class TorchStandIn:
         if any(isinstance(part, NonLocalBlock) for part in network.modules()):
             variants.append(_with_fused_attention(network))
         inputs = torch.zeros((self.batch, *self.input_shape), device="cuda", dtype=self._dtype)
-        timed = []
+        timed: list[tuple[float, int, torch.nn.Module]] = []
         for variant, layout in itertools.product(variants, layouts):
-            placed = deepcopy(variant).eval().to("cuda", self._dtype, memory_format=layout)
+            placed: torch.nn.Module = deepcopy(variant).eval().to("cuda", self._dtype)
+            placed = placed.to(memory_format=layout)  # type: ignore[call-overload]
             timed.append((_graph_seconds(placed, inputs), len(timed), placed))
         fastest = min(timed)[2]
         del timed, placed
@@ -133,7 +135,9 @@ class TorchStandIn:
         size = self.size_of(count)
         external = self._streams.get(stream.handle)
         if external is None:
-            external = self._streams[stream.handle] = torch.cuda.ExternalStream(stream.handle)
+            external = self._streams[stream.handle] = torch.cuda.ExternalStream(  # type: ignore[no-untyped-call]
+                stream.handle
+            )
         with self.session.current(), torch.inference_mode(), torch.cuda.stream(external):
             fresh = (size, stream.handle) not in self._warm
             if fresh or torch.cuda.is_current_stream_capturing():
@@ -186,7 +190,10 @@ class FusedAttention(torch.nn.Module):
             for projected in (block.theta, block.phi, block.g)
         )
         mixed = torch.nn.functional.scaled_dot_product_attention(query, key, value, scale=1.0)
-        return x + block.out(mixed[:, 0].transpose(1, 2).reshape(len(x), -1, *x.shape[2:]))
+        added: torch.Tensor = block.out(
+            mixed[:, 0].transpose(1, 2).reshape(len(x), -1, *x.shape[2:])
+        )
+        return x + added
 
 
 def _with_fused_attention(network: torch.nn.Module) -> torch.nn.Module:
@@ -200,7 +207,7 @@ def _with_fused_attention(network: torch.nn.Module) -> torch.nn.Module:
 
 def _graph_seconds(network: torch.nn.Module, inputs: torch.Tensor) -> float:
     """Time 20 runs as a CUDA graph of torch's: without it, launches hide what kernels cost."""
-    side = torch.cuda.Stream()
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     with torch.cuda.stream(side):
         for _ in range(3):
             network(inputs)

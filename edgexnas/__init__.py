@@ -14,7 +14,7 @@ from edgexnas.errors import EdgexnasError
 if TYPE_CHECKING:
     from edgexnas import bundle, device, host, simulate
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["EdgexnasError", "__version__", "bundle", "device", "host", "simulate"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,9 @@ def read_toml(path: Path) -> tuple[str, dict[str, Any]]:
         If the file cannot be read or is no TOML; the message says at which line and column.
     """
     try:
+        # Opening a pipe would wait for somebody to write to it.
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "it is no regular file")
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigurationError(

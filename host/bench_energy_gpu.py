@@ -27,21 +27,21 @@ from torch import nn
 from torch_graphs import TorchGraph, fastest_graph
 
 from edgexnas.device.benchmark import EnergyProtocol, LatencyResult, Load, measure_energy
-from edgexnas.device.benchmark.device_state import observe_device, throttling
 from edgexnas.device.benchmark.intervals import half_width
 from edgexnas.device.benchmark.latency import RUNS, time_runs
 from edgexnas.device.power import open_power_meter
-from edgexnas.host.networks.bragg_models import BraggNN, cnn_bragg, count_parameters, mlp_bragg
-from edgexnas.host.networks.ptycho_models import PtychoNN, cnn_ptycho, mlp_ptycho
+from edgexnas.device.power.device_state import observe_device, throttling
+from edgexnas.host.networks.bragg_models import BraggNN, CnnBragg, MlpBragg, count_parameters
+from edgexnas.host.networks.ptycho_models import CnnPtycho, MlpPtycho, PtychoNN
 from edgexnas.whole_files import write_whole
 
 FAMILIES: dict[str, Callable[..., nn.Module]] = {
     "BraggNN": lambda *widths: BraggNN(widths),
-    "mlpBragg": mlp_bragg,
-    "cnnBragg": cnn_bragg,
+    "mlpBragg": MlpBragg,
+    "cnnBragg": CnnBragg,
     "PtychoNN": PtychoNN,
-    "mlpPtycho": mlp_ptycho,
-    "cnnPtycho": cnn_ptycho,
+    "mlpPtycho": MlpPtycho,
+    "cnnPtycho": CnnPtycho,
 }
 SHAPES = {"Bragg": (1, 11, 11), "Ptycho": (1, 64, 64)}
 
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="JSON file")
     parser.add_argument(
         "--networks", nargs="+", action="append", metavar="FAMILY-SIZE-SIZE",
-        help="of one task, the baseline first; give it once a task",
+        help="of one task, the baseline first; specify it once a task",
     )  # fmt: skip
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--load", type=float, default=60.0, help="seconds of each load window")
@@ -151,7 +151,7 @@ def build(name: str) -> nn.Module:
     """Build a network from its family and sizes, such as mlpBragg-96-2 (units, layers)."""
     family, *sizes = name.split("-")
     if family not in FAMILIES:
-        raise SystemExit(f"{name} is of no known family; give one of {', '.join(FAMILIES)}")
+        raise SystemExit(f"{name} is of no known family; specify one of {', '.join(FAMILIES)}")
     return FAMILIES[family](*(int(size) for size in sizes))
 
 

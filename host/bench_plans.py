@@ -16,19 +16,19 @@ import torch
 from edgexnas.device import Plan, build_plan
 from edgexnas.host.exporting.onnx_export import to_onnx
 from edgexnas.host.exporting.quantisation import Recipe, quantise
-from edgexnas.host.networks.bragg_models import BraggNN, cnn_bragg, count_parameters, mlp_bragg
-from edgexnas.host.networks.ptycho_models import PtychoNN, cnn_ptycho, mlp_ptycho
+from edgexnas.host.networks.bragg_models import BraggNN, CnnBragg, MlpBragg, count_parameters
+from edgexnas.host.networks.ptycho_models import CnnPtycho, MlpPtycho, PtychoNN
 from edgexnas.host.networks.symmetric_mlp import mlp_bragg_symmetric
 
 PATCH, PATTERN = (1, 11, 11), (1, 64, 64)
 
 NETWORKS = {
-    "mlpBragg 50×5": (lambda: mlp_bragg(50, 5), PATCH),
+    "mlpBragg 50×5": (lambda: MlpBragg(50, 5), PATCH),
     "mlpBraggSymmetric 23×3": (lambda: mlp_bragg_symmetric(23, 3), PATCH),
-    "cnnBragg 16×12": (lambda: cnn_bragg(16, 12), PATCH),
+    "cnnBragg 16×12": (lambda: CnnBragg(16, 12), PATCH),
     "BraggNN": (BraggNN, PATCH),
-    "mlpPtycho 256×2": (lambda: mlp_ptycho(256, 2), PATTERN),
-    "cnnPtycho 32×6+4+4": (lambda: cnn_ptycho(32, 6, 4, 4), PATTERN),
+    "mlpPtycho 256×2": (lambda: MlpPtycho(256, 2), PATTERN),
+    "cnnPtycho 32×6+4+4": (lambda: CnnPtycho(32, 6, 4, 4), PATTERN),
     "PtychoNN": (PtychoNN, PATTERN),
 }
 

@@ -28,8 +28,8 @@ from torch.utils.data import DataLoader, Dataset
 from edgexnas.demo.markdown import hardware
 from edgexnas.host import SPACES, PeakDataset, SearchResult, SearchSpace, Split, optimize
 from edgexnas.host.networks.bragg_models import LEVELS
-from edgexnas.host.training.criteria import score_offsets
-from edgexnas.host.training.loop import training_device
+from edgexnas.host.training.bragg_criterion import score_offsets
+from edgexnas.host.training.settings import training_device
 
 
 class TurnedPatches(Dataset[tuple[torch.Tensor, torch.Tensor]]):

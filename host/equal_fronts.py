@@ -45,11 +45,11 @@ from edgexnas.host import (
     TrainingSettings,
     count_parameters,
     train,
-    with_drawn_peaks,
+    with_synthetic_peaks,
 )
-from edgexnas.host.networks.bragg_models import cnn_bragg, mlp_bragg
+from edgexnas.host.networks.bragg_models import CnnBragg, MlpBragg
 from edgexnas.host.networks.symmetric_mlp import FromCentroid, mlp_bragg_symmetric
-from edgexnas.host.training.criteria import evaluate_model
+from edgexnas.host.training.bragg_criterion import evaluate_model
 
 # (units, layers), with the largest that fit under an eighth and the whole of both BraggNN.
 MLPS = (
@@ -62,12 +62,12 @@ CNNS = ((8, 4), (16, 4), (22, 6))
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     **{f"BraggNN {'-'.join(map(str, d))}": partial(BraggNN, d) for d in BRAGGNN_DENSE.values()},
-    **{f"mlpBragg {u}×{h}": partial(mlp_bragg, u, h) for u, h in MLPS},
+    **{f"mlpBragg {u}×{h}": partial(MlpBragg, u, h) for u, h in MLPS},
     **{f"mlpBraggSymmetric {u}×{h}": partial(mlp_bragg_symmetric, u, h) for u, h in SYMMETRIC},
-    **{f"cnnBragg {f}×{h}": partial(cnn_bragg, f, h) for f, h in CNNS},
+    **{f"cnnBragg {f}×{h}": partial(CnnBragg, f, h) for f, h in CNNS},
     # What the centroid alone is worth.
     "BraggNN 16-8-4-2 from centroid": lambda: FromCentroid(BraggNN()),
-    "mlpBragg 26×2 from centroid": lambda: FromCentroid(mlp_bragg(26, 2)),
+    "mlpBragg 26×2 from centroid": lambda: FromCentroid(MlpBragg(26, 2)),
 }
 # Two each, about what suits a kind of network, so that all have equally many tries.
 RATES = {
@@ -218,7 +218,7 @@ def search(options: argparse.Namespace, known: list[Run]) -> Iterator[dict[str, 
     dataset = PeakDataset.load(options.peaks)
     drawn = options.runs / f"{options.name}-{dataset.digest[:8]}-{options.drawn}-drawn.h5"
     if "drawn" in options.recipes and not drawn.exists():
-        with_drawn_peaks(dataset, options.drawn, device="cuda" if gpu else "cpu").save(drawn)
+        with_synthetic_peaks(dataset, options.drawn, device="cuda" if gpu else "cpu").save(drawn)
         print(f"{options.drawn} peaks drawn in {time.monotonic() - began:.1f} s", flush=True)
     named = ["drawn", *(("budget",) if options.budget else ("steps", "batch")), "seeds", "workers"]
     named += ["gpu_workers", "gpu_threads"] if gpu else []

@@ -19,7 +19,7 @@ import torch
 from torch_graphs import TorchGraph
 
 from edgexnas.device.benchmark import Load, measure_latency
-from edgexnas.host.networks.bragg_models import cnn_bragg
+from edgexnas.host.networks.bragg_models import CnnBragg
 from edgexnas.whole_files import write_whole
 
 FILTERS = (8, 16, 24, 2, 12, 20, 4, 6, 10, 14, 18, 22)
@@ -40,7 +40,7 @@ def main() -> None:
         if time.monotonic() - began > options.seconds:
             break
         for layers in LAYERS:
-            model = cnn_bragg(filters, layers)
+            model = CnnBragg(filters, layers)
             graphs[f"{filters}×{layers}"] = TorchGraph(model, (options.batch, 1, 11, 11), "NHWC")
         print(f"{filters} filters after {time.monotonic() - began:.1f} s", flush=True)
     loads = [Load(name, graph.replay, options.batch) for name, graph in graphs.items()]

@@ -18,8 +18,8 @@ from bench_energy_gpu import QUANTITIES, apart, build, shape_of
 from torch import nn
 
 from edgexnas.host.measuring.cost_model import PAPER_TABLE_2, CostModel, count_cost
-from edgexnas.host.networks.bragg_models import BraggNN, count_parameters, mlp_bragg
-from edgexnas.host.networks.ptycho_models import PtychoNN, cnn_ptycho, mlp_ptycho
+from edgexnas.host.networks.bragg_models import BraggNN, MlpBragg, count_parameters
+from edgexnas.host.networks.ptycho_models import CnnPtycho, MlpPtycho, PtychoNN
 
 BRAGG, PTYCHO = (1, 11, 11), (1, 64, 64)
 Build = Callable[[], nn.Module]
@@ -27,12 +27,12 @@ Build = Callable[[], nn.Module]
 OURS: tuple[tuple[str, str, Build, tuple[int, ...]], ...] = (
     ("BraggNN 64-32-16-8", "BraggNN", lambda: BraggNN((64, 32, 16, 8)), BRAGG),
     ("BraggNN 16-8-4-2", "", lambda: BraggNN((16, 8, 4, 2)), BRAGG),
-    ("mlpBragg 50×5", "optimised Bragg", lambda: mlp_bragg(50, 5), BRAGG),
-    ("mlpBragg 96×2", "", lambda: mlp_bragg(96, 2), BRAGG),
+    ("mlpBragg 50×5", "optimised Bragg", lambda: MlpBragg(50, 5), BRAGG),
+    ("mlpBragg 96×2", "", lambda: MlpBragg(96, 2), BRAGG),
     ("PtychoNN", "PtychoNN", PtychoNN, PTYCHO),
-    ("cnnPtycho 251, 1-2-1", "optimised Ptycho", lambda: cnn_ptycho(251, 1, 2, 1), PTYCHO),
-    ("cnnPtycho 64, 6-6-6", "", lambda: cnn_ptycho(64, 6, 6, 6), PTYCHO),
-    ("mlpPtycho 256×2", "", lambda: mlp_ptycho(256, 2), PTYCHO),
+    ("cnnPtycho 251, 1-2-1", "optimised Ptycho", lambda: CnnPtycho(251, 1, 2, 1), PTYCHO),
+    ("cnnPtycho 64, 6-6-6", "", lambda: CnnPtycho(64, 6, 6, 6), PTYCHO),
+    ("mlpPtycho 256×2", "", lambda: MlpPtycho(256, 2), PTYCHO),
 )
 """Name, the row of the paper that it stands for, and how to build it."""
 

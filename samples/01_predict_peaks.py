@@ -9,12 +9,12 @@ file, a hexrd frame cache, a .npy array, or an image that fabio reads.
 import sys
 
 from edgexnas import EdgexnasError
-from edgexnas.device import Predictor
+from edgexnas.device import PeakPredictor
 
 
 def main(bundle: str, keys: str, frames: str) -> None:
     # Opening verifies the signature and proves the engine on the bundle's reference vectors.
-    with Predictor(bundle, trust=keys) as predictor:
+    with PeakPredictor(bundle, trust=keys) as predictor:
         proof = predictor.proof
         print(f"# {predictor.manifest.model_id} on {predictor.engine.name}, ", end="")
         print(f"{proof.measured_px:.4f} px from its reference ({proof.allowed_px} px allowed)")

@@ -3,19 +3,15 @@
 Run: python samples/03_stream_ptycho.py BUNDLE KEYS SCAN OBJECT
 
 BUNDLE is a signed model, KEYS the folder of the public keys you trust, SCAN an HDF5, CXI or .npz
-file of patterns with positions, OBJECT an .npz file to write. Live patterns work alike: give
-`stream` an iterable of (pattern, position) pairs, with None for a position that comes later as a
-`PositionReading`.
+file of patterns with positions, OBJECT an .npz or .h5 file to write, with pictures beside it. Live
+patterns work alike: give `stream` an iterable of (pattern, position) pairs, with None for a
+position that comes later as a `PositionReading`.
 """
 
 import sys
-from pathlib import Path
-
-import numpy as np
 
 from edgexnas import EdgexnasError
 from edgexnas.device import PtychoPredictor
-from edgexnas.whole_files import whole_file
 
 
 def main(bundle: str, keys: str, scan: str, output: str) -> None:
@@ -30,12 +26,8 @@ def main(bundle: str, keys: str, scan: str, output: str) -> None:
             image = stream.image()
             (rows, cols), covered = image.values.shape, (image.coverage > 0).mean()
             print(f"{patches.frame_numbers[-1] + 1} {rows} {cols} {covered:.3f}")
-    print(f"# {stream.counts}")
-    image = stream.image()
-    # Phases are known up to a constant: here the mean over the object is 0.
-    values = image.values * np.exp(-1j * np.angle(image.values.sum()))
-    with whole_file(Path(output)) as draft, draft.open("wb") as file:
-        np.savez(file, object=values, coverage=image.coverage, origin_px=image.origin_px)
+    paths = ", ".join(str(path) for path in stream.save(output))
+    print(f"# {paths}: {stream.counts}")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def main(bundle: str, keys: str, cache: str) -> None:
                 print(f"{trial.precision}: {trial.median_ms:.3f} ms a batch, {trial.runs} runs")
         for name, value in predictor.engine.describe().items():
             print(f"{name}: {value}")
-        print(f"strays from the reference: {predictor.proof}")
+        print(f"deviates from the reference: {predictor.proof}")
 
 
 if __name__ == "__main__":

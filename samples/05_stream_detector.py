@@ -18,14 +18,14 @@ import sys
 import time
 
 from edgexnas import EdgexnasError
-from edgexnas.device import Predictor
+from edgexnas.device import PeakPredictor
 from edgexnas.device.sources import open_event_source
 
 
 def main(bundle: str, keys: str, url: str) -> None:
     # Opened first, so that a wrong URL is refused before the engine is built.
     source = open_event_source(url)
-    with Predictor(bundle, trust=keys) as predictor:
+    with PeakPredictor(bundle, trust=keys) as predictor:
         print(f"# {predictor.manifest.model_id} on {predictor.engine.name}, frames from {url}")
         print("# frame peaks brightest_row_px brightest_col_px")
         frames, began = 0, time.monotonic()

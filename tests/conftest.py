@@ -43,12 +43,14 @@ def load_module() -> LoadModule:
 
 
 @pytest.fixture(scope="session")
-def visible(load_module: LoadModule) -> ModuleType:
+def visible() -> ModuleType:
     """The module that builds a ptychography bundle and scan with known answers."""
-    return load_module(ROOT / "tests" / "bundles" / "visible_object.py")
+    from edgexnas.testing import visible_bundle
+
+    return visible_bundle
 
 
 @pytest.fixture(scope="session")
-def jetson(load_module: LoadModule) -> ModuleType:
-    """The module that builds sysfs trees of Jetsons, and clocks that pass as fast as they can."""
-    return load_module(ROOT / "tests" / "device" / "power" / "jetson_tree.py")
+def clocks(load_module: LoadModule) -> ModuleType:
+    """The module of clocks that pass as fast as they can."""
+    return load_module(ROOT / "tests" / "device" / "power" / "clocks.py")

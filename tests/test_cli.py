@@ -37,7 +37,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("project")
     steps = [
         f"simulate --output {folder}/frames.h5 --frames 48 --shape 768 768 --grains 60",
-        f"label {folder}/frames.h5 --output {folder}/peaks.h5 --drawn 300",
+        f"label {folder}/frames.h5 --output {folder}/peaks.h5 --synthetic 300",
         f"keys generate --output {folder}/keys --name beam",
         f"optimize bragg --data {folder}/peaks.h5 --output {folder}/run --space mlpBragg "
         "--search random --max-evals 2 --epochs 2 --evaluator serial --constraint parameters=9000",
@@ -74,7 +74,7 @@ def test_label_draws_as_many_peaks_as_it_is_told_to(project: Path) -> None:
         measured = label_frames(series)
     labelled = PeakDataset.load(project / "peaks.h5")
     assert len(labelled) == len(measured) + 300
-    assert "300 peaks drawn" in labelled.source
+    assert "300 synthetic peaks" in labelled.source
 
 
 def test_an_exported_bundle_verifies_and_predicts(

@@ -16,8 +16,8 @@ import torch
 from edgexnas.device import Plan, PlanLayer, build_plan
 from edgexnas.host.exporting.onnx_export import to_onnx
 from edgexnas.host.exporting.quantisation import Recipe, quantise, weighted_layers
-from edgexnas.host.networks.bragg_models import BraggNN, cnn_bragg, mlp_bragg
-from edgexnas.host.networks.ptycho_models import PtychoNN, cnn_ptycho, mlp_ptycho
+from edgexnas.host.networks.bragg_models import BraggNN, CnnBragg, MlpBragg
+from edgexnas.host.networks.ptycho_models import CnnPtycho, MlpPtycho, PtychoNN
 from edgexnas.host.networks.symmetric_mlp import mlp_bragg_symmetric
 
 pytestmark = pytest.mark.skipif(
@@ -27,13 +27,13 @@ pytestmark = pytest.mark.skipif(
 PATCH, PATTERN = (1, 11, 11), (1, 64, 64)
 
 NETWORKS: dict[str, tuple[Callable[[], torch.nn.Module], tuple[int, ...]]] = {
-    "mlpBragg": (lambda: mlp_bragg(24, 3), PATCH),
+    "mlpBragg": (lambda: MlpBragg(24, 3), PATCH),
     "mlpBraggSymmetric": (lambda: mlp_bragg_symmetric(24, 3), PATCH),
     # From 9 layers on with skips.
-    "cnnBragg": (lambda: cnn_bragg(8, 9), PATCH),
+    "cnnBragg": (lambda: CnnBragg(8, 9), PATCH),
     "BraggNN": (BraggNN, PATCH),
-    "mlpPtycho": (lambda: mlp_ptycho(16, 2), PATTERN),
-    "cnnPtycho": (lambda: cnn_ptycho(8, 3, 2, 2), PATTERN),
+    "mlpPtycho": (lambda: MlpPtycho(16, 2), PATTERN),
+    "cnnPtycho": (lambda: CnnPtycho(8, 3, 2, 2), PATTERN),
     "PtychoNN": (lambda: PtychoNN(8), PATTERN),
 }
 

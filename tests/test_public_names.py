@@ -221,8 +221,8 @@ def commands() -> Names:
 
 
 def offered(message: str) -> list[str]:
-    """Names in "...; give one of a, b, c", "give a, b or c" or "give key = one of ['a', 'b']"."""
-    parts = re.findall(r"; give (?:\w+ = )?(?:one of )?(.*)", message)
+    """Names in "...; specify one of a, b, c" or "give key = one of ['a', 'b']"."""
+    parts = re.findall(r"; (?:give|specify) (?:\w+ = )?(?:one of )?(.*)", message)
     return sorted(re.findall(r"[\w-]+", parts[-1].replace(" or ", " ")))
 
 
@@ -249,7 +249,7 @@ def serve_keys() -> Names:
 
 def search_keys() -> Names:
     def ask(call: Callable[[], object]) -> list[str]:
-        with pytest.raises(ConfigurationError, match=f"{UNKNOWN}.*; give") as refusal:
+        with pytest.raises(ConfigurationError, match=f"{UNKNOWN}.*; specify") as refusal:
             call()
         return offered(str(refusal.value))
 

@@ -13,6 +13,7 @@ import pytest
 
 from edgexnas.bundle import generate_keys
 from edgexnas.cli import main
+from edgexnas.testing import JetsonTree
 
 SAMPLES = Path(__file__).resolve().parents[1] / "samples"
 
@@ -124,10 +125,8 @@ def test_06_a_subscriber_prints_what_the_configured_service_sends(
     assert len([line for line in lines if "peaks, brightest at" in line]) >= 19
 
 
-def test_07_measure_energy_prints_what_an_inference_costs(
-    folder: Path, jetson: ModuleType, tmp_path: Path
-) -> None:
-    device = jetson.JetsonTree(tmp_path / "orin")
+def test_07_measure_energy_prints_what_an_inference_costs(folder: Path, tmp_path: Path) -> None:
+    device = JetsonTree(tmp_path / "orin")
     options = ["--seconds", "1", "--blocks", "1", "--root", device.root]
     lines = run("07_measure_energy.py", folder / "bragg.edgex", folder / "keys", *options)
     assert lines.startswith("Jetson AGX Orin 64 GB")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -32,8 +33,10 @@ def test_what_is_no_toml_is_a_sentence(tmp_path: Path, content: bytes, named: st
 
 
 def test_what_is_no_file_is_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"cannot be read \(Is a directory\)"):
-        read_toml(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(ConfigurationError, match=r"cannot be read \(it is no regular file\)"):
+            read_toml(path)
     with pytest.raises(ConfigurationError, match=r"cannot be read \(No such file"):
         read_toml(tmp_path / "nothing.toml")
 

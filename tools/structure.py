@@ -97,7 +97,7 @@ def find_imports(modules: Mapping[str, Path]) -> list[Import]:
     }
     found = []
     for importer, statements in said.items():
-        lazy = any(getattr(node, "name", None) == "__getattr__" for node in trees[importer].body)
+        lazy = any(_defines_getattr(node) for node in trees[importer].body)
         for base, alias, line, place in statements:
             if not (lazy and place == "typing"):
                 targets = _targets(importer, base, alias.name, modules, given)
@@ -134,6 +134,13 @@ def _statements(
                 yield from visit(child, place)
 
     yield from visit(tree, "module")
+
+
+def _defines_getattr(node: ast.stmt) -> bool:
+    """Tell whether a statement of a module is `def __getattr__` or assigns to this name."""
+    targets = node.targets if isinstance(node, ast.Assign) else []
+    assigned = {name.id for t in targets for name in ast.walk(t) if isinstance(name, ast.Name)}
+    return "__getattr__" in {getattr(node, "name", None), *assigned}
 
 
 def _is_type_checking(test: ast.expr) -> bool:

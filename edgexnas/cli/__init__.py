@@ -20,6 +20,7 @@ from edgexnas.cli import (
     search_commands,
     serve_command,
 )
+from edgexnas.cli.terminal import printable
 from edgexnas.errors import ConfigurationError, EdgexnasError
 
 __all__ = ["main"]
@@ -46,7 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.run(options)
         sys.stdout.flush()
     except EdgexnasError as error:
-        print(f"edgexnas {options.command}: {error}", file=sys.stderr)  # noqa: T201
+        # A configuration has a line for each of its errors.
+        told = "\n".join(map(printable, str(error).split("\n")))
+        print(f"edgexnas {options.command}: {told}", file=sys.stderr)  # noqa: T201
         return WRONG_USAGE if isinstance(error, ConfigurationError) else FAILED
     except KeyboardInterrupt:
         print(f"edgexnas {options.command}: interrupted", file=sys.stderr)  # noqa: T201

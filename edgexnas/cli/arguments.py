@@ -21,7 +21,8 @@ __all__ = [
     "path_or_url",
     "positive_float",
     "positive_int",
-    "refuse_given",
+    "predictor_options",
+    "reject_given",
     "seed",
 ]
 
@@ -71,8 +72,14 @@ def path_or_url(text: str) -> Path | str:
     return text if "://" in text else Path(text)
 
 
-def refuse_given(options: argparse.Namespace, names: Sequence[str], reason: str) -> None:
-    """Refuse options that would be ignored: those of `names` that are not None.
+def predictor_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Gather the options of `edgexnas predict` that every predictor takes."""
+    names = ("engine", "precision", "batch", "cache")
+    return {name: getattr(options, name) for name in names}
+
+
+def reject_given(options: argparse.Namespace, names: Sequence[str], reason: str) -> None:
+    """Reject options that would be ignored: those of `names` that are not None.
 
     Raises
     ------

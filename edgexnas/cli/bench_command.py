@@ -7,13 +7,14 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgexnas.cli.arguments import add_command, number, positive_float, positive_int
 from edgexnas.cli.outputs import check_output
-from edgexnas.device.engines.engine import ENGINES
-from edgexnas.device.power.meter import METERS
+from edgexnas.device.engines.opening import ENGINES
+from edgexnas.device.power.opening import METERS
 from edgexnas.errors import ConfigurationError
 from edgexnas.whole_files import write_whole
 
@@ -126,22 +127,18 @@ def _settings(options: argparse.Namespace) -> BenchSettings:
     from edgexnas.device.benchmark.bench import BenchSettings
     from edgexnas.device.benchmark.energy_protocol import EnergyProtocol
 
+    named = {f.name: getattr(options, f.name, None) for f in fields(BenchSettings)}
+    given: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
     return BenchSettings(
-        engine=options.engine,
-        precision=options.precision,
-        batch=options.batch,
-        threads=options.threads,
-        runs=options.runs,
-        calls=options.calls,
-        spread_s=options.spread,
-        sweep=tuple(options.sweep),
-        cold_start=not options.no_cold_start,
-        energy=options.energy,
-        protocol=EnergyProtocol.of_windows(
-            options.load, options.idle, blocks=options.blocks, period_s=options.period
-        ),
-        meter=options.meter,
-        root=options.root,
+        **given
+        | {
+            "spread_s": options.spread,
+            "sweep": tuple(options.sweep),
+            "cold_start": not options.no_cold_start,
+            "protocol": EnergyProtocol.of_windows(
+                options.load, options.idle, blocks=options.blocks, period_s=options.period
+            ),
+        }
     )
 
 
@@ -164,10 +161,10 @@ def _form(name: str) -> Callable[[BenchReport], str]:
 
 
 def _check_outputs(outputs: dict[str, str | None], bundles: Sequence[str]) -> None:
-    """Refuse what cannot be written before minutes of measuring."""
+    """Reject what cannot be written before minutes of measuring."""
     places = [place for place in outputs.values() if place is not None]
     if len(set(places)) < len(places):
-        raise ConfigurationError(f"two outputs go to {places[0]}; give each its own place")
+        raise ConfigurationError(f"two outputs go to {places[0]}; specify each its own place")
     for place in places:
         if place != "-":
             check_output(Path(place), inputs=bundles)
@@ -201,17 +198,9 @@ def _print(report: BenchReport) -> None:
                 f"{energy.marginal_mj:.3f} ± {energy.marginal_half_width_mj:.3f}" if energy else "",
             )
         )
-    columns = (
-        "bundle",
-        "parameters",
-        "mean ms",
-        "p50 ms",
-        "p99 ms",
-        "items/s",
-        "mJ",
-        "mJ above idle",
-    )
-    print_table(columns, rows, title=f"batch {report.settings.batch}, {report.before.name}")
+    numbers = ("parameters", "mean ms", "p50 ms", "p99 ms", "items/s", "mJ", "mJ above idle")
+    title = f"batch {report.settings.batch}, {report.before.name}"
+    print_table(("bundle", *numbers), rows, title=title)
     engine = report.bundles[0].engine
     print_pairs(
         [

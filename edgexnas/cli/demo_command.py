@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgexnas.cli.arguments import add_command, positive_int, seed
 from edgexnas.cli.terminal import print_pairs, print_table, progress
@@ -23,7 +24,10 @@ def add_to(commands: Commands) -> None:
     demo.add_argument("--data", type=Path, help="frames, file or folder; simulated if not given")
     demo.add_argument("--spots", help="hexrd spot list of these frames, FILE.h5::PANEL")
     demo.add_argument("--space", nargs="+", default=["mlpBragg"], help="search spaces")
-    demo.add_argument("--evaluations", type=positive_int, default=12, help="networks to train")
+    demo.add_argument(
+        "--evaluations", dest="max_evals", metavar="N", type=positive_int, default=12,
+        help="networks to train",
+    )  # fmt: skip
     demo.add_argument("--epochs", type=positive_int, default=60, help="most epochs of a training")
     demo.add_argument(
         "--baselines",
@@ -44,18 +48,9 @@ def _demo(options: argparse.Namespace) -> None:
     from edgexnas.demo import DemoSettings, run_demo
     from edgexnas.demo.markdown import AGAINST, COLUMNS, cells, detection_lines, write_markdown
 
-    settings = DemoSettings(
-        output=options.output,
-        data=options.data,
-        spots=options.spots,
-        space=tuple(options.space),
-        max_evals=options.evaluations,
-        epochs=options.epochs,
-        baselines=tuple(options.baselines),
-        maximum_parameters=options.maximum_parameters,
-        workers=options.workers,
-        seed=options.seed,
-    )
+    given: dict[str, Any] = {f.name: getattr(options, f.name) for f in fields(DemoSettings)}
+    given |= {name: tuple(given[name]) for name in ("space", "baselines")}
+    settings = DemoSettings(**given)
     result = run_demo(settings, progress)
     command = shlex.join(["edgexnas", *options.typed])
     page = write_markdown(result, settings.output / "results.md", command=command)

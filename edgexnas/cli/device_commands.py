@@ -16,11 +16,12 @@ from edgexnas.cli.arguments import (
     path_or_url,
     positive_float,
     positive_int,
-    refuse_given,
+    predictor_options,
+    reject_given,
 )
 from edgexnas.cli.outputs import check_output
 from edgexnas.cli.scan_commands import predict_object
-from edgexnas.device.engines.engine import ENGINES
+from edgexnas.device.engines.opening import ENGINES
 from edgexnas.errors import ConfigurationError, EdgexnasError
 from edgexnas.whole_files import whole_file
 
@@ -83,25 +84,19 @@ def _predict(options: argparse.Namespace) -> None:
 
     bundle = open_bundle(options.bundle, trust=options.trust, **acceptance(options))
     if bundle.manifest.task == "ptycho":
-        refuse_given(
+        reject_given(
             options, ("dataset",), f"{options.bundle} is for scans, which have their place"
         )
         predict_object(bundle, options)
         return
     reason = f"{options.bundle} is for Bragg peaks and not for ptychography"
-    refuse_given(options, ("object_pixel_nm",), reason)
+    reject_given(options, ("object_pixel_nm",), reason)
     if not isinstance(options.frames, Path):
-        refuse_given(options, ("dataset",), "the frames come from a URL, which can say dataset=")
+        reject_given(options, ("dataset",), "the frames come from a URL, which can say dataset=")
     if options.output is not None:
         check_output(options.output, inputs=(options.bundle, options.frames))
     with (
-        PeakPredictor(
-            bundle,
-            engine=options.engine,
-            precision=options.precision,
-            batch=options.batch,
-            cache=options.cache,
-        ) as predictor,
+        PeakPredictor(bundle, **predictor_options(options)) as predictor,
         _sink(options.output) as sink,
         ExitStack() as stack,
     ):

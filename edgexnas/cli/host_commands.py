@@ -10,7 +10,7 @@ from edgexnas.cli.arguments import (
     add_command,
     positive_float,
     positive_int,
-    refuse_given,
+    reject_given,
     seed,
 )
 from edgexnas.cli.outputs import check_output
@@ -71,10 +71,12 @@ def add_to(commands: Commands) -> None:
         help="incoherent modes of the beam, for scans; 3 if not given",
     )
     label.add_argument(
+        "--synthetic",
         "--drawn",
         type=positive_int,
-        help="peaks to draw from the measured ones, or patterns from a scan's own beam, and add "
-        "to what networks train on",
+        metavar="N",
+        help="add N synthetic peaks resampled from the measured ones, or N patterns simulated "
+        "with a scan's own beam, to the training part; --drawn is the name until the next release",
     )
     label.set_defaults(run=_label)
 
@@ -83,7 +85,7 @@ def _simulate(options: argparse.Namespace) -> None:
     check_output(options.output)
     if options.scan_of is not None:
         reason = "with --scan-of a scan is simulated and not frames"
-        refuse_given(options, ("frames", "shape", "grains", "like"), reason)
+        reject_given(options, ("frames", "shape", "grains", "like"), reason)
         simulate_scan_file(options)
         return
     from edgexnas.simulate import HedmSettings, save_series, simulate_hedm
@@ -108,17 +110,17 @@ def _simulate(options: argparse.Namespace) -> None:
 
 def _label(options: argparse.Namespace) -> None:
     from edgexnas.frames import open_frames
-    from edgexnas.host import label_frames, with_drawn_peaks
+    from edgexnas.host import label_frames, with_synthetic_peaks
     from edgexnas.peak_finding import FinderSettings
     from edgexnas.scans import holds_scan
 
     check_output(options.output, inputs=(options.frames,))
     if holds_scan(options.frames):
         reason = f"{options.frames} holds a scan and not frames"
-        refuse_given(options, ("minimum_counts", "saturation", "dataset"), reason)
+        reject_given(options, ("minimum_counts", "saturation", "dataset"), reason)
         label_scan_file(options.frames, options)
         return
-    refuse_given(options, ("iterations", "modes"), f"{options.frames} holds frames and no scan")
+    reject_given(options, ("iterations", "modes"), f"{options.frames} holds frames and no scan")
     chosen = {
         name: getattr(options, name)
         for name in ("minimum_counts", "saturation")
@@ -133,9 +135,9 @@ def _label(options: argparse.Namespace) -> None:
         ("peaks", f"{len(dataset)}, of which {int(dataset.good.sum())} have a good label"),
         ("scored against", dataset.against),
     ]
-    if options.drawn:
-        with progress(f"draw {options.drawn} peaks"):
-            dataset = with_drawn_peaks(dataset, options.drawn)
-        facts.append(("drawn to train on", str(options.drawn)))
+    if options.synthetic:
+        with progress(f"generate {options.synthetic} synthetic peaks"):
+            dataset = with_synthetic_peaks(dataset, options.synthetic)
+        facts.append(("synthetic, to train on", str(options.synthetic)))
     dataset.save(options.output)
     print_pairs([*facts, ("file", str(options.output))])

@@ -1,4 +1,4 @@
-"""Refuse a file that a command cannot write, before its work."""
+"""Reject a file that a command cannot write, before its work."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["check_output"]
 
 
 def check_output(path: Path, *, inputs: Iterable[Path | str] = ()) -> None:
-    """Refuse a place that cannot be written, or that holds what the command reads.
+    """Reject a place that cannot be written, or that holds what the command reads.
 
     Parameters
     ----------
@@ -39,5 +39,5 @@ def check_output(path: Path, *, inputs: Iterable[Path | str] = ()) -> None:
     for read in map(Path, inputs):
         if read.exists() and path.samefile(read):
             raise ConfigurationError(
-                f"{path} is what this command reads, and would be lost; give another output"
+                f"{path} is what this command reads, and would be lost; specify another output"
             )

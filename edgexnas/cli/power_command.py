@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from edgexnas.cli.arguments import add_command, positive_float
-from edgexnas.device.power.meter import METERS
+from edgexnas.device.power.opening import METERS
 from edgexnas.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def _power(options: argparse.Namespace) -> None:
     meter = open_power_meter(options.meter, root=options.root)
     try:
         if options.jetson_stats:
-            _print_jetson_stats()
+            _print_jetson_stats(options.root)
         with _log(options.csv) as log, _view(meter, shown=options.csv != "-") as show:
             writer = csv.writer(log) if log is not None else None
             header: list[str] = []
@@ -150,8 +150,8 @@ def _view(meter: PowerMeter, *, shown: bool) -> Iterator[Callable[[PowerReading]
             yield lambda reading: live.update(view.table(reading), refresh=True)
 
 
-def _print_jetson_stats() -> None:
+def _print_jetson_stats(root: Path) -> None:
     from edgexnas.cli.terminal import print_pairs
     from edgexnas.device.power.jetson_stats import read_jetson_stats
 
-    print_pairs(read_jetson_stats().pairs())
+    print_pairs(read_jetson_stats(root).pairs())

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgexnas.cli.arguments import refuse_given
+from edgexnas.cli.arguments import predictor_options, reject_given
 from edgexnas.cli.outputs import check_output
 from edgexnas.cli.terminal import print_pairs, progress
 from edgexnas.errors import ConfigurationError
@@ -31,7 +31,7 @@ def simulate_scan_file(options: argparse.Namespace) -> None:
 
 def label_scan_file(path: Path, options: argparse.Namespace) -> None:
     """Pair the patterns of a scan with the object under each and save the dataset."""
-    from edgexnas.host import label_scan, with_drawn_patterns
+    from edgexnas.host import label_scan, with_synthetic_patterns
     from edgexnas.scans import open_scan
 
     scan = open_scan(path)
@@ -39,9 +39,11 @@ def label_scan_file(path: Path, options: argparse.Namespace) -> None:
     with progress(f"label {len(scan)} patterns") as step:
         dataset = label_scan(scan, iterations=iterations, modes=modes, progress=step)
     left_out = len(scan) - len(dataset)
-    if options.drawn:
-        with progress(f"draw {options.drawn} patterns"):
-            dataset = with_drawn_patterns(dataset, scan, options.drawn, iterations=iterations)
+    if options.synthetic:
+        with progress(f"generate {options.synthetic} synthetic patterns"):
+            dataset = with_synthetic_patterns(
+                dataset, scan, options.synthetic, iterations=iterations
+            )
     dataset.save(options.output)
     without = f", {left_out} left out without a usable position" if left_out else ""
     print_pairs(
@@ -68,18 +70,12 @@ def predict_object(bundle: Bundle, options: argparse.Namespace) -> None:
     check_output(options.output, inputs=(options.bundle, options.frames))
     if isinstance(options.frames, Path):
         reason = f"{options.frames} is a file, whose positions need no size of a pixel"
-        refuse_given(options, ("object_pixel_nm",), reason)
+        reject_given(options, ("object_pixel_nm",), reason)
     pixel_m = None
     if options.object_pixel_nm is not None:
         row, col = options.object_pixel_nm
         pixel_m = (row * 1e-9, col * 1e-9)
-    with PtychoPredictor(
-        bundle,
-        engine=options.engine,
-        precision=options.precision,
-        batch=options.batch,
-        cache=options.cache,
-    ) as predictor:
+    with PtychoPredictor(bundle, **predictor_options(options)) as predictor:
         bundle.remember()
         stream = predictor.stream(options.frames, object_pixel_m=pixel_m)
         for _ in stream:

@@ -70,36 +70,21 @@ def _add_optimize(commands: Commands) -> None:
     optimize.set_defaults(run=_optimize)
 
 
-_PASSED_ON = (
-    "data",
-    "output",
-    "space",
-    "objectives",
-    "search",
-    "max_evals",
-    "timeout",
-    "workers",
-    "evaluator",
-    "epochs",
-    "device",
-    "measure",
-    "signing_key",
-    "seed",
-)
+_NOT_PASSED_ON = {"command", "config", "constraint", "resume", "run", "typed"}
 
 
 def _optimize(options: argparse.Namespace) -> None:
     from edgexnas.host import load_configuration, optimize
 
     arguments: dict[str, Any] = {} if options.config is None else load_configuration(options.config)
-    given = {name: getattr(options, name) for name in ("task", *_PASSED_ON)}
-    arguments |= {name: value for name, value in given.items() if value is not None}
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    arguments |= {name: value for name, value in given.items() if name not in _NOT_PASSED_ON}
     if options.constraint:
         bounds = dict(_bound(text) for text in options.constraint)
         arguments["constraints"] = {**arguments.get("constraints", {}), **bounds}
     for name in ("task", "data", "output"):
         if name not in arguments:
-            raise ConfigurationError(f"{name} is missing; give it here or in a --config file")
+            raise ConfigurationError(f"{name} is missing; specify it here or in a --config file")
     result = optimize(arguments.pop("task"), resume=options.resume, **arguments)
     _print_front(result)
 
@@ -153,7 +138,7 @@ def _report(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     from edgexnas.bundle import describe, load_signing_key
     from edgexnas.host import SearchResult
-    from edgexnas.host.exporting.export import FINE_TUNING
+    from edgexnas.host.exporting.bundle_export import FINE_TUNING
 
     check_output(options.output, inputs=(options.signing_key,))
     load_signing_key(options.signing_key)
@@ -164,7 +149,7 @@ def _export(options: argparse.Namespace) -> None:
         if options.trial not in known:
             raise ConfigurationError(
                 f"run {options.folder} has no trained network {options.trial}; "
-                f"give one of {', '.join(map(str, sorted(known)))}"
+                f"specify one of {', '.join(map(str, sorted(known)))}"
             )
         candidate = known[options.trial]
     report = result.export(

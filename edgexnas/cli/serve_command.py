@@ -14,6 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from edgexnas.cli.arguments import add_command
+from edgexnas.cli.terminal import printable
 
 if TYPE_CHECKING:
     from edgexnas.cli.arguments import Commands
@@ -44,7 +45,7 @@ def _serve(options: argparse.Namespace) -> None:
     from edgexnas.device.serving.opening import open_service
 
     with _log_for_operators(quiet=options.quiet):
-        opened = open_service(options.configuration, views=not options.check)
+        opened = open_service(options.configuration)
         with closing(opened):
             if options.check:
                 opened.check()
@@ -101,8 +102,15 @@ def _summary(service: Service) -> str:
     sinks = ", ".join(service.sink_counts()) or "no sinks"
     return (
         f"{identity.source}: {identity.model_id} {identity.sequence} with {identity.engine}, "
-        f"{identity.precision}, to {sinks}: all is well"
+        f"{identity.precision}, to {sinks}: configuration OK"
     )
+
+
+class _OneLine(logging.Formatter):
+    """Keeps each message on a line of its own, without control characters."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        return printable(super().formatMessage(record))
 
 
 @contextmanager
@@ -110,7 +118,7 @@ def _log_for_operators(*, quiet: bool) -> Iterator[None]:
     """Log to standard error, with the time unless the journal has its own."""
     handler = logging.StreamHandler()
     stamp = "" if os.environ.get("JOURNAL_STREAM") else "%(asctime)s "
-    handler.setFormatter(logging.Formatter(f"{stamp}%(levelname)s %(message)s"))
+    handler.setFormatter(_OneLine(f"{stamp}%(levelname)s %(message)s"))
     log = logging.getLogger("edgexnas")
     before = log.handlers[:], log.propagate, log.level
     log.handlers[:], log.propagate = [handler], False

@@ -6,77 +6,29 @@ no inference library, and only the engine that is used loads its own.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
+from edgexnas.lazy_names import lazy_names
+
 if TYPE_CHECKING:
-    from edgexnas.device.bragg.predictor import PeakPredictor
-    from edgexnas.device.cache import EngineCache
-    from edgexnas.device.engines.device_engine import DeviceEngine
-    from edgexnas.device.engines.engine import Engine, open_engine
-    from edgexnas.device.engines.gate import EngineProof, ObjectProof, prove_engine
-    from edgexnas.device.engines.onnx_engine import OnnxEngine
-    from edgexnas.device.engines.selection import PrecisionTrial
-    from edgexnas.device.engines.tensorrt_engine import TensorRTEngine
-    from edgexnas.device.engines.tensorrt_layers import PlanLayer
-    from edgexnas.device.engines.tensorrt_plan import Plan, build_plan
-    from edgexnas.device.predictor import Predictor
-    from edgexnas.device.ptycho.patch_stream import PatchStream
-    from edgexnas.device.ptycho.predictor import PtychoPredictor
-    from edgexnas.device.ptycho.scan import PositionReading
-    from edgexnas.device.ptycho.stitching import StitchCounts
+    from edgexnas.device.bragg.predictor import PeakPredictor as PeakPredictor
+    from edgexnas.device.cache import EngineCache as EngineCache
+    from edgexnas.device.engines.device_engine import DeviceEngine as DeviceEngine
+    from edgexnas.device.engines.engine import Engine as Engine
+    from edgexnas.device.engines.gate import EngineProof as EngineProof
+    from edgexnas.device.engines.gate import ObjectProof as ObjectProof
+    from edgexnas.device.engines.gate import prove_engine as prove_engine
+    from edgexnas.device.engines.onnx_engine import OnnxEngine as OnnxEngine
+    from edgexnas.device.engines.opening import open_engine as open_engine
+    from edgexnas.device.engines.selection import PrecisionTrial as PrecisionTrial
+    from edgexnas.device.engines.tensorrt_engine import TensorRTEngine as TensorRTEngine
+    from edgexnas.device.engines.tensorrt_layers import PlanLayer as PlanLayer
+    from edgexnas.device.engines.tensorrt_plan import Plan as Plan
+    from edgexnas.device.engines.tensorrt_plan import build_plan as build_plan
+    from edgexnas.device.predictor import Predictor as Predictor
+    from edgexnas.device.ptycho.patch_stream import PatchStream as PatchStream
+    from edgexnas.device.ptycho.predictor import PtychoPredictor as PtychoPredictor
+    from edgexnas.device.ptycho.scan import PositionReading as PositionReading
+    from edgexnas.device.ptycho.stitching import StitchCounts as StitchCounts
 
-__all__ = [
-    "DeviceEngine",
-    "Engine",
-    "EngineCache",
-    "EngineProof",
-    "ObjectProof",
-    "OnnxEngine",
-    "PatchStream",
-    "PeakPredictor",
-    "Plan",
-    "PlanLayer",
-    "PositionReading",
-    "PrecisionTrial",
-    "Predictor",
-    "PtychoPredictor",
-    "StitchCounts",
-    "TensorRTEngine",
-    "build_plan",
-    "open_engine",
-    "prove_engine",
-]
-
-_MODULES = {
-    "DeviceEngine": "engines.device_engine",
-    "Engine": "engines.engine",
-    "EngineCache": "cache",
-    "EngineProof": "engines.gate",
-    "ObjectProof": "engines.gate",
-    "OnnxEngine": "engines.onnx_engine",
-    "PatchStream": "ptycho.patch_stream",
-    "PeakPredictor": "bragg.predictor",
-    "Plan": "engines.tensorrt_plan",
-    "PlanLayer": "engines.tensorrt_layers",
-    "PositionReading": "ptycho.scan",
-    "PrecisionTrial": "engines.selection",
-    "Predictor": "predictor",
-    "PtychoPredictor": "ptycho.predictor",
-    "StitchCounts": "ptycho.stitching",
-    "TensorRTEngine": "engines.tensorrt_engine",
-    "build_plan": "engines.tensorrt_plan",
-    "open_engine": "engines.engine",
-    "prove_engine": "engines.gate",
-}
-
-
-def __getattr__(name: str) -> object:
-    """Import the module that defines a public name when the name is first asked for."""
-    if name in _MODULES:
-        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__, __all__ = lazy_names(__name__)

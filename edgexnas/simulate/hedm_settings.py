@@ -235,6 +235,6 @@ def _check_quantiles(settings: HedmSettings) -> None:
         rising = len(values) >= 2 and list(values) == sorted(values)
         if not rising or not low <= values[0] <= values[-1] <= high:
             raise ConfigurationError(
-                f"{field.name} is {values}; give two or more increasing values "
+                f"{field.name} is {values}; specify two or more increasing values "
                 f"within {low:g} to {high:g}"
             )

@@ -55,7 +55,7 @@ class PtychographySettings:
     step_px
         Distance between neighbours of a raster; the other scans are as dense.
     jitter_px
-        Standard deviation by which positions stray from their pattern, along each axis.
+        Standard deviation by which positions deviate from their pattern, along each axis.
     probe_radius_px
         Radius of the defocused beam.
     pupil_cycles_per_px
@@ -187,7 +187,7 @@ def diffract(
     if corners.ndim != 2 or corners.shape[1] != 2 or not ((whole >= 0) & (whole <= last)).all():
         raise InputError(
             f"windows of {h}×{w} px do not all lie on an object of {sample.shape}; "
-            "give (n, 2) corners inside it"
+            "specify (n, 2) corners inside it"
         )
     spectrum = np.fft.fft2(probe)
     row, col = np.fft.fftfreq(h), np.fft.fftfreq(w)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from edgexnas.errors import ConfigurationError, MissingDependencyError
@@ -27,11 +28,8 @@ def save_series(series: FrameSeries, path: str | Path) -> Path:
     MissingDependencyError
         If h5py or hdf5plugin is not installed.
     """
-    target = _target(path)
-    h5py, compression = _h5py()
-    with whole_file(target) as draft, h5py.File(draft, "w") as file:
-        _write(file, series, compression)
-    return target
+    with _nexus_file(path, series):
+        return Path(path)
 
 
 def save_scan(scan: Scan, path: str | Path) -> Path:
@@ -48,28 +46,23 @@ def save_scan(scan: Scan, path: str | Path) -> Path:
     MissingDependencyError
         If h5py or hdf5plugin is not installed.
     """
-    target = _target(path)
-    h5py, compression = _h5py()
     patterns = ArrayFrames(scan.patterns, mask=scan.mask, source=scan.source)
-    with whole_file(target) as draft, h5py.File(draft, "w") as file:
-        _write(file, patterns, compression)
+    with _nexus_file(path, patterns) as file:
         file["entry/data/positions_px"] = scan.positions_px
         if scan.probe is not None:
             file["entry/instrument/probe"] = scan.probe
         if scan.truth is not None:
             sample = _group(file["entry"], "sample", "NXsample")
             sample.create_dataset("object", data=scan.truth, compression="gzip", shuffle=True)
-    return target
+    return Path(path)
 
 
-def _target(path: str | Path) -> Path:
+@contextmanager
+def _nexus_file(path: str | Path, series: FrameSeries) -> Iterator[Any]:
+    """Write a series to a draft that appears under its name when the block ends."""
     target = Path(path)
     if target.is_dir() or not target.parent.is_dir():
         raise ConfigurationError(f"cannot write {target}; name a file in an existing folder")
-    return target
-
-
-def _h5py() -> tuple[ModuleType, dict[str, Any]]:
     try:
         import h5py
         import hdf5plugin
@@ -77,7 +70,9 @@ def _h5py() -> tuple[ModuleType, dict[str, Any]]:
         raise MissingDependencyError.of(
             error.name or "h5py", extra="host", purpose="saving frames as HDF5"
         ) from None
-    return h5py, dict(hdf5plugin.Bitshuffle(cname="lz4"))
+    with whole_file(target) as draft, h5py.File(draft, "w") as file:
+        _write(file, series, dict(hdf5plugin.Bitshuffle(cname="lz4")))
+        yield file
 
 
 def _write(file: Any, series: FrameSeries, compression: dict[str, Any]) -> None:

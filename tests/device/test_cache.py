@@ -161,6 +161,17 @@ def test_a_file_that_others_reach_is_not_taken(
     assert "is not used" in caplog.text
 
 
+@pytest.mark.timeout(20)
+def test_a_pipe_in_the_cache_is_left_out_at_once(cache: EngineCache) -> None:
+    path = stored(cache)
+    path.unlink()
+    os.mkfifo(path, 0o600)
+    assert cache.load("plan", KEY) is None
+    (cache.folder / "device.key").unlink()
+    os.mkfifo(cache.folder / "device.key", 0o600)
+    assert EngineCache(cache.folder).store("plan", KEY, {}, b"plan")
+
+
 def test_a_key_that_is_damaged_is_made_anew_and_said_aloud(
     cache: EngineCache, caplog: pytest.LogCaptureFixture
 ) -> None:

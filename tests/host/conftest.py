@@ -10,7 +10,7 @@ from edgexnas.host.data.peak_dataset import PeakDataset
 from edgexnas.host.data.peak_labels import label_frames
 from edgexnas.host.data.ptycho_dataset import PtychoDataset
 from edgexnas.host.data.scan_regions import scan_regions
-from edgexnas.host.training.loop import TrainingData
+from edgexnas.host.training.settings import TrainingData
 from edgexnas.simulate import HedmSettings, simulate_hedm
 
 

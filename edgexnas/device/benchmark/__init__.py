@@ -6,47 +6,19 @@ measure whatever a `Load` runs.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
+from edgexnas.lazy_names import lazy_names
+
 if TYPE_CHECKING:
-    from edgexnas.device.benchmark.bench import BenchReport, BenchSettings, run_bench
-    from edgexnas.device.benchmark.energy import EnergyReport, measure_energy
-    from edgexnas.device.benchmark.energy_protocol import EnergyProtocol
-    from edgexnas.device.benchmark.latency import LatencyResult, measure_latency
-    from edgexnas.device.benchmark.load import Load
+    from edgexnas.device.benchmark.bench import BenchReport as BenchReport
+    from edgexnas.device.benchmark.bench import BenchSettings as BenchSettings
+    from edgexnas.device.benchmark.bench import run_bench as run_bench
+    from edgexnas.device.benchmark.energy import EnergyReport as EnergyReport
+    from edgexnas.device.benchmark.energy import measure_energy as measure_energy
+    from edgexnas.device.benchmark.energy_protocol import EnergyProtocol as EnergyProtocol
+    from edgexnas.device.benchmark.latency import LatencyResult as LatencyResult
+    from edgexnas.device.benchmark.latency import measure_latency as measure_latency
+    from edgexnas.device.benchmark.load import Load as Load
 
-__all__ = [
-    "BenchReport",
-    "BenchSettings",
-    "EnergyProtocol",
-    "EnergyReport",
-    "LatencyResult",
-    "Load",
-    "measure_energy",
-    "measure_latency",
-    "run_bench",
-]
-
-_MODULES = {
-    "BenchReport": "bench",
-    "BenchSettings": "bench",
-    "EnergyProtocol": "energy_protocol",
-    "EnergyReport": "energy",
-    "LatencyResult": "latency",
-    "Load": "load",
-    "measure_energy": "energy",
-    "measure_latency": "latency",
-    "run_bench": "bench",
-}
-
-
-def __getattr__(name: str) -> object:
-    """Import the module that defines a public name when the name is first asked for."""
-    if name in _MODULES:
-        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__, __all__ = lazy_names(__name__)

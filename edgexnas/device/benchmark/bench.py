@@ -16,13 +16,14 @@ import numpy.typing as npt
 
 from edgexnas import __version__
 from edgexnas.device.benchmark.cold_start import ColdStart, measure_cold_start
-from edgexnas.device.benchmark.device_state import DeviceState, observe_device, throttling
 from edgexnas.device.benchmark.energy import EnergyReport, measure_energy
 from edgexnas.device.benchmark.energy_protocol import EnergyProtocol
 from edgexnas.device.benchmark.energy_result import EnergyResult
 from edgexnas.device.benchmark.latency import CALLS, RUNS, LatencyResult, measure_latency
 from edgexnas.device.benchmark.load import Load
+from edgexnas.device.bundle_predictor import BundlePredictor
 from edgexnas.device.power import PowerMeter, open_power_meter
+from edgexnas.device.power.device_state import DeviceState, observe_device, throttling
 from edgexnas.device.predictor import Predictor
 from edgexnas.errors import ConfigurationError, MeasurementError, SourceError
 
@@ -258,7 +259,7 @@ class _Bench:
             notes=tuple(dict.fromkeys(self._notes)),
         )
 
-    def _predictor(self, bundle: Bundle, batch: int, *, cached: bool = True) -> Predictor:
+    def _predictor(self, bundle: Bundle, batch: int, *, cached: bool = True) -> BundlePredictor:
         chosen = self._settings
         return Predictor(
             bundle,
@@ -269,7 +270,7 @@ class _Bench:
             cache=None if cached else False,
         )
 
-    def _open(self, bundle: Bundle) -> tuple[Predictor, float, float]:
+    def _open(self, bundle: Bundle) -> tuple[BundlePredictor, float, float]:
         self._progress(f"open {bundle.manifest.model_id}")
         began = time.perf_counter()
         self._predictor(bundle, self._settings.batch, cached=False).close()
@@ -359,7 +360,7 @@ class _Bench:
         self._faults.extend(throttling(self._before, state))
 
 
-def load_of(name: str, predictor: Predictor, bundle: Bundle, batch: int) -> Load:
+def load_of(name: str, predictor: BundlePredictor, bundle: Bundle, batch: int) -> Load:
     """Make a load that runs a predictor's engine on the bundle's own reference inputs.
 
     Parameters

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from edgexnas.device.benchmark.bench import BenchReport
-from edgexnas.device.benchmark.device_state import DeviceState
 from edgexnas.device.benchmark.energy import EnergyReport
 from edgexnas.device.benchmark.energy_result import EnergyResult
 from edgexnas.device.benchmark.svg_plots import bar_chart, line_chart
+from edgexnas.device.power.device_state import DeviceState
 
 __all__ = ["to_html"]
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgexnas.device.detector_mask import Mask, checked_mask, merged_masks
 from edgexnas.errors import InputError
 from edgexnas.peak_finding import (
     Background,
@@ -22,7 +23,6 @@ from edgexnas.peak_finding import (
 __all__ = ["PeakDetection", "naming_frame", "refuse_nan"]
 
 Frame = npt.NDArray[Any]
-Mask = npt.NDArray[np.bool_]
 
 
 class PeakDetection:
@@ -43,7 +43,7 @@ class PeakDetection:
 
     def __init__(self, settings: FinderSettings, *, mask: npt.ArrayLike | None = None) -> None:
         self.settings = settings
-        self.mask = None if mask is None else _checked_mask(mask)
+        self.mask = None if mask is None else checked_mask(mask)
         self.shape = None if self.mask is None else self.mask.shape
         self.dtype: np.dtype[Any] | None = None
         self._background: Background | None = None
@@ -96,9 +96,7 @@ class PeakDetection:
 
     def masked(self, mask: Mask | None) -> Mask | None:
         """Give the mask of a series beside this detector's own."""
-        if mask is None or self.mask is None:
-            return self.mask if mask is None else mask
-        return mask | self.mask
+        return merged_masks(self.mask, mask)
 
     def admit(self, frame: npt.ArrayLike) -> Frame:
         """Check a frame against those before it.
@@ -135,13 +133,3 @@ def naming_frame(number: int) -> Iterator[None]:
         yield
     except InputError as error:
         raise InputError(f"frame {number}: {error}") from error
-
-
-def _checked_mask(mask: npt.ArrayLike) -> Mask:
-    array = np.asarray(mask)
-    if array.ndim != 2 or array.dtype != np.bool_:
-        raise InputError(
-            f"the mask has shape {array.shape} and dtype {array.dtype}; "
-            "give (H, W) bool, True where a pixel must not be used"
-        )
-    return array.copy()

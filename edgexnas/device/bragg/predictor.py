@@ -3,35 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
-import numpy as np
 import numpy.typing as npt
 
-from edgexnas.bragg import CENTRE, PeakPositions, Peaks, as_patches, decode_offsets, scale_patches
-from edgexnas.device.bragg.detection import PeakDetection
+from edgexnas.bragg import PeakPositions, Peaks, as_patches, decode_offsets, scale_patches
 from edgexnas.device.bragg.frame_source import FrameSource, open_source
-from edgexnas.device.bragg.lanes import FrameProcessor, stream_frames, stream_series
-from edgexnas.device.cache import open_cache
-from edgexnas.device.engines.gate import EngineProof, run_in_batches
-from edgexnas.device.predictor import Predictor
+from edgexnas.device.bragg.lanes import FrameProcessor, PeakLanes, stream_frames, stream_series
+from edgexnas.device.bundle_predictor import BundlePath, BundlePredictor, PredictorOptions
+from edgexnas.device.engines.gate import EngineProof
 from edgexnas.device.sources.series_frames import SeriesFrames
-from edgexnas.errors import EngineError, InputError
 
 if TYPE_CHECKING:
-    from edgexnas.bundle import Bundle, Precision, TrustStore
-    from edgexnas.device.bragg.gpu_pipeline import FramePipeline
-    from edgexnas.device.engines.device_engine import DeviceEngine
-    from edgexnas.peak_finding import FoundPeaks, PeakFinder
+    from typing_extensions import Unpack
 
-__all__ = ["PeakPredictor"]
+    from edgexnas.bundle import TrustStore
+    from edgexnas.peak_finding import PeakFinder
 
-FloatArray = npt.NDArray[np.float32]
+__all__ = ["PeakPredictor", "lanes_of"]
 
 
-class PeakPredictor(Predictor):
+class PeakPredictor(BundlePredictor):
     """Positions of Bragg peaks; see `Predictor`.
 
     ::
@@ -73,31 +66,24 @@ class PeakPredictor(Predictor):
 
     def __init__(
         self,
-        bundle: str | os.PathLike[str] | Bundle,
+        bundle: BundlePath,
         *,
         trust: str | os.PathLike[str] | TrustStore | None = None,
-        engine: str = "auto",
-        precision: Precision | Literal["auto"] = "int8",
-        batch: int = 32,
-        threads: int | None = None,
-        cache: str | os.PathLike[str] | Literal[False] | None = None,
-        mask: npt.ArrayLike | None = None,
+        **options: Unpack[PredictorOptions],
     ) -> None:
-        preprocessing = self._verified.manifest.preprocessing
+        super().__init__(bundle, trust=trust, **options)
+        preprocessing = self.manifest.preprocessing
         assert preprocessing.kind == "bragg"
-        self._detection = PeakDetection(preprocessing.finder, mask=mask)
+        self._lanes = PeakLanes(
+            self._shared,
+            finder=preprocessing.finder,
+            levels=self.manifest.quantile_levels,
+            mask=self._mask,
+        )
+        self._detection = self._lanes.detection()
         self._next_number = 0
         self._own_finder: PeakFinder | None = None
         self._own: FrameProcessor | None = None
-        super().__init__(
-            bundle,
-            trust=trust,
-            engine=engine,
-            precision=precision,
-            batch=batch,
-            threads=threads,
-            cache=cache,
-        )
 
     def predict(self, patches: npt.ArrayLike) -> PeakPositions:
         """Predict the positions of peaks in patches.
@@ -121,8 +107,9 @@ class PeakPredictor(Predictor):
             If the predictor is closed or the engine fails.
         """
         checked = as_patches(patches)
-        with self._lock:
-            return decode_offsets(self._offsets(checked), self.manifest.quantile_levels)
+        return decode_offsets(
+            self._lanes.offsets(scale_patches(checked)), self.manifest.quantile_levels
+        )
 
     def process(self, frame: npt.ArrayLike, *, frame_number: int | None = None) -> Peaks:
         """Find the peaks of one detector frame and predict their positions.
@@ -149,132 +136,18 @@ class PeakPredictor(Predictor):
         EngineError
             If the predictor is closed or the engine fails.
         """
-        with self._lock:
-            self._refuse_closed()
+        with self._shared.in_turn():
             admitted = self._detection.admit(frame)
             finder = self._detection.own_finder(admitted)
             number = self._next_number if frame_number is None else frame_number
             if self._own is None or finder is not self._own_finder:
                 if self._own is not None:
                     self._own.close()
-                self._own = FrameProcessor(self, finder, admitted.dtype)
+                self._own = FrameProcessor(self._lanes, finder, admitted.dtype)
                 self._own_finder = finder
             peaks = self._own.process(admitted, number)
             self._next_number = number + 1
             return peaks
-
-    def detection(self, mask: npt.NDArray[np.bool_] | None = None) -> PeakDetection:
-        """Give a peak detection of its own to a series, with this mask beside the series'.
-
-        `find` on its finders and then `locate` is what `process` does, in two steps that can run
-        in different threads.
-
-        Raises
-        ------
-        InputError
-            If the masks differ in shape.
-        """
-        own = self._detection.mask
-        if mask is not None and own is not None:
-            if mask.shape != own.shape:
-                raise InputError(
-                    f"the series' mask has shape {mask.shape}, this predictor's has {own.shape}; "
-                    "give masks of one detector"
-                )
-            mask = mask | own
-        return PeakDetection(self._detection.settings, mask=own if mask is None else mask)
-
-    def locate(self, found: Sequence[FoundPeaks], numbers: Sequence[int]) -> list[Peaks]:
-        """Predict the positions of peaks found on several frames, in shared runs of the engine.
-
-        Parameters
-        ----------
-        found
-            What a finder of `detection` found on each of n frames.
-        numbers
-            The n frame numbers.
-
-        Returns
-        -------
-        The peaks of each frame, in the order given.
-
-        Raises
-        ------
-        EngineError
-            If the predictor is closed or the engine fails.
-        """
-        counts = [peaks.counts for peaks in found]
-        with self._lock:
-            offsets_px = self._offsets(counts[0] if len(counts) == 1 else np.concatenate(counts))
-        ends = np.cumsum([len(peaks) for peaks in found])[:-1]
-        split = np.split(offsets_px, ends)
-        return list(map(self._placed, split, found, numbers))
-
-    def open_pipeline(
-        self, finder: PeakFinder, dtype: npt.DTypeLike, *, spare_frames: int = 0
-    ) -> FramePipeline | None:
-        """Take what a series' frames go through on the GPU; `close` gives it back at the latest.
-
-        Parameters
-        ----------
-        finder
-            Of `detection`, once the series' background is known.
-        dtype
-            Of the frames.
-        spare_frames
-            Frames that the pipeline can lend at once to who decodes them.
-
-        Returns
-        -------
-        A pipeline for `process_in`; None where frames stay on the CPU: without an engine on a GPU,
-        and, with a warning that says why, where no pipeline can be had.
-
-        Raises
-        ------
-        EngineError
-            If the predictor is closed or the GPU failed for good.
-        """
-
-        def take(engine: DeviceEngine) -> FramePipeline:
-            # Only predictors on a GPU load what it needs.
-            from edgexnas.device.bragg.gpu_pipeline import FramePipeline
-
-            return FramePipeline(
-                engine,
-                finder,
-                dtype,
-                levels=self.manifest.quantile_levels,
-                cache=open_cache(self._cache),
-                spare_frames=spare_frames,
-            )
-
-        pipeline = self._opened_on_gpu("peaks are found on the CPU", take)
-        if pipeline is not None:
-            self._pipelines.append(pipeline)
-        return pipeline
-
-    def process_in(
-        self, pipeline: FramePipeline, frame: npt.NDArray[Any], frame_number: int
-    ) -> Peaks:
-        """Find the peaks of one frame and predict their positions, all on the GPU.
-
-        Threads take turns; while one waits for the GPU another one's frame is copied there.
-
-        Raises
-        ------
-        InputError
-            If shape or dtype are not the pipeline's, or a usable pixel is NaN or infinite.
-        EngineError
-            If the predictor is closed or the GPU fails.
-        """
-        with pipeline.turns:
-            with self.in_turn():
-                slot = pipeline.submit(frame, number=frame_number)
-            # A failure shows again when the result is taken, which frees the slot.
-            with suppress(EngineError):
-                pipeline.wait(slot)
-            with self.in_turn():
-                return pipeline.result(slot)
 
     def stream(self, source: FrameSource) -> Iterator[Peaks]:
         """Process a series of frames in order.
@@ -309,14 +182,14 @@ class PeakPredictor(Predictor):
         InputError, EngineError
             As in `process`, for the frame at fault.
         """
-        self._refuse_closed()
+        self._shared.require_open()
         opened = open_source(source)
         if isinstance(opened, Iterator):
-            return stream_frames(self, self._detection, enumerate(opened))
+            return stream_frames(self._lanes, self._detection, enumerate(opened))
         # Frames of a detector come with their own numbers and cannot be read in any order.
         if isinstance(opened, SeriesFrames):
-            return stream_frames(self, self._detection, opened.numbered(), opened)
-        return stream_series(self, self._detection, opened, close=opened is not source)
+            return stream_frames(self._lanes, self._detection, opened.numbered(), opened)
+        return stream_series(self._lanes, self._detection, opened, close=opened is not source)
 
     def calibrate_background(self, frames: Iterable[npt.ArrayLike]) -> None:
         """Estimate the background once, for every frame to come.
@@ -334,25 +207,10 @@ class PeakPredictor(Predictor):
         EngineError
             If the predictor is closed.
         """
-        with self._lock:
-            self._refuse_closed()
+        with self._shared.in_turn():
             self._detection.calibrate(frames)
 
-    def _placed(self, offsets_px: FloatArray, found: FoundPeaks, number: int) -> Peaks:
-        placed = decode_offsets(offsets_px, self.manifest.quantile_levels, found.maxima - CENTRE)
-        return Peaks(
-            positions_px=placed.positions_px,
-            intervals_px=placed.intervals_px,
-            quantiles_px=placed.quantiles_px,
-            maxima=found.maxima,
-            intensities=found.intensities,
-            flags=found.flags,
-            frame_number=number,
-            overflow=found.overflow,
-        )
 
-    def _offsets(self, counts: FloatArray) -> FloatArray:
-        """(n, 11, 11) counts → (n, 2, q) offsets from the patch centres, in px."""
-        self._refuse_closed()
-        item_shape = (2, len(self.manifest.quantile_levels))
-        return run_in_batches(self.engine, scale_patches(counts)[:, None], item_shape)
+def lanes_of(predictor: PeakPredictor) -> PeakLanes:
+    """Give what a service drives frames through."""
+    return predictor._lanes

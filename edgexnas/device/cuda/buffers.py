@@ -12,8 +12,8 @@ from edgexnas.device.cuda.pinned_memory import address_of
 from edgexnas.errors import EngineError, InputError
 
 if TYPE_CHECKING:
+    from edgexnas.device.cuda.context import CudaContext
     from edgexnas.device.cuda.pinned_memory import PinnedBlock
-    from edgexnas.device.cuda.session import CudaSession
 
 __all__ = ["DeviceBuffer", "StagedBuffer"]
 
@@ -31,7 +31,7 @@ class DeviceBuffer:
         Of the array.
     """
 
-    def __init__(self, session: CudaSession, shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
+    def __init__(self, session: CudaContext, shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
         self._session = session
         self.shape = shape
         self.dtype = np.dtype(dtype)
@@ -102,7 +102,7 @@ class StagedBuffer:
 
     def __init__(
         self,
-        session: CudaSession,
+        session: CudaContext,
         shape: tuple[int, ...],
         dtype: npt.DTypeLike,
         *,

@@ -10,7 +10,7 @@ from edgexnas.errors import EngineError, MissingDependencyError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from edgexnas.device.cuda.session import CudaSession
+    from edgexnas.device.cuda.context import CudaContext
 
 __all__ = ["CudaCallError", "CudaGraph", "capture_graph", "checked", "import_bindings"]
 
@@ -18,7 +18,7 @@ __all__ = ["CudaCallError", "CudaGraph", "capture_graph", "checked", "import_bin
 class CudaGraph:
     """Recorded work with the addresses and sizes it had. Made by `CudaSession.capture`."""
 
-    def __init__(self, session: CudaSession, bindings: Any, executable: Any) -> None:
+    def __init__(self, session: CudaContext, bindings: Any, executable: Any) -> None:
         self._session = session
         self._bindings = bindings
         self._executable = executable
@@ -47,7 +47,7 @@ class CudaGraph:
                 self._bindings.cuGraphExecDestroy(executable)
 
 
-def capture_graph(session: CudaSession, work: Callable[[Any], None]) -> CudaGraph:
+def capture_graph(session: CudaContext, work: Callable[[Any], None]) -> CudaGraph:
     """Record what `work(session.compute)` enqueues; see `CudaSession.capture`."""
     bindings = import_bindings("a CUDA graph")
     stream = bindings.CUstream(session.compute.handle)

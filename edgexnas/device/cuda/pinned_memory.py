@@ -7,16 +7,14 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from edgexnas.device.cuda.context import CudaContext
 from edgexnas.device.cuda.graph import checked, import_bindings
 from edgexnas.errors import InputError
-
-if TYPE_CHECKING:
-    from edgexnas.device.cuda.session import CudaSession
 
 __all__ = ["PinnedBlock", "PinnedMemory", "PinnedPool"]
 
@@ -60,7 +58,7 @@ class PinnedMemory:
     may happen anywhere.
     """
 
-    def __init__(self, session: CudaSession) -> None:
+    def __init__(self, session: CudaContext) -> None:
         self._session = session
         self._blocks: dict[int, PinnedBlock] = {}
 
@@ -154,6 +152,12 @@ class PinnedMemory:
         return next((block for block in blocks if block.holds(address, nbytes)), None)
 
 
+class PinnedContext(CudaContext, Protocol):
+    """A context that has pinned memory of its own: a `CudaSession`."""
+
+    pinned: PinnedMemory
+
+
 class PinnedPool:
     """A fixed number of pinned frames of one shape and dtype, lent again and again.
 
@@ -177,7 +181,7 @@ class PinnedPool:
     """
 
     def __init__(
-        self, session: CudaSession, shape: tuple[int, ...], dtype: npt.DTypeLike, count: int
+        self, session: PinnedContext, shape: tuple[int, ...], dtype: npt.DTypeLike, count: int
     ) -> None:
         self.shape = tuple(shape)
         self.dtype = np.dtype(dtype)

@@ -14,7 +14,7 @@ from weakref import WeakSet
 from edgexnas.errors import EngineError, MissingDependencyError
 
 if TYPE_CHECKING:
-    from edgexnas.device.cuda.session import CudaSession
+    from edgexnas.device.cuda.context import Closable
 
 __all__ = ["HeldContext", "hold_context", "why_no_cuda"]
 
@@ -40,7 +40,7 @@ class HeldContext:
     device: Any
     context: Any
     failure: str | None = None
-    sessions: WeakSet[CudaSession] = field(default_factory=WeakSet)
+    sessions: WeakSet[Closable] = field(default_factory=WeakSet)
 
 
 _HELD: dict[int, HeldContext] = {}

@@ -7,11 +7,12 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy.typing as npt
 
 from edgexnas.device.cuda.buffers import DeviceBuffer, StagedBuffer
+from edgexnas.device.cuda.context import Closable
 from edgexnas.device.cuda.graph import CudaCallError, CudaGraph, capture_graph
 from edgexnas.device.cuda.pinned_memory import PinnedMemory
 from edgexnas.device.cuda.primary_context import hold_context
@@ -21,13 +22,6 @@ __all__ = ["CudaSession"]
 
 NON_BLOCKING = 1
 """CU_STREAM_NON_BLOCKING: the stream does not wait for work that others put in the default one."""
-
-
-class Closable(Protocol):
-    """Anything that a session frees when it closes."""
-
-    def close(self) -> None:
-        """Free it; closing again does nothing."""
 
 
 class CudaSession:

@@ -1,32 +1,18 @@
-"""What an inference engine is, and which one a device opens."""
+"""What an inference engine is."""
 
 from __future__ import annotations
 
-import logging
-from typing import TYPE_CHECKING, Protocol, get_args
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from edgexnas.errors import ConfigurationError, EngineError, MissingDependencyError
-
 if TYPE_CHECKING:
-    from edgexnas.bundle import Bundle, Precision
-    from edgexnas.device.cache import EngineCache
-    from edgexnas.device.cuda import CudaSession
-    from edgexnas.device.engines.tensorrt_library import Progress
+    from edgexnas.bundle import Precision
 
-__all__ = ["ENGINES", "Engine", "fallback_reason", "open_engine", "resolve_engine"]
-
-ENGINES = ("auto", "onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt")
-"""Names that `open_engine` knows."""
-
-MOST_BATCH, MOST_THREADS = 65536, 1024
-"""Memory is allocated for a whole batch: more is a slip of the finger, and no memory holds it."""
+__all__ = ["Engine"]
 
 FloatArray = npt.NDArray[np.float32]
-
-_log = logging.getLogger(__name__)
 
 
 class Engine(Protocol):
@@ -75,138 +61,3 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Release the model; closing again does nothing."""
-
-
-def open_engine(
-    bundle: Bundle,
-    *,
-    engine: str = "auto",
-    precision: Precision = "int8",
-    batch: int = 32,
-    threads: int | None = None,
-    cache: EngineCache | None = None,
-    session: CudaSession | None = None,
-    progress: Progress | None = None,
-) -> Engine:
-    """Open an engine for one of a bundle's models.
-
-    Parameters
-    ----------
-    bundle
-        A verified bundle.
-    engine
-        A name of `ENGINES` for that one and no other ("onnxruntime" on the CPU, "tensorrt", or
-        onnxruntime's CUDA and TensorRT providers), or "auto": TensorRT where it can run, else
-        onnxruntime on the CPU. The engine's `reason`, which is also logged, says which and why.
-    precision
-        Which of the bundle's models: "float32", "float16" or "int8".
-    batch
-        Largest number of items of one run.
-    threads
-        CPU threads of the engine; None for 1, with which networks this small run best.
-    cache
-        Where TensorRT plans are kept; None to build at each start.
-    session
-        CUDA session for TensorRT, to share its GPU memory; None for one of the engine's own. With
-        "tensorrt" or "auto" the engine is then a `DeviceEngine`, unless "auto" falls back.
-    progress
-        Called with (phase, steps done, steps in all) while TensorRT builds; None shows it on the
-        terminal.
-
-    Raises
-    ------
-    ConfigurationError
-        If an option is out of range, or the bundle has no model of this precision.
-    EngineError
-        If the engine cannot run here or the library refuses the model.
-    MissingDependencyError
-        If the inference library is not installed.
-    """
-    _check_options(engine, batch, threads)
-    model = _model_of(bundle, precision)
-    name, reason, level = resolve_engine(engine)
-    _log.log(level, "%s", reason)
-    if name == "tensorrt":
-        # Imported late: an inference library is loaded by the engine that uses it.
-        from edgexnas.device.engines.tensorrt_opening import open_tensorrt
-
-        try:
-            return open_tensorrt(
-                bundle,
-                precision=precision,
-                batch=batch,
-                reason=reason,
-                cache=cache,
-                session=session,
-                progress=progress,
-            )
-        except (EngineError, MissingDependencyError) as error:
-            if engine != "auto":
-                raise
-            reason = fallback_reason(str(error))
-            _log.warning("%s", reason)
-            name = "onnxruntime"
-    from edgexnas.device.engines.onnx_engine import OnnxEngine
-
-    return OnnxEngine(
-        model,
-        precision=precision,
-        batch=batch,
-        threads=threads,
-        reason=reason,
-        provider=name.removeprefix("onnxruntime").removeprefix("-") or "cpu",
-    )
-
-
-def resolve_engine(engine: str) -> tuple[str, str, int]:
-    """Say which engine a name stands for here, why, and how loudly to say it in the log.
-
-    Raises
-    ------
-    EngineError
-        If "tensorrt" is asked for and cannot run here.
-    """
-    if engine not in ("auto", "tensorrt"):
-        return engine, f"{engine} was asked for", logging.DEBUG
-    from edgexnas.device.engines.tensorrt_library import installed_library, why_not_runnable
-
-    obstacle = why_not_runnable()
-    if obstacle is None:
-        why = "was asked for" if engine == "tensorrt" else "can run here"
-        return "tensorrt", f"TensorRT {why}", logging.INFO
-    if engine == "tensorrt":
-        raise EngineError(f"engine='tensorrt' is refused: {obstacle}; give engine='onnxruntime'")
-    # Where TensorRT is present its user expects it, so its absence from the run is a warning.
-    level = logging.WARNING if installed_library() else logging.INFO
-    return "onnxruntime", fallback_reason(obstacle), level
-
-
-def fallback_reason(obstacle: str) -> str:
-    """Say why onnxruntime takes the place of TensorRT."""
-    return f"onnxruntime runs the model on the CPU, because {obstacle}"
-
-
-def _check_options(engine: str, batch: int, threads: int | None) -> None:
-    if engine not in ENGINES:
-        raise ConfigurationError(f"there is no engine {engine!r}; give one of {', '.join(ENGINES)}")
-    # By type and not isinstance: True is an int to Python, 2.0 is no number of anything.
-    threads = 1 if threads is None else threads
-    for name, value, most in (("batch", batch, MOST_BATCH), ("threads", threads, MOST_THREADS)):
-        if type(value) is not int or not 1 <= value <= most:
-            raise ConfigurationError(f"{name} is {value!r}; give a whole number from 1 to {most}")
-
-
-def _model_of(bundle: Bundle, precision: Precision) -> bytes:
-    from edgexnas.bundle import Precision as Precisions
-
-    known = get_args(Precisions)
-    if precision not in known:
-        raise ConfigurationError(
-            f"there is no precision {precision!r}; give one of {', '.join(known)}"
-        )
-    if precision not in bundle.models:
-        raise ConfigurationError(
-            f"bundle {bundle.manifest.model_id} has no {precision} model; "
-            f"give one of {', '.join(bundle.models)}"
-        )
-    return bundle.models[precision]

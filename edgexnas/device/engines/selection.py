@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Literal, cast
 import numpy as np
 
 from edgexnas.device.cache import EngineCache, open_cache
-from edgexnas.device.engines.engine import Engine, fallback_reason, open_engine, resolve_engine
+from edgexnas.device.engines.engine import Engine
 from edgexnas.device.engines.gate import EngineProof, ObjectProof, prove_engine
+from edgexnas.device.engines.opening import fallback_reason, open_engine, resolve_engine
 from edgexnas.errors import EngineAccuracyError, EngineError, MissingDependencyError
 
 if TYPE_CHECKING:

@@ -42,7 +42,7 @@ def open_tensorrt(
     session: CudaSession | None = None,
     progress: Progress | None = None,
 ) -> TensorRTEngine:
-    """Open a TensorRT engine; see `edgexnas.device.engines.engine.open_engine`.
+    """Open a TensorRT engine; see `open_engine`.
 
     Parameters
     ----------

@@ -7,15 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgexnas.device.power.meter import PowerMeter, open_power_meter
+from edgexnas.device.power import PowerMeter, open_power_meter
+from edgexnas.device.power.device_state import read_temperatures
 from edgexnas.errors import EdgexnasError
 
-__all__ = ["SensorReading", "Sensors", "read_temperatures"]
+__all__ = ["SensorReading", "Sensors"]
 
 _logger = logging.getLogger(__name__)
-
-THERMAL_ZONES = Path("/sys/class/thermal")
-"""Where Linux keeps the temperatures of a machine, the Orin's among them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,21 +38,6 @@ class SensorReading:
     temperatures_c: Mapping[str, float] = field(default_factory=dict)
 
 
-def read_temperatures(root: Path = THERMAL_ZONES) -> dict[str, float]:
-    """Read every thermal zone that answers: name → degrees Celsius.
-
-    A zone whose part is switched off refuses to be read, and is left out.
-    """
-    temperatures: dict[str, float] = {}
-    for zone in sorted(root.glob("thermal_zone*")):
-        try:
-            name = (zone / "type").read_text().strip()
-            temperatures[name.removesuffix("-thermal")] = int((zone / "temp").read_text()) / 1000
-        except (OSError, ValueError):
-            continue
-    return temperatures
-
-
 class Sensors:
     """Reads power and temperatures; the newest reading is kept for whoever asks.
 
@@ -62,17 +45,17 @@ class Sensors:
     ----------
     open_meter
         Opens the power meter; raises an `EdgexnasError` where there is none.
-    thermal_zones
-        Folder of the thermal zones.
+    root
+        Folder that holds ``sys``.
     """
 
     def __init__(
         self,
         open_meter: Callable[[], PowerMeter] = open_power_meter,
-        thermal_zones: Path = THERMAL_ZONES,
+        root: str | Path = "/",
     ) -> None:
         self._open_meter = open_meter
-        self._thermal_zones = thermal_zones
+        self._root = root
         self._meter: PowerMeter | None = None
         self._asked = False
         self._why_not = ""
@@ -84,26 +67,24 @@ class Sensors:
 
     def read(self) -> SensorReading:
         """Read all sensors. Takes tens of milliseconds on a Jetson; one thread at a time."""
-        temperatures = read_temperatures(self._thermal_zones)
+        temperatures = read_temperatures(self._root)
         if not self._asked:
             self._asked = True
             try:
                 self._meter = self._open_meter()
             except EdgexnasError as error:
                 self._why_not = str(error)
-        reading = SensorReading(power_source=self._why_not, temperatures_c=temperatures)
+        rails: dict[str, float] = {}
+        module, source = None, self._why_not
         if self._meter is not None:
             try:
                 power = self._meter.read()
+                rails, module, source = dict(power.rails_w), power.module_w, power.source
             except (EdgexnasError, OSError) as error:
                 _logger.warning("power cannot be read: %s", error)
-                reading = SensorReading(power_source=str(error), temperatures_c=temperatures)
-            else:
-                reading = SensorReading(
-                    dict(power.rails_w), power.module_w, power.source, temperatures
-                )
-        self._latest = reading
-        return reading
+                source = str(error)
+        self._latest = SensorReading(rails, module, source, temperatures)
+        return self._latest
 
     def close(self) -> None:
         """Close the power meter; closing again does nothing."""

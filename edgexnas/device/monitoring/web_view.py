@@ -12,9 +12,10 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from socket import AF_INET6, socket
+from socket import AF_INET6, SHUT_RDWR, socket
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -35,7 +36,12 @@ __all__ = ["WebView"]
 _logger = logging.getLogger(__name__)
 
 _MAX_CONNECTIONS = 16
-_SLOWEST_CLIENT_S = 5.0
+_REQUEST_S = 5.0
+"""A connection that is older is closed, however slowly it goes on."""
+
+_CLOSING_S = 1.0
+"""How long answers under way may take once the service closes."""
+
 _PICTURE_AGE_S = 0.5
 """A frame in between is not drawn for the page: the detector's frames come first."""
 
@@ -124,7 +130,7 @@ class WebView:
         _logger.info("page, metrics and health at %s", self.url)
 
     def close(self) -> None:
-        """Stop serving and free the port; answers under way are finished."""
+        """Stop serving and free the port; answers under way have a second to finish."""
         server, self._server = self._server, None
         if server is None:
             return
@@ -247,7 +253,9 @@ def _plain(status: HTTPStatus, text: str) -> _Answer:
 
 
 class _Server(ThreadingHTTPServer):
-    daemon_threads = False  # so that closing waits for the answers under way
+    # Closing must not wait for clients: they decide how long their threads last.
+    daemon_threads = True
+    block_on_close = False
     request_queue_size = 4 * _MAX_CONNECTIONS
     allow_reuse_address = True
 
@@ -255,22 +263,49 @@ class _Server(ThreadingHTTPServer):
         if ":" in address[0]:
             self.address_family = AF_INET6
         self.pages = pages
-        self._free = threading.BoundedSemaphore(_MAX_CONNECTIONS)
+        self._connections: dict[Any, float] = {}
+        self._lock = threading.Lock()
         super().__init__(address, _Handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Serve a connection in a thread of its own, or close it when there are too many."""
-        if not self._free.acquire(blocking=False):
-            self.shutdown_request(request)
-            return
+        """Serve a connection in a thread of its own; of too many the oldest is closed.
+
+        An answer takes milliseconds, so that the oldest connection is that of a slow client.
+        """
+        with self._lock:
+            if len(self._connections) >= _MAX_CONNECTIONS:
+                self._cut(next(iter(self._connections)))
+            self._connections[request] = time.monotonic()
         super().process_request(request, client_address)
 
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Serve a connection and make room for the next."""
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._free.release()
+    def shutdown_request(self, request: Any) -> None:
+        """Close a connection that was answered."""
+        with self._lock:
+            self._connections.pop(request, None)
+        super().shutdown_request(request)
+
+    def service_actions(self) -> None:
+        """Close connections that take too long; called between requests."""
+        self._cut_before(time.monotonic() - _REQUEST_S)
+
+    def server_close(self) -> None:
+        """Close the port, and after a moment what is still connected."""
+        super().server_close()
+        end_s = time.monotonic() + _CLOSING_S
+        while self._connections and time.monotonic() < end_s:
+            time.sleep(0.01)
+        self._cut_before(time.monotonic())
+
+    def _cut_before(self, time_s: float) -> None:
+        with self._lock:
+            for request in [at for at, began_s in self._connections.items() if began_s <= time_s]:
+                self._cut(request)
+
+    def _cut(self, request: Any) -> None:
+        # Its thread wakes up from reading or writing, ends, and closes the socket.
+        del self._connections[request]
+        with suppress(OSError):
+            request.shutdown(SHUT_RDWR)
 
     def handle_error(self, request: socket | tuple[bytes, socket], client_address: Any) -> None:
         """Log a connection that broke, without a traceback on the terminal."""
@@ -279,7 +314,7 @@ class _Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
-    timeout = _SLOWEST_CLIENT_S
+    timeout = _REQUEST_S
     server_version = "edgexnas"
     sys_version = ""
 

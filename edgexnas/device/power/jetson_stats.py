@@ -1,7 +1,8 @@
-"""Power mode, clocks, fan and temperatures from jetson-stats, if its service runs.
+"""Power mode, memory clock and fans from jetson-stats, if its service runs.
 
-jetson-stats is AGPL-3.0 and not a dependency: it is imported here, when this is asked for, and
-nowhere else. Rails are not taken from it, because its total counts VDDQ_VDD2_1V8AO twice on AGX
+Clocks of cores and GPU and temperatures come from the kernel, as everywhere here.
+jetson-stats is AGPL-3.0 and not a dependency: it is imported here, when requested, and nowhere
+else. Rails are not taken from it, because its total counts VDDQ_VDD2_1V8AO twice on AGX
 Orin (jetson-stats 7.2.2).
 """
 
@@ -9,8 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from edgexnas.device.power.device_state import read_clocks, read_temperatures
 from edgexnas.errors import MissingDependencyError, SourceError
 
 __all__ = ["JetsonStats", "read_jetson_stats"]
@@ -52,13 +55,15 @@ class JetsonStats:
         ]
 
 
-def read_jetson_stats(interval_s: float = 0.5) -> JetsonStats:
+def read_jetson_stats(root: str | Path = "/", *, interval_s: float = 0.5) -> JetsonStats:
     """Ask the jtop service once.
 
     Parameters
     ----------
+    root
+        Folder that holds ``sys``.
     interval_s
-        Interval that is asked of the service; an earlier client's holds instead.
+        Interval requested of the service; an earlier client's holds instead.
 
     Raises
     ------
@@ -79,7 +84,7 @@ def read_jetson_stats(interval_s: float = 0.5) -> JetsonStats:
                 raise SourceError(
                     "the jtop service sends nothing; restart it by systemctl restart jtop"
                 )
-            return _state_of(service)
+            return _state_of(service, root)
     except JtopException as error:
         # Its own message advises over several lines; what it says first is what happened.
         said = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
@@ -88,17 +93,11 @@ def read_jetson_stats(interval_s: float = 0.5) -> JetsonStats:
         ) from error
 
 
-def _state_of(service: Any) -> JetsonStats:
+def _state_of(service: Any, root: str | Path) -> JetsonStats:
     mode = getattr(service, "nvpmodel", None)
     pinned = getattr(service, "jetson_clocks", None)
-    clocks = {
-        f"CPU{number}": core["freq"]["cur"] / 1e3
-        for number, core in enumerate(service.cpu.get("cpu", ()))
-        if core.get("online") and core.get("freq")
-    }
-    clocks |= {
-        name: gpu["freq"]["cur"] / 1e3 for name, gpu in service.gpu.items() if gpu.get("freq")
-    }
+    clocks = read_clocks(root)
+    # The memory's clock is in debugfs, which root alone may read; the service runs as root.
     memory = service.memory.get("EMC", {})
     if "cur" in memory:
         clocks["EMC"] = memory["cur"] / 1e3
@@ -106,11 +105,7 @@ def _state_of(service: Any) -> JetsonStats:
         mode=str(getattr(mode, "name", mode) or ""),
         jetson_clocks=None if pinned is None else bool(pinned),
         clocks_mhz=clocks,
-        temperatures_c={
-            name: float(sensor["temp"])
-            for name, sensor in service.temperature.items()
-            if sensor.get("online", True) and sensor["temp"] > -200
-        },
+        temperatures_c=read_temperatures(root),
         fans_percent={
             f"{name}{number}": float(speed)
             for name, fan in service.fan.items()

@@ -1,18 +1,12 @@
-"""What a power meter is, and which one this machine has."""
+"""What a power meter is and what it reads."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
-from edgexnas.errors import ConfigurationError, EdgexnasError, SourceError
-
-__all__ = ["METERS", "PowerMeter", "PowerReading", "open_power_meter"]
-
-METERS = ("auto", "jetson", "nvml", "rapl")
-"""Names that `open_power_meter` knows."""
+__all__ = ["PowerMeter", "PowerReading"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,58 +71,3 @@ class PowerMeter(Protocol):
 
     def close(self) -> None:
         """Release the sensors; closing again does nothing."""
-
-
-def open_power_meter(source: str = "auto", *, root: str | Path = "/", gpu: int = 0) -> PowerMeter:
-    """Open the power meter of this machine.
-
-    Parameters
-    ----------
-    source
-        "jetson" (INA3221 rails), "nvml" (a desktop GPU), "rapl" (CPU packages), or "auto": the
-        first of them, in this order, that works.
-    root
-        Folder that holds ``sys`` and ``proc``; another one for recorded or simulated trees, on
-        which "auto" does not look for a GPU.
-    gpu
-        Index of the GPU for "nvml".
-
-    Raises
-    ------
-    ConfigurationError
-        If the source is unknown.
-    SourceError
-        If there is no such meter, or it cannot be read; the message says what was found.
-    MissingDependencyError
-        If "nvml" is asked for and its package is not installed.
-    """
-    if source not in METERS:
-        raise ConfigurationError(
-            f"there is no power meter {source!r}; give one of {', '.join(METERS)}"
-        )
-    folder = Path(root)
-    openers = _openers(folder, gpu)
-    if source != "auto":
-        return openers[source]()
-    if folder != Path("/"):
-        del openers["nvml"]
-    obstacles = []
-    for name, opener in openers.items():
-        try:
-            return opener()
-        except EdgexnasError as error:
-            obstacles.append(f"{name}: {error}")
-    raise SourceError(f"this machine has no power meter ({'; '.join(obstacles)})")
-
-
-def _openers(root: Path, gpu: int) -> dict[str, Callable[[], PowerMeter]]:
-    # Imported late: a Jetson needs no NVML, a desktop no device tree.
-    from edgexnas.device.power.jetson_rails import JetsonRailMeter
-    from edgexnas.device.power.nvml import NvmlMeter
-    from edgexnas.device.power.rapl import RaplMeter
-
-    return {
-        "jetson": lambda: JetsonRailMeter(root),
-        "nvml": lambda: NvmlMeter(gpu),
-        "rapl": lambda: RaplMeter(root),
-    }

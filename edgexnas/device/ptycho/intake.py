@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgexnas.device.detector_mask import Mask, checked_mask, merged_masks
 from edgexnas.errors import ConfigurationError, EdgexnasError, EngineError, InputError
 from edgexnas.ptycho import PATTERN_SIZE, bin_patterns, check_counts
 
 __all__ = ["PatternIntake"]
 
 FloatArray = npt.NDArray[np.float32]
-Mask = npt.NDArray[np.bool_]
 
 
 class PatternIntake:
@@ -40,21 +40,14 @@ class PatternIntake:
     ) -> None:
         if saturation is not None and not saturation > 0:
             raise ConfigurationError(f"saturation is {saturation}; give more than 0 counts")
-        self.mask = None if mask is None else _checked_mask(mask)
+        self.mask = None if mask is None else checked_mask(mask)
         self.saturation = saturation
         self._shape = None if self.mask is None else self.mask.shape
         self._dtype: np.dtype[Any] | None = None
 
     def beside(self, mask: Mask | None) -> PatternIntake:
         """Make a fresh intake for one scan, which uses the scan's own mask beside this one's."""
-        if mask is not None and self.mask is not None:
-            if mask.shape != self.mask.shape:
-                raise InputError(
-                    f"the scan's mask has shape {mask.shape}, this predictor's has "
-                    f"{self.mask.shape}; give masks of one detector"
-                )
-            mask = mask | self.mask
-        return PatternIntake(mask=self.mask if mask is None else mask, saturation=self.saturation)
+        return PatternIntake(mask=merged_masks(self.mask, mask), saturation=self.saturation)
 
     def admit(self, pattern: npt.ArrayLike, number: int) -> FloatArray:
         """Check one pattern against those before it and bin it to (64, 64) float32.
@@ -169,12 +162,3 @@ class PatternIntake:
                 f"{self._dtype}; give patterns of one detector"
             )
         self._shape, self._dtype = array.shape, array.dtype
-
-
-def _checked_mask(mask: npt.ArrayLike) -> Mask:
-    array = np.asarray(mask)
-    if array.ndim != 2 or array.dtype != np.bool_:
-        raise InputError(
-            f"the mask has shape {array.shape} and dtype {array.dtype}; give a bool array (H, W)"
-        )
-    return array

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections import deque
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 
+from edgexnas.device.ptycho.lanes import PatternRun
 from edgexnas.device.ptycho.scan import ScanChunk
 from edgexnas.device.ptycho.stitching import ObjectStitcher, StitchCounts
 from edgexnas.errors import EngineError
 from edgexnas.ptycho import PATTERN_SIZE, ObjectImage, ObjectPatches, PlacedPatches
-
-if TYPE_CHECKING:
-    from edgexnas.device.ptycho.lanes import PatternRun
 
 __all__ = ["PatchStream"]
 
@@ -96,6 +95,35 @@ class PatchStream(Iterator[PlacedPatches]):
         """
         with self._lock:
             return self._stitcher.image()
+
+    def save(self, path: str | os.PathLike[str]) -> tuple[Path, ...]:
+        """Write the object as it stands now, and pictures of its phase and amplitude.
+
+        Parameters
+        ----------
+        path
+            NAME.npz, with the arrays object (H, W) complex64, coverage (H, W) float32 and
+            origin_px (2,); or NAME.h5, an NXdata of the same. The pictures are NAME-phase.png and
+            NAME-amplitude.png. The mean phase of the object is turned to 0, since a constant is
+            not known.
+
+        Returns
+        -------
+        The paths of the three files, each of which appears whole.
+
+        Raises
+        ------
+        ConfigurationError
+            If the suffix is another, or the folder or disk cannot be written.
+        MissingDependencyError
+            If h5py is not installed and HDF5 is asked for.
+        EngineError
+            If the object is on a GPU that has failed.
+        """
+        # Imported late: a stream that is only looked at needs none of it.
+        from edgexnas.device.ptycho.object_file import save_object
+
+        return save_object(self.image(), Path(path))
 
     @property
     def counts(self) -> StitchCounts:

@@ -4,39 +4,30 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NoReturn
 
-import numpy as np
 import numpy.typing as npt
 
-from edgexnas.device.cache import open_cache
-from edgexnas.device.engines.gate import ObjectProof, run_in_batches
-from edgexnas.device.predictor import Predictor
+from edgexnas.device.bundle_predictor import BundlePath, BundlePredictor, PredictorOptions
+from edgexnas.device.engines.gate import ObjectProof
 from edgexnas.device.ptycho.intake import PatternIntake
-from edgexnas.device.ptycho.lanes import PatternRun
+from edgexnas.device.ptycho.lanes import PatternLanes, PatternRun
 from edgexnas.device.ptycho.patch_stream import PatchStream
 from edgexnas.device.ptycho.scan import ScanSource, open_chunks
-from edgexnas.device.ptycho.stitching import MOST_WAITING, ObjectStitcher
-from edgexnas.ptycho import (
-    PATTERN_SIZE,
-    FloatArray,
-    ObjectPatches,
-    as_patterns,
-    decode_patches,
-    scale_patterns,
-)
+from edgexnas.device.ptycho.stitching import MOST_WAITING
+from edgexnas.errors import ConfigurationError
+from edgexnas.ptycho import ObjectPatches
 
 if TYPE_CHECKING:
-    from edgexnas.bundle import Bundle, Precision, TrustStore
-    from edgexnas.device.engines.device_engine import DeviceEngine
-    from edgexnas.device.ptycho.gpu_phase_components import GpuIslands
-    from edgexnas.device.ptycho.gpu_pipeline import PatternPipeline
+    from typing_extensions import Unpack
 
-__all__ = ["PtychoPredictor"]
+    from edgexnas.bundle import TrustStore
+
+__all__ = ["PtychoPredictor", "lanes_of"]
 
 
-class PtychoPredictor(Predictor):
+class PtychoPredictor(BundlePredictor):
     """Amplitude and phase of an object from its diffraction patterns; see `Predictor`.
 
     ::
@@ -73,31 +64,23 @@ class PtychoPredictor(Predictor):
 
     def __init__(
         self,
-        bundle: str | os.PathLike[str] | Bundle,
+        bundle: BundlePath,
         *,
         trust: str | os.PathLike[str] | TrustStore | None = None,
-        engine: str = "auto",
-        precision: Precision | Literal["auto"] = "int8",
-        batch: int = 32,
-        threads: int | None = None,
-        cache: str | os.PathLike[str] | Literal[False] | None = None,
-        mask: npt.ArrayLike | None = None,
         saturation: float | None = None,
+        **options: Unpack[PredictorOptions],
     ) -> None:
-        self._intake = PatternIntake(mask=mask, saturation=saturation)
+        # Before the engine is built, which takes minutes: a wrong option is rejected at once.
+        intake = PatternIntake(saturation=saturation)
         self._streams: weakref.WeakSet[PatchStream] = weakref.WeakSet()
-        super().__init__(
-            bundle,
-            trust=trust,
-            engine=engine,
-            precision=precision,
-            batch=batch,
-            threads=threads,
-            cache=cache,
-        )
+        super().__init__(bundle, trust=trust, **options)
         preprocessing = self.manifest.preprocessing
         assert preprocessing.kind == "ptycho"
-        self._intensity_scale = preprocessing.intensity_scale
+        self._lanes = PatternLanes(
+            self._shared,
+            intake=intake.beside(self._mask),
+            intensity_scale=preprocessing.intensity_scale,
+        )
 
     def predict(self, patterns: npt.ArrayLike) -> ObjectPatches:
         """Predict the patches of the object under the probe.
@@ -121,8 +104,7 @@ class PtychoPredictor(Predictor):
         EngineError
             If the predictor is closed or the engine fails.
         """
-        usable = self._intake.masked(np.asarray(patterns))
-        return self._patches(as_patterns(usable, saturation=self._intake.saturation))
+        return self._lanes.predict(patterns)
 
     def stream(
         self,
@@ -172,114 +154,12 @@ class PtychoPredictor(Predictor):
         InputError, EngineError
             As in `predict`, for the pattern at fault, after those before it.
         """
-        self._refuse_closed()
-        run = PatternRun(self)
+        self._shared.require_open()
+        run = PatternRun(self._lanes)
         chunks, read_ahead = open_chunks(source, run.begin, self.engine.batch, object_pixel_m)
-        stream = PatchStream(chunks, run, self.stitcher(most_waiting), read_ahead=read_ahead)
+        stream = PatchStream(chunks, run, self._lanes.stitcher(most_waiting), read_ahead=read_ahead)
         self._streams.add(stream)
         return stream
-
-    def intake(self, mask: npt.NDArray[np.bool_] | None = None) -> PatternIntake:
-        """Give a check of patterns of its own to a scan, with this mask beside the scan's.
-
-        `admit` on each pattern and then `predict_admitted` is what `stream` does on the CPU, in
-        two steps that can run in different threads; on a GPU it is `accept` and `predict_in`.
-
-        Raises
-        ------
-        InputError
-            If the masks differ in shape.
-        """
-        return self._intake.beside(mask)
-
-    def predict_admitted(self, patterns: FloatArray) -> ObjectPatches:
-        """Predict from patterns that `intake` has admitted: (n, 64, 64) float32.
-
-        Raises
-        ------
-        EngineError
-            If the predictor is closed or the engine fails.
-        """
-        return self._patches(patterns)
-
-    def stitcher(self, most_waiting: int = MOST_WAITING) -> ObjectStitcher:
-        """Give an empty object: on the GPU where the engine runs on one, else in host memory.
-
-        Raises
-        ------
-        ConfigurationError
-            If `most_waiting` is no number from 0.
-        EngineError
-            If the predictor is closed or the GPU failed for good.
-        """
-        stitcher = ObjectStitcher(most_waiting)
-
-        def take(engine: DeviceEngine) -> GpuIslands:
-            # Only predictors on a GPU load what it needs.
-            from edgexnas.device.ptycho.gpu_phase_components import GpuIslands
-
-            return GpuIslands(engine.session, most=engine.batch, cache=open_cache(self._cache))
-
-        islands = self._opened_on_gpu("patches are stitched on the CPU", take)
-        if islands is not None:
-            stitcher.islands = islands
-        return stitcher
-
-    def open_pipeline(
-        self, intake: PatternIntake, pattern: npt.NDArray[Any]
-    ) -> PatternPipeline | None:
-        """Take what a scan's patterns go through on the GPU; `close` gives it back at the latest.
-
-        Parameters
-        ----------
-        intake
-            The scan's, which has accepted its first pattern.
-        pattern
-            That pattern.
-
-        Returns
-        -------
-        A pipeline for `predict_in`; None where patterns stay on the CPU: without an engine on a
-        GPU, and, with a warning that says why, where no pipeline can be had.
-
-        Raises
-        ------
-        EngineError
-            If the predictor is closed or the GPU failed for good.
-        """
-
-        def take(engine: DeviceEngine) -> PatternPipeline:
-            from edgexnas.device.ptycho.gpu_pipeline import PatternPipeline
-
-            rows, cols = pattern.shape
-            return PatternPipeline(
-                engine, (rows, cols), pattern.dtype, intensity_scale=self._intensity_scale,
-                mask=intake.mask, saturation=intake.saturation, cache=open_cache(self._cache),
-            )  # fmt: skip
-
-        pipeline = self._opened_on_gpu("patterns are binned on the CPU", take)
-        if pipeline is not None:
-            self._pipelines.append(pipeline)
-        return pipeline
-
-    def predict_in(
-        self, pipeline: PatternPipeline, patterns: Sequence[npt.NDArray[Any]]
-    ) -> tuple[ObjectPatches, tuple[int, ...]]:
-        """Check, bin and predict patterns that `intake` has accepted, all on the GPU.
-
-        Threads take turns.
-
-        Returns
-        -------
-        As of `PatternPipeline.result`.
-
-        Raises
-        ------
-        EngineError
-            If the predictor is closed or the GPU fails.
-        """
-        with self.in_turn():
-            return pipeline.process(patterns)
 
     def close(self) -> None:
         """Release the engine and the GPU's memory; images of streams stay there to be asked for.
@@ -290,10 +170,21 @@ class PtychoPredictor(Predictor):
             stream.leave_gpu()
         super().close()
 
-    def _patches(self, counts: FloatArray) -> ObjectPatches:
-        """(n, 64, 64) checked counts → patches."""
-        inputs = scale_patterns(counts, self._intensity_scale)[:, None]
-        with self._lock:
-            self._refuse_closed()
-            output = run_in_batches(self.engine, inputs, (2, PATTERN_SIZE, PATTERN_SIZE))
-        return decode_patches(output)
+    def process(self, frame: npt.ArrayLike, *, frame_number: int | None = None) -> NoReturn:
+        """Raise `ConfigurationError`: this is for Bragg peaks; see `PeakPredictor.process`."""
+        raise self._other_task("process")
+
+    def calibrate_background(self, frames: Iterable[npt.ArrayLike]) -> NoReturn:
+        """Raise `ConfigurationError`; see `PeakPredictor.calibrate_background`."""
+        raise self._other_task("calibrate_background")
+
+    def _other_task(self, method: str) -> ConfigurationError:
+        return ConfigurationError(
+            f"bundle {self.manifest.model_id} is for ptycho, and {method} is for frames of Bragg "
+            "peaks; use predict or stream"
+        )
+
+
+def lanes_of(predictor: PtychoPredictor) -> PatternLanes:
+    """Give what a service drives patterns through."""
+    return predictor._lanes

@@ -13,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgexnas.device.ptycho.stitching import LONGEST_SIDE, MOST_PIXELS, plausible
-from edgexnas.device.sources import EventSource, open_event_source
-from edgexnas.device.sources import PositionReading as ReadingInMetres
+from edgexnas.device.sources import EventSource, SourcePosition, open_event_source
 from edgexnas.device.sources.opening import is_event_source
 from edgexnas.device.sources.series_frames import SeriesFrames
 from edgexnas.errors import ConfigurationError, InputError, SourceError
@@ -279,7 +278,7 @@ def _from_frames(frames: SeriesFrames, pixel_m: Positions) -> Iterator[_Numbered
     for event in frames.placed():
         given = event.position_m
         position = None if given is None else np.array(given) / pixel_m
-        if isinstance(event, ReadingInMetres):
+        if isinstance(event, SourcePosition):
             assert position is not None
             yield PositionReading(event.number, (float(position[0]), float(position[1])))
         else:

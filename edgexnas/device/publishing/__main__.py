@@ -74,6 +74,8 @@ def _parser() -> argparse.ArgumentParser:
         kind.add_argument("--gap", type=int, default=0, metavar="N", help="leave out every N-th")
         kind.add_argument("--duplicate", type=int, default=0, metavar="N", help="send it twice")
         kind.add_argument("--reorder", type=int, default=0, metavar="N", help="send it late")
+        kind.add_argument("--garble", type=int, default=0, metavar="N", help="damage every N-th")
+        kind.add_argument("--bad-time", type=int, default=0, metavar="N", help="impossible time")
         kind.add_argument("--delay", type=float, default=0.0, help="seconds to wait after «ready»")
         kind.add_argument("--hold", action="store_true", help="wait for a line on standard input")
     return parser

@@ -9,6 +9,7 @@ import numpy as np
 
 from edgexnas.device.optional_libraries import pvaccess_module
 from edgexnas.device.publishing.frames import PreparedFrames, send_all
+from edgexnas.device.publishing.sending_order import every_nth
 
 if TYPE_CHECKING:
     import argparse
@@ -33,6 +34,9 @@ _FIRST_ID = 1
 
 _CHECK_S = 0.2
 
+_NO_TIME_S = 2**62
+"""Seconds that no calendar has."""
+
 
 def send_pva(options: argparse.Namespace, prepared: PreparedFrames) -> None:
     """Serve a channel and send the frames on it; see `edgexnas.device.publishing`.
@@ -49,12 +53,17 @@ def send_pva(options: argparse.Namespace, prepared: PreparedFrames) -> None:
         fields = {"number": pva.INT, "row": pva.DOUBLE, "col": pva.DOUBLE}
         empty = {"number": -1, "row": np.nan, "col": np.nan}
         server.addRecord(options.positions, pva.PvObject(fields, empty), None)
+    rows, cols = prepared.shape
     images = [_image(pva, prepared, index) for index in range(len(prepared))]
     time.sleep(_CHECK_S)
 
     def send(number: int, time_s: float) -> None:
         image = images[number % len(images)]
-        stamp = pva.PvTimeStamp(time_s)
+        bad_time = every_nth(number, options.bad_time)
+        stamp = pva.PvTimeStamp(_NO_TIME_S, 0) if bad_time else pva.PvTimeStamp(time_s)
+        # A garbled frame says that it has one row less than came.
+        sizes = (cols, rows - every_nth(number, options.garble))
+        image["dimension"] = [pva.PvDimension(size, 0, size, 1, False) for size in sizes]
         image["uniqueId"] = number + _FIRST_ID
         image["dataTimeStamp"] = stamp
         image["timeStamp"] = stamp

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-__all__ = ["Faults", "sending_order"]
+__all__ = ["Faults", "every_nth", "sending_order"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +38,14 @@ def sending_order(frames: int | None, faults: Faults) -> Iterator[int]:
     late: int | None = None
     number = 0
     while frames is None or number < frames:
-        if _hit(number, faults.gap):
+        if every_nth(number, faults.gap):
             number += 1
             continue
-        if late is None and _hit(number, faults.reorder):
+        if late is None and every_nth(number, faults.reorder):
             late, number = number, number + 1
             continue
         yield number
-        if _hit(number, faults.duplicate):
+        if every_nth(number, faults.duplicate):
             yield number
         if late is not None:
             yield late
@@ -55,5 +55,6 @@ def sending_order(frames: int | None, faults: Faults) -> Iterator[int]:
         yield late
 
 
-def _hit(number: int, period: int) -> bool:
+def every_nth(number: int, period: int) -> bool:
+    """Tell whether a fault hits a frame."""
     return period > 0 and number % period == period - 1

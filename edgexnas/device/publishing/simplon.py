@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgexnas.device.optional_libraries import zmq_module
 from edgexnas.device.publishing.frames import PreparedFrames, send_all
+from edgexnas.device.publishing.sending_order import every_nth
 from edgexnas.device.sources.simplon.cbor import SELF_DESCRIBED, Tagged, dump_cbor, map_head
 from edgexnas.device.sources.simplon.messages import CODECS, COMPRESSED, MULTI_DIMENSIONAL
 from edgexnas.errors import SourceError
@@ -90,6 +91,8 @@ class _Sender:
 
     def send(self, number: int, time_s: float) -> None:
         ticks = round((time_s - self._date_s) * _TICKS_PER_S)
+        if every_nth(number, self._options.bad_time):
+            ticks = 2**62
         fields: dict[str, Any] = {
             "type": "image",
             **self._series,
@@ -105,7 +108,10 @@ class _Sender:
         # The image comes last in the map, so that it is encoded once and for all.
         entries = dump_cbor(fields)[len(map_head(len(fields))) :]
         head = SELF_DESCRIBED + map_head(len(fields) + 1) + entries
-        self._socket.send(head + self._ends[number % len(self._ends)], copy=False)
+        message = head + self._ends[number % len(self._ends)]
+        if every_nth(number, self._options.garble):
+            message = message[: len(message) // 2]
+        self._socket.send(message, copy=False)
 
     def end(self, series: int, frames: int) -> None:
         self._socket.send(SELF_DESCRIBED + dump_cbor({"type": "end", **self._series}))

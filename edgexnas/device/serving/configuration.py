@@ -40,11 +40,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
-from edgexnas.device.serving.settings import PipelineSettings, Policy
+from edgexnas.device.serving.settings import (
+    BackgroundTable,
+    Count,
+    NotNegative,
+    PipelineSettings,
+    PipelineTable,
+    Positive,
+    PtychoTable,
+    Table,
+    explain_fault,
+)
 from edgexnas.device.sinks.protocol import SinkPolicy
 from edgexnas.errors import ConfigurationError
 from edgexnas.toml_files import line_of, read_toml
@@ -61,18 +71,11 @@ __all__ = [
     "load_configuration",
 ]
 
-Positive: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count: TypeAlias = Annotated[int, Field(ge=1)]
-Text: TypeAlias = Annotated[str, Field(min_length=1)]
+# No path or name may hold a zero byte; the system calls that take them raise ValueError.
+Text: TypeAlias = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]+$")]
 
 
-class _Table(BaseModel):
-    # Strict apart from whole numbers for lengths and paths as text: "8" is no number.
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class PredictorSettings(_Table):
+class PredictorSettings(Table):
     """Which model runs and how; fields as of `edgexnas.device.Predictor`.
 
     Attributes
@@ -87,44 +90,14 @@ class PredictorSettings(_Table):
     trust: Text
     engine: Text = "auto"
     precision: Literal["int8", "float16", "float32", "auto"] = "int8"
-    batch: Count = 32
+    batch: Annotated[int, Field(ge=1, le=65_536)] = 32
     threads: Count | None = None
     cache: Text | None = None
     mask: Text | None = None
     saturation: Positive | None = None
 
 
-class PipelineTable(_Table):
-    """How the stages work; fields as of `PipelineSettings`."""
-
-    policy: Policy | None = None
-    queue_frames: Count = 256
-    queue_mib: Positive = 80.0
-    max_age_ms: Positive = 1000.0
-    workers: Annotated[int, Field(ge=1, le=64)] = 1
-    deadline_ms: NotNegative = 5.0
-    reorder_wait_ms: NotNegative = 20.0
-    drain_s: Positive = 30.0
-    spill_folder: Text | None = None
-    spill_mib: Positive = 4096.0
-
-
-class BackgroundTable(_Table):
-    """Which first frames of a series show its background; as of `PipelineSettings`."""
-
-    frames: Count = 16
-    mib: NotNegative = 4.0
-    wait_ms: NotNegative = 500.0
-
-
-class PtychoTable(_Table):
-    """How scans become objects; fields as of `PipelineSettings`."""
-
-    object_pixel_m: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
-    snapshot_s: Positive = 2.0
-
-
-class _AnySink(_Table):
+class _AnySink(Table):
     """What every sink has.
 
     Attributes
@@ -184,7 +157,7 @@ SinkSettings: TypeAlias = (
 )
 
 
-class MonitoringSettings(_Table):
+class MonitoringSettings(Table):
     """What shows the service.
 
     Attributes
@@ -202,7 +175,7 @@ class MonitoringSettings(_Table):
     terminal: bool = False
 
 
-class ServeConfiguration(_Table):
+class ServeConfiguration(Table):
     """A whole file.
 
     Attributes
@@ -218,30 +191,18 @@ class ServeConfiguration(_Table):
     pipeline: PipelineTable = PipelineTable()
     background: BackgroundTable = BackgroundTable()
     ptycho: PtychoTable = PtychoTable()
-    sinks: list[Annotated[SinkSettings, Field(discriminator="kind")]] = []
+    sinks: list[Annotated[SinkSettings, Field(discriminator="kind")]] = Field(default_factory=list)
     monitoring: MonitoringSettings = MonitoringSettings()
     sink_queue: Count = 1024
     sink_retry_s: Positive = 5.0
 
     def pipeline_settings(self, folder: Path) -> PipelineSettings:
-        """Give the settings of the stages; paths are relative to `folder`.
-
-        Raises
-        ------
-        ConfigurationError
-            If settings do not fit each other.
-        """
-        table = self.pipeline.model_dump(exclude={"spill_folder"})
-        spill, pixel = self.pipeline.spill_folder, self.ptycho.object_pixel_m
-        return PipelineSettings(
-            **table,
-            spill_folder=None if spill is None else folder / spill,
-            background_frames=self.background.frames,
-            background_mib=self.background.mib,
-            background_wait_ms=self.background.wait_ms,
-            object_pixel_m=None if pixel is None else (pixel[0], pixel[1]),
-            snapshot_s=self.ptycho.snapshot_s,
-        )
+        """Return the settings of the stages; a relative spill folder is in `folder`."""
+        tables = (self.pipeline, self.background, self.ptycho)
+        given = {name: value for table in tables for name, value in table}
+        if given["spill_folder"] is not None:
+            given["spill_folder"] = folder / given["spill_folder"]
+        return PipelineSettings(**given)
 
 
 def load_configuration(path: Path) -> ServeConfiguration:
@@ -282,25 +243,20 @@ def _complaint(path: Path, text: str, document: Any, fault: Any) -> str:
     if fault["type"] in ("model_type", "list_type") and len(place) == 1:
         form = f"[[{name}]]" if fault["type"] == "list_type" else f"[{name}]"
         return f"{path}:{line}: {name} is {fault['input']!r}; write it as {form}, then its keys"
-    wanted = fault["msg"][0].lower() + fault["msg"][1:]
-    return f"{path}:{line}: {name} is {fault['input']!r}; {wanted}"
+    return f"{path}:{line}: {explain_fault(fault, name)}"
 
 
-_KINDS = "hdf5, zmq, pva or callback"
-
-_SINK_KINDS: dict[str, type[_AnySink]] = {
-    "hdf5": Hdf5SinkSettings,
-    "zmq": ZmqSinkSettings,
-    "pva": PvaSinkSettings,
-    "callback": CallbackSinkSettings,
+_SINK_TABLES: dict[str, type[_AnySink]] = {
+    get_args(table.model_fields["kind"].annotation)[0]: table for table in get_args(SinkSettings)
 }
+_KINDS = " or ".join(", ".join(_SINK_TABLES).rsplit(", ", 1))
 
 
 def _place(document: Any, location: Sequence[str | int]) -> tuple[str | int, ...]:
     """Give a fault's keys as the document has them: without the tags of unions."""
     place: list[str | int] = []
     for index, key in enumerate(location):
-        is_tag = index and isinstance(location[index - 1], int) and key in _SINK_KINDS
+        is_tag = index and isinstance(location[index - 1], int) and key in _SINK_TABLES
         if not is_tag:
             place.append(key)
     return tuple(place)
@@ -309,11 +265,11 @@ def _place(document: Any, location: Sequence[str | int]) -> tuple[str | int, ...
 def _known_names(place: Sequence[str | int], document: Any) -> list[str]:
     """Names that the table of a key may have."""
     if len(place) >= 2 and place[0] == "sinks" and isinstance(place[1], int):
-        model: type[BaseModel] = _SINK_KINDS[document["sinks"][place[1]]["kind"]]
+        model: type[BaseModel] = _SINK_TABLES[document["sinks"][place[1]]["kind"]]
     elif len(place) >= 2:
         annotation = ServeConfiguration.model_fields[str(place[0])].annotation
         assert isinstance(annotation, type)
         model = annotation
     else:
         model = ServeConfiguration
-    return list(model.model_fields)
+    return [str(field.validation_alias or name) for name, field in model.model_fields.items()]

@@ -6,21 +6,22 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from edgexnas.device.rate_limited_log import RateLimitedLog
 from edgexnas.device.serving.bounded_queue import BoundedQueue
 from edgexnas.device.serving.ledger import Ledger
 from edgexnas.device.serving.series_run import FrameTask, SeriesRun
 from edgexnas.device.serving.settings import MEBIBYTE, PipelineSettings, Policy
 from edgexnas.device.serving.spill import SpillFolder
-from edgexnas.device.serving.stage_times import Complaints
 from edgexnas.device.sources.encoded_frames import EncodedFrame, encoded_events
 from edgexnas.device.sources.events import (
     EventSource,
-    PositionReading,
     SeriesEnd,
     SeriesStart,
     SourceFrame,
+    SourcePosition,
     SourceTrouble,
 )
+from edgexnas.device.sources.pixels import as_time_s
 from edgexnas.errors import EdgexnasError
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class Intake:
         *,
         ledger: Ledger,
         settings: PipelineSettings,
-        complaints: Complaints,
+        complaints: RateLimitedLog,
         runs: list[SeriesRun],
     ) -> None:
         self._source = source
@@ -150,7 +151,7 @@ class Intake:
             self._begin(event, first=0)
         elif isinstance(event, SeriesEnd):
             self._end_series(event)
-        elif isinstance(event, PositionReading):
+        elif isinstance(event, SourcePosition):
             if self._run is not None and event.series in (None, self._run.series):
                 self._run.readings.append(event)
         else:
@@ -166,10 +167,12 @@ class Intake:
             frame.number,
             frame.arrival_ns,
             frame.pixels if isinstance(frame, SourceFrame) else None,
-            frame.timestamp_s,
+            # An iterable may hold any number; sinks store and send only times that are some.
+            as_time_s(frame.timestamp_s),
             frame.position_m,
             frame.encoded if isinstance(frame, EncodedFrame) else None,
             error=run.error,
+            detector_id=frame.detector_id,
         )
         self._enqueue(task, task.nbytes)
 

@@ -20,7 +20,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
-from edgexnas.device.sinks.number_ranges import Intervals
+from edgexnas.device.sinks.number_ranges import NumberRanges
 
 __all__ = ["MOST_GAPS", "STATES", "Arrival", "EndState", "Ledger", "SeriesLedger"]
 
@@ -65,8 +65,8 @@ class SeriesLedger:
     ) -> None:
         self.series = series
         self._lock = threading.Lock()
-        self._seen = Intervals(committed)
-        self._open = Intervals()
+        self._seen = NumberRanges(committed)
+        self._open = NumberRanges()
         self._spilled = 0
         self._distinct = self._seen.total
         self._ended: Counter[str] = Counter()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import ipaddress
+import logging
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -24,6 +26,7 @@ from edgexnas.device.serving.service import Service
 from edgexnas.device.sinks.callback_sink import CallbackSink
 from edgexnas.device.sinks.protocol import Sink
 from edgexnas.device.sources import open_event_source
+from edgexnas.device.sources.source_url import SourceUrl
 from edgexnas.errors import (
     BundleError,
     ConfigurationError,
@@ -35,9 +38,13 @@ from edgexnas.errors import (
 from edgexnas.toml_files import line_of
 
 if TYPE_CHECKING:
-    from edgexnas.device.predictor import Predictor
+    from edgexnas.device.bragg.predictor import PeakPredictor
+    from edgexnas.device.bundle_predictor import PredictorOptions
+    from edgexnas.device.ptycho.predictor import PtychoPredictor
 
 __all__ = ["OpenedService", "open_service"]
+
+_log = logging.getLogger("edgexnas.device.serving")
 
 
 @dataclass(slots=True)
@@ -63,37 +70,44 @@ class OpenedService:
     _closing: ExitStack
 
     def check(self) -> None:
-        """Find out whether sinks could open and whether the port is free.
+        """Find out whether sinks could open, the port is free, and the source's host is known.
+
+        An address that other machines can reach is logged as a warning.
 
         Raises
         ------
         ConfigurationError
             If not; the message names file and line.
+        SourceError
+            If the source's host has no address now; it may have one later.
         """
+        with _at(self.path, "source"):
+            _check_host(self.service.identity.source)
         for index, sink in enumerate(self.sinks):
             with _at(self.path, "sinks", index):
                 try:
                     sink.check()
                 except OSError as error:
                     raise ConfigurationError(f"{sink.name} cannot be used: {error}") from error
+            _warn_of_public_bind(sink)
         if self.port:
             with _at(self.path, "monitoring", "port"):
                 _check_port(self.port)
 
     def close(self) -> None:
-        """Close the predictor and the source; closing again does nothing."""
+        """Close views, the predictor and the source; closing again does nothing."""
+        for view in self.service.views:
+            view.close()
         self._closing.close()
 
 
-def open_service(path: Path, *, views: bool = True) -> OpenedService:
-    """Read a configuration, verify the bundle, prove the engine, and open the source.
+def open_service(path: Path) -> OpenedService:
+    """Read a configuration, verify the bundle, prove the engine, open the source, make the views.
 
     Parameters
     ----------
     path
         TOML file; see `configuration`.
-    views
-        Whether to make the views too.
 
     Raises
     ------
@@ -112,7 +126,8 @@ def open_service(path: Path, *, views: bool = True) -> OpenedService:
             source = open_event_source(_from(folder, configuration.source))
         closing.callback(source.close)
         with _at(path, "predictor"):
-            predictor = closing.enter_context(_predictor(configuration, folder))
+            predictor = _predictor(configuration, folder)
+        closing.callback(predictor.close)
         sinks = []
         for index, given in enumerate(configuration.sinks):
             with _at(path, "sinks", index):
@@ -132,17 +147,16 @@ def open_service(path: Path, *, views: bool = True) -> OpenedService:
                 sink_retry_s=configuration.sink_retry_s,
                 stop_on_sink_failure=needed,
             )
-        if views:
-            from edgexnas.device.monitoring import open_views
+        from edgexnas.device.monitoring import open_views
 
-            monitoring = configuration.monitoring
-            with _at(path, "monitoring"):
-                service.views += open_views(
-                    service,
-                    http_port=monitoring.port or None,
-                    pv_prefix=monitoring.status_pv,
-                    terminal=monitoring.terminal,
-                )
+        monitoring = configuration.monitoring
+        with _at(path, "monitoring"):
+            service.views += open_views(
+                service,
+                http_port=monitoring.port or None,
+                pv_prefix=monitoring.status_pv,
+                terminal=monitoring.terminal,
+            )
         return OpenedService(path, service, sinks, configuration.monitoring.port, closing.pop_all())
 
 
@@ -165,31 +179,52 @@ def _from(folder: Path, source: str) -> str:
     return source if "://" in source else str(folder / source)
 
 
-def _predictor(configuration: ServeConfiguration, folder: Path) -> Predictor:
+def _predictor(configuration: ServeConfiguration, folder: Path) -> PeakPredictor | PtychoPredictor:
     from edgexnas.bundle import open_bundle
     from edgexnas.device import Predictor
 
     given = configuration.predictor
     bundle = open_bundle(folder / given.bundle, trust=folder / given.trust)
-    options: dict[str, Any] = {}
+    options: PredictorOptions = {
+        "engine": given.engine,
+        "precision": given.precision,
+        "batch": given.batch,
+        "threads": given.threads,
+    }
     if given.cache is not None:
         options["cache"] = folder / given.cache
     if given.mask is not None:
         options["mask"] = _mask(folder / given.mask)
-    if given.saturation is not None:
-        if bundle.manifest.task != "ptycho":
-            raise ConfigurationError(
-                "saturation is for ptychography, and the bundle is for Bragg peaks, whose "
-                "saturation is in its manifest; leave it out"
-            )
-        options["saturation"] = given.saturation
-    return Predictor(
-        bundle,
-        engine=given.engine,
-        precision=given.precision,
-        batch=given.batch,
-        threads=given.threads,
-        **options,
+    return Predictor(bundle, saturation=given.saturation, **options)
+
+
+def _check_host(source: str) -> None:
+    """Look up the host that a source connects to."""
+    if not source.startswith("simplon://"):
+        return
+    host, _, port = SourceUrl.parse(source).place.strip("/").rpartition(":")
+    try:
+        socket.getaddrinfo((host or port).strip("[]"), None)
+    except OSError as error:
+        raise SourceError(
+            f"the host of {source} has no address ({error.strerror}); check the name and the "
+            "name server"
+        ) from error
+
+
+def _warn_of_public_bind(sink: Sink) -> None:
+    """Warn of a ZMQ sink on an address that other machines can reach: it has no passwords."""
+    from edgexnas.device.sinks.zmq_sink import ZmqSink
+
+    if not isinstance(sink, ZmqSink) or sink.connects or not sink.address.startswith("tcp://"):
+        return
+    host = sink.address.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+    with suppress(ValueError):
+        if host == "localhost" or ipaddress.ip_address(host).is_loopback:
+            return
+    _log.warning(
+        "%s is open to other machines, without a password; bind 127.0.0.1 unless that is meant",
+        sink.name,
     )
 
 
@@ -208,6 +243,8 @@ def _mask(path: Path) -> Any:
     import numpy as np
 
     try:
+        if path.exists() and not path.is_file():
+            raise OSError("it is no regular file")
         return np.load(path, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"mask {path} cannot be read as .npy: {error}") from error

@@ -18,13 +18,13 @@ from edgexnas.device.ptycho.intake import PatternIntake
 from edgexnas.device.ptycho.stitching import ObjectStitcher
 from edgexnas.device.serving.series_run import FrameTask, SeriesRun
 from edgexnas.device.serving.settings import PipelineSettings
-from edgexnas.device.sinks.results import FrameResult, ObjectSnapshot
+from edgexnas.device.sinks.results import ObjectSnapshot
 from edgexnas.errors import ConfigurationError, EdgexnasError
 from edgexnas.ptycho import PATTERN_SIZE
 
 if TYPE_CHECKING:
     from edgexnas.device.ptycho.gpu_pipeline import PatternPipeline
-    from edgexnas.device.ptycho.predictor import PtychoPredictor
+    from edgexnas.device.ptycho.lanes import PatternLanes
 
 __all__ = ["PatternWork"]
 
@@ -53,8 +53,8 @@ class PatternWork:
 
     Parameters
     ----------
-    predictor
-        What predicts patches.
+    lanes
+        Of the predictor of patches.
     settings
         The size of an object pixel, and how often to show the object.
 
@@ -64,13 +64,13 @@ class PatternWork:
         If the size of an object pixel is not given.
     """
 
-    def __init__(self, predictor: PtychoPredictor, settings: PipelineSettings) -> None:
+    def __init__(self, lanes: PatternLanes, settings: PipelineSettings) -> None:
         if settings.object_pixel_m is None:
             raise ConfigurationError(
                 "object_pixel_m is not given, and scan positions come in metres; give the (row, "
                 "col) size of an object pixel, λ·z / (H·p)"
             )
-        self._predictor = predictor
+        self._lanes = lanes
         self._settings = settings
         self._pixel_m = settings.object_pixel_m
 
@@ -79,25 +79,25 @@ class PatternWork:
 
         On a GPU this compiles the kernels for the dtypes that detectors usually have.
         """
-        stitcher = self._predictor.stitcher()
+        stitcher = self._lanes.stitcher()
         for dtype in USUAL_DTYPES:
-            intake = self._predictor.intake()
+            intake = self._lanes.intake()
             side = PATTERN_SIZE if intake.mask is None else len(intake.mask)
             pattern = intake.accept(np.zeros((side, side), dtype), 0)
-            pipeline = self._predictor.open_pipeline(intake, pattern)
+            pipeline = self._lanes.open_pipeline(intake, pattern)
             if pipeline is None:
-                patches = self._predictor.predict_admitted(intake.binned(pattern, 0)[None])
+                patches = self._lanes.predict_admitted(intake.binned(pattern, 0)[None])
             else:
-                patches, _ = self._predictor.predict_in(pipeline, [pattern])
-                self._predictor.close_pipeline(pipeline)
+                patches, _ = self._lanes.predict_in(pipeline, [pattern])
+                self._lanes.engine.release(pipeline)
             stitcher.add(0, patches.amplitude[0], patches.phase_rad[0], np.zeros(2))
         stitcher.image()
         stitcher.close()
 
     def begin(self, run: SeriesRun) -> None:
         """Make an empty object for the scan."""
-        intake = self._predictor.intake(run.start.mask)
-        run.work = _ScanState(intake, self._predictor.stitcher())
+        intake = self._lanes.intake(run.start.mask)
+        run.work = _ScanState(intake, self._lanes.stitcher())
 
     def prepare(self, task: FrameTask) -> list[FrameTask]:
         """Check a pattern and bin it, or leave that to the GPU."""
@@ -107,7 +107,7 @@ class PatternWork:
             with state.lock:
                 accepted = state.intake.accept(task.pixels, task.number)
                 if not state.opened:
-                    state.pipeline = self._predictor.open_pipeline(state.intake, accepted)
+                    state.pipeline = self._lanes.open_pipeline(state.intake, accepted)
                     state.opened = True
                 on_cpu = state.pipeline is None
                 task.prepared = state.intake.binned(accepted, task.number) if on_cpu else accepted
@@ -140,11 +140,7 @@ class PatternWork:
         position = UNKNOWN.copy() if given is None else self._in_pixels(given)
         position = state.stitcher.add(task.number, amplitude, phase_rad, position)
         state.newest, state.changed = task.number, True
-        task.result = FrameResult(
-            task.run.series,
-            task.number,
-            task.arrival_ns,
-            task.timestamp_s,
+        task.result = task.with_result(
             amplitude=amplitude,
             phase_rad=phase_rad,
             position_px=(float(position[0]), float(position[1])),
@@ -174,15 +170,15 @@ class PatternWork:
             return
         state.stitcher.close()
         if state.pipeline is not None:
-            self._predictor.close_pipeline(state.pipeline)
+            self._lanes.engine.release(state.pipeline)
 
     def _predict_series(self, state: _ScanState, tasks: list[FrameTask]) -> None:
         bad: tuple[int, ...] = ()
         prepared = [task.prepared for task in tasks]
         if state.pipeline is None:
-            patches = self._predictor.predict_admitted(np.stack(prepared))
+            patches = self._lanes.predict_admitted(np.stack(prepared))
         else:
-            patches, bad = self._predictor.predict_in(state.pipeline, prepared)
+            patches, bad = self._lanes.predict_in(state.pipeline, prepared)
         for index, task in enumerate(tasks):
             if index in bad:
                 task.error = str(state.intake.fault(task.prepared, task.number))

@@ -17,13 +17,13 @@ from edgexnas.bragg import Peaks
 from edgexnas.device.bragg.detection import PeakDetection, refuse_nan
 from edgexnas.device.serving.series_run import FrameTask, SeriesRun
 from edgexnas.device.serving.settings import MEBIBYTE, PipelineSettings
-from edgexnas.device.sinks.results import FrameResult, ObjectSnapshot
+from edgexnas.device.sinks.results import ObjectSnapshot
 from edgexnas.errors import EdgexnasError, InputError
 from edgexnas.peak_finding import enough_background
 
 if TYPE_CHECKING:
     from edgexnas.device.bragg.gpu_pipeline import FramePipeline
-    from edgexnas.device.bragg.predictor import PeakPredictor
+    from edgexnas.device.bragg.lanes import PeakLanes
     from edgexnas.peak_finding import PeakFinder
 
 __all__ = ["PeakWork"]
@@ -55,14 +55,14 @@ class PeakWork:
 
     Parameters
     ----------
-    predictor
-        What predicts positions.
+    lanes
+        Of the predictor of positions.
     settings
         How many first frames show the background.
     """
 
-    def __init__(self, predictor: PeakPredictor, settings: PipelineSettings) -> None:
-        self._predictor = predictor
+    def __init__(self, lanes: PeakLanes, settings: PipelineSettings) -> None:
+        self._lanes = lanes
         self._settings = settings
 
     def warm_up(self) -> None:
@@ -72,21 +72,21 @@ class PeakWork:
         so does opening a pipeline on a GPU.
         """
         for dtype in USUAL_DTYPES:
-            detection = self._predictor.detection()
+            detection = self._lanes.detection()
             rows, cols = detection.shape or (64, 64)
             frame = np.zeros((rows, cols), dtype)
             frame[rows // 2, cols // 2] = 1000
             detection.calibrate([frame])
-            pipeline = self._predictor.open_pipeline(detection.finder([frame]), frame.dtype)
+            pipeline = self._lanes.open_pipeline(detection.finder([frame]), frame.dtype)
             if pipeline is None:
-                self._predictor.locate([detection.find(frame)], [0])
+                self._lanes.locate([detection.find(frame)], [0])
             else:
-                self._predictor.process_in(pipeline, frame, 0)
-                self._predictor.close_pipeline(pipeline)
+                self._lanes.process_in(pipeline, frame, 0)
+                self._lanes.engine.release(pipeline)
 
     def begin(self, run: SeriesRun) -> None:
         """Make a detection for the series."""
-        detection = self._predictor.detection(run.start.mask)
+        detection = self._lanes.detection(run.start.mask)
         if detection.shape is None:
             detection.shape = run.start.shape
         detection.dtype = run.start.dtype
@@ -128,23 +128,21 @@ class PeakWork:
     def size(self, task: FrameTask) -> int:
         """Give the number of peaks, or a whole batch for a frame that need not wait for others."""
         if isinstance(task.prepared, Peaks):
-            return self._predictor.engine.batch
+            return self._lanes.engine.engine.batch
         return 0 if task.prepared is None else len(task.prepared)
 
     def predict(self, tasks: list[FrameTask]) -> None:
         """Predict the positions of all peaks together, where the finding stage has not."""
         left = [task for task in tasks if not isinstance(task.prepared, Peaks)]
         if left:
-            located = self._predictor.locate(
+            located = self._lanes.locate(
                 [task.prepared for task in left], [task.number for task in left]
             )
             for task, peaks in zip(left, located, strict=True):
                 task.prepared = peaks
         for task in tasks:
             peaks, task.prepared = task.prepared, None
-            task.result = FrameResult(
-                task.run.series, task.number, task.arrival_ns, task.timestamp_s, peaks
-            )
+            task.result = task.with_result(peaks=peaks)
 
     def place(self, task: FrameTask) -> None:
         """Do nothing: frames do not depend on each other."""
@@ -158,7 +156,7 @@ class PeakWork:
         state: _Calibration | None = run.work
         run.memory = None
         if state is not None and state.pipeline is not None:
-            self._predictor.close_pipeline(state.pipeline)
+            self._lanes.engine.release(state.pipeline)
 
     def spare_frames(self, nbytes: int) -> int:
         """How many frames of a size are lent to decoders at once.
@@ -188,7 +186,7 @@ class PeakWork:
             first = _pixels(usable[0])
             finder = state.detection.finder([first])
             try:
-                state.pipeline = self._predictor.open_pipeline(
+                state.pipeline = self._lanes.open_pipeline(
                     finder, first.dtype, spare_frames=self.spare_frames(first.nbytes)
                 )
             except EdgexnasError as error:
@@ -217,15 +215,13 @@ class PeakWork:
             try:
                 admitted = state.detection.admit(pixels)
                 if state.pipeline is not None:
-                    task.prepared = self._predictor.process_in(
-                        state.pipeline, admitted, task.number
-                    )
+                    task.prepared = self._lanes.process_in(state.pipeline, admitted, task.number)
                     continue
                 finder = state.finders.get(threading.get_ident())
                 if finder is None:
                     finder = state.detection.finder([admitted])
                     state.finders[threading.get_ident()] = finder
-                task.prepared = finder.find(admitted)
+                task.prepared = finder.find(admitted, scaled=True)
             except EdgexnasError as error:
                 task.error = str(error)
         return tasks

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from edgexnas.device.monitoring.status import LastResult, QueueLevel
+from edgexnas.device.rate_limited_log import RateLimitedLog
 from edgexnas.device.serving.bounded_queue import BoundedQueue
 from edgexnas.device.serving.decoding import DecodingIntake
 from edgexnas.device.serving.intake import Intake
@@ -27,7 +28,7 @@ from edgexnas.device.serving.ledger import Ledger
 from edgexnas.device.serving.series_run import FrameTask, SeriesRun
 from edgexnas.device.serving.settings import PipelineSettings
 from edgexnas.device.serving.sink_thread import SinkThread
-from edgexnas.device.serving.stage_times import Complaints, StageTimes
+from edgexnas.device.serving.stage_times import StageTimes
 from edgexnas.device.serving.work import Work
 from edgexnas.device.sinks.results import FrameResult, SeriesBegun, SeriesEnded
 from edgexnas.device.sources.encoded_frames import leaves_decoding
@@ -81,7 +82,7 @@ class Pipeline:
         ledger: Ledger,
         settings: PipelineSettings,
         engine_batch: int,
-        complaints: Complaints,
+        complaints: RateLimitedLog,
         times: StageTimes,
         failed: Callable[[str], None],
     ) -> None:
@@ -361,9 +362,7 @@ class Pipeline:
                 task.error = f"{type(error).__name__}: {error}"
         if task.error is not None:
             self._complaints.add("frame", f"frame {task.number} of {run.series}: {task.error}")
-            task.result = FrameResult(
-                run.series, task.number, task.arrival_ns, task.timestamp_s, error=task.error
-            )
+            task.result = task.with_result(error=task.error)
         task.owed = self._required
         for sink in self._sinks:
             while not sink.give(task, timeout_s=IDLE_S):

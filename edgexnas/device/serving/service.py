@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from edgexnas import __version__
 from edgexnas.device.monitoring.status import (
@@ -16,19 +16,18 @@ from edgexnas.device.monitoring.status import (
     ServiceStatus,
     StatusView,
 )
+from edgexnas.device.rate_limited_log import RateLimitedLog
 from edgexnas.device.serving.ledger import Ledger
-from edgexnas.device.serving.peak_work import PeakWork
 from edgexnas.device.serving.pipeline import Pipeline
 from edgexnas.device.serving.settings import PipelineSettings
 from edgexnas.device.serving.sink_thread import SinkThread
-from edgexnas.device.serving.stage_times import Complaints, RateMeter, StageTimes
-from edgexnas.device.sinks.number_ranges import Intervals
+from edgexnas.device.serving.stage_times import RateMeter, StageTimes
+from edgexnas.device.sinks.number_ranges import NumberRanges
 from edgexnas.device.sinks.results import ServiceIdentity
 from edgexnas.errors import ConfigurationError, EdgexnasError
 
 if TYPE_CHECKING:
     from edgexnas.device.bragg.predictor import PeakPredictor
-    from edgexnas.device.predictor import Predictor
     from edgexnas.device.ptycho.predictor import PtychoPredictor
     from edgexnas.device.serving.series_run import FrameTask
     from edgexnas.device.serving.work import Work
@@ -88,7 +87,7 @@ class Service:
 
     def __init__(
         self,
-        predictor: Predictor,
+        predictor: PeakPredictor | PtychoPredictor,
         source: EventSource,
         sinks: Sequence[Sink] = (),
         *,
@@ -103,7 +102,7 @@ class Service:
         self._predictor = predictor
         self._source = source
         self._work = _work_of(predictor, settings)
-        self._complaints = Complaints()
+        self._complaints = RateLimitedLog(_log)
         self._times = StageTimes(*STAGES, *(sink.name for sink in sinks))
         self._meter = RateMeter()
         names = [sink.name for sink in sinks]
@@ -279,6 +278,7 @@ class Service:
             engine.precision,
             self._source.url,
             __version__,
+            self._predictor.bundle_digest,
         )
 
     def status(self) -> ServiceStatus:
@@ -353,21 +353,30 @@ class Service:
         self.stop()
 
 
-def _work_of(predictor: Predictor, settings: PipelineSettings) -> Work:
+def _work_of(predictor: PeakPredictor | PtychoPredictor, settings: PipelineSettings) -> Work:
+    # Imported late, so that only the application that is served is loaded.
     if predictor.task == "bragg":
-        return PeakWork(cast("PeakPredictor", predictor), settings)
+        from edgexnas.device.bragg.predictor import PeakPredictor
+        from edgexnas.device.bragg.predictor import lanes_of as peak_lanes
+        from edgexnas.device.serving.peak_work import PeakWork
+
+        assert isinstance(predictor, PeakPredictor)
+        return PeakWork(peak_lanes(predictor), settings)
+    from edgexnas.device.ptycho.predictor import PtychoPredictor
+    from edgexnas.device.ptycho.predictor import lanes_of as pattern_lanes
     from edgexnas.device.serving.pattern_work import PatternWork
 
-    return PatternWork(cast("PtychoPredictor", predictor), settings)
+    assert isinstance(predictor, PtychoPredictor)
+    return PatternWork(pattern_lanes(predictor), settings)
 
 
-def _committed_by_all(sinks: Sequence[Sink]) -> dict[str, Intervals]:
+def _committed_by_all(sinks: Sequence[Sink]) -> dict[str, NumberRanges]:
     """Frames that every sink which must have them has stored before."""
     stored = [sink.committed() for sink in sinks]
     if not stored:
         return {}
     common = set.intersection(*(set(kept) for kept in stored))
-    result: dict[str, Intervals] = {}
+    result: dict[str, NumberRanges] = {}
     for series in common:
         kept = stored[0][series]
         for other in stored[1:]:

@@ -1,10 +1,19 @@
-"""How the stages of a service work."""
+"""How the stages of a service work; the same for a TOML file and for a Python program."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from edgexnas.device.ptycho.scan import check_object_pixel
 from edgexnas.errors import ConfigurationError
@@ -16,21 +25,75 @@ Policy = Literal["drop-oldest", "block", "spill"]
 
 MEBIBYTE = 2**20
 
+Positive: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count: TypeAlias = Annotated[int, Field(ge=1)]
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PipelineSettings:
+
+class Table(BaseModel):
+    """Settings that may stand in one table of a TOML file; immutable, no unknown keys."""
+
+    # Strict, so that "8" is not a number; the few types that TOML lacks are marked below.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+def _pixel_pair(value: Any) -> Any:
+    """Check the size of an object pixel; TOML has lists, Python users have tuples."""
+    if value is None:
+        return None
+    check_object_pixel(value)
+    return tuple(map(float, value))
+
+
+class PipelineTable(Table):
+    """The table ``[pipeline]``; see `PipelineSettings`."""
+
+    policy: Policy | None = None
+    queue_frames: Count = 256
+    queue_mib: Positive = 80.0
+    max_age_ms: Positive = 1000.0
+    workers: Annotated[int, Field(ge=1, le=64)] = 1
+    deadline_ms: NotNegative = 5.0
+    reorder_wait_ms: NotNegative = 20.0
+    drain_s: Positive = 30.0
+    spill_folder: Annotated[Path, Field(strict=False)] | None = None
+    spill_mib: Positive = 4096.0
+
+    @model_validator(mode="after")
+    def _check_spill(self) -> PipelineTable:
+        if self.policy == "spill" and self.spill_folder is None:
+            raise ValueError("the policy is spill without a spill_folder; specify one")
+        return self
+
+
+class BackgroundTable(Table):
+    """The table ``[background]``, whose keys lack the prefix; see `PipelineSettings`."""
+
+    background_frames: Count = Field(default=16, validation_alias="frames")
+    background_mib: NotNegative = Field(default=4.0, validation_alias="mib")
+    background_wait_ms: NotNegative = Field(default=500.0, validation_alias="wait_ms")
+
+
+class PtychoTable(Table):
+    """The table ``[ptycho]``; see `PipelineSettings`."""
+
+    object_pixel_m: Annotated[tuple[float, float] | None, BeforeValidator(_pixel_pair)] = None
+    snapshot_s: Positive = 2.0
+
+
+class PipelineSettings(PipelineTable, BackgroundTable, PtychoTable):
     """How the stages of a service work.
 
     Attributes
     ----------
     policy
-        "drop-oldest": the oldest waiting frame makes room, so that results are of the newest
-        frames. "block": the source waits. "spill": frames wait on disk, in order. None for
-        "drop-oldest" with a live source and "block" with a file.
+        "drop-oldest": the oldest queued frame is dropped for a new one, so that results are of
+        the newest frames. "block": the source waits. "spill": frames are queued on disk, in
+        order. None for "drop-oldest" with a live source and "block" with a file.
     queue_frames, queue_mib
-        Most frames that wait to be processed, in number and in MiB.
+        Capacity of the queue of frames to be processed, in frames and in MiB.
     max_age_ms
-        With "drop-oldest": frames that have waited longer than this are dropped as well.
+        With "drop-oldest": frames queued for longer than this are dropped as well.
     workers
         Threads that find peaks, and as many that decode frames where these come encoded; the
         engine has its own. With two or more a GPU never waits for the next frame.
@@ -39,18 +102,19 @@ class PipelineSettings:
     reorder_wait_ms
         How long after its arrival a frame waits for missing ones before it; they are lost then.
     drain_s
-        How long a service that was asked to stop may finish what it has.
+        How long a service that was asked to stop may take to finish the frames it has.
     background_frames, background_mib
-        Most first frames of a series that show its background, in number and in MiB, at least one.
+        Most first frames of a series that the background is estimated from, in number and in
+        MiB; at least one is used.
     background_wait_ms
         How long the first frame waits for the others of these.
     spill_folder, spill_mib
-        Where frames wait with "spill", and how many MiB of them.
+        Folder in which frames are queued with "spill", and its capacity in MiB.
     object_pixel_m
-        (row, col) size of an object pixel in metres, for scan positions, negative where the
-        motor runs against the pixels; None if unknown.
+        (row, col) size of an object pixel in metres, to convert scan positions; negative where
+        the motor runs against the pixels; None if unknown.
     snapshot_s
-        How often the object image is given to sinks.
+        Interval in seconds at which the object image is passed to sinks.
 
     Raises
     ------
@@ -58,33 +122,26 @@ class PipelineSettings:
         If a value is out of range, or "spill" has no folder.
     """
 
-    policy: Policy | None = None
-    queue_frames: int = 256
-    queue_mib: float = 80.0
-    max_age_ms: float = 1000.0
-    workers: int = 1
-    deadline_ms: float = 5.0
-    reorder_wait_ms: float = 20.0
-    drain_s: float = 30.0
-    background_frames: int = 16
-    background_mib: float = 4.0
-    background_wait_ms: float = 500.0
-    spill_folder: Path | None = None
-    spill_mib: float = 4096.0
-    object_pixel_m: tuple[float, float] | None = None
-    snapshot_s: float = 2.0
+    # Python users write background_frames=..., the keys of the TOML table are not accepted here.
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=False)
 
-    def __post_init__(self) -> None:
-        for name in ("queue_frames", "workers", "background_frames"):
-            if getattr(self, name) < 1:
-                raise ConfigurationError(f"{name} is {getattr(self, name)}; give at least 1")
-        for name in ("queue_mib", "max_age_ms", "drain_s", "spill_mib", "snapshot_s"):
-            if not getattr(self, name) > 0:
-                raise ConfigurationError(f"{name} is {getattr(self, name)}; give more than 0")
-        for name in ("deadline_ms", "reorder_wait_ms", "background_mib", "background_wait_ms"):
-            if not getattr(self, name) >= 0:
-                raise ConfigurationError(f"{name} is {getattr(self, name)}; give at least 0")
-        if self.policy == "spill" and self.spill_folder is None:
-            raise ConfigurationError("the policy is spill without a spill_folder; give one")
-        if self.object_pixel_m is not None:
-            check_object_pixel(self.object_pixel_m)
+    if not TYPE_CHECKING:
+        # Type checkers see the keywords of the fields instead.
+        def __init__(self, **settings: Any) -> None:
+            try:
+                super().__init__(**settings)
+            except ValidationError as error:
+                fault = error.errors()[0]
+                name = ".".join(map(str, fault["loc"]))
+                raise ConfigurationError(explain_fault(fault, name)) from None
+
+
+def explain_fault(fault: Mapping[str, Any], name: str) -> str:
+    """Say in one sentence what pydantic found wrong with the setting of this name."""
+    if fault["type"] == "value_error":
+        # Our own validators name the setting and the remedy.
+        return f"{name.rpartition('.')[0]}.{fault['ctx']['error']}".lstrip(".")
+    if fault["type"] == "extra_forbidden":
+        return f"{name} is unknown; leave it out"
+    wanted = fault["msg"][0].lower() + fault["msg"][1:]
+    return f"{name} is {fault['input']!r}; {wanted}"

@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
+from edgexnas.device.rate_limited_log import RateLimitedLog
 from edgexnas.device.serving.bounded_queue import BoundedQueue
 from edgexnas.device.serving.series_run import FrameTask
-from edgexnas.device.serving.stage_times import Complaints, StageTimes
+from edgexnas.device.serving.stage_times import StageTimes
 from edgexnas.device.sinks.protocol import Sink
 from edgexnas.device.sinks.results import (
     ObjectSnapshot,
@@ -56,7 +57,7 @@ class SinkThread:
         sink: Sink,
         *,
         settle: Settle,
-        complaints: Complaints,
+        complaints: RateLimitedLog,
         times: StageTimes,
         failed: Callable[[str], None],
         capacity: int,

@@ -1,24 +1,19 @@
-"""Running statistics of a service: times, rates, and complaints that do not flood the log."""
+"""Running statistics of a service: durations and rates."""
 
 from __future__ import annotations
 
-import logging
-import threading
 import time
 from collections import deque
 
 from edgexnas.device.monitoring.status import LatencySummary, Rates
 
-__all__ = ["Complaints", "RateMeter", "StageTimes"]
+__all__ = ["RateMeter", "StageTimes"]
 
 KEPT = 2048
 """Newest measurements of each kind that percentiles are taken from."""
 
 RATE_WINDOW_S = 5.0
 SAMPLE_S = 0.5
-COMPLAIN_EVERY_S = 10.0
-
-_log = logging.getLogger("edgexnas.device.serving")
 
 
 class StageTimes:
@@ -69,25 +64,3 @@ class RateMeter:
         (start, received, done), (end, received_by, done_by) = samples[0], samples[-1]
         span = end - start
         return Rates((received_by - received) / span, (done_by - done) / span)
-
-
-class Complaints:
-    """Logs the first trouble of each kind at once, and further ones counted, every 10 s."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._kinds: dict[str, tuple[float, int]] = {}
-        self.newest: str | None = None
-
-    def add(self, kind: str, message: str) -> None:
-        """Log a trouble, unless one of its kind was logged just before."""
-        now = time.monotonic()
-        with self._lock:
-            self.newest = message
-            logged, silent = self._kinds.get(kind, (-COMPLAIN_EVERY_S, 0))
-            if now - logged < COMPLAIN_EVERY_S:
-                self._kinds[kind] = (logged, silent + 1)
-                return
-            self._kinds[kind] = (now, 0)
-        more = f" (and {silent} more like it since)" if silent else ""
-        _log.warning("%s%s", message, more)

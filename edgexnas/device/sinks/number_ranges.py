@@ -1,22 +1,22 @@
-"""Sets of whole numbers that are mostly consecutive, kept as intervals."""
+"""Sets of whole numbers that are mostly consecutive, kept as ranges."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 
-__all__ = ["Intervals"]
+__all__ = ["NumberRanges"]
 
 
-class Intervals:
-    """Whole numbers as disjoint half-open intervals in increasing order.
+class NumberRanges:
+    """Whole numbers as disjoint half-open ranges in increasing order.
 
     A hundred million consecutive frame numbers take two integers.
 
     Parameters
     ----------
     pairs
-        (start, stop) of intervals to begin with, in any order.
+        (start, stop) of ranges to begin with, in any order.
     """
 
     __slots__ = ("_starts", "_stops")
@@ -41,7 +41,7 @@ class Intervals:
         return iter(list(zip(self._starts, self._stops, strict=True)))
 
     def __len__(self) -> int:
-        """Return the number of intervals."""
+        """Return the number of ranges."""
         return len(self._starts)
 
     @property
@@ -90,10 +90,10 @@ class Intervals:
         self._stops[index : index + 1] = [pair[1] for pair in parts]
         return True
 
-    def intersection(self, other: Intervals) -> Intervals:
+    def intersection(self, other: NumberRanges) -> NumberRanges:
         """Return the numbers that both have."""
         pairs = ((max(start, low), min(stop, high)) for start, stop in self for low, high in other)
-        return Intervals(pair for pair in pairs if pair[0] < pair[1])
+        return NumberRanges(pair for pair in pairs if pair[0] < pair[1])
 
     def missing_from(self, number: int) -> int:
         """Return the smallest number from `number` on that is not there."""
@@ -103,7 +103,7 @@ class Intervals:
         return self._stops[index]
 
     def merge_lowest(self, most: int) -> None:
-        """Fill the lowest gaps until at most `most` intervals are left."""
+        """Fill the lowest gaps until at most `most` ranges are left."""
         surplus = len(self._starts) - most
         if surplus > 0:
             del self._starts[1 : surplus + 1]

@@ -5,22 +5,22 @@
 
 from edgexnas.device.sources.events import (
     EventSource,
-    PositionReading,
     SeriesEnd,
     SeriesStart,
     SourceEvent,
     SourceFrame,
+    SourcePosition,
     SourceTrouble,
 )
 from edgexnas.device.sources.opening import open_event_source
 
 __all__ = [
     "EventSource",
-    "PositionReading",
     "SeriesEnd",
     "SeriesStart",
     "SourceEvent",
     "SourceFrame",
+    "SourcePosition",
     "SourceTrouble",
     "open_event_source",
 ]

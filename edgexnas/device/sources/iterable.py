@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from edgexnas.device.sources.events import (
-    PositionReading,
     SeriesEnd,
     SeriesStart,
     SourceEvent,
     SourceFrame,
+    SourcePosition,
     SourceTrouble,
 )
 from edgexnas.device.sources.pixels import as_pixels, as_position
@@ -23,7 +23,7 @@ from edgexnas.errors import EdgexnasError, InputError, SourceError
 
 __all__ = ["IterableOptions", "IterableSource"]
 
-_EVENTS = (SourceFrame, SeriesStart, SeriesEnd, PositionReading, SourceTrouble)
+_EVENTS = (SourceFrame, SeriesStart, SeriesEnd, SourcePosition, SourceTrouble)
 
 
 class IterableOptions(SourceOptions):

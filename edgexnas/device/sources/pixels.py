@@ -1,4 +1,4 @@
-"""What pixels of a frame and a scan position have to be."""
+"""What pixels, scan position and time of a frame have to be."""
 
 from __future__ import annotations
 
@@ -10,10 +10,23 @@ import numpy.typing as npt
 
 from edgexnas.errors import InputError
 
-__all__ = ["MAXIMUM_FRAME_BYTES", "as_pixels", "as_position", "frame_bytes"]
+__all__ = [
+    "MAXIMUM_FRAME_BYTES",
+    "UNITS_M",
+    "as_pixels",
+    "as_position",
+    "as_time_s",
+    "frame_bytes",
+]
 
 MAXIMUM_FRAME_BYTES = 2**30
 """Largest frame that a source decodes, 16384² of uint32; a message that claims more is refused."""
+
+LATEST_S = 4_102_444_800.0
+"""The year 2100: a later time stamp is no time."""
+
+UNITS_M = {"m": 1.0, "mm": 1e-3, "um": 1e-6, "nm": 1e-9}
+"""Unit of a scan position → metres."""
 
 
 def as_pixels(values: npt.ArrayLike) -> npt.NDArray[Any]:
@@ -50,6 +63,15 @@ def as_position(values: object) -> tuple[float, float]:
     if not (math.isfinite(row) and math.isfinite(col)):
         raise InputError(f"the position ({row}, {col}) is not finite; leave it out if unknown")
     return row, col
+
+
+def as_time_s(seconds: float | None) -> float | None:
+    """Give the Unix seconds of a frame; None for a time that is unset or not credible.
+
+    A frame is worth more than its time stamp: a clock that was never set, or a damaged field, must
+    not cost the frame.
+    """
+    return seconds if seconds is not None and 0 < seconds < LATEST_S else None
 
 
 def frame_bytes(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:

@@ -1,6 +1,7 @@
-"""Another name, until the next release, of `edgexnas.device.publishing`."""
+"""Another name, until 0.3.0, of the program `edgexnas.device.publishing`."""
 
-from edgexnas.device.publishing.__main__ import main
+from runpy import run_module
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    # Run by name: sources must not import what sends frames to them.
+    run_module("edgexnas.device.publishing", run_name="__main__")

@@ -14,10 +14,10 @@ from edgexnas.device.sources.compression import FrameMemory
 from edgexnas.device.sources.encoded_frames import EncodedFrame, encoded_events
 from edgexnas.device.sources.events import (
     EventSource,
-    PositionReading,
     SeriesEnd,
     SeriesStart,
     SourceFrame,
+    SourcePosition,
     SourceTrouble,
 )
 
@@ -54,7 +54,7 @@ class SeriesFrames:
             if isinstance(event, SourceFrame):
                 yield event.number, event.pixels
 
-    def placed(self) -> Iterator[SourceFrame | PositionReading]:
+    def placed(self) -> Iterator[SourceFrame | SourcePosition]:
         """Iterate over the frames and the positions that come apart from them."""
         series: str | None = None
         with closing(self.source):
@@ -69,7 +69,7 @@ class SeriesFrames:
                 elif isinstance(event, SourceFrame) and series in (None, event.series):
                     series = event.series
                     yield event
-                elif isinstance(event, PositionReading):
+                elif isinstance(event, SourcePosition):
                     if None in (series, event.series) or series == event.series:
                         yield event
                 elif isinstance(event, (SeriesEnd, SeriesStart)) and series is not None:

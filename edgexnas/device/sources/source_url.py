@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 from urllib.parse import parse_qsl, unquote
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from edgexnas.errors import ConfigurationError
 
@@ -31,7 +31,8 @@ def _shape(value: object) -> object:
     return tuple(value.lower().replace("×", "x").split("x")) if isinstance(value, str) else value
 
 
-FrameShape = Annotated[tuple[int, int], BeforeValidator(_shape)]
+_Side = Annotated[int, Field(ge=1, le=65_536)]
+FrameShape = Annotated[tuple[_Side, _Side], BeforeValidator(_shape)]
 """(rows, columns), written as 1024x1024 in a URL."""
 
 

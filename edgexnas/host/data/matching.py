@@ -64,7 +64,7 @@ def match_peaks(
     from scipy.spatial import cKDTree
 
     if not radius_px > 0:
-        raise ConfigurationError(f"the matching radius is {radius_px} px; give one above 0")
+        raise ConfigurationError(f"the matching radius is {radius_px} px; specify one above 0")
     found = np.asarray(found_px, np.float64).reshape(-1, 2)
     reference = np.asarray(reference_px, np.float64).reshape(-1, 2)
     if not len(found) or not len(reference):

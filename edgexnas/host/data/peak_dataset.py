@@ -2,44 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from edgexnas.bragg import PATCH_SIZE, FloatArray, IntArray, scale_patches
-from edgexnas.errors import ConfigurationError, EdgexnasError, InputError, SourceError
-from edgexnas.host.data.dataset_file import DatasetFile, content_digest
-from edgexnas.host.data.splitting import Split, split_frames
+from edgexnas.errors import ConfigurationError, InputError
+from edgexnas.host.data.dataset_file import DatasetFile
+from edgexnas.host.data.splitting import DROPPED, Split, split_frames, split_of
+from edgexnas.host.data.stored_dataset import Columns, StoredDataset
 from edgexnas.peak_finding import FinderSettings
 
 __all__ = ["PeakDataset", "Split"]
 
-_FILE = DatasetFile("edgexnas peaks", 1, "label the frames again")
-_OPTIONAL = ("truth_px", "omega_deg")
-
-MINIMUM_PEAKS = 16
-"""Fewest good peaks that each part of a split must hold."""
-
 _PATCH = (PATCH_SIZE, PATCH_SIZE)
-# Shape after the first axis, and dtype, of every column that has a row for each peak.
-_COLUMNS: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
-    "counts": (_PATCH, np.float32),
-    "offsets_px": ((2,), np.float32),
-    "maxima": ((2,), np.int32),
-    "frame": ((), np.int32),
-    "flags": ((), np.uint8),
-    "r2": ((), np.float32),
-    "good": ((), np.bool_),
-    "truth_px": ((2,), np.float64),
-}
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class PeakDataset:
+class PeakDataset(StoredDataset):
     """Detected peaks of a series with their labels, ordered by frame, then (row, col).
 
     Attributes
@@ -75,6 +58,18 @@ class PeakDataset:
     """
 
     task: ClassVar[str] = "bragg"
+    FILE: ClassVar[DatasetFile] = DatasetFile("edgexnas peaks", 1, "label the frames again")
+    COLUMNS: ClassVar[Columns] = {
+        "counts": (_PATCH, np.float32),
+        "offsets_px": ((2,), np.float32),
+        "maxima": ((2,), np.int32),
+        "frame": ((), np.int32),
+        "flags": ((), np.uint8),
+        "r2": ((), np.float32),
+        "good": ((), np.bool_),
+        "truth_px": ((2,), np.float64),
+    }
+    OPTIONAL: ClassVar[tuple[str, ...]] = ("truth_px", "omega_deg")
 
     counts: FloatArray
     offsets_px: FloatArray
@@ -91,37 +86,23 @@ class PeakDataset:
     finder: FinderSettings = field(default_factory=FinderSettings)
 
     def __post_init__(self) -> None:
-        """Refuse columns that do not fit each other.
+        """Reject columns that do not fit each other.
 
         Raises
         ------
         InputError
             If a column has another shape or dtype, or a frame number lies outside the series.
         """
-        for name, (tail, dtype) in _COLUMNS.items():
-            column = getattr(self, name)
-            if column is None and name == "truth_px":
-                continue
-            if column.shape != (len(self.counts), *tail) or column.dtype != dtype:
-                raise InputError(
-                    f"{name} has shape {column.shape} and dtype {column.dtype}; give "
-                    f"{(len(self.counts), *tail)} and {np.dtype(dtype)}"
-                )
+        self._check_columns()
         if len(self.frame) and not 0 <= self.frame.min() <= self.frame.max() < self.frames:
             raise InputError(
                 f"peaks lie on frames {self.frame.min()} to {self.frame.max()}, but the series "
-                f"has {self.frames}; give numbers from 0 to {self.frames - 1}"
+                f"has {self.frames}; specify numbers from 0 to {self.frames - 1}"
             )
         if self.omega_deg is not None and self.omega_deg.shape != (self.frames, 2):
-            raise InputError(f"omega_deg has shape {self.omega_deg.shape}; give ({self.frames}, 2)")
-
-    def __len__(self) -> int:
-        return len(self.counts)
-
-    @property
-    def digest(self) -> str:
-        """SHA-256, in hex, of everything but the source."""
-        return content_digest(self._arrays(), self._description())
+            raise InputError(
+                f"omega_deg has shape {self.omega_deg.shape}; specify ({self.frames}, 2)"
+            )
 
     @property
     def against(self) -> Literal["fit", "truth"]:
@@ -139,6 +120,10 @@ class PeakDataset:
     def inputs(self) -> FloatArray:
         """(n, 1, 11, 11) float32, patches scaled to [0, 1] as the device scales them."""
         return scale_patches(self.counts)[:, None]
+
+    def network_targets(self) -> FloatArray:
+        """`targets_px`: what a network should give for `inputs()`."""
+        return self.targets_px
 
     def split(
         self,
@@ -166,15 +151,11 @@ class PeakDataset:
         part = split_frames(
             self.frames, blocks=blocks, guard=guard, fractions=fractions, closed=self._closed(guard)
         )[self.frame]
-        split = Split(*(np.flatnonzero(self.good & (part == number)) for number in range(4)))
-        sizes = {item.name: len(getattr(split, item.name)) for item in fields(split)}
-        if min(sizes.values()) < MINIMUM_PEAKS:
-            raise ConfigurationError(
-                f"{self.source} has {int(self.good.sum())} good peaks on {self.frames} frames, "
-                f"which split into {', '.join(f'{n} for {name}' for name, n in sizes.items())}; "
-                f"label more frames, for each part needs {MINIMUM_PEAKS}"
-            )
-        return split
+        return split_of(
+            np.where(self.good, part, DROPPED),
+            what=f"{self.source} has {int(self.good.sum())} good peaks on {self.frames} frames",
+            remedy="label more frames",
+        )
 
     def _closed(self, guard: int) -> bool:
         """Whether the last frames lie next to the first: a full turn."""
@@ -202,7 +183,7 @@ class PeakDataset:
         ):
             raise ConfigurationError(
                 f"{len(datasets)} datasets differ in frame shape or finder settings; "
-                "give at least one, labelled alike"
+                "specify at least one, labelled alike"
             )
         starts = np.cumsum([0, *(item.frames for item in datasets)])
         renumbered = [
@@ -211,7 +192,7 @@ class PeakDataset:
             for item, start in zip(datasets, starts[:-1], strict=True)
         ]  # fmt: skip
         joined: dict[str, Any] = {}
-        for name in (*_COLUMNS, "omega_deg"):
+        for name in (*cls.COLUMNS, "omega_deg"):
             parts = [getattr(i, name) for i in (datasets if name == "omega_deg" else renumbered)]
             joined[name] = None if any(p is None for p in parts) else np.concatenate(parts)
         source = "; ".join(dict.fromkeys(item.source for item in datasets))
@@ -234,55 +215,25 @@ class PeakDataset:
             raise ConfigurationError(
                 f"{other.source} has {other.frames} frames of {other.shape} scored against the "
                 f"{other.against}, {self.source} {self.frames} of {self.shape} against the "
-                f"{self.against}; give peaks of the same series"
+                f"{self.against}; specify peaks of the same series"
             )
         joined: dict[str, Any] = {
             name: np.concatenate([getattr(self, name), getattr(other, name)])
-            for name in _COLUMNS
+            for name in self.COLUMNS
             if getattr(self, name) is not None
         }
         place = joined["maxima"]
         order = np.lexsort((place[:, 1], place[:, 0], joined["frame"]))
         return replace(self, **{n: column[order] for n, column in joined.items()}, source=source)
 
-    def save(self, path: str | Path) -> Path:
-        """Write an HDF5 file, whole or not at all.
-
-        Raises
-        ------
-        SourceError
-            If the file cannot be written.
-        """
-        return _FILE.write(path, self._arrays(), self._description(), self.source)
-
-    @classmethod
-    def load(cls, path: str | Path) -> PeakDataset:
-        """Read what `save` wrote.
-
-        Raises
-        ------
-        SourceError
-            If the file is missing, is not such a file, or its content does not give its digest.
-        """
-        arrays, description, source = _FILE.read(
-            path, [name for name in _COLUMNS if name not in _OPTIONAL], optional=_OPTIONAL
-        )
-        try:
-            return cls(
-                **arrays,
-                frames=int(description["frames"]),
-                shape=(int(description["shape"][0]), int(description["shape"][1])),
-                source=source,
-                finder=FinderSettings(**description["finder"]),
-            )
-        except (KeyError, TypeError, ValueError, EdgexnasError) as error:
-            raise SourceError(
-                f"{path} cannot be read as a dataset: {error}; {_FILE.remedy}"
-            ) from error
-
-    def _arrays(self) -> dict[str, npt.NDArray[Any]]:
-        named = {name: getattr(self, name) for name in (*_COLUMNS, "omega_deg")}
-        return {name: array for name, array in named.items() if array is not None}
-
     def _description(self) -> dict[str, Any]:
         return {"frames": self.frames, "shape": list(self.shape), "finder": asdict(self.finder)}
+
+    @classmethod
+    def _described(cls, description: Mapping[str, Any]) -> dict[str, Any]:
+        rows, cols = description["shape"]
+        return {
+            "frames": int(description["frames"]),
+            "shape": (int(rows), int(cols)),
+            "finder": FinderSettings(**description["finder"]),
+        }

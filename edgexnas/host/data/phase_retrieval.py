@@ -125,7 +125,7 @@ def reconstruct(
     """
     if min(iterations, modes) < 1:
         raise ConfigurationError(
-            f"iterations is {iterations} and modes {modes}; give 1 or more of each"
+            f"iterations is {iterations} and modes {modes}; specify 1 or more of each"
         )
     solver = _Solver(scan, modes, seed, device)
     errors = []
@@ -226,13 +226,13 @@ def _origin(scan: Scan) -> tuple[BoolArray, Float64Array]:
     """Tell which positions are known (n,), and where the object's first pixel shall lie (2,)."""
     known = np.asarray(np.isfinite(scan.positions_px).all(axis=1))
     if not known.any():
-        raise InputError(f"{scan.source} has no known position; give (row, col) in object px")
+        raise InputError(f"{scan.source} has no known position; specify (row, col) in object px")
     corners = scan.window_corners_px[known]
     rows, cols = np.ptp(corners, axis=0) + scan.patterns.shape[1:]
     if rows * cols > MAXIMUM_PIXELS:
         raise InputError(
             f"positions of {scan.source} span {rows:.6g}×{cols:.6g} px, more than any scan; "
-            "give them in object pixels"
+            "specify them in object pixels"
         )
     # A whole number, so that the object keeps its place between pixels.
     return known, np.floor(corners.min(axis=0)) - MARGIN_PX

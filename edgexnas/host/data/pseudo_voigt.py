@@ -138,7 +138,7 @@ def fit_pseudo_voigt(
     usable = np.ones(patches.shape, np.bool_) if mask is None else np.asarray(mask, np.bool_)
     if usable.shape != patches.shape:
         raise InputError(
-            f"the mask has shape {usable.shape}; give that of the patches, {patches.shape}"
+            f"the mask has shape {usable.shape}; specify that of the patches, {patches.shape}"
         )
     flat = patches.reshape(len(patches), PATCH_SIZE**2)
     weight = usable.reshape(flat.shape)

@@ -2,39 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from edgexnas.errors import ConfigurationError, EdgexnasError, InputError, SourceError
-from edgexnas.host.data.dataset_file import DatasetFile, content_digest
+from edgexnas.errors import ConfigurationError, InputError
+from edgexnas.host.data.dataset_file import DatasetFile
 from edgexnas.host.data.scan_regions import CELLS, split_regions
-from edgexnas.host.data.splitting import Split
+from edgexnas.host.data.splitting import Split, split_of
+from edgexnas.host.data.stored_dataset import Columns, StoredDataset
 from edgexnas.ptycho import PATTERN_SIZE, FloatArray, scale_patterns
 
 __all__ = ["PtychoDataset"]
 
-MINIMUM_PATTERNS = 16
-"""Fewest patterns that each part of a split must hold."""
-
-_FILE = DatasetFile("edgexnas patterns", 1, "label the scan again")
-
 _IMAGE = (PATTERN_SIZE, PATTERN_SIZE)
-# Shape after the first axis, and dtype, of every column that has a row for each pattern.
-_COLUMNS: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
-    "patterns": (_IMAGE, np.float32),
-    "targets": ((2, *_IMAGE), np.float32),
-    "positions_px": ((2,), np.float64),
-    "region": ((), np.int32),
-}
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class PtychoDataset:
+class PtychoDataset(StoredDataset):
     """Patterns of one scan or several with the object under each, in the order of the scans.
 
     Attributes
@@ -57,6 +45,13 @@ class PtychoDataset:
     """
 
     task: ClassVar[str] = "ptycho"
+    FILE: ClassVar[DatasetFile] = DatasetFile("edgexnas patterns", 1, "label the scan again")
+    COLUMNS: ClassVar[Columns] = {
+        "patterns": (_IMAGE, np.float32),
+        "targets": ((2, *_IMAGE), np.float32),
+        "positions_px": ((2,), np.float64),
+        "region": ((), np.int32),
+    }
 
     patterns: FloatArray
     targets: FloatArray
@@ -67,7 +62,7 @@ class PtychoDataset:
     against: Literal["iterative", "truth"]
 
     def __post_init__(self) -> None:
-        """Refuse columns that do not fit each other.
+        """Reject columns that do not fit each other.
 
         Raises
         ------
@@ -75,31 +70,24 @@ class PtychoDataset:
             If a column has another shape or dtype or a value that is not finite, or
             `intensity_scale` or `against` is out of range.
         """
-        for name, (tail, dtype) in _COLUMNS.items():
-            column = getattr(self, name)
-            if column.shape != (len(self.patterns), *tail) or column.dtype != dtype:
-                raise InputError(
-                    f"{name} has shape {column.shape} and dtype {column.dtype}; give "
-                    f"{(len(self.patterns), *tail)} and {np.dtype(dtype)}"
-                )
-            if not np.isfinite(column).all():
+        self._check_columns()
+        for name in self.COLUMNS:
+            if not np.isfinite(getattr(self, name)).all():
                 raise InputError(f"{name} holds NaN or infinity; leave such patterns out")
         if not 0 < self.intensity_scale < np.inf:
-            raise InputError(f"intensity_scale is {self.intensity_scale}; give more than 0 counts")
+            raise InputError(
+                f"intensity_scale is {self.intensity_scale}; specify more than 0 counts"
+            )
         if self.against not in ("iterative", "truth"):
-            raise InputError(f"against is {self.against!r}; give 'iterative' or 'truth'")
-
-    def __len__(self) -> int:
-        return len(self.patterns)
-
-    @property
-    def digest(self) -> str:
-        """SHA-256, in hex, of everything but the source."""
-        return content_digest(self._arrays(), self._description())
+            raise InputError(f"against is {self.against!r}; specify 'iterative' or 'truth'")
 
     def inputs(self) -> FloatArray:
         """(n, 1, 64, 64) float32, patterns scaled as the device scales them."""
         return scale_patterns(self.patterns, self.intensity_scale)[:, None]
+
+    def network_targets(self) -> FloatArray:
+        """`targets`: what a network should give for `inputs()`."""
+        return self.targets
 
     def split(self, *, guard_px: float = PATTERN_SIZE) -> Split:
         """Split by regions of the scans: the right quarter tests; see `split_regions`.
@@ -116,15 +104,11 @@ class PtychoDataset:
             If `guard_px` is negative, or a part has fewer than 16 patterns.
         """
         part = split_regions(self.region, self.positions_px, guard_px=guard_px)
-        split = Split(*(np.flatnonzero(part == number) for number in range(4)))
-        sizes = {item.name: len(getattr(split, item.name)) for item in fields(split)}
-        if min(sizes.values()) < MINIMUM_PATTERNS:
-            raise ConfigurationError(
-                f"{self.source} has {len(self)} patterns, which split into "
-                f"{', '.join(f'{n} for {name}' for name, n in sizes.items())}; give a larger or "
-                f"denser scan or a smaller guard_px, for each part needs {MINIMUM_PATTERNS}"
-            )
-        return split
+        return split_of(
+            part,
+            what=f"{self.source} has {len(self)} patterns",
+            remedy="choose a larger or denser scan or a smaller guard_px",
+        )
 
     @classmethod
     def concatenate(cls, datasets: Sequence[PtychoDataset]) -> PtychoDataset:
@@ -137,8 +121,8 @@ class PtychoDataset:
         """
         if len({item.against for item in datasets}) != 1:
             raise ConfigurationError(
-                f"{len(datasets)} datasets are labelled differently; give at least one, labelled "
-                "alike"
+                f"{len(datasets)} datasets are labelled differently; specify at "
+                "least one, labelled alike"
             )
         cells, start = CELLS**2, 0
         regions = []
@@ -146,45 +130,15 @@ class PtychoDataset:
             regions.append(item.region + np.int32(start * cells))
             start += 1 + int(item.region.max(initial=-1)) // cells
         joined: dict[str, Any] = {
-            name: np.concatenate([getattr(item, name) for item in datasets]) for name in _COLUMNS
+            name: np.concatenate([getattr(item, name) for item in datasets]) for name in cls.COLUMNS
         }
         source = "; ".join(dict.fromkeys(item.source for item in datasets))
         return replace(datasets[0], **{**joined, "region": np.concatenate(regions)}, source=source)
 
-    def save(self, path: str | Path) -> Path:
-        """Write an HDF5 file, whole or not at all.
-
-        Raises
-        ------
-        SourceError
-            If the file cannot be written.
-        """
-        return _FILE.write(path, self._arrays(), self._description(), self.source)
-
-    @classmethod
-    def load(cls, path: str | Path) -> PtychoDataset:
-        """Read what `save` wrote.
-
-        Raises
-        ------
-        SourceError
-            If the file is missing, is not such a file, or its content does not give its digest.
-        """
-        arrays, description, source = _FILE.read(path, tuple(_COLUMNS))
-        try:
-            return cls(
-                **arrays,
-                intensity_scale=float(description["intensity_scale"]),
-                against=description["against"],
-                source=source,
-            )
-        except (KeyError, TypeError, ValueError, EdgexnasError) as error:
-            raise SourceError(
-                f"{path} cannot be read as a dataset: {error}; label the scan again"
-            ) from error
-
-    def _arrays(self) -> dict[str, npt.NDArray[Any]]:
-        return {name: getattr(self, name) for name in _COLUMNS}
-
     def _description(self) -> dict[str, Any]:
         return {"intensity_scale": self.intensity_scale, "against": self.against}
+
+    @classmethod
+    def _described(cls, description: Mapping[str, Any]) -> dict[str, Any]:
+        scale = float(description["intensity_scale"])
+        return {"intensity_scale": scale, "against": description["against"]}

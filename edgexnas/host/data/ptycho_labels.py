@@ -61,7 +61,7 @@ def label_scan(
         saturated, or no pattern can be used.
     """
     if method not in ("auto", "rpie", "truth"):
-        raise ConfigurationError(f"method is {method!r}; give 'auto', 'rpie' or 'truth'")
+        raise ConfigurationError(f"method is {method!r}; specify 'auto', 'rpie' or 'truth'")
     if method == "truth" and scan.truth is None:
         raise ConfigurationError(f"{scan.source} has no known object; label it with method='rpie'")
     patterns = _binned(scan)
@@ -132,7 +132,7 @@ def _binned(scan: Scan) -> FloatArray:
     rows, cols = scan.patterns.shape[1:]
     if rows != cols or rows % PATTERN_SIZE:
         raise InputError(
-            f"patterns of {scan.source} have {rows}×{cols} px; give squares whose side is a "
+            f"patterns of {scan.source} have {rows}×{cols} px; specify squares whose side is a "
             f"multiple of {PATTERN_SIZE}, with the direct beam in the middle"
         )
     counts = scan.patterns

@@ -78,7 +78,7 @@ def split_regions(
         If `guard_px` is negative.
     """
     if not guard_px >= 0:
-        raise ConfigurationError(f"guard_px is {guard_px}; give 0 px or more")
+        raise ConfigurationError(f"guard_px is {guard_px}; specify 0 px or more")
     column, row = region % CELLS, region % CELLS**2 // CELLS
     part = np.full(len(region), TRAIN, np.int8)
     part[row >= CELLS - VALIDATION_ROWS] = VALIDATION

@@ -5,18 +5,21 @@ A reflection shows on neighbouring frames, so a random split would test on what 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
 
 from edgexnas.errors import ConfigurationError
 
-__all__ = ["Split", "split_frames"]
+__all__ = ["DROPPED", "Split", "split_frames", "split_of"]
 
 IndexArray = npt.NDArray[np.intp]
 
 TRAIN, CALIBRATION, VALIDATION, TEST, DROPPED = range(5)
+
+MINIMUM_ITEMS = 16
+"""Fewest items that each part of a split must hold."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,6 +30,29 @@ class Split:
     calibration: IndexArray
     validation: IndexArray
     test: IndexArray
+
+
+def split_of(part: npt.NDArray[np.integer], *, what: str, remedy: str) -> Split:
+    """Gather the items of each part from the part (n,) of each item.
+
+    Parameters
+    ----------
+    what, remedy
+        What was split and what helps if a part is too small, for the message.
+
+    Raises
+    ------
+    ConfigurationError
+        If a part has fewer than 16 items.
+    """
+    split = Split(*(np.flatnonzero(part == number) for number in range(DROPPED)))
+    sizes = {item.name: len(getattr(split, item.name)) for item in fields(split)}
+    if min(sizes.values()) < MINIMUM_ITEMS:
+        found = ", ".join(f"{count} for {name}" for name, count in sizes.items())
+        raise ConfigurationError(
+            f"{what}, which split into {found}; {remedy}, for each part needs {MINIMUM_ITEMS}"
+        )
+    return split
 
 
 def split_frames(
@@ -67,7 +93,7 @@ def split_frames(
     """
     if guard < 0 or min(fractions) <= 0 or sum(fractions) >= 0.75:
         raise ConfigurationError(
-            f"guard is {guard} and fractions are {fractions}; give a guard from 0 and positive "
+            f"guard is {guard} and fractions are {fractions}; specify a guard from 0 and positive "
             "fractions that leave more than a quarter for training"
         )
     count = min(blocks, frames // max(2 * guard, 1))
@@ -76,7 +102,7 @@ def split_frames(
     if rest < 2 * (held[0] + held[1]):
         raise ConfigurationError(
             f"{frames} frames make {count} blocks of at least {max(2 * guard, 1)} frames, too few "
-            "to split; give more frames or blocks, a smaller guard or smaller fractions"
+            "to split; specify more frames or blocks, a smaller guard or smaller fractions"
         )
     kinds = np.full(count, TRAIN, np.int8)
     kinds[rest:] = TEST

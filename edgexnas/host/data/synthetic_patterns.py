@@ -9,8 +9,9 @@ choose a network.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,7 @@ __all__ = [
     "part_of_scan",
     "reconstruct_part",
     "with_drawn_patterns",
+    "with_synthetic_patterns",
 ]
 
 ComplexArray = npt.NDArray[np.complex64]
@@ -41,9 +43,9 @@ FloatArray = npt.NDArray[np.float64]
 
 CANVAS_PX = 384
 AMPLITUDES = (0.85, 1.1)
-"""Amplitudes of drawn objects, in units of the median amplitude of the labels."""
+"""Amplitudes of simulated objects, in units of the median amplitude of the labels."""
 
-DRAWN_AT_ONCE = 64
+CHUNK = 64
 LIT_SHARE = 0.4
 """Share of the brightest illumination from which a reconstructed object is believed."""
 EDGE_SIGMA_PX = 4.0
@@ -66,7 +68,7 @@ class ObjectVariety:
     amplitude
         Amplitude where there is nothing.
     zoom
-        Magnification of a drawn object.
+        Magnification of a simulated object.
     drift_rad
         Standard deviation of a phase that varies slowly over the object, as in a support film.
     roughness
@@ -82,7 +84,7 @@ class ObjectVariety:
     roughness: float = 0.03
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be drawn.
+        """Reject what cannot be drawn.
 
         Raises
         ------
@@ -92,12 +94,12 @@ class ObjectVariety:
         unknown = [kind for kind in self.kinds if kind not in OBJECT_KINDS]
         if unknown or not self.kinds:
             raise ConfigurationError(
-                f"kinds are {self.kinds}; give at least one out of {OBJECT_KINDS}"
+                f"kinds are {self.kinds}; specify at least one out of {OBJECT_KINDS}"
             )
         for name in ("phase_shift_rad", "transmission", "amplitude", "zoom"):
             low, high = getattr(self, name)
             if not low <= high or (name != "phase_shift_rad" and not low > 0):
-                raise ConfigurationError(f"{name} is {(low, high)}; give a low and a high of it")
+                raise ConfigurationError(f"{name} is {(low, high)}; specify a low and a high of it")
 
 
 def part_of_scan(scan: Scan, numbers: npt.NDArray[np.intp]) -> Scan:
@@ -279,15 +281,15 @@ class PatternSource:
         side = probe.shape[-1]
         if probe.ndim != 3 or probe.shape[1] != side or side % PATTERN_SIZE:
             raise InputError(
-                f"the probe has shape {probe.shape}; give (modes, h, h), h a multiple of 64"
+                f"the probe has shape {probe.shape}; specify (modes, h, h), h a multiple of 64"
             )
         if objects.ndim != 3 or min(objects.shape[1:]) <= side:
             raise InputError(
-                f"the objects have shape {objects.shape}; give (k, H, W) larger than the "
+                f"the objects have shape {objects.shape}; specify (k, H, W) larger than the "
                 f"probe's {side} px"
             )
         if not intensity_scale > 0:
-            raise ConfigurationError(f"intensity_scale is {intensity_scale}; give more than 0")
+            raise ConfigurationError(f"intensity_scale is {intensity_scale}; specify more than 0")
         self._objects = torch.as_tensor(objects, device=device)
         self._probe = torch.as_tensor(probe, device=device)
         usable = np.ones((side, side), np.float32) if mask is None else (~mask).astype(np.float32)
@@ -329,7 +331,7 @@ class PatternSource:
         return scaled[:, None], torch.stack([patch.abs(), patch.angle()], dim=1)
 
 
-def with_drawn_patterns(
+def with_synthetic_patterns(
     dataset: PtychoDataset,
     scan: Scan,
     count: int,
@@ -339,7 +341,7 @@ def with_drawn_patterns(
     seed: int = 0,
     device: str = "cpu",
 ) -> PtychoDataset:
-    """Add drawn patterns to a labelled scan, for searches to train on.
+    """Add synthetic patterns to a labelled scan, for searches to train on.
 
     They join as a scan of their own, all of which the split gives to training. Beam and object
     come from the scan's training part alone.
@@ -365,7 +367,7 @@ def with_drawn_patterns(
         If the dataset does not hold a label for every pattern that has a position.
     """
     if count < 1:
-        raise ConfigurationError(f"count is {count}; give 1 drawn pattern or more")
+        raise ConfigurationError(f"count is {count}; specify 1 synthetic pattern or more")
     known = np.flatnonzero(np.isfinite(scan.positions_px).all(axis=1))
     if len(dataset) != len(known):
         raise InputError(
@@ -386,7 +388,7 @@ def with_drawn_patterns(
         device=device,
         seed=seed,
     )
-    drawn = [source.draw(min(DRAWN_AT_ONCE, count - at)) for at in range(0, count, DRAWN_AT_ONCE)]
+    drawn = [source.draw(min(CHUNK, count - at)) for at in range(0, count, CHUNK)]
     x, y = (torch.cat(parts).cpu().numpy() for parts in zip(*drawn, strict=True))
     added = replace(
         dataset,
@@ -395,6 +397,14 @@ def with_drawn_patterns(
         # One place, in the first cell of the area: no part but training holds it.
         positions_px=np.zeros((count, 2)),
         region=np.zeros(count, np.int32),
-        source=f"{count} patterns drawn with seed {seed}",
+        source=f"{count} synthetic patterns, seed {seed}",
     )
     return dataset.concatenate([dataset, added])
+
+
+def with_drawn_patterns(*arguments: Any, **options: Any) -> PtychoDataset:
+    """Call `with_synthetic_patterns`: its name until the next release."""
+    warnings.warn(
+        "with_drawn_patterns is now with_synthetic_patterns", DeprecationWarning, stacklevel=2
+    )
+    return with_synthetic_patterns(*arguments, **options)

@@ -1,17 +1,19 @@
-"""Peaks drawn without end from the training part of labelled ones, for networks to learn from.
+"""Synthetic peaks without limit, resampled from the training part of labelled ones.
 
 A network for Bragg peaks approximates a function of a patch, the fit, and a few hundred measured
-patches show it too little of that function. A drawn peak is a measured one elsewhere in its pixel:
-its fitted profile, a little brighter, wider or turned, at a random place; on it what the profile
-did not explain of the measured patch, in random strength; and fresh noise. Then it is suppressed
-as the measured ones are, and **fitted anew**, so that its label is what the fit says of the drawn
-counts and not what was drawn. Where the true positions are known, as of a simulated series, the
-label is the position that was drawn.
+patches show it too little of that function. A synthetic peak is a measured one elsewhere in its
+pixel: its fitted profile, a little brighter, wider or turned, at a random place; on it what the
+profile did not explain of the measured patch, in random strength; and fresh noise. Then it is
+suppressed as the measured ones are, and **fitted anew**, so that its label is what the fit says of
+the synthetic counts and not the position that was chosen. Where the true positions are known, as of
+a simulated series, the label is the chosen position.
 """
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +25,7 @@ from edgexnas.host.data.peak_dataset import PeakDataset
 from edgexnas.host.data.peak_labels import acceptable
 from edgexnas.host.data.pseudo_voigt import FWHM_LIMITS_PX, PseudoVoigtFit, fit_pseudo_voigt
 
-__all__ = ["with_drawn_peaks"]
+__all__ = ["with_drawn_peaks", "with_synthetic_peaks"]
 
 SHIFT_PX = 0.6
 """Farthest place of a peak from its brightest pixel's centre, along each axis, before noise."""
@@ -34,20 +36,20 @@ BRIGHTER, WIDER, LONGER = 0.2, 0.05, 0.03
 TURNED_RAD, MIXED = 0.2, 0.05
 """Standard deviations of the angle and the Lorentzian fraction."""
 
-DRAWN_AT_ONCE = 1 << 15
+CHUNK = 1 << 15
 
 LEAST_KEPT = 0.02
-"""Share of the draws of a round that must be usable, or nothing of the kind can be drawn."""
+"""Share of the draws of a round that must be usable, or the labels cannot be resampled."""
 
 NOISE_BINS = 20
 
 FloatArray = npt.NDArray[np.float64]
 
 
-def with_drawn_peaks(
+def with_synthetic_peaks(
     dataset: PeakDataset, count: int, *, seed: int = 0, device: str = "cpu"
 ) -> PeakDataset:
-    """Add drawn peaks to labelled ones, for searches to train on.
+    """Add synthetic peaks to labelled ones, for searches to train on.
 
     Each takes the place and frame of the peak of the training part that it comes from, so the
     split gives it to training, and the other parts neither change nor tell anything to it.
@@ -67,18 +69,18 @@ def with_drawn_peaks(
         If `count` is below 1, a part of the split is too small, or next to no draw is usable.
     """
     if count < 1:
-        raise ConfigurationError(f"count is {count}; give 1 drawn peak or more")
+        raise ConfigurationError(f"count is {count}; specify 1 synthetic peak or more")
     train = dataset.split().train
-    drawing = _Drawing(dataset, train, device)
+    generator = _PeakGenerator(dataset, train, device)
     rng = np.random.default_rng(seed)
     parts: list[tuple[npt.NDArray[np.float32], ...]] = []
     while (missing := count - sum(len(part[0]) for part in parts)) > 0:
-        tries = min(max(2 * missing, 256), DRAWN_AT_ONCE)
-        part = drawing.draw(tries, rng)
+        tries = min(max(2 * missing, 256), CHUNK)
+        part = generator.draw(tries, rng)
         if len(part[0]) < LEAST_KEPT * tries:
             raise ConfigurationError(
-                f"{len(part[0])} of {tries} peaks drawn like those of {dataset.source} can be "
-                "found and fitted; check the labels, or do without drawn peaks"
+                f"{len(part[0])} of {tries} synthetic peaks like those of {dataset.source} can be "
+                "found and fitted; check the labels, or do without synthetic peaks"
             )
         parts.append(part)
     counts, offsets, r2, placed, parent = (
@@ -97,10 +99,16 @@ def with_drawn_peaks(
         good=np.ones(count, np.bool_),
         truth_px=None if dataset.truth_px is None else placed.astype(np.float64) + maxima,
     )
-    return dataset.merge(added, source=f"{dataset.source}; {count} peaks drawn with seed {seed}")
+    return dataset.merge(added, source=f"{dataset.source}; {count} synthetic peaks, seed {seed}")
 
 
-class _Drawing:
+def with_drawn_peaks(*arguments: Any, **options: Any) -> PeakDataset:
+    """Call `with_synthetic_peaks`: its name until the next release."""
+    warnings.warn("with_drawn_peaks is now with_synthetic_peaks", DeprecationWarning, stacklevel=2)
+    return with_synthetic_peaks(*arguments, **options)
+
+
+class _PeakGenerator:
     """What peaks are drawn from: the fits of measured ones, and what these do not explain."""
 
     def __init__(self, dataset: PeakDataset, train: npt.NDArray[np.intp], device: str) -> None:

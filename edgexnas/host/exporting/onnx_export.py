@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import onnx
 import torch
 from torch import Tensor, nn
+
+from edgexnas.host.exporting.quiet import quiet
 
 __all__ = ["OPSET", "to_onnx"]
 
@@ -53,7 +50,8 @@ def to_onnx(
 
         model = _HalfPrecision(deepcopy(model))
     batch = torch.export.Dim("n", min=1, max=1 << 20)
-    with _quiet():
+    # torch notes packages that are not used here.
+    with quiet("torch.onnx"):
         program = torch.onnx.export(
             model.eval(),
             (example,),
@@ -80,17 +78,3 @@ def _without_notes(proto: onnx.ModelProto) -> bytes:
     proto.ClearField("metadata_props")
     onnx.checker.check_model(proto, full_check=True)
     return bytes(proto.SerializeToString(deterministic=True))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's notes about packages that are not used here off the terminal."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

@@ -8,12 +8,8 @@ before it stays float too, and how activations are calibrated, is chosen on the 
 
 from __future__ import annotations
 
-import io
-import logging
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +20,7 @@ import onnx
 from onnx import ModelProto, NodeProto, numpy_helper
 
 from edgexnas.errors import QuantisationError
+from edgexnas.host.exporting.quiet import quiet
 
 __all__ = ["QuantisedModel", "Recipe", "quantise", "run_onnx", "weighted_layers"]
 
@@ -105,7 +102,7 @@ def quantise(model: bytes, calibration: FloatArray, recipe: Recipe) -> Quantised
     """
     if calibration.size == 0 or calibration.max() == calibration.min():
         raise QuantisationError(
-            f"the {len(calibration)} calibration items hold no contrast; give real data"
+            f"the {len(calibration)} calibration items hold no contrast; specify real data"
         )
     proto = onnx.load_from_string(model)
     behind = layers_behind(proto)
@@ -140,7 +137,7 @@ def _quantize_static(
     if recipe.calibration.startswith("percentile-"):
         method = CalibrationMethod.Percentile
         options["CalibPercentile"] = float(recipe.calibration.removeprefix("percentile-"))
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder, quiet():
         source, target = Path(folder, "float32.onnx"), Path(folder, "int8.onnx")
         source.write_bytes(proto.SerializeToString())
         quantize_static(
@@ -227,20 +224,6 @@ def run_onnx(model: bytes, items: FloatArray, batch: int = 4096) -> FloatArray:
         session.run(None, {name: items[at : at + batch]})[0] for at in range(0, len(items), batch)
     ]
     return np.concatenate(parts) if parts else np.empty((0, 0, 0), np.float32)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep onnxruntime's notes on its calibration off the terminal."""
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        root.setLevel(level)
 
 
 def recipes() -> Iterator[Recipe]:

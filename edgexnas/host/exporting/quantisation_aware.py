@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from edgexnas.host.training.loop import TrainingData, TrainingResult, TrainingSettings, train
+from edgexnas.host.training.loop import TrainingResult, train
+from edgexnas.host.training.settings import TrainingData, TrainingSettings
 
 __all__ = ["fine_tune_for_int8"]
 

@@ -7,7 +7,7 @@ the intensity centroid and, where the truth is known, the pseudo-Voigt fit.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -49,25 +49,15 @@ def distance_row(
     )
 
 
-def patch_row(
-    name: str,
-    patches: FloatArray,
-    targets: FloatArray,
-    *,
-    against: Literal["fit", "iterative", "truth", "reference"],
-    precision: Precision | None = None,
-    parameters: int | None = None,
-) -> AccuracyRow:
+def patch_row(name: str, patches: FloatArray, targets: FloatArray, **columns: Any) -> AccuracyRow:
     """Summarise the errors of patches (n, 2, 64, 64); see `edgexnas.ptycho.patch_errors`."""
     errors = patch_errors(patches, targets)
     return AccuracyRow(
         name=name,
-        precision=precision,
-        against=against,
         n=len(targets),
         phase_mae_rad=errors.phase_rad,
         amplitude_mae=errors.amplitude,
-        parameters=parameters,
+        **columns,
     )
 
 

@@ -35,7 +35,7 @@ HOPELESS = {
     "hand and compare the key",
     "permission denied": "it accepts none of your keys; add one to its authorized_keys",
     "could not resolve hostname": "its name is unknown; add it to ~/.ssh/config",
-    "bad configuration option": "your ssh configuration is wrong; mend it",
+    "bad configuration option": "your ssh configuration is wrong; fix it",
 }
 """What ssh says when another attempt cannot help."""
 
@@ -97,7 +97,7 @@ class LocalBench:
 class SshBench:
     """`edgexnas bench` on a device, over the ``ssh`` command with its configuration and keys.
 
-    A connection that fails is tried again after 1, 5 and 20 seconds; one that is refused for its
+    A connection that fails is tried again after 1, 5 and 20 seconds; one that is rejected for its
     key, or a measurement that fails, is not.
 
     Parameters
@@ -128,7 +128,7 @@ class SshBench:
     ) -> None:
         if not destination or destination.startswith("-"):
             raise ConfigurationError(
-                f"ssh destination is {destination!r}; give a host such as ssh://orin"
+                f"ssh destination is {destination!r}; specify a host such as ssh://orin"
             )
         self.name = f"ssh://{destination}" + (f":{port}" if port else "")
         self._remote = command

@@ -87,10 +87,10 @@ def make_candidate_bundle(
         PtychoPreprocessing,
         write_bundle,
     )
+    from edgexnas.host.exporting.bundling import make_bundling
     from edgexnas.host.exporting.onnx_export import to_onnx
     from edgexnas.host.exporting.quantisation import run_onnx
     from edgexnas.host.networks.bragg_models import LEVELS, count_parameters
-    from edgexnas.host.search.tasks import find_task
 
     fixed = with_fixed_weights(model)
     side = INPUT_SIDE[task]
@@ -100,7 +100,7 @@ def make_candidate_bundle(
     levels = LEVELS
     if task == "bragg" and sample.shape[2] != len(LEVELS):
         levels = tuple(np.linspace(0, 1, sample.shape[2] + 2)[1:-1].tolist())
-    bundling = find_task(task).bundling(levels)
+    bundling = make_bundling(task, levels)
     inputs, output = bundling.tensors()
     export = functools.partial(
         to_onnx,
@@ -115,7 +115,7 @@ def make_candidate_bundle(
         raise InputError("the untrained network gives numbers that are not finite")
     content = _in_precision(export, float32, items, precision)
     manifest = Manifest(
-        task=find_task(task).name,
+        task=bundling.task,
         model_id="candidate",
         sequence=0,
         created=CREATED,
@@ -181,4 +181,6 @@ def _in_precision(
         return export(half=True)
     if precision == "int8":
         return quantise(float32, items, next(iter(recipes()))).model
-    raise ConfigurationError(f"there is no precision {precision!r}; give float32, float16 or int8")
+    raise ConfigurationError(
+        f"there is no precision {precision!r}; specify float32, float16 or int8"
+    )

@@ -22,7 +22,7 @@ from edgexnas.errors import ConfigurationError
 from edgexnas.host.measuring.bench_transports import BenchTransport, LocalBench, SshBench
 from edgexnas.host.measuring.candidate_bundle import INPUT_SIDE, make_candidate_bundle
 from edgexnas.host.measuring.cost_model import CostModel, count_cost
-from edgexnas.host.search.journal import write_whole
+from edgexnas.host.run_files import write_run_file
 
 if TYPE_CHECKING:
     from torch import nn
@@ -160,7 +160,7 @@ class BenchMeasure:
             "measured": dict(measured),
             "report": dict(report),
         }
-        write_whole(place, json.dumps(content).encode())
+        write_run_file(place, json.dumps(content).encode())
 
 
 class ModelMeasure:
@@ -221,7 +221,7 @@ def open_measure(
     kind = parts.scheme or parts.path
     if kind not in ("local", "ssh", "model"):
         raise ConfigurationError(
-            f"measure is {source!r}; give 'local', 'ssh://HOST', 'model' or a function"
+            f"measure is {source!r}; specify 'local', 'ssh://HOST', 'model' or a function"
         )
     options = _options(parts.query, source, defaults_to="int8" if kind == "ssh" else "float32")
     if kind == "model":
@@ -233,7 +233,7 @@ def open_measure(
             f"measure={source!r} needs signing_key=, whose public key the device trusts"
         )
     if parts.hostname is None:
-        raise ConfigurationError(f"measure={source!r} names no host; give ssh://HOST")
+        raise ConfigurationError(f"measure={source!r} names no host; specify ssh://HOST")
     user = f"{parts.username}@" if parts.username else ""
     transport = SshBench(
         f"{user}{parts.hostname}",
@@ -282,8 +282,8 @@ def _open_local(
 
     if workers > 1:
         raise ConfigurationError(
-            f"measure='local' and workers={workers}: trainings would disturb the measurement; give "
-            "workers=1 or another measure"
+            f"measure='local' and workers={workers}: trainings would disturb the measurement; "
+            "specify workers=1 or another measure"
         )
     options.pop("edgexnas")
     transport = LocalBench(timeout_s=options.pop("timeout"))
@@ -310,7 +310,8 @@ def _options(query: str, source: str, *, defaults_to: str) -> dict[str, Any]:
     for name, text in parse_qsl(query, keep_blank_values=True):
         if name not in options:
             raise ConfigurationError(
-                f"measure={source!r} sets {name!r}, which is unknown; give one of {list(options)}"
+                f"measure={source!r} sets {name!r}, which is unknown; specify one of "
+                f"{list(options)}"
             )
         try:
             options[name] = (
@@ -319,12 +320,14 @@ def _options(query: str, source: str, *, defaults_to: str) -> dict[str, Any]:
         except ValueError:
             raise ConfigurationError(f"measure={source!r} sets {name} to no number") from None
         if name not in TEXTS and not options[name] > 0:
-            raise ConfigurationError(f"measure={source!r} sets {name} to {text}; give more than 0")
+            raise ConfigurationError(
+                f"measure={source!r} sets {name} to {text}; specify more than 0"
+            )
     options["precision"] = options["precision"] or defaults_to
     options["engine"] = options["engine"] or "auto"
     if options["precision"] not in get_args(Precision):
         raise ConfigurationError(
-            f"measure={source!r} sets precision to {options['precision']!r}; give one of "
+            f"measure={source!r} sets precision to {options['precision']!r}; specify one of "
             f"{', '.join(get_args(Precision))}"
         )
     return options

@@ -114,7 +114,8 @@ def resolve_objectives(
     """
     if isinstance(names, str) or not names:
         raise ConfigurationError(
-            f"objectives are {names!r}; give a sequence of names, such as ('error', 'parameters')"
+            f"objectives are {names!r}; specify a sequence of names, such as "
+            "('error', 'parameters')"
         )
     if len(set(names)) != len(names):
         raise ConfigurationError(f"objectives are {tuple(names)}; name each of them once")
@@ -145,7 +146,7 @@ def check_constraints(
                 f"configuration before it; constrain one of {possible}"
             )
         if not is_number(bound) or not bound > 0:
-            raise ConfigurationError(f"constraint {name} is {bound!r}; give a number above 0")
+            raise ConfigurationError(f"constraint {name} is {bound!r}; specify a number above 0")
         checked[name] = bound
     return checked
 
@@ -156,11 +157,11 @@ def _resolve(
     if name not in known:
         other = name in OBJECTIVES or name in PTYCHO_OBJECTIVES
         fault = "belongs to another task" if other else "is unknown"
-        raise ConfigurationError(f"{role} {name!r} {fault}; give one of {list(known)}")
+        raise ConfigurationError(f"{role} {name!r} {fault}; specify one of {list(known)}")
     objective = known[name]
     if objective.kind == "measured" and measure is None:
         raise ConfigurationError(
-            f"{role} {name!r} has no source; give measure='local', 'ssh://HOST', 'model', or a "
+            f"{role} {name!r} has no source; specify measure='local', 'ssh://HOST', 'model', or a "
             f"function from a network to its {name} in {objective.unit}"
         )
     return objective

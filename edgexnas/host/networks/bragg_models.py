@@ -27,10 +27,8 @@ __all__ = [
     "CnnBragg",
     "MlpBragg",
     "QuantileHead",
-    "cnn_bragg",
     "count_macs",
     "count_parameters",
-    "mlp_bragg",
 ]
 
 LEVELS = (0.05, 0.5, 0.95)
@@ -118,11 +116,11 @@ def middle_of(levels: Sequence[float]) -> int:
 
 
 def check_levels(levels: Sequence[float]) -> None:
-    """Refuse quantile levels that are not increasing within (0, 1)."""
+    """Reject quantile levels that are not increasing within (0, 1)."""
     increasing = all(a < b for a, b in pairwise(levels))
     if not levels or not increasing or levels[0] <= 0 or levels[-1] >= 1:
         raise ConfigurationError(
-            f"quantile levels are {tuple(levels)}; give increasing numbers between 0 and 1, "
+            f"quantile levels are {tuple(levels)}; specify increasing numbers between 0 and 1, "
             "such as (0.05, 0.5, 0.95)"
         )
 
@@ -195,18 +193,19 @@ class BraggNN(nn.Module):
         return offsets
 
 
+def hidden_layers(width: int, units: int, layers: int) -> list[nn.Module]:
+    """Linear layers of `units` with ReLU, the first of them from `width` features."""
+    widths = [width, *[units] * layers]
+    return [part for a, b in pairwise(widths) for part in (nn.Linear(a, b), nn.ReLU())]
+
+
 class MlpBragg(nn.Module):
     """121 pixels → `layers` hidden layers of `units` with ReLU → quantiles."""
 
     def __init__(self, units: int, layers: int, levels: Sequence[float] = LEVELS) -> None:
         super().__init__()
-        hidden: list[nn.Module] = [nn.Flatten()]
-        width = PATCH_SIZE**2
-        for _ in range(layers):
-            hidden += [nn.Linear(width, units), nn.ReLU()]
-            width = units
-        self.hidden = nn.Sequential(*hidden)
-        self.head = QuantileHead(width, levels)
+        self.hidden = nn.Sequential(nn.Flatten(), *hidden_layers(PATCH_SIZE**2, units, layers))
+        self.head = QuantileHead(units, levels)
         he_init(self.hidden)
 
     def forward(self, patches: Tensor) -> Tensor:
@@ -228,6 +227,31 @@ class ResidualConvolution(nn.Module):
         return x + self.gain * torch.relu(self.convolution(x))
 
 
+STAGES = 3
+"""Stages of a stack of convolutions; each ends in a change of resolution."""
+
+
+def convolution_stages(
+    channels: int, filters: int, layers: int, resize: nn.Module, *, residual: bool | None = None
+) -> list[nn.Module]:
+    """Deal padded 3×3 convolutions as evenly as possible to three stages that end in `resize`.
+
+    With `residual` (None: from 9 layers on) those between equal widths are ReZero residuals.
+    """
+    if residual is None:
+        residual = layers >= RESIDUAL_FROM
+    parts: list[nn.Module] = []
+    for stage in range(STAGES):
+        for _ in range(layers // STAGES + (stage < layers % STAGES)):
+            if residual and channels == filters:
+                parts.append(ResidualConvolution(filters))
+            else:
+                parts += [nn.Conv2d(channels, filters, 3, padding=1), nn.ReLU()]
+            channels = filters
+        parts.append(resize)
+    return parts
+
+
 class CnnBragg(nn.Module):
     """`layers` padded 3×3 convolutions of `filters` in three stages, then BraggNN's dense head.
 
@@ -245,20 +269,10 @@ class CnnBragg(nn.Module):
         dense: Sequence[int] = BRAGGNN_DENSE["large"],
     ) -> None:
         super().__init__()
-        residual = layers >= RESIDUAL_FROM
-        stages: list[nn.Module] = []
-        channels = 1
-        for stage in range(3):
-            for _ in range(layers // 3 + (stage < layers % 3)):
-                if residual and channels == filters:
-                    stages.append(ResidualConvolution(filters))
-                else:
-                    stages += [nn.Conv2d(channels, filters, 3, padding=1), nn.ReLU()]
-                channels = filters
-            if stage < 2:
-                stages.append(nn.MaxPool2d(2))
-        self.features = nn.Sequential(*stages, nn.Flatten())
-        self.dense, width = dense_stack(channels * 4, dense)
+        stages = convolution_stages(1, filters, layers, nn.MaxPool2d(2))
+        # 2×2 pixels are left after two poolings; the third would leave one.
+        self.features = nn.Sequential(*stages[:-1], nn.Flatten())
+        self.dense, width = dense_stack(filters * 4, dense)
         self.head = QuantileHead(width, levels)
         he_init(self.features)
         he_init(self.dense)
@@ -276,16 +290,6 @@ def he_init(module: nn.Module) -> None:
             nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
             assert part.bias is not None
             nn.init.zeros_(part.bias)
-
-
-def mlp_bragg(units: int, layers: int, levels: Sequence[float] = LEVELS) -> MlpBragg:
-    """Build mlpBragg; see `MlpBragg`."""
-    return MlpBragg(units, layers, levels)
-
-
-def cnn_bragg(filters: int, layers: int, levels: Sequence[float] = LEVELS) -> CnnBragg:
-    """Build cnnBragg; see `CnnBragg`."""
-    return CnnBragg(filters, layers, levels)
 
 
 def count_parameters(model: nn.Module) -> int:

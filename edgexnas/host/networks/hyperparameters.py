@@ -9,31 +9,32 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Generic, Literal, TypeGuard, TypeVar
 
 from edgexnas.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["Choice", "Configuration", "Hyperparameter", "Integer", "Prior", "Real", "Scalar"]
 
 Scalar = bool | int | float | str
 Configuration = dict[str, Scalar]
 Prior = Literal["uniform", "log-uniform"]
+Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True)
-class Integer:
-    """A whole number from `low` to `high`, both included.
-
-    A log-uniform prior gives every factor the same weight: 1–10 is drawn as often as 10–100.
-    """
+class _Range(Generic[Number]):
+    """Numbers from `low` to `high`, both included, drawn by `prior`."""
 
     name: str
-    low: int
-    high: int
+    low: Number
+    high: Number
     prior: Prior = "uniform"
 
     def __post_init__(self) -> None:
-        _check_bounds(self)
+        _check_bounds(self.name, self.low, self.high, self.prior)
 
     @property
     def fixed(self) -> bool:
@@ -41,12 +42,30 @@ class Integer:
         return self.low == self.high
 
     @property
-    def lowest(self) -> int:
+    def lowest(self) -> Number:
         """The smallest value."""
         return self.low
 
+    def validate(self, value: object) -> Number:
+        """Return `value` if it is one of this hyperparameter's, else raise ConfigurationError."""
+        raise NotImplementedError
+
+    def narrow(self, values: object) -> Self:
+        """Restrict to (low, high) or to one value."""
+        low, high = _as_range(self.name, values)
+        return replace(self, low=self.validate(low), high=self.validate(high))
+
+
+@dataclass(frozen=True)
+class Integer(_Range[int]):
+    """A whole number from `low` to `high`, both included.
+
+    A log-uniform prior gives every factor the same weight: 1–10 is drawn as often as 10–100.
+    """
+
     def from_unit(self, u: float) -> int:
         """Value at `u` in [0, 1)."""
+        # Each number owns an interval of its own length, so the range ends at high + 1.
         if self.prior == "log-uniform":
             span = math.log((self.high + 1) / self.low)
             value = math.floor(self.low * math.exp(u * span))
@@ -64,39 +83,16 @@ class Integer:
 
     def validate(self, value: object) -> int:
         """Return `value` if it is one of this hyperparameter's, else raise ConfigurationError."""
-        if not is_whole(value) or not self.low <= value <= self.high:  # type: ignore[operator]
+        if not is_whole(value) or not self.low <= value <= self.high:
             raise ConfigurationError(
-                f"{self.name} is {value!r}; give a whole number from {self.low} to {self.high}"
+                f"{self.name} is {value!r}; specify a whole number from {self.low} to {self.high}"
             )
-        return value  # type: ignore[return-value]
-
-    def narrow(self, values: object) -> Integer:
-        """Restrict to (low, high) or to one value."""
-        low, high = _as_range(self.name, values)
-        return replace(self, low=self.validate(low), high=self.validate(high))
+        return value
 
 
 @dataclass(frozen=True)
-class Real:
+class Real(_Range[float]):
     """A real number from `low` to `high`."""
-
-    name: str
-    low: float
-    high: float
-    prior: Prior = "uniform"
-
-    def __post_init__(self) -> None:
-        _check_bounds(self)
-
-    @property
-    def fixed(self) -> bool:
-        """Whether only one value is left."""
-        return self.low == self.high
-
-    @property
-    def lowest(self) -> float:
-        """The smallest value."""
-        return self.low
 
     def from_unit(self, u: float) -> float:
         """Value at `u` in [0, 1]."""
@@ -116,16 +112,11 @@ class Real:
 
     def validate(self, value: object) -> float:
         """Return `value` if it is one of this hyperparameter's, else raise ConfigurationError."""
-        if not is_number(value) or not self.low <= value <= self.high:  # type: ignore[operator]
+        if not is_number(value) or not self.low <= value <= self.high:
             raise ConfigurationError(
-                f"{self.name} is {value!r}; give a number from {self.low:g} to {self.high:g}"
+                f"{self.name} is {value!r}; specify a number from {self.low:g} to {self.high:g}"
             )
-        return float(value)  # type: ignore[arg-type]
-
-    def narrow(self, values: object) -> Real:
-        """Restrict to (low, high) or to one value."""
-        low, high = _as_range(self.name, values)
-        return replace(self, low=self.validate(low), high=self.validate(high))
+        return float(value)
 
 
 @dataclass(frozen=True)
@@ -139,7 +130,7 @@ class Choice:
         object.__setattr__(self, "values", tuple(self.values))
         if not self.values or len(set(self.values)) != len(self.values):
             raise ConfigurationError(
-                f"{self.name} has the choices {self.values}; give at least one and none twice"
+                f"{self.name} has the choices {self.values}; specify at least one and none twice"
             )
 
     @property
@@ -166,7 +157,7 @@ class Choice:
             # 1 == True and 1 == 1.0, but they are different values of a configuration.
             if known == value and type(known) is type(value):
                 return known
-        raise ConfigurationError(f"{self.name} is {value!r}; give one of {list(self.values)}")
+        raise ConfigurationError(f"{self.name} is {value!r}; specify one of {list(self.values)}")
 
     def narrow(self, values: object) -> Choice:
         """Restrict to some of the values or to one of them."""
@@ -179,27 +170,26 @@ class Choice:
 Hyperparameter = Integer | Real | Choice
 
 
-def is_whole(value: object) -> bool:
+def is_whole(value: object) -> TypeGuard[int]:
     """Whether a value is an integer; True and False are not."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[int | float]:
     """Whether a value is a real number; True and False are not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _check_bounds(parameter: Integer | Real) -> None:
-    name, low, high = parameter.name, parameter.low, parameter.high
+def _check_bounds(name: str, low: float, high: float, prior: str) -> None:
     if not low <= high:
-        raise ConfigurationError(f"{name} runs from {low} to {high}; give low ≤ high")
-    if parameter.prior not in ("uniform", "log-uniform"):
+        raise ConfigurationError(f"{name} runs from {low} to {high}; specify low ≤ high")
+    if prior not in ("uniform", "log-uniform"):
         raise ConfigurationError(
-            f"{name} has the prior {parameter.prior!r}; give 'uniform' or 'log-uniform'"
+            f"{name} has the prior {prior!r}; specify 'uniform' or 'log-uniform'"
         )
-    if parameter.prior == "log-uniform" and low <= 0:
+    if prior == "log-uniform" and low <= 0:
         raise ConfigurationError(
-            f"{name} starts at {low} with a log-uniform prior; give a low above 0"
+            f"{name} starts at {low} with a log-uniform prior; specify a low above 0"
         )
 
 
@@ -207,5 +197,7 @@ def _as_range(name: str, values: object) -> tuple[object, object]:
     if not isinstance(values, Sequence):
         return values, values
     if isinstance(values, str) or len(values) != 2:
-        raise ConfigurationError(f"{name} is narrowed to {values!r}; give (low, high) or one value")
+        raise ConfigurationError(
+            f"{name} is narrowed to {values!r}; specify (low, high) or one value"
+        )
     return values[0], values[1]

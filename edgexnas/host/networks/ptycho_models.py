@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgexnas.host.networks.bragg_models import RESIDUAL_FROM, ResidualConvolution, he_init
+from edgexnas.host.networks.bragg_models import convolution_stages, he_init, hidden_layers
 
-__all__ = ["CnnPtycho", "Contrast", "MlpPtycho", "PtychoNN", "Shadow", "cnn_ptycho", "mlp_ptycho"]
+__all__ = ["CnnPtycho", "Contrast", "MlpPtycho", "PtychoNN", "Shadow"]
 
 PATTERN_SIZE = 64
 """Side of a pattern in pixels, as in PtychoNN."""
@@ -36,9 +36,6 @@ KEPT = 0.9
 
 FITTED = 2048
 """Patterns that suffice to choose it."""
-
-STAGES = 3
-"""64 → 32 → 16 → 8 pixels on the way in, and back on the way out."""
 
 
 def as_object(amplitude: Tensor, phase: Tensor) -> Tensor:
@@ -177,9 +174,9 @@ class PtychoNN(nn.Module):
     @staticmethod
     def _decoder(wide: int, full: int) -> nn.Sequential:
         return nn.Sequential(
-            *_pair(full, full), _upsample(),
-            *_pair(full, wide), _upsample(),
-            *_pair(wide, wide), _upsample(),
+            *_pair(full, full), Doubling(),
+            *_pair(full, wide), Doubling(),
+            *_pair(wide, wide), Doubling(),
             nn.Conv2d(wide, 1, 3, padding=1),
         )  # fmt: skip
 
@@ -195,14 +192,9 @@ class MlpPtycho(nn.Module):
     def __init__(self, units: int, layers: int) -> None:
         super().__init__()
         self.contrast = Contrast()
-        hidden: list[nn.Module] = [nn.Flatten()]
-        width = PIXELS
-        for _ in range(layers):
-            hidden += [nn.Linear(width, units), nn.ReLU()]
-            width = units
-        self.hidden = nn.Sequential(*hidden)
-        self.amplitude = nn.Linear(width, PIXELS)
-        self.phase = nn.Linear(width, PIXELS)
+        self.hidden = nn.Sequential(nn.Flatten(), *hidden_layers(PIXELS, units, layers))
+        self.amplitude = nn.Linear(units, PIXELS)
+        self.phase = nn.Linear(units, PIXELS)
         he_init(self.hidden)
         _quieten(self.amplitude, self.phase)
 
@@ -239,7 +231,9 @@ class CnnPtycho(nn.Module):
         super().__init__()
         self.contrast = Contrast()
         self.shadow = Shadow()
-        self.encoder = _stages(1, filters, encoder_layers, rezero, nn.MaxPool2d(2))
+        self.encoder = nn.Sequential(
+            *convolution_stages(1, filters, encoder_layers, nn.MaxPool2d(2), residual=rezero)
+        )
         self.amplitude = _decoder(filters, decoder1_layers, rezero)
         self.phase = _decoder(filters, decoder2_layers, rezero)
         he_init(self)
@@ -251,46 +245,8 @@ class CnnPtycho(nn.Module):
         return as_object(self.amplitude(features), self.phase(features))
 
 
-def mlp_ptycho(units: int, layers: int) -> MlpPtycho:
-    """Build mlpPtycho; see `MlpPtycho`."""
-    return MlpPtycho(units, layers)
-
-
-def cnn_ptycho(
-    filters: int,
-    encoder_layers: int,
-    decoder1_layers: int,
-    decoder2_layers: int,
-    *,
-    rezero: bool | None = None,
-) -> CnnPtycho:
-    """Build cnnPtycho; see `CnnPtycho`."""
-    return CnnPtycho(filters, encoder_layers, decoder1_layers, decoder2_layers, rezero=rezero)
-
-
-def is_residual(layers: int, rezero: bool | None) -> bool:
-    """Whether a stack of `layers` convolutions has skips."""
-    return layers >= RESIDUAL_FROM if rezero is None else rezero
-
-
-def _stages(
-    channels: int, filters: int, layers: int, rezero: bool | None, resize: nn.Module
-) -> nn.Sequential:
-    residual = is_residual(layers, rezero)
-    parts: list[nn.Module] = []
-    for stage in range(STAGES):
-        for _ in range(layers // STAGES + (stage < layers % STAGES)):
-            if residual and channels == filters:
-                parts.append(ResidualConvolution(filters))
-            else:
-                parts += [nn.Conv2d(channels, filters, 3, padding=1), nn.ReLU()]
-            channels = filters
-        parts.append(resize)
-    return nn.Sequential(*parts)
-
-
 def _decoder(filters: int, layers: int, rezero: bool | None) -> nn.Sequential:
-    stages = _stages(filters, filters, layers, rezero, _upsample())
+    stages = convolution_stages(filters, filters, layers, Doubling(), residual=rezero)
     return nn.Sequential(*stages, nn.Conv2d(filters, 1, 3, padding=1))
 
 
@@ -329,10 +285,6 @@ def doubled(images: Tensor) -> Tensor:
         pairs = [torch.lerp(images, before, 0.25), torch.lerp(images, after, 0.25)]
         images = torch.stack(pairs, axis + 1).flatten(axis, axis + 1)
     return images.contiguous(memory_format=torch.channels_last)
-
-
-def _upsample() -> nn.Upsample:
-    return Doubling()
 
 
 def _pair(channels: int, filters: int) -> list[nn.Module]:

@@ -84,7 +84,7 @@ class SearchSpace:
     def __post_init__(self) -> None:
         if self.task not in INPUT_SHAPES:
             raise ConfigurationError(
-                f"space {self.name} has the task {self.task!r}; give one of {list(INPUT_SHAPES)}"
+                f"space {self.name} has the task {self.task!r}; specify one of {list(INPUT_SHAPES)}"
             )
         own = tuple(self.hyperparameters)
         names = [parameter.name for parameter in own]
@@ -101,7 +101,7 @@ class SearchSpace:
                 return parameter
         known = [parameter.name for parameter in self.hyperparameters]
         raise ConfigurationError(
-            f"space {self.name} has no hyperparameter {name!r}; give one of {known}"
+            f"space {self.name} has no hyperparameter {name!r}; specify one of {known}"
         )
 
     @property
@@ -129,7 +129,7 @@ class SearchSpace:
         names = [parameter.name for parameter in self.hyperparameters]
         for name in [*names, *configuration]:
             if name not in configuration:
-                raise ConfigurationError(f"space {self.name} needs a value for {name}; give one")
+                raise ConfigurationError(f"space {self.name} needs a value for {name}; specify one")
             if name not in names:
                 self[name]
         return {p.name: p.validate(configuration[p.name]) for p in self.hyperparameters}

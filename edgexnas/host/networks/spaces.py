@@ -63,7 +63,7 @@ Builder = Callable[[Configuration], "nn.Module"]
 
 
 def _builder(path: str, *names: str) -> Builder:
-    """Name a function of this package, such as ``"bragg_models:mlp_bragg"``, and its arguments."""
+    """Name a function of this package, such as ``"bragg_models:MlpBragg"``, and its arguments."""
     module, _, function = path.partition(":")
     return functools.partial(_call, f"edgexnas.host.networks.{module}", function, names)
 
@@ -147,14 +147,14 @@ SPACES: dict[str, SearchSpace] = {
             "mlpBragg",
             "bragg",
             (_UNITS, _HIDDEN),
-            _builder("bragg_models:mlp_bragg", "units", "layers"),
+            _builder("bragg_models:MlpBragg", "units", "layers"),
             _size_of_mlp_bragg,
         ),
         SearchSpace(
             "cnnBragg",
             "bragg",
             (_FILTERS, Integer("layers", 1, 128, "log-uniform")),
-            _builder("bragg_models:cnn_bragg", "filters", "layers"),
+            _builder("bragg_models:CnnBragg", "filters", "layers"),
             _size_of_cnn_bragg,
         ),
         SearchSpace(
@@ -168,14 +168,14 @@ SPACES: dict[str, SearchSpace] = {
             "mlpPtycho",
             "ptycho",
             (_UNITS, _HIDDEN),
-            _builder("ptycho_models:mlp_ptycho", "units", "layers"),
+            _builder("ptycho_models:MlpPtycho", "units", "layers"),
             _size_of_mlp_ptycho,
         ),
         SearchSpace(
             "cnnPtycho",
             "ptycho",
             (_FILTERS, *_DEPTHS),
-            _builder("ptycho_models:cnn_ptycho", "filters", *(depth.name for depth in _DEPTHS)),
+            _builder("ptycho_models:CnnPtycho", "filters", *(depth.name for depth in _DEPTHS)),
             _size_of_cnn_ptycho,
         ),
     )
@@ -197,17 +197,17 @@ def resolve_space(space: str | SearchSpace, *, task: str) -> SearchSpace:
         if space not in SPACES:
             names = [name for name, known in SPACES.items() if known.task == task]
             raise ConfigurationError(
-                f"space {space!r} is unknown; give one of {names}, 'module:ATTRIBUTE' "
+                f"space {space!r} is unknown; specify one of {names}, 'module:ATTRIBUTE' "
                 "or a SearchSpace"
             )
         space = SPACES[space]
     if not isinstance(space, SearchSpace):
         raise ConfigurationError(
-            f"space {space!r} is a {type(space).__name__}; give a name or a SearchSpace"
+            f"space {space!r} is a {type(space).__name__}; specify a name or a SearchSpace"
         )
     if space.task != task:
         raise ConfigurationError(
-            f"space {space.name} is for {space.task}, not {task}; give a space for {task}"
+            f"space {space.name} is for {space.task}, not {task}; specify a space for {task}"
         )
     return space
 
@@ -226,7 +226,7 @@ def import_space(path: str) -> SearchSpace:
     # Whatever the module raises while it is imported, or import_module of no name at all.
     except Exception as error:
         raise ConfigurationError(
-            f"space {path!r} cannot be imported ({type(error).__name__}: {error}); give "
+            f"space {path!r} cannot be imported ({type(error).__name__}: {error}); specify "
             "'module:ATTRIBUTE' of a module on the Python path (PYTHONPATH)"
         ) from error
     if not isinstance(space, SearchSpace):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from edgexnas.bragg import CENTRE, PATCH_SIZE
-from edgexnas.host.networks.bragg_models import LEVELS, QuantileHead, he_init
+from edgexnas.host.networks.bragg_models import LEVELS, QuantileHead, he_init, hidden_layers
 
 __all__ = ["Centroid", "FromCentroid", "SymmetricMlp", "mlp_bragg_symmetric"]
 
@@ -75,13 +75,8 @@ class SymmetricMlp(nn.Module):
 
     def __init__(self, units: int, layers: int, levels: Sequence[float] = LEVELS) -> None:
         super().__init__()
-        hidden: list[nn.Module] = []
-        width = PATCH_SIZE**2
-        for _ in range(layers):
-            hidden += [nn.Linear(width, units), nn.ReLU()]
-            width = units
-        self.hidden = nn.Sequential(*hidden)
-        self.head = QuantileHead(width, levels, coordinates=1)
+        self.hidden = nn.Sequential(*hidden_layers(PATCH_SIZE**2, units, layers))
+        self.head = QuantileHead(units, levels, coordinates=1)
         he_init(self.hidden)
 
     def forward(self, patches: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ a display.
 from __future__ import annotations
 
 import io
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgexnas.host.measuring.objectives import Objective
-from edgexnas.host.search.journal import write_whole
+from edgexnas.host.run_files import write_run_file
 from edgexnas.host.search.result import Candidate, SearchResult, front_of
 from edgexnas.host.search.tasks import find_task
 
@@ -47,7 +48,7 @@ def hypervolume_figure(curves: Mapping[str, Sequence[Sequence[float]]]) -> Figur
         Name of a search → for each seed its `SearchResult.hypervolume_curve`.
     """
     figure, axes = _figure()
-    for (name, seeds), colour in zip(curves.items(), _cycle(COLOURS), strict=False):
+    for (name, seeds), colour in zip(curves.items(), itertools.cycle(COLOURS), strict=False):
         length = min((len(seed) for seed in seeds), default=0)
         if not length:
             continue
@@ -61,8 +62,7 @@ def hypervolume_figure(curves: Mapping[str, Sequence[Sequence[float]]]) -> Figur
                 count, values.min(axis=0), values.max(axis=0), step="post", color=colour,
                 alpha=0.15, linewidth=0,
             )  # fmt: skip
-    axes.set_xlabel("evaluations")
-    axes.set_ylabel("hypervolume")
+    axes.set(xlabel="evaluations", ylabel="hypervolume")
     axes.set_ylim(bottom=0)
     _legend(axes)
     return figure
@@ -102,11 +102,8 @@ def front_figure(
             metrics[x], metrics[y], linestyle="", marker="*" if number == 0 else "p",
             markersize=11, color="black", markerfacecolor="white", label=name,
         )  # fmt: skip
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    axes.set(xscale="log", yscale="log", xlabel=objectives[0].label, ylabel=objectives[1].label)
     _plain_ticks(axes)
-    axes.set_xlabel(objectives[0].label)
-    axes.set_ylabel(objectives[1].label)
     axes.grid(visible=True, which="major", color="#dddddd", linewidth=0.6)
     _legend(axes)
     return figure
@@ -127,9 +124,7 @@ def convergence_figure(result: SearchResult) -> Figure:
                 where="post", color=COLOURS[number % len(COLOURS)], label=objective.name,
                 linewidth=1.8,
             )  # fmt: skip
-    axes.set_yscale("log")
-    axes.set_xlabel("evaluations")
-    axes.set_ylabel("best so far / first")
+    axes.set(yscale="log", xlabel="evaluations", ylabel="best so far / first")
     _legend(axes)
     return figure
 
@@ -153,8 +148,7 @@ def importance_figure(importances: Mapping[str, Mapping[str, float]]) -> Figure:
             color=COLOURS[number % len(COLOURS)], label=objective,
         )  # fmt: skip
     axes.set_yticks(np.arange(len(names)), labels=names)
-    axes.set_xlim(0, 1)
-    axes.set_xlabel("share of the importance")
+    axes.set(xlim=(0, 1), xlabel="share of the importance")
     _legend(axes)
     return figure
 
@@ -164,7 +158,7 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=160)
     place = Path(path)
-    write_whole(place, buffer.getvalue())
+    write_run_file(place, buffer.getvalue())
     return place
 
 
@@ -220,7 +214,3 @@ def _label_logarithmic(axis: Axis, *, middle: Sequence[int], narrow: Sequence[in
 def _legend(axes: Axes) -> None:
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize="small")
-
-
-def _cycle(colours: Sequence[str]) -> Sequence[str]:
-    return [colour for _ in range(100) for colour in colours]

@@ -22,8 +22,9 @@ from edgexnas.host.reporting.figures import (
     save_figure,
 )
 from edgexnas.host.reporting.importance import LEAST_CANDIDATES, hyperparameter_importance
+from edgexnas.host.run_files import write_run_file
 from edgexnas.host.search.evaluation import FAILURES
-from edgexnas.host.search.journal import Trial, write_whole
+from edgexnas.host.search.journal import Trial
 from edgexnas.host.search.result import SearchResult
 
 if TYPE_CHECKING:
@@ -66,11 +67,11 @@ def write_report(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SearchError(
-            f"{folder} cannot be made ({error.strerror}); give another path"
+            f"{folder} cannot be made ({error.strerror}); specify another path"
         ) from error
     for name, (_, figure) in figures.items():
         save_figure(figure, folder / f"{name}.png")
-    write_whole(page, _page(result, figures).encode())
+    write_run_file(page, _page(result, figures).encode())
     return page
 
 

@@ -27,9 +27,9 @@ from edgexnas.host.search.tasks import find_task
 if TYPE_CHECKING:
     from torch import nn
 
+    from edgexnas.host.data.dataset import Dataset
     from edgexnas.host.data.splitting import Split
-    from edgexnas.host.search.tasks import Dataset
-    from edgexnas.host.training.loop import TrainingData
+    from edgexnas.host.training.settings import TrainingData
 
 __all__ = [
     "FAILURES",
@@ -73,7 +73,7 @@ class EvaluationContext:
     Attributes
     ----------
     train_x, train_y, validation_x, validation_y
-        As in `edgexnas.host.training.loop.TrainingData`.
+        As in `edgexnas.host.training.settings.TrainingData`.
     device
         "auto", "cpu", "cuda", ...
     patience
@@ -95,7 +95,7 @@ class EvaluationContext:
         """The arrays on the training device, put there when first used."""
         import torch
 
-        from edgexnas.host.training.loop import TrainingData, training_device
+        from edgexnas.host.training.settings import TrainingData, training_device
 
         where = training_device(self.device)
         arrays = (self.train_x, self.train_y, self.validation_x, self.validation_y)
@@ -177,7 +177,7 @@ def evaluation_context(
                 f"{dataset.source} leaves {count} {task.items} for {part} and a search needs "
                 f"{least}; label more frames"
             )
-    x, y = dataset.inputs(), task.targets(dataset)
+    x, y = dataset.inputs(), dataset.network_targets()
     return EvaluationContext(
         x[split.train],
         y[split.train],
@@ -219,7 +219,8 @@ def _train(
 ) -> tuple[dict[str, float], bytes]:
     import torch
 
-    from edgexnas.host.training.loop import TrainingSettings, train
+    from edgexnas.host.training.loop import train
+    from edgexnas.host.training.settings import TrainingSettings
 
     configuration = request.configuration
     settings = TrainingSettings(
@@ -309,7 +310,7 @@ def load_checkpoint(path: Path, space: SearchSpace) -> nn.Module:
         ) from error
     if content["space"] != space.name:
         raise ConfigurationError(
-            f"checkpoint {path} is of space {content['space']}, not {space.name}; give its space"
+            f"checkpoint {path} is of space {content['space']}, not {space.name}; specify its space"
         )
     model = space.build(configuration)
     model.load_state_dict(weights)

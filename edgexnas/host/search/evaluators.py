@@ -29,7 +29,7 @@ from edgexnas.host.search.evaluation import (
     EvaluationResult,
     evaluate,
 )
-from edgexnas.host.search.fork_server import Birth, Nursery
+from edgexnas.host.search.fork_server import ForkServer, WorkerSpec
 
 __all__ = ["EVALUATORS", "Evaluator", "ProcessEvaluator", "SerialEvaluator", "make_evaluator"]
 
@@ -97,14 +97,14 @@ class _Task:
 class _Worker:
     """A warm process that evaluates one request after another."""
 
-    def __init__(self, nursery: Nursery, birth: Birth) -> None:
-        self._nursery = nursery
-        self.connection = nursery.bear(birth)
+    def __init__(self, server: ForkServer, spec: WorkerSpec) -> None:
+        self._server = server
+        self.connection = server.spawn(spec)
         self.process: int | None = None
         self._status: int | None = None
         self.task: _Task | None = None
         self.evaluations = 0
-        self.born = time.monotonic()
+        self.spawned_at = time.monotonic()
         self.ready = False
 
     def start(self, task: _Task) -> None:
@@ -146,7 +146,7 @@ class _Worker:
     def status(self) -> int:
         """Exit status of a process that was killed or whose connection has closed."""
         if self._status is None:
-            self._status = 0 if self.process is None else self._nursery.bury(self.process)
+            self._status = 0 if self.process is None else self._server.reap(self.process)
         return self._status
 
 
@@ -191,8 +191,8 @@ class ProcessEvaluator:
         self._threads = threads
         self._log = log
         self._gpus: list[str] = []
-        self._nursery = self._found()
-        # Asking torch for GPUs takes a while, in which the nursery gets ready.
+        self._server = self._start_server()
+        # Asking torch for GPUs takes a while, in which the fork server gets ready.
         if context.device in ("auto", "cuda"):
             self._gpus = visible_gpus()
         self._workers: list[_Worker | None] = [self._spawn(slot) for slot in range(workers)]
@@ -229,23 +229,23 @@ class ProcessEvaluator:
             if worker is not None:
                 worker.kill()
                 self._workers[slot] = None
-        self._nursery.close()
+        self._server.close()
 
-    def _found(self) -> Nursery:
+    def _start_server(self) -> ForkServer:
         if self._log is None:
-            return Nursery(self._context, self._threads, subprocess.DEVNULL)
+            return ForkServer(self._context, self._threads, subprocess.DEVNULL)
         with self._log.open("ab") as log:
-            return Nursery(self._context, self._threads, log)
+            return ForkServer(self._context, self._threads, log)
 
     def _spawn(self, slot: int) -> _Worker:
-        if not self._nursery.lives:
-            self._nursery.close()
-            self._nursery = self._found()
+        if not self._server.alive:
+            self._server.close()
+            self._server = self._start_server()
         if not self._gpus:
-            return _Worker(self._nursery, Birth(memory_limit=self._memory_limit))
+            return _Worker(self._server, WorkerSpec(memory_limit=self._memory_limit))
         gpu = {"CUDA_VISIBLE_DEVICES": self._gpus[slot % len(self._gpus)]}
         share = 1 / math.ceil(self.capacity / len(self._gpus))
-        return _Worker(self._nursery, Birth(gpu, self._memory_limit, share))
+        return _Worker(self._server, WorkerSpec(gpu, self._memory_limit, share))
 
     def _replace(self, slot: int) -> _Worker:
         worker = self._workers[slot]
@@ -267,7 +267,7 @@ class ProcessEvaluator:
         assert worker.task is not None
         task = worker.task
         if not worker.ready:
-            status = self._nursery.close() if worker.process is None else worker.status()
+            status = self._server.close() if worker.process is None else worker.status()
             self.close()
             raise SearchError(
                 f"a worker ended with status {status} before it was ready; see {self._log}"
@@ -287,7 +287,7 @@ class ProcessEvaluator:
             if worker is None or worker.task is None:
                 continue
             if not worker.ready:
-                if now - worker.born > START_LIMIT_S:
+                if now - worker.spawned_at > START_LIMIT_S:
                     self.close()
                     raise SearchError(
                         f"a worker was not ready after {START_LIMIT_S:.0f} s; see {self._log}"
@@ -346,14 +346,14 @@ def make_evaluator(
 
 
 def check_evaluator(name: str, workers: int) -> None:
-    """Refuse an unknown evaluator or an impossible number of workers."""
+    """Reject an unknown evaluator or an impossible number of workers."""
     known: Sequence[str] = EVALUATORS
     if name not in known:
-        raise ConfigurationError(f"evaluator {name!r} is unknown; give one of {list(known)}")
+        raise ConfigurationError(f"evaluator {name!r} is unknown; specify one of {list(known)}")
     if not is_whole(workers) or workers < 1:
-        raise ConfigurationError(f"workers is {workers!r}; give a whole number above 0")
+        raise ConfigurationError(f"workers is {workers!r}; specify a whole number above 0")
     if name == "serial" and workers != 1:
         raise ConfigurationError(
             f"evaluator 'serial' runs one evaluation at a time and workers is {workers}; "
-            "give workers=1 or evaluator='process'"
+            "specify workers=1 or evaluator='process'"
         )

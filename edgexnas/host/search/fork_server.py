@@ -1,9 +1,8 @@
 """Starts worker processes for `edgexnas.host.search.evaluators.ProcessEvaluator`.
 
 Importing torch takes seconds, so one process does it once and forks the workers; what runs in it
-and in them is `edgexnas.host.search.worker`.
-The search's own process cannot be forked: it has threads,
-and may use a GPU.
+and in them is `edgexnas.host.search.worker`. The search's own process cannot be forked: it has
+threads, and may use a GPU.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ from typing import IO
 
 import cloudpickle  # type: ignore[import-untyped]
 
-__all__ = ["Birth", "Burial", "Nursery"]
+__all__ = ["ForkServer", "ReapRequest", "WorkerSpec"]
 
 
 @dataclass(frozen=True)
-class Birth:
-    """Asks for a worker; its end of a socket pair follows.
+class WorkerSpec:
+    """How to set up a worker; its end of a socket pair follows this message.
 
     Attributes
     ----------
@@ -45,14 +44,14 @@ class Birth:
 
 
 @dataclass(frozen=True)
-class Burial:
-    """Asks how a worker ended; the answer is its exit status, negative for a signal."""
+class ReapRequest:
+    """Asks for the exit status of a worker that has ended, negative for a signal."""
 
     process: int
 
 
-class Nursery:
-    """A process that forks workers.
+class ForkServer:
+    """A process that imports torch once and forks workers, each in milliseconds.
 
     Parameters
     ----------
@@ -89,29 +88,29 @@ class Nursery:
             self._control.send_bytes(context)
 
     @property
-    def lives(self) -> bool:
+    def alive(self) -> bool:
         """Whether it can still fork."""
         return not self._control.closed and self._process.poll() is None
 
-    def bear(self, birth: Birth) -> Connection:
-        """Ask for a worker and return the connection to it, which closes if there will be none."""
+    def spawn(self, spec: WorkerSpec) -> Connection:
+        """Fork a worker; return the connection to it, which closes if forking failed."""
         ours, theirs = socketpair()
         with theirs, suppress(OSError):
-            self._control.send_bytes(cloudpickle.dumps(birth))
+            self._control.send_bytes(cloudpickle.dumps(spec))
             send_handle(self._control, theirs.fileno(), self._process.pid)
         return Connection(ours.detach())
 
-    def bury(self, process: int) -> int:
-        """Return the exit status of a worker that has ended; of one whose nursery died, 1."""
+    def reap(self, process: int) -> int:
+        """Return the exit status of a worker that has ended; of one whose fork server died, 1."""
         try:
-            self._control.send_bytes(cloudpickle.dumps(Burial(process)))
+            self._control.send_bytes(cloudpickle.dumps(ReapRequest(process)))
             status: int = cloudpickle.loads(self._control.recv_bytes())
         except (EOFError, OSError):
             return 1
         return status
 
     def close(self) -> int:
-        """End it and return its exit status; workers of which nobody knows follow it."""
+        """End the process and return its exit status; workers without an owner end with it."""
         self._control.close()
         with suppress(subprocess.TimeoutExpired):
             # It notices by itself, unless it still imports torch.

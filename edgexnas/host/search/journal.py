@@ -20,13 +20,11 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from edgexnas import whole_files
 from edgexnas.errors import SearchError
 
-__all__ = ["DifferentRunError", "Journal", "Trial", "read_journal", "write_whole"]
+__all__ = ["DifferentRunError", "Journal", "Trial", "read_journal"]
 
 SCHEMA = 1
 NAME = "journal.jsonl"
@@ -88,7 +86,7 @@ class Journal:
             self._file = self.path.open("ab+", buffering=0)
         except OSError as error:
             raise SearchError(
-                f"run folder {folder} cannot be written ({error.strerror}); give another output"
+                f"run folder {folder} cannot be written ({error.strerror}); specify another output"
             ) from error
         try:
             self._lock(folder)
@@ -100,12 +98,7 @@ class Journal:
     def __enter__(self) -> Journal:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -136,7 +129,7 @@ class Journal:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise SearchError(
-                f"run folder {folder} is in use by another search; wait for it or give another "
+                f"run folder {folder} is in use by another search; wait for it or specify another "
                 "output"
             ) from error
 
@@ -182,31 +175,17 @@ def read_journal(folder: Path) -> tuple[dict[str, Any], list[Trial]]:
         content = path.read_bytes()
     except OSError as error:
         raise SearchError(
-            f"{folder} holds no search ({NAME} cannot be read); give the output folder of one"
+            f"{folder} holds no search ({NAME} cannot be read); specify the output folder of one"
         ) from error
     lines, _ = _parse(content, path)
     if not lines:
-        raise SearchError(f"{path} is empty; give the output folder of a search that was started")
+        raise SearchError(
+            f"{path} is empty; specify the output folder of a search that was started"
+        )
     _check_schema(lines[0], path)
     trials, _ = _replay(lines[1:], path)
     ended = [trial for trial in trials.values() if trial.order >= 0]
     return lines[0], sorted(ended, key=lambda trial: trial.order)
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all.
-
-    Raises
-    ------
-    SearchError
-        If it cannot be written.
-    """
-    try:
-        whole_files.write_whole(path, content)
-    except OSError as error:
-        raise SearchError(
-            f"{path} cannot be written ({error.strerror}); free some space or give another output"
-        ) from error
 
 
 def _parse(content: bytes, path: Path) -> tuple[list[dict[str, Any]], list[int]]:
@@ -247,7 +226,7 @@ def _replay(
 
 
 def _damaged(path: Path, line: int) -> SearchError:
-    return SearchError(f"{path} is damaged in line {line}; restore it or give another output")
+    return SearchError(f"{path} is damaged in line {line}; restore it or specify another output")
 
 
 def _finish(trials: dict[int, Trial], number: int, result: Mapping[str, Any]) -> Trial:
@@ -263,8 +242,8 @@ def _finish(trials: dict[int, Trial], number: int, result: Mapping[str, Any]) ->
 def _check_schema(line: Mapping[str, Any], path: Path) -> None:
     if line.get("schema") != SCHEMA:
         raise SearchError(
-            f"{path} has schema {line.get('schema')} and this version reads {SCHEMA}; give another "
-            "output"
+            f"{path} has schema {line.get('schema')} and this version reads {SCHEMA}; specify "
+            "another output"
         )
     if line.get("event") != "run" or not {"task", "objectives"} <= line.keys():
         raise _damaged(path, 1)
@@ -277,6 +256,6 @@ def _check_same_run(line: Mapping[str, Any], wanted: Mapping[str, Any], path: Pa
     for name, value in asked.items():
         if line.get(name) != value:
             raise DifferentRunError(
-                f"{path.parent} holds a run with {name} {line.get(name)!r}, not {value!r}; give "
+                f"{path.parent} holds a run with {name} {line.get(name)!r}, not {value!r}; specify "
                 "the same arguments or another output"
             )

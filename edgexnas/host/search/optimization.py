@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from edgexnas.host.measuring.objectives import Measure, violation
 from edgexnas.host.networks.hyperparameters import Configuration
 from edgexnas.host.networks.search_space import SearchSpace
-from edgexnas.host.search.configuration import write_run
+from edgexnas.host.run_files import write_run_file
 from edgexnas.host.search.evaluation import (
     EvaluationRequest,
     EvaluationResult,
@@ -22,14 +22,15 @@ from edgexnas.host.search.evaluation import (
     trial_seed,
 )
 from edgexnas.host.search.evaluators import Evaluator, make_evaluator
-from edgexnas.host.search.journal import Journal, Trial, write_whole
+from edgexnas.host.search.journal import Journal, Trial
 from edgexnas.host.search.plan import SearchPlan, SpaceArgument, make_plan
 from edgexnas.host.search.progress import SearchProgress
-from edgexnas.host.search.result import Candidate, SearchResult, checkpoint_path, front_of
+from edgexnas.host.search.result import Candidate, SearchResult, front_of
+from edgexnas.host.search.run_folder import checkpoint_path, write_run
 from edgexnas.host.search.strategies import Outcome, Proposal, Strategy
 
 if TYPE_CHECKING:
-    from edgexnas.host.search.tasks import Dataset
+    from edgexnas.host.data.dataset import Dataset
 
 __all__ = ["Candidate", "SearchResult", "optimize"]
 
@@ -297,7 +298,7 @@ class _Run:
         if result.checkpoint is not None:
             path = checkpoint_path(self._plan.output, number)
             path.parent.mkdir(exist_ok=True)
-            write_whole(path, result.checkpoint)
+            write_run_file(path, result.checkpoint)
         trial = self._journal.finish(
             number,
             status="failed" if result.reason else "done",

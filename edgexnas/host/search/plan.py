@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgexnas.errors import ConfigurationError, SearchError
+from edgexnas.host.data.dataset import Dataset
 from edgexnas.host.measuring.measure_source import labelled, open_measure
 from edgexnas.host.measuring.objectives import (
     Measure,
@@ -25,7 +26,7 @@ from edgexnas.host.search.evaluation import EvaluationContext, evaluation_contex
 from edgexnas.host.search.evaluators import check_evaluator
 from edgexnas.host.search.journal import NAME, read_journal
 from edgexnas.host.search.strategies import SearchProblem, Strategy, make_strategy
-from edgexnas.host.search.tasks import Dataset, Task, find_task
+from edgexnas.host.search.tasks import Task, find_task
 
 __all__ = ["SearchPlan"]
 
@@ -151,11 +152,11 @@ def make_plan(
     application = find_task(task)
     for name, table in {"constraints": constraints, "search_options": search_options}.items():
         if table is not None and not isinstance(table, Mapping):
-            raise ConfigurationError(f"{name} is {table!r}; give a dictionary")
+            raise ConfigurationError(f"{name} is {table!r}; specify a dictionary")
     space = application.spaces if space is None else space
     if not isinstance(space, str | SearchSpace | Iterable):
         raise ConfigurationError(
-            f"space {space!r} is a {type(space).__name__}; give a name, a SearchSpace or several"
+            f"space {space!r} is a {type(space).__name__}; specify a name, a SearchSpace or several"
         )
     given = (space,) if isinstance(space, str | SearchSpace) else tuple(space)
     spaces = _spaces(given, task, epochs)
@@ -168,7 +169,7 @@ def make_plan(
     )
     bounds = check_constraints(constraints, measure=measure, known=application.objectives)
     check_evaluator(evaluator, workers)
-    _check_numbers(epochs=epochs, patience=patience, workers=workers, **rest)
+    _check_numbers({"epochs": epochs, "patience": patience, **rest})
     _check_device(device)
     check_reachable(spaces, bounds)
     if signing_key is not None:
@@ -178,7 +179,7 @@ def make_plan(
     folder = Path(output)
     _check_folder(folder, resume=resume)
     if isinstance(measure, str):
-        # Reaching a device takes seconds, so what is cheap to refuse has been refused before.
+        # Reaching a device takes seconds, so what is cheap to reject has been rejected before.
         measure = open_measure(
             measure,
             task=task,
@@ -201,7 +202,7 @@ def make_plan(
 
 
 def check_reachable(spaces: Sequence[SearchSpace], constraints: Mapping[str, float]) -> None:
-    """Refuse a space of which nothing can be built, or nothing within the constraints.
+    """Reject a space of which nothing can be built, or nothing within the constraints.
 
     Raises
     ------
@@ -232,7 +233,7 @@ def _smallest_size(problem: SearchProblem) -> ModelSize:
             first = first or error
     raise ConfigurationError(
         f"space {space.name} cannot build any of {BUILD_TRIES} networks "
-        f"({type(first).__name__}: {first}); mend its builder"
+        f"({type(first).__name__}: {first}); fix its builder"
     ) from first
 
 
@@ -240,11 +241,11 @@ def _spaces(
     given: Sequence[str | SearchSpace], task: str, epochs: int | None
 ) -> tuple[SearchSpace, ...]:
     if not given:
-        raise ConfigurationError("space is empty; give at least one space")
+        raise ConfigurationError("space is empty; specify at least one space")
     spaces = [resolve_space(item, task=task) for item in given]
     names = [item.name for item in spaces]
     if len(set(names)) != len(names):
-        raise ConfigurationError(f"spaces are named {names}; give each a name of its own")
+        raise ConfigurationError(f"spaces are named {names}; specify each a name of its own")
     if epochs is None:
         return tuple(spaces)
     return tuple(_capped(item, epochs) for item in spaces)
@@ -258,59 +259,44 @@ def _capped(space: SearchSpace, epochs: int) -> SearchSpace:
     low, high = parameter.lowest, parameter.from_unit(1.0)
     if not is_whole(epochs) or epochs < float(low):
         raise ConfigurationError(
-            f"epochs is {epochs!r} and space {space.name} starts at {low}; give a whole number "
+            f"epochs is {epochs!r} and space {space.name} starts at {low}; specify a whole number "
             "from there"
         )
     return space.narrow(epochs=(low, min(high, epochs)))
 
 
-def _check_numbers(
-    *,
-    epochs: int | None,
-    patience: int | None,
-    workers: int,
-    max_evals: int,
-    seed: int,
-    timeout: float | None,
-    time_limit_s: float | None,
-    memory_limit_gb: float | None,
-    keep_checkpoints: str,
-    ray_address: str | None,
-) -> None:
-    whole = {"max_evals": max_evals, "patience": patience, "epochs": epochs}
-    for name, count in whole.items():
+def _check_numbers(values: Mapping[str, Any]) -> None:
+    for name in ("max_evals", "patience", "epochs"):
+        count = values[name]
         if count is not None and (not is_whole(count) or count < 1):
-            raise ConfigurationError(f"{name} is {count!r}; give a whole number above 0")
+            raise ConfigurationError(f"{name} is {count!r}; specify a whole number above 0")
+    seed, kept = values["seed"], values["keep_checkpoints"]
     if not is_whole(seed) or seed < 0:
-        raise ConfigurationError(f"seed is {seed!r}; give a whole number from 0")
-    limits = {
-        "timeout": timeout, "time_limit_s": time_limit_s, "memory_limit_gb": memory_limit_gb,
-    }  # fmt: skip
-    for name, limit in limits.items():
+        raise ConfigurationError(f"seed is {seed!r}; specify a whole number from 0")
+    for name in ("timeout", "time_limit_s", "memory_limit_gb"):
+        limit = values[name]
         if limit is not None and (not is_number(limit) or not limit > 0):
-            raise ConfigurationError(f"{name} is {limit!r}; give a number above 0 or None")
-    if keep_checkpoints not in ("pareto", "all"):
-        raise ConfigurationError(
-            f"keep_checkpoints is {keep_checkpoints!r}; give 'pareto' or 'all'"
-        )
+            raise ConfigurationError(f"{name} is {limit!r}; specify a number above 0 or None")
+    if kept not in ("pareto", "all"):
+        raise ConfigurationError(f"keep_checkpoints is {kept!r}; specify 'pareto' or 'all'")
 
 
 def _check_device(device: str) -> None:
     import torch
 
-    from edgexnas.host.training.loop import training_device
+    from edgexnas.host.training.settings import training_device
 
     if training_device(device).type == "cuda" and not torch.cuda.is_available():
-        raise ConfigurationError(f"device is {device!r} and torch finds no GPU; give 'auto'")
+        raise ConfigurationError(f"device is {device!r} and torch finds no GPU; specify 'auto'")
 
 
 def _check_folder(folder: Path, *, resume: bool) -> None:
     if folder.exists() and not folder.is_dir():
-        raise ConfigurationError(f"output {folder} is a file; give a folder")
+        raise ConfigurationError(f"output {folder} is a file; specify a folder")
     if (folder / NAME).exists() and not resume:
         _, trials = read_journal(folder)
         raise SearchError(
-            f"{folder} already holds a run with {len(trials)} evaluations; give resume=True or "
+            f"{folder} already holds a run with {len(trials)} evaluations; specify resume=True or "
             "another output"
         )
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents)
@@ -319,7 +305,7 @@ def _check_folder(folder: Path, *, resume: bool) -> None:
     if free < LEAST_FREE_BYTES:
         raise SearchError(
             f"the disk of {folder} has {free / 1e6:.0f} MB left and a run needs "
-            f"{LEAST_FREE_BYTES / 1e6:.0f} MB; free some space or give another output"
+            f"{LEAST_FREE_BYTES / 1e6:.0f} MB; free some space or specify another output"
         )
 
 
@@ -328,10 +314,10 @@ def _load(data: str | Path | Dataset, task: Task) -> tuple[Dataset, str | None]:
         return task.load(data), str(Path(data).absolute())
     if not hasattr(data, "task"):
         raise ConfigurationError(
-            f"data is {type(data).__name__}; give the file of labelled data, or a dataset"
+            f"data is {type(data).__name__}; specify the file of labelled data, or a dataset"
         )
     if data.task != task.name:
         raise ConfigurationError(
-            f"the data are for task {data.task!r} and {task.name!r} is searched; give its data"
+            f"the data are for task {data.task!r} and {task.name!r} is searched; specify its data"
         )
     return data, None

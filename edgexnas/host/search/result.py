@@ -19,16 +19,17 @@ from edgexnas.host.measuring.objectives import (
 from edgexnas.host.networks.search_space import SearchSpace
 from edgexnas.host.search.evaluation import load_checkpoint, trial_seed
 from edgexnas.host.search.journal import Trial, read_journal
+from edgexnas.host.search.run_folder import checkpoint_path, load_run_dataset, load_run_spaces
 from edgexnas.host.search.tasks import find_task
 
 if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
-    from edgexnas.host.exporting.export import ExportReport
-    from edgexnas.host.search.tasks import Dataset
+    from edgexnas.host.data.dataset import Dataset
+    from edgexnas.host.exporting.bundle_export import ExportReport
 
-__all__ = ["Candidate", "SearchResult", "checkpoint_path", "front_of"]
+__all__ = ["Candidate", "SearchResult", "front_of"]
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,6 @@ class SearchResult:
         ConfigurationError
             If a space is not known.
         """
-        from edgexnas.host.search.configuration import load_run_spaces
-
         place = Path(folder)
         description, trials = read_journal(place)
         known = load_run_spaces(place) if spaces is None else {s.name: s for s in spaces}
@@ -142,7 +141,7 @@ class SearchResult:
             )
         if any(objective not in candidate.metrics for candidate in self.candidates):
             known = sorted(self.candidates[0].metrics)
-            raise ConfigurationError(f"{objective!r} was not recorded; give one of {known}")
+            raise ConfigurationError(f"{objective!r} was not recorded; specify one of {known}")
         others = [o.name for o in self.objectives]
         # Ties go to what is better otherwise, so that the best is on the front.
         return min(
@@ -226,20 +225,22 @@ class SearchResult:
         signing_key
             Private key file; None takes the one given to `optimize`.
         options
-            Passed on to `edgexnas.host.exporting.export.export_bundle`.
+            Passed on to `edgexnas.host.exporting.bundle_export.export_bundle`.
 
         Raises
         ------
         ConfigurationError
             If there is no signing key.
         """
-        from edgexnas.host.exporting.export import Origin, export_bundle
+        from edgexnas.host.exporting.bundle_export import Origin, export_bundle
 
         key = signing_key if signing_key is not None else self.signing_key
         if key is None:
-            raise ConfigurationError("a bundle must be signed; give signing_key=")
+            raise ConfigurationError("a bundle must be signed; specify signing_key=")
         chosen = candidate or self.best(self.objectives[0].name)
-        dataset = self.dataset if self.dataset is not None else self._load_dataset()
+        dataset = self.dataset
+        if dataset is None:
+            dataset = load_run_dataset(self.folder, str(self.description["data"]))
         origin = Origin(
             seed=trial_seed(int(self.description["seed"]), chosen.trial),
             search=str(self.description["search"]),
@@ -260,15 +261,11 @@ class SearchResult:
     def _space(self, name: str) -> SearchSpace:
         if name not in self.spaces:
             raise ConfigurationError(
-                f"space {name} of {self.folder} is not known; give it to SearchResult.load(spaces=)"
-                ", or search it by its name 'module:ATTRIBUTE', which the run keeps"
+                f"space {name} of {self.folder} is not known; pass it to "
+                "SearchResult.load(spaces=), or search it by its name 'module:ATTRIBUTE', which "
+                "the run keeps"
             )
         return self.spaces[name]
-
-    def _load_dataset(self) -> Dataset:
-        from edgexnas.host.search.configuration import load_run_dataset
-
-        return load_run_dataset(self.folder, str(self.description["data"]))
 
     def _candidate(self, trial: Trial) -> Candidate:
         path = checkpoint_path(self.folder, trial.number)
@@ -280,11 +277,6 @@ class SearchResult:
             trial.metrics,
             path if path.exists() else None,
         )
-
-
-def checkpoint_path(folder: Path, trial: int) -> Path:
-    """Where the weights of a trial are."""
-    return folder / "checkpoints" / f"{trial:06d}.pt"
 
 
 def front_of(candidates: Sequence[Candidate], objectives: Sequence[Objective]) -> list[Candidate]:

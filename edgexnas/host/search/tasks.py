@@ -1,157 +1,79 @@
-"""The two applications: what a search, a training and an export need to know of each.
+"""The two applications: what a search needs to know of each.
 
-Everything else in this package treats them alike. A task only points to its parts and imports
-them when they are asked for, because torch takes seconds.
+Training has a table of its own, from a task to what it minimises (`training.criteria`), and so has
+exporting, from a task to the form of its bundles (`exporting.bundling`).
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
-
-import numpy as np
-import numpy.typing as npt
+from typing import Literal
 
 from edgexnas.errors import ConfigurationError
+from edgexnas.host.data.dataset import Dataset
 from edgexnas.host.measuring.objectives import OBJECTIVES, PTYCHO_OBJECTIVES, Objective
 
-if TYPE_CHECKING:
-    import torch
-
-    from edgexnas.host.data.splitting import Split
-    from edgexnas.host.exporting.bundling import Bundling
-    from edgexnas.host.training.criteria import Criterion
-
-__all__ = ["TASKS", "Dataset", "Task", "find_task"]
-
-FloatArray = npt.NDArray[np.float32]
-
-TaskName = Literal["bragg", "ptycho"]
+__all__ = ["TASKS", "Task", "find_task"]
 
 
-class Dataset(Protocol):
-    """Labelled data of one task, such as `PeakDataset`."""
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One application.
 
-    @property
-    def task(self) -> str:
-        """Name of the task."""
+    Attributes
+    ----------
+    items
+        What is labelled, for messages.
+    spaces
+        Search spaces that are taken if none is named.
+    dataset
+        Module of `edgexnas.host.data` and class of its datasets. Imported on first use, because
+        h5py and what reads frames take a while.
+    normalise
+        Whether a search normalises convolutions while it trains; see `TrainingSettings`.
+    """
 
-    @property
-    def source(self) -> str:
-        """Where the data came from."""
-
-    @property
-    def digest(self) -> str:
-        """SHA-256, in hex, of the content."""
-
-    @property
-    def against(self) -> Literal["fit", "iterative", "truth"]:
-        """What the targets are."""
-
-    def inputs(self) -> FloatArray:
-        """Network inputs (n, 1, side, side), scaled as the device scales them."""
-
-    def split(self) -> Split:
-        """Parts to train, calibrate, validate and test on."""
-
-    def save(self, path: str | Path) -> object:
-        """Write a file that the task loads."""
-
-
-class Task(Protocol):
-    """One application."""
-
-    name: TaskName
+    name: Literal["bragg", "ptycho"]
     items: str
-    """What is labelled, for messages."""
     spaces: tuple[str, ...]
-    """Search spaces that are taken if none is named."""
     objectives: Mapping[str, Objective]
+    dataset: tuple[str, str]
     normalise: bool
-    """Whether a search normalises convolutions while it trains; see `TrainingSettings`."""
 
     def load(self, path: str | Path) -> Dataset:
         """Read a dataset's file; SourceError if that fails."""
-
-    def targets(self, dataset: Any) -> FloatArray:
-        """Return what a network should give for `dataset.inputs()`."""
-
-    def criterion(self, levels: tuple[float, ...], device: torch.device) -> Criterion:
-        """Make the loss, the scores and the symmetries of a training."""
-
-    def bundling(self, levels: tuple[float, ...]) -> Bundling:
-        """Make the part of an export that the tasks do not share."""
+        module, name = self.dataset
+        loaded: Dataset = getattr(
+            importlib.import_module(f"edgexnas.host.data.{module}"), name
+        ).load(path)
+        return loaded
 
 
-class BraggTask:
-    """Peaks to positions and intervals."""
-
-    name: TaskName = "bragg"
-    items = "good peaks"
-    spaces: tuple[str, ...] = ("mlpBraggSymmetric", "mlpBragg", "cnnBragg")
-    objectives: Mapping[str, Objective] = OBJECTIVES
-    normalise = False
-
-    def load(self, path: str | Path) -> Dataset:
-        """Read what `PeakDataset.save` wrote."""
-        from edgexnas.host.data.peak_dataset import PeakDataset
-
-        return PeakDataset.load(path)
-
-    def targets(self, dataset: Any) -> FloatArray:
-        """(n, 2) offsets in pixels."""
-        targets: FloatArray = dataset.targets_px
-        return targets
-
-    def criterion(self, levels: tuple[float, ...], device: torch.device) -> Criterion:
-        """Pinball loss and distances."""
-        from edgexnas.host.training.criteria import QuantileCriterion
-
-        return QuantileCriterion(levels, device)
-
-    def bundling(self, levels: tuple[float, ...]) -> Bundling:
-        """Distances in pixels."""
-        from edgexnas.host.exporting.bundling import BraggBundling
-
-        return BraggBundling(levels)
-
-
-class PtychoTask:
-    """Diffraction patterns to amplitude and phase."""
-
-    name: TaskName = "ptycho"
-    items = "patterns"
-    spaces: tuple[str, ...] = ("mlpPtycho", "cnnPtycho")
-    objectives: Mapping[str, Objective] = PTYCHO_OBJECTIVES
-    # Its plain stacks otherwise hardly leave the mean answer.
-    normalise = True
-
-    def load(self, path: str | Path) -> Dataset:
-        """Read what `PtychoDataset.save` wrote."""
-        from edgexnas.host.data.ptycho_dataset import PtychoDataset
-
-        return PtychoDataset.load(path)
-
-    def targets(self, dataset: Any) -> FloatArray:
-        """(n, 2, 64, 64) amplitude and phase in radians."""
-        targets: FloatArray = dataset.targets
-        return targets
-
-    def criterion(self, levels: tuple[float, ...], device: torch.device) -> Criterion:
-        """Phase and amplitude errors; quantile levels mean nothing here."""
-        from edgexnas.host.training.ptycho_criterion import PatchCriterion
-
-        return PatchCriterion()
-
-    def bundling(self, levels: tuple[float, ...]) -> Bundling:
-        """Phase errors in radians and relative amplitude errors."""
-        from edgexnas.host.exporting.bundling import PtychoBundling
-
-        return PtychoBundling()
-
-
-TASKS: dict[str, Task] = {task.name: task for task in (BraggTask(), PtychoTask())}
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Task(
+            name="bragg",
+            items="good peaks",
+            spaces=("mlpBraggSymmetric", "mlpBragg", "cnnBragg"),
+            objectives=OBJECTIVES,
+            dataset=("peak_dataset", "PeakDataset"),
+            normalise=False,
+        ),
+        Task(
+            name="ptycho",
+            items="patterns",
+            spaces=("mlpPtycho", "cnnPtycho"),
+            objectives=PTYCHO_OBJECTIVES,
+            dataset=("ptycho_dataset", "PtychoDataset"),
+            # Its plain stacks otherwise hardly leave the mean answer.
+            normalise=True,
+        ),
+    )
+}
 """The tasks by name."""
 
 
@@ -164,5 +86,5 @@ def find_task(name: str) -> Task:
         If there is none of that name.
     """
     if name not in TASKS:
-        raise ConfigurationError(f"task {name!r} is unknown; give one of {list(TASKS)}")
+        raise ConfigurationError(f"task {name!r} is unknown; specify one of {list(TASKS)}")
     return TASKS[name]

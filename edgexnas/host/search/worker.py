@@ -1,9 +1,9 @@
 """The processes behind `edgexnas.host.search.evaluators.ProcessEvaluator`.
 
 Started as ``python -m edgexnas.host.search.worker FD`` with one end of a socket pair. This process,
-the nursery, reads the shared context, imports torch once, and then forks a worker for each socket
-that it is sent: in milliseconds, with most memory shared. It never touches a GPU or starts a
-thread, which no fork would survive.
+the fork server, reads the shared context, imports torch once, and then forks a worker for each
+socket that it is sent: in milliseconds, with most memory shared. It never touches a GPU or starts a
+thread, because neither survives a fork.
 
 A worker says who it is and, when its limits are set, that it is ready; then it answers each request
 with a result until the other end closes. With each result it says whether it can go on: a kernel
@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import cloudpickle  # type: ignore[import-untyped]
 
-from edgexnas.host.search.fork_server import Birth, Burial
+from edgexnas.host.search.fork_server import ReapRequest, WorkerSpec
 
 if TYPE_CHECKING:
     from edgexnas.host.search.evaluation import EvaluationContext
@@ -55,19 +55,19 @@ def main(descriptor: int) -> None:
         gc.freeze()
         gc.enable()
         while True:
-            wish = cloudpickle.loads(control.recv_bytes())
-            if isinstance(wish, Burial):
-                control.send_bytes(cloudpickle.dumps(_bury(wish.process)))
+            request = cloudpickle.loads(control.recv_bytes())
+            if isinstance(request, ReapRequest):
+                control.send_bytes(cloudpickle.dumps(_reap(request.process)))
                 continue
             end = recv_handle(control)
-            nursery = os.getpid()
+            server = os.getpid()
             if os.fork() == 0:
                 control.close()
-                _live(Connection(end), wish, context, nursery)
+                _run_worker(Connection(end), request, context, server)
             os.close(end)
 
 
-def _bury(process: int) -> int:
+def _reap(process: int) -> int:
     deadline = time.monotonic() + PATIENCE_S
     while True:
         known, status = os.waitpid(process, os.WNOHANG)
@@ -78,13 +78,13 @@ def _bury(process: int) -> int:
         time.sleep(0.001)
 
 
-def _live(
-    connection: Connection, wish: Birth, context: EvaluationContext, nursery: int
+def _run_worker(
+    connection: Connection, spec: WorkerSpec, context: EvaluationContext, server: int
 ) -> NoReturn:
-    """Be a worker, and end without what the nursery would do at its end."""
+    """Evaluate until the connection closes; skip the exit handlers of the fork server."""
     status = 1
     try:
-        _work(connection, wish, context, nursery)
+        _evaluate_requests(connection, spec, context, server)
         status = 0
     except BaseException:
         traceback.print_exc()
@@ -94,22 +94,24 @@ def _live(
         os._exit(status)
 
 
-def _work(connection: Connection, wish: Birth, context: EvaluationContext, nursery: int) -> None:
+def _evaluate_requests(
+    connection: Connection, spec: WorkerSpec, context: EvaluationContext, server: int
+) -> None:
     """Evaluate in a session of its own, so that killing its group leaves no grandchild."""
     import torch
 
     from edgexnas.host.search.evaluation import EvaluationResult, classify, evaluate
 
     os.setsid()
-    os.environ.update(wish.environment)
-    threading.Thread(target=_follow, args=(nursery,), daemon=True).start()
+    os.environ.update(spec.environment)
+    threading.Thread(target=_exit_with_parent, args=(server,), daemon=True).start()
     with connection, suppress(EOFError, ConnectionError):
         connection.send_bytes(cloudpickle.dumps(os.getpid()))
-        if wish.memory_limit is not None:
+        if spec.memory_limit is not None:
             # Data, not address space: CUDA reserves hundreds of gigabytes of addresses.
-            resource.setrlimit(resource.RLIMIT_DATA, (wish.memory_limit, wish.memory_limit))
-        if wish.gpu_share is not None:
-            torch.cuda.set_per_process_memory_fraction(wish.gpu_share)
+            resource.setrlimit(resource.RLIMIT_DATA, (spec.memory_limit, spec.memory_limit))
+        if spec.gpu_share is not None:
+            torch.cuda.set_per_process_memory_fraction(spec.gpu_share)
         connection.send_bytes(cloudpickle.dumps("ready"))
         while True:
             trial, pickled = cloudpickle.loads(connection.recv_bytes())
@@ -133,7 +135,7 @@ def _usable() -> bool:
     return True
 
 
-def _follow(parent: int) -> None:
+def _exit_with_parent(parent: int) -> None:
     """End with the search, even if it was killed in the middle of an evaluation."""
     while os.getppid() == parent:
         time.sleep(0.5)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from edgexnas.host.training.criteria import Criterion
-    from edgexnas.host.training.loop import TrainingData, TrainingSettings
+    from edgexnas.host.training.settings import TrainingData, TrainingSettings
 
 __all__ = ["Epochs"]
 

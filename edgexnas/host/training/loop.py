@@ -12,29 +12,20 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from edgexnas.errors import ConfigurationError, SearchError
-from edgexnas.host.networks.bragg_models import LEVELS
-from edgexnas.host.search.tasks import find_task
-from edgexnas.host.training.criteria import Criterion
+from edgexnas.errors import SearchError
+from edgexnas.host.training.criteria import CRITERIA, Criterion
 from edgexnas.host.training.epochs import Epochs
 from edgexnas.host.training.normalisation import normalised
+from edgexnas.host.training.settings import TrainingData, TrainingSettings
 from edgexnas.host.training.steps import make_step
 
-if TYPE_CHECKING:
-    from edgexnas.host.data.splitting import Split
-    from edgexnas.host.search.tasks import Dataset
-
 __all__ = [
-    "Criterion",
     "DivergedError",
-    "TrainingData",
     "TrainingResult",
-    "TrainingSettings",
     "train",
 ]
 
@@ -43,51 +34,6 @@ EpochHook = Callable[[int, Mapping[str, float]], bool]
 
 class DivergedError(SearchError):
     """The training loss became NaN or infinite."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingSettings:
-    """How to train one network.
-
-    Attributes
-    ----------
-    epochs
-        Upper bound; the learning rate falls to 0 along a cosine that ends here.
-    batch_size
-        Patches a step.
-    learning_rate
-        Peak rate of Adam, reached after the first 5 % of the steps.
-    patience
-        Epochs without a better validation error after which to stop; None never stops early. The
-        error falls most where the rate does, at the end, so a short patience costs accuracy.
-    augment
-        Draw one of the task's symmetries of the square for each item and epoch.
-    normalise
-        Batch-normalise convolutions meanwhile; see `edgexnas.host.training.normalisation`. For
-        fresh weights only: put behind trained ones it changes what they say.
-    device
-        "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", ...
-    time_limit_s
-        Wall-clock bound; training stops at the end of the epoch that passes it.
-    levels
-        Quantile levels of the head of a network for Bragg peaks.
-    """
-
-    epochs: int = 100
-    batch_size: int = 64
-    learning_rate: float = 1e-3
-    patience: int | None = None
-    seed: int = 0
-    augment: bool = True
-    normalise: bool = False
-    device: str = "auto"
-    time_limit_s: float | None = None
-    levels: tuple[float, ...] = LEVELS
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ConfigurationError(f"{name} is {getattr(self, name)}; give more than 0")
 
 
 @dataclass
@@ -99,58 +45,6 @@ class TrainingResult:
     epochs: int
     seconds: float
     history: list[dict[str, float]] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """Tensors of one task on the training device.
-
-    Attributes
-    ----------
-    train_x, validation_x
-        float32, scaled inputs: patches (n, 1, 11, 11) for "bragg", patterns (n, 1, 64, 64) for
-        "ptycho".
-    train_y, validation_y
-        float32: for "bragg" (n, 2), offset (row, col) from the patch's centre pixel in pixels; for
-        "ptycho" (n, 2, 64, 64), amplitude and phase in radians.
-    task
-        "bragg" or "ptycho".
-    """
-
-    train_x: Tensor
-    train_y: Tensor
-    validation_x: Tensor
-    validation_y: Tensor
-    task: str = "bragg"
-
-    @classmethod
-    def from_dataset(cls, dataset: Dataset, split: Split, device: str = "auto") -> TrainingData:
-        """Put the training and validation parts of a split on the training device."""
-        where = training_device(device)
-        x = torch.from_numpy(dataset.inputs())
-        y = torch.from_numpy(find_task(dataset.task).targets(dataset))
-        parts = (split.train, split.validation)
-        train_x, train_y, validation_x, validation_y = (
-            t[torch.from_numpy(part)].to(where) for part in parts for t in (x, y)
-        )
-        return cls(train_x, train_y, validation_x, validation_y, dataset.task)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the tensors are."""
-        return self.train_x.device
-
-
-def training_device(name: str) -> torch.device:
-    """Resolve "auto" to a GPU where there is one, else the CPU."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise ConfigurationError(
-            f"device is {name!r}; give 'auto', 'cpu', 'cuda' or 'cuda:<number>'"
-        ) from error
 
 
 def train(
@@ -179,7 +73,7 @@ def train(
     torch.manual_seed(settings.seed)
     device = data.device
     model.to(device).train()
-    criterion = find_task(data.task).criterion(settings.levels, device)
+    criterion = CRITERIA[data.task](settings.levels, device)
     criterion.prepare(model, data.train_x, data.train_y)
     with normalised(model) if settings.normalise else nullcontext():
         metrics, history = _best_of_epochs(model, data, settings, criterion, on_epoch)

@@ -36,7 +36,7 @@ CHECK_EVERY = 100
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainingSettings:
-    """How to train on drawn patterns.
+    """How to train on synthetic patterns.
 
     Attributes
     ----------
@@ -68,9 +68,9 @@ class PretrainingSettings:
         for name in ("steps", "batch_size", "learning_rate", "time_limit_s"):
             value = getattr(self, name)
             if value is not None and not value > 0:
-                raise ConfigurationError(f"{name} is {value}; give more than 0")
+                raise ConfigurationError(f"{name} is {value}; specify more than 0")
         if not 0 <= self.averaging < 1:
-            raise ConfigurationError(f"averaging is {self.averaging}; give 0 or more, below 1")
+            raise ConfigurationError(f"averaging is {self.averaging}; specify 0 or more, below 1")
 
 
 def pretrain(
@@ -80,7 +80,7 @@ def pretrain(
     *,
     on_steps: Callable[[int, float, float], None] | None = None,
 ) -> nn.Module:
-    """Train a network on drawn patterns.
+    """Train a network on synthetic patterns.
 
     Parameters
     ----------

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
+from edgexnas.testing import JetsonTree
+
 
 @pytest.fixture
-def tree(jetson: ModuleType, tmp_path: Path) -> Callable[..., Any]:
+def tree(tmp_path: Path) -> Callable[..., Any]:
     """`tree(module=..., jetpack=...)` builds a sysfs tree in a folder of its own."""
-    return lambda **options: jetson.JetsonTree(tmp_path / "tree", **options)
+    return lambda **options: JetsonTree(tmp_path / "tree", **options)

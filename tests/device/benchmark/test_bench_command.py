@@ -21,6 +21,7 @@ from edgexnas.device.benchmark import bench_page, energy
 from edgexnas.device.benchmark.bench_files import SCHEMA, as_plain
 from edgexnas.device.benchmark.svg_plots import bar_chart, line_chart
 from edgexnas.errors import ConfigurationError
+from edgexnas.testing import JetsonTree
 
 Tree = Callable[..., Any]
 
@@ -46,11 +47,10 @@ def written(
     rival: Path,
     keys: Path,
     tmp_path_factory: pytest.TempPathFactory,
-    jetson: Any,
 ) -> Path:
     """A folder with the three files of one whole run, cold start and energy included."""
     folder = tmp_path_factory.mktemp("bench")
-    device = jetson.JetsonTree(folder / "orin")
+    device = JetsonTree(folder / "orin")
     device.set_power({"VDD_GPU_SOC": 4.0, "VDD_CPU_CV": 2.0, "VIN_SYS_5V0": 3.0})
     outputs = [f"--{form}={folder}/bench.{form}" for form in ("json", "csv", "html")]
     options = ["--trust", str(keys), "--root", str(device.root), *RUNS]

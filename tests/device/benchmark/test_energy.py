@@ -13,6 +13,7 @@ from edgexnas.device.benchmark.energy_protocol import EnergyProtocol
 from edgexnas.device.benchmark.load import Load
 from edgexnas.device.power import JetsonRailMeter
 from edgexnas.errors import ConfigurationError, MeasurementError, SourceError
+from edgexnas.testing import JetsonTree
 
 Tree = Callable[..., Any]
 
@@ -28,9 +29,9 @@ SHORT = EnergyProtocol(idle_s=5, load_s=5, blocks=3, warm_up_s=0.2, lead_s=0.5, 
 class Bench:
     """A Jetson that draws LOADED_W while a load runs and IDLE_W else."""
 
-    def __init__(self, jetson: ModuleType, device: Any) -> None:
+    def __init__(self, clocks: ModuleType, device: Any) -> None:
         self.device, self.running = device, ""
-        self.clock = jetson.SteppedClock(self.show)
+        self.clock = clocks.SteppedClock(self.show)
         self.show(0.0)
         self.meter = self.clock.follow(JetsonRailMeter(device.root, now=self.clock.now))
 
@@ -57,9 +58,9 @@ def module_w(rails: dict[str, float]) -> float:
 
 
 @pytest.fixture(scope="module")
-def report(jetson: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> EnergyReport:
-    device = jetson.JetsonTree(tmp_path_factory.mktemp("orin"), noise_a=0.012)
-    bench = Bench(jetson, device)
+def report(clocks: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> EnergyReport:
+    device = JetsonTree(tmp_path_factory.mktemp("orin"), noise_a=0.012)
+    bench = Bench(clocks, device)
     return bench.measure("slow", "fast")
 
 
@@ -111,9 +112,9 @@ def test_a_sound_run_has_no_faults_and_says_that_its_windows_are_short(
 
 
 def test_what_changes_from_window_to_window_is_in_the_intervals(
-    jetson: ModuleType, tree: Tree, monkeypatch: pytest.MonkeyPatch
+    clocks: ModuleType, tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bench = Bench(jetson, tree())
+    bench = Bench(clocks, tree())
     windows = iter([0.055, 0.045, 0.05])
     report = measure_energy(
         [bench.load("slow")], bench.meter, SHORT, clock=bench.clock,
@@ -125,16 +126,16 @@ def test_what_changes_from_window_to_window_is_in_the_intervals(
     assert result.period_half_width_ms == pytest.approx(4.3027 * 5 / 3**0.5, rel=0.02)
 
 
-def test_one_window_of_load_is_noted(jetson: ModuleType, tree: Tree) -> None:
-    bench = Bench(jetson, tree())
+def test_one_window_of_load_is_noted(clocks: ModuleType, tree: Tree) -> None:
+    bench = Bench(clocks, tree())
     report = bench.measure(
         "slow", protocol=EnergyProtocol(idle_s=2, load_s=2, blocks=1, warm_up_s=0)
     )
     assert any("Each load has one window" in note for note in report.notes)
 
 
-def test_lost_readings_are_a_fault(jetson: ModuleType, tree: Tree) -> None:
-    bench = Bench(jetson, tree())
+def test_lost_readings_are_a_fault(clocks: ModuleType, tree: Tree) -> None:
+    bench = Bench(clocks, tree())
     reads = 0
     read = bench.meter.read
 
@@ -153,8 +154,8 @@ def test_lost_readings_are_a_fault(jetson: ModuleType, tree: Tree) -> None:
     assert "power readings were lost while slow ran" in report.faults[0]
 
 
-def test_a_rail_that_vanishes_ends_the_measurement(jetson: ModuleType, tree: Tree) -> None:
-    bench = Bench(jetson, tree())
+def test_a_rail_that_vanishes_ends_the_measurement(clocks: ModuleType, tree: Tree) -> None:
+    bench = Bench(clocks, tree())
     show = bench.clock.on_time
 
     def lose(time_s: float) -> None:

@@ -123,7 +123,7 @@ def test_one_value_says_nothing_of_its_spread() -> None:
 @pytest.mark.parametrize("noise_a", [0.0, 0.012])
 @pytest.mark.parametrize("name", PROFILES)
 def test_mean_power_of_5_seconds_lies_within_its_interval(
-    jetson: ModuleType, tree: Callable[..., Any], name: str, noise_a: float
+    clocks: ModuleType, tree: Callable[..., Any], name: str, noise_a: float
 ) -> None:
     profile = PROFILES[name]
     device = tree(noise_a=noise_a)
@@ -132,7 +132,7 @@ def test_mean_power_of_5_seconds_lies_within_its_interval(
         device.set_power({rail: share * float(profile(time_s)) for rail, share in SHARES.items()})
 
     show(0.0)
-    clock = jetson.RushingClock(33.0, show)
+    clock = clocks.RushingClock(33.0, show)
     sampler = PowerSampler(JetsonRailMeter(device.root, now=clock.now), clock=clock)
     with sampler:
         assert clock.finished.wait(60)

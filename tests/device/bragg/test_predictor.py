@@ -13,6 +13,7 @@ import pytest
 from edgexnas.bragg import CENTRE, PeakFlag, centroid
 from edgexnas.bundle import Bundle, Gate, generate_keys
 from edgexnas.device import PeakPredictor, Predictor, prove_engine
+from edgexnas.device.bragg.predictor import lanes_of
 from edgexnas.device.sources import open_event_source
 from edgexnas.errors import (
     ConfigurationError,
@@ -28,7 +29,7 @@ pytest.importorskip("onnxruntime", reason="onnxruntime is the extra «device»")
 
 
 @pytest.fixture
-def predictor(bundle: Bundle) -> Iterator[Predictor]:
+def predictor(bundle: Bundle) -> Iterator[PeakPredictor]:
     with Predictor(bundle) as opened:
         yield opened
 
@@ -84,7 +85,7 @@ class TestOpening:
             Predictor(replace(bundle, reference=reference))
 
     def test_the_application_of_the_bundle_chooses_the_predictor(
-        self, predictor: Predictor
+        self, predictor: PeakPredictor
     ) -> None:
         assert type(predictor) is PeakPredictor
 
@@ -115,13 +116,13 @@ class TestPredict:
             found, expected = one.predict(patches), other.predict(patches)
         np.testing.assert_allclose(found.quantiles_px, expected.quantiles_px, atol=1e-5)
 
-    def test_no_patches_give_no_positions(self, predictor: Predictor) -> None:
+    def test_no_patches_give_no_positions(self, predictor: PeakPredictor) -> None:
         found = predictor.predict(np.empty((0, 11, 11)))
         assert found.positions_px.shape == found.intervals_px.shape == (0, 2)
         assert found.quantiles_px.shape == (0, 2, 3)
 
     def test_unscaled_counts_with_a_channel_axis_give_the_same(
-        self, predictor: Predictor, gaussian_patches: Callable[..., Any]
+        self, predictor: PeakPredictor, gaussian_patches: Callable[..., Any]
     ) -> None:
         patches = gaussian_patches(10)
         found = predictor.predict(3 * patches[:, None])
@@ -137,13 +138,13 @@ class TestPredict:
         ],
     )
     def test_bad_patches_are_refused_by_what_is_wrong(
-        self, predictor: Predictor, patches: Any, message: str
+        self, predictor: PeakPredictor, patches: Any, message: str
     ) -> None:
         with pytest.raises(InputError, match=message):
             predictor.predict(patches)
 
     def test_threads_that_share_a_predictor_get_their_own_answers(
-        self, predictor: Predictor, gaussian_patches: Callable[..., Any]
+        self, predictor: PeakPredictor, gaussian_patches: Callable[..., Any]
     ) -> None:
         tasks = [gaussian_patches(50 + seed, seed=seed) for seed in range(4)]
         expected = [predictor.predict(task).positions_px for task in tasks]
@@ -163,7 +164,7 @@ class TestPredict:
 
 class TestProcess:
     def test_spots_are_found_in_frame_coordinates(
-        self, predictor: Predictor, spot_frame: Callable[..., Any], truth_px: Any
+        self, predictor: PeakPredictor, spot_frame: Callable[..., Any], truth_px: Any
     ) -> None:
         peaks = predictor.process(spot_frame())
         np.testing.assert_array_equal(peaks.maxima, np.round(truth_px))
@@ -171,7 +172,7 @@ class TestProcess:
         assert (peaks.flags == 0).all()
 
     def test_a_frame_is_predicted_as_its_patches_are(
-        self, predictor: Predictor, spot_frame: Callable[..., Any]
+        self, predictor: PeakPredictor, spot_frame: Callable[..., Any]
     ) -> None:
         predictor.calibrate_background([spot_frame()])
         peaks = predictor.process(spot_frame())
@@ -182,14 +183,14 @@ class TestProcess:
         )
 
     def test_a_frame_without_peaks_gives_none(
-        self, predictor: Predictor, spot_frame: Callable[..., Any]
+        self, predictor: PeakPredictor, spot_frame: Callable[..., Any]
     ) -> None:
         peaks = predictor.process(spot_frame([]))
         assert len(peaks) == 0
         assert peaks.quantiles_px.shape == (0, 2, 3)
 
     def test_frames_are_numbered_from_0_or_as_told(
-        self, predictor: Predictor, spot_frame: Callable[..., Any]
+        self, predictor: PeakPredictor, spot_frame: Callable[..., Any]
     ) -> None:
         frame = spot_frame()
         numbers = [predictor.process(frame).frame_number for _ in range(2)]
@@ -198,7 +199,7 @@ class TestProcess:
         assert numbers == [0, 1, 7, 8]
 
     def test_the_first_frame_shows_the_background(
-        self, predictor: Predictor, spot_frame: Callable[..., Any]
+        self, predictor: PeakPredictor, spot_frame: Callable[..., Any]
     ) -> None:
         predictor.process(spot_frame(level=100))
         assert len(predictor.process(spot_frame([], level=100, seed=1))) == 0
@@ -206,7 +207,7 @@ class TestProcess:
         assert bright == pytest.approx(2000 + 5 - 100, abs=200)
 
     def test_calibration_shows_the_background_instead(
-        self, predictor: Predictor, spot_frame: Callable[..., Any]
+        self, predictor: PeakPredictor, spot_frame: Callable[..., Any]
     ) -> None:
         predictor.process(spot_frame(level=100))
         predictor.calibrate_background(spot_frame(level=5)[None])
@@ -218,8 +219,9 @@ class TestProcess:
     ) -> None:
         with PeakPredictor(bundle, batch=2) as predictor:
             frames = [*series, np.zeros_like(series[0])]
-            finder = predictor.detection().finder(frames)
-            located = predictor.locate([finder.find(frame) for frame in frames], range(6))
+            lanes = lanes_of(predictor)
+            finder = lanes.detection().finder(frames)
+            located = lanes.locate([finder.find(frame) for frame in frames], range(6))
             predictor.calibrate_background(frames)
             for number, peaks in enumerate(located):
                 alone = predictor.process(frames[number], frame_number=number)
@@ -228,12 +230,12 @@ class TestProcess:
                 np.testing.assert_allclose(peaks.quantiles_px, alone.quantiles_px, atol=1e-5)
         assert [len(peaks) for peaks in located] == [1, 1, 1, 1, 1, 0]
 
-    def test_calibration_needs_a_frame(self, predictor: Predictor) -> None:
+    def test_calibration_needs_a_frame(self, predictor: PeakPredictor) -> None:
         with pytest.raises(InputError, match="no frames to calibrate with"):
             predictor.calibrate_background([])
 
     def test_a_frame_of_another_shape_is_refused(
-        self, predictor: Predictor, spot_frame: Callable[..., Any]
+        self, predictor: PeakPredictor, spot_frame: Callable[..., Any]
     ) -> None:
         predictor.process(spot_frame())
         with pytest.raises(InputError, match=r"\(96, 127\), this predictor's .* \(96, 128\)"):
@@ -247,7 +249,7 @@ class TestProcess:
             predictor.process(spot_frame())
 
     def test_a_frame_of_another_dtype_is_refused(
-        self, predictor: Predictor, spot_frame: Callable[..., Any]
+        self, predictor: PeakPredictor, spot_frame: Callable[..., Any]
     ) -> None:
         predictor.process(spot_frame())
         with pytest.raises(InputError, match="dtype float32, the frames before it had uint16"):
@@ -257,14 +259,14 @@ class TestProcess:
         "frame", [np.zeros((4, 4), np.complex64), np.zeros(4), np.zeros((0, 4))]
     )
     def test_what_is_no_image_of_real_numbers_is_refused(
-        self, predictor: Predictor, frame: Any
+        self, predictor: PeakPredictor, frame: Any
     ) -> None:
         with pytest.raises(InputError, match="give \\(H, W\\) real numbers"):
             predictor.process(frame)
 
     @pytest.mark.parametrize("frames_before", [0, 1])
     def test_a_nan_is_refused_by_its_pixel(
-        self, predictor: Predictor, spot_frame: Callable[..., Any], frames_before: int
+        self, predictor: PeakPredictor, spot_frame: Callable[..., Any], frames_before: int
     ) -> None:
         frame = spot_frame().astype(np.float32)
         for _ in range(frames_before):
@@ -277,7 +279,7 @@ class TestProcess:
     @pytest.mark.parametrize("number", [0, 4])
     @pytest.mark.parametrize("form", [list, ArrayFrames])
     def test_a_nan_in_a_series_is_refused_by_its_frame(
-        self, predictor: Predictor, spot_frame: Callable[..., Any], number: int, form: Any
+        self, predictor: PeakPredictor, spot_frame: Callable[..., Any], number: int, form: Any
     ) -> None:
         frames = np.stack([spot_frame().astype(np.float32)] * 6)
         frames[number, 12, 34] = np.nan
@@ -298,7 +300,7 @@ class TestProcess:
 class TestStream:
     @pytest.mark.parametrize("form", ["path", "array", "series", "list", "generator"])
     def test_every_kind_of_source_gives_its_frames_in_order(
-        self, predictor: Predictor, series: Any, tmp_path: Path, form: str
+        self, predictor: PeakPredictor, series: Any, tmp_path: Path, form: str
     ) -> None:
         np.save(tmp_path / "scan.npy", series)
         sources = {
@@ -314,7 +316,7 @@ class TestStream:
         np.testing.assert_allclose(rows, 20.25 + 5 * np.arange(5), atol=0.05)
 
     def test_a_series_shows_its_background_by_frames_spread_over_it(
-        self, predictor: Predictor, spot_frame: Callable[..., Any]
+        self, predictor: PeakPredictor, spot_frame: Callable[..., Any]
     ) -> None:
         frames = np.stack([spot_frame([[40, 60]], level=300)] + [spot_frame([], level=5)] * 10)
         (bright,) = next(iter(predictor.stream(frames))).intensities
@@ -323,7 +325,7 @@ class TestStream:
         assert bright < 2200
 
     def test_calibration_holds_for_streams(
-        self, predictor: Predictor, spot_frame: Callable[..., Any]
+        self, predictor: PeakPredictor, spot_frame: Callable[..., Any]
     ) -> None:
         predictor.calibrate_background([spot_frame(level=5)])
         (bright,) = next(iter(predictor.stream([spot_frame([[40, 60]], level=300)]))).intensities
@@ -339,7 +341,7 @@ class TestStream:
             assert [len(found) for found in stream] == [0, 1, 0]
 
     def test_only_a_series_that_was_opened_here_is_closed(
-        self, predictor: Predictor, series: Any, tmp_path: Path
+        self, predictor: PeakPredictor, series: Any, tmp_path: Path
     ) -> None:
         np.save(tmp_path / "scan.npy", series)
         with open_frames(tmp_path / "scan.npy") as mine:
@@ -347,39 +349,41 @@ class TestStream:
             assert mine[0].shape == (96, 128)
 
     @pytest.mark.parametrize("empty", [[], np.empty((0, 96, 128), np.uint16)])
-    def test_an_empty_source_is_refused(self, predictor: Predictor, empty: Any) -> None:
+    def test_an_empty_source_is_refused(self, predictor: PeakPredictor, empty: Any) -> None:
         with pytest.raises(SourceError, match=r"no frames"):
             list(predictor.stream(empty))
 
     def test_a_missing_file_is_refused_when_the_stream_is_asked_for(
-        self, predictor: Predictor, tmp_path: Path
+        self, predictor: PeakPredictor, tmp_path: Path
     ) -> None:
         with pytest.raises(SourceError, match=r"no file .*scan\.h5"):
             predictor.stream(tmp_path / "scan.h5")
 
     def test_a_url_gives_the_frames_of_one_series_with_their_numbers(
-        self, predictor: Predictor
+        self, predictor: PeakPredictor
     ) -> None:
         url = "sim://hedm?shape=96x128&frames=4&series=2&peaks=10"
         assert [peaks.frame_number for peaks in predictor.stream(url)] == [0, 1, 2, 3]
 
-    def test_an_open_source_gives_the_frames_of_one_series_too(self, predictor: Predictor) -> None:
+    def test_an_open_source_gives_the_frames_of_one_series_too(
+        self, predictor: PeakPredictor
+    ) -> None:
         source = open_event_source("sim://hedm?shape=96x128&frames=4&peaks=10")
         assert [peaks.frame_number for peaks in predictor.stream(source)] == [0, 1, 2, 3]
         assert source.status()["frames"] == 4
 
     def test_a_wrong_url_is_refused_when_the_stream_is_asked_for(
-        self, predictor: Predictor
+        self, predictor: PeakPredictor
     ) -> None:
         with pytest.raises(ConfigurationError, match="has no parameter 'rates'; it knows shape"):
             predictor.stream("sim://hedm?rates=5")
 
-    def test_what_is_no_source_is_refused(self, predictor: Predictor) -> None:
+    def test_what_is_no_source_is_refused(self, predictor: PeakPredictor) -> None:
         with pytest.raises(ConfigurationError, match="source is int"):
             predictor.stream(5)  # type: ignore[arg-type]
 
     def test_a_frame_that_differs_ends_the_stream_with_its_error(
-        self, predictor: Predictor, series: Any
+        self, predictor: PeakPredictor, series: Any
     ) -> None:
         stream = predictor.stream([series[0], series[1][:, 1:]])
         assert next(stream).frame_number == 0
@@ -388,7 +392,7 @@ class TestStream:
 
     @pytest.mark.real
     def test_real_peaks_lie_where_an_independent_finder_has_their_centroids(
-        self, predictor: Predictor, real_data: Path
+        self, predictor: PeakPredictor, real_data: Path
     ) -> None:
         folder = real_data / "hexrd_ruby_dexela"
         with open_frames(folder / "ruby_ff1_framecache.npz") as frames:

@@ -94,6 +94,6 @@ def predictor(
 
     opened: Any = Predictor(bundle_path, trust=keys, engine="onnxruntime", cache=False)
     opened.engine.close()
-    opened.engine = place_engine(session)
+    opened._shared.engine = place_engine(session)
     yield opened
     opened.close()

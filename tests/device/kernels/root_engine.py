@@ -1,6 +1,6 @@
 """A device engine for the fake GPU: amplitude is the scaled pattern, phase twice that less one.
 
-It is the network of `tests/bundles/visible_object.py`.
+It is the network of `edgexnas.testing.visible_network`.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import pytest
 
 from edgexnas.device import Predictor
 from edgexnas.device.bragg.gpu_pipeline import FramePipeline
+from edgexnas.device.bragg.predictor import lanes_of
 from edgexnas.device.serving.peak_work import PeakWork
 from edgexnas.device.serving.service import Service
 from edgexnas.device.serving.settings import PipelineSettings
@@ -238,8 +239,8 @@ def test_frame_buffers_stay_usable_after_the_predictor(predictor, frames):
 def test_threads_share_a_pipeline_with_two_frames_in_flight(predictor, frames):
     predictor.calibrate_background(frames)
     expected = [predictor.process(frame).quantiles_px for frame in frames]
-    detection = predictor.detection()
-    pipeline = predictor.open_pipeline(detection.finder(frames), np.dtype(np.uint16))
+    detection = lanes_of(predictor).detection()
+    pipeline = lanes_of(predictor).open_pipeline(detection.finder(frames), np.dtype(np.uint16))
     most, both = [0], threading.Barrier(2, timeout=20)
     original = pipeline.wait
 
@@ -254,7 +255,7 @@ def test_threads_share_a_pipeline_with_two_frames_in_flight(predictor, frames):
 
     def work(numbers: range) -> None:
         for number in numbers:
-            found[number] = predictor.process_in(pipeline, frames[number], number)
+            found[number] = lanes_of(predictor).process_in(pipeline, frames[number], number)
 
     threads = [threading.Thread(target=work, args=(range(first, 4, 2),)) for first in (0, 1)]
     for thread in threads:
@@ -269,12 +270,12 @@ def test_threads_share_a_pipeline_with_two_frames_in_flight(predictor, frames):
 
 
 def test_a_thread_whose_frame_fails_makes_room_for_others(predictor, fake_gpu, frames):
-    detection = predictor.detection()
-    pipeline = predictor.open_pipeline(detection.finder(frames[:1]), np.dtype(np.uint16))
+    detection = lanes_of(predictor).detection()
+    pipeline = lanes_of(predictor).open_pipeline(detection.finder(frames[:1]), np.dtype(np.uint16))
     for _ in range(3):
         with pytest.raises(InputError, match="give"):
-            predictor.process_in(pipeline, frames[0].astype(np.int16), 0)
-    assert len(predictor.process_in(pipeline, frames[0], 0)) == 3
+            lanes_of(predictor).process_in(pipeline, frames[0].astype(np.int16), 0)
+    assert len(lanes_of(predictor).process_in(pipeline, frames[0], 0)) == 3
     original = pipeline.wait
 
     def vanishing(slot: Any) -> None:
@@ -284,7 +285,7 @@ def test_a_thread_whose_frame_fails_makes_room_for_others(predictor, fake_gpu, f
     pipeline.wait = vanishing
     for _ in range(3):
         with pytest.raises(EngineError, match="Fake GPU"):
-            predictor.process_in(pipeline, frames[0], 0)
+            lanes_of(predictor).process_in(pipeline, frames[0], 0)
     assert pipeline.in_flight == 0
 
 
@@ -308,7 +309,7 @@ def test_a_stream_decodes_all_but_the_first_frame_where_the_gpu_reads_it(
     ("workers", "side", "frames"), [(1, 2048, 7), (4, 2048, 16), (20, 2048, 32), (4, 8192, 4)]
 )
 def test_a_service_pins_no_more_than_it_needs_nor_256_mib(predictor, workers, side, frames):
-    work = PeakWork(predictor, PipelineSettings(workers=workers))
+    work = PeakWork(lanes_of(predictor), PipelineSettings(workers=workers))
     assert work.spare_frames(2 * side**2) == frames
 
 

@@ -43,11 +43,11 @@ def test_process_gives_what_the_cpu_gives_through_the_pipeline(predictor, frames
         peaks = predictor.process(frames[number])
         assert peaks.frame_number == number
         np.testing.assert_array_equal(peaks.quantiles_px, reference.quantiles_px)
-    assert len(predictor._pipelines) == 1
+    assert len(predictor._shared._resources) == 1
     predictor.calibrate_background(frames)
     reference = expected(predictor, frames, frames)[2]
     np.testing.assert_array_equal(predictor.process(frames[2]).positions_px, reference.positions_px)
-    assert len(predictor._pipelines) == 1
+    assert len(predictor._shared._resources) == 1
 
 
 def test_a_series_is_streamed_in_order_and_gives_its_memory_back(predictor, frames):

@@ -48,7 +48,7 @@ pairs, stitched, equal = on_cpu.pairs, on_cpu.stitched, on_cpu.equal
 
 def moved_to_gpu(predictor: PtychoPredictor, session: Any, fake_gpu: Any) -> PtychoPredictor:
     predictor.engine.close()
-    predictor.engine = _load(HERE / "root_engine.py").RootEngine(session, fake_gpu)
+    predictor._shared.engine = _load(HERE / "root_engine.py").RootEngine(session, fake_gpu)
     return predictor
 
 
@@ -71,7 +71,7 @@ def work_on_the_cpu_fails(monkeypatch) -> None:
         raise AssertionError("done on the CPU")
 
     monkeypatch.setattr("edgexnas.device.ptycho.intake.bin_patterns", fail)
-    monkeypatch.setattr("edgexnas.device.ptycho.predictor.scale_patterns", fail)
+    monkeypatch.setattr("edgexnas.device.ptycho.lanes.scale_patterns", fail)
     monkeypatch.setattr("edgexnas.device.ptycho.phase_components.spread_patch", fail)
 
 

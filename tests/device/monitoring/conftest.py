@@ -80,8 +80,8 @@ def no_power_meter() -> Any:
 
 @pytest.fixture
 def watch(source: SettableSource, tmp_path: Path) -> Iterator[ServiceWatch]:
-    zone = tmp_path / "thermal_zone0"
-    zone.mkdir()
+    zone = tmp_path / "sys/class/thermal/thermal_zone0"
+    zone.mkdir(parents=True)
     (zone / "type").write_text("cpu-thermal\n")
     (zone / "temp").write_text("48250\n")
     watch = ServiceWatch(source, period_s=0.02, sensors=Sensors(no_power_meter, tmp_path))

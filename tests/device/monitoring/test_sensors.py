@@ -3,28 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 
-from edgexnas.device.monitoring.sensors import Sensors, read_temperatures
+from edgexnas.device.monitoring.sensors import Sensors
 from edgexnas.errors import SourceError
-
-
-def _zone(root: Path, index: int, name: str, temp: str) -> None:
-    folder = root / f"thermal_zone{index}"
-    folder.mkdir(parents=True)
-    (folder / "type").write_text(name + "\n")
-    (folder / "temp").write_text(temp)
-
-
-def test_temperatures_are_degrees_by_the_name_of_the_zone(tmp_path: Path) -> None:
-    _zone(tmp_path, 0, "cpu-thermal", "48250\n")
-    _zone(tmp_path, 1, "tj-thermal", "51000\n")
-    assert read_temperatures(tmp_path) == {"cpu": 48.25, "tj": 51.0}
-
-
-def test_a_zone_that_does_not_answer_is_left_out(tmp_path: Path) -> None:
-    _zone(tmp_path, 0, "cpu-thermal", "48250\n")
-    _zone(tmp_path, 1, "gpu-thermal", "")
-    (tmp_path / "thermal_zone2").mkdir()
-    assert read_temperatures(tmp_path) == {"cpu": 48.25}
 
 
 class Meter:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
+from edgexnas.testing import JetsonTree
+
 
 @pytest.fixture
-def tree(jetson: ModuleType, tmp_path: Path) -> Callable[..., Any]:
+def tree(tmp_path: Path) -> Callable[..., Any]:
     """`tree(module=..., jetpack=...)` builds a sysfs tree in a folder of its own."""
     made = 0
 
     def build(**options: Any) -> Any:
         nonlocal made
         made += 1
-        return jetson.JetsonTree(tmp_path / f"tree{made}", **options)
+        return JetsonTree(tmp_path / f"tree{made}", **options)
 
     return build

@@ -28,20 +28,23 @@ mkdir -p root/run; mount -t tmpfs tmpfs root/run
 grep -q '^jtop:' root/etc/group || echo 'jtop:x:990:' >> root/etc/group
 cd root
 mkdir -p sys/devices/system/cpu sys/devices/virtual/dmi/id sys/class/hwmon
-mkdir -p sys/devices/virtual/thermal/thermal_zone0
 echo Jetson > sys/devices/virtual/dmi/id/product_name
-echo cpu-thermal > sys/devices/virtual/thermal/thermal_zone0/type
-echo 48500 > sys/devices/virtual/thermal/thermal_zone0/temp
+mkdir -p sys/class/thermal/thermal_zone0 sys/class/thermal/thermal_zone1
+echo cpu-thermal > sys/class/thermal/thermal_zone0/type
+echo 48500 > sys/class/thermal/thermal_zone0/temp
+echo gpu-thermal > sys/class/thermal/thermal_zone1/type
+echo -256000 > sys/class/thermal/thermal_zone1/temp
 for folder in bus/i2c/devices class/hwmon class/devfreq class/power_supply kernel/debug/clk; do
   mkdir -p fake_sys/$folder
 done
 cp /proc/stat fake_sys/stat
-for core in 0 1; do
-  place=fake_sys/devices/system/cpu/cpu$core/cpufreq; mkdir -p $place
+for core in sys/devices/system/cpu/cpu0 sys/devices/system/cpu/cpu1; do
+  place=$core/cpufreq; mkdir -p $place
   echo 1190400 > $place/scaling_cur_freq; echo 729600 > $place/scaling_min_freq
   echo 2201600 > $place/scaling_max_freq; echo schedutil > $place/scaling_governor
   for kind in cur min max; do cp $place/scaling_${kind}_freq $place/cpuinfo_${kind}_freq; done
 done
+mkdir -p fake_sys/devices/system/cpu; cp -r sys/devices/system/cpu/cpu? fake_sys/devices/system/cpu
 chroot . "$PYTHON" -c 'from edgexnas.device.power.jetson_stats import read_jetson_stats as r
 try: r()
 except OSError as error: print(error)'
@@ -78,7 +81,7 @@ def test_clocks_and_temperatures_come_from_the_real_service(tmp_path: Path) -> N
     assert lines[1:4] == [
         "mode: unknown",
         "jetson_clocks: unknown",
-        "clocks: CPU0 1190 MHz, CPU1 1190 MHz",
+        "clocks: cpu0 1190 MHz, cpu1 1190 MHz",
     ]
     assert "temperatures: cpu 48.5 °C" in lines
 

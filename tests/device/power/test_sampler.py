@@ -51,7 +51,7 @@ def true_energy(profile: Profile, start_s: float, end_s: float) -> float:
 
 
 def sample(
-    jetson: ModuleType, tree: Tree, profile: Profile, seconds: float, **options: Any
+    clocks: ModuleType, tree: Tree, profile: Profile, seconds: float, **options: Any
 ) -> PowerTrace:
     """What a sampler sees of a Jetson whose rails follow the profile from 0 s on."""
     device = tree(noise_a=0.012, **options)
@@ -60,7 +60,7 @@ def sample(
         device.set_power({rail: share * profile(time_s) for rail, share in SHARES.items()})
 
     show(0.0)
-    return trace_of(device, jetson.RushingClock(seconds, show))
+    return trace_of(device, clocks.RushingClock(seconds, show))
 
 
 def trace_of(device: Any, clock: Any) -> PowerTrace:
@@ -72,23 +72,23 @@ def trace_of(device: Any, clock: Any) -> PowerTrace:
 
 @pytest.mark.parametrize("name", PROFILES)
 def test_energy_of_60_seconds_is_right_to_one_percent(
-    jetson: ModuleType, tree: Tree, name: str
+    clocks: ModuleType, tree: Tree, name: str
 ) -> None:
-    trace = sample(jetson, tree, PROFILES[name], 62.0)
+    trace = sample(clocks, tree, PROFILES[name], 62.0)
     truth = true_energy(PROFILES[name], 1.0, 61.0)
     assert trace.energy_j(1.0, 61.0) == pytest.approx(truth, rel=0.01)
     assert trace.lost(1.0, 61.0) == 0
 
 
-def test_the_rail_inside_another_adds_no_energy(jetson: ModuleType, tree: Tree) -> None:
-    trace = sample(jetson, tree, constant, 12.0)
+def test_the_rail_inside_another_adds_no_energy(clocks: ModuleType, tree: Tree) -> None:
+    trace = sample(clocks, tree, constant, 12.0)
     parts = [trace.rail_energy_j(rail, 1.0, 11.0) for rail in list(SHARES)[:3]]
     assert trace.energy_j(1.0, 11.0) == pytest.approx(sum(parts))
     assert trace.rail_energy_j("VDDQ_VDD2_1V8AO", 1.0, 11.0) > 10.0
 
 
 def test_a_rail_that_vanishes_refuses_the_window_and_is_named(
-    jetson: ModuleType, tree: Tree
+    clocks: ModuleType, tree: Tree
 ) -> None:
     device = tree()
 
@@ -97,7 +97,7 @@ def test_a_rail_that_vanishes_refuses_the_window_and_is_named(
         if time_s >= 5.0 and current.exists():
             current.unlink()
 
-    trace = trace_of(device, jetson.RushingClock(10.0, lose))
+    trace = trace_of(device, clocks.RushingClock(10.0, lose))
     assert trace.energy_j(0.5, 4.5) > 0
     with pytest.raises(
         MeasurementError, match=r"missing for [45]\.\d\d s.*: power rail VIN_SYS_5V0"
@@ -105,16 +105,16 @@ def test_a_rail_that_vanishes_refuses_the_window_and_is_named(
         trace.energy_j(0.5, 9.9)
 
 
-def test_a_clock_that_goes_back_refuses_every_window(jetson: ModuleType, tree: Tree) -> None:
-    clock = jetson.RushingClock(8.0)
+def test_a_clock_that_goes_back_refuses_every_window(clocks: ModuleType, tree: Tree) -> None:
+    clock = clocks.RushingClock(8.0)
     clock.jumps = [(5.0, -3.0)]
     trace = trace_of(tree(), clock)
     with pytest.raises(MeasurementError, match=r"clock went back by [23]\.\d\d\d s"):
         trace.energy_j(0.5, 1.5)
 
 
-def test_a_clock_that_jumps_ahead_leaves_a_gap(jetson: ModuleType, tree: Tree) -> None:
-    clock = jetson.RushingClock(12.0)
+def test_a_clock_that_jumps_ahead_leaves_a_gap(clocks: ModuleType, tree: Tree) -> None:
+    clock = clocks.RushingClock(12.0)
     clock.jumps = [(5.0, 4.0)]
     trace = trace_of(tree(), clock)
     assert trace.lost(1.0, 11.0) == pytest.approx(40, abs=2)
@@ -136,16 +136,16 @@ def test_the_date_may_be_changed_meanwhile(tree: Tree, monkeypatch: pytest.Monke
     assert trace.energy_j(began, ended) == pytest.approx(watts * (ended - began), rel=1e-6)
 
 
-def test_windows_beyond_the_readings_are_refused(jetson: ModuleType, tree: Tree) -> None:
-    trace = sample(jetson, tree, constant, 5.0)
+def test_windows_beyond_the_readings_are_refused(clocks: ModuleType, tree: Tree) -> None:
+    trace = sample(clocks, tree, constant, 5.0)
     with pytest.raises(MeasurementError, match="readings are missing"):
         trace.energy_j(1.0, 7.0)
     with pytest.raises(MeasurementError, match=r"ends 1\.000 s before it starts"):
         trace.energy_j(3.0, 2.0)
 
 
-def test_a_module_without_a_total_has_no_energy(jetson: ModuleType, tree: Tree) -> None:
-    trace = trace_of(tree(missing=("VDD_CPU_CV",)), jetson.RushingClock(3.0))
+def test_a_module_without_a_total_has_no_energy(clocks: ModuleType, tree: Tree) -> None:
+    trace = trace_of(tree(missing=("VDD_CPU_CV",)), clocks.RushingClock(3.0))
     with pytest.raises(MeasurementError, match="only rails VDD_GPU_SOC"):
         trace.energy_j(1.0, 2.0)
 
@@ -165,17 +165,17 @@ def test_a_period_that_is_none_is_refused(tree: Tree) -> None:
 
 @pytest.mark.parametrize("watts", [10.0, 10.13, 10.2, 10.33])
 def test_a_power_between_two_steps_of_the_sensor_lies_within_the_resolution(
-    jetson: ModuleType, tree: Tree, watts: float
+    clocks: ModuleType, tree: Tree, watts: float
 ) -> None:
     device = tree(module="p3767-0000")
     device.set_power({"VDD_IN": watts})
-    trace = trace_of(device, jetson.RushingClock(6.0))
+    trace = trace_of(device, clocks.RushingClock(6.0))
     assert abs(trace.energy_j(0.5, 5.5) / 5 - watts) <= trace.resolution_w(0.5, 5.5) + 0.01 * watts
     assert trace.resolution_w(0.5, 5.5) == pytest.approx(0.05, rel=0.01)
 
 
-def test_noise_averages_the_steps_of_the_sensor_out(jetson: ModuleType, tree: Tree) -> None:
-    assert sample(jetson, tree, constant, 6.0).resolution_w(0.5, 5.5) < 0.1
+def test_noise_averages_the_steps_of_the_sensor_out(clocks: ModuleType, tree: Tree) -> None:
+    assert sample(clocks, tree, constant, 6.0).resolution_w(0.5, 5.5) < 0.1
 
 
 def test_a_counter_tells_the_energy_between_its_readings() -> None:

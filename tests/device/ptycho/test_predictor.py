@@ -11,6 +11,7 @@ import pytest
 
 from edgexnas.bundle import AmplitudeGate, Bundle, Gate, open_bundle
 from edgexnas.device import PeakPredictor, PositionReading, Predictor, PtychoPredictor
+from edgexnas.device.ptycho.predictor import lanes_of
 from edgexnas.errors import (
     ConfigurationError,
     EngineAccuracyError,
@@ -74,7 +75,7 @@ def one_at(row_px: float) -> Any:
     return positions
 
 
-def stitched(predictor: Predictor, source: Any) -> ObjectImage:
+def stitched(predictor: PtychoPredictor, source: Any) -> ObjectImage:
     stream = predictor.stream(source)
     assert list(stream)
     return stream.image()
@@ -141,7 +142,7 @@ class TestOpening:
 
     @pytest.mark.parametrize("method", ["process", "calibrate_background"])
     def test_what_only_frames_of_peaks_have_is_refused(
-        self, predictor: Predictor, method: str
+        self, predictor: PtychoPredictor, method: str
     ) -> None:
         with pytest.raises(ConfigurationError, match=f"is for ptycho, and {method} is for frames"):
             getattr(predictor, method)(np.zeros((64, 64)))
@@ -158,9 +159,10 @@ class TestOpening:
     ) -> None:
         patterns = visible.visible_scan().patterns[:3]
         with PtychoPredictor(bundle) as predictor:
-            intake = predictor.intake()
+            lanes = lanes_of(predictor)
+            intake = lanes.intake()
             admitted = np.stack([intake.admit(p, n) for n, p in enumerate(patterns)])
-            stepwise = predictor.predict_admitted(admitted)
+            stepwise = lanes.predict_admitted(admitted)
             np.testing.assert_array_equal(stepwise.values, predictor.predict(patterns).values)
 
 

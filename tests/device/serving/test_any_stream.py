@@ -21,6 +21,7 @@ from edgexnas.device.sources.events import SeriesEnd, SeriesStart, SourceFrame, 
 pytest.importorskip("onnxruntime", reason="onnxruntime is the extra «device»")
 
 GOOD = np.zeros((24, 32), np.uint16)
+TIMES = (None, 1.7e9, 0.0, -5.0, 1e300, float("nan"), float("inf"), 253_402_300_800.0)
 KINDS = {"good": GOOD, "shape": GOOD[:7].copy(), "dtype": GOOD.astype(np.float64)}
 
 series = st.sampled_from("ab")
@@ -37,7 +38,8 @@ steps = st.one_of(
 def events(told: list[Any]) -> Iterator[Any]:
     for step in told:
         if step[0] == "frame":
-            yield SourceFrame(step[1], step[2], KINDS[step[3]], time.monotonic_ns())
+            time_s = TIMES[step[2] % len(TIMES)]
+            yield SourceFrame(step[1], step[2], KINDS[step[3]], time.monotonic_ns(), time_s)
         elif step[0] == "start":
             yield SeriesStart(step[1])
         elif step[0] == "end":
@@ -79,6 +81,7 @@ def test_every_frame_ends_in_one_state_and_results_come_in_order_once(
     results = [item for item in items if isinstance(item, FrameResult)]
     assert len({(r.series, r.number) for r in results}) == len(results)
     assert sum(r.error is None for r in results) == counts["done"]
+    assert {r.timestamp_s for r in results} <= {None, 1.7e9}
     runs = [list[int]()]
     for item in items:
         if isinstance(item, FrameResult):

@@ -1,15 +1,23 @@
 from __future__ import annotations
 
 import re
+from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from edgexnas.device.serving.configuration import (
     Hdf5SinkSettings,
+    PvaSinkSettings,
     ServeConfiguration,
+    ZmqSinkSettings,
     load_configuration,
 )
+from edgexnas.device.serving.settings import PipelineSettings
+from edgexnas.device.sinks.hdf5_sink import Hdf5Sink
+from edgexnas.device.sinks.pva_sink import PvaSink
+from edgexnas.device.sinks.zmq_sink import ZmqSink
 from edgexnas.errors import ConfigurationError
 from edgexnas.toml_files import line_of
 
@@ -113,9 +121,45 @@ def test_what_is_no_text_is_told(tmp_path: Path) -> None:
 
 
 def test_spilling_needs_a_folder(tmp_path: Path) -> None:
-    (tmp_path / "serve.toml").write_text(GOOD.replace('spill_folder = "spill"\n', ""))
-    with pytest.raises(ConfigurationError, match="spill without a spill_folder"):
-        load_configuration(tmp_path / "serve.toml").pipeline_settings(tmp_path)
+    (told,) = complaints(tmp_path, GOOD.replace('spill_folder = "spill"\n', ""))
+    assert told == "7: the policy is spill without a spill_folder; specify one"
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"queue_frames": 0}, "queue_frames is 0; input should be greater than or equal to 1"),
+        ({"drain_s": float("nan")}, "drain_s is nan; input should be a finite number"),
+        ({"policy": "spill"}, "the policy is spill without a spill_folder; specify one"),
+        ({"object_pixel_m": (1, 1)}, "object_pixel_m is (1, 1); give the (row, col) size"),
+        ({"frames": 3}, "frames is unknown; leave it out"),
+    ],
+)
+def test_a_program_is_told_the_keyword_that_is_wrong(
+    keywords: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        PipelineSettings(**keywords)
+    assert str(caught.value).startswith(message)
+
+
+def test_the_tables_are_the_keywords_of_a_program(tmp_path: Path) -> None:
+    tables = "[pipeline]\nworkers = 3\n[background]\nframes = 4\n[ptycho]\nsnapshot_s = 7\n"
+    text = GOOD.split("[pipeline]")[0] + tables
+    (tmp_path / "serve.toml").write_text(text)
+    read = load_configuration(tmp_path / "serve.toml").pipeline_settings(tmp_path)
+    assert read == PipelineSettings(workers=3, background_frames=4, snapshot_s=7)
+
+
+@pytest.mark.parametrize(
+    ("table", "sink"),
+    [(Hdf5SinkSettings, Hdf5Sink), (ZmqSinkSettings, ZmqSink), (PvaSinkSettings, PvaSink)],
+)
+def test_a_table_of_a_sink_has_the_defaults_of_its_keywords(table: Any, sink: Any) -> None:
+    keywords = signature(sink).parameters
+    for name, field in table.model_fields.items():
+        if name not in ("kind", "on_failure") and not field.is_required():
+            assert field.default == keywords[name].default, name
 
 
 @pytest.mark.parametrize("place", ["README.md", "samples/06_serve.toml"])

@@ -2,14 +2,12 @@ from __future__ import annotations
 
 import random
 import sys
-from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgexnas.device.serving.ledger import MOST_GAPS, STATES, Ledger, SeriesLedger
-from edgexnas.device.sinks.number_ranges import Intervals
 
 ENDED = ("done", "dropped", "failed")
 
@@ -18,37 +16,6 @@ def adds_up(counts: object) -> bool:
     assert isinstance(counts, dict)
     ended = sum(counts[s] for s in ("done", "dropped", "duplicate", "failed", "pending", "spilled"))
     return counts["received"] == ended and min(counts.values()) >= 0
-
-
-class TestIntervals:
-    @given(st.lists(st.tuples(st.booleans(), st.integers(0, 30)), max_size=80))
-    def test_intervals_hold_what_a_set_would(self, steps: list[tuple[bool, int]]) -> None:
-        intervals, model = Intervals(), set[int]()
-        for add, number in steps:
-            changed = intervals.add(number) if add else intervals.remove(number)
-            assert changed == ((number not in model) if add else (number in model))
-            (model.add if add else model.discard)(number)
-        listed = [n for start, stop in intervals for n in range(start, stop)]
-        assert listed == sorted(model)
-        assert intervals.total == len(model)
-        assert intervals.first == min(model, default=None)
-        for number in range(32):
-            assert (number in intervals) == (number in model)
-            missing = next(n for n in range(number, 64) if n not in model)
-            assert intervals.missing_from(number) == missing
-
-    @given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), max_size=20))
-    def test_ranges_are_joined_where_they_touch(self, pairs: list[tuple[int, int]]) -> None:
-        intervals = Intervals(pairs)
-        model = {n for start, stop in pairs for n in range(start, stop)}
-        kept = list(intervals)
-        assert {n for start, stop in kept for n in range(start, stop)} == model
-        assert all(before[1] < after[0] for before, after in pairwise(kept))
-
-    def test_the_lowest_gaps_are_filled_first(self) -> None:
-        intervals = Intervals([(0, 1), (2, 3), (4, 5), (6, 7)])
-        intervals.merge_lowest(2)
-        assert list(intervals) == [(0, 5), (6, 7)]
 
 
 class TestSeriesLedger:

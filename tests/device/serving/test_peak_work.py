@@ -3,7 +3,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from edgexnas.device.bragg.predictor import PeakPredictor
+from edgexnas.device.bragg.predictor import PeakPredictor, lanes_of
 from edgexnas.device.serving.ledger import SeriesLedger
 from edgexnas.device.serving.peak_work import PeakWork
 from edgexnas.device.serving.series_run import FrameTask, SeriesRun
@@ -14,7 +14,7 @@ from edgexnas.device.sources.events import SeriesStart
 def test_a_series_that_is_over_shows_its_background_in_all_its_frames(
     peak_predictor: PeakPredictor, small_frames: list[Any]
 ) -> None:
-    work = PeakWork(peak_predictor, PipelineSettings(background_frames=8))
+    work = PeakWork(lanes_of(peak_predictor), PipelineSettings(background_frames=8))
     run = SeriesRun(SeriesStart("a"), SeriesLedger("a"))
     work.begin(run)
     for number in range(3):
@@ -32,7 +32,9 @@ def test_a_series_that_is_over_shows_its_background_in_all_its_frames(
 def test_frames_that_were_held_back_for_long_do_not_wait_for_the_rest(
     peak_predictor: PeakPredictor, small_frames: list[Any]
 ) -> None:
-    work = PeakWork(peak_predictor, PipelineSettings(background_frames=8, background_wait_ms=500))
+    work = PeakWork(
+        lanes_of(peak_predictor), PipelineSettings(background_frames=8, background_wait_ms=500)
+    )
     run = SeriesRun(SeriesStart("a"), SeriesLedger("a"))
     work.begin(run)
     run.enter(0)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -18,6 +20,7 @@ import numpy as np
 import pytest
 
 from edgexnas.cli import main
+from edgexnas.cli.serve_command import _log_for_operators
 from edgexnas.device.sinks.results_file import read_results
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is the extra «device»")
@@ -191,6 +194,10 @@ def test_check_validates_and_leaves_nothing(
         (('folder = "results"', 'folder = "serve.toml"'), 5, "cannot be written to"),
         (("port = 0", "port = 1"), 9, "port 1 of 127.0.0.1 cannot be used"),
         (("port = 0", 'port = "a"'), 9, "monitoring.port is 'a'"),
+        (("file://", "sim://hedm?shape=0x0#"), 1, "greater than or equal to 1"),
+        (("file://", "simplon://no host:31001?exclusive=1&row=a&col="), 1, "which is no host"),
+        (("trust =", "batch = 1000000000\ntrust ="), 4, "predictor.batch is 1000000000"),
+        (('.edgex"\n', '.edgex\\u0000"\n'), 3, "predictor.bundle is"),
     ],
 )
 def test_check_refuses_with_file_and_line(
@@ -215,6 +222,59 @@ def test_frames_that_are_not_there_yet_are_told_with_their_line_and_may_come(
     path = configure(source="file:///nowhere/scan.h5")
     assert main(["serve", str(path), "--check"]) == 1
     assert f"{path}:1: there is no file /nowhere/scan.h5" in capsys.readouterr().err
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("what", ["configuration", "bundle", "mask", "source"])
+def test_a_pipe_instead_of_a_file_is_refused_at_once(
+    configure: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    path = configure(source=f"file://{pipe}" if what == "source" else None)
+    if what == "bundle":
+        path.write_text(re.sub('bundle = ".*"', f'bundle = "{pipe}"', path.read_text()))
+    if what == "mask":
+        path.write_text(path.read_text().replace("trust =", f'mask = "{pipe}"\ntrust ='))
+    assert main(["serve", str(pipe if what == "configuration" else path), "--check"]) in (1, 2)
+    assert "pipe" in capsys.readouterr().err
+
+
+def test_check_says_which_extra_the_page_needs(
+    configure: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("edgexnas.device.monitoring.web_view", "edgexnas.device.monitoring.metrics"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    refused(configure(), capsys, ("port = 0", "port = 9108"), 8, "pip install 'edgexnas[monitor]'")
+
+
+def test_check_says_that_a_host_has_no_address_now(
+    configure: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = configure(source="simplon://detector.invalid:31001?exclusive=1")
+    assert main(["serve", str(path), "--check"]) == 1
+    assert f"{path}:1: the host of simplon://detector.invalid" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("host", "public"), [("0.0.0.0", True), ("127.0.0.1", False)])
+def test_check_warns_of_a_sink_that_other_machines_can_reach(
+    configure: Any, capsys: pytest.CaptureFixture[str], host: str, public: bool
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    path = configure("", f'[[sinks]]\nkind = "zmq"\naddress = "tcp://{host}:{port}"\n')
+    assert main(["serve", str(path), "--check"]) == 0
+    assert ("is open to other machines" in capsys.readouterr().err) == public
+
+
+def test_control_characters_from_outside_do_not_reach_the_log(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with _log_for_operators(quiet=False):
+        logging.getLogger("edgexnas.x").warning("series %s", "a\x1b[2Jb\nc\x07é")
+    assert capsys.readouterr().err.endswith(r"WARNING series a\x1b[2Jb\nc\x07é" + "\n")
 
 
 def refused(path: Path, capsys: Any, change: tuple[str, str], line: int, message: str) -> None:

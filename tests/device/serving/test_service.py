@@ -16,6 +16,7 @@ import pytest
 
 from edgexnas.bundle import Bundle, open_bundle
 from edgexnas.device import PeakPredictor, PtychoPredictor
+from edgexnas.device.bragg.predictor import lanes_of
 from edgexnas.device.serving.peak_work import PeakWork
 from edgexnas.device.serving.service import Service, ServiceError
 from edgexnas.device.serving.settings import PipelineSettings
@@ -24,9 +25,9 @@ from edgexnas.device.sinks.hdf5_sink import Hdf5Sink
 from edgexnas.device.sinks.results import ObjectSnapshot, SeriesBegun, SeriesEnded
 from edgexnas.device.sinks.results_file import read_results
 from edgexnas.device.sources.events import (
-    PositionReading,
     SeriesEnd,
     SeriesStart,
+    SourcePosition,
     SourceTrouble,
 )
 from edgexnas.errors import ConfigurationError, SourceError
@@ -179,14 +180,15 @@ class TestFailures:
         peak_predictor: PeakPredictor,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        locate = peak_predictor.locate
+        lanes = lanes_of(peak_predictor)
+        locate = lanes.locate
 
         def faulty(found: Any, numbers: Any) -> Any:
             if 3 in numbers:
                 raise RuntimeError("the card is hot")
             return locate(found, numbers)
 
-        monkeypatch.setattr(peak_predictor, "locate", faulty)
+        monkeypatch.setattr(lanes, "locate", faulty)
         counts = serve(frame_of(n, pixels) for n, pixels in enumerate(small_frames))
         assert (counts["done"], counts["failed"]) == (7, 1)
         assert seen.results[3].error == "RuntimeError: the card is hot"
@@ -332,7 +334,8 @@ class TestOverload:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """The engine does one frame while two come."""
-        locate = peak_predictor.locate
+        lanes = lanes_of(peak_predictor)
+        locate = lanes.locate
         sent, done, lags = [0], [0], list[int]()
 
         def slow(found: Any, numbers: Any) -> Any:
@@ -350,7 +353,7 @@ class TestOverload:
                 yield frame_of(number, small_frames[number % 8])
 
         monkeypatch.setattr(PeakWork, "warm_up", lambda self: None)
-        monkeypatch.setattr(peak_predictor, "locate", slow)
+        monkeypatch.setattr(lanes, "locate", slow)
         counts = serve(events(), live=True, queue_frames=16, background_frames=1, max_age_ms=1e6)
         assert counts["received"] == 400
         assert counts["dropped"] > 40
@@ -666,7 +669,7 @@ class TestPtychography:
             yield SeriesStart("scan")
             for number, (pattern, place) in enumerate(zip(scan.patterns, places, strict=True)):
                 if apart:
-                    yield PositionReading(None, number, place, time.monotonic_ns())
+                    yield SourcePosition(None, number, place, time.monotonic_ns())
                 yield frame_of(number, pattern, series="scan", position_m=None if apart else place)
 
         settings = PipelineSettings(object_pixel_m=self.PIXEL_M)
@@ -690,6 +693,21 @@ class TestPtychography:
     ) -> None:
         with pytest.raises(ConfigurationError, match="object_pixel_m"):
             Service(predictor, told_source([]))
+
+
+def test_results_name_the_detectors_frame_and_the_bundle(
+    tmp_path: Path,
+    peak_predictor: PeakPredictor,
+    told_source: Make,
+    small_frames: list[Any],
+    frame_of: Make,
+) -> None:
+    frames = [frame_of(number, small_frames[0], detector_id=700 + number) for number in range(2)]
+    Service(peak_predictor, told_source(frames), [Hdf5Sink(tmp_path)]).run()
+    stored = list(read_results(tmp_path))
+    assert [frame.detector_id for frame in stored] == [700, 701]
+    assert {frame.bundle_digest for frame in stored} == {peak_predictor.bundle_digest}
+    assert len(peak_predictor.bundle_digest) == 64
 
 
 def test_series_metadata_reaches_the_sinks(

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from edgexnas.device.sources import (
-    PositionReading,
     SeriesEnd,
     SeriesStart,
     SourceFrame,
+    SourcePosition,
     SourceTrouble,
     open_event_source,
 )
@@ -72,7 +72,7 @@ def test_an_item_that_is_no_frame_is_a_trouble_that_takes_its_number() -> None:
 def test_events_are_passed_on_as_they_are() -> None:
     events = [
         SeriesStart("a"),
-        PositionReading("a", 0, (0.0, 1.0), 5),
+        SourcePosition("a", 0, (0.0, 1.0), 5),
         SourceFrame("a", 0, FRAMES[0], 7),
         SeriesEnd("a", 1, 9),
     ]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from edgexnas.device import PtychoPredictor
-from edgexnas.device.sources import PositionReading, SeriesEnd, SourceFrame, open_event_source
+from edgexnas.device.sources import SeriesEnd, SourceFrame, SourcePosition, open_event_source
 from edgexnas.device.sources.simulated import SimulatedOptions, simulate_frames
 from edgexnas.ptycho import ObjectImage
 
@@ -63,12 +63,12 @@ def test_a_simulated_detector_gives_the_object_of_its_patterns(
 def test_patches_keep_the_numbers_that_a_detector_gave_them(predictor: PtychoPredictor) -> None:
     pattern, now = np.ones((64, 64), np.uint16), time.monotonic_ns()
     events = [
-        PositionReading(None, 2, (0.0, 3e-8), now),
+        SourcePosition(None, 2, (0.0, 3e-8), now),
         SourceFrame("scan", 0, pattern, now, position_m=(0.0, 0.0)),
         SourceFrame("scan", 2, pattern, now),
         SourceFrame("scan", 5, pattern, now),
-        PositionReading("other", 5, (0.0, 0.0), now),
-        PositionReading("scan", 5, (0.0, 6e-8), now),
+        SourcePosition("other", 5, (0.0, 0.0), now),
+        SourcePosition("scan", 5, (0.0, 6e-8), now),
         SourceFrame("other", 6, pattern, now, position_m=(0.0, 0.0)),
         SeriesEnd("scan", 3, now),
         SourceFrame("scan", 7, pattern, now, position_m=(0.0, 0.0)),

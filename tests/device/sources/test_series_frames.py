@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from edgexnas.device.sources import (
-    PositionReading,
     SeriesEnd,
     SeriesStart,
     SourceFrame,
+    SourcePosition,
     SourceTrouble,
     open_event_source,
 )
@@ -53,7 +53,7 @@ def test_the_mask_is_known_with_the_first_frame() -> None:
 
 def test_troubles_are_logged_and_positions_passed_over(caplog: pytest.LogCaptureFixture) -> None:
     trouble = SourceTrouble("a", 1, "frame 1 of pva: it is damaged", 0)
-    reading = PositionReading("a", 1, (0.0, 0.0), 0)
+    reading = SourcePosition("a", 1, (0.0, 0.0), 0)
     with caplog.at_level(logging.WARNING):
         assert numbers(SeriesStart("a"), frame(0), trouble, reading, frame(2)) == [0, 2]
     assert caplog.messages == ["frame 1 of pva: it is damaged"]

@@ -130,5 +130,5 @@ def test_a_negative_count_is_refused_by_its_pixel(scan: Scan) -> None:
 
 @pytest.mark.parametrize("option", [{"iterations": 0}, {"modes": 0}])
 def test_options_out_of_range_are_refused(scan: Scan, option) -> None:
-    with pytest.raises(ConfigurationError, match="give 1 or more"):
+    with pytest.raises(ConfigurationError, match="specify 1 or more"):
         reconstruct(scan, **option)

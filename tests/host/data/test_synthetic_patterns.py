@@ -18,7 +18,7 @@ from edgexnas.host.data.synthetic_patterns import (
     draw_objects,
     in_scale_of,
     part_of_scan,
-    with_drawn_patterns,
+    with_synthetic_patterns,
 )
 from edgexnas.host.networks.ptycho_models import MlpPtycho
 from edgexnas.host.training.loop import DivergedError
@@ -168,7 +168,7 @@ def test_drawn_patterns_join_the_training_part_and_no_other() -> None:
     scan = simulate_scan(PtychographySettings(scan_shape_px=(200, 260)), seed=4)
     dataset = label_scan(scan)
     split = dataset.split()
-    joined = with_drawn_patterns(dataset, scan, 70, objects=4, iterations=1)
+    joined = with_synthetic_patterns(dataset, scan, 70, objects=4, iterations=1)
     parts = joined.split()
     assert len(joined) == len(dataset) + 70
     np.testing.assert_array_equal(parts.train[:-70], split.train)
@@ -188,7 +188,7 @@ def test_what_is_drawn_does_not_depend_on_the_test_region() -> None:
     patterns[unseen] = 7
     blinded = replace(scan, patterns=patterns)
     drawn = [
-        with_drawn_patterns(dataset, s, 4, objects=1, iterations=1).patterns[-4:]
+        with_synthetic_patterns(dataset, s, 4, objects=1, iterations=1).patterns[-4:]
         for s in (scan, blinded)
     ]
     np.testing.assert_array_equal(drawn[0], drawn[1])
@@ -197,7 +197,7 @@ def test_what_is_drawn_does_not_depend_on_the_test_region() -> None:
 def test_labels_of_another_scan_are_refused(scan: Scan) -> None:
     other = label_scan(simulate_scan(PtychographySettings(scan_shape_px=(90, 90)), seed=4))
     with pytest.raises(InputError, match="label this scan as a whole"):
-        with_drawn_patterns(other, scan, 4)
+        with_synthetic_patterns(other, scan, 4)
 
 
 @pytest.mark.parametrize(

@@ -12,16 +12,17 @@ from edgexnas.bragg import CENTRE
 from edgexnas.errors import ConfigurationError
 from edgexnas.host.data.peak_dataset import PeakDataset
 from edgexnas.host.data.pseudo_voigt import fit_pseudo_voigt
-from edgexnas.host.data.synthetic_peaks import with_drawn_peaks
-from edgexnas.host.networks.bragg_models import mlp_bragg
-from edgexnas.host.training.loop import TrainingData, TrainingSettings, train
+from edgexnas.host.data.synthetic_peaks import with_synthetic_peaks
+from edgexnas.host.networks.bragg_models import MlpBragg
+from edgexnas.host.training.loop import train
+from edgexnas.host.training.settings import TrainingData, TrainingSettings
 
 COUNT = 400
 
 
 @pytest.fixture(scope="module")
 def drawn(simulated_peaks: PeakDataset) -> PeakDataset:
-    return with_drawn_peaks(as_measured(simulated_peaks), COUNT, seed=1)
+    return with_synthetic_peaks(as_measured(simulated_peaks), COUNT, seed=1)
 
 
 def as_measured(dataset: PeakDataset) -> PeakDataset:
@@ -59,7 +60,7 @@ def test_what_is_drawn_does_not_depend_on_the_held_out_peaks(
     counts = dataset.counts.copy()
     for part in (split.calibration, split.validation, split.test):
         counts[part] = counts[part][:, ::-1]
-    other = with_drawn_peaks(replace(dataset, counts=counts), COUNT, seed=1)
+    other = with_synthetic_peaks(replace(dataset, counts=counts), COUNT, seed=1)
     ours = drawn.counts[added(dataset, drawn)]
     np.testing.assert_array_equal(other.counts[added(replace(dataset, counts=counts), other)], ours)
 
@@ -84,7 +85,7 @@ def test_a_drawn_peak_is_brightest_in_the_centre_as_a_found_one_is(
 def test_where_the_truth_is_known_a_drawn_peak_is_labelled_by_it(
     simulated_peaks: PeakDataset,
 ) -> None:
-    joined = with_drawn_peaks(simulated_peaks, COUNT, seed=1)
+    joined = with_synthetic_peaks(simulated_peaks, COUNT, seed=1)
     new = added(simulated_peaks, joined)
     assert joined.against == "truth"
     apart = np.linalg.norm((joined.targets_px - joined.offsets_px)[new], axis=1)
@@ -112,7 +113,7 @@ def test_zero_suppression_of_the_measured_frames_is_that_of_the_drawn_peaks(
     counts = simulated_peaks.counts.copy()
     counts[counts < 50] = 0
     dataset = as_measured(replace(simulated_peaks, counts=counts))
-    drawn = with_drawn_peaks(dataset, COUNT)
+    drawn = with_synthetic_peaks(dataset, COUNT)
     new = drawn.counts[added(dataset, drawn)]
     assert new[new > 0].min() >= 50
 
@@ -130,17 +131,17 @@ def test_a_network_learns_more_where_drawn_peaks_join_few_measured_ones(
         torch.manual_seed(0)
         epochs = round(steps / (len(parts.train_x) // 64))
         settings = TrainingSettings(epochs=epochs, batch_size=64, learning_rate=3e-3)
-        return train(mlp_bragg(48, 2), parts, settings).metrics["error"]
+        return train(MlpBragg(48, 2), parts, settings).metrics["error"]
 
-    assert error(with_drawn_peaks(few, 3000, seed=2)) < 0.9 * error(few)
+    assert error(with_synthetic_peaks(few, 3000, seed=2)) < 0.9 * error(few)
 
 
 def test_a_count_below_one_is_refused(simulated_peaks: PeakDataset) -> None:
-    with pytest.raises(ConfigurationError, match="count is 0; give 1 drawn peak or more"):
-        with_drawn_peaks(simulated_peaks, 0)
+    with pytest.raises(ConfigurationError, match="count is 0; specify 1 synthetic peak or more"):
+        with_synthetic_peaks(simulated_peaks, 0)
 
 
 def test_peaks_of_other_frames_are_not_merged(simulated_peaks: PeakDataset) -> None:
     other = replace(simulated_peaks, frames=simulated_peaks.frames + 1, omega_deg=None)
-    with pytest.raises(ConfigurationError, match="give peaks of the same series"):
+    with pytest.raises(ConfigurationError, match="specify peaks of the same series"):
         simulated_peaks.merge(other, source="both")

@@ -10,10 +10,11 @@ from edgexnas.errors import QuantisationError
 from edgexnas.host.exporting.onnx_export import to_onnx
 from edgexnas.host.exporting.quantisation import Recipe, quantise, run_onnx, weighted_layers
 from edgexnas.host.exporting.quantisation_aware import fine_tune_for_int8
-from edgexnas.host.networks.bragg_models import BraggNN, cnn_bragg, mlp_bragg
+from edgexnas.host.networks.bragg_models import BraggNN, CnnBragg, MlpBragg
 from edgexnas.host.networks.ptycho_models import CnnPtycho
-from edgexnas.host.training.criteria import score_offsets
-from edgexnas.host.training.loop import TrainingData, TrainingSettings, train
+from edgexnas.host.training.bragg_criterion import score_offsets
+from edgexnas.host.training.loop import train
+from edgexnas.host.training.settings import TrainingData, TrainingSettings
 
 LEVELS = (0.05, 0.5, 0.95)
 
@@ -21,7 +22,7 @@ LEVELS = (0.05, 0.5, 0.95)
 @pytest.fixture(scope="module")
 def trained(gaussian_task: TrainingData) -> nn.Module:
     torch.manual_seed(0)
-    return train(cnn_bragg(6, 3), gaussian_task, TrainingSettings(epochs=25, batch_size=32)).model
+    return train(CnnBragg(6, 3), gaussian_task, TrainingSettings(epochs=25, batch_size=32)).model
 
 
 def exported(model: nn.Module, task: TrainingData, *, half: bool = False) -> bytes:
@@ -33,7 +34,7 @@ def error_px(model: bytes, task: TrainingData) -> float:
     return score_offsets(output, task.validation_y.numpy(), LEVELS)["error"]
 
 
-@pytest.mark.parametrize("build", [lambda: mlp_bragg(8, 2), lambda: cnn_bragg(4, 4), BraggNN])
+@pytest.mark.parametrize("build", [lambda: MlpBragg(8, 2), lambda: CnnBragg(4, 4), BraggNN])
 def test_the_exported_graph_computes_what_the_network_does(
     build: object, gaussian_task: TrainingData
 ) -> None:
@@ -94,7 +95,7 @@ def test_quantising_twice_gives_the_same_bytes(
 
 
 def test_a_network_with_nothing_to_quantise_is_refused(gaussian_task: TrainingData) -> None:
-    float32 = exported(mlp_bragg(4, 1), gaussian_task)
+    float32 = exported(MlpBragg(4, 1), gaussian_task)
     with pytest.raises(QuantisationError, match="2 stay float"):
         quantise(float32, gaussian_task.train_x.numpy(), Recipe(float_layers=2))
 

@@ -17,15 +17,15 @@ from edgexnas.host.measuring.cost_model import (
     PaperRow,
     count_cost,
 )
-from edgexnas.host.networks.bragg_models import BraggNN, count_macs, count_parameters, mlp_bragg
-from edgexnas.host.networks.ptycho_models import PtychoNN, cnn_ptycho
+from edgexnas.host.networks.bragg_models import BraggNN, MlpBragg, count_macs, count_parameters
+from edgexnas.host.networks.ptycho_models import CnnPtycho, PtychoNN
 
 CALIBRATION = {
     "BraggNN": (lambda: BraggNN((64, 32, 16, 8)), (1, 11, 11)),
     # 16,150 weights without biases, as the paper counts.
-    "optimised Bragg": (lambda: mlp_bragg(50, 5), (1, 11, 11)),
+    "optimised Bragg": (lambda: MlpBragg(50, 5), (1, 11, 11)),
     "PtychoNN": (PtychoNN, (1, 64, 64)),
-    "optimised Ptycho": (lambda: cnn_ptycho(251, 1, 2, 1), (1, 64, 64)),
+    "optimised Ptycho": (lambda: CnnPtycho(251, 1, 2, 1), (1, 64, 64)),
 }
 
 OFF_BY = {
@@ -74,7 +74,7 @@ def test_no_other_constants_fit_the_four_rows_better(
 
 
 def test_the_network_that_stands_for_the_paper_s_has_its_size() -> None:
-    assert count_parameters(cnn_ptycho(251, 1, 2, 1)) == pytest.approx(1_708_150, rel=0.001)
+    assert count_parameters(CnnPtycho(251, 1, 2, 1)) == pytest.approx(1_708_150, rel=0.001)
 
 
 @pytest.mark.parametrize("name", CALIBRATION)
@@ -91,7 +91,7 @@ def test_a_kernel_reads_its_input_and_its_weights_and_writes_its_output() -> Non
 
 def test_depth_costs_launches_and_width_does_not() -> None:
     model = CostModel()
-    deep, wide = (count_cost(mlp_bragg(*s), (1, 11, 11)) for s in ((8, 10), (64, 1)))
+    deep, wide = (count_cost(MlpBragg(*s), (1, 11, 11)) for s in ((8, 10), (64, 1)))
     assert deep.launches > wide.launches
     assert deep.macs < wide.macs
     assert model.latency_ms(deep) > model.latency_ms(wide)

@@ -23,7 +23,7 @@ from edgexnas.host.measuring import bench_transports, measure_source
 from edgexnas.host.measuring.bench_transports import SshBench
 from edgexnas.host.measuring.candidate_bundle import CandidateBundle, make_candidate_bundle
 from edgexnas.host.measuring.measure_source import BenchMeasure, open_measure
-from edgexnas.host.networks.bragg_models import mlp_bragg
+from edgexnas.host.networks.bragg_models import MlpBragg
 from edgexnas.host.networks.spaces import SPACES
 from edgexnas.host.reporting.report import write_report
 from edgexnas.host.search.configuration import load_configuration
@@ -39,7 +39,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, CandidateBundl
     """A key, and a bundle of a small network signed by it: exporting one takes seconds."""
     folder = tmp_path_factory.mktemp("beam")
     key, _ = generate_keys(folder, name="beam")
-    return folder, make_candidate_bundle(mlp_bragg(4, 1), "bragg", "float32", key)
+    return folder, make_candidate_bundle(MlpBragg(4, 1), "bragg", "float32", key)
 
 
 @pytest.fixture
@@ -60,12 +60,12 @@ def local(cache: Path | None = None, **options: Any) -> BenchMeasure:
 
 def test_this_machine_measures_an_architecture_once_whatever_its_weights(tmp_path: Path) -> None:
     measure = local(tmp_path)
-    first, again = measure(mlp_bragg(8, 1)), measure(mlp_bragg(8, 1))
+    first, again = measure(MlpBragg(8, 1)), measure(MlpBragg(8, 1))
     assert 0 < first["latency"] < 1e3
     assert again == first
     assert measure.measurements == 1
     resumed = local(tmp_path)
-    assert resumed(mlp_bragg(8, 1)) == first
+    assert resumed(MlpBragg(8, 1)) == first
     assert resumed.measurements == 0
     (kept,) = tmp_path.glob("*.json")
     assert json.loads(kept.read_text())["report"]["before"]["versions"]["onnxruntime"]
@@ -76,12 +76,12 @@ def test_results_kept_for_other_options_are_not_taken(ready: Path, tmp_path: Pat
         f"local?{FAST}&trust={ready}", task="bragg", wanted=("latency",), cache=tmp_path,
         signing_key=ready / "beam.key.pem",
     )  # fmt: skip
-    first(mlp_bragg(8, 1))
+    first(MlpBragg(8, 1))
     other = open_measure(
         f"local?{FAST}&trust={ready}&batch=8", task="bragg", wanted=("latency",), cache=tmp_path,
         signing_key=ready / "beam.key.pem",
     )  # fmt: skip
-    other(mlp_bragg(8, 1))
+    other(MlpBragg(8, 1))
     assert other.measurements == 1  # type: ignore[attr-defined]
 
 
@@ -93,16 +93,16 @@ def test_energy_on_a_machine_without_a_meter_fails_with_its_reason(ready: Path) 
     if any(Path("/sys/class/powercap").glob("intel-rapl:*")) or shutil.which("nvidia-smi"):
         pytest.skip("this machine has a power meter")
     with pytest.raises(MeasurementError, match=r"failed on this machine: .*no power meter"):
-        measure(mlp_bragg(4, 1))
+        measure(MlpBragg(4, 1))
 
 
 @pytest.mark.parametrize(
     ("source", "changes", "sentence"),
     [
-        ("abacus", {}, "measure is 'abacus'; give 'local', 'ssh://HOST', 'model'"),
+        ("abacus", {}, "measure is 'abacus'; specify 'local', 'ssh://HOST', 'model'"),
         ("local?speed=2", {}, "sets 'speed', which is unknown"),
         ("local?runs=many", {}, "sets runs to no number"),
-        ("local?runs=0", {}, "sets runs to 0; give more than 0"),
+        ("local?runs=0", {}, "sets runs to 0; specify more than 0"),
         ("local?precision=int4", {}, "sets precision to 'int4'"),
         ("local", {"workers": 2}, "trainings would disturb the measurement"),
         ("ssh://orin", {}, "needs signing_key="),
@@ -211,7 +211,7 @@ def device(sshd: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dev
 
 def test_a_device_measures_over_a_real_ssh_server(device: Device, ready: Path) -> None:
     measure = device.open(precision="float32", trust=ready)
-    assert 0 < measure(mlp_bragg(8, 1))["latency"] < 1e3
+    assert 0 < measure(MlpBragg(8, 1))["latency"] < 1e3
     assert measure.transport.name == "ssh://orin"
 
 
@@ -219,7 +219,7 @@ def test_a_bundle_that_the_device_does_not_trust_is_said_so(device: Device, tmp_
     generate_keys(tmp_path, name="stranger")
     measure = device.open(precision="float32", trust=tmp_path)
     with pytest.raises(MeasurementError, match=r"on ssh://orin: .*by key .* not among the 1"):
-        measure(mlp_bragg(4, 1))
+        measure(MlpBragg(4, 1))
 
 
 def test_another_version_is_refused_before_anything_is_measured(device: Device) -> None:
@@ -305,7 +305,7 @@ def test_an_answer_that_is_no_report_is_refused(
     device.install(f"{version}\ncat >/dev/null\n{answer}")
     measure = device.open(precision="float32")
     with pytest.raises(error, match=sentence):
-        measure(mlp_bragg(4, 1))
+        measure(MlpBragg(4, 1))
 
 
 # In a search

@@ -29,7 +29,9 @@ def middle(name: str) -> float:
 
 
 def test_an_unknown_objective_is_refused_with_those_there_are() -> None:
-    with pytest.raises(ConfigurationError, match=r"'accuracy' is unknown; give one of \['error'"):
+    with pytest.raises(
+        ConfigurationError, match=r"'accuracy' is unknown; specify one of \['error'"
+    ):
         resolve_objectives(("accuracy",))
 
 
@@ -41,7 +43,7 @@ def test_objectives_are_a_sequence_of_different_names(names: tuple[str, ...]) ->
 
 @pytest.mark.parametrize("name", ["latency", "energy"])
 def test_latency_and_energy_need_a_source(name: str) -> None:
-    with pytest.raises(ConfigurationError, match=f"'{name}' has no source; give measure="):
+    with pytest.raises(ConfigurationError, match=f"'{name}' has no source; specify measure="):
         resolve_objectives((name,))
     assert resolve_objectives((name,), measure=lambda _: {name: 1.0})[0].kind == "measured"
 

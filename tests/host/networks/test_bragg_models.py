@@ -9,11 +9,11 @@ from edgexnas.errors import ConfigurationError
 from edgexnas.host.networks.bragg_models import (
     BRAGGNN_DENSE,
     BraggNN,
+    CnnBragg,
+    MlpBragg,
     QuantileHead,
-    cnn_bragg,
     count_macs,
     count_parameters,
-    mlp_bragg,
 )
 
 MEDIAN = (0.5,)
@@ -26,7 +26,7 @@ def test_braggnn_has_its_published_size(size: str, parameters: int) -> None:
 
 @pytest.mark.parametrize(("layers", "parameters"), [(1, 6_202), (5, 16_402)])
 def test_mlp_of_50_units_has_the_papers_size_and_its_biases(layers: int, parameters: int) -> None:
-    assert count_parameters(mlp_bragg(50, layers, MEDIAN)) == parameters
+    assert count_parameters(MlpBragg(50, layers, MEDIAN)) == parameters
     biases = 50 * layers + 2
     assert parameters - biases in (6_150, 16_150)
 
@@ -39,7 +39,7 @@ def test_braggnn_multiplies_as_often_as_counted_by_hand() -> None:
 
 
 def test_counting_macs_leaves_the_weights_alone() -> None:
-    model = mlp_bragg(4, 1)
+    model = MlpBragg(4, 1)
     before = model.head.linear.weight.clone()
     count_macs(model)
     assert torch.equal(model.head.linear.weight, before)
@@ -64,11 +64,11 @@ def test_levels_that_do_not_increase_between_0_and_1_are_refused(levels: tuple[f
 
 @pytest.mark.parametrize("layers", [1, 2, 5, 8, 9, 16])
 def test_cnn_of_any_depth_maps_patches_to_offsets(layers: int) -> None:
-    assert cnn_bragg(3, layers)(torch.zeros(2, 1, 11, 11)).shape == (2, 2, 3)
+    assert CnnBragg(3, layers)(torch.zeros(2, 1, 11, 11)).shape == (2, 2, 3)
 
 
 def test_a_deep_cnn_starts_as_a_shallow_one_so_that_gradients_pass() -> None:
-    model = cnn_bragg(8, 64)
+    model = CnnBragg(8, 64)
     loss = model(torch.rand(16, 1, 11, 11)).square().mean()
     loss.backward()
     first = next(model.parameters())

@@ -11,7 +11,7 @@ from edgexnas.bundle import generate_keys, open_bundle
 from edgexnas.host import SPACES, PeakDataset, optimize
 from edgexnas.host.exporting.onnx_export import to_onnx
 from edgexnas.host.exporting.quantisation import Recipe, quantise, run_onnx
-from edgexnas.host.networks.bragg_models import cnn_bragg, count_macs, count_parameters
+from edgexnas.host.networks.bragg_models import CnnBragg, count_macs, count_parameters
 from edgexnas.host.networks.symmetric_mlp import (
     Centroid,
     FromCentroid,
@@ -19,8 +19,9 @@ from edgexnas.host.networks.symmetric_mlp import (
     mlp_bragg_symmetric,
 )
 from edgexnas.host.search.result import SearchResult
-from edgexnas.host.training.criteria import symmetry
-from edgexnas.host.training.loop import TrainingData, TrainingSettings, train
+from edgexnas.host.training.bragg_criterion import symmetry
+from edgexnas.host.training.loop import train
+from edgexnas.host.training.settings import TrainingData, TrainingSettings
 
 
 def gaussians(offsets: torch.Tensor, sigma: float = 1.2) -> torch.Tensor:
@@ -80,7 +81,7 @@ def test_it_learns_gaussian_peaks_better_than_their_centroid_says() -> None:
 
 @pytest.mark.parametrize(
     "network",
-    [lambda: SymmetricMlp(8, 2), lambda: cnn_bragg(4, 3)],
+    [lambda: SymmetricMlp(8, 2), lambda: CnnBragg(4, 3)],
     ids=["SymmetricMlp", "cnnBragg"],
 )
 def test_the_centroid_is_as_exact_in_int8_as_in_float32_and_nearly_so_in_float16(

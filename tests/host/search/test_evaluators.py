@@ -226,9 +226,9 @@ def test_workers_are_born_anew_if_the_process_that_forks_them_dies(
     evaluator = ProcessEvaluator(context, log=tmp_path / "log")
     try:
         assert run_one(evaluator, request()).reason == ""
-        evaluator._nursery._process.kill()
+        evaluator._server._process.kill()
         results = [run_one(evaluator, request(trial)).reason for trial in (1, 2, 3)]
-        # The worker ends with its nursery, within half a second or in one of these evaluations.
+        # The worker ends with its fork server, within half a second or in one of these evaluations.
         assert results[-1] == ""
         assert set(results) <= {"", "killed"}
     finally:

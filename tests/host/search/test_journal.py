@@ -1,4 +1,4 @@
-"""The journal of a run: what survives, and what is refused."""
+"""The journal of a run: what survives, and what is rejected."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgexnas.errors import SearchError
-from edgexnas.host.search.journal import NAME, Journal, read_journal, write_whole
+from edgexnas.host.run_files import write_run_file
+from edgexnas.host.search.journal import NAME, Journal, read_journal
 
 RUN = {"task": "bragg", "objectives": ["error"], "seed": 3, "spaces": ("a", "b")}
 
@@ -144,7 +145,7 @@ def test_a_number_that_json_does_not_know_is_never_written(tmp_path: Path) -> No
 def test_a_folder_without_a_run_is_refused(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:
         (tmp_path / NAME).write_bytes(content)
-    with pytest.raises(SearchError, match="give the output folder"):
+    with pytest.raises(SearchError, match="specify the output folder"):
         read_journal(tmp_path)
 
 
@@ -153,7 +154,7 @@ def test_a_file_that_cannot_be_written_whole_is_not_there(tmp_path: Path) -> Non
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
         with pytest.raises(SearchError, match="cannot be written"):
-            write_whole(tmp_path / "weights.pt", bytes(5000))
+            write_run_file(tmp_path / "weights.pt", bytes(5000))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""`optimize`: what a run leaves behind, what it survives, and what it refuses."""
+"""`optimize`: what a run leaves behind, what it survives, and what it rejects."""
 
 from __future__ import annotations
 
@@ -303,13 +303,13 @@ def test_a_configuration_file_narrows_spaces_and_finds_data_beside_it(tmp_path: 
         ("evals = 3", "sets 'evals', which is unknown"),
         ("resume = true", "sets 'resume'"),
         ("a = ", "is not TOML"),
-        ("space = 3", "sets space to 3; give the name"),
-        ("spaces = 3", "sets spaces to 3; give a table"),
-        ("spaces.x = 3", r"sets spaces\.x to 3; give a table"),
-        ("constraints = 3", "sets constraints to 3; give a table"),
+        ("space = 3", "sets space to 3; specify the name"),
+        ("spaces = 3", "sets spaces to 3; specify a table"),
+        ("spaces.x = 3", r"sets spaces\.x to 3; specify a table"),
+        ("constraints = 3", "sets constraints to 3; specify a table"),
         ("search_options = [1]", "sets search_options to"),
-        ("data = 3", "sets data to 3; give it as text"),
-        ("task = true", "sets task to True; give it as text"),
+        ("data = 3", "sets data to 3; specify it as text"),
+        ("task = true", "sets task to True; specify it as text"),
         ('[spaces.x]\nlike = "mlp"', "from 'mlp', which is unknown"),
         ('space = "mlpBragg"\n[spaces.cnnBragg]\nlayers = 3', "does not list"),
     ],
@@ -336,13 +336,13 @@ def test_a_wrong_configuration_file_is_refused(tmp_path: Path, text: str, named:
         ({"epochs": 0}, ConfigurationError, "epochs is 0"),
         ({"timeout": -1}, ConfigurationError, "timeout is -1"),
         ({"seed": 1.5}, ConfigurationError, "seed is 1.5"),
-        ({"seed": -1}, ConfigurationError, "seed is -1; give a whole number from 0"),
+        ({"seed": -1}, ConfigurationError, "seed is -1; specify a whole number from 0"),
         ({"space": 3}, ConfigurationError, "space 3 is a int"),
         ({"space": ":"}, ConfigurationError, "space ':' cannot be imported"),
         ({"space": "..a:b"}, ConfigurationError, r"space '\.\.a:b' cannot be imported"),
-        ({"constraints": 3}, ConfigurationError, "constraints is 3; give a dictionary"),
+        ({"constraints": 3}, ConfigurationError, "constraints is 3; specify a dictionary"),
         ({"search_options": [1]}, ConfigurationError, "search_options is"),
-        ({"data": 3}, ConfigurationError, "data is int; give the file"),
+        ({"data": 3}, ConfigurationError, "data is int; specify the file"),
         ({"keep_checkpoints": "none"}, ConfigurationError, "keep_checkpoints is 'none'"),
         ({"device": "abacus"}, ConfigurationError, "device is 'abacus'"),
         ({"signing_key": "no.pem"}, EdgexnasError, "no.pem"),
@@ -433,7 +433,7 @@ def test_progress_shows_failures_the_best_and_the_time_left(
 
 
 def test_a_bundle_without_a_signing_key_is_refused(search: Callable[..., SearchResult]) -> None:
-    with pytest.raises(ConfigurationError, match="give signing_key="):
+    with pytest.raises(ConfigurationError, match="specify signing_key="):
         search(max_evals=1).export("model.edgex")
 
 

@@ -16,13 +16,14 @@ from edgexnas.errors import ConfigurationError, QuantisationError
 from edgexnas.host.data.peak_dataset import PeakDataset
 from edgexnas.host.data.ptycho_dataset import PtychoDataset
 from edgexnas.host.data.synthetic_patterns import PatternSource, draw_objects
-from edgexnas.host.exporting.export import export_bundle
+from edgexnas.host.exporting.bundle_export import export_bundle
 from edgexnas.host.exporting.quantisation import run_onnx
 from edgexnas.host.networks.ptycho_models import CnnPtycho, MlpPtycho
 from edgexnas.host.networks.spaces import SPACES
 from edgexnas.host.search.evaluation import EvaluationContext, EvaluationRequest, evaluate
 from edgexnas.host.search.optimization import SearchResult, optimize
-from edgexnas.host.training.loop import TrainingData, TrainingSettings, train
+from edgexnas.host.training.loop import train
+from edgexnas.host.training.settings import TrainingData, TrainingSettings
 from edgexnas.ptycho import patch_errors
 from edgexnas.simulate import PtychographySettings
 from edgexnas.simulate.ptychography import zone_plate_probe
@@ -145,7 +146,9 @@ def test_both_spaces_are_searched_if_none_is_named(
 
 
 def test_quantiles_are_not_offered(search: Callable[..., SearchResult], tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="'quantile_loss' belongs to another task; give"):
+    with pytest.raises(
+        ConfigurationError, match="'quantile_loss' belongs to another task; specify"
+    ):
         search(objectives=("error", "quantile_loss"))
     assert not (tmp_path / "run").exists()
 
@@ -178,9 +181,9 @@ def test_the_gate_lets_the_hosts_own_runs_pass_in_phase_and_amplitude(bundle: Bu
     assert gate.amplitude is not None
     for precision, model in bundle.models.items():
         output = run_onnx(model, bundle.reference["input"])
-        strayed = patch_errors(output, bundle.reference["output"])
-        assert strayed.phase_rad < getattr(gate, precision)
-        assert strayed.amplitude < getattr(gate.amplitude, precision)
+        deviation = patch_errors(output, bundle.reference["output"])
+        assert deviation.phase_rad < getattr(gate, precision)
+        assert deviation.amplitude < getattr(gate.amplitude, precision)
 
 
 def test_the_table_is_in_radians_beside_the_baselines(bundle: Bundle) -> None:

@@ -6,19 +6,15 @@ import torch
 from torch import nn
 
 from edgexnas.errors import ConfigurationError
-from edgexnas.host.networks.bragg_models import mlp_bragg
-from edgexnas.host.training.criteria import (
+from edgexnas.host.networks.bragg_models import MlpBragg
+from edgexnas.host.training.bragg_criterion import (
     evaluate_model,
     quantile_loss,
     score_offsets,
     symmetry,
 )
-from edgexnas.host.training.loop import (
-    DivergedError,
-    TrainingData,
-    TrainingSettings,
-    train,
-)
+from edgexnas.host.training.loop import DivergedError, train
+from edgexnas.host.training.settings import TrainingData, TrainingSettings
 
 
 def settings(**changes: object) -> TrainingSettings:
@@ -31,33 +27,33 @@ def constant_error(task: TrainingData) -> float:
 
 def test_training_beats_the_constant_by_far(gaussian_task: TrainingData) -> None:
     torch.manual_seed(0)
-    result = train(mlp_bragg(32, 1), gaussian_task, settings(epochs=30))
+    result = train(MlpBragg(32, 1), gaussian_task, settings(epochs=30))
     assert result.metrics["error"] < 0.2 * constant_error(gaussian_task)
 
 
 def test_the_interval_covers_about_what_its_levels_promise(gaussian_task: TrainingData) -> None:
     torch.manual_seed(0)
-    result = train(mlp_bragg(32, 1), gaussian_task, settings(epochs=60, learning_rate=1e-2))
+    result = train(MlpBragg(32, 1), gaussian_task, settings(epochs=60, learning_rate=1e-2))
     assert 0.8 < result.metrics["coverage"] < 0.98
 
 
 def test_one_seed_gives_one_result(gaussian_task: TrainingData) -> None:
     def error() -> float:
         torch.manual_seed(3)
-        return train(mlp_bragg(8, 1), gaussian_task, settings(epochs=2)).metrics["error"]
+        return train(MlpBragg(8, 1), gaussian_task, settings(epochs=2)).metrics["error"]
 
     assert error() == error()
 
 
 def test_the_best_epochs_weights_are_returned(gaussian_task: TrainingData) -> None:
     torch.manual_seed(0)
-    result = train(mlp_bragg(8, 1), gaussian_task, settings(epochs=6, learning_rate=0.1))
+    result = train(MlpBragg(8, 1), gaussian_task, settings(epochs=6, learning_rate=0.1))
     again = evaluate_model(result.model, gaussian_task.validation_x, gaussian_task.validation_y)
     assert again["error"] == pytest.approx(min(epoch["error"] for epoch in result.history))
 
 
 def test_training_stops_when_patience_is_exhausted(gaussian_task: TrainingData) -> None:
-    result = train(mlp_bragg(8, 1), gaussian_task, settings(epochs=500, patience=1, batch_size=512))
+    result = train(MlpBragg(8, 1), gaussian_task, settings(epochs=500, patience=1, batch_size=512))
     errors = [epoch["error"] for epoch in result.history]
     assert len(errors) < 500
     assert errors[-1] >= min(errors[:-1])
@@ -65,13 +61,13 @@ def test_training_stops_when_patience_is_exhausted(gaussian_task: TrainingData) 
 
 def test_the_epoch_hook_can_stop_the_training(gaussian_task: TrainingData) -> None:
     result = train(
-        mlp_bragg(8, 1), gaussian_task, settings(), on_epoch=lambda epoch, metrics: epoch == 3
+        MlpBragg(8, 1), gaussian_task, settings(), on_epoch=lambda epoch, metrics: epoch == 3
     )
     assert result.epochs == 3
 
 
 def test_the_time_limit_stops_after_the_epoch_that_passes_it(gaussian_task: TrainingData) -> None:
-    assert train(mlp_bragg(8, 1), gaussian_task, settings(time_limit_s=0.0)).epochs == 1
+    assert train(MlpBragg(8, 1), gaussian_task, settings(time_limit_s=0.0)).epochs == 1
 
 
 def test_a_diverged_training_says_so(gaussian_task: TrainingData) -> None:
@@ -88,7 +84,7 @@ def test_a_diverged_training_says_so(gaussian_task: TrainingData) -> None:
 
 
 def test_more_patches_a_batch_than_there_are_still_trains(gaussian_task: TrainingData) -> None:
-    assert train(mlp_bragg(4, 1), gaussian_task, settings(batch_size=4096, epochs=1)).epochs == 1
+    assert train(MlpBragg(4, 1), gaussian_task, settings(batch_size=4096, epochs=1)).epochs == 1
 
 
 @pytest.mark.parametrize("fold", range(8))
@@ -135,7 +131,7 @@ def test_settings_that_train_nothing_are_refused(change: dict[str, float]) -> No
 
 
 def test_an_unknown_device_is_refused_by_name(gaussian_task: TrainingData) -> None:
-    from edgexnas.host.training.loop import training_device
+    from edgexnas.host.training.settings import training_device
 
     with pytest.raises(ConfigurationError, match="gpu0"):
         training_device("gpu0")

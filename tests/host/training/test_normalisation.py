@@ -10,9 +10,10 @@ import torch
 from edgexnas.host.data.ptycho_dataset import PtychoDataset
 from edgexnas.host.networks.bragg_models import count_parameters
 from edgexnas.host.networks.ptycho_models import CnnPtycho, MlpPtycho, PtychoNN
-from edgexnas.host.training.loop import TrainingData, TrainingSettings, train
+from edgexnas.host.training.loop import train
 from edgexnas.host.training.normalisation import normalised
 from edgexnas.host.training.ptycho_criterion import PatchCriterion
+from edgexnas.host.training.settings import TrainingData, TrainingSettings
 
 PATTERNS = torch.rand((16, 1, 64, 64), generator=torch.Generator().manual_seed(0))
 

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from edgexnas.host.data.ptycho_dataset import PtychoDataset
 from edgexnas.host.networks.ptycho_models import Contrast, MlpPtycho
-from edgexnas.host.training.loop import TrainingData, TrainingResult, TrainingSettings, train
+from edgexnas.host.training.loop import TrainingResult, train
 from edgexnas.host.training.ptycho_criterion import PatchCriterion, phase_differences, symmetry
+from edgexnas.host.training.settings import TrainingData, TrainingSettings
 from edgexnas.ptycho import patch_errors
 
 SETTINGS = TrainingSettings(epochs=30, batch_size=16, learning_rate=3e-3, device="cpu")

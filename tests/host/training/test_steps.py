@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgexnas.host.networks.bragg_models import BraggNN, QuantileHead, cnn_bragg, mlp_bragg
+from edgexnas.host.networks.bragg_models import BraggNN, CnnBragg, MlpBragg, QuantileHead
 from edgexnas.host.networks.symmetric_mlp import mlp_bragg_symmetric
 from edgexnas.host.training import recorded_step
 from edgexnas.host.training import steps as training_steps
-from edgexnas.host.training.criteria import QuantileCriterion
-from edgexnas.host.training.loop import TrainingData, TrainingSettings, train
+from edgexnas.host.training.bragg_criterion import QuantileCriterion
+from edgexnas.host.training.loop import train
 from edgexnas.host.training.recorded_step import Recording
+from edgexnas.host.training.settings import TrainingData, TrainingSettings
 from edgexnas.host.training.steps import ModuleStep, RecordedStep, make_step, normalises_on_gpu
 
 CRITERION = QuantileCriterion((0.05, 0.5, 0.95), torch.device("cpu"))
@@ -39,10 +40,10 @@ def normalised_images() -> nn.Module:
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
-    "mlpBragg": lambda: mlp_bragg(16, 2),
+    "mlpBragg": lambda: MlpBragg(16, 2),
     "mlpBraggSymmetric": lambda: mlp_bragg_symmetric(16, 2),
-    "cnnBragg": lambda: cnn_bragg(3, 4),
-    "cnnBragg of residuals": lambda: cnn_bragg(2, 10),
+    "cnnBragg": lambda: CnnBragg(3, 4),
+    "cnnBragg of residuals": lambda: CnnBragg(2, 10),
     "BraggNN": BraggNN,
     "layers of torch": normalised,
     "normalised images": normalised_images,
@@ -90,7 +91,7 @@ def test_layers_of_ones_own_run_as_they_are_in_every_step(gaussian_task: Trainin
             Counting.calls += 1
             return x
 
-    model = nn.Sequential(Counting(), mlp_bragg(4, 1))
+    model = nn.Sequential(Counting(), MlpBragg(4, 1))
     make_step(model, CRITERION).run((x, y, 1e-3) for x, y in batches(gaussian_task)[:3])
     assert Counting.calls == 3
 
@@ -99,7 +100,7 @@ def test_layers_of_ones_own_run_as_they_are_in_every_step(gaussian_task: Trainin
 def test_batches_are_normalised_by_plain_steps_off_the_cpu(device: str, plain: bool) -> None:
     model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU()).to(device)
     assert normalises_on_gpu(model) is plain
-    assert not normalises_on_gpu(mlp_bragg(4, 1).to(device))
+    assert not normalises_on_gpu(MlpBragg(4, 1).to(device))
 
 
 def test_randomness_of_layers_is_drawn_anew_in_every_step(gaussian_task: TrainingData) -> None:
@@ -123,7 +124,7 @@ def test_a_step_that_cannot_be_recorded_is_run_as_it_is(
         def forward(self, x: Tensor) -> Tensor:
             return x / x.max().item()
 
-    for model in (nn.Sequential(Scaled(), mlp_bragg(4, 1)), mlp_bragg(4, 1)):
+    for model in (nn.Sequential(Scaled(), MlpBragg(4, 1)), MlpBragg(4, 1)):
         step = RecordedStep(model, CRITERION)
         before = [p.detach().clone() for p in model.parameters()]
         step.run((x, y, 1e-2) for x, y in batches(gaussian_task)[:2])
@@ -133,7 +134,7 @@ def test_a_step_that_cannot_be_recorded_is_run_as_it_is(
 
 
 def test_weights_that_are_frozen_stay_as_they_are(gaussian_task: TrainingData) -> None:
-    model = mlp_bragg(4, 2)
+    model = MlpBragg(4, 2)
     frozen = model.hidden[1]
     frozen.requires_grad_(False)
     before = copy.deepcopy(frozen.state_dict())
@@ -145,14 +146,14 @@ def test_weights_that_are_frozen_stay_as_they_are(gaussian_task: TrainingData) -
 def test_parameters_in_one_vector_begin_where_kernels_may_read_several_at_once(
     gaussian_task: TrainingData,
 ) -> None:
-    model = cnn_bragg(3, 4)
+    model = CnnBragg(3, 4)
     RecordedStep(model, CRITERION).run((x, y, 1e-3) for x, y in batches(gaussian_task)[:2])
     addresses = sorted(p.data_ptr() for p in model.parameters())
     assert {(address - addresses[0]) % 256 for address in addresses} == {0}
 
 
 def test_a_trained_networks_weights_share_no_memory(gaussian_task: TrainingData) -> None:
-    model = train(mlp_bragg(4, 2), gaussian_task, TrainingSettings(epochs=1, device="cpu")).model
+    model = train(MlpBragg(4, 2), gaussian_task, TrainingSettings(epochs=1, device="cpu")).model
     sizes = [(p.untyped_storage().nbytes(), p.numel() * 4) for p in model.parameters()]
     assert all(stored == needed for stored, needed in sizes)
 

@@ -11,13 +11,14 @@ import torch
 from torch import nn
 
 from edgexnas.host.data.peak_dataset import PeakDataset
-from edgexnas.host.networks.bragg_models import BraggNN, cnn_bragg, mlp_bragg
+from edgexnas.host.networks.bragg_models import BraggNN, CnnBragg, MlpBragg
 from edgexnas.host.networks.spaces import SPACES, Configuration, SearchSpace
 from edgexnas.host.search.evaluation import EvaluationRequest, EvaluationResult, evaluation_context
 from edgexnas.host.search.evaluators import ProcessEvaluator
 from edgexnas.host.training import steps as training_steps
-from edgexnas.host.training.criteria import QuantileCriterion
-from edgexnas.host.training.loop import TrainingData, TrainingSettings, train
+from edgexnas.host.training.bragg_criterion import QuantileCriterion
+from edgexnas.host.training.loop import train
+from edgexnas.host.training.settings import TrainingData, TrainingSettings
 from edgexnas.host.training.steps import ModuleStep, RecordedStep
 
 pytestmark = [
@@ -44,7 +45,7 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize(
-    "network", [lambda: mlp_bragg(50, 2), lambda: cnn_bragg(4, 12), BraggNN],
+    "network", [lambda: MlpBragg(50, 2), lambda: CnnBragg(4, 12), BraggNN],
     ids=["mlpBragg", "cnnBragg", "BraggNN"],
 )  # fmt: skip
 def test_captured_steps_change_a_network_as_plain_ones_do(
@@ -77,7 +78,7 @@ def test_a_captured_training_gives_the_errors_of_a_plain_one(
     def errors() -> list[float]:
         torch.manual_seed(1)
         settings = TrainingSettings(epochs=4, batch_size=32, seed=2)
-        return [epoch["error"] for epoch in train(mlp_bragg(16, 2), on_gpu, settings).history]
+        return [epoch["error"] for epoch in train(MlpBragg(16, 2), on_gpu, settings).history]
 
     captured = errors()
     monkeypatch.setattr(training_steps, "known_layers", lambda model: False)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from edgexnas.device.sources.compression import FrameMemory, decompress
 from edgexnas.device.sources.encoded_frames import EncodedPixels, Payload
-from edgexnas.device.sources.pixels import as_pixels, frame_bytes
+from edgexnas.device.sources.pixels import as_pixels, as_time_s, frame_bytes
 from edgexnas.errors import InputError
 
 __all__ = ["FrameUpdate", "read_positions"]
@@ -76,7 +76,7 @@ class FrameUpdate:
     unique_id
         The driver's counter, int32.
     time_s
-        Unix seconds of the data; None if it is not set.
+        Unix seconds of the data; None if it is not set or not credible.
     field
         Name of the union's field; None for an update without an image, as a server gives before
         the first frame.
@@ -292,5 +292,4 @@ def _attributes(update: Any, names: tuple[str, ...]) -> dict[str, float]:
 
 
 def _seconds(stamp: Any) -> float | None:
-    seconds = int(stamp["secondsPastEpoch"]) + int(stamp["nanoseconds"]) * 1e-9
-    return seconds if seconds > 0 else None
+    return as_time_s(int(stamp["secondsPastEpoch"]) + int(stamp["nanoseconds"]) * 1e-9)

@@ -20,14 +20,15 @@ from edgexnas.device.optional_libraries import pvaccess_module
 from edgexnas.device.sources.compression import prepare_codecs
 from edgexnas.device.sources.encoded_frames import EncodedFrame, decoded_events
 from edgexnas.device.sources.events import (
-    PositionReading,
     SeriesEnd,
     SeriesStart,
     SourceEvent,
     SourceFrame,
+    SourcePosition,
     SourceTrouble,
 )
 from edgexnas.device.sources.frame_numbers import FrameNumbers
+from edgexnas.device.sources.pixels import UNITS_M
 from edgexnas.device.sources.pva.ntndarray import FrameUpdate, read_positions
 from edgexnas.device.sources.pva.unique_ids import UniqueIds
 from edgexnas.device.sources.source_url import SourceOptions, SourceUrl
@@ -53,8 +54,6 @@ pvapy destroys a channel and its callbacks without holding the interpreter's loc
 and then if the server goes away meanwhile (epics-base/pvaPy issue 96). A channel without a monitor
 takes a few kilobytes.
 """
-
-UNITS_M = {"m": 1.0, "mm": 1e-3, "um": 1e-6, "nm": 1e-9}
 
 
 _Readings: TypeAlias = list[tuple[int, tuple[float, float]]]
@@ -296,12 +295,16 @@ class PvaSource:
         assert self._series is not None
         self._count("frames")
         about_frame = (self._series, place.number)
-        position = self._position(about)
+        more: dict[str, Any] = {
+            "timestamp_s": about.time_s,
+            "position_m": self._position(about),
+            "detector_id": about.unique_id,
+        }
         if about.codec:
             encoded = about.encoded(partial(self._damaged, place.number))
-            yield EncodedFrame(*about_frame, encoded, arrival_ns, about.time_s, position)
+            yield EncodedFrame(*about_frame, encoded, arrival_ns, **more)
         else:
-            yield SourceFrame(*about_frame, about.decode(), arrival_ns, about.time_s, position)
+            yield SourceFrame(*about_frame, about.decode(), arrival_ns, **more)
 
     def _started(
         self, about: FrameUpdate, number: int, failure: InputError | None, arrival_ns: int
@@ -349,7 +352,7 @@ class PvaSource:
         row, col = position[0] * self._scale, position[1] * self._scale
         # A position of an earlier series, or one that is not known.
         if number >= 0 and math.isfinite(row) and math.isfinite(col):
-            yield PositionReading(self._series, number, (row, col), arrival_ns)
+            yield SourcePosition(self._series, number, (row, col), arrival_ns)
 
     def _trouble(self, number: int | None, error: InputError, arrival_ns: int) -> SourceTrouble:
         self._count("malformed")

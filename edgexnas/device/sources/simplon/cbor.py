@@ -6,6 +6,10 @@ byte string is a view of the message, so that a malformed message costs neither 
 
 from __future__ import annotations
 
+# Why not cbor2: it copies each byte string, twice if the message is ZMQ's own buffer, so its time
+# grows with the frame (16M pixels, cbor2 6.3, one core: 54 µs at 0.5 MB, 6.3 ms at 8 MB, 40 ms
+# uncompressed; this reader: 31 µs for each, and views that another thread decodes). It also
+# interprets tags (regular expressions, dates) and bounds neither items nor trailing bytes.
 from collections.abc import Mapping, Sequence
 from struct import Struct
 from typing import Any, NamedTuple
@@ -57,7 +61,7 @@ def load_cbor(message: bytes | memoryview) -> Any:
     """
     data = memoryview(message)
     if data.ndim != 1 or data.itemsize != 1 or not data.contiguous:
-        raise InputError("a CBOR message is no row of bytes")
+        raise InputError("a CBOR message must be a contiguous one-dimensional buffer of bytes")
     reader = _Reader(data.cast("B"))
     # Detectors mark their messages as CBOR (RFC 8949, 3.4.6).
     reader.here = len(SELF_DESCRIBED) if data[: len(SELF_DESCRIBED)] == SELF_DESCRIBED else 0

@@ -9,7 +9,6 @@ https://github.com/dectris/documentation/tree/main/stream_v2
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgexnas.device.sources.compression import decompress
+from edgexnas.device.sources.pixels import as_time_s
 from edgexnas.device.sources.simplon.cbor import Tagged, load_cbor
 from edgexnas.errors import InputError
 
@@ -287,10 +287,9 @@ def _time(fields: Mapping[str, Any]) -> float | None:
         # Python 3.10 reads fractions of three or six digits only.
         text = _FRACTION.sub(lambda found: f".{found[1][:6]:0<6}", date.value, count=1)
         start = datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
-        time_s = start + stop[0] / stop[1]
+        return as_time_s(start + stop[0] / stop[1])
     except (ValueError, ZeroDivisionError, OverflowError):
         return None
-    return time_s if math.isfinite(time_s) else None
 
 
 def _user_data(value: Any) -> Mapping[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import threading
 import time
 from collections import Counter
@@ -30,8 +31,7 @@ from edgexnas.device.sources.events import (
     SourceTrouble,
 )
 from edgexnas.device.sources.frame_numbers import FrameNumbers
-from edgexnas.device.sources.pixels import MAXIMUM_FRAME_BYTES
-from edgexnas.device.sources.pva.source import UNITS_M
+from edgexnas.device.sources.pixels import MAXIMUM_FRAME_BYTES, UNITS_M
 from edgexnas.device.sources.simplon.messages import (
     EncodedArray,
     ImageMessage,
@@ -54,6 +54,9 @@ _ENOUGH_FRAMES = 64
 _SUSPICIOUS_SHARE = 0.25
 
 _PURPOSE = "receiving frames over DECTRIS Stream V2"
+
+_HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?|\[[0-9A-Fa-f:.%a-z]+\]")
+"""A host name, an IPv4 address, or an IPv6 address in brackets."""
 
 
 class SimplonOptions(SourceOptions):
@@ -120,6 +123,10 @@ class SimplonSource:
         host, _, port = url.place.strip("/").rpartition(":")
         if not host:
             host, port = port, str(DEFAULT_PORT)
+        if not _HOST.fullmatch(host):
+            raise ConfigurationError(
+                f"{url.text} names the host {host!r}, which is no host; give a name or an address"
+            )
         if not port.isdecimal() or not 0 < int(port) < 65536:
             raise ConfigurationError(f"{url.text} has the port {port!r}; give 1 to 65535")
         if not options.exclusive:
@@ -293,8 +300,15 @@ class SimplonSource:
             yield self._trouble(image.number, error, arrival_ns)
         else:
             self._counts["frames"] += 1
-            series, position = image.series, self._position(image)
-            frame = EncodedFrame(series, image.number, encoded, arrival_ns, image.time_s, position)
+            frame = EncodedFrame(
+                image.series,
+                image.number,
+                encoded,
+                arrival_ns,
+                image.time_s,
+                self._position(image),
+                detector_id=image.number,
+            )
             known = self._shape is not None and self._dtype is not None
             yield frame if known else self._first(frame)
         yield from self._suspicion(arrival_ns)

@@ -40,12 +40,12 @@ def make_strategy(
         If the library behind it is not installed.
     """
     if name not in STRATEGIES:
-        raise ConfigurationError(f"search {name!r} is unknown; give one of {list(STRATEGIES)}")
+        raise ConfigurationError(f"search {name!r} is unknown; specify one of {list(STRATEGIES)}")
     strategy = STRATEGIES[name]
     known = list(inspect.signature(strategy).parameters)[1:]
     for option in options or {}:
         if option not in known:
             raise ConfigurationError(
-                f"search {name!r} has no option {option!r}; give one of {known}"
+                f"search {name!r} has no option {option!r}; specify one of {known}"
             )
     return strategy(problem, **dict(options or {}))

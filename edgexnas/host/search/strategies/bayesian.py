@@ -70,7 +70,7 @@ class BayesianSearch(Strategy):
         _check_choice("scalarization", scalarization, SCALARIZATIONS)
         if not kappa > 0 or candidates < 1:
             raise ConfigurationError(
-                f"kappa is {kappa} and candidates is {candidates}; give both above 0"
+                f"kappa is {kappa} and candidates is {candidates}; specify both above 0"
             )
         _import_deephyper()
         super().__init__(problem, initial=initial)
@@ -164,7 +164,7 @@ def _plain(value: object) -> object:
 
 def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise ConfigurationError(f"{name} is {value!r}; give one of {list(known)}")
+        raise ConfigurationError(f"{name} is {value!r}; specify one of {list(known)}")
 
 
 def _import_deephyper() -> None:

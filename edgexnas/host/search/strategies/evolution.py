@@ -36,7 +36,7 @@ class RegularisedEvolution(Strategy):
         if not 1 <= tournament <= population:
             raise ConfigurationError(
                 f"tournament is {tournament} and population is {population}; "
-                "give 1 ≤ tournament ≤ population"
+                "specify 1 ≤ tournament ≤ population"
             )
         super().__init__(problem, initial=initial)
         self.population, self.tournament = population, tournament

@@ -37,7 +37,7 @@ class Hyperband(Strategy):
         if brackets < 1 or rivals < 1 or not 0 <= margin < 1:
             raise ConfigurationError(
                 f"hyperband has brackets {brackets}, rivals {rivals} and margin {margin}; "
-                "give at least 1, 1 and a margin from 0 to below 1"
+                "specify at least 1, 1 and a margin from 0 to below 1"
             )
         super().__init__(problem, initial=initial)
         self.brackets, self.rivals, self.margin = brackets, rivals, margin

@@ -109,7 +109,7 @@ class Nsga2(_OptunaStrategy):
         self, problem: SearchProblem, *, initial: int | None = None, population: int = 20
     ) -> None:
         if population < 2:
-            raise ConfigurationError(f"population is {population}; give at least 2")
+            raise ConfigurationError(f"population is {population}; specify at least 2")
         self.population = population
         super().__init__(problem, initial=initial)
 

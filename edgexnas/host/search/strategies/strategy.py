@@ -131,7 +131,7 @@ class Strategy(ABC):
     def __init__(self, problem: SearchProblem, *, initial: int | None = None) -> None:
         self.problem = problem
         if initial is not None and (not is_whole(initial) or initial < 1):
-            raise ConfigurationError(f"initial is {initial!r}; give a whole number above 0")
+            raise ConfigurationError(f"initial is {initial!r}; specify a whole number above 0")
         count = 2 * len(problem.space.free) + 1 if initial is None else initial
         self.initial = problem.initial_points(count)
         self.outcomes: dict[int, Outcome] = {}

@@ -6,9 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from edgexnas.device.sources.compression import compress
+from edgexnas.device.sources.events import SeriesStart, SourceFrame
 from edgexnas.device.sources.pva.ntndarray import FrameUpdate, read_positions
+from edgexnas.device.sources.pva.source import PvaOptions, PvaSource
 from edgexnas.errors import InputError
 
 FRAME = np.random.default_rng(0).poisson(4, (30, 40)).astype(np.uint16)
@@ -83,9 +87,22 @@ def test_an_update_before_the_first_image_has_no_field() -> None:
     assert FrameUpdate.of(update(value=({}, {}))).field is None
 
 
-def test_a_time_that_is_not_set_is_none() -> None:
-    stamp = {"secondsPastEpoch": 0, "nanoseconds": 0}
+@pytest.mark.parametrize("seconds", [0, -1, 253_402_300_800, 2**62, -(2**63)])
+def test_a_time_that_is_not_set_or_not_credible_is_none(seconds: int) -> None:
+    stamp = {"secondsPastEpoch": seconds, "nanoseconds": 0}
     assert FrameUpdate.of(update(dataTimeStamp=stamp)).time_s is None
+
+
+@given(st.integers(-(2**63), 2**63 - 1), st.integers(-(2**31), 2**31 - 1))
+def test_a_series_begins_whatever_the_time_of_its_first_frame(
+    seconds: int, nanoseconds: int
+) -> None:
+    stamp = {"secondsPastEpoch": seconds, "nanoseconds": nanoseconds}
+    source = PvaSource("pva://X", "X", PvaOptions())
+    begun, frame = source._frame(FrameUpdate.of(update(dataTimeStamp=stamp)), 1)
+    assert isinstance(begun, SeriesStart)
+    assert isinstance(frame, SourceFrame)
+    assert frame.timestamp_s is None or 0 < frame.timestamp_s < 4.2e9
 
 
 def test_only_attributes_that_are_asked_for_and_are_numbers_are_read() -> None:

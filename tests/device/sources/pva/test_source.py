@@ -16,10 +16,10 @@ import pytest
 from edgexnas.device import Predictor
 from edgexnas.device.publishing.sending_order import Faults, sending_order
 from edgexnas.device.sources import (
-    PositionReading,
     SeriesEnd,
     SeriesStart,
     SourceFrame,
+    SourcePosition,
     SourceTrouble,
     open_event_source,
 )
@@ -52,6 +52,7 @@ def test_every_frame_arrives_as_it_was_sent(codec: str, publish: Any, receive: A
     assert start.series.startswith(f"{channel}@20")
     for number, frame in enumerate(frames):
         assert (frame.series, frame.number) == (start.series, number)
+        assert frame.detector_id == start.metadata["uniqueId"] + number
         np.testing.assert_array_equal(frame.pixels, sent[number % len(sent)])
     # The detector's times are as far apart as the frames.
     np.testing.assert_allclose(np.diff([f.timestamp_s for f in frames]), 0.002, atol=1e-6)
@@ -70,6 +71,18 @@ def test_gaps_repetitions_and_late_frames_arrive_as_they_are(publish: Any, recei
     assert [frame.number for frame in frames] == expected
     assert len(receiver.of(SeriesStart)) == 1
     assert receiver.source.status()["missed"] == 50 - len(set(expected)) - (49 not in expected)
+
+
+def test_damaged_frames_and_impossible_times_are_survived(publish: Any, receive: Any) -> None:
+    faults = ("--garble", 5, "--bad-time", 1)
+    with publish("pva", "T:odd", *SMALL, "--rate", 200, "--frames", 20, *faults) as server:
+        receiver = receive(open_event_source("pva://T:odd"))
+        receiver.wait(connected(receiver))
+        server.go()
+        receiver.wait(lambda: receiver.source.status()["malformed"] == 4)
+    frames = receiver.of(SourceFrame)
+    assert [frame.number for frame in frames] == [n for n in range(20) if n % 5 != 4]
+    assert {frame.timestamp_s for frame in frames} == {None}
 
 
 def test_a_counter_that_is_set_back_begins_another_series(publish: Any, receive: Any) -> None:
@@ -131,7 +144,7 @@ def test_scan_positions_come_on_a_second_channel(publish: Any, receive: Any) -> 
         receiver.wait(connected(receiver))
         time.sleep(0.3)
         server.go()
-        readings = receiver.wait_for(PositionReading, 30)
+        readings = receiver.wait_for(SourcePosition, 30)
     assert [reading.number for reading in readings] == list(range(30))
     np.testing.assert_allclose([r.position_m for r in readings], np.resize(expected, (30, 2)))
     assert {frame.position_m for frame in receiver.of(SourceFrame)} == {None}

@@ -165,7 +165,7 @@ def test_an_image_says_when_its_exposure_ended(fraction: str) -> None:
 def test_a_time_that_cannot_be_read_is_not_known(fields: dict[str, Any]) -> None:
     message = parse_message(image(**fields))
     assert isinstance(message, ImageMessage)
-    assert message.time_s is None or message.time_s > 1e18
+    assert message.time_s is None
 
 
 @pytest.mark.parametrize("data", [{"row": 1.5}, '{"row": 1.5}'])

@@ -94,6 +94,7 @@ def test_every_frame_of_a_publisher_arrives_as_it_was_sent(
     assert [(frame.series, frame.number) for frame in received] == expected
     for frame in received:
         np.testing.assert_array_equal(frame.pixels, frames.stack[frame.number])
+        assert frame.detector_id == frame.number
     np.testing.assert_allclose(np.diff([f.timestamp_s for f in received[:20]]), 0.002, atol=1e-6)
     assert [e.series for e in receiver.of(SeriesEnd)] == [s.series for s in starts]
 
@@ -120,6 +121,22 @@ def test_gaps_repetitions_late_frames_and_positions_arrive_as_they_are(
 
 
 @pytest.mark.real
+def test_damaged_frames_and_impossible_times_are_survived(
+    publish: Any, receive: Any, free_port: Callable[[], int]
+) -> None:
+    port = free_port()
+    arguments = (f"tcp://127.0.0.1:{port}", *SMALL, "--rate", 200, "--frames", 20)
+    with publish("simplon", *arguments, "--garble", 5, "--bad-time", 1) as server:
+        receiver = receive(open_event_source(f"simplon://127.0.0.1:{port}?exclusive=1"))
+        receiver.wait(connected(receiver))
+        server.go()
+        receiver.wait_for(SeriesEnd)
+    frames = receiver.of(SourceFrame)
+    assert [frame.number for frame in frames] == [n for n in range(20) if n % 5 != 4]
+    assert {frame.timestamp_s for frame in frames} == {None}
+    assert receiver.source.status()["malformed"] == 4
+
+
 def test_the_messages_of_a_real_eiger_become_events(
     real_data: Path, detector: Any, receive: Any
 ) -> None:

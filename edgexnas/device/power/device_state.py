@@ -1,4 +1,8 @@
-"""The state of a device: what was it, how was it set, how hot was it, did it throttle."""
+"""State of this device: model, power mode, clocks, temperatures and throttling.
+
+The one reader of the kernel's thermal zones and clocks, for the monitoring, `edgexnas power` and
+benchmark reports.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +18,21 @@ from typing import Any
 
 from edgexnas import __version__
 
-__all__ = ["DeviceState", "GpuState", "observe_device", "throttling"]
+__all__ = [
+    "DeviceState",
+    "GpuState",
+    "observe_device",
+    "read_clocks",
+    "read_temperatures",
+    "throttling",
+]
 
 PACKAGES = ("numpy", "onnxruntime", "tensorrt", "pycuda", "cuda-bindings", "torch")
 
 NVPMODEL_LIMIT_S = 10.0
+
+COLDEST_C = -200.0
+"""The Orin's driver reports -256 °C for a zone whose part is powered down."""
 
 SLOWING = {
     0x04: "power cap",
@@ -104,14 +118,54 @@ def observe_device(
         system=_system(folder),
         cores=len(os.sched_getaffinity(0)),
         power_mode=_power_mode() if own else "",
-        clocks_mhz=_clocks(folder, "scaling_cur_freq", "cur_freq"),
-        clock_limits_mhz=_clocks(folder, "scaling_max_freq", "max_freq"),
-        temperatures_c=_temperatures(folder),
+        clocks_mhz=read_clocks(folder),
+        clock_limits_mhz=read_clocks(folder, limits=True),
+        temperatures_c=read_temperatures(folder),
         throttle_counts=_throttle_counts(folder),
         supply_v=supply_v,
         gpu=_gpu() if nvml and own else None,
         versions=_versions(),
     )
+
+
+def read_clocks(root: str | Path = "/", *, limits: bool = False) -> dict[str, float]:
+    """Read the frequency in MHz of each core and of each device with scaled clocks, by name.
+
+    Parameters
+    ----------
+    root
+        Folder that holds ``sys``.
+    limits
+        Read the highest frequencies that are allowed now instead of the present ones.
+    """
+    name = "max_freq" if limits else "cur_freq"
+    cores = Path(root).glob(f"sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_{name}")
+    devices = Path(root).glob(f"sys/class/devfreq/*/{name}")
+    clocks = {}
+    # cpufreq counts in kHz, devfreq in Hz.
+    for path in sorted(cores):
+        with suppress(ValueError):
+            clocks[path.parents[1].name] = int(_text(path)) / 1e3
+    for path in sorted(devices):
+        with suppress(ValueError):
+            clocks[path.parent.name] = int(_text(path)) / 1e6
+    return clocks
+
+
+def read_temperatures(root: str | Path = "/") -> dict[str, float]:
+    """Read each thermal zone, such as "cpu" or "tj", in °C.
+
+    A zone whose part is powered down fails to be read, or reads below what any device survives;
+    both are left out. A second zone of one name goes by the name of its folder.
+    """
+    found: dict[str, float] = {}
+    for zone in sorted(Path(root).glob("sys/class/thermal/thermal_zone*")):
+        name = _text(zone / "type").removesuffix("-thermal")
+        with suppress(ValueError):
+            celsius = int(_text(zone / "temp")) / 1e3
+            if celsius > COLDEST_C:
+                found[zone.name if name in ("", *found) else name] = celsius
+    return found
 
 
 def throttling(before: DeviceState, after: DeviceState) -> list[str]:
@@ -167,29 +221,6 @@ def _power_mode() -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return " ".join(done.stdout.split()) if done.returncode == 0 else ""
-
-
-def _clocks(root: Path, cpu_file: str, device_file: str) -> dict[str, float]:
-    """Read MHz of each core (in kHz there) and of each device with scaled clocks (in Hz)."""
-    clocks = {}
-    for path in sorted(root.glob(f"sys/devices/system/cpu/cpu[0-9]*/cpufreq/{cpu_file}")):
-        with suppress(ValueError):
-            clocks[path.parents[1].name] = int(_text(path)) / 1e3
-    for path in sorted(root.glob(f"sys/class/devfreq/*/{device_file}")):
-        with suppress(ValueError):
-            clocks[path.parent.name] = int(_text(path)) / 1e6
-    return clocks
-
-
-def _temperatures(root: Path) -> dict[str, float]:
-    found = {}
-    for zone in sorted(root.glob("sys/class/thermal/thermal_zone*")):
-        with suppress(ValueError):
-            value = int(_text(zone / "temp")) / 1e3
-            # A zone that is off reads far below what any device survives.
-            if value > -200:
-                found[_text(zone / "type") or zone.name] = value
-    return found
 
 
 def _throttle_counts(root: Path) -> dict[str, int]:

@@ -32,17 +32,17 @@ from edgexnas.bundle import (
 from edgexnas.bundle.manifest import IDENTIFIER
 from edgexnas.bundle.strict_json import explain, printable
 from edgexnas.errors import ConfigurationError, QuantisationError
+from edgexnas.host.exporting.bundling import make_bundling
 from edgexnas.host.exporting.onnx_export import to_onnx
 from edgexnas.host.exporting.quantisation import QuantisedModel, quantise, recipes, run_onnx
 from edgexnas.host.exporting.quantisation_aware import fine_tune_for_int8
 from edgexnas.host.networks.bragg_models import LEVELS, count_parameters
-from edgexnas.host.search.tasks import find_task
-from edgexnas.host.training.loop import TrainingData, TrainingSettings
+from edgexnas.host.training.settings import TrainingData, TrainingSettings
 
 if TYPE_CHECKING:
+    from edgexnas.host.data.dataset import Dataset
     from edgexnas.host.data.splitting import Split
     from edgexnas.host.exporting.bundling import Bundling
-    from edgexnas.host.search.tasks import Dataset
 
 __all__ = ["MAXIMUM_LOSS", "ExportReport", "Origin", "export_bundle"]
 
@@ -137,8 +137,7 @@ def export_bundle(
     key = load_signing_key(signing_key)
     check_writable(path)
     name, architecture = _checked_name(model_id, architecture), printable(architecture)
-    task = find_task(dataset.task)
-    bundling = task.bundling(tuple(levels))
+    bundling = make_bundling(dataset.task, tuple(levels))
     exporter = _Exporter(dataset, split, bundling)
     models, quantised, fine_tuned = exporter.models(model.cpu().eval(), maximum_loss, fine_tune)
     outputs = exporter.test_outputs(models)
@@ -152,7 +151,7 @@ def export_bundle(
     inputs, output = bundling.tensors()
     try:
         manifest = Manifest(
-            task=task.name,
+            task=bundling.task,
             model_id=name,
             sequence=int(created.timestamp()) if sequence is None else sequence,
             created=created,
@@ -185,7 +184,7 @@ class _Exporter:
 
     def __init__(self, dataset: Dataset, split: Split, bundling: Bundling) -> None:
         self.x = dataset.inputs()
-        self.y = find_task(dataset.task).targets(dataset)
+        self.y = dataset.network_targets()
         spread = np.linspace(0, len(split.calibration) - 1, bundling.calibration_items)
         self._calibration = self.x[split.calibration[np.unique(spread.astype(int))]]
         self._dataset, self._split, self._bundling = dataset, split, bundling
@@ -214,7 +213,7 @@ class _Exporter:
         return {p: self._run(model, self._split.test) for p, model in models.items()}
 
     def int8_loss(self, outputs: Mapping[Precision, FloatArray], maximum: float) -> float:
-        """Share of the float32 error on the test part that INT8 adds; refused above `maximum`."""
+        """Share of the float32 error on the test part that INT8 adds; rejected above `maximum`."""
         truth, of = self.y[self._split.test], self._bundling
         float32, int8 = (of.error(outputs[p], truth) for p in ("float32", "int8"))
         loss = int8 / float32 - 1
@@ -285,7 +284,7 @@ class _Exporter:
 
 
 def _checked_name(model_id: str | None, architecture: str) -> str:
-    """Refuse a model_id that a manifest cannot hold; make one of the architecture's name."""
+    """Reject a model_id that a manifest cannot hold; make one of the architecture's name."""
     if model_id is None:
         return re.sub(r"[^A-Za-z0-9._-]+", "-", architecture).lstrip("._-")[:100] or "model"
     if not re.match(IDENTIFIER, model_id):
@@ -314,7 +313,7 @@ def _provenance(origin: Origin, dataset: Dataset) -> Provenance:
 
 
 def check_writable(path: str | Path) -> None:
-    """Refuse a target whose folder does not exist, before hours of work end there."""
+    """Reject a target whose folder does not exist, before hours of work end there."""
     folder = Path(path).absolute().parent
     if not folder.is_dir():
         raise ConfigurationError(f"folder {folder} does not exist; create it or choose another")

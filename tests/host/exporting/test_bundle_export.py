@@ -12,17 +12,18 @@ import edgexnas
 from edgexnas.bundle import Bundle, generate_keys, open_bundle
 from edgexnas.errors import ConfigurationError, QuantisationError
 from edgexnas.host.data.peak_dataset import PeakDataset
-from edgexnas.host.exporting.export import ExportReport, Origin, export_bundle
+from edgexnas.host.exporting.bundle_export import ExportReport, Origin, export_bundle
 from edgexnas.host.exporting.quantisation import run_onnx
-from edgexnas.host.networks.bragg_models import MlpBragg, mlp_bragg
-from edgexnas.host.training.loop import TrainingData, TrainingSettings, train
+from edgexnas.host.networks.bragg_models import MlpBragg
+from edgexnas.host.training.loop import train
+from edgexnas.host.training.settings import TrainingData, TrainingSettings
 
 
 @pytest.fixture(scope="module")
 def network(simulated_peaks: PeakDataset) -> MlpBragg:
     torch.manual_seed(0)
     data = TrainingData.from_dataset(simulated_peaks, simulated_peaks.split(), "cpu")
-    model = mlp_bragg(24, 3)
+    model = MlpBragg(24, 3)
     train(model, data, TrainingSettings(epochs=40, batch_size=16, learning_rate=3e-3))
     return model
 
@@ -64,7 +65,7 @@ def bundle(
 
 def hostile_to_int8(model: MlpBragg) -> MlpBragg:
     """One hidden unit becomes a large constant that nobody reads, but that sets the INT8 scale."""
-    hostile = mlp_bragg(24, 3)
+    hostile = MlpBragg(24, 3)
     hostile.load_state_dict(model.state_dict())
     first, second, _ = (m for m in hostile.hidden if isinstance(m, torch.nn.Linear))
     with torch.no_grad():
@@ -84,8 +85,8 @@ def test_the_reference_is_what_the_float32_model_gives(bundle: Bundle) -> None:
 
 def test_the_gate_lets_the_hosts_own_runs_pass(bundle: Bundle) -> None:
     for precision, model in bundle.models.items():
-        strayed = run_onnx(model, bundle.reference["input"]) - bundle.reference["output"]
-        assert np.linalg.norm(strayed, axis=1).mean() < getattr(bundle.manifest.gate, precision)
+        deviation = run_onnx(model, bundle.reference["input"]) - bundle.reference["output"]
+        assert np.linalg.norm(deviation, axis=1).mean() < getattr(bundle.manifest.gate, precision)
 
 
 def test_the_table_holds_the_rows_that_no_network_may_lose_to_unnoticed(bundle: Bundle) -> None:

@@ -1,16 +1,16 @@
 """The sysfs tree of a Jetson, as files: rails, decoys, and power that changes over time.
 
-Numbers are written as an INA3221 gives them: 8 mV and 20 mA steps, in mV and mA.
+Numbers are rounded as an INA3221 rounds them: steps of 8 mV and 20 mA, in mV and mA.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+
+__all__ = ["JetsonTree"]
 
 INPUT_V, FIVE_V = 19.9, 5.0
 AGX_ORIN = {
@@ -34,10 +34,27 @@ FIRST_HWMON = {5: 2, 6: 1, 7: 4}
 
 
 class JetsonTree:
-    """A tree under `root` for one module and one JetPack.
+    """The power sensors of a Jetson under a folder, to be read with ``root=tree.root``.
 
-    `monitors` maps bus address to (label, V) of its three inputs; `disabled` inputs answer as
-    the mainline driver does when they are switched off.
+    Parameters
+    ----------
+    root
+        Folder to write ``proc`` and ``sys`` into.
+    module
+        NVIDIA's part number: p3701-0000, -0004 or -0005 for an AGX Orin, p3767-0000 for an Orin NX,
+        p3767-0003 for an Orin Nano.
+    jetpack
+        5, 6 or 7: where its kernel puts the I2C bus.
+    first_hwmon
+        Number of the first monitor, which differs between starts; None for the JetPack's usual.
+    disabled
+        Rails that are switched off, as the mainline driver shows it.
+    missing
+        Rails that are not connected.
+    noise_a
+        Standard deviation of the currents, in A.
+    seed
+        Of the noise.
     """
 
     def __init__(
@@ -66,7 +83,7 @@ class JetsonTree:
         self.set_power(dict.fromkeys(self._rails, 1.0))
 
     def set_power(self, rails_w: Mapping[str, float]) -> None:
-        """Write what the monitors would give for these powers; other rails keep theirs."""
+        """Write what the monitors show at these powers in W; other rails keep theirs."""
         for label, watts in rails_w.items():
             folder, channel, volts = self._rails[label]
             amperes = watts / volts + self._random.normal(0, self._noise_a)
@@ -103,7 +120,7 @@ class JetsonTree:
         self._link(f"sys/bus/i2c/drivers/ina3221/{Path(device).name}", self.root / device)
 
     def _decoys(self, before: int) -> None:
-        """Monitors that are none, and a USB supply that looks like a rail."""
+        """Write monitors of other things, and a USB supply that looks like a rail."""
         names = ["soctherm_oc", "ucsi_source_psy_ucsi_ccg01", "pwmfan", "nvme"]
         for number, name in enumerate(names[:before]):
             folder = f"sys/devices/virtual/hwmon/hwmon{number}"
@@ -120,86 +137,3 @@ class JetsonTree:
     def _link(self, path: str, target: Path) -> None:
         (self.root / path).parent.mkdir(parents=True, exist_ok=True)
         (self.root / path).symlink_to(target)
-
-
-class SteppedClock:
-    """A clock that stands still until told, and that a sampler's thread follows in lock-step.
-
-    `on_time` is called with each moment at which somebody looks, before they look. The thread that
-    made the clock moves it, by `advance_to` or by waiting; any other thread that waits is woken
-    when its moment has come, and the clock stands until it waits again.
-    """
-
-    def __init__(self, on_time: Callable[[float], None] = lambda t: None) -> None:
-        self.on_time = on_time
-        self._time = 0.0
-        self._owner = threading.current_thread()
-        self._changed = threading.Condition()
-        self._due: float | None = None
-        self._follower = False
-
-    def now(self) -> float:
-        return self._time
-
-    def follow(self, meter: Any) -> Any:
-        """Make a meter whose first reading tells that its sampler's thread is about to wait."""
-        read = meter.read
-
-        def first() -> Any:
-            if threading.current_thread() is self._owner:
-                self._follower = True
-            return read()
-
-        meter.read = first
-        return meter
-
-    def wait(self, stop: threading.Event, until_s: float) -> bool:
-        if threading.current_thread() is self._owner:
-            self.advance_to(until_s)
-            return stop.is_set()
-        with self._changed:
-            self._due = until_s
-            self._changed.notify_all()
-            while self._due is not None and not stop.is_set():
-                self._changed.wait(0.002)
-            if stop.is_set():
-                self._follower, self._due = False, None
-            return stop.is_set()
-
-    def advance_to(self, until_s: float) -> None:
-        with self._changed:
-            while self._follower:
-                while self._due is None and self._follower:
-                    self._changed.wait(5.0)
-                if self._due is None or self._due > until_s:
-                    break
-                self._time = max(self._time, self._due)
-                self.on_time(self._time)
-                self._due = None
-                self._changed.notify_all()
-            self._time = max(self._time, until_s)
-            self.on_time(self._time)
-
-
-class RushingClock:
-    """A clock that only its one waiting thread moves, as fast as it can, until `end_s`."""
-
-    def __init__(self, end_s: float, on_time: Callable[[float], None] = lambda t: None) -> None:
-        self.on_time = on_time
-        self.finished = threading.Event()
-        self._end = end_s
-        self._time = 0.0
-        self.jumps: list[tuple[float, float]] = []
-
-    def now(self) -> float:
-        return self._time
-
-    def wait(self, stop: threading.Event, until_s: float) -> bool:
-        if until_s > self._end:
-            self.finished.set()
-            return stop.wait()
-        self._time = max(self._time, until_s)
-        if self.jumps and self.jumps[0][0] <= self._time:
-            self._time += self.jumps.pop(0)[1]
-        self.on_time(self._time)
-        return stop.is_set()

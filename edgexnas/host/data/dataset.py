@@ -1,0 +1,51 @@
+"""What training, exporting and searching ask of labelled data, whatever the task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edgexnas.host.data.splitting import Split
+
+__all__ = ["Dataset"]
+
+FloatArray = npt.NDArray[np.float32]
+
+
+class Dataset(Protocol):
+    """Labelled data of one task, such as `PeakDataset`."""
+
+    @property
+    def task(self) -> str:
+        """Name of the task."""
+
+    @property
+    def source(self) -> str:
+        """Where the data came from."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, in hex, of the content."""
+
+    @property
+    def against(self) -> Literal["fit", "iterative", "truth"]:
+        """What the targets are."""
+
+    def inputs(self) -> FloatArray:
+        """Network inputs (n, 1, side, side), scaled as the device scales them."""
+
+    def network_targets(self) -> FloatArray:
+        """Return what a network should give for `inputs()`, in the same order.
+
+        (n, 2) (row, col) offsets in pixels for "bragg"; (n, 2, 64, 64) amplitude and phase in
+        radians for "ptycho".
+        """
+
+    def split(self) -> Split:
+        """Parts to train, calibrate, validate and test on."""
+
+    def save(self, path: str | Path) -> object:
+        """Write a file that the task loads."""

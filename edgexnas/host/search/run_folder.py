@@ -1,0 +1,216 @@
+"""What a run folder holds beside its journal: arguments, data and weights, written and read back.
+
+``run.toml`` is a configuration file that reproduces the run; see
+`edgexnas.host.search.configuration` for the form.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgexnas.errors import ConfigurationError, SearchError
+from edgexnas.host.networks.hyperparameters import Choice
+from edgexnas.host.networks.search_space import SearchSpace
+from edgexnas.host.networks.spaces import SPACES, import_space, resolve_space
+from edgexnas.host.run_files import write_run_file
+from edgexnas.host.search.tasks import find_task
+from edgexnas.toml_files import read_toml
+
+if TYPE_CHECKING:
+    from edgexnas.host.data.dataset import Dataset
+    from edgexnas.host.search.plan import SearchPlan
+
+__all__ = [
+    "checkpoint_path",
+    "load_run_dataset",
+    "load_run_spaces",
+    "read_arguments",
+    "write_run",
+]
+
+RUN_FILE = "run.toml"
+DATASET_FILE = "dataset.h5"
+
+AS_GIVEN = (
+    "search", "max_evals", "timeout", "workers", "evaluator", "seed", "epochs", "time_limit_s",
+    "memory_limit_gb", "keep_checkpoints", "ray_address",
+)  # fmt: skip
+"""Arguments that a plan holds as they were passed."""
+
+
+def checkpoint_path(folder: Path, trial: int) -> Path:
+    """Where the weights of a trial are."""
+    return folder / "checkpoints" / f"{trial:06d}.pt"
+
+
+def read_arguments(path: str | Path, known: Collection[str] | None = None) -> dict[str, Any]:
+    """Read the arguments of a search from a TOML file; errors as of `load_configuration`.
+
+    Parameters
+    ----------
+    known
+        Names that the file may set; None takes any, as in a ``run.toml`` of another version.
+    """
+    place = Path(path)
+    _, content = read_toml(place)
+    tables = _tables(content.pop("spaces", {}), "spaces", place)
+    for name in content:
+        if known is not None and name not in known:
+            raise ConfigurationError(f"{place} sets {name!r}, which is unknown; specify {known}")
+    for name in ("constraints", "search_options"):
+        _tables(content.get(name, {}), name, place, deep=False)
+    for name in ("task", "data", "output", "search", "evaluator"):
+        if not isinstance(content.get(name, ""), str):
+            raise ConfigurationError(
+                f"{place} sets {name} to {content[name]!r}; specify it as text"
+            )
+    if "data" in content:
+        content["data"] = str(place.parent / content["data"])
+    named = {name: _narrowed(name, table, place) for name, table in tables.items()}
+    if "space" in content:
+        given = content["space"]
+        names = [given] if isinstance(given, str) else given
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ConfigurationError(
+                f"{place} sets space to {given!r}; specify the name of a space or a list of names"
+            )
+        content["space"] = [named.get(name, name) for name in names]
+    unused = set(named) - {s.name for s in content.get("space", []) if not isinstance(s, str)}
+    if unused:
+        raise ConfigurationError(
+            f"{place} narrows the space {sorted(unused)[0]!r}, which its `space` does not list; "
+            "list it"
+        )
+    return content
+
+
+def _tables(value: Any, name: str, place: Path, *, deep: bool = True) -> dict[str, Any]:
+    """Reject what is no table, or with `deep` no table of tables."""
+    if not isinstance(value, dict):
+        raise ConfigurationError(f"{place} sets {name} to {value!r}; specify a table [{name}]")
+    if deep:
+        for inner, table in value.items():
+            _tables(table, f"{name}.{inner}", place, deep=False)
+    return value
+
+
+def load_run_spaces(folder: Path) -> dict[str, SearchSpace]:
+    """Spaces of a run folder that its ``run.toml`` can name; others are left out."""
+    content = read_arguments(folder / RUN_FILE)
+    found: dict[str, SearchSpace] = {}
+    for item in content["space"]:
+        try:
+            space = resolve_space(item, task=content["task"])
+        except ConfigurationError:
+            continue
+        found[space.name] = space
+    return found
+
+
+def load_run_dataset(folder: Path, digest: str) -> Dataset:
+    """Load the data that a run was made with.
+
+    Raises
+    ------
+    SearchError
+        If the file holds other data by now.
+    """
+    content = read_arguments(folder / RUN_FILE)
+    path = content["data"]
+    dataset = find_task(content["task"]).load(path)
+    if dataset.digest != digest:
+        raise SearchError(f"{path} has changed since the run {folder}; restore it")
+    return dataset
+
+
+def write_run(plan: SearchPlan) -> None:
+    """Write ``run.toml`` to the run folder, and the data where they came as an object."""
+    data = plan.data
+    if data is None:
+        data = DATASET_FILE
+        if not (plan.output / DATASET_FILE).exists():
+            plan.dataset.save(plan.output / DATASET_FILE)
+    values: dict[str, Any] = {
+        "task": plan.task,
+        "data": data,
+        "output": str(plan.output),
+        "space": [item if isinstance(item, str) else item.name for item in plan.given],
+        "objectives": [objective.name for objective in plan.objectives],
+        **{name: getattr(plan, name) for name in AS_GIVEN},
+        "patience": plan.context.patience,
+        "device": plan.context.device,
+        "measure": plan.measure_source,
+    }
+    tables: dict[str, Mapping[str, Any]] = {
+        "constraints": plan.constraints,
+        "search_options": plan.search_options,
+    }
+    for space in plan.given:
+        if isinstance(space, SearchSpace) and (narrowed := _as_table(space)):
+            tables[f"spaces.{_key(space.name)}"] = narrowed
+    write_run_file(plan.output / RUN_FILE, _to_toml(values, tables).encode())
+
+
+def _narrowed(name: str, table: Mapping[str, Any], place: Path) -> SearchSpace:
+    ranges = dict(table)
+    like = str(ranges.pop("like", name))
+    if ":" in like:
+        return import_space(like).narrow(name=name, **ranges)
+    if like not in SPACES:
+        raise ConfigurationError(
+            f"{place} derives the space {name!r} from {like!r}, which is unknown; specify "
+            f"like = one of {list(SPACES)}"
+        )
+    return SPACES[like].narrow(name=name, **ranges)
+
+
+def _origin(space: SearchSpace) -> SearchSpace | None:
+    """Return the space of Table 1 that `space` narrows."""
+    for known in SPACES.values():
+        if known.builder is space.builder and known.sizer is space.sizer:
+            return known
+    return None
+
+
+def _as_table(space: SearchSpace) -> dict[str, Any] | None:
+    """Describe a narrowed space by its origin; None if there is nothing to tell."""
+    origin = _origin(space)
+    if origin is None or origin == space:
+        return None
+    ranges: dict[str, Any] = {}
+    for parameter in space.hyperparameters:
+        if parameter != origin[parameter.name]:
+            if isinstance(parameter, Choice):
+                ranges[parameter.name] = list(parameter.values)
+            else:
+                ranges[parameter.name] = [parameter.low, parameter.high]
+    return {"like": origin.name, **ranges}
+
+
+def _key(name: str) -> str:
+    bare = all(c.isascii() and (c.isalnum() or c in "_-") for c in name)
+    return name if bare else json.dumps(name, ensure_ascii=False)
+
+
+def _to_toml(values: Mapping[str, Any], tables: Mapping[str, Mapping[str, Any]]) -> str:
+    lines = [f"{name} = {_toml(value)}" for name, value in values.items() if value is not None]
+    for heading, table in tables.items():
+        if table:
+            lines += ["", f"[{heading}]"]
+            lines += [f"{_key(name)} = {_toml(value)}" for name, value in table.items()]
+    return "\n".join([*lines, ""])
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, Sequence):
+        return f"[{', '.join(_toml(item) for item in value)}]"
+    raise ConfigurationError(f"{value!r} cannot be written to TOML; specify a number or a string")

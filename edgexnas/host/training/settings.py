@@ -1,0 +1,112 @@
+"""What a training is given: its settings, and the tensors on the training device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from edgexnas.errors import ConfigurationError
+from edgexnas.host.data.dataset import Dataset
+from edgexnas.host.data.splitting import Split
+from edgexnas.host.networks.bragg_models import LEVELS
+
+__all__ = ["TrainingData", "TrainingSettings", "training_device"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """How to train one network.
+
+    Attributes
+    ----------
+    epochs
+        Upper bound; the learning rate falls to 0 along a cosine that ends here.
+    batch_size
+        Patches a step.
+    learning_rate
+        Peak rate of Adam, reached after the first 5 % of the steps.
+    patience
+        Epochs without a better validation error after which to stop; None never stops early. The
+        error falls most where the rate does, at the end, so a short patience costs accuracy.
+    augment
+        Draw one of the task's symmetries of the square for each item and epoch.
+    normalise
+        Batch-normalise convolutions meanwhile; see `edgexnas.host.training.normalisation`. For
+        fresh weights only: put behind trained ones it changes what they say.
+    device
+        "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", ...
+    time_limit_s
+        Wall-clock bound; training stops at the end of the epoch that passes it.
+    levels
+        Quantile levels of the head of a network for Bragg peaks.
+    """
+
+    epochs: int = 100
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    patience: int | None = None
+    seed: int = 0
+    augment: bool = True
+    normalise: bool = False
+    device: str = "auto"
+    time_limit_s: float | None = None
+    levels: tuple[float, ...] = LEVELS
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "learning_rate"):
+            if not getattr(self, name) > 0:
+                raise ConfigurationError(f"{name} is {getattr(self, name)}; specify more than 0")
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Tensors of one task on the training device.
+
+    Attributes
+    ----------
+    train_x, validation_x
+        float32, scaled inputs: patches (n, 1, 11, 11) for "bragg", patterns (n, 1, 64, 64) for
+        "ptycho".
+    train_y, validation_y
+        float32: for "bragg" (n, 2), offset (row, col) from the patch's centre pixel in pixels; for
+        "ptycho" (n, 2, 64, 64), amplitude and phase in radians.
+    task
+        "bragg" or "ptycho".
+    """
+
+    train_x: Tensor
+    train_y: Tensor
+    validation_x: Tensor
+    validation_y: Tensor
+    task: str = "bragg"
+
+    @classmethod
+    def from_dataset(cls, dataset: Dataset, split: Split, device: str = "auto") -> TrainingData:
+        """Put the training and validation parts of a split on the training device."""
+        where = training_device(device)
+        x = torch.from_numpy(dataset.inputs())
+        y = torch.from_numpy(dataset.network_targets())
+        parts = (split.train, split.validation)
+        train_x, train_y, validation_x, validation_y = (
+            t[torch.from_numpy(part)].to(where) for part in parts for t in (x, y)
+        )
+        return cls(train_x, train_y, validation_x, validation_y, dataset.task)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.train_x.device
+
+
+def training_device(name: str) -> torch.device:
+    """Resolve "auto" to a GPU where there is one, else the CPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ConfigurationError(
+            f"device is {name!r}; specify 'auto', 'cpu', 'cuda' or 'cuda:<number>'"
+        ) from error
