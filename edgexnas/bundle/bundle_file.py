@@ -130,7 +130,7 @@ def write_bundle(
     """Sign a model and write it as one file; equal content differs in its signature alone.
 
     The result is verified as `open_bundle` does before the file appears, so nothing is written
-    that a device would refuse.
+    that a device would reject.
 
     Parameters
     ----------
@@ -153,7 +153,7 @@ def write_bundle(
     Raises
     ------
     BundleError
-        If a device would refuse the bundle.
+        If a device would reject the bundle.
     ConfigurationError
         If the signing key cannot be used, or the file cannot be written.
     """
@@ -170,6 +170,7 @@ def write_bundle(
         **{MODEL_MEMBERS[name]: models[name] for name in MODEL_MEMBERS if name in models},
         REFERENCE_MEMBER: encode_reference(reference, manifest),
     }
+    # Last, because it covers all others, and a reader needs it whole before it believes them.
     members[SIGNATURE_MEMBER] = sign_members(members, signing_key, name=manifest.model_id)
     raw = encode_archive(members)
     public = signing_key.public_key()
@@ -225,6 +226,7 @@ def open_bundle(
     if not isinstance(trust, TrustStore):
         trust = TrustStore.load(trust, state=state, now=now)
     bundle = verify_bundle(_read(path), trust=trust, path=path, gates=gates, now=now)
+    # After everything else: what does not verify has no sequence.
     memory = open_state(state)
     if memory is not None:
         memory.check_bundle(bundle.manifest)
@@ -267,6 +269,7 @@ def verify_bundle(
     manifest = _manifest_of(members, what)
     check_validity(manifest.created, manifest.expires, now=now, what=what)
     (gates or GatePolicy()).check(manifest.gate, what=what)
+    # A signer who leaves a model out, or slips one in, disagrees with his own manifest.
     models = {name: members[file] for name, file in MODEL_MEMBERS.items() if file in members}
     if set(models) != set(manifest.precisions):
         raise BundleError(
@@ -278,6 +281,7 @@ def verify_bundle(
         check_onnx(model, precision=name, manifest=manifest, what=file)
     reference = _member(members, REFERENCE_MEMBER, what)
     arrays = decode_reference(reference, manifest, what=f"{REFERENCE_MEMBER} of {what}")
+    # Of the file as it came; the content's digest is the same for another signature of it.
     digest = hashlib.sha256(raw).hexdigest()
     return Bundle(
         manifest, MappingProxyType(models), MappingProxyType(arrays), digest, content, signer, path
@@ -354,9 +358,11 @@ def _verify_members(members: Mapping[str, bytes], trust: TrustStore, what: str) 
         raise SignatureError(f"{what} is not signed: it lacks {SIGNATURE_MEMBER}")
     try:
         signer, digests = verify_signature(members[SIGNATURE_MEMBER], trust=trust)
-        trust.check_content(content := content_digest(digests))
+        # Sorted, so that naming the members in another order does not escape a revocation.
+        trust.check_content(content := content_digest(dict(sorted(digests.items()))))
     except BundleError as error:
         raise type(error)(f"{what}: {error}") from None
+    # Equality both ways: a member that nobody signed is as bad as one that is missing.
     present = set(members) - {SIGNATURE_MEMBER}
     if present != set(digests):
         wrong = ", ".join(sorted(repr(name[:80]) for name in present ^ set(digests)))

@@ -92,6 +92,7 @@ def decode_reference(
 
 def _encode_array(array: FloatArray) -> bytes:
     """Write a .npy file (format 1.0); numpy.save pads its header differently between versions."""
+    # The format pads the header with spaces, so that the data begins at a multiple of 64 bytes.
     header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {array.shape}, }}"
     padded = header.ljust(-(-(NPY_START.size + len(header) + 1) // 64) * 64 - NPY_START.size - 1)
     start = NPY_START.pack(b"\x93NUMPY", 1, 0, len(padded) + 1)
@@ -109,6 +110,7 @@ def _decode_array(raw: bytes, tensor: Tensor, *, what: str) -> FloatArray:
         count, rest = divmod(len(body), 4 * math.prod(shape))
         if count and not rest:
             array = np.frombuffer(body, "<f4").reshape(count, *shape)
+            # The header is compared and never parsed, which numpy does as a Python literal.
             if _encode_array(array) == raw:
                 return array
     raise BundleError(f"{what} is no float32 array (n, {str(shape)[1:]}: export the bundle again")
