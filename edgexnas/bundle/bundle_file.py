@@ -38,6 +38,7 @@ from edgexnas.bundle.signature import (
     sign_members,
     verify_signature,
 )
+from edgexnas.bundle.strict_json import printable
 from edgexnas.bundle.trust import TrustStore
 from edgexnas.bundle.validity import check_validity
 from edgexnas.errors import BundleError, ConfigurationError, SignatureError
@@ -136,7 +137,7 @@ def write_bundle(
     """Sign a model and write it as one file; equal content differs in its signature alone.
 
     The result is verified as `open_bundle` does before the file appears, so nothing is written
-    that a device would refuse.
+    that a device would reject.
 
     Parameters
     ----------
@@ -161,7 +162,7 @@ def write_bundle(
     Raises
     ------
     BundleError
-        If a device would refuse the bundle.
+        If a device would reject the bundle.
     ConfigurationError
         If the signing key cannot be used, or the file cannot be written.
     """
@@ -180,6 +181,7 @@ def write_bundle(
     }
     if probe is not None:
         members[PROBE_MEMBER] = encode_probe(probe)
+    # Last, because it covers all others, and a reader needs it whole before it believes them.
     members[SIGNATURE_MEMBER] = sign_members(members, signing_key, name=manifest.model_id)
     raw = encode_archive(members)
     public = signing_key.public_key()
@@ -235,6 +237,7 @@ def open_bundle(
     if not isinstance(trust, TrustStore):
         trust = TrustStore.load(trust, state=state, now=now)
     bundle = verify_bundle(_read(path), trust=trust, path=path, gates=gates, now=now)
+    # After everything else: what does not verify has no sequence.
     memory = open_state(state)
     if memory is not None:
         memory.check_bundle(bundle.manifest)
@@ -271,12 +274,13 @@ def verify_bundle(
     BundleError, SignatureError, TrustError
         As in `open_bundle`.
     """
-    what = "bundle" if path is None else f"bundle {path}"
+    what = "bundle" if path is None else _name(path)
     members = decode_archive(raw, limits=MEMBER_LIMITS, what=what)
     signer, content = _verify_members(members, trust, what)
     manifest = _manifest_of(members, what)
     check_validity(manifest.created, manifest.expires, now=now, what=what)
     (gates or GatePolicy()).check(manifest.gate, what=what)
+    # A signer who leaves a model out, or slips one in, disagrees with his own manifest.
     models = {name: members[file] for name, file in MODEL_MEMBERS.items() if file in members}
     if set(models) != set(manifest.precisions):
         raise BundleError(
@@ -289,6 +293,7 @@ def verify_bundle(
     reference = _member(members, REFERENCE_MEMBER, what)
     arrays = decode_reference(reference, manifest, what=f"{REFERENCE_MEMBER} of {what}")
     probe = _probe_of(members, manifest, what)
+    # Of the file as it came; the content's digest is the same for another signature of it.
     digest = hashlib.sha256(raw).hexdigest()
     return Bundle(
         manifest,
@@ -310,9 +315,8 @@ def read_manifest(path: Path | str) -> Manifest:
     BundleError
         If the file cannot be read, or archive or manifest are malformed.
     """
-    what = f"bundle {path}"
-    members = decode_archive(_read(Path(path)), limits=MEMBER_LIMITS, what=what)
-    return _manifest_of(members, what)
+    members = _unverified(path)
+    return _manifest_of(members, _name(path))
 
 
 def content_digest_of(path: Path | str) -> str:
@@ -323,7 +327,7 @@ def content_digest_of(path: Path | str) -> str:
     BundleError
         If the file cannot be read or is no bundle.
     """
-    members = decode_archive(_read(Path(path)), limits=MEMBER_LIMITS, what=f"bundle {path}")
+    members = _unverified(path)
     return content_digest(
         {
             name: hashlib.sha256(members[name]).hexdigest()
@@ -333,13 +337,21 @@ def content_digest_of(path: Path | str) -> str:
     )
 
 
+def _name(path: Path | str) -> str:
+    return f"bundle {printable(str(path))}"
+
+
+def _unverified(path: Path | str) -> dict[str, bytes]:
+    return decode_archive(_read(Path(path)), limits=MEMBER_LIMITS, what=_name(path))
+
+
 def _read(path: Path) -> bytes:
     try:
         raw = read_once(path, most_bytes=MOST_BUNDLE_BYTES)
     except OSError as error:
-        raise BundleError(f"bundle {path} cannot be read: {error.strerror}") from error
+        raise BundleError(f"{_name(path)} cannot be read: {error.strerror}") from error
     if raw is None:
-        raise BundleError(f"{path} is larger than {MOST_BUNDLE_BYTES} bytes, so it is no bundle")
+        raise BundleError(f"{_name(path)} is larger than {MOST_BUNDLE_BYTES} bytes, so it is none")
     return raw
 
 
@@ -377,9 +389,11 @@ def _verify_members(members: Mapping[str, bytes], trust: TrustStore, what: str) 
         raise SignatureError(f"{what} is not signed: it lacks {SIGNATURE_MEMBER}")
     try:
         signer, digests = verify_signature(members[SIGNATURE_MEMBER], trust=trust)
-        trust.check_content(content := content_digest(digests))
+        # Sorted, so that naming the members in another order does not escape a revocation.
+        trust.check_content(content := content_digest(dict(sorted(digests.items()))))
     except BundleError as error:
         raise type(error)(f"{what}: {error}") from None
+    # Equality both ways: a member that nobody signed is as bad as one that is missing.
     present = set(members) - {SIGNATURE_MEMBER}
     if present != set(digests):
         wrong = ", ".join(sorted(repr(name[:80]) for name in present ^ set(digests)))

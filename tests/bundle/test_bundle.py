@@ -236,7 +236,7 @@ def test_a_gate_wider_than_the_device_accepts_is_rejected_with_both_numbers(
     gate = manifest.gate.model_copy(update={precision: 0.39})
     wide = encode_manifest(manifest.model_copy(update={"gate": gate}))
     raw = sign_anew({**members, "manifest.json": wide})
-    numbers = rf"lets a {precision} engine deviate by 0.39 px, where this device accepts 0.385 px"
+    numbers = rf"lets its {precision} engine deviate by 0.39 px, where this device accepts 0.385 px"
     with pytest.raises(BundleError, match=f"{numbers}.* raise maximum_gate_px"):
         verify_bundle(raw, trust=trust)
     verify_bundle(raw, trust=trust, gates=GatePolicy(maximum_gate_px=0.4))

@@ -44,7 +44,7 @@ class PeakPredictor(BundlePredictor):
 
     Parameters
     ----------
-    bundle, trust, engine, precision, batch, threads, cache
+    bundle, trust, state, gates, engine, precision, batch, threads, cache
         As of `Predictor`.
     mask
         (H, W) bool, True where a pixel must not be used (dead, hot, in a gap).

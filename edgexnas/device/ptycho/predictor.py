@@ -40,7 +40,7 @@ class PtychoPredictor(BundlePredictor):
 
     Parameters
     ----------
-    bundle, trust, engine, precision, batch, threads, cache
+    bundle, trust, state, gates, engine, precision, batch, threads, cache
         As of `Predictor`.
     mask
         (H, W) bool, True where a detector pixel must not be used; it counts as 0 there.

@@ -80,6 +80,10 @@ class PredictorSettings(Table):
 
     Attributes
     ----------
+    state
+        Folder that remembers the newest bundle, or False for none.
+    maximum_gate_px, maximum_gate_rad
+        As of `edgexnas.bundle.GatePolicy`.
     mask
         ``.npy`` file of (H, W) bool, True where a pixel must not be used.
     saturation
@@ -88,6 +92,9 @@ class PredictorSettings(Table):
 
     bundle: Text
     trust: Text
+    state: Text | Literal[False] | None = None
+    maximum_gate_px: Positive | None = None
+    maximum_gate_rad: Positive | None = None
     engine: Text = "auto"
     precision: Literal["int8", "float16", "float32", "auto"] = "int8"
     batch: Annotated[int, Field(ge=1, le=65_536)] = 32
