@@ -164,6 +164,8 @@ class MonitoringSettings(Table):
     ----------
     port
         Of the page, metrics and health on 127.0.0.1; 0 for none.
+    source_timeout_s
+        How long the source may be away before the service is not healthy.
     status_pv
         What names of status PVs begin with; None for none.
     terminal
@@ -171,6 +173,7 @@ class MonitoringSettings(Table):
     """
 
     port: Annotated[int, Field(ge=0, le=65535)] = 9108
+    source_timeout_s: Positive = 20.0
     status_pv: Text | None = None
     terminal: bool = False
 

@@ -170,9 +170,9 @@ def test_the_service_manager_is_told_of_readiness_health_and_the_end(
         environment = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "300000"}
         process = serve(configure("?rate=100"), **environment)
         assert manager.recv(1000).startswith(b"READY=1\nSTATUS=serving file://")
-        assert manager.recv(1000) == b"WATCHDOG=1"
+        assert manager.recv(1000).startswith(b"WATCHDOG=1\nSTATUS=")
         process.send_signal(signal.SIGTERM)
-        while (message := manager.recv(1000)) == b"WATCHDOG=1":
+        while (message := manager.recv(1000)).startswith(b"WATCHDOG=1\n"):
             pass
         assert message == b"STOPPING=1"
         assert process.wait(20) == 0
