@@ -71,8 +71,7 @@ __all__ = [
     "load_configuration",
 ]
 
-# No path or name may hold a zero byte; the system calls that take them raise ValueError.
-Text: TypeAlias = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]+$")]
+Text: TypeAlias = Annotated[str, Field(min_length=1)]
 
 
 class PredictorSettings(Table):
