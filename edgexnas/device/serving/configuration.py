@@ -71,8 +71,7 @@ __all__ = [
     "load_configuration",
 ]
 
-# No path or name may hold a zero byte; the system calls that take them raise ValueError.
-Text: TypeAlias = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]+$")]
+Text: TypeAlias = Annotated[str, Field(min_length=1)]
 
 
 class PredictorSettings(Table):
@@ -171,6 +170,8 @@ class MonitoringSettings(Table):
     ----------
     port
         Of the page, metrics and health on 127.0.0.1; 0 for none.
+    source_timeout_s
+        How long the source may be away before the service is not healthy.
     status_pv
         What names of status PVs begin with; None for none.
     terminal
@@ -178,6 +179,7 @@ class MonitoringSettings(Table):
     """
 
     port: Annotated[int, Field(ge=0, le=65535)] = 9108
+    source_timeout_s: Positive = 20.0
     status_pv: Text | None = None
     terminal: bool = False
 

@@ -146,6 +146,7 @@ def open_service(path: Path) -> OpenedService:
                 sink_queue=configuration.sink_queue,
                 sink_retry_s=configuration.sink_retry_s,
                 stop_on_sink_failure=needed,
+                source_timeout_s=configuration.monitoring.source_timeout_s,
             )
         from edgexnas.device.monitoring import open_views
 

@@ -197,7 +197,8 @@ class Pipeline:
     def _guarded(self, stage: Callable[..., None], *given: int) -> None:
         try:
             stage(*given)
-        except Exception as error:
+        except BaseException as error:
+            # Whatever ends a thread ends the service: no stage goes missing unnoticed.
             self._failed(f"{threading.current_thread().name}: {sentence(error)}")
 
     def _work(self, worker: int) -> None:
@@ -410,7 +411,8 @@ class Pipeline:
                 task.owed -= 1
                 if reason is not None and task.error is None:
                     task.error = reason
-                    self._complaints.add("store", f"frame {task.number}: {reason}")
+                    message = f"frame {task.number} was processed and not stored: {reason}"
+                    self._complaints.add("store", message)
                 if task.owed == 0:
                     self._end(task)
 
