@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from edgexnas.device import Predictor
+from edgexnas.device import PeakPredictor
 from edgexnas.device.monitoring import open_views
 from edgexnas.device.serving.service import Service
 from edgexnas.device.serving.settings import PipelineSettings
@@ -109,7 +109,7 @@ def run_service(options: argparse.Namespace, stop: threading.Event) -> dict[str,
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-stream-"))
         predictor = stack.enter_context(
-            Predictor(options.bundle, trust=options.trust, precision="float32")
+            PeakPredictor(options.bundle, trust=options.trust, precision="float32")
         )
         sinks = [TimedSink(folder, times)]
         # Twice the usual queue: half a second of estimating the background is 100 frames.

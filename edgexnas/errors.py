@@ -6,6 +6,7 @@
     ├── ConfigurationError      an option, a name or a combination of them is wrong
     ├── InputError              an array has the wrong shape, dtype or values
     ├── SourceError             a file or a stream of frames cannot be read
+    │   └── MissingFrameError   ... a frame's bytes are not there
     ├── MissingDependencyError  an optional package is not installed
     ├── BundleError             a bundle is malformed, incomplete or inconsistent
     │   ├── SignatureError      ... its signature does not cover what it holds
@@ -28,6 +29,7 @@ __all__ = [
     "InputError",
     "MeasurementError",
     "MissingDependencyError",
+    "MissingFrameError",
     "QuantisationError",
     "SearchError",
     "SignatureError",
@@ -50,6 +52,10 @@ class InputError(EdgexnasError, ValueError):
 
 class SourceError(EdgexnasError, OSError):
     """A file or a stream of frames cannot be read."""
+
+
+class MissingFrameError(SourceError):
+    """A frame is announced, but its bytes are not there: it was not written, or not copied."""
 
 
 class MissingDependencyError(EdgexnasError, ImportError):

@@ -40,11 +40,22 @@ def read_toml(path: Path) -> tuple[str, dict[str, Any]]:
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"{path} is no text in UTF-8; give a TOML file") from error
     try:
-        return text, tomllib.loads(text)
+        document = tomllib.loads(text)
     except ValueError as error:
         raise ConfigurationError(f"{path} is not TOML: {error}; mend it") from error
     except RecursionError as error:
         raise ConfigurationError(f"{path} is nested too deeply; give a TOML file") from error
+    if _holds_nul(document):
+        raise ConfigurationError(f"{path} has a string with a NUL, as no path or name has")
+    return text, document
+
+
+def _holds_nul(value: object) -> bool:
+    if isinstance(value, dict):
+        return any(map(_holds_nul, value.values()))
+    if isinstance(value, list):
+        return any(map(_holds_nul, value))
+    return isinstance(value, str) and "\0" in value
 
 
 def line_of(text: str, path: Sequence[Key]) -> int:

@@ -14,20 +14,30 @@ from typing import Any
 import numpy as np
 import zmq
 
+# The version of headers that is known here; docs/forms.md says what they hold.
+NEWEST = 2
+
+
+def decode(parts: list[bytes]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Header and arrays of a message."""
+    _, header, *contents = parts
+    told = json.loads(header)
+    if told["version"] > NEWEST:
+        raise ValueError(f"a message has version {told['version']}; {NEWEST} is known")
+    arrays = {
+        array["name"]: np.frombuffer(content, array["dtype"]).reshape(array["shape"])
+        for array, content in zip(told["arrays"], contents, strict=True)
+    }
+    return told, arrays
+
 
 def messages(address: str) -> Iterator[tuple[dict[str, Any], dict[str, np.ndarray]]]:
-    """Header and arrays of each message; see edgexnas/device/sinks/zmq_sink.py."""
+    """Header and arrays of each message that comes."""
     with zmq.Context() as context, context.socket(zmq.SUB) as socket:
         socket.subscribe(b"edgexnas")
         socket.connect(address)
         while True:
-            _, header, *parts = socket.recv_multipart()
-            told = json.loads(header)
-            arrays = {
-                array["name"]: np.frombuffer(part, array["dtype"]).reshape(array["shape"])
-                for array, part in zip(told["arrays"], parts, strict=True)
-            }
-            yield told, arrays
+            yield decode(socket.recv_multipart())
 
 
 def main(address: str, frames: int | None = None) -> None:
@@ -41,7 +51,7 @@ def main(address: str, frames: int | None = None) -> None:
             print(f"# {header['series']} has ended: {header['counts']}")
         elif header.get("error"):
             print(f"{header['series']} {header['number']}: {header['error']}")
-        elif header["kind"] == "peaks":
+        elif header["kind"] == "peaks" and "positions" in arrays:
             brightest = arrays["intensities"].argmax() if len(arrays["intensities"]) else None
             where = "" if brightest is None else f", brightest at {arrays['positions'][brightest]}"
             print(
@@ -59,4 +69,6 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) == 3 else None)
     except zmq.ZMQError as error:
-        sys.exit(f"error: {sys.argv[1]}: {error}; give the address of the service's ZMQ sink")
+        sys.exit(f"error: {sys.argv[1]}: {error}; specify the address of the service's ZMQ sink")
+    except ValueError as error:
+        sys.exit(f"error: {error}; take this sample from a newer edgexnas")

@@ -134,10 +134,14 @@ class TestWhatHdf5Holds:
         path = hdf5(tmp_path / "a.h5", entry__data__data=np.expand_dims(STACK, axis))
         np.testing.assert_array_equal(open_frames(path)[2], STACK[2])
 
-    def test_a_grid_of_frames_is_refused(self, tmp_path: Path) -> None:
-        path = hdf5(tmp_path / "a.h5", entry__data__data=np.zeros((2, 3, 4, 5)))
-        with pytest.raises(SourceError, match="two series axes"):
+    def test_of_several_images_a_frame_one_is_chosen(self, tmp_path: Path) -> None:
+        stack = np.stack([STACK, STACK + 1], axis=1)
+        path = hdf5(tmp_path / "a.h5", entry__data__data=stack)
+        with pytest.raises(SourceError, match=r"several thresholds; choose one of 0 to 1 with"):
             open_frames(path)
+        np.testing.assert_array_equal(open_frames(path, channel=1)[2], STACK[2] + 1)
+        with pytest.raises(SourceError, match="no channel 2"):
+            open_frames(path, channel=2)
 
     def test_a_named_dataset_wins(self, tmp_path: Path) -> None:
         path = hdf5(tmp_path / "a.h5", entry__data__data=STACK, other=STACK[:2] + 1)
@@ -251,7 +255,10 @@ class TestNexusLinks:
         layout[:] = h5py.VirtualSource("part.h5", "frames", STACK.shape)
         with h5py.File(tmp_path / "a.h5", "w") as file:
             file.create_virtual_dataset("entry/data/data", layout)
-        with pytest.raises(SourceError, match=r"assembled from the file part\.h5"):
+        with pytest.raises(
+            SourceError,
+            match=r"none of the 3 frames .* the file part\.h5, which it is mapped to, is missing",
+        ):
             open_frames(tmp_path / "a.h5")
         hdf5(tmp_path / "part.h5", frames=STACK)
         np.testing.assert_array_equal(open_frames(tmp_path / "a.h5")[1], STACK[1])

@@ -8,6 +8,7 @@ from edgexnas.bundle.bundle_file import (
     write_bundle,
 )
 from edgexnas.bundle.description import describe
+from edgexnas.bundle.gate_policy import GatePolicy
 from edgexnas.bundle.keys import generate_keys, load_signing_key
 from edgexnas.bundle.manifest import (
     MODEL_MEMBERS,
@@ -23,7 +24,9 @@ from edgexnas.bundle.manifest import (
     Quantisation,
     Tensor,
 )
-from edgexnas.bundle.trust import TrustStore
+from edgexnas.bundle.rollback import StateOption
+from edgexnas.bundle.trust import TrustStore, write_trust_list
+from edgexnas.bundle.trust_list import TrustList
 
 __all__ = [
     "MODEL_MEMBERS",
@@ -33,12 +36,15 @@ __all__ = [
     "BraggPreprocessing",
     "Bundle",
     "Gate",
+    "GatePolicy",
     "Manifest",
     "Precision",
     "Provenance",
     "PtychoPreprocessing",
     "Quantisation",
+    "StateOption",
     "Tensor",
+    "TrustList",
     "TrustStore",
     "describe",
     "generate_keys",
@@ -47,4 +53,5 @@ __all__ = [
     "read_manifest",
     "verify_bundle",
     "write_bundle",
+    "write_trust_list",
 ]

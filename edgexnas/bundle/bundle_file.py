@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import datetime, timezone
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
 
@@ -19,6 +19,7 @@ import numpy.typing as npt
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from edgexnas.bundle.archive import decode_archive, encode_archive
+from edgexnas.bundle.gate_policy import ANY_GATE, GatePolicy
 from edgexnas.bundle.keys import key_id, load_signing_key
 from edgexnas.bundle.manifest import (
     MODEL_MEMBERS,
@@ -29,14 +30,27 @@ from edgexnas.bundle.manifest import (
 )
 from edgexnas.bundle.onnx_graph import MOST_MODEL_BYTES, check_onnx
 from edgexnas.bundle.reference import MOST_REFERENCE_BYTES, decode_reference, encode_reference
-from edgexnas.bundle.rollback import accept_sequence
-from edgexnas.bundle.signature import SIGNATURE_MEMBER, sign_members, verify_signature
+from edgexnas.bundle.rollback import RollbackState, StateOption, open_state
+from edgexnas.bundle.signature import (
+    SIGNATURE_MEMBER,
+    content_digest,
+    sign_members,
+    verify_signature,
+)
 from edgexnas.bundle.trust import TrustStore
+from edgexnas.bundle.validity import check_validity
 from edgexnas.errors import BundleError, ConfigurationError, SignatureError
 from edgexnas.guarded_files import read_once
 from edgexnas.whole_files import write_whole
 
-__all__ = ["Bundle", "open_bundle", "read_manifest", "verify_bundle", "write_bundle"]
+__all__ = [
+    "Bundle",
+    "content_digest_of",
+    "open_bundle",
+    "read_manifest",
+    "verify_bundle",
+    "write_bundle",
+]
 
 MANIFEST_MEMBER = "manifest.json"
 REFERENCE_MEMBER = "reference.npz"
@@ -67,18 +81,41 @@ class Bundle:
         model gave for them, with the shapes and units of the manifest's tensors.
     digest
         SHA-256 of the whole file, hexadecimal: names this bundle in caches and reports.
+    content_digest
+        Digest of the signed members: names the content, however often it is signed; by it a trust
+        list revokes.
     key_id
         Id of the key that signed it.
     path
         Where it was read from; None if it came as bytes.
+    state
+        What remembers the newest bundle; None without protection against older ones.
     """
 
     manifest: Manifest
     models: Mapping[Precision, bytes]
     reference: Mapping[str, npt.NDArray[np.float32]]
     digest: str
+    content_digest: str
     key_id: str
-    path: Path | None
+    path: Path | None = None
+    state: RollbackState | None = None
+
+    def remember(self) -> None:
+        """Accept no older bundle of this model from now on, if there is a state.
+
+        Call it once the engine is proven: a bundle that does not run here must not bar the way
+        back to the one that does.
+
+        Raises
+        ------
+        BundleError
+            If a newer one was accepted meanwhile.
+        ConfigurationError
+            If the state cannot be written.
+        """
+        if self.state is not None:
+            self.state.remember_bundle(self.manifest)
 
 
 def write_bundle(
@@ -136,7 +173,8 @@ def write_bundle(
     raw = encode_archive(members)
     public = signing_key.public_key()
     own = TrustStore(MappingProxyType({key_id(public): public}), "the signing key")
-    verify_bundle(raw, trust=own, now=manifest.created)
+    # How wide a gate may be is the device's to say.
+    verify_bundle(raw, trust=own, now=manifest.created, gates=ANY_GATE)
     try:
         write_whole(path, raw)
     except OSError as error:
@@ -148,7 +186,8 @@ def open_bundle(
     path: Path | str,
     *,
     trust: Path | str | TrustStore,
-    state: Path | str | None = None,
+    state: StateOption = None,
+    gates: GatePolicy | None = None,
     now: datetime | None = None,
 ) -> Bundle:
     """Read a bundle and verify everything about it.
@@ -158,40 +197,52 @@ def open_bundle(
     path
         File to read, once.
     trust
-        Keys to accept: a store, a folder of `*.pub.pem` files, or one public key.
+        Keys to accept: a store, a folder as `TrustStore.load` reads it, or one public key.
     state
-        File that remembers the highest `sequence` of each model; a lower one is then refused.
+        Folder that remembers the highest `sequence` of each model, below which a bundle is
+        rejected; None for the usual one if there is one (`$EDGEXNAS_STATE`, the service's, or
+        `~/.local/state/edgexnas`), False for none. `Bundle.remember` raises what it remembers.
+    gates
+        Widest accuracy gates that this device accepts; None for `GatePolicy()`.
     now
         Time against which the expiry is held, with time zone; None is the clock's.
 
     Raises
     ------
     BundleError
-        If the file cannot be read, is malformed, incomplete, inconsistent, expired or older than
-        one accepted before.
+        If the file cannot be read, is malformed, incomplete, inconsistent, expired, made after
+        `now`, older than one accepted before, or its gate is too wide.
     SignatureError
         If the signature does not cover what the bundle holds.
     TrustError
-        If the signer is not trusted, or the trust store cannot be used.
+        If the signer is not trusted, signer or bundle are revoked, or the trust store cannot be
+        used.
     ConfigurationError
         If `state` cannot be used.
     """
     path = Path(path)
-    store = trust if isinstance(trust, TrustStore) else TrustStore.load(trust)
-    bundle = verify_bundle(_read(path), trust=store, path=path, now=now)
-    if state is not None:
-        accept_sequence(state, bundle.manifest)
-    return bundle
+    if not isinstance(trust, TrustStore):
+        trust = TrustStore.load(trust, state=state, now=now)
+    bundle = verify_bundle(_read(path), trust=trust, path=path, gates=gates, now=now)
+    memory = open_state(state)
+    if memory is not None:
+        memory.check_bundle(bundle.manifest)
+    return replace(bundle, state=memory)
 
 
 def verify_bundle(
-    raw: bytes, *, trust: TrustStore, path: Path | None = None, now: datetime | None = None
+    raw: bytes,
+    *,
+    trust: TrustStore,
+    path: Path | None = None,
+    gates: GatePolicy | None = None,
+    now: datetime | None = None,
 ) -> Bundle:
     """Verify a bundle that is in memory: a function of these arguments and the time alone.
 
     The order is: layout of the archive; signature; equality of signed and present members;
-    manifest, expiry, ONNX files, and reference arrays. Nothing of a model is parsed before its
-    signature holds.
+    manifest, expiry, gate, ONNX files, and reference arrays. Nothing of a model is parsed before
+    its signature holds.
 
     Parameters
     ----------
@@ -201,7 +252,7 @@ def verify_bundle(
         Keys to accept.
     path
         Where the bytes are from, for messages and `Bundle.path`.
-    now
+    gates, now
         As in `open_bundle`.
 
     Raises
@@ -211,9 +262,10 @@ def verify_bundle(
     """
     what = "bundle" if path is None else f"bundle {path}"
     members = decode_archive(raw, limits=MEMBER_LIMITS, what=what)
-    signer = _verify_members(members, trust, what)
+    signer, content = _verify_members(members, trust, what)
     manifest = _manifest_of(members, what)
-    _check_expiry(manifest, now or datetime.now(timezone.utc), what)
+    check_validity(manifest.created, manifest.expires, now=now, what=what)
+    (gates or GatePolicy()).check(manifest.gate, what=what)
     models = {name: members[file] for name, file in MODEL_MEMBERS.items() if file in members}
     if set(models) != set(manifest.precisions):
         raise BundleError(
@@ -227,7 +279,7 @@ def verify_bundle(
     arrays = decode_reference(reference, manifest, what=f"{REFERENCE_MEMBER} of {what}")
     digest = hashlib.sha256(raw).hexdigest()
     return Bundle(
-        manifest, MappingProxyType(models), MappingProxyType(arrays), digest, signer, path
+        manifest, MappingProxyType(models), MappingProxyType(arrays), digest, content, signer, path
     )
 
 
@@ -242,6 +294,24 @@ def read_manifest(path: Path | str) -> Manifest:
     what = f"bundle {path}"
     members = decode_archive(_read(Path(path)), limits=MEMBER_LIMITS, what=what)
     return _manifest_of(members, what)
+
+
+def content_digest_of(path: Path | str) -> str:
+    """Give the `Bundle.content_digest` of a bundle WITHOUT verifying it: to revoke it by.
+
+    Raises
+    ------
+    BundleError
+        If the file cannot be read or is no bundle.
+    """
+    members = decode_archive(_read(Path(path)), limits=MEMBER_LIMITS, what=f"bundle {path}")
+    return content_digest(
+        {
+            name: hashlib.sha256(members[name]).hexdigest()
+            for name in sorted(members)
+            if name != SIGNATURE_MEMBER
+        }
+    )
 
 
 def _read(path: Path) -> bytes:
@@ -265,12 +335,18 @@ def _manifest_of(members: Mapping[str, bytes], what: str) -> Manifest:
     return parse_manifest(raw, what=f"{MANIFEST_MEMBER} of {what}")
 
 
-def _verify_members(members: Mapping[str, bytes], trust: TrustStore, what: str) -> str:
-    """Check the signature and that it covers these members and no others; give the key's id."""
+def _verify_members(members: Mapping[str, bytes], trust: TrustStore, what: str) -> tuple[str, str]:
+    """Check the signature, and that it covers these members and no others.
+
+    Returns
+    -------
+    Id of the key that signed, and digest of the content.
+    """
     if SIGNATURE_MEMBER not in members:
         raise SignatureError(f"{what} is not signed: it lacks {SIGNATURE_MEMBER}")
     try:
         signer, digests = verify_signature(members[SIGNATURE_MEMBER], trust=trust)
+        trust.check_content(content := content_digest(digests))
     except BundleError as error:
         raise type(error)(f"{what}: {error}") from None
     present = set(members) - {SIGNATURE_MEMBER}
@@ -280,12 +356,4 @@ def _verify_members(members: Mapping[str, bytes], trust: TrustStore, what: str) 
     for name in present:
         if not hmac.compare_digest(hashlib.sha256(members[name]).hexdigest(), digests[name]):
             raise SignatureError(f"{what} holds a {name} other than the one that was signed")
-    return signer
-
-
-def _check_expiry(manifest: Manifest, now: datetime, what: str) -> None:
-    if manifest.expires is not None and now >= manifest.expires:
-        raise BundleError(
-            f"{what} expired at {manifest.expires.isoformat()}: export it again, or set the clock "
-            f"if it is not {now.isoformat()}"
-        )
+    return signer, content

@@ -3,20 +3,39 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
+import stat
 from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from edgexnas.errors import ConfigurationError
-from edgexnas.guarded_files import read_once
+from edgexnas.errors import ConfigurationError, TrustError
+from edgexnas.guarded_files import Guard, read_once
 
-__all__ = ["generate_keys", "is_p256", "key_id", "load_signing_key", "public_pem"]
+__all__ = [
+    "KEY_NAME",
+    "generate_keys",
+    "is_p256",
+    "key_id",
+    "load_public_key",
+    "load_signing_key",
+    "parse_public_key",
+    "public_pem",
+]
 
 MOST_PEM_BYTES = 64 * 1024
+KEY_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
+"""What the name of a key looks like."""
+
+TRUSTED = Guard(root=True)
+SIGNING = Guard(root=True, links=True)
+"""A secret that a container mounts is often a link."""
+
+_log = logging.getLogger(__name__)
 
 
 def public_pem(key: ec.EllipticCurvePublicKey) -> bytes:
@@ -36,15 +55,20 @@ def is_p256(key: ec.EllipticCurvePublicKey | ec.EllipticCurvePrivateKey) -> bool
     return isinstance(key.curve, ec.SECP256R1)
 
 
-def generate_keys(folder: Path | str, *, name: str = "edgexnas") -> tuple[Path, Path]:
+def generate_keys(
+    folder: Path | str, *, name: str = "edgexnas", private: Path | str | None = None
+) -> tuple[Path, Path]:
     """Make a pair of keys: one to sign bundles with, one for devices to trust.
 
     Parameters
     ----------
     folder
-        Where the two files go; made if it is missing.
+        Where the files go; made if it is missing.
     name
         Stem of the file names.
+    private
+        Another folder for the private key, made for its owner alone if it is missing: then
+        `folder` can be copied to devices as it is.
 
     Returns
     -------
@@ -55,24 +79,29 @@ def generate_keys(folder: Path | str, *, name: str = "edgexnas") -> tuple[Path, 
     ConfigurationError
         If one of the files exists, the name is no plain file name, or the folder is not writable.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+    if not re.fullmatch(KEY_NAME, name):
         raise ConfigurationError(f"key name {name!r} is no plain name: use letters and digits")
-    private_path, public_path = Path(folder, f"{name}.key.pem"), Path(folder, f"{name}.pub.pem")
+    private_path = Path(folder if private is None else private, f"{name}.key.pem")
+    public_path = Path(folder, f"{name}.pub.pem")
     for path in (private_path, public_path):
         if path.exists():
             raise ConfigurationError(f"{path} exists: choose another name, keys are not replaced")
     key = ec.generate_private_key(ec.SECP256R1())
-    private = key.private_bytes(
+    pem = key.private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
     try:
-        private_path.parent.mkdir(parents=True, exist_ok=True)
-        _write_new(private_path, private, mode=0o600)
+        # Devices reject a folder of keys that a group can write to, as an umask of 002 would make.
+        public_path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        private_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _write_new(private_path, pem, mode=0o600)
         _write_new(public_path, public_pem(key.public_key()), mode=0o644)
     except OSError as error:
-        raise ConfigurationError(f"keys cannot be written to {folder}: {error.strerror}") from error
+        raise ConfigurationError(
+            f"keys cannot be written to {error.filename or folder}: {error.strerror}"
+        ) from error
     return private_path, public_path
 
 
@@ -85,16 +114,60 @@ def _write_new(path: Path, content: bytes, *, mode: int) -> None:
         os.fsync(file.fileno())
 
 
+def parse_public_key(raw: bytes, *, what: str) -> ec.EllipticCurvePublicKey:
+    """Read a public key from PEM.
+
+    Raises
+    ------
+    TrustError
+        If that is a private key, several keys, no key, or one on another curve than P-256.
+    """
+    if b"PRIVATE KEY-----" in raw:
+        raise TrustError(f"{what} is a private key: devices need the NAME.pub.pem beside it alone")
+    if raw.count(b"-----BEGIN ") > 1:
+        raise TrustError(f"{what} holds several keys: give each its own *.pub.pem in a folder")
+    try:
+        key = serialization.load_pem_public_key(raw)
+    except (ValueError, UnsupportedAlgorithm):
+        raise TrustError(
+            f"{what} holds no public key in PEM form: copy NAME.pub.pem again"
+        ) from None
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not is_p256(key):
+        raise TrustError(f"{what} is not on the curve P-256, the only one that signs bundles")
+    return key
+
+
+def load_public_key(path: Path | str) -> ec.EllipticCurvePublicKey:
+    """Read a public key from a PEM file that nobody but this user and root could have changed.
+
+    Raises
+    ------
+    TrustError
+        If the file cannot be read or relied on, or as `parse_public_key`.
+    """
+    try:
+        raw = read_once(Path(path), most_bytes=MOST_PEM_BYTES, guard=TRUSTED)
+    except OSError as error:
+        raise TrustError(
+            f"key {path} cannot be used ({error.strerror}): copy NAME.pub.pem there, owned by you "
+            "or root, and run chmod 644"
+        ) from error
+    return parse_public_key(raw or b"", what=str(path))
+
+
 def load_signing_key(path: Path | str) -> ec.EllipticCurvePrivateKey:
-    """Read a private key from a PEM file.
+    """Read a private key from a PEM file; one that others can read is used with a warning.
 
     Raises
     ------
     ConfigurationError
-        If the file cannot be read, is encrypted, is a public key, or is not on P-256.
+        If the file cannot be read, is writable by others, is encrypted, is a public key, or is not
+        on P-256.
     """
     try:
-        raw = read_once(Path(path), most_bytes=MOST_PEM_BYTES) or b""
+        raw = read_once(Path(path), most_bytes=MOST_PEM_BYTES, guard=SIGNING) or b""
+        if stat.S_IMODE(os.stat(path).st_mode) & 0o077:
+            _log.warning("signing key %s can be read by others: run chmod 600 %s", path, path)
     except OSError as error:
         raise ConfigurationError(
             f"signing key {path} cannot be read ({error.strerror}): `edgexnas keys` makes one"

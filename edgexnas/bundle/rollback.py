@@ -1,87 +1,200 @@
-"""Protection against old bundles: the highest sequence that was accepted of each model."""
+"""Protection against what is old: the newest bundle of each model and list that was accepted."""
 
 from __future__ import annotations
 
 import fcntl
-import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, NonNegativeInt
 
 from edgexnas.bundle.manifest import Manifest
-from edgexnas.bundle.strict_json import parse_json
-from edgexnas.errors import BundleError, ConfigurationError
-from edgexnas.guarded_files import read_once
+from edgexnas.bundle.strict_json import Sha256, StrictRecord, parse_record
+from edgexnas.errors import BundleError, ConfigurationError, TrustError
+from edgexnas.guarded_files import Guard, check_folder, read_once
 from edgexnas.whole_files import write_whole
 
-__all__ = ["accept_sequence"]
+__all__ = ["RollbackState", "StateOption", "default_state_folder", "open_state"]
 
+STATE_FILE = "accepted-bundles.json"
 MOST_STATE_BYTES = 1024 * 1024
 
+StateOption = str | os.PathLike[str] | Literal[False] | None
+"""A folder, which is made; None for `default_state_folder`; False for no protection."""
 
-def accept_sequence(state: Path | str, manifest: Manifest) -> None:
-    """Refuse a model older than one accepted before, else remember its sequence.
 
-    Call this after everything else about the bundle is verified: only an accepted bundle counts.
+class _ListMark(StrictRecord):
+    version: NonNegativeInt
+    root: Sha256
+    """Id of the root key that signed it."""
 
-    Parameters
-    ----------
-    state
-        JSON file of sequence by `model_id`; made if it is missing. A lock lies beside it.
-    manifest
-        Manifest of a verified bundle.
+
+class _Accepted(StrictRecord):
+    bundles: dict[str, NonNegativeInt] = Field(default_factory=dict)
+    """Highest sequence by model_id."""
+    lists: dict[Sha256, _ListMark] = Field(default_factory=dict)
+    """Newest trust list by the id of the root key that the trust folder holds."""
+
+
+def default_state_folder() -> Path | None:
+    """Name the folder that remembers what was accepted, or None if there is none.
+
+    That is `$EDGEXNAS_STATE`, the folder that systemd gives a service (`StateDirectory=`), or
+    `edgexnas` in the user's state folder if somebody made it.
+    """
+    if named := os.environ.get("EDGEXNAS_STATE"):
+        return Path(named)
+    if given := os.environ.get("STATE_DIRECTORY"):
+        return Path(given.split(":")[0])
+    try:
+        state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    except RuntimeError:
+        return None
+    folder = Path(state, "edgexnas")
+    return folder if folder.exists() else None
+
+
+def open_state(option: StateOption) -> RollbackState | None:
+    """Open the state that an option names; None for no protection.
 
     Raises
     ------
-    BundleError
-        If a higher sequence of the same model was accepted before.
     ConfigurationError
-        If the file cannot be read or written: without memory, nothing is accepted.
+        If the folder cannot be used.
     """
-    path = Path(state)
-    try:
-        with _locked(path):
-            highest = _read_state(path)
-            known = highest.get(manifest.model_id, -1)
-            if manifest.sequence < known:
-                raise BundleError(
-                    f"model {manifest.model_id} has sequence {manifest.sequence}, but sequence "
-                    f"{known} was accepted before: to go back, lower its entry in {path}"
+    if option is False:
+        return None
+    folder = default_state_folder() if option is None else Path(option)
+    return None if folder is None else RollbackState(folder)
+
+
+class RollbackState:
+    """A folder that remembers the newest of each model's bundles, and the newest trust list.
+
+    Whoever can write to the folder can forget; so can a device that is installed anew.
+
+    Parameters
+    ----------
+    folder
+        Made with mode 0700 if it is not there.
+
+    Raises
+    ------
+    ConfigurationError
+        If it cannot be made, belongs to somebody else, or others can write to it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._file = folder / STATE_FILE
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            complaint = check_folder(folder, Guard(root=True, links=True))
+        except (OSError, ValueError) as error:
+            raise self._unusable(error) from error
+        if complaint is not None:
+            raise ConfigurationError(
+                f"rollback state {folder} {complaint}: name a folder of your own, mode 700"
+            )
+
+    def check_bundle(self, manifest: Manifest) -> None:
+        """Reject a bundle that is older than one of the same model that was accepted.
+
+        Raises
+        ------
+        BundleError
+            If its sequence is lower.
+        ConfigurationError
+            If the state cannot be read: without memory, nothing is accepted.
+        """
+        known = self._read().bundles.get(manifest.model_id, -1)
+        if manifest.sequence < known:
+            raise BundleError(
+                f"model {manifest.model_id} has sequence {manifest.sequence}, but sequence {known} "
+                f"was accepted before: to go back, lower its entry in {self._file}"
+            )
+
+    def remember_bundle(self, manifest: Manifest) -> None:
+        """Accept nothing older from now on; errors as of `check_bundle`."""
+        with self._locked():
+            # Another process may have accepted a newer one since it was checked.
+            self.check_bundle(manifest)
+            self._write(self._read(), "bundles", manifest.model_id, manifest.sequence)
+
+    def accept_list(self, version: int, roots: Sequence[str], *, what: str) -> None:
+        """Reject a trust list older than one that was accepted, else remember it.
+
+        Parameters
+        ----------
+        version
+            Version of a verified list.
+        roots
+            Ids of root keys: the one that the trust folder holds, those that replaced it one after
+            the other, and last the signer of the list.
+        what
+            Name of the list, for messages.
+
+        Raises
+        ------
+        TrustError
+            If the version is lower, or a root that was replaced goes on signing.
+        ConfigurationError
+            If the state cannot be used.
+        """
+        mark = _ListMark(version=version, root=roots[-1])
+        with self._locked():
+            accepted = self._read()
+            known = accepted.lists.get(roots[0])
+            if known is not None and known.root not in roots:
+                raise TrustError(
+                    f"{what} is signed by root key {roots[-1][:16]}…, which key "
+                    f"{known.root[:16]}… has replaced: use a list of that key"
                 )
-            if manifest.sequence > known:
-                highest[manifest.model_id] = manifest.sequence
-                write_whole(path, f"{json.dumps(highest, sort_keys=True, indent=2)}\n".encode())
-    except OSError as error:
-        raise ConfigurationError(
-            f"rollback state {path} cannot be used ({error.strerror}): name a writable file"
-        ) from error
+            if known is not None and version < known.version:
+                raise TrustError(
+                    f"{what} has version {version}, but version {known.version} was accepted "
+                    "before: put the newest list there"
+                )
+            self._write(accepted, "lists", roots[0], mark)
 
+    def _read(self) -> _Accepted:
+        try:
+            raw = read_once(self._file, most_bytes=MOST_STATE_BYTES, guard=Guard(root=True))
+        except FileNotFoundError:
+            return _Accepted()
+        except OSError as error:
+            raise self._unusable(error) from error
+        try:
+            return parse_record(raw or b"", _Accepted, what=f"{self._file}", remedy="restore it")
+        except BundleError as error:
+            raise ConfigurationError(f"rollback state is damaged: {error}") from None
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Let one process at a time read and replace the state, or an update would be lost."""
-    lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)
+    def _write(self, accepted: _Accepted, table: str, name: str, value: int | _ListMark) -> None:
+        entries = getattr(accepted, table)
+        if entries.get(name) == value:
+            return
+        changed = accepted.model_copy(update={table: {**entries, name: value}})
+        write_whole(self._file, f"{changed.model_dump_json(indent=2)}\n".encode(), mode=0o644)
 
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Let one process at a time read and replace the state, or an update would be lost."""
+        try:
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            lock = os.open(f"{self._file}.lock", flags, 0o600)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                yield
+            finally:
+                os.close(lock)
+        except OSError as error:
+            raise self._unusable(error) from error
 
-def _read_state(path: Path) -> dict[str, int]:
-    try:
-        raw = read_once(path, most_bytes=MOST_STATE_BYTES)
-    except FileNotFoundError:
-        return {}
-    try:
-        fields = parse_json(raw or b"", what=str(path))
-    except BundleError:
-        fields = {"": None}
-    # A bool is an int to Python.
-    sequences = {name: value for name, value in fields.items() if type(value) is int}
-    if len(sequences) < len(fields):
-        raise ConfigurationError(
-            f"rollback state {path} is damaged: restore it as JSON of whole numbers by model_id"
+    def _unusable(self, error: OSError | ValueError) -> ConfigurationError:
+        reason = getattr(error, "strerror", None) or error
+        return ConfigurationError(
+            f"rollback state {self.folder} cannot be used ({reason}): name a folder of your own"
         )
-    return sequences

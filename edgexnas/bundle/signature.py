@@ -16,24 +16,22 @@ References
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from pydantic import BaseModel, ConfigDict, FailFast, Field, StringConstraints, ValidationError
+from pydantic import ConfigDict, FailFast, Field
 
+from edgexnas.bundle.dsse import Envelope, sign
 from edgexnas.bundle.keys import key_id
-from edgexnas.bundle.strict_json import explain, parse_json
+from edgexnas.bundle.strict_json import Sha256, StrictRecord, parse_json, parse_record
 from edgexnas.bundle.trust import TrustStore
 from edgexnas.errors import BundleError, SignatureError
 
-__all__ = ["SIGNATURE_MEMBER", "sign_members", "verify_signature"]
+__all__ = ["SIGNATURE_MEMBER", "content_digest", "sign_members", "verify_signature"]
 
 SIGNATURE_MEMBER = "model.sig"
 """The member that holds the signature over all others."""
@@ -46,52 +44,39 @@ PREDICATE_TYPE = "https://model_signing/signature/v1.0"
 # `model_signing sign` ignores git's files unless told otherwise. No bundle can hold them, so
 # that naming them hides nothing.
 IgnoredPath = Literal["model.sig", ".git", ".gitattributes", ".github", ".gitignore"]
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
-class _Envelope(NamedTuple):
-    """What varies in a signature file; everything else in it is constant."""
-
-    hint: str
-    payload: bytes
-    signature: bytes
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class _Digest(_Strict):
+class _Digest(StrictRecord):
     sha256: Sha256
 
 
-class _Subject(_Strict):
+class _Subject(StrictRecord):
     name: str
     digest: _Digest
 
 
-class _Serialization(_Strict):
+class _Serialization(StrictRecord):
     method: Literal["files"]
     hash_type: Literal["sha256"]
     allow_symlinks: Literal[False]
     ignore_paths: tuple[IgnoredPath, ...] = ()
 
 
-class _Resource(_Strict):
+class _Resource(StrictRecord):
     name: str
     algorithm: Literal["sha256"]
     digest: Sha256
 
 
-class _Predicate(BaseModel):
+class _Predicate(StrictRecord):
     # The specification tells verifiers of v1.0 to ignore other fields of the predicate.
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="ignore")
 
     serialization: _Serialization
     resources: Annotated[tuple[_Resource, ...], FailFast()]
 
 
-class _Statement(_Strict):
+class _Statement(StrictRecord):
     """The signed payload, as far as this verifier accepts it."""
 
     type_: Literal["https://in-toto.io/Statement/v1"] = Field(alias="_type")
@@ -121,7 +106,7 @@ def sign_members(
     digests = {item: hashlib.sha256(members[item]).hexdigest() for item in sorted(members)}
     statement = {
         "_type": STATEMENT_TYPE,
-        "subject": [{"name": name, "digest": {"sha256": _root_digest(digests)}}],
+        "subject": [{"name": name, "digest": {"sha256": content_digest(digests)}}],
         "predicateType": PREDICATE_TYPE,
         "predicate": {
             "serialization": {
@@ -137,8 +122,8 @@ def sign_members(
         },
     }
     payload = json.dumps(statement, separators=(",", ":")).encode()
-    signature = key.sign(_pre_authentication(payload), ec.ECDSA(hashes.SHA256()))
-    return _encode_envelope(_Envelope(key_id(key.public_key()), payload, signature))
+    envelope = sign(payload, kind=PAYLOAD_TYPE, key=key)
+    return _encode(key_id(key.public_key()), envelope)
 
 
 def verify_signature(raw: bytes, *, trust: TrustStore) -> tuple[str, dict[str, str]]:
@@ -162,84 +147,68 @@ def verify_signature(raw: bytes, *, trust: TrustStore) -> tuple[str, dict[str, s
     SignatureError
         If the signature is malformed, of another kind, or does not fit its payload.
     """
-    envelope = _decode_envelope(raw)
-    # One encoding of each signature: no byte of the file is free to change.
-    if envelope is None or _encode_envelope(envelope) != raw:
+    hint, envelope = _decode(raw)
+    if not envelope.fits(trust.key(hint)):
         raise SignatureError(
-            f"{SIGNATURE_MEMBER} is no model signature v1.0 in the form that edgexnas and "
-            "model_signing write: export or sign again"
-        )
-    key = trust.key(envelope.hint)
-    try:
-        key.verify(
-            envelope.signature, _pre_authentication(envelope.payload), ec.ECDSA(hashes.SHA256())
-        )
-    except InvalidSignature:
-        raise SignatureError(
-            f"{SIGNATURE_MEMBER} was not made by the key it names, {envelope.hint[:16]}…: "
+            f"{SIGNATURE_MEMBER} was not made by the key it names, {hint[:16]}…: "
             "it was altered, do not use the bundle"
-        ) from None
-    return envelope.hint, _read_statement(envelope.payload)
+        )
+    return hint, _read_statement(envelope.payload)
 
 
-def _encode_envelope(envelope: _Envelope) -> bytes:
+def content_digest(digests: Mapping[str, str]) -> str:
+    """Digest of the signed members, whoever signed them: SHA-256 over their raw digests in order.
+
+    Parameters
+    ----------
+    digests
+        SHA-256 (hexadecimal) of each member, in order of name.
+    """
+    return hashlib.sha256(b"".join(bytes.fromhex(item) for item in digests.values())).hexdigest()
+
+
+def _encode(hint: str, envelope: Envelope) -> bytes:
     """Write the sigstore bundle, byte for byte as model_signing 1.1 does."""
     content = {
         "mediaType": MEDIA_TYPE,
-        "verificationMaterial": {"publicKey": {"hint": envelope.hint}, "tlogEntries": []},
-        "dsseEnvelope": {
-            "payload": base64.b64encode(envelope.payload).decode(),
-            "payloadType": PAYLOAD_TYPE,
-            "signatures": [{"sig": base64.b64encode(envelope.signature).decode(), "keyid": ""}],
-        },
+        "verificationMaterial": {"publicKey": {"hint": hint}, "tlogEntries": []},
+        "dsseEnvelope": envelope.fields(),
     }
     return json.dumps(content, separators=(",", ":")).encode()
 
 
-def _decode_envelope(raw: bytes) -> _Envelope | None:
-    """Pick out what varies in a sigstore bundle; None where that is not there.
+def _decode(raw: bytes) -> tuple[str, Envelope]:
+    """Take the key's id and the envelope out of a sigstore bundle.
 
-    What should be constant is not looked at: the caller encodes the result and compares.
+    There is one encoding of each signature: what was picked out must encode to the same bytes.
     """
     try:
         content: Any = parse_json(raw, what=SIGNATURE_MEMBER)
         hint = content["verificationMaterial"]["publicKey"]["hint"]
-        payload = content["dsseEnvelope"]["payload"]
-        signature = content["dsseEnvelope"]["signatures"][0]["sig"]
-        if not re.fullmatch("[0-9a-f]{64}", hint):
-            return None
-        return _Envelope(hint, base64.b64decode(payload), base64.b64decode(signature))
+        envelope = Envelope.of(content["dsseEnvelope"])._replace(kind=PAYLOAD_TYPE, key_id="")
+        if re.fullmatch("[0-9a-f]{64}", hint) and _encode(hint, envelope) == raw:
+            return hint, envelope
     except (BundleError, LookupError, TypeError, ValueError):
-        return None
-
-
-def _pre_authentication(payload: bytes) -> bytes:
-    """Join payload and its type without ambiguity (DSSE's PAE): this is what gets signed."""
-    kind = PAYLOAD_TYPE.encode()
-    return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)
-
-
-def _root_digest(digests: Mapping[str, str]) -> str:
-    """Digest of the whole model: SHA-256 over the members' raw digests in the order given."""
-    return hashlib.sha256(b"".join(bytes.fromhex(item) for item in digests.values())).hexdigest()
+        pass
+    raise SignatureError(
+        f"{SIGNATURE_MEMBER} is no model signature v1.0 in the form that edgexnas and "
+        "model_signing write: export or sign again"
+    )
 
 
 def _read_statement(payload: bytes) -> dict[str, str]:
     """Give the digest of each member that an authentic statement names."""
     try:
-        fields = parse_json(payload, what=f"the statement in {SIGNATURE_MEMBER}")
-        statement = _Statement.model_validate_json(json.dumps(fields), strict=True)
-    except ValidationError as error:
-        raise SignatureError(
-            f"{SIGNATURE_MEMBER} signs something other than a model's files "
-            f"({explain(error)}): sign with `model_signing sign key` or export again"
-        ) from None
+        statement = parse_record(payload, _Statement, what="its statement")
     except BundleError as error:
-        raise SignatureError(str(error)) from None
+        raise SignatureError(
+            f"{SIGNATURE_MEMBER} signs something other than a model's files ({error}): sign with "
+            "`model_signing sign key` or export again"
+        ) from None
     digests = {item.name: item.digest for item in statement.predicate.resources}
     if len(digests) != len(statement.predicate.resources):
         raise SignatureError(f"{SIGNATURE_MEMBER} names a member twice: export or sign again")
-    if _root_digest(digests) != statement.subject[0].digest.sha256:
+    if content_digest(digests) != statement.subject[0].digest.sha256:
         raise SignatureError(
             f"{SIGNATURE_MEMBER} contradicts itself, its members do not hash to its subject: "
             "export or sign again"

@@ -3,16 +3,48 @@
 from __future__ import annotations
 
 import json
-from typing import NoReturn
+from typing import Annotated, NoReturn, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from edgexnas.errors import BundleError
 
-__all__ = ["explain", "parse_json", "printable"]
+__all__ = ["Sha256", "StrictRecord", "explain", "parse_json", "parse_record", "printable"]
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+"""A digest in hexadecimal."""
 
 
-def parse_json(raw: bytes, *, what: str) -> dict[str, object]:
+class StrictRecord(BaseModel):
+    """Immutable, finite, and without a field that this version does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+Record = TypeVar("Record", bound=BaseModel)
+
+
+def parse_record(
+    raw: bytes, kind: type[Record], *, what: str, remedy: str = "export the bundle again"
+) -> Record:
+    """Parse strict JSON into a pydantic model; parameters as of `parse_json`.
+
+    Raises
+    ------
+    BundleError
+        If it is no strict JSON, or a field is missing, unknown or wrong.
+    """
+    fields = parse_json(raw, what=what, remedy=remedy)
+    try:
+        # From JSON, so that strictness still lets a list be a tuple and a string be a time.
+        return kind.model_validate_json(json.dumps(fields), strict=True)
+    except ValidationError as error:
+        raise BundleError(f"{what} is wrong at {explain(error)}; {remedy}") from None
+
+
+def parse_json(
+    raw: bytes, *, what: str, remedy: str = "export the bundle again"
+) -> dict[str, object]:
     """Parse a JSON object, refusing what parsers are known to read differently.
 
     Parameters
@@ -21,6 +53,8 @@ def parse_json(raw: bytes, *, what: str) -> dict[str, object]:
         UTF-8 text without byte-order mark.
     what
         What is parsed, for messages: "manifest.json of bragg.edgex".
+    remedy
+        What the messages tell the reader to do.
 
     Raises
     ------
@@ -33,9 +67,10 @@ def parse_json(raw: bytes, *, what: str) -> dict[str, object]:
         )
     # UnicodeDecodeError, JSONDecodeError and numbers with too many digits are all ValueErrors.
     except (ValueError, RecursionError) as error:
-        raise BundleError(f"{what} is not strict JSON ({error}); export the bundle again") from None
+        raise BundleError(f"{what} is not strict JSON ({error}); {remedy}") from None
     if not isinstance(value, dict):
-        raise BundleError(f"{what} is a JSON {type(value).__name__}, where an object is expected")
+        kind = type(value).__name__
+        raise BundleError(f"{what} is a JSON {kind}, where an object is expected; {remedy}")
     return value
 
 

@@ -35,7 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     _make_streams_usable()
     typed = sys.argv[1:] if arguments is None else list(arguments)
-    options = build_parser().parse_args(typed)
+    parser = build_parser()
+    if any("\0" in argument for argument in typed):
+        parser.error("an argument holds a NUL, as no path or name does")
+    options = parser.parse_args(typed)
     options.typed = typed
     warnings_only = logging.StreamHandler()
     warnings_only.setLevel(logging.WARNING)
@@ -51,6 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"edgexnas {options.command}: interrupted", file=sys.stderr)  # noqa: T201
         return INTERRUPTED
+    except MemoryError as error:
+        # numpy says how much an array would have taken.
+        message = f"there is not enough memory ({error}): choose smaller numbers"
+        print(f"edgexnas {options.command}: {message}", file=sys.stderr)  # noqa: T201
+        return FAILED
     except BrokenPipeError:
         # Whoever read our output has gone; keep the interpreter from complaining at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 __all__ = [
+    "acceptance",
+    "add_acceptance",
     "add_command",
     "number",
     "path_or_url",
@@ -35,6 +37,36 @@ def add_command(commands: Commands, name: str, summary: str) -> argparse.Argumen
     )
 
 
+def add_acceptance(command: argparse.ArgumentParser) -> None:
+    """Add the options that decide which bundles this device accepts; see `acceptance`."""
+    command.add_argument(
+        "--trust", type=Path, required=True, help="folder of trusted keys, or one *.pub.pem"
+    )
+    command.add_argument(
+        "--state",
+        type=Path,
+        help="folder that remembers the newest bundles, so that none older is accepted; "
+        "$EDGEXNAS_STATE or ~/.local/state/edgexnas, if there is one",
+    )
+    for name, unit in (("px", "pixels, of peaks"), ("rad", "radians, of phases")):
+        command.add_argument(
+            f"--maximum-gate-{name}",
+            type=positive_float,
+            metavar=name.upper(),
+            help=f"widest accuracy gate that is accepted, in {unit}",
+        )
+
+
+def acceptance(options: argparse.Namespace) -> dict[str, Any]:
+    """Give `state` and `gates` of `open_bundle` from the options of `add_acceptance`."""
+    from edgexnas.bundle import GatePolicy
+
+    names = ("maximum_gate_px", "maximum_gate_rad")
+    given = {name: getattr(options, name) for name in names}
+    limits = {name: value for name, value in given.items() if value is not None}
+    return {"state": options.state, "gates": GatePolicy(**limits)}
+
+
 def path_or_url(text: str) -> Path | str:
     """Keep a URL as it is: a path would lose one of its slashes."""
     return text if "://" in text else Path(text)
@@ -42,7 +74,7 @@ def path_or_url(text: str) -> Path | str:
 
 def predictor_options(options: argparse.Namespace) -> dict[str, Any]:
     """Gather the options of `edgexnas predict` that every predictor takes."""
-    names = ("trust", "engine", "precision", "batch", "cache")
+    names = ("engine", "precision", "batch", "cache")
     return {name: getattr(options, name) for name in names}
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from edgexnas.cli.arguments import (
+    acceptance,
+    add_acceptance,
     add_command,
     path_or_url,
     positive_float,
@@ -54,7 +56,7 @@ def add_to(commands: Commands) -> None:
         help="size of an object pixel, for a scan from a URL, whose positions are in metres",
     )
     predict.add_argument("--dataset", help="path of the frames in an HDF5 file that holds several")
-    predict.add_argument("--trust", type=Path, required=True, help="folder of *.pub.pem files")
+    add_acceptance(predict)
     predict.add_argument("--engine", default="auto", choices=ENGINES)
     predict.add_argument(
         "--precision",
@@ -76,16 +78,16 @@ def add_to(commands: Commands) -> None:
 
 
 def _predict(options: argparse.Namespace) -> None:
-    from edgexnas.bundle import read_manifest
+    from edgexnas.bundle import open_bundle
     from edgexnas.device import PeakPredictor
     from edgexnas.frames import open_frames
 
-    # Not verified yet: it only chooses the predictor, which verifies the bundle.
-    if read_manifest(options.bundle).task == "ptycho":
+    bundle = open_bundle(options.bundle, trust=options.trust, **acceptance(options))
+    if bundle.manifest.task == "ptycho":
         reject_given(
             options, ("dataset",), f"{options.bundle} is for scans, which have their place"
         )
-        predict_object(options)
+        predict_object(bundle, options)
         return
     reason = f"{options.bundle} is for Bragg peaks and not for ptychography"
     reject_given(options, ("object_pixel_nm",), reason)
@@ -94,10 +96,11 @@ def _predict(options: argparse.Namespace) -> None:
     if options.output is not None:
         check_output(options.output, inputs=(options.bundle, options.frames))
     with (
-        PeakPredictor(options.bundle, **predictor_options(options)) as predictor,
+        PeakPredictor(bundle, **predictor_options(options)) as predictor,
         _sink(options.output) as sink,
         ExitStack() as stack,
     ):
+        bundle.remember()
         if options.dataset is None:
             series = predictor.stream(options.frames)
         else:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgexnas.cli.arguments import predictor_options, reject_given
 from edgexnas.cli.outputs import check_output
 from edgexnas.cli.terminal import print_pairs, progress
 from edgexnas.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from edgexnas.bundle import Bundle
 
 __all__ = ["label_scan_file", "predict_object", "simulate_scan_file"]
 
@@ -52,7 +56,7 @@ def label_scan_file(path: Path, options: argparse.Namespace) -> None:
     )
 
 
-def predict_object(options: argparse.Namespace) -> None:
+def predict_object(bundle: Bundle, options: argparse.Namespace) -> None:
     """Stitch the patches that a bundle predicts for a scan, and save the object."""
     from edgexnas.device import PtychoPredictor
     from edgexnas.device.ptycho.object_file import check_object_path, save_object
@@ -71,7 +75,8 @@ def predict_object(options: argparse.Namespace) -> None:
     if options.object_pixel_nm is not None:
         row, col = options.object_pixel_nm
         pixel_m = (row * 1e-9, col * 1e-9)
-    with PtychoPredictor(options.bundle, **predictor_options(options)) as predictor:
+    with PtychoPredictor(bundle, **predictor_options(options)) as predictor:
+        bundle.remember()
         stream = predictor.stream(options.frames, object_pixel_m=pixel_m)
         for _ in stream:
             pass

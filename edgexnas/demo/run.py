@@ -201,10 +201,10 @@ def _baselines(
 def _search(
     settings: DemoSettings, output: Path, progress: Progress, baselines: list[AccuracyRow]
 ) -> ExportReport:
-    keys = output / "keys"
-    key = keys / "demo.key.pem"
+    # Only what devices may have lies in the folder that they trust.
+    key = output / "signing" / "demo.key.pem"
     if not key.exists():
-        generate_keys(keys, name="demo")
+        generate_keys(output / "keys", name="demo", private=key.parent)
     run = functools.partial(
         optimize,
         "bragg",

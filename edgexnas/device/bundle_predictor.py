@@ -53,6 +53,8 @@ class BundlePredictor:
     ----------
     manifest
         The bundle's manifest.
+    bundle_digest
+        SHA-256 of the bundle's file, hexadecimal, by which results name what made them.
     engine
         The engine that runs; its `reason` says why this one.
     proof
@@ -70,6 +72,7 @@ class BundlePredictor:
     """The application that a subclass serves."""
 
     manifest: Manifest
+    bundle_digest: str
     proof: EngineProof | ObjectProof
     precision_trials: tuple[PrecisionTrial, ...]
 
@@ -86,7 +89,7 @@ class BundlePredictor:
         mask: npt.ArrayLike | None = None,
     ) -> None:
         verified = verified_bundle(bundle, trust)
-        self.manifest = verified.manifest
+        self.manifest, self.bundle_digest = verified.manifest, verified.digest
         require_task(self.manifest, self.task)
         self._mask = None if mask is None else checked_mask(mask)
         proven = open_proven_engine(

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from edgexnas.errors import SourceError
+from edgexnas.frames.identity import SeriesIdentity
 from edgexnas.frames.reading import check_shape, reading
 from edgexnas.frames.series import ArrayFrames
 
@@ -29,4 +30,4 @@ def open_array_file(path: Path) -> ArrayFrames:
             "save real numbers of shape (n, H, W)"
         )
     check_shape(stack.shape[1:], len(stack), str(path))
-    return ArrayFrames(stack, source=str(path))
+    return ArrayFrames(stack, source=str(path), identity=SeriesIdentity.of(path))

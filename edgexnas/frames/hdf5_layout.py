@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from edgexnas.errors import SourceError
+from edgexnas.frames.hdf5_file import open_hdf5_file
+from edgexnas.frames.missing import folders_of, frame_axis, linked_file
 
 _PLACES = (
     "entry/data/data",
@@ -51,24 +53,45 @@ _FILTER_NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class FrameAxes:
-    """How the frames lie in a dataset: `leading` indexes come before row and column."""
+    """How the frames lie in a dataset.
+
+    Attributes
+    ----------
+    count
+        Frames when it was opened.
+    shape
+        (rows, columns) of each.
+    fixed
+        Index along each axis before row and column; that along `axis` is the frame's.
+    axis
+        Along which the frames are numbered; None for a dataset of one frame.
+    """
 
     count: int
     shape: tuple[int, int]
-    leading: tuple[int, ...]
+    fixed: tuple[int, ...]
+    axis: int | None
 
     def selection(self, index: int) -> tuple[int, ...]:
         """Index of frame `index` in the dataset."""
-        return tuple(index if size != 1 else 0 for size in self.leading)
+        return tuple(index if n == self.axis else at for n, at in enumerate(self.fixed))
 
 
-def frame_axes(dataset: Any, path: Path) -> FrameAxes:
+def frame_axes(dataset: Any, path: Path, channel: int | None = None) -> FrameAxes:
     """Tell how the frames lie in a dataset of 2, 3 or 4 dimensions.
+
+    Parameters
+    ----------
+    dataset, path
+        The dataset, and its file for messages.
+    channel
+        Which of several images of a frame are taken, as of several thresholds.
 
     Raises
     ------
     SourceError
-        If the dataset has another number of dimensions, two series axes, or no real numbers.
+        If the dataset has another number of dimensions, no real numbers, or several images a frame
+        of which none was chosen.
     """
     shape = dataset.shape
     if shape is None or not 2 <= len(shape) <= 4 or dataset.dtype.kind not in "uif":
@@ -77,18 +100,32 @@ def frame_axes(dataset: Any, path: Path) -> FrameAxes:
             "frames are real numbers of shape (n, H, W)"
         )
     leading = shape[:-2]
+    axis = frame_axis(shape)
+    fixed = [0] * len(leading)
     if len(leading) == 2 and 1 not in leading:
+        # Detectors write the images of a frame one after the other, so the frames come first.
+        axis = 0
+        if channel is None:
+            raise SourceError(
+                f"{dataset.name} of {path} has shape {shape}, {shape[1]} images a frame, such as "
+                f"those of several thresholds; choose one of 0 to {shape[1] - 1} with channel=, "
+                f"on the shell as 'file://{path}?channel=0'"
+            )
+        fixed[1] = channel
+    images = leading[1] if len(leading) == 2 and axis == 0 else 1
+    if not 0 <= (channel or 0) < max(images, 1):
         raise SourceError(
-            f"{dataset.name} of {path} has shape {shape} with two series axes; save it as (n, H, W)"
+            f"{dataset.name} of {path} has shape {shape}, so it has no channel {channel}; "
+            "leave channel out, or give one that is there"
         )
-    count = 1
-    for size in leading:
-        count *= size
-    return FrameAxes(count, (shape[-2], shape[-1]), tuple(leading))
+    count = 1 if axis is None else leading[axis]
+    return FrameAxes(count, (shape[-2], shape[-1]), tuple(fixed), axis)
 
 
-def find_blocks(file: Any, path: Path, name: str | None) -> list[Any]:
+def find_blocks(file: Any, path: Path, name: str | None, *, growing: bool = False) -> list[Any]:
     """Find the datasets that hold the frames, in order.
+
+    Of an Eiger master file that is growing, those up to the first whose file is not there.
 
     Raises
     ------
@@ -103,7 +140,7 @@ def find_blocks(file: Any, path: Path, name: str | None) -> list[Any]:
         if _resolves(file, path, place) and _is_frames(file[place]):
             return [file[place]]
     for place in _BLOCK_GROUPS:
-        blocks = _blocks(file, path, place)
+        blocks = _blocks(file, path, place, growing)
         if blocks:
             return blocks
     signal = _default_signal(file, path)
@@ -114,9 +151,9 @@ def find_blocks(file: Any, path: Path, name: str | None) -> list[Any]:
 
 def _refuse_dataset(file: Any, path: Path) -> None:
     """Refuse the patches of `edgexnas label`, which have the shape of frames but are none."""
-    kind = _text(file.attrs.get("format")) or ""
+    kind = text_of(file.attrs.get("format")) or ""
     if kind.startswith(DATASET_FORMATS):
-        source = _text(file.attrs.get("source"))
+        source = text_of(file.attrs.get("source"))
         raise SourceError(
             f"{path} holds labelled {kind.removeprefix(DATASET_FORMATS)} to train on, not frames; "
             f"give the file that they were made from{f' ({source})' if source else ''}, or give "
@@ -184,33 +221,53 @@ def _resolves(file: Any, path: Path, place: str) -> bool:
             return False
         target = group.get(part)
         if target is None:
-            _refuse_dangling(link, f"{group.name.rstrip('/')}/{part}", path)
+            _refuse_dangling(group, part, path)
             return False
         group = target
     return bool(parts)
 
 
-def _refuse_dangling(link: Any, name: str, path: Path) -> None:
-    linked = getattr(link, "filename", None)
-    if linked is None:
+def _refuse_dangling(group: Any, name: str, path: Path) -> None:
+    linked, place = where_link_leads(group, name)
+    if not linked:
         return
-    place = path.parent / linked
-    if place.exists():
+    label = f"{group.name.rstrip('/')}/{name} of {path} links to"
+    folders = folders_of(group.file)
+    found = linked_file(linked, *folders)
+    if found is None:
         raise SourceError(
-            f"{name} of {path} links to {link.path} of {linked}, which cannot be opened there; "
-            "copy that file again"
+            f"{label} the file {linked}, which is missing; "
+            f"copy it to {(folders[0] / linked).parent}"
         )
-    raise SourceError(
-        f"{name} of {path} links to the file {linked}, which is missing; copy it to {place.parent}"
-    )
+    reason = "holds no such thing"
+    try:
+        open_hdf5_file(found).close()
+    except SourceError as error:
+        reason = f"cannot be opened there ({error})"
+    raise SourceError(f"{label} {place} of {linked}, which {reason}; copy that file again")
 
 
-def _blocks(file: Any, path: Path, place: str) -> list[Any]:
+def where_link_leads(group: Any, name: str) -> tuple[str, str]:
+    """Give file and place that a link names; no file for one inside its own, nothing for none."""
+    link = group.get(name, getlink=True)
+    return getattr(link, "filename", ""), getattr(link, "path", "")
+
+
+def _blocks(file: Any, path: Path, place: str, growing: bool) -> list[Any]:
     """Collect data_000001, data_000002, ... of an Eiger master file."""
     if not _resolves(file, path, place) or not hasattr(file[place], "keys"):
         return []
     names = sorted(name for name in file[place] if _BLOCK_NAME.fullmatch(name))
-    return [file[f"{place}/{name}"] for name in names if _resolves(file, path, f"{place}/{name}")]
+    blocks = []
+    for name in names:
+        try:
+            if _resolves(file, path, f"{place}/{name}"):
+                blocks.append(file[f"{place}/{name}"])
+        except SourceError:
+            if not growing or not blocks:
+                raise
+            break
+    return blocks
 
 
 def _default_signal(file: Any, path: Path) -> Any | None:
@@ -218,17 +275,18 @@ def _default_signal(file: Any, path: Path) -> Any | None:
     group = file
     # NXroot, NXentry, NXdata: longer chains come from a loop of links.
     for _ in range(4):
-        step = _text(group.attrs.get("default"))
+        step = text_of(group.attrs.get("default"))
         if step is None or not _resolves(group, path, step):
             break
         group = group[step]
-    name = _text(group.attrs.get("signal"))
+    name = text_of(group.attrs.get("signal"))
     if name is None or not hasattr(group, "keys") or not _resolves(group, path, name):
         return None
     return group[name]
 
 
-def _text(value: Any) -> str | None:
+def text_of(value: Any) -> str | None:
+    """Give text as such; None for anything else."""
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     return value if isinstance(value, str) else None
@@ -252,23 +310,4 @@ def check_filters(dataset: Any, path: Path) -> None:
             raise SourceError(
                 f"{dataset.name} of {path} is compressed with HDF5 filter {code} ({name}), which "
                 "is not installed; run pip install hdf5plugin, or save the file without it"
-            )
-
-
-def check_virtual_sources(dataset: Any, path: Path) -> None:
-    """Refuse a virtual dataset whose files are missing: HDF5 would read them as zeros.
-
-    Raises
-    ------
-    SourceError
-        If so; it names the first missing file.
-    """
-    if not dataset.is_virtual:
-        return
-    for source in dataset.virtual_sources():
-        place = path.parent / source.file_name
-        if source.file_name != "." and not place.exists():
-            raise SourceError(
-                f"{dataset.name} of {path} is assembled from the file {source.file_name}, which "
-                f"is missing; copy it to {place.parent}"
             )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,12 @@ from typing import Any
 import numpy as np
 
 from edgexnas.errors import MissingDependencyError, SourceError
-from edgexnas.frames.reading import check_shape, reading
-from edgexnas.frames.series import Frame, LazyFrames, Mask
+from edgexnas.frames.identity import SeriesIdentity
+from edgexnas.frames.reading import check_shape, number_ranges, reading
+from edgexnas.frames.saturation import header_saturation
+from edgexnas.frames.series import Frame, LazyFrames
+
+_log = logging.getLogger(__name__)
 
 _FORMATS = ("edf", "cbf", "tif", "tiff", "img", "mccd", "mar2300", "mar3450", "osc", "sfrm", "kcd")
 _GENERAL_ELECTRIC = ("ge", "ge1", "ge2", "ge3", "ge4", "ge5")
@@ -41,11 +47,13 @@ def open_images(paths: Sequence[Path], *, source: str | None = None) -> ImageFra
 class ImageFrames(LazyFrames):
     """A `FrameSeries` over image files; a file is read when its frame is asked for."""
 
+    shows_gaps = True
+
     def __init__(self, paths: Sequence[Path], source: str) -> None:
         self._paths = tuple(paths)
         with _opened(paths[0]) as image:
             first, frames = np.asarray(image.data), int(image.nframes)
-            counting = type(image).__name__ == "CbfImage"
+            saturation = header_saturation(image.header)
         if first.ndim != 2 or first.dtype.kind not in "uif":
             raise SourceError(
                 f"{paths[0]} holds {first.dtype} of shape {first.shape}; "
@@ -62,14 +70,19 @@ class ImageFrames(LazyFrames):
             shape=(first.shape[0], first.shape[1]),
             dtype=first.dtype,
             source=source,
-            mask=_gaps(first) if counting else None,
+            saturation=saturation,
+            identity=SeriesIdentity.of(Path(source), paths),
         )
+        if len(paths) > 1:
+            _name_absent_numbers(paths, source)
 
     def _frame(self, index: int) -> Frame:
         path = self._paths[index if len(self._paths) > 1 else 0]
         inside = 0 if len(self._paths) > 1 else index
         with _opened(path) as image:
-            frame: Frame = np.asarray((image.get_frame(inside) if inside else image).data)
+            chosen = image.get_frame(inside) if inside else image
+            frame: Frame = np.asarray(chosen.data)
+            _check_size(chosen.header, frame)
         if frame.shape != self.shape or frame.dtype.newbyteorder("=") != self.dtype:
             raise SourceError(
                 f"{path} holds {frame.dtype} of shape {frame.shape}, but the series begins with "
@@ -87,17 +100,71 @@ def _opened(path: Path) -> Iterator[Any]:
         raise MissingDependencyError.of(
             "fabio", extra="formats", purpose=f"reading the image {path}"
         ) from None
-    # fabio prints while it opens some compressed images; standard output belongs to the caller.
-    with reading(str(path)), redirect_stdout(sys.stderr), fabio.open(str(path)) as image:
-        yield image
+    faults = _Faults()
+    log = logging.getLogger("fabio")
+    log.addHandler(faults)
+    try:
+        # fabio prints while it opens some compressed images; standard output belongs to the caller.
+        with reading(str(path)), redirect_stdout(sys.stderr), fabio.open(str(path)) as image:
+            yield image
+            if faults.message is not None:
+                raise ValueError(faults.message)
+    finally:
+        log.removeHandler(faults)
 
 
-def _gaps(frame: Frame) -> Mask | None:
-    """Pilatus detectors write -1 into gaps and -2 into defective pixels."""
-    unusable: Mask = frame < 0
-    return unusable if unusable.any() else None
+class _Faults(logging.Handler):
+    """Keeps what fabio only logs: of a short file it fills up the rest with zeros."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.message: str | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the first message of this thread."""
+        if record.thread == threading.get_ident():
+            self.message = self.message or record.getMessage()
+
+
+def _check_size(header: Mapping[str, Any], frame: Frame) -> None:
+    """Refuse an uncompressed image whose header names another size than its shape has.
+
+    Raises
+    ------
+    ValueError
+        If so.
+    """
+    packed = str(header.get("Compression", header.get("compression_type", "1"))).casefold()
+    if packed not in ("1", "none", "no", ""):
+        return
+    for name in ("EDF_BinarySize", "Size", "stripByteCounts"):
+        sizes = [int(size) for size in re.findall(r"[0-9]+", str(header.get(name, "")))]
+        if sizes and sum(sizes) != frame.nbytes:
+            raise ValueError(
+                f"{name} is {header[name]}, and {frame.dtype} of shape {frame.shape} take "
+                f"{frame.nbytes} bytes"
+            )
+
+
+def _name_absent_numbers(paths: Sequence[Path], source: str) -> None:
+    """Warn of numbers that are left out in otherwise consecutive names of images."""
+    parts = [_natural(path) for path in paths]
+    places = [n for n in range(1, len(parts[0]), 2) if len({p[n] for p in parts if n < len(p)}) > 1]
+    if len({len(part) for part in parts}) > 1 or len(places) != 1:
+        return
+    numbers = [part[places[0]] for part in parts]
+    steps = np.diff(numbers)
+    # With a step of 2 or more every time the names are numbered so.
+    if steps.max() > 1 and steps.min() == 1:
+        absent = sorted(set(range(numbers[0], numbers[-1])) - set(numbers))
+        _log.warning(
+            "%s lacks the images with the numbers %s; the frames after each count on without it",
+            source,
+            number_ranges(absent),
+        )
 
 
 def _natural(path: Path) -> list[Any]:
     # Digits land at odd places, so numbers are only ever compared with numbers.
-    return [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", path.name)]
+    parts = re.split(r"([0-9]+)", path.name)
+    return [int(part) if place % 2 else part for place, part in enumerate(parts)]

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from edgexnas.errors import SourceError
 from edgexnas.frames.array_file import open_array_file
-from edgexnas.frames.frame_cache import open_frame_cache
+from edgexnas.frames.frame_cache import (
+    holds_frame_cache,
+    open_frame_cache,
+    open_hdf5_frame_cache,
+)
 from edgexnas.frames.hdf5 import open_hdf5
 from edgexnas.frames.images import IMAGE_SUFFIXES, open_images
 from edgexnas.frames.reading import reading
 from edgexnas.frames.series import FrameSeries
 from edgexnas.frames.truth import Truth
 
-HDF5_SUFFIXES = (".h5", ".hdf5", ".hdf", ".nxs", ".nx5", ".nx", ".cxi")
+_log = logging.getLogger(__name__)
+
+HDF5_SUFFIXES = (".h5", ".hdf5", ".hdf", ".nxs", ".nx5", ".nx", ".cxi", ".fch5")
 SERIES_SUFFIXES = (*HDF5_SUFFIXES, ".npz", ".npy")
 
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -21,7 +28,13 @@ _ZIP_SIGNATURE = b"PK\x03\x04"
 _NPY_SIGNATURE = b"\x93NUMPY"
 
 
-def open_frames(path: str | Path, *, dataset: str | None = None) -> FrameSeries:
+def open_frames(
+    path: str | Path,
+    *,
+    dataset: str | None = None,
+    channel: int | None = None,
+    file_mask: bool = True,
+) -> FrameSeries:
     """Open a series of detector frames; frames are read when they are asked for.
 
     What a file holds is told from its first bytes, not from its name.
@@ -34,8 +47,9 @@ def open_frames(path: str | Path, *, dataset: str | None = None) -> FrameSeries:
         * an HDF5 or NeXus file. The frames are `dataset`, or else entry/data/data,
           entry/instrument/detector/data, imageseries/images, exchange/data, frames, the blocks
           data_000001 … of an Eiger master file, the default signal of NeXus, or the only
-          dataset of 3 dimensions. 2 dimensions are one frame; of 4, one must be 1;
-        * a frame cache of hexrd, .npz, which is stored sparse;
+          dataset of 3 dimensions. 2 dimensions are one frame; of 4, one is 1, or `channel` is
+          given;
+        * a frame cache of hexrd, .npz or .fch5, which is stored sparse;
         * a .npy file of (n, H, W) or (H, W);
         * a single image that fabio reads (EDF, CBF, TIFF, MarCCD, mar345, GE, ...), also
           compressed by gzip or bzip2;
@@ -43,27 +57,37 @@ def open_frames(path: str | Path, *, dataset: str | None = None) -> FrameSeries:
           one of the other files.
     dataset
         Path of the dataset inside an HDF5 file.
+    channel
+        Which image of each frame of an HDF5 file is taken, from 0, where a frame has several, as of
+        several thresholds.
+    file_mask
+        Whether the pixel mask of an HDF5 file is used.
 
     Raises
     ------
     SourceError
-        If nothing is there, or it is not one of the above, is empty, truncated or ambiguous, or
-        needs an HDF5 filter that is not installed.
+        If nothing is there, or it is not one of the above, is empty, truncated or ambiguous,
+        needs an HDF5 filter that is not installed, or says something of its detector that cannot
+        be used. A frame whose bytes are not there is a MissingFrameError when it is asked for.
     MissingDependencyError
         If h5py (for HDF5) or fabio (for images) is not installed.
     """
     place = Path(path)
+    if "\0" in str(place):
+        raise SourceError(f"{str(place)!r} holds a NUL, as no path does; check the path")
     if place.is_dir():
-        return _open_folder(place, dataset)
+        return _open_folder(place, dataset, channel, file_mask)
     if not place.exists():
         raise SourceError(f"there is no file {place}; check the path")
     if not place.is_file():
         raise SourceError(f"{place} is not a regular file; give a file or a folder of frames")
     kind = _kind(place)
     if kind == "hdf5":
-        return open_hdf5(place, dataset)
-    if dataset is not None:
-        raise SourceError(f"{place} is not HDF5, so it has no dataset {dataset!r}; leave it out")
+        if holds_frame_cache(place):
+            _refuse_hdf5_options(f"{place} is a frame cache", dataset, channel)
+            return open_hdf5_frame_cache(place)
+        return open_hdf5(place, dataset, channel=channel, file_mask=file_mask)
+    _refuse_hdf5_options(f"{place} is not HDF5", dataset, channel)
     if kind == "npz":
         return open_frame_cache(place)
     return open_array_file(place) if kind == "npy" else open_images([place])
@@ -120,25 +144,41 @@ def _signature(start: bytes) -> str | None:
     return "npy" if start.startswith(_NPY_SIGNATURE) else None
 
 
-def _open_folder(folder: Path, dataset: str | None) -> FrameSeries:
+def _refuse_hdf5_options(what: str, dataset: str | None, channel: int | None) -> None:
+    for name, value in (("dataset", dataset), ("channel", channel)):
+        if value is not None:
+            raise SourceError(f"{what}, so it has no {name} {value!r}; leave it out")
+
+
+def _open_folder(
+    folder: Path, dataset: str | None, channel: int | None, file_mask: bool
+) -> FrameSeries:
     with reading(f"the folder {folder}"):
         names = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
         files = [entry for entry in names if entry.is_file()]
     series = sorted(file for file in files if file.suffix.lower() in SERIES_SUFFIXES)
+    held = tuple(series)
     # The data files of an Eiger are reached through their master file.
     series = [file for file in series if file.stem.endswith("_master")] or series
     images = [file for file in files if _image_suffix(file) in IMAGE_SUFFIXES]
+    left_out = sorted({entry.name for entry in names} - {file.name for file in (*images, *held)})
     if len(series) + bool(images) > 1:
         listed = [file.name for file in series] + [f"{len(images)} images"] * bool(images)
         raise SourceError(
             f"{folder} holds more than one series ({_shortened(listed)}); name one of them"
         )
+    if left_out and (series or images):
+        _log.warning(
+            "%d entries of %s are left out, whose names end like none of a frame: %s",
+            len(left_out),
+            folder,
+            _shortened(left_out),
+        )
     if series:
-        return open_frames(series[0], dataset=dataset)
+        return open_frames(series[0], dataset=dataset, channel=channel, file_mask=file_mask)
     if not images:
         raise SourceError(f"{folder} holds no frames; give a folder with images or one HDF5 file")
-    if dataset is not None:
-        raise SourceError(f"{folder} holds images, so it has no dataset {dataset!r}; leave it out")
+    _refuse_hdf5_options(f"{folder} holds images", dataset, channel)
     return open_images(images, source=str(folder))
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 
 from edgexnas.errors import EdgexnasError, SourceError
 
@@ -50,3 +51,13 @@ def check_shape(shape: tuple[int, ...], count: int, source: str) -> None:
             f"{source} claims frames of {shape[0]}×{shape[1]} px, more than the "
             f"{MAXIMUM_PIXELS} px that are read; the file is damaged or holds no detector frames"
         )
+
+
+def number_ranges(numbers: Sequence[int], most: int = 6) -> str:
+    """Write increasing numbers as ranges, such as "3-5, 9"; of many ranges only the first ones."""
+    runs = [
+        [number for _, number in run]
+        for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])
+    ]
+    shown = [f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs[:most]]
+    return ", ".join(shown) + (", ..." if len(runs) > most else "")

@@ -1,7 +1,8 @@
-"""Keys, the trust store, and the memory of accepted sequences."""
+"""Keys and the trust store."""
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 
@@ -9,10 +10,9 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
-from edgexnas.bundle import Manifest, TrustStore, generate_keys, load_signing_key
+from edgexnas.bundle import TrustStore, generate_keys, load_signing_key
 from edgexnas.bundle.keys import key_id, public_pem
-from edgexnas.bundle.rollback import accept_sequence
-from edgexnas.errors import BundleError, ConfigurationError, TrustError
+from edgexnas.errors import ConfigurationError, TrustError
 
 
 def private_pem(key: ec.EllipticCurvePrivateKey, password: bytes | None = None) -> bytes:
@@ -62,6 +62,21 @@ def test_keys_cannot_be_made_in_a_file(tmp_path: Path) -> None:
         generate_keys(tmp_path / "file")
 
 
+def test_a_private_key_goes_to_a_folder_of_its_own(tmp_path: Path) -> None:
+    private, public = generate_keys(tmp_path / "keys", name="beam", private=tmp_path / "signing")
+    assert (private, public) == (tmp_path / "signing/beam.key.pem", tmp_path / "keys/beam.pub.pem")
+    assert stat.S_IMODE(private.parent.stat().st_mode) == 0o700
+
+
+def test_generated_keys_are_trusted_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o002)
+    try:
+        generate_keys(tmp_path / "keys")
+    finally:
+        os.umask(before)
+    assert len(TrustStore.load(tmp_path / "keys").keys) == 1
+
+
 def test_a_generated_key_is_loaded_again(keys: tuple[Path, Path], trust: TrustStore) -> None:
     key = load_signing_key(keys[0])
     assert list(trust.keys) == [key_id(key.public_key())]
@@ -100,13 +115,32 @@ def test_a_signing_key_of_nonsense_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_is_a_store_of_its_public_keys(tmp_path: Path) -> None:
     for name in ("old", "new"):
-        generate_keys(tmp_path, name=name)
+        generate_keys(tmp_path, name=name, private=tmp_path / "private")
     (tmp_path / "notes.txt").write_text("not a key")
     assert len(TrustStore.load(tmp_path).keys) == 2
 
 
+def test_a_private_key_in_the_store_is_named_in_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    generate_keys(tmp_path, name="beam")
+    assert len(TrustStore.load(tmp_path).keys) == 1
+    assert "holds the private key beam.key.pem" in caplog.text
+
+
+def test_a_signing_key_that_others_can_read_is_used_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    private, _ = generate_keys(tmp_path)
+    load_signing_key(private)
+    assert not caplog.records
+    private.chmod(0o640)
+    load_signing_key(private)
+    assert f"can be read by others: run chmod 600 {private}" in caplog.text
+
+
 def test_a_missing_store_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TrustError, match="cannot be read"):
+    with pytest.raises(TrustError, match=r"cannot be used \(No such file"):
         TrustStore.load(tmp_path / "none")
 
 
@@ -160,50 +194,3 @@ def test_a_file_of_several_keys_is_refused(tmp_path: Path, keys: tuple[Path, Pat
 def test_an_unknown_key_is_refused_by_its_id(trust: TrustStore) -> None:
     with pytest.raises(TrustError, match=r"key abababababababab…, which is not"):
         trust.key("ab" * 32)
-
-
-def test_an_older_sequence_is_refused_after_a_newer_one(manifest: Manifest, tmp_path: Path) -> None:
-    state = tmp_path / "accepted.json"
-    accept_sequence(state, manifest)
-    older = manifest.model_copy(update={"sequence": manifest.sequence - 1})
-    with pytest.raises(BundleError, match="sequence 3 was accepted before"):
-        accept_sequence(state, older)
-
-
-def test_the_same_and_newer_sequences_are_accepted(manifest: Manifest, tmp_path: Path) -> None:
-    state = tmp_path / "accepted.json"
-    for sequence in (3, 3, 8):
-        accept_sequence(state, manifest.model_copy(update={"sequence": sequence}))
-    assert state.read_text() == '{\n  "tiny-bragg": 8\n}\n'
-
-
-def test_a_sequence_accepted_again_is_not_written_again(manifest: Manifest, tmp_path: Path) -> None:
-    state = tmp_path / "accepted.json"
-    accept_sequence(state, manifest)
-    before = state.stat()
-    accept_sequence(state, manifest)
-    assert state.stat().st_ino == before.st_ino
-
-
-def test_models_are_remembered_apart(manifest: Manifest, tmp_path: Path) -> None:
-    state = tmp_path / "accepted.json"
-    accept_sequence(state, manifest)
-    accept_sequence(state, manifest.model_copy(update={"model_id": "other", "sequence": 0}))
-
-
-@pytest.mark.parametrize(
-    "content", ["", "[]", '{"tiny-bragg": "9"}', '{"tiny-bragg": true}', '{"a": 1, "a": 2}']
-)
-def test_a_damaged_memory_accepts_nothing(content: str, manifest: Manifest, tmp_path: Path) -> None:
-    state = tmp_path / "accepted.json"
-    state.write_text(content)
-    with pytest.raises(ConfigurationError, match="is damaged"):
-        accept_sequence(state, manifest)
-    assert state.read_text() == content
-
-
-def test_a_memory_that_cannot_be_written_accepts_nothing(
-    manifest: Manifest, tmp_path: Path
-) -> None:
-    with pytest.raises(ConfigurationError, match="cannot be used"):
-        accept_sequence(tmp_path / "missing" / "accepted.json", manifest)

@@ -16,6 +16,7 @@ from edgexnas.device.detector_mask import Mask, merged_masks
 from edgexnas.device.engines.build_progress import build_progress
 from edgexnas.device.shared_engine import SharedEngine
 from edgexnas.errors import EdgexnasError, EngineError, SourceError
+from edgexnas.frames.series import existing_frames, existing_numbers
 from edgexnas.peak_finding import FinderSettings, background_numbers, refuse_nan
 
 if TYPE_CHECKING:
@@ -275,19 +276,21 @@ def stream_series(
     processor: FrameProcessor | None = None
     try:
         with lanes.engine.in_turn():
-            numbers = [0]
+            numbers = existing_numbers(series)[:1].tolist()
             if not detection.calibrated:
-                numbers = background_numbers(len(series), series.shape, series.dtype).tolist()
+                there = existing_numbers(series)
+                shown = background_numbers(len(there), series.shape, series.dtype)
+                numbers = there[shown].tolist()
             frames: list[Frame] = []
-            for number in numbers:
+            for number, frame in existing_frames(series, numbers, quiet=True):
                 with naming_frame(number):
-                    frames.append(detection.admit(series[number]))
+                    frames.append(detection.admit(frame))
                     if not detection.calibrated:
                         refuse_nan(frames[-1], detection.masked(series.mask))
             finder = detection.finder(frames, mask=series.mask)
             processor = FrameProcessor(lanes, finder, frames[0].dtype)
         del frames
-        admitted = ((number, detection.admit(series[number])) for number in range(len(series)))
+        admitted = ((number, detection.admit(frame)) for number, frame in existing_frames(series))
         yield from processor.process_all(admitted)
     finally:
         if processor is not None:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ENGINES", "fallback_reason", "open_engine", "resolve_engine"]
 
+MOST_BATCH, MOST_THREADS = 65536, 1024
+"""Memory is allocated for a whole batch: more is a slip of the finger, and no memory holds it."""
+
 ENGINES = ("auto", "onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt")
 """Names that `open_engine` knows."""
 
@@ -135,9 +138,10 @@ def _check_options(engine: str, batch: int, threads: int | None) -> None:
     if engine not in ENGINES:
         raise ConfigurationError(f"there is no engine {engine!r}; give one of {', '.join(ENGINES)}")
     # By type and not isinstance: True is an int to Python, 2.0 is no number of anything.
-    for name, value in (("batch", batch), ("threads", 1 if threads is None else threads)):
-        if type(value) is not int or value < 1:
-            raise ConfigurationError(f"{name} is {value!r}; give a whole number from 1")
+    threads = 1 if threads is None else threads
+    for name, value, most in (("batch", batch, MOST_BATCH), ("threads", threads, MOST_THREADS)):
+        if type(value) is not int or not 1 <= value <= most:
+            raise ConfigurationError(f"{name} is {value!r}; give a whole number from 1 to {most}")
 
 
 def _model_of(bundle: Bundle, precision: Precision) -> bytes:

@@ -172,6 +172,7 @@ class Intake:
             frame.position_m,
             frame.encoded if isinstance(frame, EncodedFrame) else None,
             error=run.error,
+            detector_id=frame.detector_id,
         )
         self._enqueue(task, task.nbytes)
 

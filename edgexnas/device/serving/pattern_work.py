@@ -18,7 +18,7 @@ from edgexnas.device.ptycho.intake import PatternIntake
 from edgexnas.device.ptycho.stitching import ObjectStitcher
 from edgexnas.device.serving.series_run import FrameTask, SeriesRun
 from edgexnas.device.serving.settings import PipelineSettings
-from edgexnas.device.sinks.results import FrameResult, ObjectSnapshot
+from edgexnas.device.sinks.results import ObjectSnapshot
 from edgexnas.errors import ConfigurationError, EdgexnasError
 from edgexnas.ptycho import PATTERN_SIZE
 
@@ -140,11 +140,7 @@ class PatternWork:
         position = UNKNOWN.copy() if given is None else self._in_pixels(given)
         position = state.stitcher.add(task.number, amplitude, phase_rad, position)
         state.newest, state.changed = task.number, True
-        task.result = FrameResult(
-            task.run.series,
-            task.number,
-            task.arrival_ns,
-            task.timestamp_s,
+        task.result = task.with_result(
             amplitude=amplitude,
             phase_rad=phase_rad,
             position_px=(float(position[0]), float(position[1])),

@@ -17,7 +17,7 @@ from edgexnas.bragg import Peaks
 from edgexnas.device.bragg.detection import PeakDetection, refuse_nan
 from edgexnas.device.serving.series_run import FrameTask, SeriesRun
 from edgexnas.device.serving.settings import MEBIBYTE, PipelineSettings
-from edgexnas.device.sinks.results import FrameResult, ObjectSnapshot
+from edgexnas.device.sinks.results import ObjectSnapshot
 from edgexnas.errors import EdgexnasError, InputError
 from edgexnas.peak_finding import enough_background
 
@@ -142,9 +142,7 @@ class PeakWork:
                 task.prepared = peaks
         for task in tasks:
             peaks, task.prepared = task.prepared, None
-            task.result = FrameResult(
-                task.run.series, task.number, task.arrival_ns, task.timestamp_s, peaks
-            )
+            task.result = task.with_result(peaks=peaks)
 
     def place(self, task: FrameTask) -> None:
         """Do nothing: frames do not depend on each other."""

@@ -362,9 +362,7 @@ class Pipeline:
                 task.error = f"{type(error).__name__}: {error}"
         if task.error is not None:
             self._complaints.add("frame", f"frame {task.number} of {run.series}: {task.error}")
-            task.result = FrameResult(
-                run.series, task.number, task.arrival_ns, task.timestamp_s, error=task.error
-            )
+            task.result = task.with_result(error=task.error)
         task.owed = self._required
         for sink in self._sinks:
             while not sink.give(task, timeout_s=IDLE_S):

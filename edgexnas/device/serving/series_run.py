@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 
 from edgexnas.device.sinks.number_ranges import NumberRanges
+from edgexnas.device.sinks.results import FrameResult
 from edgexnas.device.sources.events import SeriesStart, SourcePosition
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class FrameTask:
     ----------
     run
         Its series.
-    number, arrival_ns, timestamp_s, position_m
+    number, arrival_ns, timestamp_s, position_m, detector_id
         As of `SourceFrame`.
     pixels
         (H, W); None before they are decoded, and once they are not needed any more.
@@ -60,6 +61,7 @@ class FrameTask:
     error: str | None = None
     owed: int = 0
     shown: npt.NDArray[Any] | None = None
+    detector_id: int | None = None
 
     @property
     def nbytes(self) -> int:
@@ -79,6 +81,17 @@ class FrameTask:
         encoded, self.encoded = self.encoded, None
         if encoded is not None:
             self.pixels = encoded.decode(self.run.memory)
+
+    def with_result(self, **fields: Any) -> FrameResult:
+        """Return the frame's result with these fields beside those that are known here."""
+        return FrameResult(
+            self.run.series,
+            self.number,
+            self.arrival_ns,
+            self.timestamp_s,
+            detector_id=self.detector_id,
+            **fields,
+        )
 
     def __lt__(self, other: FrameTask) -> bool:
         return self.number < other.number

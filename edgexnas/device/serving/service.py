@@ -278,6 +278,7 @@ class Service:
             engine.precision,
             self._source.url,
             __version__,
+            self._predictor.bundle_digest,
         )
 
     def status(self) -> ServiceStatus:

@@ -6,14 +6,12 @@ import logging
 from collections.abc import Callable, Sequence
 
 from edgexnas.device.rate_limited_log import RateLimitedLog
-from edgexnas.device.sinks.number_ranges import NumberRanges
-from edgexnas.device.sinks.protocol import SinkPolicy
+from edgexnas.device.sinks.protocol import Sink, SinkPolicy
 from edgexnas.device.sinks.results import (
     FrameResult,
     ObjectSnapshot,
     SeriesBegun,
     SeriesEnded,
-    ServiceIdentity,
     SinkItem,
 )
 
@@ -22,7 +20,7 @@ __all__ = ["CallbackSink"]
 _log = logging.getLogger("edgexnas.device.serving")
 
 
-class CallbackSink:
+class CallbackSink(Sink):
     """Calls a function with each result, in the order of frames, from a thread of its own.
 
     An exception in the function is logged and counted; it harms neither the frame nor the service.
@@ -43,8 +41,6 @@ class CallbackSink:
         How many calls have raised.
     """
 
-    gather_s = 0.0
-
     def __init__(
         self,
         function: Callable[[SinkItem], object],
@@ -58,18 +54,8 @@ class CallbackSink:
         self._function = function
         self._warnings = RateLimitedLog(_log)
 
-    def check(self) -> None:
-        """Do nothing: a function is always there."""
-
-    def committed(self) -> dict[str, NumberRanges]:
-        """Give none: a function stores nothing that is known of."""
-        return {}
-
-    def open(self, identity: ServiceIdentity) -> None:
-        """Do nothing."""
-
     def write(self, results: Sequence[FrameResult]) -> None:
-        """Call the function with each."""
+        """Call the function with each result."""
         for result in results:
             self._call(result)
 
@@ -84,9 +70,6 @@ class CallbackSink:
     def show(self, snapshot: ObjectSnapshot) -> None:
         """Call the function."""
         self._call(snapshot)
-
-    def close(self) -> None:
-        """Do nothing."""
 
     def _call(self, item: SinkItem) -> None:
         try:

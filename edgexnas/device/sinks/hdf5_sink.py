@@ -8,8 +8,10 @@ import logging
 import os
 import re
 import shutil
+import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +20,24 @@ import numpy.typing as npt
 
 from edgexnas.device.ptycho.object_file import write_nexus_object
 from edgexnas.device.sinks.number_ranges import NumberRanges
-from edgexnas.device.sinks.protocol import SinkPolicy
+from edgexnas.device.sinks.protocol import Sink, SinkPolicy
 from edgexnas.device.sinks.results import (
+    FRAME_STATES,
     FrameResult,
     ObjectSnapshot,
     SeriesBegun,
     SeriesEnded,
     ServiceIdentity,
+    Spots,
 )
 from edgexnas.device.sinks.results_file import committed_frames
 from edgexnas.device.sinks.results_layout import (
     COMMIT,
     NAME_BYTES,
-    PEAK_COLUMNS,
+    SPOT_COLUMNS,
     begin_file,
+    bundle_row,
+    peak_columns,
     segments,
 )
 from edgexnas.errors import ConfigurationError
@@ -45,10 +51,14 @@ CHUNKS_BYTES = 2**20
 """More than the unfilled parts of chunks and HDF5's own blocks take in one write."""
 
 AHEAD_BYTES = 8 * 2**20
-"""Space that is set aside at a time; closing a file gives back what is not used."""
+"""Space that is set aside at a time; closing a file returns what is not used."""
 
 MOST_GAPS = 2**18
 """Gaps of one series that are remembered of earlier runs; older ones count as stored."""
+
+SUPERBLOCK = struct.Struct("<8sB3sQQQ")
+"""Signature, version, sizes and flags, base address, address of the extension, end of file: the
+HDF5 file format specification 3.0, section II.A, superblock of version 3 with 8-byte addresses."""
 
 SYNC_S = 1.0
 """How often what was flushed is forced to the disk."""
@@ -56,7 +66,37 @@ SYNC_S = 1.0
 _log = logging.getLogger("edgexnas.device.serving")
 
 
-class Hdf5Sink:
+@dataclass(slots=True)
+class _Column:
+    """A dataset that is appended to, with what h5py would look up in the file at each access."""
+
+    dataset: Any
+    dtype: np.dtype[Any]
+    type_: Any
+    rows: int = 0
+
+    @classmethod
+    def of(cls, dataset: Any) -> _Column:
+        from h5py import h5t
+
+        return cls(dataset.id, dataset.dtype, h5t.py_create(dataset.dtype))
+
+    def append(self, values: npt.NDArray[Any]) -> int:
+        """Append rows; return their bytes."""
+        from h5py import h5s
+
+        # The low-level calls: several times faster than `resize` and assignment, for every commit.
+        values = np.ascontiguousarray(values, self.dtype)
+        item = values.shape[1:]
+        self.dataset.set_extent((self.rows + len(values), *item))
+        place = h5s.create_simple((self.rows + len(values), *item))
+        place.select_hyperslab((self.rows, *(0 for _ in item)), values.shape)
+        self.dataset.write(h5s.create_simple(values.shape), place, values, self.type_)
+        self.rows += len(values)
+        return values.nbytes
+
+
+class Hdf5Sink(Sink):
     """Writes results to ``FOLDER/NAME_000001.h5`` and so on; see `results_layout`.
 
     A frame's row of commits is written after its data were flushed, so that whoever reads committed
@@ -68,7 +108,7 @@ class Hdf5Sink:
     Parameters
     ----------
     folder
-        Where files go; made if it is not there.
+        Where files go; created if missing.
     name
         How their names begin.
     policy
@@ -81,6 +121,13 @@ class Hdf5Sink:
         For ptychography: whether each frame's patch is kept, 32 KiB.
     gather_ms
         Results are gathered for this long, because each commit costs about a millisecond.
+    spots
+        Whether files have room for `write_spots`.
+
+    Attributes
+    ----------
+    path
+        The file that is written; None before the first.
     """
 
     def __init__(
@@ -93,28 +140,30 @@ class Hdf5Sink:
         least_free_mib: float = 64.0,
         patches: bool = False,
         gather_ms: float = 10.0,
+        spots: bool = False,
     ) -> None:
         self.gather_s = gather_ms / 1e3
         self.folder = Path(folder)
         self.name = f"hdf5 {self.folder / name}"
         self.policy: SinkPolicy = policy
+        self.path: Path | None = None
         self._prefix = name
         self._segment_bytes = segment_mib * MEBIBYTE
         self._least_free = least_free_mib * MEBIBYTE
-        self._keep_patches = patches
+        self._options = {"patches": patches, "spots": spots}
         self._identity: ServiceIdentity | None = None
         self._stored: dict[str, NumberRanges] | None = None
+        self._begun: SeriesBegun | None = None
         self._file: Any = None
-        self.path: Path | None = None
         self._number = 0
-        self._columns: dict[str, Any] = {}
-        self._series: dict[str, int] = {}
+        self._columns: dict[str, _Column] = {}
+        self._rows: dict[str, dict[Any, int]] = {}
         self._synced_s = 0.0
         self._written = 0
         self._reserved = 0
 
     def check(self) -> None:
-        """Find out whether files can be made in the folder, and leave nothing behind.
+        """Find out whether files can be created in the folder, and leave nothing behind.
 
         Raises
         ------
@@ -126,10 +175,10 @@ class Hdf5Sink:
             place = place.parent
         if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
             raise ConfigurationError(
-                f"folder {self.folder} cannot be written to, because {place} is no folder or not "
-                "yours; give another"
+                f"folder {self.folder} is not writable, because {place} is not a folder or not "
+                "yours; specify another"
             )
-        self._refuse_full(place)
+        self._check_free(place)
 
     def committed(self) -> dict[str, NumberRanges]:
         """Read which frames of which series are stored in the folder."""
@@ -159,25 +208,21 @@ class Hdf5Sink:
         self.committed()
         self._identity = identity
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._refuse_full(self.folder)
+        self._check_free(self.folder)
         self._number = max(segments(self.folder, self._prefix), default=0) + 1
         path = self.folder / f"{self._prefix}_{self._number:06d}.h5"
         # It gets its name once it can be read; a crash before leaves no file that cannot.
         draft = path.with_name(f".{path.name}.part")
         draft.unlink(missing_ok=True)
-        self._file = begin_file(draft, identity, patches=self._keep_patches)
+        self._file = begin_file(draft, identity, **self._options)
         os.replace(draft, path)
         self.path = path
         entry = self._file["entry"]
-        self._columns = {"commits": entry["frames/commits"], "series": entry["series/name"]}
-        for group in ("peaks", "patches"):
-            if group in entry:
-                self._columns |= {
-                    name: entry[group][name]
-                    for name in entry[group]
-                    if name in PEAK_COLUMNS or group == "patches"
-                }
-        self._series = {}
+        self._columns = {"bundles": _Column.of(entry["bundles"])}
+        for name in ("series", "frames", "peaks", "patches", "spots"):
+            for column in entry.get(name, ()):
+                self._columns[f"{name}/{column}"] = _Column.of(entry[name][column])
+        self._rows = {"series": {}, "bundles": {}}
         self._written = self._reserved = 0
         _log.info("writing %s", path)
 
@@ -190,25 +235,47 @@ class Hdf5Sink:
             If they could not be written.
         """
         assert self._stored is not None
+        assert self._identity is not None
         series = results[0].series
         # Of this run each frame comes once; only those of earlier ones are remembered.
         known = self._stored.get(series, NumberRanges())
         fresh = [result for result in results if result.number not in known]
         if not fresh:
             return
-        self._refuse_full(self.folder)
-        self._reserve(sum(_size(result) for result in fresh))
-        index = self._series_index(series)
-        self._commit(fresh, index, self._write_data(fresh))
+        self._check_free(self.folder)
+        self._reserve(sum(map(_size, fresh)))
+        rows = np.zeros(len(fresh), COMMIT)
+        rows["series"] = self._series_row(series)
+        rows["bundle"] = [self._bundle_row(result.made_by or self._identity) for result in fresh]
+        self._write_data(fresh, rows)
+        self._commit(fresh, rows)
         if time.monotonic() - self._synced_s >= SYNC_S:
             self._sync()
         if self._written >= self._segment_bytes:
             self.close()
-            assert self._identity is not None
             self.open(self._identity)
 
+    def write_spots(self, spots: Spots) -> None:
+        """Store merged spots; only with the option `spots`.
+
+        Raises
+        ------
+        OSError
+            If they could not be written.
+        """
+        self._check_free(self.folder)
+        self._reserve(2 * spots.table.nbytes + NAME_BYTES)
+        series = np.full(len(spots.table), self._series_row(spots.series))
+        for name in SPOT_COLUMNS:
+            self._append(f"spots/{name}", spots.table[name])
+        # The column of series is the last one: a spot that a crash cuts off has none.
+        self._file.flush()
+        self._append("spots/series", series)
+        self._file.flush()
+
     def begin(self, series: SeriesBegun) -> None:
-        """Do nothing: a series is entered with its first frame."""
+        """Remember what identifies the series; it is entered with its first frame."""
+        self._begun = series
 
     def end(self, series: SeriesEnded) -> None:
         """Force what was written to the disk."""
@@ -222,96 +289,81 @@ class Hdf5Sink:
         """
         series = re.sub(r"[^\w.-]+", "_", snapshot.series)[-100:]
         path = self.folder / f"object_{series}_{self._number:06d}.h5"
-        self._refuse_full(self.folder)
+        self._check_free(self.folder)
         with whole_file(path) as draft:
             title = f"{snapshot.series} up to frame {snapshot.number}"
             write_nexus_object(draft, snapshot.image, title=title)
 
     def close(self) -> None:
-        """Close the file; closing again does nothing."""
+        """Close the file and return the space it does not use; closing again does nothing."""
         file, self._file, self._columns = self._file, None, {}
-        if file is not None:
-            with contextlib.suppress(OSError):
-                os.fsync(file.id.get_vfd_handle())
-            file.close()
+        if file is None:
+            return
+        with contextlib.suppress(OSError):
+            os.fsync(file.id.get_vfd_handle())
+        file.close()
+        assert self.path is not None
+        with contextlib.suppress(OSError):
+            _trim(self.path)
 
-    def _series_index(self, series: str) -> int:
-        if series not in self._series:
-            index = len(self._series)
-            name = np.array([series.encode()[:NAME_BYTES]], self._columns["series"].dtype)
-            self._append("series", name)
-            self._series[series] = index
-        return self._series[series]
+    def _series_row(self, series: str) -> int:
+        if series not in self._rows["series"]:
+            begun = self._begun
+            identity = begun.identity if begun is not None and begun.series == series else ""
+            texts = {"series/name": series, "series/identity": identity}
+            self._enter("series", series, {name: text.encode() for name, text in texts.items()})
+        return self._rows["series"][series]
 
-    def _write_data(self, results: Sequence[FrameResult]) -> npt.NDArray[np.int64]:
-        """Append what frames consist of; return how many rows each has."""
-        peaks = [result.peaks for result in results]
-        if "row_px" in self._columns:
-            counts = np.array([0 if found is None else len(found) for found in peaks], np.int64)
-            found = [item for item in peaks if item is not None]
-            if not counts.any():
-                return counts
-            positions = np.concatenate([item.positions_px for item in found])
-            intervals = np.concatenate([item.intervals_px for item in found])
-            numbers = np.array([result.number for result in results], np.int64)
-            data: dict[str, npt.NDArray[Any]] = {
-                "row_px": positions[:, 0],
-                "col_px": positions[:, 1],
-                "row_interval_px": intervals[:, 0],
-                "col_interval_px": intervals[:, 1],
-                "intensity": np.concatenate([item.intensities for item in found]),
-                "flags": np.concatenate([item.flags for item in found]),
-                "frame": np.repeat(numbers, counts),
-            }
-        elif "amplitude" in self._columns:
-            amplitudes = [r.amplitude for r in results if r.amplitude is not None]
-            phases = [r.phase_rad for r in results if r.phase_rad is not None]
-            counts = np.array([r.amplitude is not None for r in results], np.int64)
-            if not amplitudes:
-                return counts
-            data = {"amplitude": np.stack(amplitudes), "phase": np.stack(phases)}
+    def _bundle_row(self, identity: ServiceIdentity) -> int:
+        if identity not in self._rows["bundles"]:
+            self._enter("bundles", identity, {"bundles": bundle_row(identity)})
+        return self._rows["bundles"][identity]
+
+    def _enter(self, table: str, key: Any, values: Mapping[str, Any]) -> None:
+        """Append a row, so that it is in the file before a row of commits points at it."""
+        for name, value in values.items():
+            self._append(name, np.array([value], self._columns[name].dtype))
+        self._file.flush()
+        self._rows[table][key] = len(self._rows[table])
+
+    def _write_data(self, results: Sequence[FrameResult], rows: npt.NDArray[np.void]) -> None:
+        """Append what frames consist of, and enter in their rows where it lies."""
+        data: dict[str, npt.NDArray[Any]] = {}
+        if "peaks/row_px" in self._columns:
+            data_end = self._columns["peaks/row_px"].rows
+            rows["count"] = [0 if r.peaks is None else len(r.peaks) for r in results]
+            if rows["count"].any():
+                data = {f"peaks/{name}": values for name, values in peak_columns(results).items()}
+        elif "patches/phase" in self._columns:
+            data_end = self._columns["patches/phase"].rows
+            rows["count"] = [result.amplitude is not None for result in results]
+            if rows["count"].any():
+                kept = [(r.amplitude, r.phase_rad) for r in results if r.amplitude is not None]
+                data["patches/amplitude"] = np.stack([amplitude for amplitude, _ in kept])
+                data["patches/phase"] = np.stack([phase for _, phase in kept if phase is not None])
         else:
-            return np.zeros(len(results), np.int64)
+            return
+        rows["offset"] = data_end + rows["count"].cumsum(dtype=np.int64) - rows["count"]
         for name, values in data.items():
             self._append(name, values)
-        # The data are in the file before a row of commits points at them.
-        self._file.flush()
-        return counts
+        if data:
+            # The data are in the file before a row of commits points at them.
+            self._file.flush()
 
-    def _commit(
-        self, results: Sequence[FrameResult], series: int, counts: npt.NDArray[np.int64]
-    ) -> None:
-        data = self._columns.get("row_px", self._columns.get("amplitude"))
-        end = 0 if data is None else data.id.shape[0]
-        rows = np.zeros(len(results), COMMIT)
-        rows["series"] = series
+    def _commit(self, results: Sequence[FrameResult], rows: npt.NDArray[np.void]) -> None:
         rows["number"] = [result.number for result in results]
-        rows["count"] = counts
-        rows["offset"] = end - counts[::-1].cumsum()[::-1]
-        rows["overflow"] = [
-            0 if result.peaks is None else result.peaks.overflow for result in results
-        ]
-        rows["status"] = [result.error is not None for result in results]
-        rows["timestamp_s"] = [
-            np.nan if result.timestamp_s is None else result.timestamp_s for result in results
-        ]
+        rows["overflow"] = [r.peaks.overflow if r.peaks is not None else 0 for r in results]
+        rows["status"] = [FRAME_STATES.index(result.state) for result in results]
+        rows["flags"] = [result.flags for result in results]
+        rows["detector_id"] = [-1 if r.detector_id is None else r.detector_id for r in results]
+        rows["timestamp_s"] = [np.nan if r.timestamp_s is None else r.timestamp_s for r in results]
         places = [result.position_px or (np.nan, np.nan) for result in results]
         rows["row_px"], rows["col_px"] = np.array(places, np.float64).T
-        self._append("commits", rows)
+        self._append("frames/commits", rows)
         self._file.flush()
 
     def _append(self, name: str, values: npt.NDArray[Any]) -> None:
-        from h5py import h5s
-
-        # The low-level calls: several times faster than `resize` and assignment, for every commit.
-        dataset = self._columns[name].id
-        values = np.ascontiguousarray(values, dataset.dtype)
-        start, rest = dataset.shape[0], dataset.shape[1:]
-        dataset.set_extent((start + len(values), *rest))
-        place = dataset.get_space()
-        place.select_hyperslab((start, *(0 for _ in rest)), values.shape)
-        dataset.write(h5s.create_simple(values.shape), place, values)
-        self._written += values.nbytes
+        self._written += self._columns[name].append(values)
 
     def _reserve(self, upcoming: int) -> None:
         """Have the file system set space aside, so that HDF5 never meets a full disk.
@@ -331,14 +383,14 @@ class Hdf5Sink:
                 raise
         self._reserved = end
 
-    def _refuse_full(self, place: Path) -> None:
-        """Refuse to begin what the disk has no room for, while all that is written is sound."""
+    def _check_free(self, place: Path) -> None:
+        """Raise an error while all that is written is sound, if the disk is nearly full."""
         free = shutil.disk_usage(place).free
         if free < self._least_free:
             raise OSError(
                 errno.ENOSPC,
                 f"{place} has {free / MEBIBYTE:.0f} MiB free and "
-                f"{self._least_free / MEBIBYTE:.0f} MiB are to stay so; make room",
+                f"{self._least_free / MEBIBYTE:.0f} MiB must stay free; free some space",
             )
 
     def _sync(self) -> None:
@@ -351,3 +403,13 @@ def _size(result: FrameResult) -> int:
     peaks = 0 if result.peaks is None else 64 * len(result.peaks)
     patch = 0 if result.amplitude is None else 2 * result.amplitude.nbytes
     return COMMIT.itemsize + NAME_BYTES + peaks + patch
+
+
+def _trim(path: Path) -> None:
+    """Cut a closed file where HDF5 says that it ends; what follows was set aside and not used."""
+    with path.open("r+b") as file:
+        start = SUPERBLOCK.unpack(file.read(SUPERBLOCK.size))
+        size = os.fstat(file.fileno()).st_size
+        # Any other version, base address or end is not of our writing: left as it is.
+        if start[:2] == (b"\x89HDF\r\n\x1a\n", 3) and start[3] == 0 and start[5] < size:
+            file.truncate(start[5])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
@@ -23,6 +24,9 @@ SinkPolicy = Literal["block", "drop-oldest"]
 class Sink(Protocol):
     """Where results go; called from one thread of its own, in the order of frames.
 
+    A class of this shape need not inherit from this one; if it does, what it leaves out does
+    nothing.
+
     Attributes
     ----------
     name
@@ -36,7 +40,7 @@ class Sink(Protocol):
 
     name: str
     policy: SinkPolicy
-    gather_s: float
+    gather_s: float = 0.0
 
     def check(self) -> None:
         """Find out whether it could open, and leave nothing behind.
@@ -46,9 +50,11 @@ class Sink(Protocol):
         EdgexnasError
             If not, and why.
         """
+        return
 
     def committed(self) -> dict[str, NumberRanges]:
-        """Tell which frames of which series earlier runs have stored here."""
+        """Return the frames of each series that earlier runs have stored here."""
+        return {}
 
     def open(self, identity: ServiceIdentity) -> None:
         """Open it.
@@ -56,9 +62,11 @@ class Sink(Protocol):
         Raises
         ------
         EdgexnasError, OSError
-            If it cannot be.
+            If it cannot be opened.
         """
+        return
 
+    @abstractmethod
     def write(self, results: Sequence[FrameResult]) -> None:
         """Take results of one series; when this returns they are stored.
 
@@ -69,13 +77,17 @@ class Sink(Protocol):
         """
 
     def begin(self, series: SeriesBegun) -> None:
-        """Take note that a series begins."""
+        """Begin a series; called before its first result."""
+        return
 
     def end(self, series: SeriesEnded) -> None:
-        """Take note that a series has ended."""
+        """End a series; called after its last result."""
+        return
 
     def show(self, snapshot: ObjectSnapshot) -> None:
         """Take an object image."""
+        return
 
     def close(self) -> None:
         """Close it; closing again does nothing."""
+        return

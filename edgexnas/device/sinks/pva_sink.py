@@ -1,10 +1,8 @@
 """Results over EPICS PV Access: peaks as an NTTable, the object as an NTNDArray.
 
-``PREFIXPeaks`` is updated with every frame: columns row_px, col_px, row_interval_px,
-col_interval_px (float), intensity (float) and flags (ubyte), and the fields ``uniqueId`` (number of
-the frame), ``series``, ``sent`` (counts updates, so that a gap shows a lost one) and ``error``.
-
-``PREFIXObject:Phase`` and ``PREFIXObject:Amplitude`` are updated with every image of the object.
+``PREFIXPeaks`` is updated with every frame, ``PREFIXSpots`` with merged spots, and
+``PREFIXObject:Phase`` and ``PREFIXObject:Amplitude`` with every image of the object; docs/forms.md
+lists their fields.
 
 PV Access keeps the newest update for a slow client: what must not be lost goes to HDF5.
 """
@@ -19,22 +17,19 @@ import numpy as np
 
 from edgexnas.device.optional_libraries import pvaccess_module
 from edgexnas.device.pva_records import PvaRecords
-from edgexnas.device.sinks.number_ranges import NumberRanges
-from edgexnas.device.sinks.protocol import SinkPolicy
-from edgexnas.device.sinks.results import (
-    FrameResult,
-    ObjectSnapshot,
-    SeriesBegun,
-    SeriesEnded,
-    ServiceIdentity,
-)
+from edgexnas.device.sinks.protocol import Sink, SinkPolicy
+from edgexnas.device.sinks.results import FrameResult, ObjectSnapshot, ServiceIdentity, Spots
+from edgexnas.device.sinks.results_layout import PEAK_COLUMNS, SPOT_COLUMNS, peak_columns
 
 __all__ = ["PvaSink"]
 
-COLUMNS = ("row_px", "col_px", "row_interval_px", "col_interval_px", "intensity", "flags")
+VERSION = 2
+"""Version of the tables; those of version 1 have no field ``version``."""
+
+COLUMNS = [name for name in PEAK_COLUMNS if name != "frame"]
 
 
-class PvaSink:
+class PvaSink(Sink):
     """Serves results as PVs; see this module's text for their form.
 
     Parameters
@@ -43,17 +38,24 @@ class PvaSink:
         What the names of PVs begin with, such as "EDGEX:".
     name, policy
         As of `Sink`.
+    spots
+        Whether to serve ``PREFIXSpots``, for `write_spots`.
     """
 
-    gather_s = 0.0
-
     def __init__(
-        self, prefix: str, *, name: str | None = None, policy: SinkPolicy = "drop-oldest"
+        self,
+        prefix: str,
+        *,
+        name: str | None = None,
+        policy: SinkPolicy = "drop-oldest",
+        spots: bool = False,
     ) -> None:
         self.name = name or f"pva {prefix}"
         self.policy: SinkPolicy = policy
         self.prefix = prefix
+        self._spots = spots
         self._records: PvaRecords | None = None
+        self._identity: ServiceIdentity | None = None
         self._sent = 0
 
     def check(self) -> None:
@@ -65,10 +67,6 @@ class PvaSink:
             If pvapy is not installed.
         """
         pvaccess_module(self.name)
-
-    def committed(self) -> dict[str, NumberRanges]:
-        """Give none: a PV has its newest value alone."""
-        return {}
 
     def open(self, identity: ServiceIdentity) -> None:
         """Serve the PVs.
@@ -83,36 +81,34 @@ class PvaSink:
         records = PvaRecords(self.name)
         try:
             if identity.task == "bragg":
-                records.add(f"{self.prefix}Peaks", _table())
+                records.add(f"{self.prefix}Peaks", _peak_table())
+                if self._spots:
+                    records.add(f"{self.prefix}Spots", _spot_table())
             else:
                 for part in ("Phase", "Amplitude"):
                     records.add(f"{self.prefix}Object:{part}", _image())
         except BaseException:
             records.close()
             raise
-        self._records = records
+        self._records, self._identity = records, identity
 
     def write(self, results: Sequence[FrameResult]) -> None:
         """Post the peaks of each frame; patches of an object are not posted one by one."""
-        assert self._records is not None
-        for result in results:
-            if result.peaks is not None or result.error is not None:
-                self._records.update(f"{self.prefix}Peaks", self._peaks(result))
+        assert self._identity is not None
+        if self._identity.task == "bragg":
+            for result in results:
+                self._post("Peaks", self._peaks(result, result.made_by or self._identity))
 
-    def begin(self, series: SeriesBegun) -> None:
-        """Do nothing: each update names its series."""
-
-    def end(self, series: SeriesEnded) -> None:
-        """Do nothing."""
+    def write_spots(self, spots: Spots) -> None:
+        """Post merged spots; only with the option `spots`."""
+        columns = {name: np.ascontiguousarray(spots.table[name]) for name in SPOT_COLUMNS}
+        self._post("Spots", {"value": columns, "series": spots.series})
 
     def show(self, snapshot: ObjectSnapshot) -> None:
         """Post the object."""
-        assert self._records is not None
         image = snapshot.image
         for part, values in (("Phase", image.phase_rad), ("Amplitude", image.amplitude)):
-            self._records.update(
-                f"{self.prefix}Object:{part}", _image(np.ascontiguousarray(values), snapshot.number)
-            )
+            self._post(f"Object:{part}", _image(np.ascontiguousarray(values), snapshot.number))
 
     def close(self) -> None:
         """Withdraw the PVs; closing again does nothing."""
@@ -120,29 +116,23 @@ class PvaSink:
         if records is not None:
             records.close()
 
-    def _peaks(self, result: FrameResult) -> Mapping[str, Any]:
-        columns: dict[str, Any] = {column: [] for column in COLUMNS}
-        if result.peaks is not None:
-            positions, intervals = result.peaks.positions_px, result.peaks.intervals_px
-            arrays = (
-                positions[:, 0],
-                positions[:, 1],
-                intervals[:, 0],
-                intervals[:, 1],
-                result.peaks.intensities,
-                result.peaks.flags,
-            )
-            columns = {
-                column: np.ascontiguousarray(values)
-                for column, values in zip(COLUMNS, arrays, strict=True)
-            }
+    def _post(self, name: str, value: Any) -> None:
+        assert self._records is not None
+        self._records.update(f"{self.prefix}{name}", value)
+
+    def _peaks(self, result: FrameResult, made_by: ServiceIdentity) -> Mapping[str, Any]:
+        columns = peak_columns([result])
         self._sent += 1
         return {
-            "value": columns,
+            "value": {name: np.ascontiguousarray(columns[name]) for name in COLUMNS},
             "uniqueId": result.number,
+            "detectorId": -1 if result.detector_id is None else result.detector_id,
             "series": result.series,
             "sent": self._sent,
+            "state": result.state,
+            "flags": result.flags,
             "error": result.error or "",
+            "bundleDigest": made_by.bundle_digest,
             "timeStamp": _time_stamp(result.timestamp_s),
         }
 
@@ -157,13 +147,38 @@ def _time_stamp(seconds: float | None) -> dict[str, int]:
     }
 
 
-def _table() -> Any:
+def _peak_table() -> Any:
     import pvaccess as pva
 
-    kinds = {column: [pva.FLOAT] for column in COLUMNS} | {"flags": [pva.UBYTE]}
+    fields = {"uniqueId": pva.LONG, "detectorId": pva.LONG, "sent": pva.LONG, "flags": pva.INT}
+    fields |= dict.fromkeys(("state", "error", "bundleDigest"), pva.STRING)
+    return _table("Bragg peaks of one frame", COLUMNS, PEAK_COLUMNS, fields, {"uniqueId": -1})
+
+
+def _spot_table() -> Any:
+    return _table("Bragg peaks merged over frames", list(SPOT_COLUMNS), SPOT_COLUMNS, {}, {})
+
+
+def _table(
+    title: str,
+    names: list[str],
+    columns: Mapping[str, tuple[str, str]],
+    fields: Mapping[str, Any],
+    values: Mapping[str, Any],
+) -> Any:
+    import pvaccess as pva
+
+    types = {
+        "u1": pva.UBYTE,
+        "<u2": pva.USHORT,
+        "<i4": pva.INT,
+        "<i8": pva.LONG,
+        "<f4": pva.FLOAT,
+        "<f8": pva.DOUBLE,
+    }
     structure = {
         "labels": [pva.STRING],
-        "value": kinds,
+        "value": {name: [types[columns[name][0]]] for name in names},
         "descriptor": pva.STRING,
         "alarm": {"severity": pva.INT, "status": pva.INT, "message": pva.STRING},
         "timeStamp": {
@@ -171,13 +186,12 @@ def _table() -> Any:
             "nanoseconds": pva.INT,
             "userTag": pva.INT,
         },
-        "uniqueId": pva.LONG,
+        "version": pva.INT,
         "series": pva.STRING,
-        "sent": pva.LONG,
-        "error": pva.STRING,
+        **fields,
     }
-    values = {"labels": list(COLUMNS), "descriptor": "Bragg peaks of one frame", "uniqueId": -1}
-    return pva.PvObject(structure, values, "epics:nt/NTTable:1.0")
+    first = {"labels": names, "descriptor": title, "version": VERSION, **values}
+    return pva.PvObject(structure, first, "epics:nt/NTTable:1.0")
 
 
 def _image(values: Any = None, number: int = -1) -> Any:

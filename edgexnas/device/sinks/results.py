@@ -1,4 +1,4 @@
-"""What a service hands to its sinks: results in order, and where series begin and end."""
+"""What a service passes to its sinks: results in order, and where series begin and end."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ if TYPE_CHECKING:
     from edgexnas.ptycho import ObjectImage
 
 __all__ = [
+    "FRAME_STATES",
     "FrameResult",
+    "FrameState",
     "ObjectSnapshot",
     "SeriesBegun",
     "SeriesEnded",
     "ServiceIdentity",
     "SinkItem",
+    "Spots",
 ]
 
 FloatArray = npt.NDArray[np.float32]
@@ -27,7 +30,7 @@ FloatArray = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class ServiceIdentity:
-    """Who made the results, for files and messages.
+    """What made the results: bundle, engine and source.
 
     Attributes
     ----------
@@ -41,6 +44,8 @@ class ServiceIdentity:
         URL of the source.
     version
         Of edgexnas.
+    bundle_digest
+        SHA-256 of the bundle's file, 64 hexadecimal digits; empty if unknown.
     """
 
     task: Literal["bragg", "ptycho"]
@@ -50,6 +55,14 @@ class ServiceIdentity:
     precision: str
     source: str
     version: str
+    bundle_digest: str = ""
+
+
+FrameState: TypeAlias = Literal["done", "failed", "dropped", "lost"]
+
+FRAME_STATES: tuple[FrameState, ...] = ("done", "failed", "dropped", "lost")
+"""How a frame ended, in the order of their codes 0 to 3 in files: processed; received without a
+result; received and not processed; never received."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +85,17 @@ class FrameResult:
         (row, col) of the patch's first pixel in object pixels, NaN if not known when it was
         stitched; None for Bragg peaks.
     error
-        Why it failed, in one sentence; None if it did not.
+        Why it has no result, in one sentence; None if it has one.
+    detector_id
+        Number that the detector itself gave the frame: uniqueId of an NTNDArray, image_id of
+        Stream V2; None if unknown.
+    flags
+        Bits that hold for the whole frame; no bit has a meaning yet.
+    not_processed
+        "dropped" or "lost" for a frame that no engine has seen; None for all others.
+    made_by
+        What made this result, where a bundle was replaced while the sink was open; None for what
+        the sink was opened with.
     """
 
     series: str
@@ -84,6 +107,15 @@ class FrameResult:
     phase_rad: FloatArray | None = None
     position_px: tuple[float, float] | None = None
     error: str | None = None
+    detector_id: int | None = None
+    flags: int = 0
+    not_processed: Literal["dropped", "lost"] | None = None
+    made_by: ServiceIdentity | None = None
+
+    @property
+    def state(self) -> FrameState:
+        """How the frame ended."""
+        return self.not_processed or ("done" if self.error is None else "failed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +128,14 @@ class SeriesBegun:
         Name of the series.
     metadata
         What the source said about it.
+    identity
+        What tells the series from another of the same name, such as path, size and modification
+        time of a file, or the detector's unique id; empty if unknown.
     """
 
     series: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    identity: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +172,22 @@ class ObjectSnapshot:
     number: int
     image: ObjectImage
     final: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Spots:
+    """Reflections merged over the frames of a rotation.
+
+    Attributes
+    ----------
+    series
+        Name of the series.
+    table
+        (n,) structured array with the fields of `results_layout.SPOT_COLUMNS`.
+    """
+
+    series: str
+    table: npt.NDArray[np.void]
 
 
 SinkItem: TypeAlias = FrameResult | SeriesBegun | SeriesEnded | ObjectSnapshot

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from edgexnas.device.sinks.number_ranges import NumberRanges
-from edgexnas.device.sinks.results_layout import segments
+from edgexnas.device.sinks.results import FRAME_STATES, FrameState, Spots
+from edgexnas.device.sinks.results_layout import (
+    COMMIT,
+    PEAK_COLUMNS,
+    SPOT,
+    SPOT_COLUMNS,
+    VERSION,
+    segments,
+)
 from edgexnas.errors import SourceError
 
-__all__ = ["StoredFrame", "committed_frames", "read_results"]
+__all__ = ["StoredFrame", "committed_frames", "read_results", "read_spots"]
 
 ROWS_AT_ONCE = 4096
 
+MALFORMED = (OSError, KeyError, ValueError, TypeError, RuntimeError, IndexError)
+"""What h5py raises for files that are damaged or something else."""
+
 FloatArray = npt.NDArray[np.float32]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +41,10 @@ class StoredFrame:
     ----------
     series, number
         Which frame.
-    failed
-        Whether it has no result.
+    state
+        How it ended; see `FRAME_STATES`. Only one that is "done" has a result.
     timestamp_s
-        The detector's own time in Unix seconds; NaN if it said none.
+        The detector's own time in Unix seconds; NaN if unknown.
     positions_px, intervals_px
         (n, 2) float32, (row, col) in pixels; None for ptychography.
     intensities
@@ -44,11 +55,21 @@ class StoredFrame:
         (64, 64) float32; None for Bragg peaks, and where patches were not kept.
     position_px
         (row, col) of the patch in object pixels, NaN where unknown.
+    overflow
+        How many peaks were found beyond the finder's capacity and are missing here.
+    frame_flags
+        Bits that hold for the whole frame.
+    detector_id
+        Number that the detector itself gave the frame; None if unknown.
+    bundle_digest
+        SHA-256 of the bundle that made the result; empty in files of version 1.
+    series_identity
+        As of `SeriesBegun`; empty in files of version 1.
     """
 
     series: str
     number: int
-    failed: bool
+    state: FrameState
     timestamp_s: float
     positions_px: FloatArray | None = None
     intervals_px: FloatArray | None = None
@@ -57,6 +78,16 @@ class StoredFrame:
     amplitude: FloatArray | None = None
     phase_rad: FloatArray | None = None
     position_px: tuple[float, float] = (np.nan, np.nan)
+    overflow: int = 0
+    frame_flags: int = 0
+    detector_id: int | None = None
+    bundle_digest: str = ""
+    series_identity: str = ""
+
+    @property
+    def failed(self) -> bool:
+        """Whether it has no result."""
+        return self.state != "done"
 
 
 def read_results(path: Path, *, name: str = "results") -> Iterator[StoredFrame]:
@@ -65,21 +96,24 @@ def read_results(path: Path, *, name: str = "results") -> Iterator[StoredFrame]:
     Raises
     ------
     SourceError
-        If there is no file of results, or one cannot be read.
+        If there is no file of results, or one is damaged or of a newer version.
     """
-    paths = list(segments(path, name).values()) if path.is_dir() else [path]
-    if not paths:
-        raise SourceError(f"{path} holds no {name}_*.h5; give the folder that a service wrote to")
-    for part in paths:
-        try:
-            with _reading(part) as file:
-                yield from _frames(file["entry"])
-        except (OSError, KeyError) as error:
-            raise SourceError(f"{part} cannot be read as results: {error}") from error
+    yield from _read(path, name, _frames)
+
+
+def read_spots(path: Path, *, name: str = "results") -> Iterator[Spots]:
+    """Read the merged spots of a file, or of all files of a folder, one series of a file at a time.
+
+    Raises
+    ------
+    SourceError
+        If there is no file of results, or one is damaged or of a newer version.
+    """
+    yield from _read(path, name, _spots)
 
 
 def committed_frames(path: Path) -> dict[str, NumberRanges]:
-    """Read which frames of which series a file holds.
+    """Read which frames of which series have ended with a result, or failed, in a file.
 
     Raises
     ------
@@ -87,63 +121,118 @@ def committed_frames(path: Path) -> dict[str, NumberRanges]:
         If it cannot be read.
     """
     found: dict[str, NumberRanges] = {}
-    try:
-        with _reading(path) as file:
-            entry = file["entry"]
-            for rows, names in _commits(entry):
-                for index in np.unique(rows["series"]).tolist():
-                    kept = found.setdefault(names[index], NumberRanges())
-                    numbers = np.unique(rows["number"][rows["series"] == index])
-                    cuts = np.flatnonzero(np.diff(numbers) > 1) + 1
-                    for part in np.split(numbers, cuts):
-                        kept.add_range(int(part[0]), int(part[-1]) + 1)
-    except KeyError as error:
-        raise OSError(f"it has no {error}") from error
+    for rows, series, _ in _read(path, "", _commits):
+        # What was not processed may come again, and is processed then.
+        ended = rows[rows["status"] <= FRAME_STATES.index("failed")]
+        for index in np.unique(ended["series"]).tolist():
+            kept = found.setdefault(series[index][0], NumberRanges())
+            numbers = np.unique(ended["number"][ended["series"] == index])
+            cuts = np.flatnonzero(np.diff(numbers) > 1) + 1
+            for part in np.split(numbers, cuts):
+                kept.add_range(int(part[0]), int(part[-1]) + 1)
     return found
 
 
-@contextmanager
-def _reading(path: Path) -> Iterator[Any]:
+def _read(path: Path, name: str, read: Callable[[Any], Iterator[T]]) -> Iterator[T]:
+    """Read the entry of a file, or of each file of a folder, once its version is checked."""
     import h5py
 
-    if not path.is_file():
-        # HDF5 would wait for somebody to write to a pipe.
-        raise OSError(f"{path} is no regular file")
-    # As a reader beside a writer: a file whose writer was killed opens in no other way.
-    with h5py.File(path, "r", libver="latest", swmr=True) as file:
-        yield file
+    paths = list(segments(path, name).values()) if path.is_dir() else [path]
+    if not paths:
+        raise SourceError(
+            f"{path} holds no {name}_*.h5; specify the folder that a service wrote to"
+        )
+    for part in paths:
+        try:
+            if not part.is_file():
+                # HDF5 would wait for somebody to write to a pipe.
+                raise OSError("it is no regular file")
+            # As a reader beside a writer: a file whose writer was killed opens in no other way.
+            with h5py.File(part, "r", libver="latest", swmr=True) as file:
+                version = int(file.attrs.get("version", 1))
+                if version > VERSION:
+                    raise ValueError(
+                        f"its version is {version}, and {VERSION} is the newest that this "
+                        "edgexnas reads; install a newer one"
+                    )
+                yield from read(file["entry"])
+        except MALFORMED as error:
+            raise SourceError(f"{part} cannot be read as results: {error}") from error
 
 
-def _commits(entry: Any) -> Iterator[tuple[npt.NDArray[Any], list[str]]]:
+def _commits(
+    entry: Any,
+) -> Iterator[tuple[npt.NDArray[np.void], list[tuple[str, str]], list[str]]]:
+    """Read rows of commits with (name, identity) of each series and the digest of each bundle."""
     commits = entry["frames/commits"]
-    # The names are read after the commits, so each commit's series is among them.
+    # Those of version 1 lack fields, and a table of bundles.
     for start in range(0, len(commits), ROWS_AT_ONCE):
-        rows = commits[start : start + ROWS_AT_ONCE]
-        entry["series/name"].refresh()
-        yield rows, [name.decode(errors="replace") for name in entry["series/name"][:].tolist()]
+        stored = commits[start : start + ROWS_AT_ONCE]
+        rows = np.zeros(len(stored), COMMIT)
+        rows["detector_id"] = -1
+        for field in stored.dtype.names:
+            rows[field] = stored[field]
+        # Names are read after the commits, so each commit's series and bundle are among them.
+        names = _texts(entry["series/name"])
+        identities = _texts(entry["series/identity"]) if "identity" in entry["series"] else []
+        series = list(zip(names, identities or [""] * len(names), strict=False))
+        bundles = _texts(entry["bundles"], "digest") if "bundles" in entry else [""]
+        _check_rows(rows, len(series), len(bundles))
+        yield rows, series, bundles
+
+
+def _texts(dataset: Any, field: str | None = None) -> list[str]:
+    dataset.refresh()
+    rows = dataset[:] if field is None else dataset[:][field]
+    return [text.decode(errors="replace") for text in rows.tolist()]
+
+
+def _check_rows(rows: npt.NDArray[np.void], series: int, bundles: int) -> None:
+    """Refuse rows that point at what cannot be, which nothing else would notice."""
+    limits = {"series": series, "bundle": bundles, "status": len(FRAME_STATES)}
+    for name, limit in limits.items():
+        if not ((rows[name] >= 0) & (rows[name] < limit)).all():
+            raise ValueError(f"a row of commits has a {name} beyond 0 to {limit - 1}")
+    if (rows["offset"] < 0).any() or (rows["count"] < 0).any():
+        raise ValueError("a row of commits has a negative offset or count")
 
 
 def _frames(entry: Any) -> Iterator[StoredFrame]:
-    peaks, patches = entry.get("peaks"), entry.get("patches")
-    for rows, names in _commits(entry):
+    kind = next((kind for kind in ("peaks", "patches") if kind in entry), None)
+    for rows, series, bundles in _commits(entry):
         first = int(rows["offset"].min())
         end = int((rows["offset"] + rows["count"]).max())
-        # Frames of one block lie together, so one read a column serves all of them.
-        columns = {} if peaks is None else {name: peaks[name][first:end] for name in peaks}
+        columns: dict[str, npt.NDArray[Any]] = {}
+        if kind is not None:
+            data = entry[kind]
+            names = PEAK_COLUMNS if kind == "peaks" else ("amplitude", "phase")
+            if any(len(data[name]) < end for name in names):
+                raise ValueError(f"commits point at {end} rows of {kind}, and fewer are there")
+            if kind == "peaks":
+                # Frames of one block lie together, so one read a column serves all of them.
+                columns = {name: data[name][first:end] for name in names}
         for row in rows:
-            where = slice(int(row["offset"]) - first, int(row["offset"] + row["count"]) - first)
-            fields: dict[str, Any] = {"position_px": (float(row["row_px"]), float(row["col_px"]))}
-            if peaks is not None:
-                fields |= _peaks(columns, where)
-            elif patches is not None and row["count"]:
-                fields["amplitude"] = patches["amplitude"][int(row["offset"])]
-                fields["phase_rad"] = patches["phase"][int(row["offset"])]
+            start = int(row["offset"])
+            fields: dict[str, Any] = {}
+            if kind == "peaks":
+                fields = _peaks(columns, slice(start - first, start - first + int(row["count"])))
+            elif kind == "patches" and row["count"]:
+                fields["amplitude"], fields["phase_rad"] = (
+                    data[name][start] for name in ("amplitude", "phase")
+                )
+            name, identity = series[row["series"]]
             yield StoredFrame(
-                names[row["series"]],
+                name,
                 int(row["number"]),
-                bool(row["status"]),
+                FRAME_STATES[row["status"]],
                 float(row["timestamp_s"]),
                 **fields,
+                position_px=(float(row["row_px"]), float(row["col_px"])),
+                overflow=int(row["overflow"]),
+                frame_flags=int(row["flags"]),
+                detector_id=None if row["detector_id"] < 0 else int(row["detector_id"]),
+                bundle_digest=bundles[row["bundle"]],
+                series_identity=identity,
             )
 
 
@@ -155,3 +244,16 @@ def _peaks(columns: dict[str, npt.NDArray[Any]], where: slice) -> dict[str, Any]
         "intensities": column["intensity"],
         "flags": column["flags"],
     }
+
+
+def _spots(entry: Any) -> Iterator[Spots]:
+    if "spots" not in entry:
+        return
+    # The series is written last: a spot that a crash cut off has none.
+    series = entry["spots/series"][:]
+    names = _texts(entry["series/name"])
+    table = np.empty(len(series), SPOT)
+    for column in SPOT_COLUMNS:
+        table[column] = entry["spots"][column][: len(series)]
+    for index in np.unique(series).tolist():
+        yield Spots(names[index], table[series == index])

@@ -1,36 +1,61 @@
-"""How results lie in HDF5 files, and how a file is begun.
+"""How results are laid out in HDF5 files, and how such a file is created; see docs/forms.md.
 
 ::
 
+    /                           attributes format "edgexnas results", version 2
     /entry                      NXentry, default "peaks" or "patches"
         title, start_time
-        process                 NXprocess: program, version, model, engine
-        series/name             the names of the series, by their index
-        frames/commits          one row a frame that is stored, written after its data
-        peaks                   NXdata, scatter of the peaks: one row a peak
+        process                 NXprocess: program, version, source
+        bundles                 one row for each bundle that made results
+        series/name, identity   one row for each series
+        frames/commits          one row for each frame that is stored, written after its data
+        peaks                   NXdata, scatter of the peaks: one row for each peak
         patches                 NXdata, for ptychography: amplitude and phase, if kept
+        spots                   NXdata, peaks merged over frames, if kept
 
 Only what a row of `frames/commits` points at, with `offset` and `count`, is stored; rows of peaks
-beyond the last commit are left-overs of a write that was cut off.
+beyond the last commit remain of a write that was cut off.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
+from edgexnas.bragg import PeakFlag
+from edgexnas.device.sinks.results import FRAME_STATES
 from edgexnas.ptycho import PATTERN_SIZE
 
 if TYPE_CHECKING:
-    from edgexnas.device.sinks.results import ServiceIdentity
+    from edgexnas.device.sinks.results import FrameResult, ServiceIdentity
 
-__all__ = ["COMMIT", "PEAK_COLUMNS", "begin_file", "segments"]
+__all__ = [
+    "BUNDLE",
+    "COMMIT",
+    "FORMAT",
+    "PEAK_COLUMNS",
+    "SPOT",
+    "SPOT_COLUMNS",
+    "VERSION",
+    "begin_file",
+    "bundle_row",
+    "peak_columns",
+    "segments",
+]
+
+FORMAT = "edgexnas results"
+VERSION = 2
+"""Version of this layout; version 1 had no attributes that say so."""
 
 NAME_BYTES = 256
-"""Names of series are cut to this many bytes: SWMR allows no strings of variable length."""
+"""Texts about series are cut to this many bytes: SWMR allows no strings of variable length."""
+
+NAME = np.dtype(f"S{NAME_BYTES}")
 
 COMMIT = np.dtype(
     [
@@ -40,12 +65,26 @@ COMMIT = np.dtype(
         ("count", "<i4"),
         ("overflow", "<i4"),
         ("status", "u1"),
+        ("flags", "<u2"),
+        ("bundle", "<i2"),
+        ("detector_id", "<i8"),
         ("timestamp_s", "<f8"),
         ("row_px", "<f8"),
         ("col_px", "<f8"),
     ]
 )
-"""A row of `frames/commits`: status 0 is done and 1 failed; row and col are of a patch."""
+"""A row of `frames/commits`: status counts `FRAME_STATES`, row and col are of a patch."""
+
+BUNDLE = np.dtype(
+    [
+        ("digest", "S64"),
+        ("model_id", "S100"),
+        ("sequence", "<i8"),
+        ("engine", "S64"),
+        ("precision", "S16"),
+    ]
+)
+"""A row of `bundles`."""
 
 PEAK_COLUMNS = {
     "row_px": ("<f4", "px"),
@@ -58,7 +97,25 @@ PEAK_COLUMNS = {
 }
 """Columns of peaks with their type and unit; `frame` is the frame's number in its series."""
 
-PEAK_CHUNK, COMMIT_CHUNK, NAME_CHUNK = 4096, 512, 16
+SPOT_COLUMNS = {
+    "row_px": ("<f4", "px"),
+    "col_px": ("<f4", "px"),
+    "omega_deg": ("<f8", "deg"),
+    "row_sigma_px": ("<f4", "px"),
+    "col_sigma_px": ("<f4", "px"),
+    "omega_sigma_deg": ("<f4", "deg"),
+    "intensity": ("<f4", "counts"),
+    "peaks": ("<i4", ""),
+    "first_frame": ("<i8", ""),
+    "last_frame": ("<i8", ""),
+    "flags": ("<u2", ""),
+}
+"""Columns of spots with their type and unit, in all forms of results."""
+
+SPOT = np.dtype([(name, type_) for name, (type_, _) in SPOT_COLUMNS.items()])
+"""A spot, as in `Spots.table`."""
+
+ROW_CHUNK, COMMIT_CHUNK, NAME_CHUNK = 4096, 512, 16
 
 CACHE_BYTES = 2**18
 """HDF5 keeps 8 MiB of chunks of each column if not told; here only the last one is written to."""
@@ -74,7 +131,37 @@ def segments(folder: Path, name: str) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-def begin_file(path: Path, identity: ServiceIdentity, *, patches: bool) -> Any:
+def peak_columns(results: Sequence[FrameResult]) -> dict[str, npt.NDArray[Any]]:
+    """Return the `PEAK_COLUMNS` of some frames' peaks, one frame after the other."""
+    found = [(result.number, result.peaks) for result in results if result.peaks is not None]
+    if not found:
+        return {name: np.empty(0, type_) for name, (type_, _) in PEAK_COLUMNS.items()}
+    # One array a field, and not one a frame and field: frames have few peaks and come by hundreds.
+    positions = np.concatenate([peaks.positions_px for _, peaks in found])
+    intervals = np.concatenate([peaks.intervals_px for _, peaks in found])
+    return {
+        "row_px": positions[:, 0],
+        "col_px": positions[:, 1],
+        "row_interval_px": intervals[:, 0],
+        "col_interval_px": intervals[:, 1],
+        "intensity": np.concatenate([peaks.intensities for _, peaks in found]),
+        "flags": np.concatenate([peaks.flags for _, peaks in found]),
+        "frame": np.repeat([number for number, _ in found], [len(peaks) for _, peaks in found]),
+    }
+
+
+def bundle_row(identity: ServiceIdentity) -> tuple[bytes, bytes, int, bytes, bytes]:
+    """Return the row of `bundles` for what made results."""
+    return (
+        identity.bundle_digest.encode(),
+        identity.model_id.encode(),
+        identity.sequence,
+        identity.engine.encode(),
+        identity.precision.encode(),
+    )
+
+
+def begin_file(path: Path, identity: ServiceIdentity, *, patches: bool, spots: bool) -> Any:
     """Create a file of results that others can read while it is written.
 
     Returns
@@ -92,22 +179,35 @@ def begin_file(path: Path, identity: ServiceIdentity, *, patches: bool) -> Any:
     try:
         default = "peaks" if identity.task == "bragg" else "patches"
         file.attrs.update({"NX_class": "NXroot", "default": "entry", "creator": "edgexnas"})
-        entry = _group(file, "entry", "NXentry")
-        entry.attrs["default"] = default
+        file.attrs.update({"format": FORMAT, "version": VERSION})
+        entry = _group(file, "entry", "NXentry", default=default)
         entry["title"] = f"{identity.source} by {identity.model_id}"
         entry["start_time"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
         process = _group(entry, "process", "NXprocess")
         process["program"], process["version"] = "edgexnas", identity.version
-        for field in ("model_id", "sequence", "engine", "precision", "source"):
-            process[field] = getattr(identity, field)
+        process["source"] = identity.source
+        _rows(entry, "bundles", BUNDLE, NAME_CHUNK)
         series = _group(entry, "series", "NXcollection")
-        _rows(series, "name", np.dtype(f"S{NAME_BYTES}"), NAME_CHUNK)
-        frames = _group(entry, "frames", "NXcollection")
-        _rows(frames, "commits", COMMIT, COMMIT_CHUNK)
+        for name in ("name", "identity"):
+            _rows(series, name, NAME, NAME_CHUNK)
+        commits = _rows(_group(entry, "frames", "NXcollection"), "commits", COMMIT, COMMIT_CHUNK)
+        commits.attrs["status_meanings"] = " ".join(FRAME_STATES)
+        # SWMR allows no new datasets later, so all that may be needed is created now.
         if identity.task == "bragg":
-            _begin_peaks(entry)
+            peaks = _scatter(entry, "peaks", "Bragg peaks", PEAK_COLUMNS)
+            # As the CF conventions describe flags, so that the file explains itself.
+            peaks["flags"].attrs["flag_masks"] = np.array([flag.value for flag in PeakFlag], "u1")
+            names = [str(flag.name).lower() for flag in PeakFlag]
+            peaks["flags"].attrs["flag_meanings"] = " ".join(names)
         elif patches:
             _begin_patches(entry)
+        if spots:
+            _rows(
+                _scatter(entry, "spots", "Bragg peaks merged over frames", SPOT_COLUMNS),
+                "series",
+                np.dtype("<i4"),
+                ROW_CHUNK,
+            )
         file.swmr_mode = True
     except BaseException:
         file.close()
@@ -116,35 +216,42 @@ def begin_file(path: Path, identity: ServiceIdentity, *, patches: bool) -> Any:
     return file
 
 
-def _begin_peaks(entry: Any) -> None:
-    peaks = _group(entry, "peaks", "NXdata")
-    peaks.attrs.update({"signal": "intensity", "axes": ["col_px", "row_px"]})
-    peaks.attrs.update({"row_px_indices": 0, "col_px_indices": 0})
-    peaks.attrs["title"] = "Bragg peaks"
-    for name, (type_, unit) in PEAK_COLUMNS.items():
-        column = _rows(peaks, name, np.dtype(type_), PEAK_CHUNK)
-        if unit:
-            column.attrs["units"] = unit
+def _scatter(entry: Any, name: str, title: str, columns: Mapping[str, tuple[str, str]]) -> Any:
+    """Create a table as columns that NeXus tools plot as points at (col, row)."""
+    axes = {"row_px_indices": 0, "col_px_indices": 0, "axes": ["col_px", "row_px"]}
+    group = _group(entry, name, "NXdata", signal="intensity", title=title, **axes)
+    for column, (type_, unit) in columns.items():
+        _rows(group, column, np.dtype(type_), ROW_CHUNK, unit)
     for axis in ("row", "col"):
-        peaks[f"{axis}_px"].attrs["long_name"] = f"{axis} (px)"
-
-
-def _begin_patches(entry: Any) -> None:
-    patches = _group(entry, "patches", "NXdata")
-    patches.attrs.update({"signal": "amplitude", "auxiliary_signals": ["phase"]})
-    for name, unit in (("amplitude", ""), ("phase", "rad")):
-        shape = (PATTERN_SIZE, PATTERN_SIZE)
-        column = patches.create_dataset(
-            name, (0, *shape), "<f4", maxshape=(None, *shape), chunks=(1, *shape)
-        )
-        column.attrs["units"] = unit
-
-
-def _group(parent: Any, name: str, kind: str) -> Any:
-    group = parent.create_group(name)
-    group.attrs["NX_class"] = kind
+        group[f"{axis}_px"].attrs["long_name"] = f"{axis} (px)"
     return group
 
 
-def _rows(group: Any, name: str, dtype: np.dtype[Any], chunk: int) -> Any:
-    return group.create_dataset(name, (0,), dtype, maxshape=(None,), chunks=(chunk,))
+def _begin_patches(entry: Any) -> None:
+    patches = _group(entry, "patches", "NXdata", signal="amplitude", auxiliary_signals=["phase"])
+    for name, unit in (("amplitude", ""), ("phase", "rad")):
+        _rows(patches, name, np.dtype("<f4"), 1, unit, item=(PATTERN_SIZE, PATTERN_SIZE))
+
+
+def _group(parent: Any, name: str, kind: str, **attributes: Any) -> Any:
+    group = parent.create_group(name)
+    group.attrs.update({"NX_class": kind, **attributes})
+    return group
+
+
+def _rows(
+    group: Any,
+    name: str,
+    dtype: np.dtype[Any],
+    chunk: int,
+    unit: str = "",
+    *,
+    item: tuple[int, ...] = (),
+) -> Any:
+    """Create an empty dataset that grows by rows, each of the shape `item`."""
+    dataset = group.create_dataset(
+        name, (0, *item), dtype, maxshape=(None, *item), chunks=(chunk, *item)
+    )
+    if unit:
+        dataset.attrs["units"] = unit
+    return dataset

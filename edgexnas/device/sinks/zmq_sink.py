@@ -1,20 +1,11 @@
-"""Results as ZMQ messages.
+"""Results as ZMQ messages; docs/forms.md lists what is in them.
 
 A message has these parts:
 
-1. the topic: ``edgexnas`` and a kind, ``peaks``, ``patch``, ``object``, ``begin`` or ``end``, as in
-   ``edgexnas.peaks``; subscribe to ``edgexnas`` for all;
-2. a header, JSON in UTF-8: ``version`` 1, ``kind``, ``series``, ``number`` (of the frame),
-   ``sent`` (counts the messages of this sink, so that a gap shows a lost one), ``watermark`` (all
-   frames of the series up to this number have ended, -1 for none), and of a frame
-   ``timestamp_s`` (null if unknown), ``latency_ms`` (from arrival to sending) and ``error``
-   (null, or why it failed, in one sentence); ``counts`` at the end of a series; and ``arrays``,
-   a list of ``{"name", "dtype", "shape", "unit"}``;
+1. the topic: ``edgexnas.`` and the kind of message, as in ``edgexnas.peaks``; subscribe to
+   ``edgexnas`` for all;
+2. a header, JSON in UTF-8, whose ``arrays`` is a list of ``{"name", "dtype", "shape", "unit"}``;
 3. one part for each of ``arrays``: its bytes, C-contiguous, little-endian.
-
-Arrays of peaks: ``positions`` and ``intervals`` (n, 2) (row, col) in pixels, ``intensities`` (n,)
-counts, ``flags`` (n,). Of patches: ``amplitude``, ``phase`` (64, 64) and ``position`` (2,). Of
-objects: ``amplitude``, ``phase`` and ``coverage`` (H, W), with ``origin`` (row, col) in the header.
 
 ZMQ may lose messages when a peer is slow or away: what must not be lost goes to HDF5.
 """
@@ -25,31 +16,34 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from edgexnas.device.optional_libraries import zmq_module
-from edgexnas.device.sinks.number_ranges import NumberRanges
-from edgexnas.device.sinks.protocol import SinkPolicy
+from edgexnas.device.sinks.protocol import Sink, SinkPolicy
 from edgexnas.device.sinks.results import (
     FrameResult,
     ObjectSnapshot,
     SeriesBegun,
     SeriesEnded,
     ServiceIdentity,
+    Spots,
 )
+from edgexnas.device.sinks.results_layout import SPOT_COLUMNS
 from edgexnas.errors import ConfigurationError
 
 __all__ = ["ZmqSink"]
 
 Arrays = Mapping[str, tuple[npt.NDArray[Any], str]]
 
-VERSION = 1
+VERSION = 2
+"""Version of headers; those of version 1 lack the fields that docs/forms.md marks as of 2."""
 
 
-class ZmqSink:
+class ZmqSink(Sink):
     """Sends results over ZMQ; see this module's text for the form of messages.
 
     Parameters
@@ -75,8 +69,6 @@ class ZmqSink:
         Whether it connects there instead.
     """
 
-    gather_s = 0.0
-
     def __init__(
         self,
         address: str,
@@ -95,8 +87,14 @@ class ZmqSink:
         self._high_water = high_water
         self._context: Any = None
         self._socket: Any = None
+        self._identity: ServiceIdentity | None = None
         self._sent = 0
         self._newest = -1
+
+    @property
+    def _opened_by(self) -> ServiceIdentity:
+        assert self._identity is not None
+        return self._identity
 
     def check(self) -> None:
         """Bind, and release at once.
@@ -115,10 +113,6 @@ class ZmqSink:
             self.close()
             self.address = given
 
-    def committed(self) -> dict[str, NumberRanges]:
-        """Give none: messages are gone once sent."""
-        return {}
-
     def open(self, identity: ServiceIdentity) -> None:
         """Bind or connect.
 
@@ -129,6 +123,7 @@ class ZmqSink:
         MissingDependencyError
             If pyzmq is not installed.
         """
+        self._identity = identity
         self._open()
 
     def write(self, results: Sequence[FrameResult]) -> None:
@@ -141,20 +136,39 @@ class ZmqSink:
         """
         for result in results:
             self._newest = result.number
-            if result.amplitude is not None:
-                self._send("patch", result, _patch_arrays(result))
-            else:
-                self._send("peaks", result, _peak_arrays(result))
+            kind = _kind(result, self._opened_by)
+            extra = {
+                "detector_id": result.detector_id,
+                "timestamp_s": result.timestamp_s,
+                "latency_ms": (time.monotonic_ns() - result.arrival_ns) / 1e6,
+                "state": result.state,
+                "flags": result.flags,
+                "error": result.error,
+                "bundle_digest": (result.made_by or self._opened_by).bundle_digest,
+            }
+            self._send(kind, result.series, result.number, extra, _arrays(result))
+
+    def write_spots(self, spots: Spots) -> None:
+        """Send merged spots."""
+        arrays = {
+            name: (spots.table[name], unit or "1") for name, (_, unit) in SPOT_COLUMNS.items()
+        }
+        self._send("spots", spots.series, self._newest, {}, arrays)
 
     def begin(self, series: SeriesBegun) -> None:
         """Send "begin"."""
         self._newest = -1
-        self._send_header("begin", series.series, -1, {"metadata": _plain(series.metadata)}, {})
+        extra = {
+            "metadata": _plain(series.metadata),
+            "identity": series.identity,
+            "made_by": asdict(self._opened_by),
+        }
+        self._send("begin", series.series, -1, extra, {})
 
     def end(self, series: SeriesEnded) -> None:
         """Send "end"."""
         extra = {"counts": dict(series.counts)}
-        self._send_header("end", series.series, self._newest, extra, {})
+        self._send("end", series.series, self._newest, extra, {})
 
     def show(self, snapshot: ObjectSnapshot) -> None:
         """Send the object."""
@@ -165,7 +179,7 @@ class ZmqSink:
             "coverage": (image.coverage, "1"),
         }
         extra = {"final": snapshot.final, "origin": list(image.origin_px)}
-        self._send_header("object", snapshot.series, snapshot.number, extra, arrays)
+        self._send("object", snapshot.series, snapshot.number, extra, arrays)
 
     def close(self) -> None:
         """Close the socket; messages that wait have half a second to leave."""
@@ -193,15 +207,7 @@ class ZmqSink:
                 f"({error.strerror}); give a free address such as tcp://127.0.0.1:5557"
             ) from error
 
-    def _send(self, kind: str, result: FrameResult, arrays: Arrays) -> None:
-        extra = {
-            "timestamp_s": result.timestamp_s,
-            "latency_ms": (time.monotonic_ns() - result.arrival_ns) / 1e6,
-            "error": result.error,
-        }
-        self._send_header(kind, result.series, result.number, extra, arrays)
-
-    def _send_header(
+    def _send(
         self, kind: str, series: str, number: int, extra: Mapping[str, Any], arrays: Arrays
     ) -> None:
         import zmq
@@ -234,26 +240,27 @@ def _little(array: npt.NDArray[Any]) -> np.dtype[Any]:
     return array.dtype.newbyteorder("<") if sys.byteorder == "big" else array.dtype
 
 
-def _peak_arrays(result: FrameResult) -> Arrays:
+def _kind(result: FrameResult, identity: ServiceIdentity) -> str:
+    """Name the message of a frame, also of one that failed and has no arrays."""
+    return "peaks" if identity.task == "bragg" and result.amplitude is None else "patch"
+
+
+def _arrays(result: FrameResult) -> Arrays:
     peaks = result.peaks
-    if peaks is None:
-        return {}
-    return {
-        "positions": (peaks.positions_px, "px"),
-        "intervals": (peaks.intervals_px, "px"),
-        "intensities": (peaks.intensities, "counts"),
-        "flags": (peaks.flags, "1"),
-    }
-
-
-def _patch_arrays(result: FrameResult) -> Arrays:
-    assert result.amplitude is not None
-    assert result.phase_rad is not None
-    return {
-        "amplitude": (result.amplitude, "1"),
-        "phase": (result.phase_rad, "rad"),
-        "position": (np.array(result.position_px, np.float64), "px"),
-    }
+    if peaks is not None:
+        return {
+            "positions": (peaks.positions_px, "px"),
+            "intervals": (peaks.intervals_px, "px"),
+            "intensities": (peaks.intensities, "counts"),
+            "flags": (peaks.flags, "1"),
+        }
+    if result.amplitude is not None and result.phase_rad is not None:
+        return {
+            "amplitude": (result.amplitude, "1"),
+            "phase": (result.phase_rad, "rad"),
+            "position": (np.array(result.position_px or (np.nan, np.nan)), "px"),
+        }
+    return {}
 
 
 def _plain(metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -67,7 +67,7 @@ class EncodedFrame:
 
     Attributes
     ----------
-    series, number, arrival_ns, timestamp_s, position_m
+    series, number, arrival_ns, timestamp_s, position_m, detector_id
         As of `SourceFrame`.
     encoded
         Its pixels. What is said of their shape and dtype fits the series already.
@@ -79,6 +79,7 @@ class EncodedFrame:
     arrival_ns: int
     timestamp_s: float | None = None
     position_m: tuple[float, float] | None = None
+    detector_id: int | None = None
 
     def decoded(self, memory: FrameMemory | None = None) -> SourceFrame | SourceTrouble:
         """Decode the pixels; give a trouble that names the frame if they are malformed."""
@@ -93,6 +94,7 @@ class EncodedFrame:
             self.arrival_ns,
             timestamp_s=self.timestamp_s,
             position_m=self.position_m,
+            detector_id=self.detector_id,
         )
 
 

@@ -9,6 +9,8 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from edgexnas.frames.identity import SeriesIdentity
+
 __all__ = [
     "EventSource",
     "SeriesEnd",
@@ -40,6 +42,9 @@ class SourceFrame:
         The detector's own time in Unix seconds; None if it says none.
     position_m
         (row, col) of the scan in metres; None if it does not come with the frame.
+    detector_id
+        Number that the detector itself gave the frame: uniqueId of an NTNDArray, image_id of
+        Stream V2; None if unknown.
     """
 
     series: str
@@ -48,6 +53,7 @@ class SourceFrame:
     arrival_ns: int
     timestamp_s: float | None = None
     position_m: tuple[float, float] | None = None
+    detector_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,6 +72,11 @@ class SeriesStart:
         How many frames the detector was asked for.
     mask
         (H, W) bool, True where a pixel is unusable.
+    saturation
+        Counts from which a pixel is saturated.
+    identity
+        Which files the frames are of, if they are of files: another file of the same name has
+        another identity.
     metadata
         What else the source says, such as energies and distances, by the source's own names.
     arrival_ns
@@ -77,6 +88,8 @@ class SeriesStart:
     dtype: np.dtype[Any] | None = None
     frames_expected: int | None = None
     mask: npt.NDArray[np.bool_] | None = None
+    saturation: float | None = None
+    identity: SeriesIdentity | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     arrival_ns: int = 0
 

@@ -67,6 +67,8 @@ class SourceUrl:
             If there is nothing to open, or a parameter has no value or comes twice.
         """
         matched = _SCHEME.fullmatch(text)
+        if "\0" in unquote(text):
+            raise ConfigurationError(f"the source {text!r} holds a NUL, as no path or host does")
         if matched is None:
             # A path may hold a question mark; parameters of files are written with file://.
             if not text:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from edgexnas.bragg import CENTRE
 from edgexnas.errors import ConfigurationError, InputError
+from edgexnas.frames.series import existing_frames, existing_numbers
 from edgexnas.host.data.matching import match_peaks
 from edgexnas.host.data.peak_dataset import PeakDataset
 from edgexnas.host.data.pseudo_voigt import PseudoVoigtFit, fit_pseudo_voigt
@@ -76,19 +77,22 @@ def label_frames(
         raise ConfigurationError(f"limit is {limit}; specify at least 1 frame, or None for all")
     total = len(series) if limit is None else min(limit, len(series))
     if background is None:
-        spread = background_numbers(total, series.shape, series.dtype)
+        there = existing_numbers(series)
+        there = there[there < total]
+        spread = there[background_numbers(len(there), series.shape, series.dtype)]
         shown = []
-        for number in spread.tolist():
+        for number, frame in existing_frames(series, spread.tolist(), quiet=True):
             with _naming(number, series):
-                shown.append(series[number])
-                refuse_nan(shown[-1], series.mask)
+                shown.append(frame)
+                refuse_nan(frame, series.mask)
         background = estimate_background(shown, mask=series.mask)
     finder = finder or FinderSettings()
     detector = PeakFinder(finder, shape=series.shape, background=background, mask=series.mask)
-    found: list[FoundPeaks] = []
-    for number in range(total):
+    empty = detector.find(np.zeros(series.shape, series.dtype))
+    found = [empty] * total
+    for number, frame in existing_frames(series, range(total)):
         with _naming(number, series):
-            found.append(detector.find(series[number]))
+            found[number] = detector.find(frame)
         if progress is not None:
             progress(number + 1, total)
     return _dataset(series, found, finder, device)

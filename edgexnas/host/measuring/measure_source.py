@@ -211,7 +211,13 @@ def open_measure(
     SourceError
         If the device cannot be reached.
     """
-    parts = urlsplit(source)
+    try:
+        parts = urlsplit(source)
+        port = parts.port
+    except ValueError as error:
+        raise ConfigurationError(
+            f"measure is {source!r}, which is no URL ({error}); specify ssh://HOST:PORT"
+        ) from None
     kind = parts.scheme or parts.path
     if kind not in ("local", "ssh", "model"):
         raise ConfigurationError(
@@ -231,7 +237,7 @@ def open_measure(
     user = f"{parts.username}@" if parts.username else ""
     transport = SshBench(
         f"{user}{parts.hostname}",
-        port=parts.port,
+        port=port,
         command=options.pop("edgexnas") or "edgexnas",
         timeout_s=options.pop("timeout"),
     )
@@ -284,8 +290,8 @@ def _open_local(
     folder = None
     if signing_key is None or not options["trust"]:
         folder = tempfile.mkdtemp(prefix="edgexnas-measure-")
-        signing_key, _ = generate_keys(Path(folder))
-        options["trust"] = folder
+        signing_key, public = generate_keys(Path(folder))
+        options["trust"] = str(public)
     trust = options.pop("trust")
     measure = BenchMeasure(
         transport, task=task, signing_key=Path(signing_key), trust=trust, options=options,

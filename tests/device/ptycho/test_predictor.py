@@ -114,7 +114,7 @@ class TestOpening:
     ) -> None:
         amplitude = AmplitudeGate(float32=1e-4, float16=1e-4, int8=1e-4)
         tight = make_ptycho(
-            gate=Gate(unit="rad", float32=1, float16=1, int8=1, amplitude=amplitude)
+            gate=Gate(unit="rad", float32=0.4, float16=0.4, int8=0.4, amplitude=amplitude)
         )
         message = r"strays 0\.00\d+ of the mean amplitude .* allows 0\.0001 of the mean amplitude"
         with pytest.raises(EngineAccuracyError, match=message):

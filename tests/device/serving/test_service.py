@@ -695,6 +695,21 @@ class TestPtychography:
             Service(predictor, told_source([]))
 
 
+def test_results_name_the_detectors_frame_and_the_bundle(
+    tmp_path: Path,
+    peak_predictor: PeakPredictor,
+    told_source: Make,
+    small_frames: list[Any],
+    frame_of: Make,
+) -> None:
+    frames = [frame_of(number, small_frames[0], detector_id=700 + number) for number in range(2)]
+    Service(peak_predictor, told_source(frames), [Hdf5Sink(tmp_path)]).run()
+    stored = list(read_results(tmp_path))
+    assert [frame.detector_id for frame in stored] == [700, 701]
+    assert {frame.bundle_digest for frame in stored} == {peak_predictor.bundle_digest}
+    assert len(peak_predictor.bundle_digest) == 64
+
+
 def test_series_metadata_reaches_the_sinks(
     serve: Make, seen: Any, small_frames: list[Any], frame_of: Make
 ) -> None:

@@ -289,7 +289,7 @@ class TestFullDisk:
         sink.write([result(0)])
         usage: Callable[..., Any] = lambda place: type("Usage", (), {"free": 2**20})  # noqa: E731
         monkeypatch.setattr("shutil.disk_usage", usage)
-        with pytest.raises(OSError, match="has 1 MiB free and 64 MiB are to stay so"):
+        with pytest.raises(OSError, match="has 1 MiB free and 64 MiB must stay free"):
             sink.write([result(1)])
         monkeypatch.undo()
         sink.write([result(1), result(2)])
@@ -362,7 +362,7 @@ result = lambda number: small(number, peaks=peaks_of(number, 5000))
 
     def test_a_folder_that_is_not_ours_is_refused_by_a_check(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
-        with pytest.raises(ConfigurationError, match="is no folder or not yours"):
+        with pytest.raises(ConfigurationError, match="is not a folder or not yours"):
             Hdf5Sink(tmp_path / "file" / "below").check()
         Hdf5Sink(tmp_path / "new" / "folder").check()
         assert not (tmp_path / "new").exists()

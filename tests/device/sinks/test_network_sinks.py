@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,13 +25,19 @@ from edgexnas.device.sinks.results import (
     SeriesBegun,
     SeriesEnded,
     ServiceIdentity,
+    Spots,
 )
+from edgexnas.device.sinks.results_layout import SPOT, SPOT_COLUMNS
 from edgexnas.device.sinks.zmq_sink import ZmqSink
 from edgexnas.errors import ConfigurationError
 from edgexnas.ptycho import ObjectImage
 
-IDENTITY = ServiceIdentity("bragg", "m", 1, "onnxruntime", "int8", "told://", "0")
+ROOT = Path(__file__).resolve().parents[3]
+IDENTITY = ServiceIdentity("bragg", "m", 1, "onnxruntime", "int8", "told://", "0", "a" * 64)
+SPOTS = np.zeros(2, SPOT)
+SPOTS["omega_deg"], SPOTS["first_frame"] = (0.25, 0.5), (4, 5)
 POSITIONS = np.array([[1.25, 2.5], [30, 40]], np.float32)
+SAMPLE = SimpleNamespace(**runpy.run_path(str(ROOT / "samples/06_receive_results.py")))
 IMAGE = ObjectImage(
     np.exp(1j * np.arange(12).reshape(3, 4) / 9).astype(np.complex64),
     np.ones((3, 4), np.float32),
@@ -68,13 +78,8 @@ class TestZmq:
             socket.connect(address)
 
             def take() -> tuple[str, dict[str, Any], dict[str, Any]]:
-                topic, header, *parts = socket.recv_multipart()
-                told = json.loads(header)
-                arrays = {
-                    a["name"]: np.frombuffer(part, a["dtype"]).reshape(a["shape"])
-                    for a, part in zip(told["arrays"], parts, strict=True)
-                }
-                return topic.decode(), told, arrays
+                parts = socket.recv_multipart()
+                return parts[0].decode(), *SAMPLE.decode(parts)
 
             return take
 
@@ -100,6 +105,7 @@ class TestZmq:
             "edgexnas.begin",
             {"energy_kev": 12.4, "axes": "[1, 2]"},
         )
+        assert begin["made_by"]["bundle_digest"] == "a" * 64
         topic, header, arrays = take()
         assert topic == "edgexnas.peaks"
         assert (header["series"], header["number"], header["sent"]) == ("a", 7, 1)
@@ -119,6 +125,44 @@ class TestZmq:
         topic, header, arrays = take()
         assert (topic, header["origin"], header["final"]) == ("edgexnas.object", [5, -6], True)
         np.testing.assert_allclose(arrays["phase"], IMAGE.phase_rad)
+
+    def test_a_frame_is_sent_with_all_that_is_known_of_it(
+        self, sink: ZmqSink, receive: Any
+    ) -> None:
+        take = receive(sink.address, "push")
+        swapped = replace(IDENTITY, bundle_digest="b" * 64)
+        sink.write([replace(result(7), detector_id=17, flags=5, made_by=swapped)])
+        sink.write([FrameResult("a", 8, 0, not_processed="lost")])
+        _, header, _ = take()
+        assert (header["version"], header["detector_id"], header["flags"]) == (2, 17, 5)
+        assert (header["state"], header["bundle_digest"]) == ("done", "b" * 64)
+        topic, header, arrays = take()
+        assert (topic, header["state"], header["detector_id"]) == ("edgexnas.peaks", "lost", None)
+        assert (header["bundle_digest"], arrays) == ("a" * 64, {})
+
+    def test_spots_are_sent_column_by_column(self, sink: ZmqSink, receive: Any) -> None:
+        take = receive(sink.address, "push")
+        sink.write_spots(Spots("a", SPOTS))
+        topic, header, arrays = take()
+        assert (topic, header["series"], list(arrays)) == ("edgexnas.spots", "a", [*SPOT_COLUMNS])
+        np.testing.assert_array_equal(arrays["omega_deg"], SPOTS["omega_deg"])
+
+    def test_a_message_of_version_1_is_decoded(self) -> None:
+        header = {
+            "version": 1,
+            "kind": "peaks",
+            "series": "a",
+            "number": 0,
+            "arrays": [{"name": "flags", "dtype": "|u1", "shape": [2], "unit": "1"}],
+        }
+        told, arrays = SAMPLE.decode([b"edgexnas.peaks", json.dumps(header).encode(), b"\0\1"])
+        assert told == header
+        assert arrays["flags"].tolist() == [0, 1]
+
+    def test_a_message_of_a_newer_version_is_refused(self) -> None:
+        header = json.dumps({"version": 3, "arrays": []}).encode()
+        with pytest.raises(ValueError, match="has version 3; 2 is known"):
+            SAMPLE.decode([b"edgexnas.peaks", header])
 
     @pytest.mark.parametrize("sink", ["pub"], indirect=True)
     def test_every_subscriber_gets_everything(self, sink: ZmqSink, receive: Any) -> None:
@@ -148,11 +192,13 @@ import pvaccess
 channel = pvaccess.Channel(sys.argv[1], pvaccess.PVA)
 channel.setTimeout(10)
 got = channel.get("field()")
-print(json.dumps({"id": got.getStructureDict() and got["uniqueId"], "value": str(got)[:40000]}))
+number = got["uniqueId"] if got.hasField("uniqueId") else None
+print(json.dumps({"id": number, "value": str(got)[:40000]}))
 if sys.argv[2] == "table":
     value = got["value"]
     print(json.dumps({name: [float(x) for x in column] for name, column in value.items()}))
-    print(json.dumps([got["labels"], got["series"], got["sent"], got["error"]]))
+    names = [name for name in got.getStructureDict() if name not in ("value", "alarm", "timeStamp")]
+    print(json.dumps({name: got[name] for name in names}))
 else:
     print(json.dumps([float(x) for x in got["value"][0]["floatValue"]]))
     print(json.dumps([side["size"] for side in got["dimension"]]))
@@ -177,7 +223,7 @@ else:
         sink.check()
         sink.open(IDENTITY)
         try:
-            sink.write([result(6), result(7)])
+            sink.write([result(6), replace(result(7), detector_id=17, flags=5)])
             told, columns, others = self.client(f"{prefix}Peaks", "table")
         finally:
             sink.close()
@@ -185,7 +231,32 @@ else:
         assert "epics:nt/NTTable:1.0" in told["value"]
         assert columns["row_px"] == POSITIONS[:, 0].tolist()
         assert columns["flags"] == [0, 4]
-        assert others == [list(columns), "a", 2, ""]
+        assert others == {
+            "labels": list(columns),
+            "descriptor": "Bragg peaks of one frame",
+            "version": 2,
+            "series": "a",
+            "uniqueId": 7,
+            "detectorId": 17,
+            "sent": 2,
+            "flags": 5,
+            "state": "done",
+            "error": "",
+            "bundleDigest": "a" * 64,
+        }
+
+    def test_spots_are_a_table_of_their_own(self, prefix: str) -> None:
+        sink = PvaSink(prefix, spots=True)
+        sink.open(IDENTITY)
+        try:
+            sink.write_spots(Spots("a", SPOTS))
+            _, columns, others = self.client(f"{prefix}Spots", "table")
+        finally:
+            sink.close()
+        assert list(columns) == list(SPOT_COLUMNS)
+        assert columns["omega_deg"] == SPOTS["omega_deg"].tolist()
+        assert columns["first_frame"] == [4, 5]
+        assert (others["series"], others["version"]) == ("a", 2)
 
     def test_the_object_is_an_image(self, prefix: str) -> None:
         sink = PvaSink(prefix)

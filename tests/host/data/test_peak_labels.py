@@ -96,14 +96,20 @@ def test_frames_without_peaks_give_an_empty_dataset():
     assert (len(dataset), dataset.frames) == (0, 3)
 
 
-@pytest.mark.parametrize("pixels", [(), (5, 6)])
 @pytest.mark.parametrize("number", [0, 4])
-def test_a_frame_with_nan_is_named(number, pixels):
+def test_a_frame_with_a_pixel_that_is_nan_is_named(number):
     frames = np.ones((9, 64, 64), np.float32)
-    frames[(number, *pixels)] = np.nan
-    row, col = pixels or (0, 0)
-    with pytest.raises(InputError, match=rf"frame {number} of .*row {row}, col {col}"):
+    frames[number, 5, 6] = np.nan
+    with pytest.raises(InputError, match=rf"frame {number} of .*row 5, col 6"):
         label_frames(ArrayFrames(frames))
+
+
+@pytest.mark.parametrize("number", [0, 4])
+def test_a_frame_of_nothing_but_nan_is_left_out_and_named(number, caplog):
+    frames = np.ones((9, 64, 64), np.float32)
+    frames[number] = np.nan
+    assert label_frames(ArrayFrames(frames)).frames == 9
+    assert f"1 of 9 frames of array are missing and left out ({number})" in caplog.text
 
 
 def test_a_path_that_is_no_utf8_is_kept_in_escapes(tmp_path):

@@ -8,6 +8,7 @@ is left to HDF5. Objects of h5py are `Any` here.
 from __future__ import annotations
 
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ import numpy.typing as npt
 from edgexnas.device.sources.compression import Codec, FrameMemory, decompress
 from edgexnas.device.sources.encoded_frames import EncodedPixels, Payload
 from edgexnas.errors import InputError, SourceError
-from edgexnas.frames.hdf5_layout import FrameAxes, check_filters, check_virtual_sources
+from edgexnas.frames.hdf5_layout import FrameAxes, check_filters
+from edgexnas.frames.missing import examine_storage
 from edgexnas.frames.reading import reading
 
 __all__ = ["ChunkReader"]
@@ -39,12 +41,11 @@ class ChunkReader:
     Raises
     ------
     SourceError
-        If it needs a filter that is not installed, or a virtual dataset's files are missing.
+        If it needs a filter that is not installed.
     """
 
     def __init__(self, dataset: Any, path: Path, axes: FrameAxes) -> None:
         check_filters(dataset, path)
-        check_virtual_sources(dataset, path)
         self.dataset = dataset
         self.shape = axes.shape
         self.dtype = dataset.dtype.newbyteorder("=")
@@ -52,7 +53,6 @@ class ChunkReader:
         self._stored = dataset.dtype
         self._label = f"{dataset.name} in {path}"
         self._axes = axes
-        self._leading = len(axes.leading)
         self._codec = _codec(dataset)
 
     @property
@@ -61,8 +61,8 @@ class ChunkReader:
         return self._codec
 
     def __len__(self) -> int:
-        count: int = int(np.prod(self.dataset.shape[: self._leading], dtype=int))
-        return count
+        axis = self._axes.axis
+        return 1 if axis is None else int(self.dataset.shape[axis])
 
     def refresh(self) -> None:
         """Ask how far another process has written."""
@@ -84,8 +84,26 @@ class ChunkReader:
                 raise SourceError(str(error)) from error
         with reading(self._name(index)):
             pixels = np.empty(self.shape, self.dtype)
-            self.dataset.read_direct(pixels, self._place(index))
+            self.dataset.read_direct(pixels, self._axes.selection(index))
             return pixels
+
+    def is_written(self, index: int) -> bool:
+        """Tell whether all chunks of a frame are in the file, while that grows."""
+        dataset = self.dataset
+        if dataset.is_virtual:
+            return index not in examine_storage(dataset, axis=self._axes.axis).missing
+        if dataset.chunks is None:
+            return True
+        place = (*self._axes.selection(index), 0, 0)
+        first = [at // step * step for at, step in zip(place, dataset.chunks, strict=True)]
+        sides = zip(dataset.shape[-2:], dataset.chunks[-2:], strict=True)
+        try:
+            for row, col in product(*(range(0, size, step) for size, step in sides)):
+                # Asking for a chunk's place would visit every chunk before it.
+                dataset.id.read_direct_chunk((*first[:-2], row, col))
+        except (OSError, RuntimeError):
+            return False
+        return True
 
     def encoded(self, index: int) -> EncodedPixels | None:
         """Read a frame's chunk as it lies in the file; None where `read` leaves it to HDF5.
@@ -98,7 +116,7 @@ class ChunkReader:
         if self._codec is None:
             return None
         with reading(self._name(index)):
-            offset = (*self._place(index), 0, 0)
+            offset = (*self._axes.selection(index), 0, 0)
             try:
                 skipped_filters, payload = self.dataset.id.read_direct_chunk(offset)
             except (OSError, RuntimeError):
@@ -120,11 +138,6 @@ class ChunkReader:
 
     def _name(self, index: int) -> str:
         return f"frame {index} of {self._label}"
-
-    def _place(self, index: int) -> tuple[int, ...]:
-        # One series axis at most is longer than 1; a growing one is the first.
-        longest = max(range(self._leading), key=lambda axis: self.dataset.shape[axis], default=0)
-        return tuple(index if axis == longest else 0 for axis in range(self._leading))
 
 
 def _codec(dataset: Any) -> Codec | None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
@@ -31,18 +30,19 @@ from edgexnas.device.sources.events import (
     SourceFrame,
     SourceTrouble,
 )
+from edgexnas.device.sources.files.file_series import FileSeries
 from edgexnas.device.sources.pacing import Pacer
 from edgexnas.device.sources.source_url import SourceOptions, SourceUrl
-from edgexnas.errors import ConfigurationError, InputError, SourceError
-from edgexnas.frames import FrameSeries, open_frames
-from edgexnas.frames.reading import reading
+from edgexnas.errors import ConfigurationError, InputError, MissingFrameError, SourceError
+from edgexnas.frames.reading import number_ranges
 
 __all__ = ["FileOptions", "FileSource"]
 
-_HDF5_START = b"\x89HDF\r\n\x1a\n"
-
 _POLL_S = 0.05
 """How often a file that grows is asked for new frames."""
+
+_GAP_S = 2.0
+"""How long a frame that was not written is waited for while later ones are there."""
 
 
 class FileOptions(SourceOptions):
@@ -54,10 +54,15 @@ class FileOptions(SourceOptions):
         Frames a second; None for as fast as they are taken. A file waits: none is lost.
     dataset
         Dataset of the frames, where a file holds several.
+    channel
+        Which image of each frame, where there are several, as of several thresholds.
+    file_mask
+        Whether the pixel mask of the file is used.
     repeat
         How often the file is given, each time as a series of its own.
     follow
-        The file is being written by another process (HDF5 with SWMR): wait for more frames.
+        The file is being written by another process (HDF5 with SWMR, or an Eiger master file whose
+        data files come one by one): wait for more frames. A frame is taken once it is written.
     idle_s
         A followed file ends when no frame came for so long.
     positions
@@ -69,6 +74,8 @@ class FileOptions(SourceOptions):
 
     rate: Annotated[float, Field(gt=0, le=1e6)] | None = None
     dataset: str | None = None
+    channel: Annotated[int, Field(ge=0)] | None = None
+    file_mask: bool = True
     repeat: Annotated[int, Field(ge=1)] = 1
     follow: bool = False
     idle_s: Annotated[float, Field(gt=0)] = 10.0
@@ -81,7 +88,8 @@ class FileSource:
 
     Chunks of HDF5 files are decoded directly (`ChunkReader`); other files are read as
     `edgexnas.frames.open_frames` does. A frame that cannot be read is a `SourceTrouble` with its
-    number, and the file goes on.
+    number, and the file goes on. Frames that are not there are left out, so that they are lost, and
+    a `SourceTrouble` without a number names them.
     """
 
     live = False
@@ -103,8 +111,7 @@ class FileSource:
         if options.follow and options.repeat > 1:
             raise ConfigurationError(f"{url.text} is followed, so it cannot repeat; leave one out")
         if not options.follow:
-            with ExitStack() as stack:
-                _open_series(path, options, stack)
+            FileSeries(path, options).close()
         return cls(url.text, path, options)
 
     def events(self) -> Iterator[SourceEvent]:
@@ -115,16 +122,23 @@ class FileSource:
         """Iterate as `events` does, with compressed frames not decoded."""
         for turn in range(self._options.repeat):
             name = self._path.name + (f"#{turn + 1}" if self._options.repeat > 1 else "")
-            with ExitStack() as stack:
-                series = self._wait_for_series(stack)
-                if series is None:
-                    return
+            series = self._wait_for_series()
+            if series is None:
+                return
+            with closing(series):
                 yield self._start(name, series)
-                given = 0
-                for index in self._numbers(series):
-                    given += 1
-                    yield self._event(name, index, series)
-                yield SeriesEnd(name, given, time.monotonic_ns())
+                following = 0
+                for number in self._numbers(series):
+                    yield from self._lost(name, range(following, number), series)
+                    yield self._event(name, number, series)
+                    following = number + 1
+                if not self._pacer.closed:
+                    yield from self._lost(name, range(following, len(series)), series)
+                    following = len(series)
+                    fault = series.why_it_ends() if self._options.follow else None
+                    if fault is not None:
+                        yield SourceTrouble(name, None, fault, time.monotonic_ns())
+                yield SeriesEnd(name, following, time.monotonic_ns())
             if self._pacer.closed:
                 return
 
@@ -137,22 +151,39 @@ class FileSource:
         names = ("frames", "missed", "malformed", "reconnects", "overruns")
         return {name: self._counts[name] for name in names}
 
-    def _start(self, name: str, series: _Series) -> SeriesStart:
+    def _start(self, name: str, series: FileSeries) -> SeriesStart:
+        frames = series.frames
+        identity = frames.identity
+        metadata = {} if identity is None else identity.metadata()
         return SeriesStart(
             name,
-            shape=series.shape,
-            dtype=series.dtype,
+            shape=frames.shape,
+            dtype=frames.dtype,
             frames_expected=None if self._options.follow else len(series),
-            mask=series.mask,
-            metadata={"path": str(self._path)},
+            mask=frames.mask,
+            saturation=frames.saturation,
+            identity=identity,
+            metadata={**metadata, "path": str(self._path)},
             arrival_ns=time.monotonic_ns(),
         )
 
+    def _lost(self, name: str, numbers: range, series: FileSeries) -> Iterator[SourceTrouble]:
+        """Name frames that are not there; without a number, for they are lost and not failed."""
+        if numbers:
+            self._count("missed", len(numbers))
+            reason = series.why_missing(numbers[0])
+            message = f"missing are {len(numbers)} frames of {self._path} (numbers "
+            message += f"{number_ranges(numbers)}): {reason}; record or copy them again"
+            yield SourceTrouble(name, None, message, time.monotonic_ns())
+
     def _event(
-        self, name: str, index: int, series: _Series
+        self, name: str, index: int, series: FileSeries
     ) -> SourceFrame | EncodedFrame | SourceTrouble:
         try:
             pixels = series.read(index)
+        except MissingFrameError as error:
+            self._count("missed")
+            return SourceTrouble(name, None, str(error), time.monotonic_ns())
         except SourceError as error:
             self._count("malformed")
             return SourceTrouble(name, index, str(error), time.monotonic_ns())
@@ -178,141 +209,63 @@ class FileSource:
         with self._counting:
             self._counts[what] += change
 
-    def _numbers(self, series: _Series) -> Iterator[int]:
-        """Numbers of the frames when they are due, and there."""
-        number, deadline = 0, time.monotonic() + self._options.idle_s
-        while not self._pacer.closed:
-            if number < len(series):
-                self._pacer.wait(self._tick)
-                if self._pacer.closed:
-                    return
-                yield number
-                self._tick += 1
-                number, deadline = number + 1, time.monotonic() + self._options.idle_s
-            elif not self._options.follow or time.monotonic() > deadline:
+    def _numbers(self, series: FileSeries) -> Iterator[int]:
+        """Numbers of the frames that are there, when they are due."""
+        if self._options.follow:
+            numbers = self._growing_numbers(series)
+        else:
+            missing = set(series.frames.missing.tolist())
+            numbers = (number for number in range(len(series)) if number not in missing)
+        for number in numbers:
+            self._pacer.wait(self._tick)
+            if self._pacer.closed:
                 return
-            else:
-                self._pacer.pause(_POLL_S)
+            yield number
+            self._tick += 1
+
+    def _growing_numbers(self, series: FileSeries) -> Iterator[int]:
+        """Numbers of frames as they appear, until none did for `idle_s`."""
+        number, last = 0, time.monotonic()
+        given_up = last + _GAP_S
+        while not self._pacer.closed:
+            now = time.monotonic()
+            if series.is_written(number):
+                yield number
+                number, last = number + 1, time.monotonic()
+                given_up = last + _GAP_S
+                continue
+            idle = now > last + self._options.idle_s
+            if now > given_up or idle:
+                # Later frames may be there while this one never comes.
+                later = series.next_written(number)
+                if later is not None:
+                    number = later
+                    continue
+                given_up = now + _GAP_S
+            if idle:
+                return
+            self._pacer.pause(_POLL_S)
+            # One that is being replaced, or locked by its writer, can be opened again soon.
+            with suppress(SourceError):
                 series.refresh()
 
-    def _wait_for_series(self, stack: ExitStack) -> _Series | None:
-        """Open the file; one that is followed may still have to appear."""
+    def _wait_for_series(self) -> FileSeries | None:
+        """Open the file; one that is followed may still have to appear, and a frame in it.
+
+        Its first frame is waited for, because it shows which pixels are gaps.
+        """
         deadline = time.monotonic() + self._options.idle_s
-        while True:
+        series: FileSeries | None = None
+        while not self._pacer.closed:
+            over = not self._options.follow or time.monotonic() > deadline
             try:
-                return _open_series(self._path, self._options, stack)
+                if series is not None:
+                    series.close()
+                series = FileSeries(self._path, self._options)
+                if over or series.next_written(0) is not None:
+                    return series
             except SourceError:
-                if not self._options.follow or time.monotonic() > deadline:
+                if over:
                     raise
-                self._pacer.pause(_POLL_S)
-                if self._pacer.closed:
-                    return None
-
-
-class _Series:
-    """Frames that are read by number, with their positions."""
-
-    def __init__(self, blocks: Sequence[Any], mask: npt.NDArray[np.bool_] | None) -> None:
-        self._blocks = blocks
-        self.shape: tuple[int, int] = blocks[0].shape
-        self.dtype: np.dtype[Any] = blocks[0].dtype
-        self.mask = mask
-        self.positions_m: npt.NDArray[np.float64] | None = None
-
-    def __len__(self) -> int:
-        return sum(len(block) for block in self._blocks)
-
-    def refresh(self) -> None:
-        for block in self._blocks:
-            block.refresh()
-
-    def read(self, index: int) -> npt.NDArray[Any] | EncodedPixels:
-        for block in self._blocks:
-            if index < len(block):
-                found: npt.NDArray[Any] | EncodedPixels | None = block.encoded(index)
-                return block.read(index) if found is None else found
-            index -= len(block)
-        raise SourceError(f"there is no frame {index} in the file any more; record it again")
-
-    def position(self, index: int) -> tuple[float, float] | None:
-        if self.positions_m is None or index >= len(self.positions_m):
-            return None
-        row, col = self.positions_m[index].tolist()
-        return (row, col) if np.isfinite(row) and np.isfinite(col) else None
-
-
-class _WholeSeries:
-    """A `FrameSeries` as one block of frames."""
-
-    def __init__(self, series: FrameSeries) -> None:
-        self.shape, self.dtype = series.shape, series.dtype
-        self._series = series
-
-    def __len__(self) -> int:
-        return len(self._series)
-
-    def encoded(self, index: int) -> None:
+            self._pacer.pause(_POLL_S)
         return None
-
-    def read(self, index: int) -> npt.NDArray[Any]:
-        return np.ascontiguousarray(self._series[index])
-
-
-def _open_series(path: Path, options: FileOptions, stack: ExitStack) -> _Series:
-    if options.follow or _is_hdf5(path):
-        return _open_hdf5(path, options, stack)
-    if options.positions is not None or options.pixel_nm is not None:
-        raise ConfigurationError(
-            f"{path} is not HDF5, so it holds no positions; leave positions and pixel_nm out"
-        )
-    series = stack.enter_context(open_frames(path, dataset=options.dataset))
-    return _Series([_WholeSeries(series)], series.mask)
-
-
-def _is_hdf5(path: Path) -> bool:
-    if path.is_file():
-        with suppress(OSError), path.open("rb") as file:
-            return file.read(8) == _HDF5_START
-    return False
-
-
-def _open_hdf5(path: Path, options: FileOptions, stack: ExitStack) -> _Series:
-    from edgexnas.device.sources.files.direct_chunks import ChunkReader
-    from edgexnas.frames.hdf5 import h5py_module, pixel_mask
-    from edgexnas.frames.hdf5_layout import find_blocks, frame_axes
-    from edgexnas.frames.reading import check_shape
-
-    h5py = h5py_module(path)
-    if not path.is_file():
-        raise SourceError(f"there is no file {path}; check the path")
-    with reading(str(path)):
-        file = stack.enter_context(h5py.File(path, "r", swmr=options.follow))
-        found = find_blocks(file, path, options.dataset)
-        blocks = [ChunkReader(block, path, frame_axes(block, path)) for block in found]
-        series = _Series(blocks, pixel_mask(found[0].parent, blocks[0].shape))
-        check_shape(series.shape, max(len(series), options.follow), f"{found[0].name} of {path}")
-        for name, block in zip(found, blocks, strict=True):
-            if (block.shape, block.dtype) != (series.shape, series.dtype):
-                raise SourceError(
-                    f"{name.name} of {path} holds {block.dtype} frames of {block.shape}, but "
-                    f"{found[0].name} holds {series.dtype} of {series.shape}; name one with dataset"
-                )
-        series.positions_m = _positions(file, path, options, len(series))
-    return series
-
-
-def _positions(
-    file: Any, path: Path, options: FileOptions, count: int
-) -> npt.NDArray[np.float64] | None:
-    if options.positions is None and options.pixel_nm is None:
-        return None
-    place = options.positions or "entry/data/positions_px"
-    found = file.get(place)
-    shape = getattr(found, "shape", None)
-    if shape is None or len(shape) != 2 or shape[1] != 2 or (shape[0] < count):
-        raise SourceError(
-            f"{path} has no positions {place!r} of shape ({count}, 2), but {shape}; name the "
-            "dataset of (row, col) with positions"
-        )
-    scale = 1.0 if options.pixel_nm is None else options.pixel_nm * 1e-9
-    return np.asarray(found[()], np.float64) * scale

@@ -295,12 +295,16 @@ class PvaSource:
         assert self._series is not None
         self._count("frames")
         about_frame = (self._series, place.number)
-        position = self._position(about)
+        more: dict[str, Any] = {
+            "timestamp_s": about.time_s,
+            "position_m": self._position(about),
+            "detector_id": about.unique_id,
+        }
         if about.codec:
             encoded = about.encoded(partial(self._damaged, place.number))
-            yield EncodedFrame(*about_frame, encoded, arrival_ns, about.time_s, position)
+            yield EncodedFrame(*about_frame, encoded, arrival_ns, **more)
         else:
-            yield SourceFrame(*about_frame, about.decode(), arrival_ns, about.time_s, position)
+            yield SourceFrame(*about_frame, about.decode(), arrival_ns, **more)
 
     def _started(
         self, about: FrameUpdate, number: int, failure: InputError | None, arrival_ns: int

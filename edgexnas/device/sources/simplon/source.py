@@ -300,8 +300,15 @@ class SimplonSource:
             yield self._trouble(image.number, error, arrival_ns)
         else:
             self._counts["frames"] += 1
-            series, position = image.series, self._position(image)
-            frame = EncodedFrame(series, image.number, encoded, arrival_ns, image.time_s, position)
+            frame = EncodedFrame(
+                image.series,
+                image.number,
+                encoded,
+                arrival_ns,
+                image.time_s,
+                self._position(image),
+                detector_id=image.number,
+            )
             known = self._shape is not None and self._dtype is not None
             yield frame if known else self._first(frame)
         yield from self._suspicion(arrival_ns)

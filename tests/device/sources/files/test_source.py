@@ -76,15 +76,21 @@ def test_frames_that_are_whole_chunks_are_decoded_directly(layout: str, tmp_path
         assert ChunkReader(data, path, frame_axes(data, path)).codec == DIRECT.get(layout)
 
 
-def test_a_frame_that_was_never_written_is_the_fill_value(tmp_path: Path) -> None:
+def test_frames_that_were_never_written_are_lost_and_named(tmp_path: Path) -> None:
     path = tmp_path / "scan.h5"
     with h5py.File(path, "w") as file:
-        options = {"chunks": (1, 40, 50), "fillvalue": 7}
-        data = file.create_dataset("entry/data/data", (3, 40, 50), np.uint16, **options)
+        data = file.create_dataset("entry/data/data", (5, 40, 50), np.uint16, chunks=(1, 40, 50))
         data[1] = FRAMES[1]
-    frames = pixels(open_event_source(path))
-    for number, expected in enumerate((np.full((40, 50), 7), FRAMES[1], np.full((40, 50), 7))):
-        np.testing.assert_array_equal(frames[number], expected)
+    source = open_event_source(path)
+    events = list(source.events())
+    assert [e.number for e in events if isinstance(e, SourceFrame)] == [1]
+    troubles = [event for event in events if isinstance(event, SourceTrouble)]
+    assert [trouble.number for trouble in troubles] == [None, None]
+    assert f"missing are 1 frames of {path} (numbers 0): " in troubles[0].message
+    assert f"missing are 3 frames of {path} (numbers 2-4): " in troubles[1].message
+    assert isinstance(events[-1], SeriesEnd)
+    assert events[-1].frames_sent == 5
+    assert source.status()["missed"] == 4
 
 
 @pytest.mark.real

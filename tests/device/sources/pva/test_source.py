@@ -52,6 +52,7 @@ def test_every_frame_arrives_as_it_was_sent(codec: str, publish: Any, receive: A
     assert start.series.startswith(f"{channel}@20")
     for number, frame in enumerate(frames):
         assert (frame.series, frame.number) == (start.series, number)
+        assert frame.detector_id == start.metadata["uniqueId"] + number
         np.testing.assert_array_equal(frame.pixels, sent[number % len(sent)])
     # The detector's times are as far apart as the frames.
     np.testing.assert_allclose(np.diff([f.timestamp_s for f in frames]), 0.002, atol=1e-6)

@@ -94,6 +94,7 @@ def test_every_frame_of_a_publisher_arrives_as_it_was_sent(
     assert [(frame.series, frame.number) for frame in received] == expected
     for frame in received:
         np.testing.assert_array_equal(frame.pixels, frames.stack[frame.number])
+        assert frame.detector_id == frame.number
     np.testing.assert_allclose(np.diff([f.timestamp_s for f in received[:20]]), 0.002, atol=1e-6)
     assert [e.series for e in receiver.of(SeriesEnd)] == [s.series for s in starts]
 
