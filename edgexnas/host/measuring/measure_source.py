@@ -116,6 +116,7 @@ class BenchMeasure:
             model, self._task, options["precision"], self._signing_key
         )
         key = f"{candidate.content_digest[:32]}-{'energy' if self._energy else 'latency'}"
+        # Two measurements at once would disturb each other.
         with self._one_at_a_time:
             known = self._known.get(key) or self._read(key)
             if known is None:
