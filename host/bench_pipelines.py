@@ -20,6 +20,7 @@ import torch
 from scipy.optimize import curve_fit
 
 from edgexnas.bragg import PATCH_SIZE, scale_patches
+from edgexnas.bundle import BraggPreprocessing
 from edgexnas.demo.markdown import hardware
 from edgexnas.device import Predictor
 from edgexnas.host import BraggNN, PeakDataset, SearchResult, fit_pseudo_voigt
@@ -102,7 +103,9 @@ def bench_frames(bundle: Path, keys: Path, network: torch.nn.Module) -> str:
     with Predictor(bundle, trust=keys, batch=512) as predictor:
         predictor.calibrate_background([series[k] for k in range(9)])
         found = len(predictor.process(frame))
-        finder = PeakFinder(predictor.manifest.preprocessing.finder, shape=frame.shape,
+        preprocessing = predictor.manifest.preprocessing
+        assert isinstance(preprocessing, BraggPreprocessing)
+        finder = PeakFinder(preprocessing.finder, shape=frame.shape,
                             background=background)  # fmt: skip
         threshold = background.level + np.maximum(20, 5 * background.noise)
         components = len(component_patches(frame, threshold, background.level))
@@ -152,7 +155,8 @@ def side_by_side(tasks: list[Task]) -> list[float]:
 def forward(network: torch.nn.Module, patches: np.ndarray) -> np.ndarray:
     """Do what a torch pipeline does with patches: scale, wrap, infer, unwrap."""
     with torch.inference_mode():
-        return network(torch.from_numpy(scale_patches(patches))[:, None]).numpy()
+        outputs: np.ndarray = network(torch.from_numpy(scale_patches(patches))[:, None]).numpy()
+    return outputs
 
 
 def component_patches(frame: np.ndarray, threshold: np.ndarray, level: np.ndarray) -> np.ndarray:
@@ -179,13 +183,16 @@ def fit_rates(patches: np.ndarray) -> tuple[float, float]:
         height, r0, c0, wr, wc, mixing, level = p
         q = ((row - r0) / wr) ** 2 + ((col - c0) / wc) ** 2
         shape = mixing / (1 + q) + (1 - mixing) * np.exp(-np.log(2) * q)
-        return (level + height * shape).ravel()
+        values: np.ndarray = (level + height * shape).ravel()
+        return values
 
+    # The model knows its pixels; the fit only wants one place a value.
+    places = np.arange(PATCH_SIZE**2)
     few, started, done = patches[:100].astype(float), time.perf_counter(), 0
     for patch in few:
         guess = (patch.max(), 5, 5, 1.2, 1.2, 0.5, 0)
         try:
-            curve_fit(model, None, patch.ravel(), p0=guess, maxfev=2000)
+            curve_fit(model, places, patch.ravel(), p0=guess, maxfev=2000)
         except RuntimeError:
             continue
         finally:

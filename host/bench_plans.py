@@ -8,10 +8,13 @@ Exports every network with random weights, quantises it, and builds float16 and 
 
 from __future__ import annotations
 
+import argparse
 import logging
 from collections import Counter
+from collections.abc import Callable
 
 import torch
+from torch import nn
 
 from edgexnas.device import Plan, build_plan
 from edgexnas.host.exporting.onnx_export import to_onnx
@@ -22,7 +25,7 @@ from edgexnas.host.networks.symmetric_mlp import mlp_bragg_symmetric
 
 PATCH, PATTERN = (1, 11, 11), (1, 64, 64)
 
-NETWORKS = {
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "mlpBragg 50×5": (lambda: MlpBragg(50, 5), PATCH),
     "mlpBraggSymmetric 23×3": (lambda: mlp_bragg_symmetric(23, 3), PATCH),
     "cnnBragg 16×12": (lambda: CnnBragg(16, 12), PATCH),
@@ -52,11 +55,14 @@ def said(counts: Counter[str]) -> str:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.parse_args()
     logging.disable()
     rows = []
     for name, (build, shape) in NETWORKS.items():
         torch.manual_seed(0)
-        network, inputs = build().eval(), torch.rand(16, *shape)
+        network: nn.Module = build().eval()
+        inputs = torch.rand(16, *shape)
         int8 = quantise(to_onnx(network, inputs), inputs.numpy(), Recipe())
         models = {"float16": to_onnx(network, inputs, half=True), "int8": int8.model}
         plans = {

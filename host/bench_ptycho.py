@@ -16,12 +16,14 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from ptycho_accuracy import BASELINE, build
 
+from edgexnas.bundle import PtychoPreprocessing
 from edgexnas.demo.markdown import hardware
 from edgexnas.device import PtychoPredictor
 from edgexnas.host import reconstruct
@@ -86,14 +88,16 @@ def rivals_of(name: str, runs: Path, scan: Scan) -> list[Rival]:
             )
             rivals.append(
                 Rival(name, f"Predictor {precision}", batch, len(some),
-                      lambda p=predictor, x=some: p.predict(x))
+                      partial(predictor.predict, some))
             )  # fmt: skip
-        scale = predictor.manifest.preprocessing.intensity_scale
+        preprocessing = predictor.manifest.preprocessing
+        assert isinstance(preprocessing, PtychoPreprocessing)
+        scale = preprocessing.intensity_scale
 
         def eager(x: np.ndarray = some, size: int = batch, counts: float = scale) -> None:
             scaled = torch.from_numpy(scale_patterns(x, counts)[:, None])
             with torch.inference_mode():
-                for part in scaled.split(size):
+                for part in torch.split(scaled, size):
                     model(part)
 
         rivals.append(Rival(name, "torch eager", batch, len(some), eager))

@@ -37,7 +37,7 @@ def main() -> None:
     print(f"on {hardware()}")
     for name in options.spaces:
         space, rng = SPACES[name].narrow(epochs=options.epochs), random.Random(0)
-        seconds = []
+        seconds: list[np.ndarray] = []
         while len(seconds) < options.evaluations + 1:
             configuration = space.sample(rng)
             if space.size(configuration).parameters > 20_000:
@@ -48,7 +48,7 @@ def main() -> None:
             )  # fmt: skip
             configuration["learning_rate"] = 1e-3
             times = [time.process_time()]
-            plain_training(space, dict(configuration), dataset, split, cpu, 0)
+            plain_training(space, configuration, dataset, split, cpu, 0)
             times.append(time.process_time())
             train(space.build(configuration), data, settings)
             times.append(time.process_time())

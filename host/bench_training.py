@@ -19,14 +19,22 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from edgexnas.demo.markdown import hardware
-from edgexnas.host import SPACES, PeakDataset, SearchResult, SearchSpace, Split, optimize
+from edgexnas.host import (
+    SPACES,
+    Configuration,
+    PeakDataset,
+    SearchResult,
+    SearchSpace,
+    Split,
+    optimize,
+)
 from edgexnas.host.networks.bragg_models import LEVELS
 from edgexnas.host.training.bragg_criterion import score_offsets
 from edgexnas.host.training.settings import training_device
@@ -61,7 +69,7 @@ def pinball(predicted: torch.Tensor, target: torch.Tensor, levels: torch.Tensor)
 
 def plain_training(
     space: SearchSpace,
-    configuration: dict[str, object],
+    configuration: Configuration,
     dataset: PeakDataset,
     split: Split,
     device: torch.device,
@@ -69,7 +77,7 @@ def plain_training(
 ) -> float:
     """Train one network the plain way and return its validation error in px."""
     x, y = dataset.inputs(), dataset.targets_px
-    options = {
+    options: dict[str, Any] = {
         "num_workers": loaders, "persistent_workers": loaders > 0,
         "pin_memory": device.type == "cuda",
     }  # fmt: skip
@@ -90,7 +98,7 @@ def plain_training(
         for patches, offsets in train:
             patches, offsets = (t.to(device, non_blocking=True) for t in (patches, offsets))
             optimiser.zero_grad()
-            pinball(model(patches), offsets, levels).backward()
+            pinball(model(patches), offsets, levels).backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             schedule.step()
         with torch.no_grad():
@@ -144,7 +152,7 @@ def main() -> None:
                 o.seconds / (ours.seconds - ours.start)
                 for o, ours in zip(rounds, same, strict=True)
             ]
-            hourly = 3600 * median(o.count for o in rounds)
+            hourly = 3600 * median(o.networks for o in rounds)
             lines.append(
                 f"| {name} | {hourly / median(o.seconds for o in rounds):,.0f}/h | {workers} | "
                 f"{hourly / median(o.seconds for o in same):,.0f}/h | {median(ratios):.1f}× "
@@ -180,7 +188,7 @@ class Ours(NamedTuple):
 class Outcome(NamedTuple):
     """What the plain loop took for the same networks, those that diverged in ours left out."""
 
-    count: int
+    networks: int
     seconds: float
     error: float
     ours: list[Ours]
@@ -223,7 +231,7 @@ def compare(
     space = space.extend(SPACES["mlpBragg"]["epochs"], name=space.name)
     configurations = [dict(candidate.configuration) | {"epochs": part} for candidate in candidates]
 
-    def train(way: tuple[int, int], configuration: dict[str, object]) -> float:
+    def train(way: tuple[int, int], configuration: Configuration) -> float:
         loaders, threads = way
         torch.set_num_threads(threads)
         return plain_training(space, configuration, dataset, split, device, loaders)

@@ -25,7 +25,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -123,7 +123,9 @@ def trained(
     clock = time.perf_counter if budget is None else time.process_time
     started = clock()
     # Threads of one process run side by side on a GPU if each has a stream of its own.
-    own = torch.cuda.stream(torch.cuda.Stream()) if device == "cuda" else nullcontext()
+    own: AbstractContextManager[object] = nullcontext()
+    if device == "cuda":
+        own = torch.cuda.stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]
     with own:
         result = train(model, data, settings)
     seconds = clock() - started

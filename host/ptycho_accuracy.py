@@ -22,6 +22,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ from torch import nn
 
 from edgexnas.bundle import AccuracyRow, generate_keys, open_bundle
 from edgexnas.host import (
+    Configuration,
     PtychoDataset,
     Reconstruction,
     Split,
@@ -190,9 +192,10 @@ def star_case(options: argparse.Namespace) -> Case:
                 part_of_scan(scan, half), device=options.device
             ),
         }
-        np.savez(files[2], **{
+        kept: dict[str, Any] = {
             name: test_patches(again, scan, split.test, dataset) for name, again in found.items()
-        })  # fmt: skip
+        }
+        np.savez(files[2], **kept)
     with np.load(files[1]) as beam:
         probe, objects = beam["probe"], beam["objects"]
     return Case((scan,), dataset, split, probe, objects, kept_patches(files[2]))
@@ -285,7 +288,7 @@ def build(name: str) -> nn.Module:
     kind, *sizes = name.removesuffix(MEASURED).split("-")
     if kind == BASELINE:
         return PtychoNN()
-    values = dict(zip(architecture(kind), map(int, sizes), strict=True))
+    values: Configuration = dict(zip(architecture(kind), map(int, sizes), strict=True))
     return SPACES[kind].build(SPACES[kind].smallest | values)
 
 

@@ -38,7 +38,9 @@ class TorchGraph:
     def __init__(self, model: nn.Module, shape: Sequence[int], layout: str) -> None:
         self.layout = layout
         memory = LAYOUTS[layout]
-        self._model = copy.deepcopy(model).eval().half().cuda().to(memory_format=memory)
+        self._model = copy.deepcopy(model).eval().half().cuda()
+        # The stubs do not know this keyword.
+        self._model.to(memory_format=memory)  # type: ignore[call-overload]
         self._inputs = torch.zeros(tuple(shape), dtype=torch.float16, device="cuda")
         self._inputs = self._inputs.to(memory_format=memory)
         self._pinned = torch.empty_like(self._inputs, device="cpu", pin_memory=True)
@@ -76,7 +78,7 @@ class TorchGraph:
         """
         values = []
         for _ in range(runs):
-            began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            began, ended = (_event() for _ in range(2))
             began.record()
             for _ in range(in_a_row):
                 self._graph.replay()
@@ -101,8 +103,12 @@ def fastest_graph(model: nn.Module, shape: Sequence[int], rounds: int = 20) -> T
     return graphs[medians.index(min(medians))]
 
 
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
 def _stream() -> torch.cuda.Stream:
     """One stream for all graphs, made the current one: choosing it anew costs each replay time."""
     if torch.cuda.current_stream() == torch.cuda.default_stream():
-        torch.cuda.set_stream(torch.cuda.Stream())
+        torch.cuda.set_stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]
     return torch.cuda.current_stream()

@@ -23,7 +23,7 @@ def main(bundle: str, keys: str, frames: str) -> None:
             for position, interval, counts, flags in zip(
                 peaks.positions_px, peaks.intervals_px, peaks.intensities, peaks.flags, strict=True
             ):
-                row, col, height, width = *position, *interval
+                (row, col), (height, width) = position, interval
                 print(f"{peaks.frame_number} {row:.3f} {col:.3f} {height:.3f} {width:.3f}", end=" ")
                 print(f"{counts:.0f} {flags}")
 

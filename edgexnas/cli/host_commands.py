@@ -115,6 +115,7 @@ def _label(options: argparse.Namespace) -> None:
     from edgexnas.scans import holds_scan
 
     check_output(options.output, inputs=(options.frames,))
+    # Positions beside the patterns make a scan; frames have none.
     if holds_scan(options.frames):
         reason = f"{options.frames} holds a scan and not frames"
         reject_given(options, ("minimum_counts", "saturation", "dataset"), reason)

@@ -78,6 +78,7 @@ def _optimize(options: argparse.Namespace) -> None:
 
     arguments: dict[str, Any] = {} if options.config is None else load_configuration(options.config)
     given = {name: value for name, value in vars(options).items() if value is not None}
+    # What is typed goes before what the file says.
     arguments |= {name: value for name, value in given.items() if name not in _NOT_PASSED_ON}
     if options.constraint:
         bounds = dict(_bound(text) for text in options.constraint)

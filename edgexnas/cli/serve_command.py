@@ -64,6 +64,7 @@ def _run(service: Service) -> bool:
     watchdog = Watchdog(lambda: service.health)
     try:
         service.start()
+        # Only now: a service manager starts what depends on this one.
         notify(READY=1, STATUS=f"serving {service.identity.source}")
         watchdog.start()
         service.wait()

@@ -111,6 +111,7 @@ def run_demo(settings: DemoSettings, progress: Progress) -> DemoResult:
         Given the name of a step, a context that yields a function of (done, total).
     """
     output = settings.output
+    # A mistyped name is told before minutes of simulating and labelling.
     for space in settings.space:
         resolve_space(space, task="bragg")
     listed = None if settings.spots is None else HexrdSpots(settings.spots)
@@ -223,6 +224,7 @@ def _search(
     with progress(f"search {', '.join(settings.space)}: {settings.max_evals} evaluations"):
         try:
             result = run()
+        # Another run in this folder, on other data or settings: keep it, and search anew.
         except DifferentRunError:
             _move_aside(output / "search")
             result = run()

@@ -188,15 +188,18 @@ def diffract(
     detector
         Where the spots fall.
     """
+    # Bragg's law at the largest angle: planes nearer to each other miss the detector.
     spacing = wavelength / (2 * np.sin(detector.largest_angle_rad() / 2))
     crystal = reciprocal_vectors(material, spacing)
     vectors = np.einsum("nij,mj->nmi", rotations, crystal).reshape(-1, 3)
     grain = np.repeat(np.arange(len(rotations), dtype=np.int32), len(crystal))
     lag = wavelength * (vectors**2).sum(axis=1) / 2
     rho = np.hypot(vectors[:, 0], vectors[:, 2])
+    # The others never fulfil Laue's condition, at whatever ω.
     meets = lag < rho
     vectors, grain, lag, rho = vectors[meets], grain[meets], lag[meets], rho[meets]
     phase = np.arctan2(vectors[:, 0], vectors[:, 2])
+    # Twice a turn: ρ·cos(ω + φ) = −lag has two solutions.
     swing = np.arccos(-lag / rho)
     omega = np.concatenate([swing - phase, -swing - phase])
     vectors, grain = np.tile(vectors, (2, 1)), np.tile(grain, 2)

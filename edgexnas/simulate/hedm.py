@@ -151,4 +151,5 @@ def _background(settings: HedmSettings) -> npt.NDArray[np.float64]:
 
 
 def _stream(seed: int, *key: int) -> np.random.Generator:
+    # Keyed, so that a frame does not depend on which were made before.
     return np.random.Generator(np.random.SFC64(np.random.SeedSequence(seed, spawn_key=key)))

@@ -34,6 +34,7 @@ class PixelDefects:
         dead = rng.choice(size, rng.binomial(size, settings.dead_pixel_fraction), replace=False)
         hot = rng.choice(size, rng.binomial(size, settings.hot_pixel_fraction), replace=False)
         gaps = _gaps(settings)
+        # There is no pixel in a gap that could be hot.
         hot = hot[~gaps.reshape(-1)[hot]]
         mask = gaps.copy()
         mask.reshape(-1)[dead] = True

@@ -195,7 +195,9 @@ def diffract(
     for number, ((top, left), part) in enumerate(zip(whole, corners - whole, strict=True)):
         ramp = np.exp(-2j * np.pi * (part[0] * row[:, None] + part[1] * col[None, :]))
         exit_waves = np.fft.ifft2(spectrum * ramp) * sample[top : top + h, left : left + w]
+        # Unitary, so the sum of a pattern is the number of photons.
         far = np.fft.fft2(exit_waves, norm="ortho")
+        # Incoherent modes add in intensity.
         intensities[number] = np.fft.fftshift((np.abs(far) ** 2).sum(axis=0))
     return intensities
 

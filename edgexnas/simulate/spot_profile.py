@@ -73,6 +73,7 @@ def expected_counts(spots: Truth, half: int) -> FloatArray:
     sampled = _profile(spots, fine - offset[:, :1], fine - offset[:, 1:])
     side = 2 * core + 1
     cells = sampled.reshape(-1, side, 3, side, 3)
+    # A narrow spot bends within a pixel, whose centre alone would overstate it.
     profile[:, inner, inner] = np.einsum("nrasb,a,b->nrs", cells, _WEIGHTS, _WEIGHTS)
     profile *= spots.counts[:, None, None] * _taper(half)
     return profile

@@ -26,6 +26,7 @@ def content_digest(arrays: Arrays, description: Mapping[str, Any]) -> str:
     for name, array in arrays.items():
         digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
+    # Sorted, because dictionaries with equal content must give equal digests.
     digest.update(json.dumps(description, sort_keys=True).encode())
     return digest.hexdigest()
 
@@ -117,6 +118,7 @@ class DatasetFile:
             raise SourceError(
                 f"{place} cannot be read as a dataset: {error}; {self.remedy}"
             ) from error
+        # A search names its data by digest, so a changed file must not pass for the old one.
         if content_digest(arrays, description) != digest:
             raise SourceError(f"the content of {place} does not give its digest; copy it again")
         return arrays, description, source

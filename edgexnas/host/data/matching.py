@@ -74,6 +74,7 @@ def match_peaks(
     )
     found_free, reference_free = np.ones(len(found), np.bool_), np.ones(len(reference), np.bool_)
     pairs: list[tuple[int, int]] = []
+    # Nearest pair first, ties by index, so that the result does not depend on the tree.
     for first, second, _ in near[np.lexsort((near["j"], near["i"], near["v"]))]:
         if found_free[first] and reference_free[second]:
             found_free[first] = reference_free[second] = False

@@ -163,6 +163,7 @@ class PeakDataset(StoredDataset):
             return False
         step = float(np.median(np.abs(np.diff(self.omega_deg[:, 0]))))
         gap = float(self.omega_deg[-1, 1] - self.omega_deg[0, 0])
+        # Signed, because a stage may turn either way.
         turns = round(gap / 360)
         return turns != 0 and abs(gap - 360 * turns) <= (guard + 0.5) * step
 
@@ -185,6 +186,7 @@ class PeakDataset(StoredDataset):
                 f"{len(datasets)} datasets differ in frame shape or finder settings; "
                 "specify at least one, labelled alike"
             )
+        # Frames of the second series follow those of the first, and so on.
         starts = np.cumsum([0, *(item.frames for item in datasets)])
         renumbered = [
             replace(item, frame=(item.frame + start).astype(np.int32), frames=int(starts[-1]),
@@ -223,6 +225,7 @@ class PeakDataset(StoredDataset):
             if getattr(self, name) is not None
         }
         place = joined["maxima"]
+        # The order that detection gives, in which readers and splits expect peaks.
         order = np.lexsort((place[:, 1], place[:, 0], joined["frame"]))
         return replace(self, **{n: column[order] for n, column in joined.items()}, source=source)
 

@@ -120,6 +120,7 @@ def _dataset(
     truth_px = None
     if series.truth is not None:
         truth_px = _true_positions(series.truth, maxima, frame)
+        # Found where nothing was simulated: noise, which no network should learn.
         good &= np.isfinite(truth_px).all(axis=1)
     omega = series.omega_deg
     return PeakDataset(

@@ -130,6 +130,7 @@ def reconstruct(
     solver = _Solver(scan, modes, seed, device)
     errors = []
     for sweep in range(iterations):
+        # The object is flat at first and says nothing about the probe.
         errors.append(solver.sweep(refine_probe=sweep > 0))
         if progress is not None:
             progress(sweep + 1, iterations)
@@ -143,6 +144,7 @@ class _Solver:
         known, first = _origin(scan)
         corners = scan.window_corners_px[known] - first
         self.positions_px = scan.positions_px - first
+        # Windows are cut at whole pixels; the probe takes the fraction, by a Fourier shift.
         self._whole = np.round(corners).astype(int)
         part = torch.as_tensor(corners - self._whole, dtype=torch.float32, device=device)
         self._window = h, w = scan.patterns.shape[1:]
@@ -177,9 +179,11 @@ class _Solver:
         waves = torch.fft.fft2(probes * patches, norm="ortho")
         model = waves.abs().square().sum(dim=1, keepdim=True).sqrt()
         measured = self._amplitude[batch][:, None]
+        # Masked pixels keep what the model says there.
         ratio = torch.where(self._free, 1.0, measured / model.clamp(min=1e-6))
         change = torch.fft.ifft2(waves * (ratio - 1), norm="ortho")
         self._update_object(places, probes, change)
+        # The shift of each pattern is undone, so that all gradients are of one probe.
         if refine_probe:
             gradient = (torch.fft.fft2(patches.conj() * change) * ramp.conj()).sum(dim=0)
             self._probe = self._probe + torch.fft.ifft2(gradient) / _power(patches).max()
@@ -192,6 +196,7 @@ class _Solver:
         gradient = torch.zeros_like(self._object)
         weight = torch.zeros_like(gradient.real)
         direction, light = (probes.conj() * change).sum(dim=1), probes.abs().square().sum(dim=1)
+        # Patches of a batch overlap, so their updates are summed before the division.
         for place, its_direction, its_light in zip(places, direction, light, strict=True):
             gradient[place] += its_direction
             weight[place] += its_light
@@ -211,6 +216,7 @@ class _Solver:
         found = self._object
         lit = illumination > LIT_FRACTION * illumination[illumination > 0].median()
         mean = (found * illumination).sum()
+        # Thinned, because torch.quantile takes at most 2²⁴ values.
         top = torch.quantile(found[lit].abs()[:: 1 + int(lit.sum()) // 2**22], 0.999)
         factor = FULL_AMPLITUDE / top * torch.exp(-1j * mean.angle())
         return Reconstruction(
@@ -280,6 +286,7 @@ def _power(values: Tensor) -> Tensor:
 def _orthogonal(probe: Tensor) -> Tensor:
     """Mix the modes so that they are orthogonal, by falling power; the intensity stays."""
     flat = probe.flatten(start_dim=1)
+    # Eigenvalues come in rising order, hence the flip.
     _, mixing = torch.linalg.eigh(flat @ flat.conj().T)
     modes: Tensor = (mixing.conj().T @ flat).flip(0).reshape(probe.shape)
     return modes

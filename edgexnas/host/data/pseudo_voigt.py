@@ -153,6 +153,7 @@ def _fit_batch(flat: Float64Array, weight: BoolArray, device: str) -> tuple[npt.
     """Fit (n, 121) counts; return the fields of `PseudoVoigtFit` in their order."""
     used = torch.as_tensor(weight, dtype=torch.float64, device=device)
     data = torch.as_tensor(flat, dtype=torch.float64, device=device) * used
+    # Heights near 1 give all parameters one scale; dark patches must not divide by 0.
     scale = data.amax(dim=1, keepdim=True).clamp(min=1e-12)
     theta, converged = _solve(data / scale, used)
     model, _ = _profile(theta)
@@ -162,6 +163,7 @@ def _fit_batch(flat: Float64Array, weight: BoolArray, device: str) -> tuple[npt.
     spread = (((data - mean) * used) ** 2).sum(dim=1)
     squares = (residual**2).sum(dim=1)
     r2 = torch.where(spread > 0, 1 - squares / spread, -torch.inf)
+    # Fewer pixels than parameters fit anything.
     converged &= used.sum(dim=1) >= theta.shape[1]
     fwhm, angle = _ellipse(theta)
     heights = theta[:, [_HEIGHT, _BACKGROUND]] * scale
@@ -201,6 +203,7 @@ def _first_guess(data: Tensor, used: Tensor) -> Tensor:
     area = ((data > 0.5) * used).sum(dim=1).clamp(min=1)
     theta[:, _P] = theta[:, _S] = (4 * area / torch.pi).rsqrt().clamp(1 / 6, 1 / 1.2)
     theta[:, _HEIGHT] = 1
+    # Half way between Gauss and Lorentz.
     theta[:, _MIXING] = 0.5
     return theta
 
@@ -231,15 +234,18 @@ def _solve(data: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
         model, jacobian = _profile(now)
         residual = (model - data[active]) * weight
         step = _step(now, residual, jacobian * weight[:, :, None], damping[active], lower, upper)
+        # Projected, not rejected: a peak at the limit still settles in its other parameters.
         trial = (now + step).clamp(lower, upper)
         after = ((_profile(trial)[0] - data[active]) * weight).square().sum(dim=1)
         before = residual.square().sum(dim=1)
+        # Levenberg and Marquardt: towards Gauss-Newton after a gain, towards descent otherwise.
         better = after <= before
         theta[active] = torch.where(better[:, None], trial, now)
         damping[active] = (damping[active] * torch.where(better, 0.2, 8.0)).clamp(1e-9, 1e9)
         small = (trial - now).abs().amax(dim=1) < TOLERANCE
         small |= better & (before - after < DECREASE * before)
         converged[active] = small
+        # Damping at its limit means that no step helps any more; it stays not converged.
         active = active[~small & (damping[active] < 1e9)]
     return theta, converged
 
@@ -249,9 +255,11 @@ def _step(
 ) -> Tensor:
     """Solve the damped normal equations for the parameters that are free to move."""
     gradient = torch.einsum("nij,ni->nj", jacobian, residual)
+    # It would take part in the step only to be clamped back, and bend the other steps.
     held = ((theta <= lower) & (gradient > 0)) | ((theta >= upper) & (gradient < 0))
     free = (~held).to(theta.dtype)
     normal = jacobian.transpose(1, 2) @ jacobian
+    # Rows and columns of held parameters vanish, so the others are solved without them.
     normal = normal * free[:, :, None] * free[:, None, :]
     diagonal = normal.diagonal(dim1=1, dim2=2)
     # A held parameter gets the equation 1 · step = 0.
@@ -264,6 +272,7 @@ def _ellipse(theta: Tensor) -> tuple[Tensor, Tensor]:
     """Full widths (long, short) in pixels and the angle of the long axis."""
     p, q, s = theta[:, _P], theta[:, _Q], theta[:, _S]
     form = torch.stack([p * p, p * q, p * q, q * q + s * s], dim=1).reshape(-1, 2, 2)
+    # Eigenvalues are 1/width², ascending: the first belongs to the long axis.
     values, axes = torch.linalg.eigh(form)
     long_row, long_col = axes[:, 0, 0], axes[:, 1, 0]
     angle = torch.atan(long_row / torch.where(long_col == 0, 1e-300, long_col))

@@ -86,6 +86,7 @@ def label_scan(
     patches = cut_patches(_without_constant(known), positions[fits])
     counts = patterns[fits]
     if intensity_scale is None:
+        # A scan without light would give 0, by which patterns are divided.
         intensity_scale = max(float(np.median(counts.max(axis=(1, 2)))), 1.0)
     return PtychoDataset(
         patterns=counts,
@@ -115,6 +116,7 @@ def cut_patches(image: ComplexArray, positions_px: npt.ArrayLike) -> ComplexArra
     from scipy.ndimage import map_coordinates, spline_filter
 
     positions = np.asarray(positions_px, np.float64)
+    # Once for the whole object: map_coordinates would filter again for every patch.
     parts = [spline_filter(part.astype(np.float64)) for part in (image.real, image.imag)]
     axis = np.arange(PATTERN_SIZE)
     patches = np.empty((len(positions), PATTERN_SIZE, PATTERN_SIZE), np.complex64)

@@ -87,6 +87,7 @@ def split_regions(
         here = np.flatnonzero(region // CELLS**2 == scan)
         own, positions = part[here], positions_px[here]
         near_test = _distance(positions, positions[own == TEST]) < guard_px
+        # A patch that shares pixels with a test patch would let training see the test.
         own[near_test & (own != TEST)] = DROPPED
         near_validation = _distance(positions, positions[own == VALIDATION]) < guard_px / 2
         own[near_validation & (own == TRAIN)] = CALIBRATION

@@ -45,6 +45,7 @@ def split_of(part: npt.NDArray[np.integer], *, what: str, remedy: str) -> Split:
     ConfigurationError
         If a part has fewer than 16 items.
     """
+    # DROPPED is the number after the last part, so it is left out here.
     split = Split(*(np.flatnonzero(part == number) for number in range(DROPPED)))
     sizes = {item.name: len(getattr(split, item.name)) for item in fields(split)}
     if min(sizes.values()) < MINIMUM_ITEMS:

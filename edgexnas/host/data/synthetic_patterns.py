@@ -226,6 +226,7 @@ def _with_seen(
     weight = (2 * weight - 1).clip(0, 1)
     middle = np.argwhere(lit > 0).mean(axis=0)
     angle, zoom = rng.uniform(0, 2 * np.pi), rng.uniform(0.85, 1.2)
+    # affine_transform maps output to input, hence the division by the zoom.
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / zoom
     if rng.random() < 0.5:
         turn = turn @ np.diag([1, -1])
@@ -319,7 +320,9 @@ class PatternSource:
         axis = torch.arange(side, device=where)
         rows, cols = top[:, None, None] + axis[:, None], left[:, None, None] + axis
         windows = self._objects[number[:, None, None], rows, cols]
+        # Unitary, so photons in the probe are photons on the detector.
         far = torch.fft.fft2(windows[:, None] * self._probe, norm="ortho")
+        # Incoherent modes add in intensity.
         light = (far.real.square() + far.imag.square()).sum(dim=1)
         counts = torch.poisson(torch.fft.fftshift(light, dim=(1, 2)), generator=self._random)
         binned = (counts * self._usable).reshape(
@@ -378,6 +381,7 @@ def with_synthetic_patterns(
     beam = reconstruct_part(
         scan, known[train], dataset.targets[train], iterations=iterations, device=device
     )
+    # Labels have an arbitrary scale of amplitude; simulated objects take it over.
     middle = float(np.median(dataset.targets[train, 0]))
     variety = ObjectVariety(amplitude=(AMPLITUDES[0] * middle, AMPLITUDES[1] * middle))
     source = PatternSource(

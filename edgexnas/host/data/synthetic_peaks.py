@@ -74,6 +74,7 @@ def with_synthetic_peaks(
     generator = _PeakGenerator(dataset, train, device)
     rng = np.random.default_rng(seed)
     parts: list[tuple[npt.NDArray[np.float32], ...]] = []
+    # Draws that detection would not find are thrown away, so more are made than wanted.
     while (missing := count - sum(len(part[0]) for part in parts)) > 0:
         tries = min(max(2 * missing, 256), CHUNK)
         part = generator.draw(tries, rng)
@@ -119,6 +120,7 @@ class _PeakGenerator:
         lit = counts > 0
         self._readout, self._gain = _noise(model[lit], (counts - model)[lit])
         self._least, self._most = counts[lit].min(), counts.max()
+        # A patch with fewer lit pixels than any measured one is none that detection gives.
         self._fewest = lit.sum(axis=(1, 2)).min()
         self._unexplained = np.where(lit, counts - model, 0.0) / self._fit.amplitude[:, None, None]
         # Detection clears what belongs to a neighbouring peak. A pixel without counts where the
@@ -147,6 +149,7 @@ class _PeakGenerator:
         noise = rng.normal(size=expected.shape) * np.sqrt(self._variance(expected))
         counts = np.rint(expected + noise)
         counts[(counts < self._least) | self._cleared[parent]] = 0
+        # Detection cuts around the brightest pixel, so it must have stayed in the middle.
         found = counts.max(axis=(1, 2)) == counts[:, CENTRE, CENTRE]
         found &= (counts > 0).sum(axis=(1, 2)) >= self._fewest
         found &= counts[:, CENTRE, CENTRE] <= self._most
@@ -183,8 +186,10 @@ def _noise(model: FloatArray, residual: FloatArray) -> tuple[float, float]:
     """
     order = np.array_split(np.argsort(model), NOISE_BINS)
     level = np.array([model[part].mean() for part in order]).clip(min=0)
+    # 1.4826 turns a median absolute deviation into a standard deviation (Gaussian noise).
     spread = np.array([1.4826 * np.median(np.abs(residual[part])) for part in order]) ** 2
     spread = spread.clip(min=1e-12)
     terms = np.stack([np.ones_like(level), level, level**2], axis=1) / spread[:, None]
+    # Not negative: a variance is not, whatever few residuals say.
     (readout, gain, _), _ = nnls(terms, np.ones_like(spread))
     return float(readout), float(gain)

@@ -134,6 +134,7 @@ def export_bundle(
     QuantisationError
         If INT8 loses more than `maximum_loss`; nothing is written.
     """
+    # What is wrong with the arguments is said before minutes of quantisation.
     key = load_signing_key(signing_key)
     check_writable(path)
     name, architecture = _checked_name(model_id, architecture), printable(architecture)
@@ -147,6 +148,7 @@ def export_bundle(
         "input": exporter.x[split.test][: bundling.references],
         "output": outputs["float32"][: bundling.references],
     }
+    # Whole seconds, as the manifest keeps them.
     created = datetime.now(timezone.utc).replace(microsecond=0)
     inputs, output = bundling.tensors()
     try:
@@ -185,6 +187,7 @@ class _Exporter:
     def __init__(self, dataset: Dataset, split: Split, bundling: Bundling) -> None:
         self.x = dataset.inputs()
         self.y = dataset.network_targets()
+        # Spread over the part: neighbours on a series or scan are nearly alike.
         spread = np.linspace(0, len(split.calibration) - 1, bundling.calibration_items)
         self._calibration = self.x[split.calibration[np.unique(spread.astype(int))]]
         self._dataset, self._split, self._bundling = dataset, split, bundling

@@ -71,6 +71,7 @@ class _Ridge:
         self._known = self._inputs[train] - self._mean
         coded = _coded(dataset.targets[train])
         self._centre = coded.mean(axis=0)
+        # n × n for n patterns, not 4,096 × 4,096 for pixels; each strength then costs a product.
         values, self._axes = np.linalg.eigh(self._known @ self._known.T)
         self._values = values.clip(0)
         self._aimed = self._axes.T @ (coded - self._centre)

@@ -139,6 +139,7 @@ def _quantize_static(
         options["CalibPercentile"] = float(recipe.calibration.removeprefix("percentile-"))
     with tempfile.TemporaryDirectory() as folder, quiet():
         source, target = Path(folder, "float32.onnx"), Path(folder, "int8.onnx")
+        # quantize_static reads and writes files only.
         source.write_bytes(proto.SerializeToString())
         quantize_static(
             source,

@@ -106,6 +106,7 @@ def _leaves(tensor: Tensor) -> set[int]:
         seen.add(node)
         if hasattr(node, "variable"):
             leaves.add(id(node.variable))
+        # Backwards through the graph that the forward pass left.
         waiting += [after for after, _ in node.next_functions]
     return leaves
 

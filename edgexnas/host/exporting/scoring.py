@@ -69,6 +69,7 @@ def classical_rows(dataset: PeakDataset, split: Split) -> list[AccuracyRow]:
     against = dataset.against
     targets = dataset.targets_px
     truth = targets[split.test]
+    # Of the training part: the test part must not choose its own constant.
     constant = np.broadcast_to(targets[split.train].mean(axis=0), truth.shape)
     rows = [
         distance_row("constant", constant, truth, against=against),

@@ -134,6 +134,7 @@ class SshBench:
         self._remote = command
         self._retries, self._timeout_s = retries, timeout_s
         self._ssh = [
+            # BatchMode: a password prompt would wait for ever.
             "ssh", "-T", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_LIMIT_S}",
             "-o", "ServerAliveInterval=10", "-o", "ServerAliveCountMax=3", *options,
             *(["-p", str(port)] if port else []), "--", destination,

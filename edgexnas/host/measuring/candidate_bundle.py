@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from edgexnas.bragg import PATCH_SIZE
-from edgexnas.errors import ConfigurationError, InputError
-from edgexnas.ptycho import PATTERN_SIZE
+from edgexnas.errors import InputError
+from edgexnas.host.networks.search_space import INPUT_SHAPES
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,8 +38,6 @@ NO_GATE = 1e6
 """Untrained networks are measured, not trusted with answers: any finite output passes."""
 
 CREATED = datetime(2025, 1, 1, tzinfo=timezone.utc)
-
-INPUT_SIDE = {"bragg": PATCH_SIZE, "ptycho": PATTERN_SIZE}
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -93,8 +90,8 @@ def make_candidate_bundle(
     from edgexnas.host.networks.bragg_models import LEVELS, count_parameters
 
     fixed = with_fixed_weights(model)
-    side = INPUT_SIDE[task]
-    items = np.random.default_rng(0).random((CALIBRATION_ITEMS, 1, side, side), np.float32)
+    shape = (CALIBRATION_ITEMS, *INPUT_SHAPES[task])
+    items = np.random.default_rng(0).random(shape, np.float32)
     with torch.inference_mode():
         sample = fixed(torch.from_numpy(items[:2]))
     levels = LEVELS
@@ -175,12 +172,6 @@ def _in_precision(
 ) -> bytes:
     from edgexnas.host.exporting.quantisation import quantise, recipes
 
-    if precision == "float32":
-        return float32
-    if precision == "float16":
-        return export(half=True)
     if precision == "int8":
         return quantise(float32, items, next(iter(recipes()))).model
-    raise ConfigurationError(
-        f"there is no precision {precision!r}; specify float32, float16 or int8"
-    )
+    return export(half=True) if precision == "float16" else float32

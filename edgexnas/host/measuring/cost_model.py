@@ -132,6 +132,7 @@ class CostModel:
         return self.static_w * self.latency_ms(cost, batch) + self.per_mac_mj * cost.macs * batch
 
     def _layer_ms(self, layer: LayerCost, batch: int) -> float:
+        # A roofline: a kernel takes as long as the slower of arithmetic and memory.
         arithmetic = layer.macs * batch / self.rate_macs_per_ms
         memory = self._bytes(layer, batch) / self.bandwidth_bytes_per_ms
         return self.launch_ms + max(arithmetic, memory)

@@ -20,8 +20,9 @@ from urllib.parse import parse_qsl, urlsplit
 
 from edgexnas.errors import ConfigurationError
 from edgexnas.host.measuring.bench_transports import BenchTransport, LocalBench, SshBench
-from edgexnas.host.measuring.candidate_bundle import INPUT_SIDE, make_candidate_bundle
+from edgexnas.host.measuring.candidate_bundle import make_candidate_bundle
 from edgexnas.host.measuring.cost_model import CostModel, count_cost
+from edgexnas.host.networks.search_space import INPUT_SHAPES
 from edgexnas.host.run_files import write_run_file
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ class BenchMeasure:
             model, self._task, options["precision"], self._signing_key
         )
         key = f"{candidate.content_digest[:32]}-{'energy' if self._energy else 'latency'}"
+        # Two measurements at once would disturb each other.
         with self._one_at_a_time:
             known = self._known.get(key) or self._read(key)
             if known is None:
@@ -167,7 +169,7 @@ class ModelMeasure:
     """Estimates latency and energy on a Jetson AGX Orin; see `CostModel`."""
 
     def __init__(self, *, task: str, batch: int = 32, model: CostModel | None = None) -> None:
-        self._shape = (1, INPUT_SIDE[task], INPUT_SIDE[task])
+        self._shape = INPUT_SHAPES[task]
         self._batch, self._model = batch, model or CostModel()
 
     def __call__(self, model: nn.Module) -> Mapping[str, float]:

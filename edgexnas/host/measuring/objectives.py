@@ -196,13 +196,12 @@ def pareto_front(values: npt.ArrayLike) -> npt.NDArray[np.bool_]:
     -------
     (n,) bool. Of identical rows all are marked.
     """
+    import moocore  # type: ignore[import-untyped]
+
     rows = np.asarray(values, np.float64)
     if not len(rows):
         return np.zeros(0, np.bool_)
-    no_worse = np.logical_and.reduce(rows[:, None] <= rows[None], axis=2)
-    better = np.logical_or.reduce(rows[:, None] < rows[None], axis=2)
-    dominated = np.logical_or.reduce(no_worse & better, axis=0)
-    front: npt.NDArray[np.bool_] = np.logical_not(dominated)
+    front: npt.NDArray[np.bool_] = moocore.is_nondominated(rows, keep_weakly=True)
     return front
 
 
@@ -213,7 +212,7 @@ def hypervolume(rows: Collection[Mapping[str, float]], objectives: Sequence[Obje
     objectives, so that runs can be compared; it never moves with the results. 0 is nothing, 1
     would be `best` in everything at once.
     """
-    import moocore  # type: ignore[import-untyped]
+    import moocore
 
     if not rows:
         return 0.0

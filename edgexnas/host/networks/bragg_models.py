@@ -73,6 +73,7 @@ class QuantileHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Return the quantiles of (row, col)."""
         raw = self.linear(features).reshape(-1, 2, self.count)
+        # Exported graphs take the way below: operations that every runtime has.
         if self.training and torch.is_grad_enabled():
             together: Tensor = _Quantiles.apply(raw, self.signs, self.middle)  # type: ignore[no-untyped-call]
             return together
@@ -96,6 +97,7 @@ class _Quantiles(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, raw: Tensor, signs: Tensor, middle: int) -> Tensor:
         spacing = nn.functional.softplus(raw)
+        # The middle quantile itself, and no spacing: it may have either sign.
         spacing[:, :, middle] = raw[:, :, middle]
         ctx.save_for_backward(raw, signs)
         ctx.middle = middle
@@ -220,6 +222,7 @@ class ResidualConvolution(nn.Module):
     def __init__(self, filters: int) -> None:
         super().__init__()
         self.convolution = nn.Conv2d(filters, filters, 3, padding=1)
+        # At 0 the block is the identity, so depth costs nothing at the start of a training.
         self.gain = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -317,6 +320,7 @@ def count_macs(model: nn.Module, input_shape: Sequence[int] = (1, PATCH_SIZE, PA
     try:
         model.eval()
         with FlopCounterMode(display=False) as counter, torch.no_grad():
+            # On stand-ins without memory; the network itself stays where it is.
             torch.func.functional_call(model, meta, (item,))
     finally:
         model.train(training)

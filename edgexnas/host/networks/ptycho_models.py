@@ -100,10 +100,12 @@ class Shadow(nn.Module):
         best = -1.0
         spread = (patterns - patterns.mean(0)).square().sum((0, 1))
         for magnification in MAGNIFICATIONS:
+            # What lies outside the magnified view is lost to the network.
             if magnification > 1 and _middle(spread, magnification).sum() < KEPT * spread.sum():
                 continue
             for turned in (False, True):
                 laid = _contrasts(_lay(patterns, magnification, turned))
+                # Squared, because a place may brighten or darken with the phase behind it.
                 score = float((laid * shown).mean(0).square().mean())
                 if score > best:
                     best = score

@@ -93,6 +93,7 @@ class SearchSpace:
                 f"space {self.name} has the hyperparameters {names}; name each of them once"
             )
         missing = tuple(parameter for parameter in TRAINING if parameter.name not in names)
+        # The way to set a field of a frozen dataclass while it is made.
         object.__setattr__(self, "hyperparameters", own + missing)
 
     def __getitem__(self, name: str) -> Hyperparameter:

@@ -41,6 +41,7 @@ def hyperparameter_importance(
     if len(candidates) < LEAST_CANDIDATES or not names:
         return {}
     x = np.array([_column(candidates, name) for name in names]).T
+    # On the logarithmic scale, on which a factor counts the same everywhere.
     y = np.array([objective.position(c.metrics[objective.name]) for c in candidates])
     if np.ptp(y) == 0:
         return {}

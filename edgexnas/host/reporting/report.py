@@ -10,7 +10,9 @@ import html
 import io
 import itertools
 from collections.abc import Iterable, Mapping
+from importlib import resources
 from pathlib import Path
+from string import Template
 from typing import TYPE_CHECKING, Any
 
 from edgexnas.errors import SearchError
@@ -125,7 +127,8 @@ def _page(result: SearchResult, figures: Mapping[str, tuple[str, Figure]]) -> st
     note = ""
     if not any(name.startswith("importance") for name in figures):
         note = f"<p>Importances need {LEAST_CANDIDATES} candidates of a space.</p>"
-    return _TEMPLATE.format(
+    template = Template(resources.files(__package__).joinpath("report.html").read_text("utf-8"))
+    return template.substitute(
         title=html.escape(title),
         summary=_summary(result),
         fronts=fronts,
@@ -133,8 +136,6 @@ def _page(result: SearchResult, figures: Mapping[str, tuple[str, Figure]]) -> st
         importance=_gallery(figures, "importance") + note,
         front=_trial_table(result, [c.trial for c in result.pareto], with_status=False),
         trials=_trial_table(result, sorted(t.number for t in result.trials), with_status=True),
-        style=_STYLE,
-        script=_SCRIPT,
     )
 
 
@@ -228,58 +229,3 @@ def _number(value: Any) -> str:
     if float(value).is_integer() and abs(value) < 1e15:
         return str(int(value))
     return f"{value:.4g}"
-
-
-_STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; color: #222; margin: 2rem auto; max-width: 72rem;
-       padding: 0 1rem; }
-h1, h2 { font-weight: 600; line-height: 1.2; } h2 { margin-top: 2.2rem; }
-.gallery { display: flex; flex-wrap: wrap; gap: 1.2rem; }
-figure { margin: 0; flex: 1 1 26rem; max-width: 36rem; } img { width: 100%; }
-figcaption { color: #555; font-size: .9em; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-.facts th { text-align: left; font-weight: 500; padding-right: 1.5rem; color: #555; }
-.wide { overflow-x: auto; } .wide table { font-size: .85em; white-space: nowrap; }
-.wide th, .wide td { padding: .2rem .6rem; text-align: left; border-bottom: 1px solid #e4e4e4; }
-.wide th { cursor: pointer; border-bottom: 2px solid #888; }
-tr.front td { background: #eaf3fa; }
-"""
-
-_SCRIPT = """
-for (const head of document.querySelectorAll(".sortable th")) {
-  head.onclick = () => {
-    const body = head.closest("table").tBodies[0], column = head.cellIndex;
-    const sign = (head.dataset.sign = -(head.dataset.sign || -1));
-    const key = row => row.cells[column].textContent;
-    const order = (a, b) => key(a) - key(b) || key(a).localeCompare(key(b));
-    const last = row => key(row) === "";
-    body.append(...[...body.rows].sort((a, b) => last(a) - last(b) || sign * order(a, b)));
-  };
-}
-"""
-
-_TEMPLATE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<h1>{title}</h1>
-{summary}
-<h2>Pareto fronts</h2>
-<div class="gallery">{fronts}</div>
-{front}
-<h2>Course of the search</h2>
-<div class="gallery">{course}</div>
-<h2>What mattered</h2>
-<div class="gallery">{importance}</div>
-<h2>Every evaluation</h2>
-<p>Click a heading to sort. Shaded rows are on the front over all objectives.</p>
-{trials}
-<script>{script}</script>
-</body>
-</html>
-"""

@@ -249,6 +249,7 @@ def _rung_hook(
 
     def on_epoch(epoch: int, metrics: Mapping[str, float]) -> bool:
         nonlocal best
+        # The best so far, because that is the epoch whose weights are kept.
         best = min(best, float(metrics["error"]))
         if math.isfinite(best) and RUNG_BASE ** round(math.log(epoch, RUNG_BASE)) == epoch:
             rungs[epoch] = best
@@ -263,6 +264,7 @@ def classify(error: BaseException) -> tuple[Reason, str]:
 
     lines = str(error).strip().splitlines()
     message = f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:500]
+    # Its message is a whole sentence already.
     if isinstance(error, DivergedError):
         return "diverged", str(error)
     # torch reports an allocation that fails on the CPU as a plain RuntimeError.
@@ -302,6 +304,7 @@ def load_checkpoint(path: Path, space: SearchSpace) -> nn.Module:
     import torch
 
     try:
+        # weights_only: a checkpoint is data and runs no code.
         content = torch.load(path, map_location="cpu", weights_only=True)
         configuration, weights = content["configuration"], content["weights"]
     except Exception as error:

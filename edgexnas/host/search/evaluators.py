@@ -238,12 +238,14 @@ class ProcessEvaluator:
             return ForkServer(self._context, self._threads, log)
 
     def _spawn(self, slot: int) -> _Worker:
+        # The kernel may have killed it for its memory.
         if not self._server.alive:
             self._server.close()
             self._server = self._start_server()
         if not self._gpus:
             return _Worker(self._server, WorkerSpec(memory_limit=self._memory_limit))
         gpu = {"CUDA_VISIBLE_DEVICES": self._gpus[slot % len(self._gpus)]}
+        # As many workers as share a GPU, so that together they cannot overfill it.
         share = 1 / math.ceil(self.capacity / len(self._gpus))
         return _Worker(self._server, WorkerSpec(gpu, self._memory_limit, share))
 
@@ -286,6 +288,7 @@ class ProcessEvaluator:
         for slot, worker in enumerate(self._workers):
             if worker is None or worker.task is None:
                 continue
+            # Starting is not the evaluation's time; it has a limit of its own.
             if not worker.ready:
                 if now - worker.spawned_at > START_LIMIT_S:
                     self.close()

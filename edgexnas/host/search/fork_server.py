@@ -81,9 +81,11 @@ class ForkServer:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                # Ctrl-C is for the search alone, which then ends its workers itself.
                 start_new_session=True,
             )
         self._control = Connection(ours.detach())
+        # If it died at once, the first worker reports that, with the log.
         with suppress(OSError):
             self._control.send_bytes(context)
 

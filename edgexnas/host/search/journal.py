@@ -126,6 +126,7 @@ class Journal:
 
     def _lock(self, folder: Path) -> None:
         try:
+            # The kernel releases it however the process ends, so no stale lock is left.
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise SearchError(
@@ -139,6 +140,7 @@ class Journal:
         self._file.seek(0)
         lines, torn = _parse(self._file.read(), self.path)
         if torn:
+            # Left by a process that was killed while it wrote; that event never happened.
             self._file.truncate(torn[0])
         if not lines:
             self._append({"event": "run", "schema": SCHEMA, **description})
@@ -152,6 +154,7 @@ class Journal:
         try:
             if self._file.write(line) != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            # On disk before an evaluation starts or its result counts: resuming trusts this alone.
             os.fsync(self._file.fileno())
         except OSError as error:
             # A full disk may have taken half of the line; shrinking a file needs no space.
@@ -199,6 +202,7 @@ def _parse(content: bytes, path: Path) -> tuple[list[dict[str, Any]], list[int]]
         except ValueError:
             whole = False
         if not whole:
+            # Only the last line can be torn; damage elsewhere would silently lose evaluations.
             if offset + len(raw) == len(content):
                 return lines, [offset]
             raise _damaged(path, number)

@@ -155,6 +155,7 @@ def optimize(
     )  # fmt: skip
     with ExitStack() as stack:
         journal = stack.enter_context(Journal(plan.output, plan.description()))
+        # Under the journal's lock: another search must not replace the file of this run.
         write_run(plan)
         _log_to(plan.output / "search.log", stack)
         display = stack.enter_context(SearchProgress(plan, enabled=progress))
@@ -227,6 +228,7 @@ class _Run:
                     break
             if not self._running:
                 break
+            # At most a second, so that the view and the time-out stay current.
             for result in evaluator.collect(min(self._left(), 1.0)):
                 self._record(result)
             self._display.refresh(len(self._running))
@@ -252,6 +254,7 @@ class _Run:
     def _launch(self, number: int, evaluator: Evaluator) -> None:
         proposal, space = self._proposals[number], self._space(number)
         self._measured[number] = {}
+        # What the size or a measurement decides needs no training.
         rejected = self._measure(number, space, proposal.configuration)
         if rejected is not None:
             self._record(rejected)
@@ -298,6 +301,7 @@ class _Run:
         if result.checkpoint is not None:
             path = checkpoint_path(self._plan.output, number)
             path.parent.mkdir(exist_ok=True)
+            # Before the journal says "done", so that whatever is done has its weights.
             write_run_file(path, result.checkpoint)
         trial = self._journal.finish(
             number,
@@ -316,6 +320,7 @@ class _Run:
             self._drop_dominated(trial.space)
 
     def _tell(self, trial: Trial) -> None:
+        # 1 is the worst of a scale: strategies learn to avoid what fails.
         values = tuple(
             o.position(trial.metrics[o.name])
             if o.name in trial.metrics and (trial.status == "done" or o.kind != "learned")

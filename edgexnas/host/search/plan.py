@@ -170,6 +170,7 @@ def make_plan(
     bounds = check_constraints(constraints, measure=measure, known=application.objectives)
     check_evaluator(evaluator, workers)
     _check_numbers({"epochs": epochs, "patience": patience, **rest})
+    # Cheap checks first: a mistyped name must not cost the reading of data.
     _check_device(device)
     check_reachable(spaces, bounds)
     if signing_key is not None:

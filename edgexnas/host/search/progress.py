@@ -78,6 +78,7 @@ class SearchProgress:
         candidates = [*self._front, {o.name: trial.metrics[o.name] for o in objectives}]
         marks = pareto_front(as_array(candidates, objectives))
         self._front = [row for row, mark in zip(candidates, marks, strict=True) if mark]
+        # Hypervolume changes only if the newest candidate is on the front.
         if marks[-1]:
             self.hypervolume = hypervolume(self._front, objectives)
 

@@ -268,6 +268,7 @@ class SearchResult:
         return self.spaces[name]
 
     def _candidate(self, trial: Trial) -> Candidate:
+        # Weights of dominated candidates have been removed, see keep_checkpoints.
         path = checkpoint_path(self.folder, trial.number)
         return Candidate(
             trial.number,

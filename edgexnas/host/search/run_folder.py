@@ -68,6 +68,7 @@ def read_arguments(path: str | Path, known: Collection[str] | None = None) -> di
                 f"{place} sets {name} to {content[name]!r}; specify it as text"
             )
     if "data" in content:
+        # A file moves with its data, whatever folder a command is run in.
         content["data"] = str(place.parent / content["data"])
     named = {name: _narrowed(name, table, place) for name, table in tables.items()}
     if "space" in content:

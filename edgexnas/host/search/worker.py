@@ -73,6 +73,7 @@ def _reap(process: int) -> int:
         known, status = os.waitpid(process, os.WNOHANG)
         if known:
             return os.waitstatus_to_exitcode(status)
+        # It has closed its connection, so nothing of it is waited for any longer.
         if time.monotonic() > deadline:
             os.killpg(process, SIGKILL)
         time.sleep(0.001)
@@ -106,6 +107,7 @@ def _evaluate_requests(
     os.environ.update(spec.environment)
     threading.Thread(target=_exit_with_parent, args=(server,), daemon=True).start()
     with connection, suppress(EOFError, ConnectionError):
+        # Before the limits, so that a worker that hangs while it sets them can be killed.
         connection.send_bytes(cloudpickle.dumps(os.getpid()))
         if spec.memory_limit is not None:
             # Data, not address space: CUDA reserves hundreds of gigabytes of addresses.
@@ -120,6 +122,7 @@ def _evaluate_requests(
             except Exception as error:
                 # A builder from a module that cannot be imported here fails to unpickle.
                 result = EvaluationResult(trial, *classify(error))
+            # A kernel that failed leaves CUDA unusable for the process, which is then replaced.
             connection.send_bytes(cloudpickle.dumps((result, _usable())))
 
 

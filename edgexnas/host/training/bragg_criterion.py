@@ -75,6 +75,7 @@ class _Pinball(torch.autograd.Function):
     ) -> Tensor:
         error = target.unsqueeze(2) - predicted
         ctx.save_for_backward(error, slopes)
+        # One of the two is negative wherever the error is not 0, for levels in (0, 1).
         return torch.maximum(levels * error, (levels - 1) * error).mean()
 
     @staticmethod
@@ -140,6 +141,7 @@ def symmetry(x: Tensor, y: Tensor, fold: int) -> tuple[Tensor, Tensor]:
         Bit 0 transposes, bit 1 then reverses the rows, bit 2 then reverses the columns.
     """
     sign = y.new_tensor([-1.0 if fold & 2 else 1.0, -1.0 if fold & 4 else 1.0])
+    # Transposing swaps row and column of the offsets as well.
     if fold & 1:
         x, y = x.transpose(2, 3), y.flip(1)
     axes = [axis for axis, bit in ((2, 2), (3, 4)) if fold & bit]

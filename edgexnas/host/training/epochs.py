@@ -30,6 +30,7 @@ class Epochs:
         self._folds = criterion.symmetries if settings.augment else 1
         size = self._x.nbytes + self._y.nbytes
         self._keep = size * self._folds <= AUGMENTED_BYTES
+        # All symmetries side by side: an epoch then draws one for each item by index alone.
         if self._keep and self._folds > 1:
             turned = [self._symmetry(self._x, self._y, fold) for fold in range(self._folds)]
             self._x = torch.cat([x for x, _ in turned])
@@ -40,9 +41,11 @@ class Epochs:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         order = torch.randperm(self._count, generator=self._generator, device=self._x.device)
+        # Another rest is left out each epoch, so no item is missed for long.
         order = order[: self.steps * self._batch]
         if self._folds > 1 and self._keep:
             x, y = self._take(order + self._draw(len(order)) * self._count)
+        # Too large to keep: one symmetry for the whole epoch, made when it begins.
         elif self._folds > 1:
             x, y = self._symmetry(*self._take(order), int(self._draw(1)))
         else:

@@ -70,10 +70,12 @@ def train(
         If the loss becomes NaN or infinite before a first finite validation error.
     """
     started = time.monotonic()
+    # For layers that draw, such as dropout; batches have a generator of their own.
     torch.manual_seed(settings.seed)
     device = data.device
     model.to(device).train()
     criterion = CRITERIA[data.task](settings.levels, device)
+    # Constants that a network holds, such as the mean pattern: from the training part alone.
     criterion.prepare(model, data.train_x, data.train_y)
     with normalised(model) if settings.normalise else nullcontext():
         metrics, history = _best_of_epochs(model, data, settings, criterion, on_epoch)
@@ -104,9 +106,11 @@ def _best_of_epochs(
         model.eval()
         metrics = criterion.evaluate(model, data.validation_x, data.validation_y)
         model.train()
+        # Diverged: what came before is kept, because the best epoch is a network all the same.
         if not math.isfinite(metrics["error"]):
             break
         history.append(metrics)
+        # Offered before the hook may stop the training, so that a stopped one has this epoch.
         best.offer(number, metrics)
         if on_epoch is not None and on_epoch(number, metrics):
             break
@@ -136,6 +140,7 @@ class _Schedule:
         self._step += 1
         if self._step <= self._warm:
             return self._peak * self._step / self._warm
+        # From 0 after the warm-up to 1 at the last step.
         done = (self._step - self._warm) / max(1, self._steps - self._warm)
         return 0.5 * self._peak * (1 + math.cos(math.pi * min(done, 1.0)))
 
@@ -152,6 +157,7 @@ class _Best:
     def offer(self, epoch: int, metrics: dict[str, float]) -> None:
         if not self.epoch or metrics["error"] < self.metrics["error"]:
             self.epoch, self.metrics = epoch, metrics
+            # Cloned, because training goes on in these very tensors.
             self._state = {k: v.clone() for k, v in self._model.state_dict().items()}
 
     def restore(self) -> None:

@@ -61,6 +61,7 @@ def normalised(model: nn.Module) -> Iterator[Callable[[Callable[[], object]], No
     try:
         yield settle
     finally:
+        # Also after an exception, so that the caller gets its own layers back.
         for conv, norm in pairs:
             assert norm.running_mean is not None
             assert norm.running_var is not None

@@ -40,6 +40,7 @@ def phase_differences(predicted: Tensor, target: Tensor) -> Tensor:
         sine = (weight * difference.sin()).sum((1, 2), keepdim=True)
         cosine = (weight * difference.cos()).sum((1, 2), keepdim=True)
         constant = torch.atan2(sine, cosine)
+        # Whole turns are taken off, since −π and π are the same phase.
         turns = ((difference - constant) / (2 * math.pi)).round() * (2 * math.pi)
     return difference - constant - turns
 

@@ -125,6 +125,7 @@ def _descend(
     half = settings.half and device.type == "cuda"
     started, total = time.monotonic(), torch.zeros((), device=device)
     for step in range(settings.steps):
+        # With a time limit the schedule follows whichever runs out first, and so reaches 0.
         done = (step + 0.5) / settings.steps
         if settings.time_limit_s is not None:
             done = max(done, (time.monotonic() - started) / settings.time_limit_s)
@@ -132,6 +133,7 @@ def _descend(
         optimiser.param_groups[0]["lr"] = settings.learning_rate * _share(done)
         x, y = source.draw(settings.batch_size)
         optimiser.zero_grad(set_to_none=True)
+        # bfloat16 has the exponent of float32, so the loss needs no scaling.
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
             output = model(x)
         loss = criterion.loss(output.float(), y)
@@ -143,6 +145,7 @@ def _descend(
             keep = min(settings.averaging, step / (step + 10))
             torch._foreach_lerp_(averaged, list(model.parameters()), 1 - keep)
             total += loss.detach()
+        # Reading the loss waits for the GPU, so it is read seldom.
         if (step + 1) % CHECK_EVERY == 0 or last:
             mean = float(total) / (step % CHECK_EVERY + 1)
             if not math.isfinite(mean):

@@ -114,21 +114,25 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        # Its replacements record the calls that they make themselves.
         result = None if kwargs else self._narrow.run(func, args)
         if result is not None:
             self.narrow += 1
             return result
         result = func(*args, **kwargs)
         outputs = list(result) if isinstance(result, tuple | list) else [result]
+        # A number in Python, such as of .item(), would keep the first step's value for ever.
         if any(not isinstance(output, Tensor | None) for output in outputs):
             raise UnrecordableError(f"{func} gives {type(result).__name__}")
         reads = [a for a in tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
         made = [output for output in outputs if output is not None]
         changes = writes(func)
         known = {memory(t) for t in reads}
+        # A view reads and gives the same storage; it holds in a replay without a call.
         is_view = not changes and any(memory(t) in known for t in made)
         if not is_view and func not in NOTHING:
             call = as_call(func, args, kwargs, outputs)
+            # An operation that writes may have written into any of its arguments.
             fills = made + reads if changes else made
             entry = _Entry(call, reads, fills, changes, self._is_constant(func, reads, changes))
             if entry.constant:
@@ -170,10 +174,13 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
         moved = [self._redirect(w, t) for w, t in zip(wanted, targets, strict=True)]
         needed = {memory(t) for t in targets} | {memory(t) for t in wanted}
         calls = []
+        # Backwards: when a call is looked at, all that might read its result has been.
         for entry in reversed(self._entries):
             fills = {memory(t) for t in entry.fills}
+            # Its tensor still holds the value; only what writes into it would spoil that.
             if entry.constant and not fills & written:
                 continue
+            # What was made outside, such as running statistics, is always kept up to date.
             if fills & needed or not fills <= made:
                 needed |= {memory(t) for t in entry.reads}
                 calls.append(entry.call)
@@ -191,6 +198,7 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
         shared = memory(result)
         makers = [e for e in self._entries if shared in map(memory, e.fills)]
         readers = [e for e in self._entries if shared in map(memory, e.reads)]
+        # Moved only if one call makes it and nothing reads it, so no other call can notice.
         if len(makers) != 1 or readers or makers[0].writes or not result.is_contiguous():
             return False
         (made,) = (t for t in makers[0].fills if memory(t) == shared)
@@ -234,6 +242,7 @@ def as_call(func: Any, args: Any, kwargs: Any, outputs: Sequence[Tensor | None])
     """Make a call that computes the same into the same tensors."""
     if writes(func):
         return functools.partial(func, *args, **kwargs)
+    # copy_ converts dtype and layout into memory that is there already.
     if func in COPIES and outputs[0] is not None:
         return functools.partial(outputs[0].copy_, args[0])
     if func is aten.relu.default:

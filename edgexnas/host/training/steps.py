@@ -138,7 +138,9 @@ class _Record:
             loss = criterion.loss(model(self._x), self._y)
             gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
         self._adam = FlatAdam(weights)
+        # Gradients land in one vector, which Adam reads: no copy between the two.
         self._recording.compile(gradients, self._adam.parts(gradients))
+        # Recording has computed the first step's gradients, so only Adam is missing.
         self._adam.step(rate)
         self.captured = False
         self._work: Callable[[float], None] = self._replay
@@ -157,19 +159,23 @@ class _Record:
     def _capture(self, rate: float) -> None:
         """Take the second step on a stream of its own, and capture a CUDA graph for the others."""
         device = self._x.device
+        # A number in the graph would be frozen; a tensor is read anew in every replay.
         on_device = torch.full((), rate, device=device)
         stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         graph = torch.cuda.CUDAGraph()
         stream.wait_stream(torch.cuda.current_stream(device))
         try:
             with torch.cuda.stream(stream):
+                # A step for real: libraries allocate in their first run, which a capture forbids.
                 self._replay(on_device)
+                # Other threads may use the GPU meanwhile, such as other trainings.
                 graph.capture_begin(capture_error_mode="thread_local")
                 try:
                     self._replay(on_device)
                 finally:
                     graph.capture_end()
         except RuntimeError as error:
+            # A full GPU ends the evaluation with its own reason; other failures only cost speed.
             if isinstance(error, torch.cuda.OutOfMemoryError):
                 raise
             logger.info("replays without a CUDA graph: %s", error)
@@ -228,6 +234,7 @@ def flatten(parameters: Sequence[nn.Parameter]) -> Tensor:
     vector = parameters[0].detach().new_zeros(sum(map(_room, parameters)))
     for parameter, part in zip(parameters, parts_of(vector, parameters), strict=True):
         part.copy_(parameter.detach())
+        # Modules keep their parameters; only the memory behind them moves.
         parameter.data = part
     return vector
 

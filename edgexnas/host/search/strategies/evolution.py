@@ -71,6 +71,7 @@ class RegularisedEvolution(Strategy):
                 unit = parameter.to_unit(child[parameter.name]) + rng.gauss(0, MUTATION_STEP)
                 # Reflect at both ends, so that borders are not favoured.
                 child[parameter.name] = parameter.from_unit(1 - abs(1 - abs(unit) % 2))
+            # Mostly one change, so that a child tells what that change does.
             changing = rng.random() < 0.2
         return child
 

@@ -61,6 +61,7 @@ class _OptunaStrategy(Strategy):
         if ready is not None:
             self._discard(ready[1])
         with _quiet():
+            # A point that the study did not propose, initial or replayed: hand it in, then ask.
             self._study.enqueue_trial({name: configuration[name] for name in self._distributions})
         self._trials[number] = self._ask(number)
 

@@ -61,6 +61,7 @@ class SearchProblem:
             configuration = self.space.sample(rng)
             if self.feasible(configuration):
                 return configuration
+        # The smallest configuration is the likeliest to keep bounds on size.
         for shrink in range(1, 200):
             factor = 0.95**shrink
             pulled = {

@@ -1,0 +1,38 @@
+"""Each script beside the host's guide starts, and those that are quick run once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = sorted((ROOT / "host").glob("*.py"))
+PROGRAMS = [path.name for path in SCRIPTS if "ArgumentParser" in path.read_text()]
+PARTS = [path.stem for path in SCRIPTS if path.name not in PROGRAMS]
+
+
+def run(*command: object) -> str:
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("script", PROGRAMS)
+def test_each_script_tells_its_options(script: str) -> None:
+    assert f"usage: {script}" in run(ROOT / "host" / script, "--help")
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_each_part_of_a_script_can_be_imported(part: str) -> None:
+    run("-c", f"import sys; sys.path.insert(0, {str(ROOT / 'host')!r}); import {part}")
+
+
+def test_table2_sets_our_counts_beside_the_papers_numbers(tmp_path: Path) -> None:
+    page = tmp_path / "energy.md"
+    assert run(ROOT / "host/table2.py", "--output", page).strip() == page.read_text().strip()
+    assert "| cnnPtycho 251, 1-2-1 |" in page.read_text()
