@@ -49,6 +49,7 @@ EXPORTING = (
     "edgexnas.host",
     "edgexnas.ptycho",
     "edgexnas.simulate",
+    "edgexnas.testing",
 )
 
 GUIDES = [ROOT / "README.md", ROOT / "host/README.md", ROOT / "device/README.md"]
