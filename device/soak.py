@@ -562,7 +562,7 @@ def page(tally: Tally, options: argparse.Namespace, minutes: float, left_out: li
         seen = [outcome for outcome in tally.outcomes if outcome.fault == name]
         good = sum(right(outcome) for outcome in seen)
         slowest = [
-            "never" if None in times else f"{max(times):.1f}"
+            "never" if None in times else f"{max(t for t in times if t is not None):.1f}"
             for times in ([o.shown_s for o in seen], [o.cleared_s for o in seen])
         ]
         rows.append(f"| {name} | {len(seen)} | {good} | {slowest[0]} | {slowest[1]} |")

@@ -164,7 +164,7 @@ class TaskLane(Generic[Checked, Results]):
                 self.result()
 
 
-def sentence(error: Exception) -> str:
+def sentence(error: BaseException) -> str:
     """Say why a frame failed: the package's own errors speak for themselves."""
     return str(error) if isinstance(error, EdgexnasError) else f"{type(error).__name__}: {error}"
 
