@@ -272,14 +272,10 @@ def _member(members: Mapping[str, bytes], name: str, what: str) -> bytes:
     return members[name]
 
 
-def _manifest_of(members: Mapping[str, bytes], what: str) -> Manifest:
-    raw = _member(members, MANIFEST_MEMBER, what)
-    return parse_manifest(raw, what=f"{MANIFEST_MEMBER} of {what}")
-
-
 def _probe_of(
     members: Mapping[str, bytes], manifest: Manifest, what: str
 ) -> npt.NDArray[np.complex64] | None:
+    # Signed or not, what only one of the two speaks of was not meant so.
     record, raw = manifest.probe, members.get(PROBE_MEMBER)
     if record is None and raw is None:
         return None
@@ -287,6 +283,11 @@ def _probe_of(
         where = "manifest.json" if record is None else PROBE_MEMBER
         raise BundleError(f"{what} has a probe that {where} lacks: export it again")
     return decode_probe(raw, record, what=f"{PROBE_MEMBER} of {what}")
+
+
+def _manifest_of(members: Mapping[str, bytes], what: str) -> Manifest:
+    raw = _member(members, MANIFEST_MEMBER, what)
+    return parse_manifest(raw, what=f"{MANIFEST_MEMBER} of {what}")
 
 
 def _verify_members(members: Mapping[str, bytes], trust: TrustStore, what: str) -> str:

@@ -52,6 +52,7 @@ class PipelineTable(Table):
     queue_frames: Count = 256
     queue_mib: Positive = 80.0
     max_age_ms: Positive = 1000.0
+    # Each has a finder's buffers of the size of a frame.
     workers: Annotated[int, Field(ge=1, le=64)] = 1
     deadline_ms: NotNegative = 5.0
     reorder_wait_ms: NotNegative = 20.0

@@ -26,6 +26,7 @@ __all__ = ["PvaSink"]
 VERSION = 2
 """Version of the tables; those of version 1 have no field ``version``."""
 
+# An update is of one frame, which its field uniqueId names.
 COLUMNS = [name for name in PEAK_COLUMNS if name != "frame"]
 
 
@@ -194,6 +195,7 @@ def _image(values: Any = None, number: int = -1) -> Any:
     image = pva.NtNdArray()
     pixels = np.zeros((1, 1), np.float32) if values is None else values
     image["value"] = {"floatValue": pixels.ravel()}
+    # NTNDArray counts the fastest axis first.
     image["dimension"] = [
         {"size": size, "offset": 0, "fullSize": size, "binning": 1, "reverse": False}
         for size in reversed(pixels.shape)

@@ -13,6 +13,7 @@ ZMQ may lose messages when a peer is slow or away: what must not be lost goes to
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -104,6 +105,7 @@ class ZmqSink(Sink):
         MissingDependencyError
             If pyzmq is not installed.
         """
+        # Opening replaces a "*" by the port of this try, which another process may have later.
         given = self.address
         try:
             self._open()
@@ -191,18 +193,20 @@ class ZmqSink(Sink):
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.PUB if self._mode == "pub" else zmq.PUSH)
         self._socket.sndhwm = self._high_water
+        # A peer that is away must not hold up the thread that would see the service end.
         self._socket.sndtimeo = 1000
         try:
             if self._connect:
                 self._socket.connect(self.address)
             else:
                 self._socket.bind(self.address)
+                # With the port that was found for "*".
                 self.address = self._socket.last_endpoint.decode()
         except zmq.ZMQError as error:
             self.close()
             raise ConfigurationError(
                 f"ZMQ cannot {'connect to' if self._connect else 'bind'} {self.address} "
-                f"({error.strerror}); specify a free address such as tcp://127.0.0.1:5557"
+                f"({error.strerror}); give a free address such as tcp://127.0.0.1:5557"
             ) from error
 
     def _send(
@@ -262,9 +266,11 @@ def _arrays(result: FrameResult) -> Arrays:
 
 
 def _plain(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Keep what JSON can say of a series' metadata; the rest becomes text."""
-    known = (str, int, float, bool, type(None))
-    return {
-        str(name): value if isinstance(value, known) else str(value)
-        for name, value in metadata.items()
-    }
+    """Keep what JSON can say of a series' metadata; the rest, NaN and infinity too, is text."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, float):
+            return value if math.isfinite(value) else str(value)
+        return value if isinstance(value, (str, int, type(None))) else str(value)
+
+    return {str(name): plain(value) for name, value in metadata.items()}
