@@ -39,8 +39,6 @@ class Table(BaseModel):
 
 def _pixel_pair(value: Any) -> Any:
     """Check the size of an object pixel; TOML has lists, Python users have tuples."""
-    if value is None:
-        return None
     check_object_pixel(value)
     return tuple(map(float, value))
 
@@ -78,7 +76,7 @@ class BackgroundTable(Table):
 class PtychoTable(Table):
     """The table ``[ptycho]``; see `PipelineSettings`."""
 
-    object_pixel_m: Annotated[tuple[float, float] | None, BeforeValidator(_pixel_pair)] = None
+    object_pixel_m: Annotated[tuple[float, float], BeforeValidator(_pixel_pair)] | None = None
     snapshot_s: Positive = 2.0
 
 

@@ -131,6 +131,8 @@ class Hdf5Sink(Sink):
         The file that is written; None before the first.
     """
 
+    _identity: ServiceIdentity
+
     def __init__(
         self,
         folder: str | os.PathLike[str],
@@ -152,7 +154,6 @@ class Hdf5Sink(Sink):
         self._segment_bytes = segment_mib * MEBIBYTE
         self._least_free = least_free_mib * MEBIBYTE
         self._options = {"patches": patches, "spots": spots}
-        self._identity: ServiceIdentity | None = None
         self._stored: dict[str, NumberRanges] | None = None
         self._begun: SeriesBegun | None = None
         self._file: Any = None
@@ -238,7 +239,6 @@ class Hdf5Sink(Sink):
             If they could not be written.
         """
         assert self._stored is not None
-        assert self._identity is not None
         series = results[0].series
         # Of this run each frame comes once; only those of earlier ones are remembered.
         known = self._stored.get(series, NumberRanges())

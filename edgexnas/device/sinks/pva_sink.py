@@ -43,6 +43,8 @@ class PvaSink(Sink):
         Whether to serve ``PREFIXSpots``, for `write_spots`.
     """
 
+    _identity: ServiceIdentity
+
     def __init__(
         self,
         prefix: str,
@@ -56,7 +58,6 @@ class PvaSink(Sink):
         self.prefix = prefix
         self._spots = spots
         self._records: PvaRecords | None = None
-        self._identity: ServiceIdentity | None = None
         self._sent = 0
 
     def check(self) -> None:
@@ -95,7 +96,6 @@ class PvaSink(Sink):
 
     def write(self, results: Sequence[FrameResult]) -> None:
         """Post the peaks of each frame; patches of an object are not posted one by one."""
-        assert self._identity is not None
         if self._identity.task == "bragg":
             for result in results:
                 self._post("Peaks", self._peaks(result, result.made_by or self._identity))

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -68,6 +67,8 @@ class ZmqSink(Sink):
         Where it is bound, with the port that was found for "tcp://127.0.0.1:*".
     """
 
+    _identity: ServiceIdentity
+
     def __init__(
         self,
         address: str,
@@ -86,14 +87,8 @@ class ZmqSink(Sink):
         self._high_water = high_water
         self._context: Any = None
         self._socket: Any = None
-        self._identity: ServiceIdentity | None = None
         self._sent = 0
         self._newest = -1
-
-    @property
-    def _opened_by(self) -> ServiceIdentity:
-        assert self._identity is not None
-        return self._identity
 
     def check(self) -> None:
         """Bind, and release at once.
@@ -136,7 +131,7 @@ class ZmqSink(Sink):
         """
         for result in results:
             self._newest = result.number
-            kind = _kind(result, self._opened_by)
+            kind = _kind(result, self._identity)
             extra = {
                 "detector_id": result.detector_id,
                 "timestamp_s": result.timestamp_s,
@@ -144,7 +139,7 @@ class ZmqSink(Sink):
                 "state": result.state,
                 "flags": result.flags,
                 "error": result.error,
-                "bundle_digest": (result.made_by or self._opened_by).bundle_digest,
+                "bundle_digest": (result.made_by or self._identity).bundle_digest,
             }
             self._send(kind, result.series, result.number, extra, _arrays(result))
 
@@ -161,7 +156,7 @@ class ZmqSink(Sink):
         extra = {
             "metadata": _plain(series.metadata),
             "identity": series.identity,
-            "made_by": asdict(self._opened_by),
+            "made_by": asdict(self._identity),
         }
         self._send("begin", series.series, -1, extra, {})
 
@@ -214,6 +209,10 @@ class ZmqSink(Sink):
     ) -> None:
         import zmq
 
+        little = {
+            name: (array.astype(array.dtype.newbyteorder("<"), copy=False), unit)
+            for name, (array, unit) in arrays.items()
+        }
         header = {
             "version": VERSION,
             "kind": kind,
@@ -223,23 +222,17 @@ class ZmqSink(Sink):
             "watermark": self._newest,
             **extra,
             "arrays": [
-                {"name": name, "dtype": _little(array).str, "shape": array.shape, "unit": unit}
-                for name, (array, unit) in arrays.items()
+                {"name": name, "dtype": array.dtype.str, "shape": array.shape, "unit": unit}
+                for name, (array, unit) in little.items()
             ],
         }
         parts = [f"edgexnas.{kind}".encode(), json.dumps(header).encode()]
-        parts += [
-            np.ascontiguousarray(array, _little(array)).tobytes() for array, _ in arrays.values()
-        ]
+        parts += [array.tobytes() for array, _ in little.values()]
         try:
             self._socket.send_multipart(parts)
         except zmq.Again as error:
             raise OSError(f"no peer took a message at {self.address} for a second") from error
         self._sent += 1
-
-
-def _little(array: npt.NDArray[Any]) -> np.dtype[Any]:
-    return array.dtype.newbyteorder("<") if sys.byteorder == "big" else array.dtype
 
 
 def _kind(result: FrameResult, identity: ServiceIdentity) -> str:
