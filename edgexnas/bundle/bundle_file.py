@@ -272,6 +272,11 @@ def _member(members: Mapping[str, bytes], name: str, what: str) -> bytes:
     return members[name]
 
 
+def _manifest_of(members: Mapping[str, bytes], what: str) -> Manifest:
+    raw = _member(members, MANIFEST_MEMBER, what)
+    return parse_manifest(raw, what=f"{MANIFEST_MEMBER} of {what}")
+
+
 def _probe_of(
     members: Mapping[str, bytes], manifest: Manifest, what: str
 ) -> npt.NDArray[np.complex64] | None:
@@ -283,11 +288,6 @@ def _probe_of(
         where = "manifest.json" if record is None else PROBE_MEMBER
         raise BundleError(f"{what} has a probe that {where} lacks: export it again")
     return decode_probe(raw, record, what=f"{PROBE_MEMBER} of {what}")
-
-
-def _manifest_of(members: Mapping[str, bytes], what: str) -> Manifest:
-    raw = _member(members, MANIFEST_MEMBER, what)
-    return parse_manifest(raw, what=f"{MANIFEST_MEMBER} of {what}")
 
 
 def _verify_members(members: Mapping[str, bytes], trust: TrustStore, what: str) -> str:

@@ -201,7 +201,7 @@ class ZmqSink(Sink):
             self.close()
             raise ConfigurationError(
                 f"ZMQ cannot {'connect to' if self._connect else 'bind'} {self.address} "
-                f"({error.strerror}); give a free address such as tcp://127.0.0.1:5557"
+                f"({error.strerror}); specify a free address such as tcp://127.0.0.1:5557"
             ) from error
 
     def _send(
