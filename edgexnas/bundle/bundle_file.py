@@ -369,6 +369,7 @@ def _manifest_of(members: Mapping[str, bytes], what: str) -> Manifest:
 def _probe_of(
     members: Mapping[str, bytes], manifest: Manifest, what: str
 ) -> npt.NDArray[np.complex64] | None:
+    # Signed or not, what only one of the two speaks of was not meant so.
     record, raw = manifest.probe, members.get(PROBE_MEMBER)
     if record is None and raw is None:
         return None

@@ -34,6 +34,7 @@ __all__ = [
 
 Edges = Annotated[tuple[PositiveFloat, ...], Field(max_length=32), FailFast()]
 Pixels = Annotated[int, Field(ge=1, le=4096)]
+# A millimetre or more is a size in another unit.
 LengthM = Annotated[float, Field(gt=0, lt=1e-3)]
 
 

@@ -96,33 +96,24 @@ def _quantisation(manifest: Manifest) -> list[tuple[str, str]]:
 def _deployment(manifest: Manifest) -> list[tuple[str, str]]:
     """Describe the parts that a manifest may leave out."""
     rows = []
-    if (detection := manifest.detection) is not None:
-        rows.append(("detection", _pairs(detection.model_dump(mode="json"))))
+    for name in ("detection", "probe", "quantisation_recipe"):
+        part = getattr(manifest, name)
+        if part is not None:
+            fields = part.model_dump(mode="json", exclude={"latencies"})
+            rows.append((name.replace("_", " "), _pairs(fields)))
     if (calibration := manifest.interval_calibration) is not None:
         factors = [factor for row in calibration.factors for factor in row]
-        rows.append(
-            (
-                "intervals",
-                f"{calibration.level:.0%}, by {len(factors)} groups of signal-to-noise and width, "
-                f"factors {min(factors):.3g} to {max(factors):.3g}",
-            )
-        )
+        groups = f"by {len(factors)} groups of signal-to-noise and width"
+        scale = f"factors {min(factors):.3g} to {max(factors):.3g}"
+        rows.append(("intervals", f"{calibration.level:.0%}, {groups}, {scale}"))
     if (data := manifest.training_data) is not None:
         names = ", ".join(quantity.name for quantity in data.quantities)
         rows.append(("training data", f"{data.n} items, distributions of {names or 'nothing'}"))
-    if (probe := manifest.probe) is not None:
-        (row, col), (rows_, cols) = probe.pixel_m, probe.shape
-        rows.append(("probe", f"{rows_} × {cols}, pixels of {row:.4g} × {col:.4g} m"))
     if (recipe := manifest.quantisation_recipe) is not None:
-        rows.append(("Q/DQ", _pairs(recipe.model_dump(mode="json", exclude={"latencies"}))))
-        rows += [
-            (
-                "latency",
-                f"{run.precision}, batch {run.batch}: {run.median_ms:.4g} ms by {run.engine} on "
-                f"{run.device}",
-            )
-            for run in recipe.latencies
-        ]
+        for run in recipe.latencies:
+            where = f"by {run.engine} on {run.device}"
+            told = f"{run.precision}, batch {run.batch}: {run.median_ms:.4g} ms {where}"
+            rows.append(("latency", told))
     if (card := manifest.model_card) is not None:
         rows += [(name.replace("_", " "), text) for name, text in card]
     return rows

@@ -347,6 +347,7 @@ def _tensor_fault(manifest: Manifest) -> str | None:
 
 def encode_manifest(manifest: Manifest) -> bytes:
     """Write a manifest as canonical JSON: sorted keys, two spaces, UTF-8, one final newline."""
+    # A manifest of schema 1 is written as it was read.
     unknown = set(OPTIONAL_FIELDS) if manifest.schema_version == 1 else None
     return _canonical(manifest.model_dump(mode="json", exclude=unknown))
 

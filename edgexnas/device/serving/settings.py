@@ -39,8 +39,6 @@ class Table(BaseModel):
 
 def _pixel_pair(value: Any) -> Any:
     """Check the size of an object pixel; TOML has lists, Python users have tuples."""
-    if value is None:
-        return None
     check_object_pixel(value)
     return tuple(map(float, value))
 
@@ -52,6 +50,7 @@ class PipelineTable(Table):
     queue_frames: Count = 256
     queue_mib: Positive = 80.0
     max_age_ms: Positive = 1000.0
+    # Each has a finder's buffers of the size of a frame.
     workers: Annotated[int, Field(ge=1, le=64)] = 1
     deadline_ms: NotNegative = 5.0
     reorder_wait_ms: NotNegative = 20.0
@@ -77,7 +76,7 @@ class BackgroundTable(Table):
 class PtychoTable(Table):
     """The table ``[ptycho]``; see `PipelineSettings`."""
 
-    object_pixel_m: Annotated[tuple[float, float] | None, BeforeValidator(_pixel_pair)] = None
+    object_pixel_m: Annotated[tuple[float, float], BeforeValidator(_pixel_pair)] | None = None
     snapshot_s: Positive = 2.0
 
 

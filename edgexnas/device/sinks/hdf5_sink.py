@@ -88,6 +88,7 @@ class _Column:
         # The low-level calls: several times faster than `resize` and assignment, for every commit.
         values = np.ascontiguousarray(values, self.dtype)
         item = values.shape[1:]
+        # Should a write fail, `rows` still says where the next one begins.
         self.dataset.set_extent((self.rows + len(values), *item))
         place = h5s.create_simple((self.rows + len(values), *item))
         place.select_hyperslab((self.rows, *(0 for _ in item)), values.shape)
@@ -130,6 +131,8 @@ class Hdf5Sink(Sink):
         The file that is written; None before the first.
     """
 
+    _identity: ServiceIdentity
+
     def __init__(
         self,
         folder: str | os.PathLike[str],
@@ -151,7 +154,6 @@ class Hdf5Sink(Sink):
         self._segment_bytes = segment_mib * MEBIBYTE
         self._least_free = least_free_mib * MEBIBYTE
         self._options = {"patches": patches, "spots": spots}
-        self._identity: ServiceIdentity | None = None
         self._stored: dict[str, NumberRanges] | None = None
         self._begun: SeriesBegun | None = None
         self._file: Any = None
@@ -171,6 +173,7 @@ class Hdf5Sink(Sink):
             If not.
         """
         place = self.folder
+        # What is missing will be created, below the first folder that there is.
         while not place.exists():
             place = place.parent
         if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
@@ -209,6 +212,7 @@ class Hdf5Sink(Sink):
         self._identity = identity
         self.folder.mkdir(parents=True, exist_ok=True)
         self._check_free(self.folder)
+        # Never an older file again: its writer may have been killed in the middle of a write.
         self._number = max(segments(self.folder, self._prefix), default=0) + 1
         path = self.folder / f"{self._prefix}_{self._number:06d}.h5"
         # It gets its name once it can be read; a crash before leaves no file that cannot.
@@ -235,7 +239,6 @@ class Hdf5Sink(Sink):
             If they could not be written.
         """
         assert self._stored is not None
-        assert self._identity is not None
         series = results[0].series
         # Of this run each frame comes once; only those of earlier ones are remembered.
         known = self._stored.get(series, NumberRanges())
@@ -251,6 +254,7 @@ class Hdf5Sink(Sink):
         self._commit(fresh, rows)
         if time.monotonic() - self._synced_s >= SYNC_S:
             self._sync()
+        # Between two commits, so that each file is whole by itself.
         if self._written >= self._segment_bytes:
             self.close()
             self.open(self._identity)

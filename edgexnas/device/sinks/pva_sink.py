@@ -26,6 +26,7 @@ __all__ = ["PvaSink"]
 VERSION = 2
 """Version of the tables; those of version 1 have no field ``version``."""
 
+# An update is of one frame, which its field uniqueId names.
 COLUMNS = [name for name in PEAK_COLUMNS if name != "frame"]
 
 
@@ -42,6 +43,8 @@ class PvaSink(Sink):
         Whether to serve ``PREFIXSpots``, for `write_spots`.
     """
 
+    _identity: ServiceIdentity
+
     def __init__(
         self,
         prefix: str,
@@ -55,7 +58,6 @@ class PvaSink(Sink):
         self.prefix = prefix
         self._spots = spots
         self._records: PvaRecords | None = None
-        self._identity: ServiceIdentity | None = None
         self._sent = 0
 
     def check(self) -> None:
@@ -94,7 +96,6 @@ class PvaSink(Sink):
 
     def write(self, results: Sequence[FrameResult]) -> None:
         """Post the peaks of each frame; patches of an object are not posted one by one."""
-        assert self._identity is not None
         if self._identity.task == "bragg":
             for result in results:
                 self._post("Peaks", self._peaks(result, result.made_by or self._identity))
@@ -194,6 +195,7 @@ def _image(values: Any = None, number: int = -1) -> Any:
     image = pva.NtNdArray()
     pixels = np.zeros((1, 1), np.float32) if values is None else values
     image["value"] = {"floatValue": pixels.ravel()}
+    # NTNDArray counts the fastest axis first.
     image["dimension"] = [
         {"size": size, "offset": 0, "fullSize": size, "binning": 1, "reverse": False}
         for size in reversed(pixels.shape)

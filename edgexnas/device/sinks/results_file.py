@@ -165,7 +165,8 @@ def _commits(
 ) -> Iterator[tuple[npt.NDArray[np.void], list[tuple[str, str]], list[str]]]:
     """Read rows of commits with (name, identity) of each series and the digest of each bundle."""
     commits = entry["frames/commits"]
-    # Those of version 1 lack fields, and a table of bundles.
+    # Rows that a writer adds from here on are left to the next reading. Rows of version 1 lack
+    # fields, and a file of version 1 has no table of bundles.
     for start in range(0, len(commits), ROWS_AT_ONCE):
         stored = commits[start : start + ROWS_AT_ONCE]
         rows = np.zeros(len(stored), COMMIT)

@@ -63,6 +63,7 @@ COMMIT = np.dtype(
         ("overflow", "<i4"),
         ("status", "u1"),
         ("flags", "<u2"),
+        # A bundle is replaced a few times in the life of a file.
         ("bundle", "<i2"),
         ("detector_id", "<i8"),
         ("timestamp_s", "<f8"),
@@ -112,6 +113,7 @@ SPOT_COLUMNS = {
 SPOT = np.dtype([(name, type_) for name, (type_, _) in SPOT_COLUMNS.items()])
 """A spot, as in `Spots.table`."""
 
+# A chunk is the least that a column takes, and a file has ten of them: 16 KiB each.
 ROW_CHUNK, COMMIT_CHUNK, NAME_CHUNK = 4096, 512, 16
 
 CACHE_BYTES = 2**18

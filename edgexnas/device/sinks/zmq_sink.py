@@ -13,7 +13,7 @@ ZMQ may lose messages when a peer is slow or away: what must not be lost goes to
 from __future__ import annotations
 
 import json
-import sys
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -69,6 +69,8 @@ class ZmqSink(Sink):
         Whether it connects there instead.
     """
 
+    _identity: ServiceIdentity
+
     def __init__(
         self,
         address: str,
@@ -87,14 +89,8 @@ class ZmqSink(Sink):
         self._high_water = high_water
         self._context: Any = None
         self._socket: Any = None
-        self._identity: ServiceIdentity | None = None
         self._sent = 0
         self._newest = -1
-
-    @property
-    def _opened_by(self) -> ServiceIdentity:
-        assert self._identity is not None
-        return self._identity
 
     def check(self) -> None:
         """Bind, and release at once.
@@ -106,6 +102,7 @@ class ZmqSink(Sink):
         MissingDependencyError
             If pyzmq is not installed.
         """
+        # Opening replaces a "*" by the port of this try, which another process may have later.
         given = self.address
         try:
             self._open()
@@ -136,7 +133,7 @@ class ZmqSink(Sink):
         """
         for result in results:
             self._newest = result.number
-            kind = _kind(result, self._opened_by)
+            kind = _kind(result, self._identity)
             extra = {
                 "detector_id": result.detector_id,
                 "timestamp_s": result.timestamp_s,
@@ -144,7 +141,7 @@ class ZmqSink(Sink):
                 "state": result.state,
                 "flags": result.flags,
                 "error": result.error,
-                "bundle_digest": (result.made_by or self._opened_by).bundle_digest,
+                "bundle_digest": (result.made_by or self._identity).bundle_digest,
             }
             self._send(kind, result.series, result.number, extra, _arrays(result))
 
@@ -161,7 +158,7 @@ class ZmqSink(Sink):
         extra = {
             "metadata": _plain(series.metadata),
             "identity": series.identity,
-            "made_by": asdict(self._opened_by),
+            "made_by": asdict(self._identity),
         }
         self._send("begin", series.series, -1, extra, {})
 
@@ -193,12 +190,14 @@ class ZmqSink(Sink):
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.PUB if self._mode == "pub" else zmq.PUSH)
         self._socket.sndhwm = self._high_water
+        # A peer that is away must not hold up the thread that would see the service end.
         self._socket.sndtimeo = 1000
         try:
             if self.connects:
                 self._socket.connect(self.address)
             else:
                 self._socket.bind(self.address)
+                # With the port that was found for "*".
                 self.address = self._socket.last_endpoint.decode()
         except zmq.ZMQError as error:
             self.close()
@@ -212,6 +211,10 @@ class ZmqSink(Sink):
     ) -> None:
         import zmq
 
+        little = {
+            name: (array.astype(array.dtype.newbyteorder("<"), copy=False), unit)
+            for name, (array, unit) in arrays.items()
+        }
         header = {
             "version": VERSION,
             "kind": kind,
@@ -221,23 +224,17 @@ class ZmqSink(Sink):
             "watermark": self._newest,
             **extra,
             "arrays": [
-                {"name": name, "dtype": _little(array).str, "shape": array.shape, "unit": unit}
-                for name, (array, unit) in arrays.items()
+                {"name": name, "dtype": array.dtype.str, "shape": array.shape, "unit": unit}
+                for name, (array, unit) in little.items()
             ],
         }
         parts = [f"edgexnas.{kind}".encode(), json.dumps(header).encode()]
-        parts += [
-            np.ascontiguousarray(array, _little(array)).tobytes() for array, _ in arrays.values()
-        ]
+        parts += [array.tobytes() for array, _ in little.values()]
         try:
             self._socket.send_multipart(parts)
         except zmq.Again as error:
             raise OSError(f"no peer took a message at {self.address} for a second") from error
         self._sent += 1
-
-
-def _little(array: npt.NDArray[Any]) -> np.dtype[Any]:
-    return array.dtype.newbyteorder("<") if sys.byteorder == "big" else array.dtype
 
 
 def _kind(result: FrameResult, identity: ServiceIdentity) -> str:
@@ -264,9 +261,11 @@ def _arrays(result: FrameResult) -> Arrays:
 
 
 def _plain(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Keep what JSON can say of a series' metadata; the rest becomes text."""
-    known = (str, int, float, bool, type(None))
-    return {
-        str(name): value if isinstance(value, known) else str(value)
-        for name, value in metadata.items()
-    }
+    """Keep what JSON can say of a series' metadata; the rest, NaN and infinity too, is text."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, float):
+            return value if math.isfinite(value) else str(value)
+        return value if isinstance(value, (str, int, type(None))) else str(value)
+
+    return {str(name): plain(value) for name, value in metadata.items()}

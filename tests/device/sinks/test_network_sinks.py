@@ -16,6 +16,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
 
 from edgexnas.bragg import Peaks
 from edgexnas.device.sinks.pva_sink import PvaSink
@@ -97,13 +100,13 @@ class TestZmq:
 
     def test_a_message_tells_frame_and_arrays(self, sink: ZmqSink, receive: Any) -> None:
         take = receive(sink.address, "push")
-        sink.begin(SeriesBegun("a", {"energy_kev": 12.4, "axes": [1, 2]}))
+        sink.begin(SeriesBegun("a", {"energy_kev": 12.4, "axes": [1, 2], "gain": np.nan}))
         sink.write([result(7)])
         sink.end(SeriesEnded("a", {"done": 1}))
         topic, begin, _ = take()
         assert (topic, begin["metadata"]) == (
             "edgexnas.begin",
-            {"energy_kev": 12.4, "axes": "[1, 2]"},
+            {"energy_kev": 12.4, "axes": "[1, 2]", "gain": "nan"},
         )
         assert begin["made_by"]["bundle_digest"] == "a" * 64
         topic, header, arrays = take()
@@ -163,6 +166,26 @@ class TestZmq:
         header = json.dumps({"version": 3, "arrays": []}).encode()
         with pytest.raises(ValueError, match="has version 3 and 2 is known"):
             SAMPLE.decode([b"edgexnas.peaks", header])
+
+    @settings(deadline=None)
+    @given(
+        arrays(np.float32, array_shapes(min_dims=2, max_dims=2, min_side=2, max_side=2)),
+        st.text(),
+        st.none() | st.integers(0, 2**60),
+        st.none() | st.floats(allow_nan=False, allow_infinity=False),
+    )
+    def test_any_result_is_decoded_as_it_was_sent(
+        self, positions: Any, series: str, detector_id: int | None, timestamp_s: float | None
+    ) -> None:
+        sent: list[list[bytes]] = []
+        sink = ZmqSink("tcp://127.0.0.1:*")
+        sink._identity, sink._socket = IDENTITY, SimpleNamespace(send_multipart=sent.append)
+        peaks = replace(result(3).peaks, positions_px=positions)  # type: ignore[type-var]
+        sink.write([FrameResult(series, 3, 0, timestamp_s, peaks, detector_id=detector_id)])
+        header, decoded = SAMPLE.decode(sent[0])
+        np.testing.assert_array_equal(decoded["positions"], positions)
+        assert (header["series"], header["timestamp_s"]) == (series, timestamp_s)
+        assert header["detector_id"] == detector_id
 
     @pytest.mark.parametrize("sink", ["pub"], indirect=True)
     def test_every_subscriber_gets_everything(self, sink: ZmqSink, receive: Any) -> None:
