@@ -200,7 +200,7 @@ class _Run:
                 self._display.add(trial)
         if self._journal.events:
             again = sum(trial.order < 0 for trial in self._journal.trials.values())
-            message = f"kept {self.kept} evaluations, {again} that were under way start again"
+            message = f"kept {self.kept} evaluations, {again} interrupted ones restart"
             logger.info("resumed: %s", message)
             self._display.say(message)
 
