@@ -104,7 +104,7 @@ def _bench(options: argparse.Namespace) -> None:
 
 @contextmanager
 def _each_warning_once() -> Iterator[None]:
-    """Show a warning once: every engine that is opened gives those of its kind again."""
+    """Show each warning once, although every engine that is opened repeats it."""
     shown: set[str] = set()
 
     def is_news(record: logging.LogRecord) -> bool:
