@@ -126,7 +126,7 @@ def run_service(options: argparse.Namespace, stop: threading.Event) -> dict[str,
         "peaks": status.peaks_total,
         "stage_ms": {name: [summary.p50, summary.p99] for name, summary in status.stage_ms.items()},
         "stored_bytes": stored,
-        "last_error": status.last_error,
+        "last_error": status.last_error.message if status.last_error else None,
     }
 
 

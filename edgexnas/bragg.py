@@ -181,7 +181,9 @@ def scale_patches(patches: FloatArray) -> FloatArray:
     """
     low = patches.min(axis=(1, 2), keepdims=True)
     span = patches.max(axis=(1, 2), keepdims=True) - low
-    scaled: FloatArray = (patches - low) / np.where(span > 0, span, np.float32(1))
+    span[span <= 0] = 1
+    scaled: FloatArray = patches - low
+    scaled /= span
     return scaled
 
 

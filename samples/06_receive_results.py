@@ -23,7 +23,10 @@ def decode(parts: list[bytes]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     _, header, *contents = parts
     told = json.loads(header)
     if told["version"] > NEWEST:
-        raise ValueError(f"a message has version {told['version']}; {NEWEST} is known")
+        raise ValueError(
+            f"a message has version {told['version']} and {NEWEST} is known; take this sample from "
+            "a newer edgexnas"
+        )
     arrays = {
         array["name"]: np.frombuffer(content, array["dtype"]).reshape(array["shape"])
         for array, content in zip(told["arrays"], contents, strict=True)
@@ -71,4 +74,4 @@ if __name__ == "__main__":
     except zmq.ZMQError as error:
         sys.exit(f"error: {sys.argv[1]}: {error}; specify the address of the service's ZMQ sink")
     except ValueError as error:
-        sys.exit(f"error: {error}; take this sample from a newer edgexnas")
+        sys.exit(f"error: {error}")

@@ -29,12 +29,15 @@ LOOSE = FinderSettings(minimum_counts=0, noise_sigmas=1, snr=1, prominence_sigma
 """Lets so many peaks pass that every window holds several."""
 
 
-def both(finder_settings: FinderSettings, frame: np.ndarray, **options) -> list[FoundPeaks]:
+def both(
+    finder_settings: FinderSettings, frame: np.ndarray, *, scaled: bool = False, **options
+) -> list[FoundPeaks]:
     """Find the peaks with the reference and with the compiled twin."""
-    return [
-        PeakFinder(finder_settings, shape=frame.shape, compiled=compiled, **options).find(frame)
+    finders = (
+        PeakFinder(finder_settings, shape=frame.shape, compiled=compiled, **options)
         for compiled in (False, True)
-    ]
+    )
+    return [finder.find(frame, scaled=scaled) for finder in finders]
 
 
 def assert_identical(reference: FoundPeaks, compiled: FoundPeaks) -> None:
@@ -69,11 +72,11 @@ def detectors(draw) -> tuple[np.ndarray, Background | None, np.ndarray | None, F
     return frame, background, mask, chosen
 
 
-@given(detectors())
+@given(detectors(), st.booleans())
 @settings(max_examples=80, deadline=None)
-def test_random_detectors_give_identical_peaks(detector):
+def test_random_detectors_give_identical_peaks(detector, scaled):
     frame, background, mask, chosen = detector
-    assert_identical(*both(chosen, frame, background=background, mask=mask))
+    assert_identical(*both(chosen, frame, background=background, mask=mask, scaled=scaled))
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint32, np.int32, np.float32, np.int64])

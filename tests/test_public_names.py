@@ -49,6 +49,7 @@ EXPORTING = (
     "edgexnas.host",
     "edgexnas.ptycho",
     "edgexnas.simulate",
+    "edgexnas.testing",
 )
 
 GUIDES = [ROOT / "README.md", ROOT / "host/README.md", ROOT / "device/README.md"]
@@ -236,7 +237,7 @@ def serve_keys() -> Names:
         lines = [line for line in said.getvalue().splitlines() if fault in line]
         return offered(lines[0]) if lines else []
 
-    unknown = f"{UNKNOWN} is unknown; give"
+    unknown = f"{UNKNOWN} is unknown; specify"
     found = {"top level": ask(f"{UNKNOWN} = 1", unknown)}
     for key in found["top level"]:
         if names := ask(f"{key} = {{ {UNKNOWN} = 1 }}", unknown):

@@ -7,6 +7,16 @@ from edgexnas.bundle.bundle_file import (
     verify_bundle,
     write_bundle,
 )
+from edgexnas.bundle.deployment import (
+    Distribution,
+    IntervalCalibration,
+    MeasuredLatency,
+    ModelCard,
+    PeakDetection,
+    Probe,
+    QuantisationRecipe,
+    TrainingData,
+)
 from edgexnas.bundle.description import describe
 from edgexnas.bundle.gate_policy import GatePolicy
 from edgexnas.bundle.keys import generate_keys, load_signing_key
@@ -24,6 +34,7 @@ from edgexnas.bundle.manifest import (
     Quantisation,
     Tensor,
 )
+from edgexnas.bundle.probe import describe_probe
 from edgexnas.bundle.rollback import StateOption
 from edgexnas.bundle.trust import TrustStore, write_trust_list
 from edgexnas.bundle.trust_list import TrustList
@@ -35,18 +46,27 @@ __all__ = [
     "AmplitudeGate",
     "BraggPreprocessing",
     "Bundle",
+    "Distribution",
     "Gate",
     "GatePolicy",
+    "IntervalCalibration",
     "Manifest",
+    "MeasuredLatency",
+    "ModelCard",
+    "PeakDetection",
     "Precision",
+    "Probe",
     "Provenance",
     "PtychoPreprocessing",
     "Quantisation",
+    "QuantisationRecipe",
     "StateOption",
     "Tensor",
+    "TrainingData",
     "TrustList",
     "TrustStore",
     "describe",
+    "describe_probe",
     "generate_keys",
     "load_signing_key",
     "open_bundle",

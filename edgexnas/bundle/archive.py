@@ -27,7 +27,7 @@ END = struct.Struct("<4s4H2LH")
 LOCAL_MAGIC, CENTRAL_MAGIC, END_MAGIC = b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06"
 
 MOST_ENTRIES = 64
-"""Entries that are looked at; more are refused unseen."""
+"""Entries that are looked at; more are rejected unseen."""
 
 VERSION_NEEDED = 10
 """Version 1.0: stored members and nothing else."""
@@ -110,10 +110,12 @@ def decode_archive(raw: bytes, *, limits: Mapping[str, int], what: str) -> dict[
         )
         if complaint:
             raise BundleError(f"{what} holds member {entry.name[:80]!r}, which {complaint}")
+        # Where the writer puts it; a local header of another length shows in the comparison below.
         start = entry.offset + LOCAL.size + len(entry.name)
         members[entry.name] = raw[start : start + entry.size]
         if zlib.crc32(members[entry.name]) != entry.crc:
             raise BundleError(f"{what} is damaged in member {entry.name}: copy the file again")
+    # What the checks above let pass, times, attributes and gaps among it, differs here.
     expected = encode_archive({name: members[name] for name in limits if name in members})
     if expected != raw:
         raise BundleError(
@@ -129,6 +131,7 @@ def _read_directory(raw: bytes, what: str) -> list[_Entry]:
         raise BundleError(
             f"{what} does not start as a bundle: another kind of file, or bytes added"
         )
+    # No search for the end record: where a comment may follow it, readers find different ones.
     end = raw[-END.size :]
     if len(end) < END.size or not end.startswith(END_MAGIC):
         raise BundleError(f"{what} is truncated, or bytes were added to its end: copy it again")
@@ -139,6 +142,7 @@ def _read_directory(raw: bytes, what: str) -> list[_Entry]:
         raise BundleError(f"{what} has an end record that contradicts the file: copy it again")
     if count > MOST_ENTRIES:
         raise BundleError(f"{what} holds {count} members, far more than a bundle has")
+    # Each step stays inside the directory, so a length that lies ends the walk.
     entries, position = [], offset
     for _ in range(count):
         entry = _read_entry(raw, position, limit=offset + length)
@@ -177,6 +181,7 @@ def _name_complaint(name: str, limits: Mapping[str, int], seen: Mapping[str, byt
 
 
 def _entry_complaint(entry: _Entry, limit: int) -> str | None:
+    # The rest could be left to the comparison; these say what somebody did to the file.
     if entry.flags & ENCRYPTED:
         return "is encrypted"
     if entry.flags & DATA_DESCRIPTOR:

@@ -29,6 +29,7 @@ from edgexnas.bundle.manifest import (
     parse_manifest,
 )
 from edgexnas.bundle.onnx_graph import MOST_MODEL_BYTES, check_onnx
+from edgexnas.bundle.probe import MOST_PROBE_BYTES, decode_probe, encode_probe
 from edgexnas.bundle.reference import MOST_REFERENCE_BYTES, decode_reference, encode_reference
 from edgexnas.bundle.rollback import RollbackState, StateOption, open_state
 from edgexnas.bundle.signature import (
@@ -37,6 +38,7 @@ from edgexnas.bundle.signature import (
     sign_members,
     verify_signature,
 )
+from edgexnas.bundle.strict_json import printable
 from edgexnas.bundle.trust import TrustStore
 from edgexnas.bundle.validity import check_validity
 from edgexnas.errors import BundleError, ConfigurationError, SignatureError
@@ -54,11 +56,13 @@ __all__ = [
 
 MANIFEST_MEMBER = "manifest.json"
 REFERENCE_MEMBER = "reference.npz"
+PROBE_MEMBER = "probe.npz"
 
 MEMBER_LIMITS = {
     MANIFEST_MEMBER: 256 * 1024,
     **dict.fromkeys(MODEL_MEMBERS.values(), MOST_MODEL_BYTES),
     REFERENCE_MEMBER: MOST_REFERENCE_BYTES,
+    PROBE_MEMBER: MOST_PROBE_BYTES,
     SIGNATURE_MEMBER: 64 * 1024,
 }
 """Largest size in bytes of each member, in the order in which they stand in the file."""
@@ -90,6 +94,8 @@ class Bundle:
         Where it was read from; None if it came as bytes.
     state
         What remembers the newest bundle; None without protection against older ones.
+    probe
+        (H, W) complex64, read-only: what `manifest.probe` describes; None without one.
     """
 
     manifest: Manifest
@@ -100,6 +106,7 @@ class Bundle:
     key_id: str
     path: Path | None = None
     state: RollbackState | None = None
+    probe: npt.NDArray[np.complex64] | None = None
 
     def remember(self) -> None:
         """Accept no older bundle of this model from now on, if there is a state.
@@ -125,11 +132,12 @@ def write_bundle(
     models: Mapping[Precision, bytes],
     reference: Mapping[str, npt.NDArray[np.generic]],
     signing_key: Path | str | ec.EllipticCurvePrivateKey,
+    probe: npt.NDArray[np.complexfloating] | None = None,
 ) -> Path:
     """Sign a model and write it as one file; equal content differs in its signature alone.
 
     The result is verified as `open_bundle` does before the file appears, so nothing is written
-    that a device would refuse.
+    that a device would reject.
 
     Parameters
     ----------
@@ -144,6 +152,8 @@ def write_bundle(
         float32 model, with the shapes of the manifest's tensors.
     signing_key
         Private key on P-256, or its PEM file.
+    probe
+        (H, W) complex: what `manifest.probe` describes, which `describe_probe` makes.
 
     Returns
     -------
@@ -152,7 +162,7 @@ def write_bundle(
     Raises
     ------
     BundleError
-        If a device would refuse the bundle.
+        If a device would reject the bundle.
     ConfigurationError
         If the signing key cannot be used, or the file cannot be written.
     """
@@ -169,6 +179,9 @@ def write_bundle(
         **{MODEL_MEMBERS[name]: models[name] for name in MODEL_MEMBERS if name in models},
         REFERENCE_MEMBER: encode_reference(reference, manifest),
     }
+    if probe is not None:
+        members[PROBE_MEMBER] = encode_probe(probe)
+    # Last, because it covers all others, and a reader needs it whole before it believes them.
     members[SIGNATURE_MEMBER] = sign_members(members, signing_key, name=manifest.model_id)
     raw = encode_archive(members)
     public = signing_key.public_key()
@@ -224,6 +237,7 @@ def open_bundle(
     if not isinstance(trust, TrustStore):
         trust = TrustStore.load(trust, state=state, now=now)
     bundle = verify_bundle(_read(path), trust=trust, path=path, gates=gates, now=now)
+    # After everything else: what does not verify has no sequence.
     memory = open_state(state)
     if memory is not None:
         memory.check_bundle(bundle.manifest)
@@ -260,12 +274,13 @@ def verify_bundle(
     BundleError, SignatureError, TrustError
         As in `open_bundle`.
     """
-    what = "bundle" if path is None else f"bundle {path}"
+    what = "bundle" if path is None else _name(path)
     members = decode_archive(raw, limits=MEMBER_LIMITS, what=what)
     signer, content = _verify_members(members, trust, what)
     manifest = _manifest_of(members, what)
     check_validity(manifest.created, manifest.expires, now=now, what=what)
     (gates or GatePolicy()).check(manifest.gate, what=what)
+    # A signer who leaves a model out, or slips one in, disagrees with his own manifest.
     models = {name: members[file] for name, file in MODEL_MEMBERS.items() if file in members}
     if set(models) != set(manifest.precisions):
         raise BundleError(
@@ -277,9 +292,18 @@ def verify_bundle(
         check_onnx(model, precision=name, manifest=manifest, what=file)
     reference = _member(members, REFERENCE_MEMBER, what)
     arrays = decode_reference(reference, manifest, what=f"{REFERENCE_MEMBER} of {what}")
+    probe = _probe_of(members, manifest, what)
+    # Of the file as it came; the content's digest is the same for another signature of it.
     digest = hashlib.sha256(raw).hexdigest()
     return Bundle(
-        manifest, MappingProxyType(models), MappingProxyType(arrays), digest, content, signer, path
+        manifest,
+        MappingProxyType(models),
+        MappingProxyType(arrays),
+        digest,
+        content,
+        signer,
+        path,
+        probe=probe,
     )
 
 
@@ -291,9 +315,8 @@ def read_manifest(path: Path | str) -> Manifest:
     BundleError
         If the file cannot be read, or archive or manifest are malformed.
     """
-    what = f"bundle {path}"
-    members = decode_archive(_read(Path(path)), limits=MEMBER_LIMITS, what=what)
-    return _manifest_of(members, what)
+    members = _unverified(path)
+    return _manifest_of(members, _name(path))
 
 
 def content_digest_of(path: Path | str) -> str:
@@ -304,7 +327,7 @@ def content_digest_of(path: Path | str) -> str:
     BundleError
         If the file cannot be read or is no bundle.
     """
-    members = decode_archive(_read(Path(path)), limits=MEMBER_LIMITS, what=f"bundle {path}")
+    members = _unverified(path)
     return content_digest(
         {
             name: hashlib.sha256(members[name]).hexdigest()
@@ -314,13 +337,21 @@ def content_digest_of(path: Path | str) -> str:
     )
 
 
+def _name(path: Path | str) -> str:
+    return f"bundle {printable(str(path))}"
+
+
+def _unverified(path: Path | str) -> dict[str, bytes]:
+    return decode_archive(_read(Path(path)), limits=MEMBER_LIMITS, what=_name(path))
+
+
 def _read(path: Path) -> bytes:
     try:
         raw = read_once(path, most_bytes=MOST_BUNDLE_BYTES)
     except OSError as error:
-        raise BundleError(f"bundle {path} cannot be read: {error.strerror}") from error
+        raise BundleError(f"{_name(path)} cannot be read: {error.strerror}") from error
     if raw is None:
-        raise BundleError(f"{path} is larger than {MOST_BUNDLE_BYTES} bytes, so it is no bundle")
+        raise BundleError(f"{_name(path)} is larger than {MOST_BUNDLE_BYTES} bytes, so it is none")
     return raw
 
 
@@ -335,6 +366,18 @@ def _manifest_of(members: Mapping[str, bytes], what: str) -> Manifest:
     return parse_manifest(raw, what=f"{MANIFEST_MEMBER} of {what}")
 
 
+def _probe_of(
+    members: Mapping[str, bytes], manifest: Manifest, what: str
+) -> npt.NDArray[np.complex64] | None:
+    record, raw = manifest.probe, members.get(PROBE_MEMBER)
+    if record is None and raw is None:
+        return None
+    if record is None or raw is None:
+        where = "manifest.json" if record is None else PROBE_MEMBER
+        raise BundleError(f"{what} has a probe that {where} lacks: export it again")
+    return decode_probe(raw, record, what=f"{PROBE_MEMBER} of {what}")
+
+
 def _verify_members(members: Mapping[str, bytes], trust: TrustStore, what: str) -> tuple[str, str]:
     """Check the signature, and that it covers these members and no others.
 
@@ -346,9 +389,11 @@ def _verify_members(members: Mapping[str, bytes], trust: TrustStore, what: str) 
         raise SignatureError(f"{what} is not signed: it lacks {SIGNATURE_MEMBER}")
     try:
         signer, digests = verify_signature(members[SIGNATURE_MEMBER], trust=trust)
-        trust.check_content(content := content_digest(digests))
+        # Sorted, so that naming the members in another order does not escape a revocation.
+        trust.check_content(content := content_digest(dict(sorted(digests.items()))))
     except BundleError as error:
         raise type(error)(f"{what}: {error}") from None
+    # Equality both ways: a member that nobody signed is as bad as one that is missing.
     present = set(members) - {SIGNATURE_MEMBER}
     if present != set(digests):
         wrong = ", ".join(sorted(repr(name[:80]) for name in present ^ set(digests)))

@@ -39,6 +39,7 @@ def describe(manifest: Manifest) -> list[tuple[str, str]]:
         rows.append(("amplitude gate", f"{', '.join(shares)} of the mean"))
     rows += [("accuracy", _accuracy(row)) for row in manifest.accuracy]
     rows += _quantisation(manifest)
+    rows += _deployment(manifest)
     trial = "" if made.trial is None else f", trial {made.trial}"
     rows += [
         ("search", f"{made.search or 'none'}{trial}, seed {made.seed}"),
@@ -90,3 +91,38 @@ def _quantisation(manifest: Manifest) -> list[tuple[str, str]]:
             f"mean error {made.loss_fraction:+.1%}",
         )
     ]
+
+
+def _deployment(manifest: Manifest) -> list[tuple[str, str]]:
+    """Describe the parts that a manifest may leave out."""
+    rows = []
+    if (detection := manifest.detection) is not None:
+        rows.append(("detection", _pairs(detection.model_dump(mode="json"))))
+    if (calibration := manifest.interval_calibration) is not None:
+        factors = [factor for row in calibration.factors for factor in row]
+        rows.append(
+            (
+                "intervals",
+                f"{calibration.level:.0%}, by {len(factors)} groups of signal-to-noise and width, "
+                f"factors {min(factors):.3g} to {max(factors):.3g}",
+            )
+        )
+    if (data := manifest.training_data) is not None:
+        names = ", ".join(quantity.name for quantity in data.quantities)
+        rows.append(("training data", f"{data.n} items, distributions of {names or 'nothing'}"))
+    if (probe := manifest.probe) is not None:
+        (row, col), (rows_, cols) = probe.pixel_m, probe.shape
+        rows.append(("probe", f"{rows_} × {cols}, pixels of {row:.4g} × {col:.4g} m"))
+    if (recipe := manifest.quantisation_recipe) is not None:
+        rows.append(("Q/DQ", _pairs(recipe.model_dump(mode="json", exclude={"latencies"}))))
+        rows += [
+            (
+                "latency",
+                f"{run.precision}, batch {run.batch}: {run.median_ms:.4g} ms by {run.engine} on "
+                f"{run.device}",
+            )
+            for run in recipe.latencies
+        ]
+    if (card := manifest.model_card) is not None:
+        rows += [(name.replace("_", " "), text) for name, text in card]
+    return rows

@@ -36,6 +36,7 @@ class Envelope(NamedTuple):
         LookupError, TypeError, ValueError
             If a part is not there or is no base 64.
         """
+        # Exactly one: with several, verifiers differ in how many must hold.
         (signed,) = fields["signatures"]
         payload, signature = (base64.b64decode(t) for t in (fields["payload"], signed["sig"]))
         return cls(fields["payloadType"], payload, signature, signed["keyid"])

@@ -55,7 +55,7 @@ class GatePolicy:
             limit = getattr(self, name)
             if not allowed <= limit:
                 raise BundleError(
-                    f"{what} lets a {precision} engine deviate by {allowed:g}{unit}, where this "
+                    f"{what} lets its {precision} engine deviate by {allowed:g}{unit}, where this "
                     f"device accepts {limit:g}{unit}: use a more accurate bundle, or raise {name}"
                 )
 

@@ -87,6 +87,7 @@ def generate_keys(
         if path.exists():
             raise ConfigurationError(f"{path} exists: choose another name, keys are not replaced")
     key = ec.generate_private_key(ec.SECP256R1())
+    # Not encrypted: exports run unattended, and a password beside the key protects nothing.
     pem = key.private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,
@@ -107,6 +108,7 @@ def generate_keys(
 
 def _write_new(path: Path, content: bytes, *, mode: int) -> None:
     """Write a file that must not exist; its mode is right from its first byte."""
+    # O_EXCL follows no link, so nobody can direct a key to another place.
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     with os.fdopen(descriptor, "wb") as file:
         file.write(content)
@@ -124,6 +126,7 @@ def parse_public_key(raw: bytes, *, what: str) -> ec.EllipticCurvePublicKey:
     """
     if b"PRIVATE KEY-----" in raw:
         raise TrustError(f"{what} is a private key: devices need the NAME.pub.pem beside it alone")
+    # Of several the library reads the first, and the others would seem to be trusted.
     if raw.count(b"-----BEGIN ") > 1:
         raise TrustError(f"{what} holds several keys: give each its own *.pub.pem in a folder")
     try:

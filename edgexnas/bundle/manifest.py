@@ -13,23 +13,41 @@ from typing import Annotated, Literal
 
 from pydantic import (
     AwareDatetime,
-    BaseModel,
-    ConfigDict,
     FailFast,
     Field,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    StringConstraints,
     ValidationError,
     model_validator,
 )
 
+from edgexnas.bundle.deployment import (
+    IntervalCalibration,
+    ModelCard,
+    PeakDetection,
+    Probe,
+    QuantisationRecipe,
+    TrainingData,
+)
+from edgexnas.bundle.record import (
+    IDENTIFIER,
+    Digest,
+    Identifier,
+    Level,
+    Names,
+    NonNegative,
+    Precision,
+    Record,
+    Release,
+    Text,
+)
 from edgexnas.bundle.strict_json import explain, parse_json
 from edgexnas.errors import BundleError
 from edgexnas.peak_finding import FinderSettings
 
 __all__ = [
+    "IDENTIFIER",
     "MODEL_MEMBERS",
     "SCHEMA_VERSION",
     "AccuracyRow",
@@ -48,14 +66,11 @@ __all__ = [
     "write_schema",
 ]
 
-SCHEMA_VERSION: Literal[1] = 1
+SCHEMA_VERSION: Literal[2] = 2
 """Version of the manifest that this edgexnas writes, and the newest that it reads."""
 
-OLDEST_READER = "0.1.0"
+OLDEST_READER = "0.2.0"
 """The first edgexnas that reads `SCHEMA_VERSION`."""
-
-Precision = Literal["float32", "float16", "int8"]
-"""Arithmetic of one of a bundle's models; all take and give float32 tensors."""
 
 MODEL_MEMBERS: dict[Precision, str] = {
     "float32": "model.onnx",
@@ -66,29 +81,20 @@ MODEL_MEMBERS: dict[Precision, str] = {
 
 SCHEMA_PATH = Path(__file__).with_name("manifest.schema.json")
 
-# Manifests are printed before their signature is checked: no control characters and no change of
-# writing direction, so that a stranger's file cannot speak to the terminal.
-Text = Annotated[str, StringConstraints(max_length=2000, pattern=r"^\P{C}*$")]
-Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-IDENTIFIER = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
-"""What a model_id, and the name of a tensor, look like."""
-Identifier = Annotated[str, StringConstraints(pattern=IDENTIFIER)]
-Release = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,4}(\.[0-9]{1,4}){1,3}$")]
-Level = Annotated[float, Field(gt=0, lt=1)]
-NonNegative = Annotated[float, Field(ge=0)]
-# Failing fast, or a stranger's file could make pydantic collect a million complaints.
-Names = Annotated[tuple[Text, ...], Field(max_length=1000), FailFast()]
-
-
-class _Record(BaseModel):
-    """Immutable, finite, and without a field that this version does not know."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+OPTIONAL_FIELDS = frozenset(
+    (
+        "detection",
+        "interval_calibration",
+        "training_data",
+        "probe",
+        "quantisation_recipe",
+        "model_card",
     )
+)
+"""Fields that schema 1 does not have."""
 
 
-class Tensor(_Record):
+class Tensor(Record):
     """One input or output of the model."""
 
     name: Identifier
@@ -111,7 +117,7 @@ class Tensor(_Record):
         return self
 
 
-class BraggPreprocessing(_Record):
+class BraggPreprocessing(Record):
     """How a detector frame becomes network input for Bragg peaks; see `edgexnas.bragg`."""
 
     kind: Literal["bragg"] = "bragg"
@@ -124,7 +130,7 @@ class BraggPreprocessing(_Record):
     """Settings of the peak finder that cut the patches the network was trained on."""
 
 
-class PtychoPreprocessing(_Record):
+class PtychoPreprocessing(Record):
     """How a diffraction pattern becomes network input for ptychography; see `edgexnas.ptycho`."""
 
     kind: Literal["ptycho"] = "ptycho"
@@ -135,7 +141,7 @@ class PtychoPreprocessing(_Record):
     """Counts that become 1 at the network's input."""
 
 
-class AccuracyRow(_Record):
+class AccuracyRow(Record):
     """One row of the accuracy table on held-out data: a model or a classical estimate."""
 
     name: Text
@@ -163,7 +169,7 @@ class AccuracyRow(_Record):
     """Trainable parameters; None for a classical estimate."""
 
 
-class Quantisation(_Record):
+class Quantisation(Record):
     """How the INT8 model was made, and what it costs."""
 
     method: Literal["ptq", "qat"]
@@ -182,9 +188,7 @@ class Quantisation(_Record):
     """INT8 mean error / float32 mean error - 1, on held-out data."""
 
 
-class AmplitudeGate(_Record):
-    """Largest mean amplitude difference allowed, as a share of the reference's mean amplitude."""
-
+class _Limits(Record):
     float32: PositiveFloat
     """Limit for a float32 engine."""
     float16: PositiveFloat
@@ -193,7 +197,11 @@ class AmplitudeGate(_Record):
     """Limit for an INT8 engine."""
 
 
-class Gate(_Record):
+class AmplitudeGate(_Limits):
+    """Largest mean amplitude difference allowed, as a share of the reference's mean amplitude."""
+
+
+class Gate(_Limits):
     """Largest mean distance allowed between an engine's output and the float32 reference.
 
     Distances of peaks are Euclidean; phases are compared by `edgexnas.ptycho.patch_errors`.
@@ -201,17 +209,11 @@ class Gate(_Record):
 
     unit: Literal["px", "rad"]
     """Unit of the three distances."""
-    float32: PositiveFloat
-    """Limit for a float32 engine."""
-    float16: PositiveFloat
-    """Limit for a float16 engine."""
-    int8: PositiveFloat
-    """Limit for an INT8 engine."""
     amplitude: AmplitudeGate | None = None
     """Limits for the amplitude of ptychography; None leaves it unchecked."""
 
 
-class Provenance(_Record):
+class Provenance(Record):
     """Where the model comes from."""
 
     search: Text | None = None
@@ -230,10 +232,10 @@ class Provenance(_Record):
     """Versions of the packages that made the bundle."""
 
 
-class Manifest(_Record):
+class Manifest(Record):
     """Everything a device needs to know about a model before it runs it."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1, 2] = SCHEMA_VERSION
     """Version of this manifest's fields."""
     requires_edgexnas: Release = OLDEST_READER
     """The first edgexnas that can read this manifest."""
@@ -270,19 +272,31 @@ class Manifest(_Record):
     quantisation: Quantisation | None = None
     """How the INT8 model was made; None without one."""
     gate: Gate
-    """How far an engine may stray from the reference outputs."""
+    """How far an engine may deviate from the reference outputs."""
     provenance: Provenance
     """Search, data and packages that led to the model."""
+    detection: PeakDetection | None = None
+    """Defaults of peak finding that a device may adapt; None for those of `preprocessing`."""
+    interval_calibration: IntervalCalibration | None = None
+    """Factors of predicted intervals; None leaves them as the network gives them."""
+    training_data: TrainingData | None = None
+    """Distribution of the training data; None if nothing can be said of other data."""
+    probe: Probe | None = None
+    """Illumination of the training data, for ptychography; None if it is unknown."""
+    quantisation_recipe: QuantisationRecipe | None = None
+    """How the precisions were made and what they take; None if it was not recorded."""
+    model_card: ModelCard | None = None
+    """Use, limits and licence in words."""
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Manifest:
-        for complaint in (_task_complaint(self), _version_complaint(self), _tensor_complaint(self)):
-            if complaint:
-                raise ValueError(complaint)
+        for fault in (_task_fault(self), _version_fault(self), _tensor_fault(self)):
+            if fault:
+                raise ValueError(fault)
         return self
 
 
-def _task_complaint(manifest: Manifest) -> str | None:
+def _task_fault(manifest: Manifest) -> str | None:
     if manifest.preprocessing.kind != manifest.task:
         return f"preprocessing is for {manifest.preprocessing.kind}, the task is {manifest.task}"
     unit = {"bragg": "px", "ptycho": "rad"}[manifest.task]
@@ -290,10 +304,16 @@ def _task_complaint(manifest: Manifest) -> str | None:
         return f"the gate of a {manifest.task} model is in {unit}, not {manifest.gate.unit}"
     if manifest.task == "bragg" and manifest.gate.amplitude is not None:
         return "the gate of a bragg model has no amplitude"
+    foreign = {"bragg": ("probe",), "ptycho": ("detection", "interval_calibration")}
+    for name in foreign[manifest.task]:
+        if getattr(manifest, name) is not None:
+            return f"a {manifest.task} model has no {name}"
     return None
 
 
-def _version_complaint(manifest: Manifest) -> str | None:
+def _version_fault(manifest: Manifest) -> str | None:
+    if manifest.schema_version == 1 and (unknown := OPTIONAL_FIELDS & manifest.model_fields_set):
+        return f"schema 1 has no {', '.join(sorted(unknown))}"
     if len(set(manifest.precisions)) != len(manifest.precisions):
         return f"precisions repeat: {manifest.precisions}"
     if manifest.quantisation is not None and "int8" not in manifest.precisions:
@@ -303,7 +323,7 @@ def _version_complaint(manifest: Manifest) -> str | None:
     return None
 
 
-def _tensor_complaint(manifest: Manifest) -> str | None:
+def _tensor_fault(manifest: Manifest) -> str | None:
     names = [tensor.name for tensor in (*manifest.inputs, *manifest.outputs)]
     if len(set(names)) != len(names):
         return f"tensor names repeat: {names}"
@@ -327,7 +347,8 @@ def _tensor_complaint(manifest: Manifest) -> str | None:
 
 def encode_manifest(manifest: Manifest) -> bytes:
     """Write a manifest as canonical JSON: sorted keys, two spaces, UTF-8, one final newline."""
-    return _canonical(manifest.model_dump(mode="json"))
+    unknown = set(OPTIONAL_FIELDS) if manifest.schema_version == 1 else None
+    return _canonical(manifest.model_dump(mode="json", exclude=unknown))
 
 
 def parse_manifest(raw: bytes, *, what: str = "manifest.json") -> Manifest:

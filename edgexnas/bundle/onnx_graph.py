@@ -52,7 +52,7 @@ ALLOWED_OPERATORS = frozenset({
 
 
 def check_onnx(raw: bytes, *, precision: Precision, manifest: Manifest, what: str) -> None:
-    """Refuse an ONNX file that is more than arithmetic, or other than its manifest says.
+    """Reject an ONNX file that is more than arithmetic, or other than its manifest says.
 
     Parameters
     ----------
@@ -74,6 +74,8 @@ def check_onnx(raw: bytes, *, precision: Precision, manifest: Manifest, what: st
     if len(raw) > MOST_MODEL_BYTES:
         raise BundleError(f"{what} has {len(raw)} bytes, where {MOST_MODEL_BYTES} are allowed")
     model = _parse(raw, what)
+    # In this order: nothing is computed from a part that an earlier check has not seen, and the
+    # library's own checker, which trusts most, comes last.
     complaint = (
         _external_complaint(model)
         or _extent_complaint(model)
@@ -101,6 +103,7 @@ def _parse(raw: bytes, what: str) -> ModelProto:
 
 def _messages(model: ModelProto) -> Iterator[Any]:
     """Walk a model and all messages inside, wherever the format has or will have them."""
+    # A list and not recursion: a stranger's file may be nested deeper than the stack.
     waiting: list[Any] = [model]
     for count in itertools.count(1):
         if not waiting:
@@ -141,6 +144,7 @@ def _extent_complaint(model: ModelProto) -> str | None:
             f"has {len(graph.node)} nodes and {len(graph.initializer)} initialisers, where "
             f"{MOST_NODES} and {MOST_INITIALISERS} are allowed"
         )
+    # Another domain names operators that a plug-in would bring.
     versions = {item.domain: item.version for item in model.opset_import}
     if set(versions) - {"", "ai.onnx"} or len(versions) != 1 or len(model.opset_import) != 1:
         return f"imports operator sets {sorted(versions)}, where the default one is allowed"
@@ -215,6 +219,7 @@ def _tensor_complaint(model: ModelProto) -> str | None:
 def _precision_complaint(model: ModelProto, precision: Precision) -> str | None:
     from onnx import TensorProto
 
+    # Some exporters drop quantisation without a word and succeed.
     used = {node.op_type for node in model.graph.node}
     if precision == "int8" and not used >= {"QuantizeLinear", "DequantizeLinear"}:
         return "is to be the int8 model but quantises nothing: quantise it before exporting"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import struct
 from collections.abc import Mapping
 
 import numpy as np
@@ -11,14 +9,12 @@ import numpy.typing as npt
 
 from edgexnas.bundle.archive import decode_archive, encode_archive
 from edgexnas.bundle.manifest import Manifest, Tensor
+from edgexnas.bundle.npy import decode_npy, encode_npy
 from edgexnas.errors import BundleError
 
 __all__ = ["decode_reference", "encode_reference", "reference_tensors"]
 
 MOST_REFERENCE_BYTES = 64 * 1024 * 1024
-
-NPY_START = struct.Struct("<6sBBH")
-"""Magic, version and header length: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html"""
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -47,7 +43,7 @@ def encode_reference(reference: Mapping[str, npt.NDArray[np.generic]], manifest:
     arrays = {name: np.asarray(array) for name, array in reference.items()}
     _check_arrays(arrays, manifest)
     members = {
-        f"{name}.npy": _encode_array(arrays[name].astype("<f4", order="C"))
+        f"{name}.npy": encode_npy(arrays[name].astype("<f4", order="C"))
         for name in reference_tensors(manifest)
     }
     return encode_archive(members)
@@ -90,28 +86,14 @@ def decode_reference(
     return arrays
 
 
-def _encode_array(array: FloatArray) -> bytes:
-    """Write a .npy file (format 1.0); numpy.save pads its header differently between versions."""
-    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {array.shape}, }}"
-    padded = header.ljust(-(-(NPY_START.size + len(header) + 1) // 64) * 64 - NPY_START.size - 1)
-    start = NPY_START.pack(b"\x93NUMPY", 1, 0, len(padded) + 1)
-    return start + f"{padded}\n".encode() + array.tobytes()
-
-
 def _decode_array(raw: bytes, tensor: Tensor, *, what: str) -> FloatArray:
-    """Read a .npy file that `_encode_array` wrote, without believing its header.
-
-    The shape follows from the manifest and the length of the data.
-    """
     shape = _item_shape(tensor)
-    if len(raw) >= NPY_START.size:
-        body = memoryview(raw)[NPY_START.size + NPY_START.unpack_from(raw)[3] :]
-        count, rest = divmod(len(body), 4 * math.prod(shape))
-        if count and not rest:
-            array = np.frombuffer(body, "<f4").reshape(count, *shape)
-            if _encode_array(array) == raw:
-                return array
-    raise BundleError(f"{what} is no float32 array (n, {str(shape)[1:]}: export the bundle again")
+    array = decode_npy(raw, shape)
+    if array is None:
+        raise BundleError(
+            f"{what} is no float32 array (n, {str(shape)[1:]}: export the bundle again"
+        )
+    return array
 
 
 def _item_shape(tensor: Tensor) -> tuple[int, ...]:

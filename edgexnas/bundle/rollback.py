@@ -47,6 +47,7 @@ def default_state_folder() -> Path | None:
     """
     if named := os.environ.get("EDGEXNAS_STATE"):
         return Path(named)
+    # Several folders are separated by colons; the first is the service's own.
     if given := os.environ.get("STATE_DIRECTORY"):
         return Path(given.split(":")[0])
     try:
@@ -92,6 +93,7 @@ class RollbackState:
         self._file = folder / STATE_FILE
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # systemd's DynamicUser makes the folder a link.
             complaint = check_folder(folder, Guard(root=True, links=True))
         except (OSError, ValueError) as error:
             raise self._unusable(error) from error
@@ -148,6 +150,7 @@ class RollbackState:
         with self._locked():
             accepted = self._read()
             known = accepted.lists.get(roots[0])
+            # A stolen root key can sign any version, but no chain through its successor.
             if known is not None and known.root not in roots:
                 raise TrustError(
                     f"{what} is signed by root key {roots[-1][:16]}…, which key "
@@ -174,6 +177,7 @@ class RollbackState:
 
     def _write(self, accepted: _Accepted, table: str, name: str, value: int | _ListMark) -> None:
         entries = getattr(accepted, table)
+        # A start that changes nothing needs no disk that can be written.
         if entries.get(name) == value:
             return
         changed = accepted.model_copy(update={table: {**entries, name: value}})
@@ -183,6 +187,7 @@ class RollbackState:
     def _locked(self) -> Iterator[None]:
         """Let one process at a time read and replace the state, or an update would be lost."""
         try:
+            # A file of its own: the state itself is replaced by rename, and a lock on it with it.
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
             lock = os.open(f"{self._file}.lock", flags, 0o600)
             try:

@@ -185,6 +185,7 @@ def _decode(raw: bytes) -> tuple[str, Envelope]:
     try:
         content: Any = parse_json(raw, what=SIGNATURE_MEMBER)
         hint = content["verificationMaterial"]["publicKey"]["hint"]
+        # Type and key id are constant in this format; what differs does not encode to `raw`.
         envelope = Envelope.of(content["dsseEnvelope"])._replace(kind=PAYLOAD_TYPE, key_id="")
         if re.fullmatch("[0-9a-f]{64}", hint) and _encode(hint, envelope) == raw:
             return hint, envelope
@@ -205,6 +206,7 @@ def _read_statement(payload: bytes) -> dict[str, str]:
             f"{SIGNATURE_MEMBER} signs something other than a model's files ({error}): sign with "
             "`model_signing sign key` or export again"
         ) from None
+    # The last of two equal names would win silently.
     digests = {item.name: item.digest for item in statement.predicate.resources}
     if len(digests) != len(statement.predicate.resources):
         raise SignatureError(f"{SIGNATURE_MEMBER} names a member twice: export or sign again")

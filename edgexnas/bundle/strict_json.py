@@ -45,7 +45,7 @@ def parse_record(
 def parse_json(
     raw: bytes, *, what: str, remedy: str = "export the bundle again"
 ) -> dict[str, object]:
-    """Parse a JSON object, refusing what parsers are known to read differently.
+    """Parse a JSON object, rejecting what parsers are known to read differently.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ def parse_json(
     """
     try:
         value = json.loads(
-            raw.decode("utf-8"), object_pairs_hook=_without_repeats, parse_constant=_refuse_constant
+            raw.decode("utf-8"), object_pairs_hook=_without_repeats, parse_constant=_reject_constant
         )
     # UnicodeDecodeError, JSONDecodeError and numbers with too many digits are all ValueErrors.
     except (ValueError, RecursionError) as error:
@@ -90,6 +90,7 @@ def explain(error: ValidationError) -> str:
 
 
 def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    # Parsers keep the first, the last or both; a signer and a device must not disagree.
     found: dict[str, object] = {}
     for key, value in pairs:
         if key in found:
@@ -98,5 +99,5 @@ def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return found
 
 
-def _refuse_constant(name: str) -> NoReturn:
+def _reject_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number")

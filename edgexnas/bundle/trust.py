@@ -110,6 +110,7 @@ class TrustStore:
         for name in names:
             if name.endswith(".key.pem"):
                 _warn_of_private_key(path / name)
+        # Either is enough: deleting the list must not bring the plain keys back.
         if LIST_FILE in names or ROOT_FILE in names:
             signed, what = _read_list(path), f"trust list {path / LIST_FILE}"
             content, now = signed.content, now or datetime.now(timezone.utc)
@@ -149,6 +150,7 @@ class TrustStore:
                 f"signed by key {key_id[:16]}…, which is not among the {len(self.keys)} trusted in "
                 f"{self.source}: {remedy} if you trust it"
             )
+        # A store may also be made by hand, of any mapping.
         if key_id_of(found) != key_id:
             raise TrustError(f"key ID mismatch in trust store {self.source}: load it again")
         if not is_p256(found):
@@ -230,6 +232,7 @@ def write_trust_list(
             # Only what announced a root must stay, for devices that have not seen it.
             chain, announced = chain[:-1], announced or old.next_root
     created = datetime.now(timezone.utc).replace(microsecond=0)
+    # Revocations are never taken back: a device that missed a list must not miss them.
     gone = {*(old.revoked_keys if old else ()), *revoke_keys}
     kept = {name: pem for name, pem in (old.keys if old else {}).items() if _id(pem) not in gone}
     try:
@@ -246,10 +249,12 @@ def write_trust_list(
         raise ConfigurationError(f"trust list of {folder} is wrong at {explain(error)}") from None
     except OverflowError:
         raise ConfigurationError(f"{valid.days} days are too many: specify fewer") from None
+    # Held against the folder's own root before it is written: a wrong key changes nothing.
     raw = sign_list(content, root_key, before=chain)
     verify_list(raw, root=root, what=f"trust list of {folder}")
     try:
         folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        # The root first: without its list it trusts nothing, and a list without it neither.
         if old is None:
             write_whole(folder / ROOT_FILE, public_pem(root), mode=0o644)
         write_whole(folder / LIST_FILE, raw, mode=0o644)

@@ -128,6 +128,7 @@ def verify_list(raw: bytes, *, root: ec.EllipticCurvePublicKey, what: str) -> Si
     while len(envelopes) > 1 and envelopes[0].key_id != roots[0]:
         envelopes = envelopes[1:]
     for number, envelope in enumerate(envelopes, start=1):
+        # The id is only a hint, but one that must be right, or bytes of the file were free.
         if envelope.key_id != roots[-1] or not envelope.fits(signer):
             raise TrustError(
                 f"{what} is not signed by root key {roots[-1][:16]}…: use the list of its holder"
@@ -141,6 +142,7 @@ def verify_list(raw: bytes, *, root: ec.EllipticCurvePublicKey, what: str) -> Si
                 raise TrustError(f"{what} changes its root key unannounced: use its holder's list")
             signer = _key(content.next_root, f"next_root of {what}")
             roots.append(key_id(signer))
+    # Only the last list counts; those before it did nothing but announce.
     keys = [_key(pem, f"key {name} of {what}") for name, pem in content.keys.items()]
     trusted = {key_id(key): key for key in keys}
     both = sorted({*roots, *content.revoked_keys} & set(trusted))

@@ -101,6 +101,7 @@ def _revoke(options: argparse.Namespace) -> None:
 
     keys, bundles = [], []
     for what in options.revoked:
+        # Bundles are revoked by their file, whose content is what the list names.
         if re.fullmatch("[0-9a-f]{64}", what):
             keys.append(what)
         elif what.endswith(".pem"):

@@ -101,7 +101,6 @@ def _predict(options: argparse.Namespace) -> None:
         _sink(options.output) as sink,
         ExitStack() as stack,
     ):
-        bundle.remember()
         if options.dataset is None:
             series = predictor.stream(options.frames)
         else:

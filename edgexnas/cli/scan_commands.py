@@ -76,7 +76,6 @@ def predict_object(bundle: Bundle, options: argparse.Namespace) -> None:
         row, col = options.object_pixel_nm
         pixel_m = (row * 1e-9, col * 1e-9)
     with PtychoPredictor(bundle, **predictor_options(options)) as predictor:
-        bundle.remember()
         stream = predictor.stream(options.frames, object_pixel_m=pixel_m)
         for _ in stream:
             pass

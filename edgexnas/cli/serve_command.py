@@ -26,9 +26,9 @@ INCOMPLETE = 4
 
 EPILOG = f"""\
 exit status: 0 the source has ended, or the service was stopped, and every frame has ended; 1 the
-service failed; 2 the configuration is wrong, so that starting again is of no
-use; {INCOMPLETE} it was stopped before every frame had ended. SIGTERM or Ctrl-C finishes the frames
-that are here; a second one stops at once."""
+service failed, or stored none of the frames that came; 2 the configuration is wrong, so that
+starting again is of no use; {INCOMPLETE} it was stopped before every frame had ended. SIGTERM or
+Ctrl-C finishes the frames that are here; a second one stops at once."""
 
 
 def add_to(commands: Commands) -> None:
@@ -61,7 +61,7 @@ def _run(service: Service) -> bool:
     from edgexnas.device.serving.service_manager import Watchdog, notify
 
     interrupts = _Interrupts(service)
-    watchdog = Watchdog(lambda: service.healthy)
+    watchdog = Watchdog(lambda: service.health)
     try:
         service.start()
         # Only now: a service manager starts what depends on this one.

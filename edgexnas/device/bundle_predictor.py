@@ -20,7 +20,7 @@ from edgexnas.device.shared_engine import CacheFolder, SharedEngine
 from edgexnas.errors import ConfigurationError, InputError
 
 if TYPE_CHECKING:
-    from edgexnas.bundle import Precision, TrustStore
+    from edgexnas.bundle import GatePolicy, Precision, StateOption, TrustStore
     from edgexnas.device.cuda import PinnedMemory
 
 __all__ = ["BundlePath", "BundlePredictor", "PredictorOptions", "Task", "verified_bundle"]
@@ -33,6 +33,8 @@ Self = TypeVar("Self", bound="BundlePredictor")
 class PredictorOptions(TypedDict, total=False):
     """How a predictor is opened; see `edgexnas.device.Predictor`."""
 
+    state: StateOption
+    gates: GatePolicy | None
     engine: str
     precision: Precision | Literal["auto"]
     batch: int
@@ -46,7 +48,7 @@ class BundlePredictor:
 
     Parameters
     ----------
-    bundle, trust, engine, precision, batch, threads, cache, mask
+    bundle, trust, state, gates, engine, precision, batch, threads, cache, mask
         As of `edgexnas.device.Predictor`.
 
     Attributes
@@ -81,6 +83,8 @@ class BundlePredictor:
         bundle: BundlePath,
         *,
         trust: str | os.PathLike[str] | TrustStore | None = None,
+        state: StateOption = None,
+        gates: GatePolicy | None = None,
         engine: str = "auto",
         precision: Precision | Literal["auto"] = "int8",
         batch: int = 32,
@@ -88,7 +92,7 @@ class BundlePredictor:
         cache: CacheFolder = None,
         mask: npt.ArrayLike | None = None,
     ) -> None:
-        verified = verified_bundle(bundle, trust)
+        verified = verified_bundle(bundle, trust, state, gates)
         self.manifest, self.bundle_digest = verified.manifest, verified.digest
         require_task(self.manifest, self.task)
         self._mask = None if mask is None else checked_mask(mask)
@@ -100,6 +104,8 @@ class BundlePredictor:
         self._shared = SharedEngine(proven.engine, cache)
         self.proof = proven.proof
         self.precision_trials = proven.trials
+        # Only now: one that does not run here must not bar the way back to one that does.
+        verified.remember()
 
     @property
     def engine(self) -> Engine:
@@ -233,7 +239,10 @@ def require_task(manifest: Manifest, task: Task) -> None:
 
 
 def verified_bundle(
-    bundle: BundlePath, trust: str | os.PathLike[str] | TrustStore | None
+    bundle: BundlePath,
+    trust: str | os.PathLike[str] | TrustStore | None,
+    state: StateOption = None,
+    gates: GatePolicy | None = None,
 ) -> Bundle:
     """Open and verify a bundle, unless it is open already.
 
@@ -242,17 +251,20 @@ def verified_bundle(
     BundleError
         As of `edgexnas.bundle.open_bundle`.
     ConfigurationError
-        If `trust` is missing with a path, or comes with an open bundle.
+        If `trust` is missing with a path, or it, `state` or `gates` come with an open bundle.
     """
     if isinstance(bundle, Bundle):
-        if trust is not None:
-            raise ConfigurationError(
-                "trust is given with a bundle that is verified already; give a path, or no trust"
-            )
+        given = {"trust": trust, "state": state, "gates": gates}
+        for name, value in given.items():
+            if value is not None:
+                raise ConfigurationError(
+                    f"{name} is given with a bundle that is verified already; give a path, or no "
+                    f"{name}"
+                )
         return bundle
     if trust is None:
         raise ConfigurationError(
             f"trust is missing for {os.fspath(bundle)}; give the folder of trusted public keys"
         )
     keys = Path(trust) if isinstance(trust, (str, os.PathLike)) else trust
-    return open_bundle(Path(bundle), trust=keys)
+    return open_bundle(Path(bundle), trust=keys, state=state, gates=gates)

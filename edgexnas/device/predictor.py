@@ -85,10 +85,14 @@ def Predictor(  # noqa: N802
     Parameters
     ----------
     bundle
-        Path of a bundle, or a `Bundle` that `open_bundle` gave, which is not verified again. Open
-        it yourself to keep a rollback state.
+        Path of a bundle, or a `Bundle` that `open_bundle` gave, which is not verified again.
     trust
         Folder of trusted public keys (or one key file, or a `TrustStore`); needed with a path.
+    state
+        Folder that remembers the newest bundle of each model that ran here; an older one is
+        rejected. None for the usual one if there is one, False for none; see `open_bundle`.
+    gates
+        Widest accuracy gates that are accepted; None for `GatePolicy()`.
     engine
         "auto", "onnxruntime" or "tensorrt"; see `open_engine`.
     precision
@@ -123,7 +127,8 @@ def Predictor(  # noqa: N802
     MissingDependencyError
         If the inference library is not installed.
     """
-    verified = verified_bundle(bundle, trust)
+    state, gates = options.pop("state", None), options.pop("gates", None)
+    verified = verified_bundle(bundle, trust, state, gates)
     manifest = verified.manifest
     require_task(manifest, task or manifest.task)
     # Imported late, so that only the application that is used is loaded.

@@ -65,6 +65,11 @@ class SharedEngine:
         """The cache, opened when a GPU needs it."""
         return open_cache(self._cache)
 
+    @property
+    def on_device(self) -> bool:
+        """Whether the engine runs on a GPU, where lanes leave all to it."""
+        return hasattr(self.engine, "enqueue")
+
     @contextmanager
     def in_turn(self) -> Iterator[None]:
         """Keep other threads from the engine and from the GPU for a with-block; blocks may nest.
@@ -111,7 +116,7 @@ class SharedEngine:
             If the engine is closed or the GPU failed for good.
         """
         with self.in_turn():
-            if not hasattr(self.engine, "enqueue"):
+            if not self.on_device:
                 return None
             engine = cast("DeviceEngine", self.engine)
             try:

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgexnas.bragg import PATCH_SIZE, FloatArray, IntArray
+from edgexnas.bragg import PATCH_SIZE, IntArray
 from edgexnas.peak_finding import compiled_loops
 from edgexnas.peak_finding.background import Background
+from edgexnas.peak_finding.reference_finder import CutPatches
 from edgexnas.peak_finding.settings import FinderSettings
 
 __all__ = ["COMPILED_DTYPES", "CompiledFinder"]
@@ -70,7 +71,12 @@ class CompiledFinder:
         self._noise = _read_only(np.ascontiguousarray(noise, np.float32))
         self._has_background = background is not None
         self._beside = self._maps[0] if mask is None else _read_only(_beside(mask))
-        self._lit = np.zeros(-(-threshold.shape[1] // 8) * 8, np.uint8)
+        height, width = threshold.shape
+        self._least = _read_only(
+            np.minimum.reduceat(threshold, np.arange(0, height, compiled_loops.BAND), axis=0)
+        )
+        words = -(-width // 8)
+        self._lit, self._stretches = np.zeros(8 * words, np.uint8), np.empty((words, 2), np.int64)
         self._peaks = np.empty(min(settings.capacity, threshold.size), np.int64)
 
     @staticmethod
@@ -96,6 +102,7 @@ class CompiledFinder:
         found: int = compiled_loops.find_peaks(
             _read_only(frame.astype(self._dtype, copy=False)),
             self._threshold,
+            self._least,
             *self._maps,
             self._noise,
             self._has_background,
@@ -104,33 +111,28 @@ class CompiledFinder:
             float(self._settings.prominence_sigmas),
             self._beside,
             self._lit,
+            self._stretches,
             self._peaks,
         )
         return found
 
-    def cut(
-        self, frame: Frame, maxima: IntArray
-    ) -> tuple[FloatArray, npt.NDArray[np.uint8], FloatArray]:
-        """Cut the patches of the peaks at (n, 2) maxima, sorted by (row, col).
-
-        Returns
-        -------
-        (n, 11, 11) float32 counts, (n,) uint8 flags and (n,) float32 intensities.
-        """
+    def cut(self, frame: Frame, maxima: IntArray, *, scaled: bool) -> CutPatches:
+        """Cut the patches of the peaks at (n, 2) maxima, sorted by (row, col)."""
         number = len(maxima)
-        counts = np.empty((number, PATCH_SIZE, PATCH_SIZE), np.float32)
+        patches = np.empty((number, PATCH_SIZE, PATCH_SIZE), np.float32)
         flags, intensities = np.empty(number, np.uint8), np.empty(number, np.float32)
         compiled_loops.cut_patches(
             _read_only(frame.astype(self._dtype, copy=False)),
             *self._maps,
             self._has_background,
             float(self._saturation),
+            scaled,
             maxima,
-            counts,
+            patches,
             flags,
             intensities,
         )
-        return counts, flags, intensities
+        return CutPatches(patches, flags, intensities)
 
 
 def _read_only(array: Frame) -> Frame:

@@ -26,10 +26,18 @@ _log = logging.getLogger(__name__)
 _FOLDER = Path(__file__).parent
 
 _WIDE = 2 * REACH + 1
+_BORDERED = _WIDE + 2
 _EDGE, _OVERLAP, _MASKED, _SATURATED = 2, 4, 8, 1
 # More steps than a window is wide; the reference follows as many.
 _ASCENT_STEPS = 32
-_UNKNOWN = 1 << 20
+
+BAND = 8
+"""Rows that are compared with one row of limits at a time, to find the few that hold peaks.
+
+With the columns of a word they make tiles of 8×8 pixels, about the size of a spot.
+"""
+# Dark tiles between bright ones cost less than another call of a row's loop.
+_BRIDGED_TILES = 32
 
 
 def _compiled(function: Callable[..., Any]) -> Any:
@@ -92,41 +100,64 @@ def _is_significant(
     minimum_pixels: int,
     snr: float,
     prominence: float,
+    w: Any,
 ) -> bool:
     """Apply the tests of size, signal and prominence to a maximum."""
-    height, width = frame.shape
     total0 = total1 = total2 = total3 = total4 = 0.0
     n0 = n1 = n2 = n3 = n4 = 0
     lit = 0
-    for down in range(-2, 3):
-        r = row + down
-        if r < 0 or r >= height:
-            continue
-        for across in range(-2, 3):
-            c = col + across
-            if c < 0 or c >= width or (masked and mask[r, c]):
+    height, width = frame.shape
+    if not masked and 2 <= row < height - 2 and 2 <= col < width - 2:
+        for down in range(5):
+            for across in range(5):
+                r, c = row + down - 2, col + across - 2
+                count = float(frame[r, c])
+                if lit_background:
+                    count -= float(level[r, c])
+                w[down, across] = count
+        for r in range(row - 1, row + 2):
+            for c in range(col - 1, col + 2):
+                lit += frame[r, c] > threshold[r, c]
+        # In raster order within each group, as the reference adds them up.
+        total0 = (
+            w[1, 1] + w[1, 2] + w[1, 3] + w[2, 1] + w[2, 2] + w[2, 3] + w[3, 1] + w[3, 2] + w[3, 3]
+        )
+        total1 = w[1, 0] + w[1, 4] + w[2, 0] + w[2, 4] + w[3, 0] + w[3, 4]
+        total2 = w[0, 1] + w[0, 2] + w[0, 3] + w[4, 1] + w[4, 2] + w[4, 3]
+        total3 = w[0, 0] + w[0, 1] + w[1, 0] + w[3, 4] + w[4, 3] + w[4, 4]
+        total4 = w[0, 3] + w[0, 4] + w[1, 4] + w[3, 0] + w[4, 0] + w[4, 1]
+        n0 = 9
+        n1 = n2 = n3 = n4 = 6
+    else:
+        for down in range(-2, 3):
+            r = row + down
+            if r < 0 or r >= height:
                 continue
-            count = float(frame[r, c])
-            if lit_background:
-                count -= float(level[r, c])
-            if -1 <= down <= 1 and -1 <= across <= 1:
-                total0 += count
-                n0 += 1
-                if frame[r, c] > threshold[r, c]:
-                    lit += 1
-            elif -1 <= down <= 1:
-                total1 += count
-                n1 += 1
-            elif -1 <= across <= 1:
-                total2 += count
-                n2 += 1
-            # The corners and their neighbours along the perimeter make the diagonals.
-            if down * across >= 2:
-                total3 += count
-                n3 += 1
-            elif down * across <= -2:
-                total4 += count
-                n4 += 1
+            for across in range(-2, 3):
+                c = col + across
+                if c < 0 or c >= width or (masked and mask[r, c]):
+                    continue
+                count = float(frame[r, c])
+                if lit_background:
+                    count -= float(level[r, c])
+                if -1 <= down <= 1 and -1 <= across <= 1:
+                    total0 += count
+                    n0 += 1
+                    if frame[r, c] > threshold[r, c]:
+                        lit += 1
+                elif -1 <= down <= 1:
+                    total1 += count
+                    n1 += 1
+                elif -1 <= across <= 1:
+                    total2 += count
+                    n2 += 1
+                # The corners and their neighbours along the perimeter make the diagonals.
+                if down * across >= 2:
+                    total3 += count
+                    n3 += 1
+                elif down * across <= -2:
+                    total4 += count
+                    n4 += 1
     if lit < minimum_pixels:
         return False
     spread = 0.0
@@ -203,9 +234,53 @@ def _mark_rising_beside(
 
 
 @_compiled
+def _mark_bright(
+    a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any, least: Any, lit: Any
+) -> None:
+    """Mark the columns in which one of the rows exceeds the least of the rows' limits."""
+    for col in range(len(least)):
+        limit = least[col]
+        # Without branches, so that the pass is as fast as memory.
+        lit[col] = (
+            (a[col] > limit) | (b[col] > limit) | (c[col] > limit) | (d[col] > limit)
+            | (e[col] > limit) | (f[col] > limit) | (g[col] > limit) | (h[col] > limit)
+        )  # fmt: skip
+
+
+@_compiled
+def _bright_stretches(words: Any, width: int, stretches: Any) -> int:
+    """List the (first, one behind the last) columns that hold bright tiles; return how many."""
+    number = 0
+    last = -_BRIDGED_TILES - 1
+    for word in range(len(words)):
+        if words[word] != 0:
+            if word - last > _BRIDGED_TILES:
+                stretches[number, 0] = 8 * word
+                number += 1
+            last = word
+            stretches[number - 1, 1] = min(8 * word + 8, width)
+    return number
+
+
+@_compiled
+def _list_lit(lit: Any, words: Any, first: int, behind: int, columns: Any) -> int:
+    """List the lit columns of a stretch; return how many."""
+    number = 0
+    for word in range(first // 8, (behind + 7) // 8):
+        # Eight dark pixels at once; most are.
+        if words[word] != 0:
+            for col in range(8 * word, 8 * word + 8):
+                # Which are lit cannot be foretold, so a branch would cost more than the writing.
+                columns[number] = col
+                number += lit[col]
+    return number
+
+
+@_compiled
 def find_peaks(
     frame: Any,
     threshold: Any,
+    least: Any,
     mask: Any,
     masked: bool,
     level: Any,
@@ -216,6 +291,7 @@ def find_peaks(
     prominence: float,
     beside: Any,
     lit: Any,
+    stretches: Any,
     peaks: Any,
 ) -> int:
     """Write the flat indices of all peaks in raster order; count also those that find no room.
@@ -226,6 +302,8 @@ def find_peaks(
         (H, W).
     threshold
         (H, W), what a pixel must exceed, in the frame's dtype; masked pixels never do.
+    least
+        (H / BAND rounded up, W), the least threshold of each column in a band of rows.
     mask, masked
         (H, W) bool, and whether it counts.
     level, noise, lit_background
@@ -234,40 +312,83 @@ def find_peaks(
         (H, W) bool, which pixels have a masked one among their 3×3; used where masked.
     lit
         (W rounded up to a multiple of 8,) uint8, scratch, 0 at the first call.
+    stretches
+        (W / 8 rounded up, 2) int64, scratch.
     peaks
         (m,) int64, written.
     """
     height, width = frame.shape
     room = len(peaks)
     words = lit.view(np.uint64)
+    window = np.empty((5, 5), np.float64)
+    columns = np.empty(len(lit) + 1, np.int64)
     found = 0
-    for row in range(height):
-        line = frame[row]
-        limits = threshold[row]
-        if row == 0 or row == height - 1 or width < 3:
-            _mark_lit(line, limits, lit)
-        elif masked:
-            above, below = frame[row - 1], frame[row + 1]
-            _mark_rising_beside(line, limits, above, below, beside[row], lit)
-        else:
-            _mark_rising(line, limits, frame[row - 1], frame[row + 1], lit)
-        for word in range(len(words)):
-            # Eight dark pixels at once; most are.
-            if words[word] == 0:
-                continue
-            for col in range(8 * word, min(8 * word + 8, width)):
-                if (
-                    lit[col]
-                    and _is_maximum(frame, mask, masked, row, col)
-                    and _is_significant(
-                        frame, threshold, mask, masked, level, noise, lit_background, row, col,
-                        minimum_pixels, snr, prominence,
-                    )
-                ):  # fmt: skip
-                    if found < room:
-                        peaks[found] = row * width + col
-                    found += 1
+    for band in range(len(least)):
+        top = BAND * band
+        end = min(top + BAND, height)
+        # The last band may be lower; its last row then stands in for those that are missing.
+        _mark_bright(
+            frame[top], frame[min(top + 1, end - 1)], frame[min(top + 2, end - 1)],
+            frame[min(top + 3, end - 1)], frame[min(top + 4, end - 1)],
+            frame[min(top + 5, end - 1)], frame[min(top + 6, end - 1)], frame[end - 1],
+            least[band], lit,
+        )  # fmt: skip
+        number = _bright_stretches(words, width, stretches)
+        if number == 0:
+            continue
+        for row in range(top, end):
+            for stretch in range(number):
+                first, behind = stretches[stretch, 0], stretches[stretch, 1]
+                # One pixel more on each side, which is dark, because the first and the last of a
+                # line are compared with the limit only.
+                left, right = max(first - 1, 0), min(behind + 1, width)
+                line, marks = frame[row, left:right], lit[left:right]
+                if row == 0 or row == height - 1 or len(line) < 3:
+                    _mark_lit(line, threshold[row, left:right], marks)
+                elif masked:
+                    _mark_rising_beside(
+                        line, threshold[row, left:right], frame[row - 1, left:right],
+                        frame[row + 1, left:right], beside[row, left:right], marks,
+                    )  # fmt: skip
+                else:
+                    # The band's limits are at hand; the few that they let pass are sorted out.
+                    _mark_rising(
+                        line, least[band, left:right], frame[row - 1, left:right],
+                        frame[row + 1, left:right], marks,
+                    )  # fmt: skip
+                candidates = _list_lit(lit, words, first, behind, columns)
+                for candidate in range(candidates):
+                    col = columns[candidate]
+                    if (
+                        _is_maximum(frame, mask, masked, row, col)
+                        and frame[row, col] > threshold[row, col]
+                        and _is_significant(
+                            frame, threshold, mask, masked, level, noise, lit_background,
+                            row, col, minimum_pixels, snr, prominence, window,
+                        )
+                    ):  # fmt: skip
+                        if found < room:
+                            peaks[found] = row * width + col
+                        found += 1
     return found
+
+
+@_compiled
+def _cut_inside(
+    frame: Any, level: Any, lit_background: bool, saturation: float, row: int, col: int, patch: Any
+) -> int:
+    """Do what `_cut` does where no pixel lies over the edge or under the mask."""
+    full = False
+    for down in range(PATCH_SIZE):
+        for across in range(PATCH_SIZE):
+            r, c = row + down - CENTRE, col + across - CENTRE
+            value = frame[r, c]
+            full |= float(value) >= saturation
+            count = np.float32(value)
+            if lit_background:
+                count -= level[r, c]
+            patch[down, across] = max(count, np.float32(0))
+    return _SATURATED if full else 0
 
 
 @_compiled
@@ -311,50 +432,80 @@ def _cut(
 def _copy_wide(frame: Any, mask: Any, masked: bool, row: int, col: int, wide: Any) -> None:
     """Write the (21, 21) raw counts around a pixel inside a border of −1."""
     height, width = frame.shape
+    inside = REACH <= row < height - REACH and REACH <= col < width - REACH
     for down in range(_WIDE):
         r = row + down - REACH
+        target = wide[(down + 1) * _BORDERED + 1 : (down + 2) * _BORDERED - 1]
+        if inside and not masked:
+            line = frame[r, col - REACH : col + REACH + 1]
+            for across in range(_WIDE):
+                target[across] = max(np.float32(line[across]), np.float32(0))
+            continue
         for across in range(_WIDE):
             c = col + across - REACH
             usable = 0 <= r < height and 0 <= c < width and not (masked and mask[r, c])
             count = np.float32(frame[r, c]) if usable else np.float32(0)
-            wide[down + 1, across + 1] = max(count, np.float32(0))
+            target[across] = max(count, np.float32(0))
 
 
 @_compiled
-def _ascent(wide: Any, row: int, col: int) -> int:
-    """Give the step from a pixel of the (21, 21) to the steepest of its neighbours, 0 at a top."""
-    highest = wide[row, col]
-    step = -_WIDE - 1
-    for down in range(3):
-        for across in range(3):
-            neighbour = wide[row + down, col + across]
+def _ascend(wide: Any, highest: Any, steps: Any) -> None:
+    """Write the step from each pixel to the steepest of its neighbours, 0 at a top.
+
+    All are counted from the corner of a pixel's 3×3 in the bordered window, so that one loop takes
+    many pixels at once; what lies across the end of a row is never reached.
+    """
+    number = len(steps)
+    highest[:] = wide[:number]
+    steps[:] = -_BORDERED - 1
+    for place in range(1, 9):
+        step = np.int32((place // 3 - 1) * _BORDERED + place % 3 - 1)
+        shift = step + _BORDERED + 1
+        neighbours = wide[shift : shift + number]
+        for pixel in range(number):
+            neighbour = neighbours[pixel]
             # Strictly above: of equals the first in raster order stays.
-            if neighbour > highest:
-                highest = neighbour
-                step = (down - 1) * _WIDE + across - 1
-    return step
+            rises = neighbour > highest[pixel]
+            highest[pixel] = neighbour if rises else highest[pixel]
+            steps[pixel] = step if rises else steps[pixel]
 
 
 @_compiled
-def _clear_other_basins(patch: Any, wide: Any, steps: Any, tops: Any) -> None:
+def _clear_other_basins(patch: Any, steps: Any, tops: Any) -> None:
     """Set to 0 the pixels of a patch from which steepest ascent reaches another peak."""
-    steps[:] = _UNKNOWN
     inner = REACH - CENTRE
     for down in range(PATCH_SIZE):
         for across in range(PATCH_SIZE):
             if patch[down, across] == 0:
                 continue
-            place = (down + inner) * _WIDE + across + inner
+            place = (down + inner) * _BORDERED + across + inner
             for _ in range(_ASCENT_STEPS):
                 step = steps[place]
-                if step == _UNKNOWN:
-                    step = _ascent(wide, place // _WIDE, place % _WIDE)
-                    steps[place] = step
                 if step == 0:
                     break
                 place += step
             if tops[place]:
                 patch[down, across] = 0
+
+
+@_compiled
+def _scale(patch: Any, ends: Any) -> None:
+    """Scale a flat patch to [0, 1] as `bragg.scale_patches` does; `ends` holds two numbers."""
+    # No count is negative, and such numbers order as their bits do, of which many are compared at
+    # once.
+    bits = patch.view(np.int32)
+    least = most = bits[0]
+    for pixel in range(len(bits)):
+        least = min(least, bits[pixel])
+        most = max(most, bits[pixel])
+    # Through memory, because numba sees an array's bits as another type, but not a number's.
+    seen = ends.view(np.int32)
+    seen[0], seen[1] = least, most
+    low, span = ends[0], ends[1] - ends[0]
+    if not span > 0:
+        span = np.float32(1)
+    for pixel in range(len(patch)):
+        patch[pixel] = (patch[pixel] - low) / span
 
 
 @_compiled
@@ -365,8 +516,9 @@ def cut_patches(
     level: Any,
     lit_background: bool,
     saturation: float,
+    scaled: bool,
     maxima: Any,
-    counts: Any,
+    patches: Any,
     flags: Any,
     intensities: Any,
 ) -> None:
@@ -376,19 +528,30 @@ def cut_patches(
     ----------
     saturation
         Counts from which a pixel is saturated.
+    scaled
+        Whether patches are scaled, or left in counts.
     maxima
         (n, 2) int32, sorted by (row, col).
-    counts, flags, intensities
+    patches, flags, intensities
         (n, 11, 11) float32, (n,) uint8 and (n,) float32, written.
     """
+    height, width = frame.shape
     number = len(maxima)
-    wide = np.full((_WIDE + 2, _WIDE + 2), -1, np.float32)
-    steps = np.empty(_WIDE * _WIDE, np.int64)
-    tops = np.zeros(_WIDE * _WIDE, np.uint8)
+    ends = np.empty(2, np.float32)
+    wide = np.full(_BORDERED * _BORDERED, -1, np.float32)
+    # As many as leave room for the last pixel's 3×3.
+    steps = np.empty(_BORDERED * (_WIDE - 1) + _WIDE, np.int32)
+    highest, tops = np.empty(len(steps), np.float32), np.zeros(len(steps), np.uint8)
     first = 0
     for peak in range(number):
         row, col = maxima[peak, 0], maxima[peak, 1]
-        found = _cut(frame, mask, masked, level, lit_background, saturation, row, col, counts[peak])
+        inside = CENTRE <= row < height - CENTRE and CENTRE <= col < width - CENTRE
+        if inside and not masked:
+            found = _cut_inside(frame, level, lit_background, saturation, row, col, patches[peak])
+        else:
+            found = _cut(
+                frame, mask, masked, level, lit_background, saturation, row, col, patches[peak]
+            )
         intensity = float(frame[row, col])
         if lit_background:
             intensity -= float(level[row, col])
@@ -401,11 +564,14 @@ def cut_patches(
             if down > REACH:
                 break
             if other != peak and -REACH <= across <= REACH:
-                tops[(down + REACH) * _WIDE + across + REACH] = 1
+                tops[(down + REACH) * _BORDERED + across + REACH] = 1
                 crowded = True
         if crowded:
             found |= _OVERLAP
             _copy_wide(frame, mask, masked, row, col, wide)
-            _clear_other_basins(counts[peak], wide, steps, tops)
+            _ascend(wide, highest, steps)
+            _clear_other_basins(patches[peak], steps, tops)
             tops[:] = 0
         flags[peak] = found
+        if scaled:
+            _scale(patches[peak].reshape(-1), ends)

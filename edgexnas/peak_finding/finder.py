@@ -12,7 +12,7 @@ import numpy.typing as npt
 from edgexnas.bragg import FloatArray, IntArray
 from edgexnas.errors import ConfigurationError, InputError, MissingDependencyError
 from edgexnas.peak_finding.background import Background
-from edgexnas.peak_finding.reference_finder import ReferenceFinder
+from edgexnas.peak_finding.reference_finder import CutPatches, ReferenceFinder
 from edgexnas.peak_finding.settings import FinderSettings
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ class FoundPeaks:
         (n, 11, 11) float32, patches as `bragg.cut_patches` cuts them.
     overflow
         How many peaks were found beyond the capacity and are missing here.
+    scaled
+        Whether `counts` went through `bragg.scale_patches`.
     """
 
     maxima: IntArray
@@ -51,6 +53,7 @@ class FoundPeaks:
     flags: npt.NDArray[np.uint8]
     counts: FloatArray
     overflow: int
+    scaled: bool = False
 
     def __len__(self) -> int:
         return len(self.maxima)
@@ -59,9 +62,7 @@ class FoundPeaks:
 class _Twin(Protocol):
     def find(self, frame: Frame) -> IndexArray: ...
 
-    def cut(
-        self, frame: Frame, maxima: IntArray
-    ) -> tuple[FloatArray, npt.NDArray[np.uint8], FloatArray]: ...
+    def cut(self, frame: Frame, maxima: IntArray, *, scaled: bool) -> CutPatches: ...
 
 
 class PeakFinder:
@@ -143,13 +144,16 @@ class PeakFinder:
         self._compiled = compiled
         self._twins: dict[np.dtype[Any], _Twin] = {}
 
-    def find(self, frame: Frame) -> FoundPeaks:
+    def find(self, frame: Frame, *, scaled: bool = False) -> FoundPeaks:
         """Find the peaks of one frame.
 
         Parameters
         ----------
         frame
             (H, W), any integer or float dtype, counts.
+        scaled
+            Whether the patches come scaled to [0, 1], as a network takes them; this costs less
+            than scaling them afterwards.
 
         Raises
         ------
@@ -160,8 +164,8 @@ class PeakFinder:
         twin = self._twin(frame.dtype)
         peaks, overflow = self._brightest(frame.reshape(-1), twin.find(frame))
         maxima = np.stack(np.divmod(peaks, self.shape[1]), axis=1).astype(np.int32)
-        counts, flags, intensities = twin.cut(frame, maxima)
-        return FoundPeaks(maxima, intensities, flags, counts, overflow)
+        cut = twin.cut(frame, maxima, scaled=scaled)
+        return FoundPeaks(maxima, cut.intensities, cut.flags, cut.patches, overflow, scaled)
 
     def prepare(self, dtype: npt.DTypeLike) -> None:
         """Make ready for frames of this dtype, so that the first one takes no longer."""

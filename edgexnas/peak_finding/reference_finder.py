@@ -6,16 +6,16 @@ so that every twin that keeps to float64 gives the same to the last bit.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from edgexnas.bragg import CENTRE, FloatArray, IntArray, PeakFlag, cut_patches
+from edgexnas.bragg import CENTRE, FloatArray, IntArray, PeakFlag, cut_patches, scale_patches
 from edgexnas.peak_finding.background import Background
 from edgexnas.peak_finding.settings import FinderSettings
 
-__all__ = ["ReferenceFinder"]
+__all__ = ["CutPatches", "ReferenceFinder"]
 
 BoolArray = npt.NDArray[np.bool_]
 IndexArray = npt.NDArray[np.intp]
@@ -40,6 +40,24 @@ _GROUPS = np.array(
 )
 # The nearest come first: they beat most pixels, and lie in the cache line that was just read.
 _NEIGHBOURS = sorted((o for o in _OFFSETS if o != (0, 0)), key=lambda o: (o[0] ** 2 + o[1] ** 2, o))
+
+
+class CutPatches(NamedTuple):
+    """What is cut around n peaks of one frame.
+
+    Attributes
+    ----------
+    patches
+        (n, 11, 11) float32, as `bragg.cut_patches` cuts them, scaled if that was asked for.
+    flags
+        (n,) uint8, a combination of `PeakFlag`.
+    intensities
+        (n,) float32, counts above background of the brightest pixel.
+    """
+
+    patches: FloatArray
+    flags: npt.NDArray[np.uint8]
+    intensities: FloatArray
 
 
 class ReferenceFinder:
@@ -93,15 +111,8 @@ class ReferenceFinder:
         )
         return np.sort(self._accepted(flat, candidates))
 
-    def cut(
-        self, frame: Frame, maxima: IntArray
-    ) -> tuple[FloatArray, npt.NDArray[np.uint8], FloatArray]:
-        """Cut the patches of the peaks at (n, 2) maxima, sorted by (row, col).
-
-        Returns
-        -------
-        (n, 11, 11) float32 counts, (n,) uint8 flags and (n,) float32 intensities.
-        """
+    def cut(self, frame: Frame, maxima: IntArray, *, scaled: bool) -> CutPatches:
+        """Cut the patches of the peaks at (n, 2) maxima, sorted by (row, col)."""
         level = None if self._background is None else self._background.level
         patches = cut_patches(frame, maxima, background=level, mask=self._mask)
         flags = patches.flags
@@ -111,7 +122,8 @@ class ReferenceFinder:
             full = (frame.reshape(-1)[index] >= self._saturation) & usable
             flags[full.any(axis=1)] |= np.uint8(PeakFlag.SATURATED)
         intensities = self._above_background(frame.reshape(-1), peaks).astype(np.float32)
-        return patches.counts, flags, intensities
+        given = scale_patches(patches.counts) if scaled else patches.counts
+        return CutPatches(given, flags, intensities)
 
     def _accepted(self, flat: Frame, candidates: IndexArray) -> IndexArray:
         """Keep the candidates that pass the tests 3 to 5."""

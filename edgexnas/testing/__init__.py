@@ -11,49 +11,23 @@ Keys come from `edgexnas.bundle.generate_keys`. Names are imported on first use.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
+from edgexnas.lazy_names import lazy_names
+
 if TYPE_CHECKING:
-    from edgexnas.testing.centroid_bundle import (
-        SPOTS_PX,
-        centroid_manifest,
-        centroid_model,
-        gaussian_patches,
-        spot_frame,
-        write_centroid_bundle,
-    )
-    from edgexnas.testing.jetson_tree import JetsonTree
-    from edgexnas.testing.visible_bundle import (
-        visible_manifest,
-        visible_model,
-        visible_network,
-        visible_object,
-        visible_scan,
-        write_visible_bundle,
-    )
+    from edgexnas.testing.centroid_bundle import SPOTS_PX as SPOTS_PX
+    from edgexnas.testing.centroid_bundle import centroid_manifest as centroid_manifest
+    from edgexnas.testing.centroid_bundle import centroid_model as centroid_model
+    from edgexnas.testing.centroid_bundle import gaussian_patches as gaussian_patches
+    from edgexnas.testing.centroid_bundle import spot_frame as spot_frame
+    from edgexnas.testing.centroid_bundle import write_centroid_bundle as write_centroid_bundle
+    from edgexnas.testing.jetson_tree import JetsonTree as JetsonTree
+    from edgexnas.testing.visible_bundle import visible_manifest as visible_manifest
+    from edgexnas.testing.visible_bundle import visible_model as visible_model
+    from edgexnas.testing.visible_bundle import visible_network as visible_network
+    from edgexnas.testing.visible_bundle import visible_object as visible_object
+    from edgexnas.testing.visible_bundle import visible_scan as visible_scan
+    from edgexnas.testing.visible_bundle import write_visible_bundle as write_visible_bundle
 
-__all__ = [
-    "SPOTS_PX",
-    "JetsonTree",
-    "centroid_manifest",
-    "centroid_model",
-    "gaussian_patches",
-    "spot_frame",
-    "visible_manifest",
-    "visible_model",
-    "visible_network",
-    "visible_object",
-    "visible_scan",
-    "write_centroid_bundle",
-    "write_visible_bundle",
-]
-
-
-def __getattr__(name: str) -> object:
-    """Import the module that defines a name when the name is first used."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    room = "visible_bundle" if "visible" in name else "centroid_bundle"
-    module = "jetson_tree" if name == "JetsonTree" else room
-    return getattr(import_module(f"{__name__}.{module}"), name)
+__getattr__, __dir__, __all__ = lazy_names(__name__)

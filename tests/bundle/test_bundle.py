@@ -188,8 +188,8 @@ def test_a_bundle_signed_by_a_stranger_is_refused(bundle_path: Path, tmp_path: P
 def test_a_newer_schema_is_refused_by_name(
     members: dict[str, bytes], verify: Verify, sign_anew: SignAnew
 ) -> None:
-    newer = members["manifest.json"].replace(b'"schema_version": 1', b'"schema_version": 2')
-    with pytest.raises(BundleError, match=r"schema 2 .* install edgexnas"):
+    newer = members["manifest.json"].replace(b'"schema_version": 2', b'"schema_version": 3')
+    with pytest.raises(BundleError, match=r"schema 3 .* install edgexnas"):
         verify(sign_anew({**members, "manifest.json": newer}))
 
 
@@ -236,7 +236,7 @@ def test_a_gate_wider_than_the_device_accepts_is_rejected_with_both_numbers(
     gate = manifest.gate.model_copy(update={precision: 0.39})
     wide = encode_manifest(manifest.model_copy(update={"gate": gate}))
     raw = sign_anew({**members, "manifest.json": wide})
-    numbers = rf"lets a {precision} engine deviate by 0.39 px, where this device accepts 0.385 px"
+    numbers = rf"lets its {precision} engine deviate by 0.39 px, where this device accepts 0.385 px"
     with pytest.raises(BundleError, match=f"{numbers}.* raise maximum_gate_px"):
         verify_bundle(raw, trust=trust)
     verify_bundle(raw, trust=trust, gates=GatePolicy(maximum_gate_px=0.4))

@@ -11,8 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from edgexnas.bundle import SCHEMA_VERSION, Manifest, PtychoPreprocessing, Tensor, describe
+from edgexnas.bundle import (
+    SCHEMA_VERSION,
+    Manifest,
+    PtychoPreprocessing,
+    Tensor,
+    describe,
+    read_manifest,
+)
 from edgexnas.bundle.manifest import (
+    OPTIONAL_FIELDS,
     SCHEMA_PATH,
     encode_manifest,
     manifest_schema,
@@ -37,10 +45,23 @@ def tensor(**fields: Any) -> dict[str, Any]:
     return whole | fields
 
 
+def calibration(**fields: Any) -> dict[str, Any]:
+    """One group, of all peaks."""
+    whole = {"level": 0.9, "snr_edges": [], "width_edges_px": [], "factors": [[1]]}
+    return {**whole, "counts": [[5]], **fields}
+
+
+def quantity(**fields: Any) -> dict[str, Any]:
+    whole = {"name": "q", "unit": "1", "levels": [0.1, 0.9], "quantiles": [1, 2], "n": 3}
+    return whole | fields
+
+
 def ptychography(manifest: Manifest) -> Manifest:
     axes = ("pattern", "channel", "row", "col")
     fields = manifest.model_dump() | {
         "task": "ptycho",
+        "detection": None,
+        "interval_calibration": None,
         "preprocessing": PtychoPreprocessing(intensity_scale=200.0),
         "quantile_levels": (),
         "gate": {"unit": "rad", "float32": 0.01, "float16": 0.01, "int8": 0.1},
@@ -84,7 +105,7 @@ def test_every_field_of_the_schema_is_described() -> None:
 
 def test_a_newer_schema_is_refused_with_the_release_that_reads_it(manifest: Manifest) -> None:
     raw = changed(manifest, schema_version=SCHEMA_VERSION + 1, requires_edgexnas="7.2", novel=1)
-    with pytest.raises(BundleError, match=r"schema 2 .* install edgexnas 7\.2 or newer"):
+    with pytest.raises(BundleError, match=r"schema 3 .* install edgexnas 7\.2 or newer"):
         parse_manifest(raw)
 
 
@@ -92,6 +113,26 @@ def test_a_newer_schema_without_a_release_is_refused(manifest: Manifest) -> None
     raw = changed(manifest, schema_version=10**30, requires_edgexnas=["\x1b[2J"])
     with pytest.raises(BundleError, match="install edgexnas of a newer release"):
         parse_manifest(raw)
+
+
+def test_a_manifest_of_schema_1_is_read_and_written_as_it_was(manifest: Manifest) -> None:
+    fields = json.loads(changed(manifest, schema_version=1, requires_edgexnas="0.1.0"))
+    old = {name: value for name, value in fields.items() if name not in OPTIONAL_FIELDS}
+    parsed = parse_manifest(json.dumps(old).encode())
+    assert parsed.model_card is None
+    assert json.loads(encode_manifest(parsed)) == old
+
+
+def test_committed_bundles_of_every_schema_are_read(bundles: Path) -> None:
+    for version in range(1, SCHEMA_VERSION + 1):
+        read = read_manifest(bundles / f"v{version}.edgex")
+        assert (read.schema_version, read.model_id) == (version, "tiny-bragg")
+        assert (read.model_card is None) == (version == 1)
+
+
+def test_schema_1_has_none_of_the_later_fields(manifest: Manifest) -> None:
+    with pytest.raises(BundleError, match="schema 1 has no detection, interval_calibration"):
+        parse_manifest(changed(manifest, schema_version=1))
 
 
 @pytest.mark.parametrize("version", [0, -1, "1", None, True, 1.5])
@@ -167,6 +208,12 @@ def test_a_field_of_any_json_value_is_accepted_or_refused_as_a_bundle_error(
         ({"preprocessing": {"kind": "bragg", "finder": {"unknown": 1}}}, "finder"),
         ({"accuracy": [{}] * 1001}, "accuracy"),
         ({"inputs": []}, "inputs"),
+        ({"model_card": {"intended_use": "x\n"}}, "model_card"),
+        ({"detection": {"saturation": 0}}, "detection.saturation"),
+        ({"detection": {"adaptable": ["gain"]}}, "detection.adaptable"),
+        ({"quantisation_recipe": {"placement": "none"}}, "quantisation_recipe.placement"),
+        ({"interval_calibration": calibration(level=1)}, "interval_calibration.level"),
+        ({"interval_calibration": calibration(factors=[[0.0]])}, "interval_calibration.factors"),
         ({"inputs": [tensor(shape=[2, 3, 4])]}, "inputs.0"),
         ({"inputs": [tensor(shape=["n", "n", 4])]}, "inputs.0"),
         ({"inputs": [tensor(shape=["n", 0, 4])]}, "inputs.0"),
@@ -192,6 +239,12 @@ def test_a_wrong_field_is_refused_by_its_place(
         ({"precisions": ["float32"]}, "int8 is not in precisions"),
         ({"expires": "2020-01-01T00:00:00Z"}, "before it is created"),
         ({"task": "ptycho"}, "preprocessing is for bragg"),
+        ({"probe": {"shape": [2, 2], "pixel_m": [1e-8, 1e-8], "digest": "0" * 64}}, "no probe"),
+        ({"interval_calibration": calibration(snr_edges=[3, 2])}, "do not increase"),
+        ({"interval_calibration": calibration(counts=[[1, 2]])}, "the edges make 1 of 1"),
+        ({"training_data": {"n": 1, "quantities": [quantity(), quantity()]}}, "repeat"),
+        ({"training_data": {"n": 1, "quantities": [quantity(levels=[0.5])]}}, "1 levels, 2 quan"),
+        ({"training_data": {"n": 1, "quantities": [quantity(quantiles=[2, 1])]}}, "decrease"),
         ({"gate": {"unit": "rad", "float32": 1, "float16": 1, "int8": 1}}, "in px, not rad"),
         ({"outputs": [tensor(shape=["n", 2, 4])]}, "with 3 quantiles"),
         ({"outputs": [tensor(name="patches")]}, "names repeat"),
@@ -241,10 +294,15 @@ def test_a_description_names_what_a_person_asks_for(manifest: Manifest) -> None:
     assert said["outputs"] == "offsets_px float32 (patch n, row or col 2, quantile 3) in px"
     assert said["accuracy gate"] == "float32 0.001, float16 0.01, int8 0.05 px"
     assert said["search"] == "cbo, trial 7, seed 0"
+    assert said["intervals"] == "90%, by 6 groups of signal-to-noise and width, factors 0.9 to 1.5"
+    assert said["latency"] == "int8, batch 32: 0.12 ms by trt 10.3 on Orin"
+    assert said["training data"] == "2000 items, distributions of width"
+    assert said["licence"] == "MIT"
 
 
 def test_a_description_needs_no_optional_field(manifest: Manifest) -> None:
-    bare = json.loads(changed(manifest, quantisation=None, expires=None, accuracy=[]))
+    nothing = dict.fromkeys((*OPTIONAL_FIELDS, "quantisation", "expires"))
+    bare = json.loads(changed(manifest, accuracy=[], **nothing))
     bare["provenance"] |= {"search": None, "trial": None, "configuration": {}, "versions": {}}
     said = dict(describe(parse_manifest(json.dumps(bare).encode())))
     assert said["expires"] == "never"

@@ -1,6 +1,6 @@
 """The smallest model that fits a bundle: one linear layer in three precisions.
 
-`make_v1.py` and the tests of the bundle build with it; it needs numpy and onnx alone.
+`make_committed.py` and the tests of the bundle build with it; it needs numpy and onnx alone.
 """
 
 from __future__ import annotations
@@ -14,12 +14,19 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from edgexnas.bundle import (
     AccuracyRow,
     BraggPreprocessing,
+    Distribution,
     Gate,
+    IntervalCalibration,
     Manifest,
+    MeasuredLatency,
+    ModelCard,
+    PeakDetection,
     Precision,
     Provenance,
     Quantisation,
+    QuantisationRecipe,
     Tensor,
+    TrainingData,
 )
 
 WEIGHT = np.random.default_rng(0).normal(0, 0.02, (6, 121)).astype(np.float32)
@@ -141,5 +148,35 @@ def tiny_manifest() -> Manifest:
             data_source="random numbers",
             configuration={"layers": 1, "activation": None, "learning_rate": 1e-3},
             versions={"edgexnas": "0.1.0"},
+        ),
+        detection=PeakDetection(saturation=65000.0, minimum_counts=12.0, threshold_sigma=6.0),
+        interval_calibration=IntervalCalibration(
+            level=0.9,
+            snr_edges=(10.0, 30.0),
+            width_edges_px=(2.0,),
+            factors=((1.5, 1.4), (1.2, 1.1), (1.0, 0.9)),
+            counts=((200, 300), (400, 500), (600, 0)),
+        ),
+        training_data=TrainingData(
+            n=2000,
+            quantities=(
+                Distribution(
+                    name="width", unit="px", levels=(0.01, 0.5, 0.99), quantiles=(1, 2, 4), n=1990
+                ),
+            ),
+        ),
+        quantisation_recipe=QuantisationRecipe(
+            placement="weights-and-activations",
+            per_channel=True,
+            float_first_layer=True,
+            float_last_layer=True,
+            latencies=(
+                MeasuredLatency(
+                    precision="int8", batch=32, median_ms=0.12, engine="trt 10.3", device="Orin"
+                ),
+            ),
+        ),
+        model_card=ModelCard(
+            intended_use="Tests.", limits="Everything else.", licence="MIT", contact="nobody"
         ),
     )

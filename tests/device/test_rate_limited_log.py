@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from edgexnas.device.rate_limited_log import INTERVAL_S, RateLimitedLog
+from edgexnas.device.rate_limited_log import INTERVAL_S, LoggedWarning, RateLimitedLog
 
 
 @pytest.fixture
@@ -35,4 +35,5 @@ def test_the_newest_message_is_kept_though_it_is_not_logged(clock: list[float]) 
     log = RateLimitedLog(logging.getLogger("test"))
     log.add("late", "first")
     log.add("late", "second")
-    assert log.newest == "second"
+    assert log.newest == log.last("late") == LoggedWarning("second", 1000.0)
+    assert log.last("lost") is None

@@ -45,30 +45,20 @@ def to_csv(report: BenchReport) -> str:
 
 def row_of(bench: BundleBench) -> dict[str, Any]:
     """Flatten what was measured of one bundle to the columns of the CSV file."""
-    latency, energy = bench.latency, bench.energy
-    row: dict[str, Any] = {
-        "name": bench.name,
-        "digest": bench.digest,
-        "parameters": bench.parameters,
+    latency = bench.latency
+    named = {
         "engine": bench.engine.get("engine"),
         "precision": bench.engine.get("precision"),
         "batch": latency.items,
         "latency_ms": latency.mean_ms,
         "latency_half_width_ms": latency.half_width_ms,
-        "p50_ms": latency.p50_ms,
-        "p50_half_width_ms": latency.p50_half_width_ms,
-        "p90_ms": latency.p90_ms,
-        "p99_ms": latency.p99_ms,
-        "items_per_s": latency.items_per_s,
-        "build_ms": bench.build_ms,
-        "open_ms": bench.open_ms,
         "cold_start_ms": bench.cold_start.total_ms if bench.cold_start else None,
     }
-    if energy is not None:
-        row |= {name: getattr(energy, name) for name in COLUMNS if hasattr(energy, name)} | {
-            "name": bench.name
-        }
-    return row
+    # The other columns go by the names of their attributes.
+    row: dict[str, Any] = {}
+    for part in (bench.energy, latency, bench):
+        row |= {column: getattr(part, column) for column in COLUMNS if hasattr(part, column)}
+    return row | named
 
 
 def as_plain(value: Any) -> Any:

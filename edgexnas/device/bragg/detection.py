@@ -1,4 +1,4 @@
-"""Find the peaks on the frames of one detector, with one shape, dtype and mask."""
+"""What the frames of one detector have in common: shape, dtype, mask and background."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgexnas.device.detector_mask import Mask, checked_mask, merged_masks
+from edgexnas.device.detector_mask import Mask, merged_masks
 from edgexnas.errors import InputError
 from edgexnas.peak_finding import (
     Background,
     FinderSettings,
-    FoundPeaks,
     PeakFinder,
     estimate_background,
     refuse_nan,
@@ -26,7 +25,7 @@ Frame = npt.NDArray[Any]
 
 
 class PeakDetection:
-    """Peak finding that learns the frames' shape and dtype from the first one.
+    """Makes the finders of a detector, and learns shape and dtype from its first frame.
 
     Parameters
     ----------
@@ -34,20 +33,14 @@ class PeakDetection:
         What counts as a peak.
     mask
         (H, W) bool, True where a pixel must not be used; it fixes the frames' shape.
-
-    Raises
-    ------
-    InputError
-        If the mask is no (H, W) bool array.
     """
 
-    def __init__(self, settings: FinderSettings, *, mask: npt.ArrayLike | None = None) -> None:
+    def __init__(self, settings: FinderSettings, *, mask: Mask | None = None) -> None:
         self.settings = settings
-        self.mask = None if mask is None else checked_mask(mask)
-        self.shape = None if self.mask is None else self.mask.shape
+        self.mask = mask
+        self.shape = None if mask is None else mask.shape
         self.dtype: np.dtype[Any] | None = None
         self._background: Background | None = None
-        self._own_finder: PeakFinder | None = None
 
     def calibrate(self, frames: Iterable[npt.ArrayLike]) -> None:
         """Estimate the background from these frames, for all frames to come.
@@ -61,23 +54,11 @@ class PeakDetection:
         if not admitted:
             raise InputError("there are no frames to calibrate with; give at least one")
         self._background = estimate_background(admitted, mask=self.mask)
-        self._own_finder = None
 
     @property
     def calibrated(self) -> bool:
         """Whether the background is known, and no frame has to show it."""
         return self._background is not None
-
-    def find(self, frame: npt.ArrayLike) -> FoundPeaks:
-        """Find the peaks of one frame; the first shows the background, unless calibrated."""
-        admitted = self.admit(frame)
-        return self.own_finder(admitted).find(admitted)
-
-    def own_finder(self, frame: Frame) -> PeakFinder:
-        """Give the finder of `find`; this admitted frame shows the background of the first."""
-        if self._own_finder is None:
-            self._own_finder = self.finder([frame])
-        return self._own_finder
 
     def finder(self, frames: Sequence[Frame], *, mask: Mask | None = None) -> PeakFinder:
         """Make a finder for one series.
@@ -89,14 +70,9 @@ class PeakDetection:
         mask
             The series' own mask, used beside this detector's.
         """
-        shape = frames[0].shape
-        mask = self.masked(mask)
+        mask = merged_masks(self.mask, mask)
         background = self._background or estimate_background(frames, mask=mask)
-        return PeakFinder(self.settings, shape=shape, background=background, mask=mask)
-
-    def masked(self, mask: Mask | None) -> Mask | None:
-        """Give the mask of a series beside this detector's own."""
-        return merged_masks(self.mask, mask)
+        return PeakFinder(self.settings, shape=frames[0].shape, background=background, mask=mask)
 
     def admit(self, frame: npt.ArrayLike) -> Frame:
         """Check a frame against those before it.
@@ -128,7 +104,7 @@ class PeakDetection:
 
 @contextmanager
 def naming_frame(number: int) -> Iterator[None]:
-    """Say of which frame of a series it is said what is wrong with it."""
+    """Name the frame of a series in what is said of it."""
     try:
         yield
     except InputError as error:

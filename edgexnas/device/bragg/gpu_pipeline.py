@@ -12,7 +12,6 @@ import numpy.typing as npt
 
 from edgexnas.bragg import PATCH_SIZE, Peaks
 from edgexnas.device.cuda import DoubleBuffer, PinnedPool
-from edgexnas.device.fair_semaphore import Turns
 from edgexnas.device.kernels.peak_kernels import HEADER_ITEMS, NO_BAD_PIXEL, PeakKernels
 from edgexnas.errors import (
     EngineError,
@@ -75,12 +74,6 @@ class FramePipeline:
         Frames that `lend` can lend at once. Where the host has no memory left to pin it lends
         none, with a warning.
 
-    Attributes
-    ----------
-    turns
-        To be held by a thread that shares the pipeline with others, from `submit` to `result`: as
-        many hold it as frames may be in flight.
-
     Raises
     ------
     ConfigurationError
@@ -111,7 +104,6 @@ class FramePipeline:
         self._room = self._rooms[0]
         self._dtype = np.dtype(dtype)
         self._numbers: dict[int, int] = {}
-        self.turns = Turns(SLOTS)
         self._spare: PinnedPool | None = None
         self._opened = ExitStack()
         try:
@@ -172,7 +164,7 @@ class FramePipeline:
             return None
         return spare.lend()
 
-    def submit(self, frame: Frame | None = None, *, number: int = 0) -> Slot:
+    def submit(self, frame: Frame | None = None, *, number: int = 0) -> None:
         """Start work on a frame; returns before it is done.
 
         Parameters
@@ -183,10 +175,6 @@ class FramePipeline:
         number
             Number of the frame in its series.
 
-        Returns
-        -------
-        What `wait` and `result` know it by.
-
         Raises
         ------
         InputError
@@ -196,20 +184,9 @@ class FramePipeline:
         """
         slot = self._frames.submit(frame, size=self._room)
         self._numbers[slot.number] = number
-        return slot
 
-    def wait(self, slot: Slot) -> None:
-        """Wait until the GPU is done with a frame; another thread may submit one meanwhile.
-
-        Raises
-        ------
-        EngineError
-            If it is not in flight, or the GPU fails.
-        """
-        self._frames.wait(slot)
-
-    def result(self, slot: Slot | None = None) -> Peaks:
-        """Wait for a frame submitted, the oldest by default, and give its peaks.
+    def result(self) -> Peaks:
+        """Wait for the oldest frame submitted and give its peaks.
 
         If it fails, the frame is no longer in flight.
 
@@ -218,9 +195,9 @@ class FramePipeline:
         InputError
             If a usable pixel of the frame is NaN or infinite.
         EngineError
-            If it is not in flight, or the GPU fails.
+            If nothing is in flight, or the GPU fails.
         """
-        slot = slot or self._frames.oldest()
+        slot = self._frames.oldest()
         try:
             self._frames.wait(slot)
             found, kept, bad = slot.outputs["header"].array.tolist()

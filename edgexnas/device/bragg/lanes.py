@@ -1,11 +1,13 @@
-"""Series of frames on their way through a predictor of peaks."""
+"""The lanes for detector frames: peaks are found and located on the CPU, or all on a GPU."""
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from contextlib import closing
+from itertools import chain
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,30 +16,50 @@ from edgexnas.bragg import CENTRE, Peaks, decode_offsets, scale_patches
 from edgexnas.device.bragg.detection import PeakDetection, naming_frame
 from edgexnas.device.detector_mask import Mask, merged_masks
 from edgexnas.device.engines.build_progress import build_progress
+from edgexnas.device.lane import Lane, Outcome, drive
 from edgexnas.device.shared_engine import SharedEngine
-from edgexnas.errors import EdgexnasError, EngineError, SourceError
+from edgexnas.errors import EdgexnasError, InputError, SourceError
 from edgexnas.frames.series import existing_frames, existing_numbers
 from edgexnas.peak_finding import FinderSettings, background_numbers, refuse_nan
 
 if TYPE_CHECKING:
     from edgexnas.device.bragg.gpu_pipeline import FramePipeline
     from edgexnas.device.engines.device_engine import DeviceEngine
+    from edgexnas.device.sources.compression import FrameMemory
     from edgexnas.device.sources.series_frames import SeriesFrames
     from edgexnas.frames import FrameSeries
     from edgexnas.peak_finding import FoundPeaks, PeakFinder
 
-__all__ = ["FrameProcessor", "PeakLanes", "stream_frames", "stream_series"]
+__all__ = ["NumberedFrame", "PeakLane", "PeakLanes", "stream_frames", "stream_series"]
 
 SPARE_FRAMES = 4
 """One is decoded while the one before it is still held where it was taken and where it was given.
 """
 
+MOST_FRAMES = 16
+"""Frames of a group on the CPU: the first waits until peaks are found on the last."""
+
 Frame = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float32]
 
 
+class NumberedFrame(NamedTuple):
+    """A frame that was checked.
+
+    Attributes
+    ----------
+    number
+        Of the frame in its series.
+    pixels
+        (H, W) of the lane's shape and dtype.
+    """
+
+    number: int
+    pixels: Frame
+
+
 class PeakLanes:
-    """What frames of one predictor go through: peak finding, and an engine on CPU or GPU.
+    """Opens lanes for the frames of one predictor.
 
     Parameters
     ----------
@@ -65,7 +87,7 @@ class PeakLanes:
         self._mask = mask
 
     def detection(self, mask: Mask | None = None) -> PeakDetection:
-        """Give a peak detection of its own to a series, with this mask beside the series'.
+        """Give a peak detection of its own to a series, with this mask beside the predictor's.
 
         Raises
         ------
@@ -74,57 +96,40 @@ class PeakLanes:
         """
         return PeakDetection(self._settings, mask=merged_masks(self._mask, mask))
 
-    def locate(self, found: Sequence[FoundPeaks], numbers: Sequence[int]) -> list[Peaks]:
-        """Predict the positions of peaks found on several frames, in shared runs of the engine.
+    def open(
+        self,
+        detection: PeakDetection,
+        frames: Sequence[Frame],
+        *,
+        mask: Mask | None = None,
+        spare_frames: int = 0,
+    ) -> PeakLane:
+        """Open a lane: on the GPU where the engine runs on one, else on the CPU.
+
+        Where no GPU lane can be had, for want of memory or of kernels for the dtype, that is
+        logged.
 
         Parameters
         ----------
-        found
-            What a finder of `detection` found on each of n frames.
-        numbers
-            The n frame numbers.
-
-        Returns
-        -------
-        The peaks of each frame, in the order given.
-
-        Raises
-        ------
-        EngineError
-            If the predictor is closed or the engine fails.
-        """
-        counts = [peaks.counts for peaks in found]
-        offsets_px = self.offsets(counts[0] if len(counts) == 1 else np.concatenate(counts))
-        ends = np.cumsum([len(peaks) for peaks in found])[:-1]
-        split = np.split(offsets_px, ends)
-        return list(map(self._placed, split, found, numbers))
-
-    def open_pipeline(
-        self, finder: PeakFinder, dtype: npt.DTypeLike, *, spare_frames: int = 0
-    ) -> FramePipeline | None:
-        """Take what a series' frames go through on the GPU; `close` gives it back at the latest.
-
-        Parameters
-        ----------
-        finder
-            Of `detection`, once the series' background is known.
-        dtype
-            Of the frames.
+        detection
+            Has admitted the frames.
+        frames
+            They show the background, unless the detection is calibrated.
+        mask
+            The series' own mask, beside the detection's.
         spare_frames
-            Frames that the pipeline can lend at once to who decodes them.
-
-        Returns
-        -------
-        A pipeline for `process_in`; None where frames stay on the CPU: without an engine on a GPU,
-        and, with a warning that says why, where no pipeline can be had.
+            Frames that `memory` of a GPU lane can lend at once.
 
         Raises
         ------
+        InputError
+            If a frame holds a NaN.
         EngineError
-            If the predictor is closed or the GPU failed for good.
+            If the engine is closed or the GPU failed for good.
         """
+        finder, dtype = detection.finder(frames, mask=mask), frames[0].dtype
 
-        def take(engine: DeviceEngine) -> FramePipeline:
+        def create(engine: DeviceEngine) -> FramePipeline:
             # Only predictors on a GPU load what it needs.
             from edgexnas.device.bragg.gpu_pipeline import FramePipeline
 
@@ -137,30 +142,32 @@ class PeakLanes:
                 spare_frames=spare_frames,
             )
 
-        return self.engine.keep_on_gpu("peaks are found on the CPU", take)
+        pipeline = self.engine.keep_on_gpu("peaks are found on the CPU", create)
+        if pipeline is not None:
+            return GpuPeakLane(self.engine, pipeline, detection)
+        with build_progress(f"the peak finder is compiled for {dtype} frames"):
+            finder.prepare(dtype)
+        return CpuPeakLane(self, finder, detection)
 
-    def process_in(
-        self, pipeline: FramePipeline, frame: npt.NDArray[Any], frame_number: int
-    ) -> Peaks:
-        """Find the peaks of one frame and predict their positions, all on the GPU.
+    def offsets(self, patches: FloatArray) -> FloatArray:
+        """(n, 11, 11) scaled patches → (n, 2, q) offsets from the patch centres, in px."""
+        return self.engine.run(patches[:, None], (2, len(self._levels)))
 
-        Threads take turns; while one waits for the GPU another one's frame is copied there.
+    def locate(self, found: Sequence[FoundPeaks], numbers: Sequence[int]) -> list[Peaks]:
+        """Predict the positions of peaks found on several frames, in shared runs of the engine.
 
         Raises
         ------
-        InputError
-            If shape or dtype are not the pipeline's, or a usable pixel is NaN or infinite.
         EngineError
-            If the predictor is closed or the GPU fails.
+            If the engine is closed or fails.
         """
-        with pipeline.turns:
-            with self.engine.in_turn():
-                slot = pipeline.submit(frame, number=frame_number)
-            # A failure shows again when the result is taken, which frees the slot.
-            with suppress(EngineError):
-                pipeline.wait(slot)
-            with self.engine.in_turn():
-                return pipeline.result(slot)
+        if not found:
+            return []
+        # A finder scales patches on its way, and scaling again changes nothing but takes time.
+        patches = [p.counts if p.scaled else scale_patches(p.counts) for p in found]
+        offsets_px = self.offsets(patches[0] if len(found) == 1 else np.concatenate(patches))
+        ends = np.cumsum([len(peaks) for peaks in found])[:-1]
+        return list(map(self._placed, np.split(offsets_px, ends), found, numbers))
 
     def _placed(self, offsets_px: FloatArray, found: FoundPeaks, number: int) -> Peaks:
         placed = decode_offsets(offsets_px, self._levels, found.maxima - CENTRE)
@@ -175,126 +182,148 @@ class PeakLanes:
             overflow=found.overflow,
         )
 
-    def offsets(self, counts: FloatArray) -> FloatArray:
-        """(n, 11, 11) counts → (n, 2, q) offsets from the patch centres, in px."""
-        return self.engine.run(scale_patches(counts)[:, None], (2, len(self._levels)))
 
-
-class FrameProcessor:
-    """What frames with one background go through: a pipeline on the GPU, or finder and engine.
-
-    Parameters
-    ----------
-    lanes
-        Of the predictor.
-    finder
-        The rules, the background and the mask.
-    dtype
-        Of the frames.
-    spare_frames
-        Frames that the pipeline can lend at once to who decodes them.
+class PeakLane(Lane[NumberedFrame, dict[int, Peaks]]):
+    """A lane for frames; it learned their shape and dtype when it was opened.
 
     Attributes
     ----------
-    pipeline
-        None where peaks are found on the CPU.
-
-    Raises
-    ------
-    EngineError
-        If the predictor is closed or the GPU failed for good.
+    memory
+        Lends pinned memory for frames, if it is on a GPU; None elsewhere.
     """
 
-    def __init__(
-        self,
-        lanes: PeakLanes,
-        finder: PeakFinder,
-        dtype: np.dtype[Any],
-        *,
-        spare_frames: int = 0,
-    ) -> None:
+    memory: FrameMemory | None = None
+
+    def __init__(self, detection: PeakDetection) -> None:
+        self._detection = detection
+        self._kind = detection.shape, detection.dtype
+
+    def check(self, frame: npt.ArrayLike, number: int) -> NumberedFrame:
+        """See `Lane.check`."""
+        array = np.asarray(frame)
+        if (array.shape, array.dtype) != self._kind:
+            with naming_frame(number):
+                self._detection.admit(array)
+        return NumberedFrame(number, array)
+
+
+class CpuPeakLane(PeakLane):
+    """Finds the peaks of a group one after the other, and runs the network for all together."""
+
+    ahead = 1
+
+    def __init__(self, lanes: PeakLanes, finder: PeakFinder, detection: PeakDetection) -> None:
+        super().__init__(detection)
         self._lanes = lanes
+        # It has a scratch buffer, so that each lane needs its own.
         self._finder = finder
-        self.pipeline: FramePipeline | None = lanes.open_pipeline(
-            finder, dtype, spare_frames=spare_frames
-        )
-        if self.pipeline is None:
-            with build_progress(f"the peak finder is compiled for {dtype} frames"):
-                finder.prepare(dtype)
+        self._submitted: deque[Sequence[NumberedFrame]] = deque()
+        self._batch = lanes.engine.engine.batch
+        self._peaks = self._batch
 
-    def process(self, frame: Frame, number: int) -> Peaks:
-        """Find the peaks of one admitted frame and predict their positions."""
-        if self.pipeline is not None:
-            with naming_frame(number):
-                return self._lanes.process_in(self.pipeline, frame, number)
-        with self._lanes.engine.in_turn():
-            with naming_frame(number):
-                found = self._finder.find(frame)
-            return self._lanes.locate([found], [number])[0]
+    @property
+    def group(self) -> int:
+        """As many frames as fill the engine's batch, if each has as many peaks as the last."""
+        return max(1, min(MOST_FRAMES, self._batch // max(1, self._peaks)))
 
-    def process_all(self, frames: Iterator[tuple[int, Frame]]) -> Iterator[Peaks]:
-        """Process admitted frames; each is copied to a GPU while it works on the one before."""
-        pipeline = self.pipeline
-        if pipeline is None:
-            for number, frame in frames:
-                yield self.process(frame, number)
-            return
-        flying: deque[int] = deque()
-        while True:
+    @property
+    def in_flight(self) -> int:
+        """See `Lane.in_flight`."""
+        return len(self._submitted)
+
+    def submit(self, frames: Sequence[NumberedFrame]) -> None:
+        """See `Lane.submit`; the work is done when the result is taken."""
+        self._lanes.engine.require_open()
+        self._submitted.append(frames)
+
+    def result(self) -> Outcome[dict[int, Peaks]]:
+        """See `Lane.result`."""
+        frames = self._submitted.popleft()
+        faults: dict[int, EdgexnasError] = {}
+        found: dict[int, FoundPeaks] = {}
+        began = time.monotonic_ns()
+        for index, (number, pixels) in enumerate(frames):
             try:
-                following = next(frames, None)
-            except EdgexnasError:
-                # The frame before is good, and comes first.
-                if flying:
-                    yield self._taken(pipeline, flying)
-                raise
-            if following is None:
-                break
-            number, frame = following
-            with self._lanes.engine.in_turn():
-                pipeline.submit(frame, number=number)
-            flying.append(number)
-            if len(flying) == 2:
-                yield self._taken(pipeline, flying)
-        if flying:
-            yield self._taken(pipeline, flying)
-
-    def _taken(self, pipeline: FramePipeline, flying: deque[int]) -> Peaks:
-        with naming_frame(flying.popleft()), self._lanes.engine.in_turn():
-            return pipeline.result()
+                found[index] = self._finder.find(pixels, scaled=True)
+            except InputError as error:
+                faults[index] = InputError(f"frame {number}: {error}")
+            else:
+                self._peaks = len(found[index])
+        done = time.monotonic_ns()
+        located = self._lanes.locate(
+            list(found.values()), [frames[index].number for index in found]
+        )
+        stages = {"find": done - began, "network": time.monotonic_ns() - done}
+        return Outcome(dict(zip(found, located, strict=True)), faults, stages)
 
     def close(self) -> None:
-        """Give the memory of frames on the GPU back; closing again does nothing."""
-        if self.pipeline is not None:
-            self._lanes.engine.release(self.pipeline)
+        """Do nothing: there is host memory only."""
+
+
+class GpuPeakLane(PeakLane):
+    """Leaves all to the GPU, which works on one frame while the next is copied to it."""
+
+    ahead = 2
+    group = 1
+
+    def __init__(
+        self, engine: SharedEngine, pipeline: FramePipeline, detection: PeakDetection
+    ) -> None:
+        super().__init__(detection)
+        self._engine = engine
+        self._pipeline = pipeline
+        self._flying: deque[tuple[int, int]] = deque()
+        self.memory = pipeline.lend
+
+    @property
+    def in_flight(self) -> int:
+        """See `Lane.in_flight`."""
+        return len(self._flying)
+
+    def submit(self, frames: Sequence[NumberedFrame]) -> None:
+        """See `Lane.submit`."""
+        ((number, pixels),) = frames
+        began = time.monotonic_ns()
+        with self._engine.in_turn():
+            self._pipeline.submit(pixels, number=number)
+        self._flying.append((number, began))
+
+    def result(self) -> Outcome[dict[int, Peaks]]:
+        """See `Lane.result`."""
+        number, began = self._flying.popleft()
+        results: dict[int, Peaks] = {}
+        faults: dict[int, EdgexnasError] = {}
+        try:
+            with naming_frame(number), self._engine.in_turn():
+                results[0] = self._pipeline.result()
+        except InputError as error:
+            faults[0] = error
+        return Outcome(results, faults, {"gpu": time.monotonic_ns() - began})
+
+    def close(self) -> None:
+        """See `Lane.close`."""
+        self._engine.release(self._pipeline)
 
 
 def stream_series(
     lanes: PeakLanes, detection: PeakDetection, series: FrameSeries, *, close: bool
 ) -> Iterator[Peaks]:
     """Process the frames of a series in order, and close it if asked to."""
-    processor: FrameProcessor | None = None
     try:
-        with lanes.engine.in_turn():
-            numbers = existing_numbers(series)[:1].tolist()
-            if not detection.calibrated:
-                there = existing_numbers(series)
-                shown = background_numbers(len(there), series.shape, series.dtype)
-                numbers = there[shown].tolist()
-            frames: list[Frame] = []
-            for number, frame in existing_frames(series, numbers, quiet=True):
-                with naming_frame(number):
-                    frames.append(detection.admit(frame))
-                    if not detection.calibrated:
-                        refuse_nan(frames[-1], detection.masked(series.mask))
-            finder = detection.finder(frames, mask=series.mask)
-            processor = FrameProcessor(lanes, finder, frames[0].dtype)
-        del frames
-        admitted = ((number, detection.admit(frame)) for number, frame in existing_frames(series))
-        yield from processor.process_all(admitted)
+        there = existing_numbers(series)
+        numbers = there[:1].tolist()
+        if not detection.calibrated:
+            numbers = there[background_numbers(len(there), series.shape, series.dtype)].tolist()
+        frames: list[Frame] = []
+        for number, frame in existing_frames(series, numbers, quiet=True):
+            with naming_frame(number):
+                frames.append(detection.admit(frame))
+                if not detection.calibrated:
+                    refuse_nan(frames[-1], merged_masks(detection.mask, series.mask))
+        with closing(lanes.open(detection, frames, mask=series.mask)) as lane:
+            del frames
+            yield from _peaks(lane, existing_frames(series), read_ahead=True)
     finally:
-        if processor is not None:
-            processor.close()
         if close:
             series.close()
 
@@ -320,24 +349,31 @@ def stream_frames(
     SourceError
         If there are none.
     """
-    processor: FrameProcessor | None = None
-    try:
-        for number, frame in frames:
-            with lanes.engine.in_turn():
-                with naming_frame(number):
-                    admitted = detection.admit(frame)
-                if processor is None:
-                    mask = None if series is None else series.mask
-                    with naming_frame(number):
-                        finder = detection.finder([admitted], mask=mask)
-                    spare = 0 if series is None else SPARE_FRAMES
-                    processor = FrameProcessor(lanes, finder, admitted.dtype, spare_frames=spare)
-                    if series is not None and processor.pipeline is not None:
-                        series.memory = processor.pipeline.lend
-                peaks = processor.process(admitted, number)
-            yield peaks
-    finally:
-        if processor is not None:
-            processor.close()
-    if processor is None:
+    first = next(frames, None)
+    if first is None:
         raise SourceError("the source gave no frames; give at least one")
+    number, frame = first
+    with naming_frame(number):
+        admitted = detection.admit(frame)
+        lane = lanes.open(
+            detection,
+            [admitted],
+            mask=None if series is None else series.mask,
+            spare_frames=0 if series is None else SPARE_FRAMES,
+        )
+    with closing(lane):
+        if series is not None:
+            series.memory = lane.memory
+        numbered = chain(iter([(number, admitted)]), frames)
+        del first, frame, admitted
+        yield from _peaks(lane, numbered, read_ahead=False)
+
+
+def _peaks(
+    lane: PeakLane, frames: Iterator[tuple[int, npt.ArrayLike]], *, read_ahead: bool
+) -> Iterator[Peaks]:
+    groups = ([lane.check(frame, number)] for number, frame in frames)
+    for outcome in drive(lane, groups, read_ahead=read_ahead):
+        for fault in outcome.faults.values():
+            raise fault
+        yield from outcome.results.values()

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy.typing as npt
 
-from edgexnas.bragg import PeakPositions, Peaks, as_patches, decode_offsets
+from edgexnas.bragg import PeakPositions, Peaks, as_patches, decode_offsets, scale_patches
 from edgexnas.device.bragg.frame_source import FrameSource, open_source
-from edgexnas.device.bragg.lanes import FrameProcessor, PeakLanes, stream_frames, stream_series
+from edgexnas.device.bragg.lanes import PeakLane, PeakLanes, stream_frames, stream_series
 from edgexnas.device.bundle_predictor import BundlePath, BundlePredictor, PredictorOptions
 from edgexnas.device.engines.gate import EngineProof
 from edgexnas.device.sources.series_frames import SeriesFrames
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from edgexnas.bundle import TrustStore
-    from edgexnas.peak_finding import PeakFinder
 
 __all__ = ["PeakPredictor", "lanes_of"]
 
@@ -45,7 +44,7 @@ class PeakPredictor(BundlePredictor):
 
     Parameters
     ----------
-    bundle, trust, engine, precision, batch, threads, cache
+    bundle, trust, state, gates, engine, precision, batch, threads, cache
         As of `Predictor`.
     mask
         (H, W) bool, True where a pixel must not be used (dead, hot, in a gap).
@@ -82,8 +81,7 @@ class PeakPredictor(BundlePredictor):
         )
         self._detection = self._lanes.detection()
         self._next_number = 0
-        self._own_finder: PeakFinder | None = None
-        self._own: FrameProcessor | None = None
+        self._lane: PeakLane | None = None
 
     def predict(self, patches: npt.ArrayLike) -> PeakPositions:
         """Predict the positions of peaks in patches.
@@ -107,7 +105,9 @@ class PeakPredictor(BundlePredictor):
             If the predictor is closed or the engine fails.
         """
         checked = as_patches(patches)
-        return decode_offsets(self._lanes.offsets(checked), self.manifest.quantile_levels)
+        return decode_offsets(
+            self._lanes.offsets(scale_patches(checked)), self.manifest.quantile_levels
+        )
 
     def process(self, frame: npt.ArrayLike, *, frame_number: int | None = None) -> Peaks:
         """Find the peaks of one detector frame and predict their positions.
@@ -135,17 +135,15 @@ class PeakPredictor(BundlePredictor):
             If the predictor is closed or the engine fails.
         """
         with self._shared.in_turn():
-            admitted = self._detection.admit(frame)
-            finder = self._detection.own_finder(admitted)
             number = self._next_number if frame_number is None else frame_number
-            if self._own is None or finder is not self._own_finder:
-                if self._own is not None:
-                    self._own.close()
-                self._own = FrameProcessor(self._lanes, finder, admitted.dtype)
-                self._own_finder = finder
-            peaks = self._own.process(admitted, number)
+            if self._lane is None:
+                self._lane = self._lanes.open(self._detection, [self._detection.admit(frame)])
+            self._lane.submit([self._lane.check(frame, number)])
+            outcome = self._lane.result()
+            for fault in outcome.faults.values():
+                raise fault
             self._next_number = number + 1
-            return peaks
+            return outcome.results[0]
 
     def stream(self, source: FrameSource) -> Iterator[Peaks]:
         """Process a series of frames in order.
@@ -207,6 +205,9 @@ class PeakPredictor(BundlePredictor):
         """
         with self._shared.in_turn():
             self._detection.calibrate(frames)
+            if self._lane is not None:
+                self._lane.close()
+                self._lane = None
 
 
 def lanes_of(predictor: PeakPredictor) -> PeakLanes:

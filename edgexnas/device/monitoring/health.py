@@ -166,8 +166,8 @@ class SinkObservation:
         Results that wait for it.
     failing_since_s, error
         When it failed first since it last stored something, and how; None if it has not.
-    dropping
-        Whether its oldest results were dropped since it last stored something.
+    dropping_since_s
+        When its oldest results began to be dropped; None if none was for `STUCK_S`.
     """
 
     name: str
@@ -180,7 +180,7 @@ class SinkObservation:
     queued: int = 0
     failing_since_s: float | None = None
     error: str | None = None
-    dropping: bool = False
+    dropping_since_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,15 +376,15 @@ def _sinks(seen: HealthObservation) -> Iterable[Reason]:
         )
         # Opening a sink again is no proof that it stores: only storing is, unless nothing comes.
         if unstored is not None and _stuck(seen, unstored) and (wanted or not sink.opened):
-            drops = ", its queue only drops" if sink.dropping else ""
+            drops = "" if sink.dropping_since_s is None else ", its queue only drops"
             what = f"sink {sink.name} has stored nothing{drops}{after}"
             yield Reason(what, unstored, sink.required)
         elif failing is not None and (not sink.opened or wanted):
             down = sink.required and not sink.opened and _stuck(seen, failing)
             yield Reason(f"sink {sink.name} is down{after}", failing, down)
-        elif sink.dropping:
-            since = seen.now_s if unstored is None else unstored
-            yield Reason(f"sink {sink.name} is slow and drops results", since, False)
+        elif sink.dropping_since_s is not None:
+            what = f"sink {sink.name} is slow and drops results"
+            yield Reason(what, sink.dropping_since_s, False)
 
 
 def _frames(seen: HealthObservation) -> Iterable[Reason]:
@@ -395,9 +395,11 @@ def _frames(seen: HealthObservation) -> Iterable[Reason]:
         yield Reason(what, frames.only_drops_since_s, True)
     if since is not None and _stuck(seen, since):
         # One bad frame at the end of a run is no failure; bad frames over a while are.
+        # Where a sink was at fault, the sink is judged, which may be open again by now.
         continued = (
             frames.unfinished_s - since >= STUCK_S
             and seen.now_s - frames.unfinished_s < CONTINUED_S
+            and not any(sink.required and sink.failing_since_s is not None for sink in seen.sinks)
         )
         if frames.pending or continued:
             after = f" ({frames.losses})" if frames.losses else ""

@@ -8,9 +8,9 @@ label and cannot be added up over machines.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import get_args
 
-from edgexnas.device.monitoring.status import LatencySummary, ServiceState
+from edgexnas.device.monitoring.health import STATES
+from edgexnas.device.monitoring.status import LatencySummary
 from edgexnas.device.monitoring.watch import Observation, ServiceWatch
 from edgexnas.errors import MissingDependencyError
 
@@ -50,6 +50,7 @@ class ServiceCollector(Collector):
         observation = self._watch.observe()
         yield from _service(observation)
         yield from _frames(observation)
+        yield from _source_and_sinks(observation)
         yield from _flow(observation)
         yield from _machine(observation)
 
@@ -83,13 +84,13 @@ def _service(observation: Observation) -> Iterator[Metric]:
     state = GaugeMetricFamily(
         "edgexnas_service_state", "1 for the state that the service is in.", labels=["state"]
     )
-    for name in get_args(ServiceState):
-        state.add_metric([name], float(name == status.state))
+    for name in STATES:
+        state.add_metric([name], float(name == status.health.state))
     yield state
     yield GaugeMetricFamily(
         "edgexnas_service_healthy",
-        "1 while the service runs or drains and frames move.",
-        value=float(observation.health.ok),
+        "1 while /healthz answers 200.",
+        value=float(status.health.healthy),
     )
     yield GaugeMetricFamily(
         "edgexnas_service_uptime_seconds", "Since the start.", value=status.uptime_s
@@ -144,6 +145,29 @@ def _frames(observation: Observation) -> Iterator[Metric]:
             "Frames up to this number have all ended in the newest series.",
             value=status.watermark,
         )
+
+
+def _source_and_sinks(observation: Observation) -> Iterator[Metric]:
+    status = observation.status
+    source = CounterMetricFamily(
+        "edgexnas_source", "What the source itself counts.", labels=["what"]
+    )
+    for name, value in status.source_counts.items():
+        if isinstance(value, int):
+            source.add_metric([name], value)
+    yield source
+    yield GaugeMetricFamily(
+        "edgexnas_source_connected",
+        "0 while the source is away.",
+        value=float(status.source_counts.get("connection", "connected") == "connected"),
+    )
+    results = CounterMetricFamily(
+        "edgexnas_sink_results", "Results by what a sink did with them.", labels=["sink", "state"]
+    )
+    for sink, counts in status.sinks.items():
+        for name, count in counts._asdict().items():
+            results.add_metric([sink, name], count)
+    yield results
 
 
 def _flow(observation: Observation) -> Iterator[Metric]:

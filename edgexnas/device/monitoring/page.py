@@ -6,10 +6,14 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from edgexnas.device.monitoring.summary import SummaryTable, summarise
+from edgexnas.device.monitoring.health import Health
+from edgexnas.device.monitoring.summary import SummaryTable, clock_time, summarise
 from edgexnas.device.monitoring.watch import HISTORY_S, HistoryPoint, Observation
 
 __all__ = ["PagePicture", "page_data", "pictures_of", "render_page"]
+
+_NUMBERS = ("flow", "queues", "latency", "ledger", "sinks", "source", "machine")
+"""Tables beside the charts."""
 
 _CHART_WIDTH, _CHART_HEIGHT = 300.0, 60.0
 
@@ -91,13 +95,15 @@ def page_data(observation: Observation, scales: Mapping[str, str] | None = None)
         Numbers for programs under ``"status"``; texts, charts and pictures as the page shows them
         under ``"page"``.
     """
-    status = observation.status
+    status, health, error = observation.status, observation.status.health, _error(observation)
     result = status.last_result
     return {
         "status": {
-            "state": status.state,
-            "healthy": observation.health.ok,
-            "reason": observation.health.reason,
+            "state": health.state,
+            "state_for_s": health.for_s,
+            "healthy": health.healthy,
+            "reason": health.sentence,
+            "reasons": [reason.what for reason in health.reasons],
             "model_id": status.model_id,
             "engine": status.engine._asdict() if status.engine else None,
             "source": status.source,
@@ -111,17 +117,19 @@ def page_data(observation: Observation, scales: Mapping[str, str] | None = None)
             "stage_ms": {stage: _latency(times) for stage, times in status.stage_ms.items()},
             "peaks_total": status.peaks_total,
             "watermark": status.watermark,
-            "last_error": status.last_error,
+            "last_error": status.last_error._asdict() if status.last_error else None,
+            "source_counts": dict(status.source_counts),
+            "sinks": {name: counts._asdict() for name, counts in status.sinks.items()},
             "rails_w": dict(observation.sensors.rails_w),
             "module_w": observation.sensors.module_w,
             "power_source": observation.sensors.power_source,
             "temperatures_c": dict(observation.sensors.temperatures_c),
         },
         "page": {
-            "state": status.state,
-            "healthy": observation.health.ok,
-            "reason": observation.health.reason,
-            "error": status.last_error or "",
+            "state": health.state,
+            "level": _level(health),
+            "reason": health.sentence,
+            "error": error,
             "tables": {table.key: table.rows for table in summarise(observation)},
             "charts": {
                 chart.key: {
@@ -134,6 +142,19 @@ def page_data(observation: Observation, scales: Mapping[str, str] | None = None)
             "picture_version": f"{result.series}/{result.number}" if result else "",
         },
     }
+
+
+def _level(health: Health) -> str:
+    """Tell good, a state with reasons that still answers 200, and bad apart by one word."""
+    return "bad" if not health.healthy else "warning" if health.reasons else "good"
+
+
+def _error(observation: Observation) -> str:
+    """Give the newest error for the banner; nothing once its cause is gone."""
+    error = observation.status.last_error
+    if error is None or error.gone:
+        return ""
+    return f"{clock_time(error.at_s)}  {error.message}"
 
 
 def _latency(summary: Any) -> dict[str, float]:
@@ -155,7 +176,7 @@ def render_page(observation: Observation, scales: Mapping[str, str] | None = Non
     str
         A complete HTML document.
     """
-    status, health = observation.status, observation.health
+    status, health, error = observation.status, observation.status.health, _error(observation)
     pictures = pictures_of(observation, scales)
     tables = {table.key: table for table in summarise(observation)}
     kind = "Object" if len(pictures) > 1 else "Last frame"
@@ -174,12 +195,12 @@ def render_page(observation: Observation, scales: Mapping[str, str] | None = Non
 <body>
 <header>
 <h1>edgexnas <span id="model">{_text(status.model_id)}</span></h1>
-<p id="health" role="status" data-ok="{"yes" if health.ok else "no"}">
-<strong id="state">{_text(status.state)}</strong> <span id="reason">{_text(health.reason)}</span>
+<p id="health" role="status" data-level="{_level(health)}">
+<strong id="state">{health.state}</strong> <span id="reason">{_text(health.sentence)}</span>
 </p>
 </header>
 <main>
-<p id="error" role="alert"{"" if status.last_error else " hidden"}>{_text(status.last_error)}</p>
+<p id="error" role="alert"{"" if error else " hidden"}>{_text(error)}</p>
 <div class="column">
 <section id="pictures" aria-labelledby="pictures-title">
 <h2 id="pictures-title">{kind}</h2>
@@ -192,7 +213,7 @@ def render_page(observation: Observation, scales: Mapping[str, str] | None = Non
 <h2 id="charts-title">Last {HISTORY_S // 60} minutes</h2>
 {"".join(_chart(chart) for chart in _charts(observation.history))}
 </section>
-{"".join(_table(tables[key]) for key in ("flow", "queues", "latency", "ledger", "machine"))}
+{"".join(_table(tables[key]) for key in _NUMBERS)}
 </div>
 </main>
 <footer>

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from edgexnas.device.monitoring.health import Health, HealthState
 
 if TYPE_CHECKING:
     from edgexnas.ptycho import ObjectImage
 
 __all__ = [
     "EngineStatus",
+    "LastError",
     "LastResult",
     "LatencySummary",
     "QueueLevel",
     "Rates",
-    "ServiceState",
     "ServiceStatus",
+    "SinkCounts",
     "StatusSource",
     "StatusView",
 ]
-
-ServiceState = Literal["starting", "running", "draining", "stopped", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,15 +103,43 @@ class LastResult:
     object_image: ObjectImage | None = None
 
 
+class LastError(NamedTuple):
+    """The newest warning of the service.
+
+    Attributes
+    ----------
+    message
+        One sentence.
+    at_s
+        When it came, in Unix seconds.
+    gone
+        Whether nothing is wrong any more.
+    """
+
+    message: str
+    at_s: float
+    gone: bool
+
+
+class SinkCounts(NamedTuple):
+    """Results that a sink has stored, those it did not store, and those dropped before it."""
+
+    stored: int
+    refused: int
+    dropped: int
+
+
+STARTING = Health("starting", (), 0.0, False, True, 0.0)
+
+
 @dataclass(frozen=True, slots=True)
 class ServiceStatus:
     """A snapshot of the service.
 
     Attributes
     ----------
-    state
-        "starting" (bundle and engine are opened), "running", "draining" (asked to stop, finishing
-        what it has), "stopped", or "failed".
+    health
+        Its state, why, since when, and whether somebody has to look at it.
     model_id
         Name of the model in its manifest.
     engine
@@ -139,12 +168,16 @@ class ServiceStatus:
     watermark
         Frames up to this number have all ended in the newest series; None before the first.
     last_error
-        The newest trouble in one sentence; None if there was none.
+        The newest warning; None if there was none.
+    source_counts
+        What the source says of itself; see `EventSource.status`.
+    sinks
+        Name of a sink → what became of the results that it was given.
     last_result
         The newest result; None before the first.
     """
 
-    state: ServiceState = "starting"
+    health: Health = STARTING
     model_id: str = ""
     engine: EngineStatus | None = None
     source: str = ""
@@ -158,7 +191,15 @@ class ServiceStatus:
     stage_ms: Mapping[str, LatencySummary] = field(default_factory=dict)
     peaks_total: int = 0
     watermark: int | None = None
-    last_error: str | None = None
+    last_error: LastError | None = None
+    source_counts: Mapping[str, int | str] = field(default_factory=dict)
+    sinks: Mapping[str, SinkCounts] = field(default_factory=dict)
+
+    @property
+    def state(self) -> HealthState:
+        """State of the service; see `edgexnas.device.monitoring.health.STATES`."""
+        return self.health.state
+
     last_result: LastResult | None = None
 
 

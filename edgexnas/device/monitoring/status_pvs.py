@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from edgexnas import __version__
+from edgexnas.device.monitoring.summary import clock_time
 from edgexnas.device.monitoring.watch import Observation, ServiceWatch
 from edgexnas.device.optional_libraries import pvaccess_module
 from edgexnas.device.pva_records import PvaRecords
@@ -66,10 +67,16 @@ _PVS: Mapping[str, _Kind] = {
     # the service's own
     "State_RBV": _Kind("", "", "State of the service"),
     "Status_RBV": _Kind("", "", "Whether it is healthy, in words"),
-    "LastError_RBV": _Kind("", "", "Newest trouble"),
+    "LastError_RBV": _Kind("", "", "Newest error, with its time"),
+    "SourceConnected_RBV": _Kind(0, "", "1 while the source can deliver"),
+    "SourceMissed_RBV": _Kind(0, "", "Frame numbers that the source skipped"),
+    "SourceMalformed_RBV": _Kind(0, "", "Messages that could not be decoded"),
+    "SourceReconnects_RBV": _Kind(0, "", "Times that the source came back"),
+    "StoredResults_RBV": _Kind(0, "", "Results stored, by all sinks"),
+    "RefusedResults_RBV": _Kind(0, "", "Results that a sink did not store"),
     "ProcessedArrays_RBV": _Kind(0, "", "Frames whose result is committed"),
     "ProcessedRate_RBV": _Kind(0.0, "Hz", "Results committed a second"),
-    "FailedArrays_RBV": _Kind(0, "", "Frames that could not be processed"),
+    "FailedArrays_RBV": _Kind(0, "", "Frames not decoded, processed or stored"),
     "DuplicateArrays_RBV": _Kind(0, "", "Frames that came again"),
     "LostArrays_RBV": _Kind(0, "", "Frames that never came"),
     "PendingArrays_RBV": _Kind(0, "", "Frames in work"),
@@ -100,7 +107,7 @@ def pv_values(observation: Observation) -> dict[str, PvValue]:
         Name without prefix → value; all of `PV_NAMES`. Counters wrap to 0 after 2³¹ − 1, as those
         of areaDetector do not fit more either.
     """
-    status, health = observation.status, observation.health
+    status, health = observation.status, observation.status.health
     counts, latency = status.counts, status.latency_ms
     result = status.last_result
     height, width = (0, 0) if result is None or result.pixels is None else result.pixels.shape
@@ -117,7 +124,10 @@ def pv_values(observation: Observation) -> dict[str, PvValue]:
     queue = "queue is filling" if crowded == _MINOR else "queue is full" if crowded else ""
     engine = status.engine
     dropped, lost, failed = (counts.get(state, 0) for state in ("dropped", "lost", "failed"))
-    bad = (_NO_ALARM, "") if health.ok else (_MAJOR, health.reason)
+    severity = _MAJOR if not health.healthy else _MINOR if health.reasons else _NO_ALARM
+    alarm = (severity, health.sentence if severity else "")
+    error = status.last_error
+    source = {name: n for name, n in status.source_counts.items() if isinstance(n, int)}
     return {
         "PluginType_RBV": PvValue("edgexnas"),
         "DriverVersion_RBV": PvValue(__version__),
@@ -135,9 +145,22 @@ def pv_values(observation: Observation) -> dict[str, PvValue]:
         "QueueFree": PvValue(capacity - waiting, crowded, queue),
         "QueueUse": PvValue(waiting, crowded, queue),
         "ExecutionTime_RBV": PvValue(latency.p50),
-        "State_RBV": PvValue(status.state, *bad),
-        "Status_RBV": PvValue(health.reason, *bad),
-        "LastError_RBV": PvValue(status.last_error or ""),
+        "State_RBV": PvValue(health.state, *alarm),
+        "Status_RBV": PvValue(health.sentence, *alarm),
+        "LastError_RBV": PvValue(
+            f"{clock_time(error.at_s)} {error.message}" if error else "",
+            _MINOR if error and not error.gone else _NO_ALARM,
+        ),
+        "SourceConnected_RBV": PvValue(
+            int(status.source_counts.get("connection", "connected") == "connected")
+        ),
+        "SourceMissed_RBV": _counter(source.get("missed", 0), "the source skipped frames"),
+        "SourceMalformed_RBV": _counter(source.get("malformed", 0), "messages were malformed"),
+        "SourceReconnects_RBV": PvValue(_int32(source.get("reconnects", 0))),
+        "StoredResults_RBV": PvValue(_int32(sum(sink.stored for sink in status.sinks.values()))),
+        "RefusedResults_RBV": _counter(
+            sum(sink.refused for sink in status.sinks.values()), "a sink did not store results"
+        ),
         "ProcessedArrays_RBV": PvValue(_int32(counts.get("done", 0))),
         "ProcessedRate_RBV": PvValue(status.rates.done_per_s),
         "FailedArrays_RBV": _counter(failed, "frames failed"),

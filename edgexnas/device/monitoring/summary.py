@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from typing import NamedTuple
 
 from edgexnas.device.monitoring.status import LatencySummary, ServiceStatus
 from edgexnas.device.monitoring.watch import Observation
 
-__all__ = ["LEDGER_STATES", "SummaryTable", "summarise"]
+__all__ = ["LEDGER_STATES", "SummaryTable", "clock_time", "summarise"]
 
 LEDGER_STATES = (
     ("received", "came from the source"),
     ("done", "result committed"),
     ("dropped", "gave way to newer ones"),
-    ("failed", "could not be processed"),
+    ("failed", "not decoded, processed or stored"),
     ("duplicate", "came again"),
     ("pending", "in work"),
     ("spilled", "waiting on disk"),
@@ -91,6 +92,24 @@ def summarise(observation: Observation) -> tuple[SummaryTable, ...]:
                 for stage, level in status.queues.items()
             ),
         ),
+        SummaryTable(
+            "sinks",
+            "Sinks (results)",
+            ("", "stored", "not stored", "dropped"),
+            tuple(
+                (name, *(_count(number) for number in counts))
+                for name, counts in status.sinks.items()
+            ),
+        ),
+        SummaryTable(
+            "source",
+            "Source",
+            ("", ""),
+            tuple(
+                (name.capitalize(), _count(value) if isinstance(value, int) else value)
+                for name, value in status.source_counts.items()
+            ),
+        ),
         _machine(observation),
     )
 
@@ -108,8 +127,16 @@ def _service(status: ServiceStatus) -> SummaryTable:
             ("Source", status.source or "–"),
             ("Series", status.series or "–"),
             ("Up for", _duration(status.uptime_s)),
+            ("Last error", _last_error(status)),
         ),
     )
+
+
+def _last_error(status: ServiceStatus) -> str:
+    error = status.last_error
+    if error is None:
+        return "none"
+    return f"{clock_time(error.at_s)}{' (gone)' if error.gone else ''}: {error.message}"
 
 
 def _flow(status: ServiceStatus) -> SummaryTable:
@@ -133,6 +160,11 @@ def _machine(observation: Observation) -> SummaryTable:
         rows.append(("Power", "no sensor"))
     rows.extend((zone, f"{celsius:.1f} °C") for zone, celsius in sensors.temperatures_c.items())
     return SummaryTable("machine", "Power and temperatures", ("", ""), tuple(rows))
+
+
+def clock_time(seconds: float) -> str:
+    """Write Unix seconds as local date and time."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
 def _latency_row(name: str, summary: LatencySummary) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from edgexnas.device.monitoring.summary import SummaryTable, summarise
+from edgexnas.device.monitoring.summary import SummaryTable, clock_time, summarise
 from edgexnas.device.monitoring.watch import Observation, ServiceWatch
 
 __all__ = ["TerminalView", "draw"]
@@ -102,16 +102,17 @@ def draw(observation: Observation) -> RenderableType:
     RenderableType
         For `rich.console.Console.print`.
     """
-    health = observation.health
-    style = "green" if health.ok else "bold red"
+    health = observation.status.health
+    style = "bold red" if not health.healthy else "yellow" if health.reasons else "green"
     head = Text.assemble(
-        ("edgexnas ", "bold"), observation.status.model_id, "  ", (health.reason, style)
+        ("edgexnas ", "bold"), observation.status.model_id, "  ", (health.sentence, style)
     )
     parts: list[RenderableType] = [head]
-    if observation.status.last_error:
-        parts.append(Text(f"last error: {observation.status.last_error}", "red"))
+    error = observation.status.last_error
+    if error is not None and not error.gone:
+        parts.append(Text(f"{clock_time(error.at_s)}  {error.message}", "red"))
     tables = {table.key: table for table in summarise(observation)}
-    order = ("flow", "latency", "ledger", "queues", "machine")
+    order = ("flow", "latency", "ledger", "queues", "sinks", "source", "machine")
     small = [_table(tables[key]) for key in order if tables[key].rows]
     return Group(*parts, Columns(small, padding=(0, 3)), _table(tables["service"]))
 

@@ -191,9 +191,9 @@ class _Pages:
         return _ok("application/json; charset=utf-8", text.encode())
 
     def _health(self) -> _Answer:
-        health = self._watch.observe().health
-        status = HTTPStatus.OK if health.ok else HTTPStatus.SERVICE_UNAVAILABLE
-        return _plain(status, health.reason)
+        health = self._watch.observe().status.health
+        status = HTTPStatus.OK if health.healthy else HTTPStatus.SERVICE_UNAVAILABLE
+        return _plain(status, health.sentence)
 
     def _scales(self) -> dict[str, str]:
         return {path: drawn.picture.caption for path, drawn in self._drawn.copy().items()}

@@ -1,18 +1,21 @@
-"""The patterns of one scan on their way to patches, in batches: on a GPU, or on the CPU."""
+"""The lanes for diffraction patterns: binned and predicted on the CPU, or all on a GPU."""
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from edgexnas.device.detector_mask import Mask
+from edgexnas.device.lane import Lane, Outcome
 from edgexnas.device.ptycho.intake import PatternIntake
 from edgexnas.device.ptycho.stitching import MOST_WAITING, ObjectStitcher
 from edgexnas.device.shared_engine import SharedEngine
-from edgexnas.errors import EdgexnasError, EngineError
+from edgexnas.errors import EngineError
 from edgexnas.ptycho import (
     PATTERN_SIZE,
     FloatArray,
@@ -27,14 +30,32 @@ if TYPE_CHECKING:
     from edgexnas.device.ptycho.gpu_phase_components import GpuIslands
     from edgexnas.device.ptycho.gpu_pipeline import PatternPipeline
 
-__all__ = ["PatternLanes", "PatternRun"]
+__all__ = ["NumberedPattern", "PatternLane", "PatternLanes", "ScanLane"]
 
 Pattern = npt.NDArray[Any]
-Result = tuple[ObjectPatches, EdgexnasError | None]
+
+
+class NumberedPattern(NamedTuple):
+    """A pattern that was checked.
+
+    Attributes
+    ----------
+    number
+        Of the pattern in its scan.
+    counts
+        (64, 64) float32 on the CPU; (H, W) in pinned memory where a GPU checks and bins them.
+    """
+
+    number: int
+    counts: Pattern
+
+
+PatternLane = Lane[NumberedPattern, ObjectPatches]
+"""A lane for patterns, which may be overwritten once they are checked."""
 
 
 class PatternLanes:
-    """What patterns of one predictor go through: checks, binning, and an engine on CPU or GPU.
+    """Opens lanes for the patterns of one predictor.
 
     Parameters
     ----------
@@ -53,16 +74,8 @@ class PatternLanes:
         self._intake = intake
         self._intensity_scale = intensity_scale
 
-    def predict(self, patterns: npt.ArrayLike) -> ObjectPatches:
-        """Check patterns and predict their patches; see `PtychoPredictor.predict`."""
-        usable = self._intake.masked(np.asarray(patterns))
-        return self.predict_admitted(as_patterns(usable, saturation=self._intake.saturation))
-
-    def intake(self, mask: npt.NDArray[np.bool_] | None = None) -> PatternIntake:
-        """Give a check of patterns of its own to a scan, with this mask beside the scan's.
-
-        `admit` on each pattern and then `predict_admitted` is what `stream` does on the CPU, in
-        two steps that can run in different threads; on a GPU it is `accept` and `predict_in`.
+    def intake(self, mask: Mask | None = None) -> PatternIntake:
+        """Give a check of patterns of its own to a scan, with this mask beside the predictor's.
 
         Raises
         ------
@@ -71,16 +84,39 @@ class PatternLanes:
         """
         return self._intake.beside(mask)
 
-    def predict_admitted(self, patterns: FloatArray) -> ObjectPatches:
-        """Predict from patterns that `intake` has admitted: (n, 64, 64) float32.
+    def open(self, intake: PatternIntake, pattern: Pattern) -> PatternLane:
+        """Open a lane: on the GPU where the engine runs on one, else on the CPU.
+
+        Where no GPU lane can be had, for want of memory or of kernels for the dtype, that is
+        logged.
+
+        Parameters
+        ----------
+        intake
+            The scan's, which has accepted its first pattern.
+        pattern
+            That pattern.
 
         Raises
         ------
         EngineError
-            If the predictor is closed or the engine fails.
+            If the engine is closed or the GPU failed for good.
         """
-        inputs = scale_patterns(patterns, self._intensity_scale)[:, None]
-        return decode_patches(self.engine.run(inputs, (2, PATTERN_SIZE, PATTERN_SIZE)))
+
+        def create(engine: DeviceEngine) -> PatternPipeline:
+            # Only predictors on a GPU load what it needs.
+            from edgexnas.device.ptycho.gpu_pipeline import PatternPipeline
+
+            rows, cols = pattern.shape
+            return PatternPipeline(
+                engine, (rows, cols), pattern.dtype, intensity_scale=self._intensity_scale,
+                mask=intake.mask, saturation=intake.saturation, cache=self.engine.cache,
+            )  # fmt: skip
+
+        pipeline = self.engine.keep_on_gpu("patterns are binned on the CPU", create)
+        if pipeline is not None:
+            return GpuPatternLane(self.engine, pipeline, intake)
+        return CpuPatternLane(self, intake)
 
     def stitcher(self, most_waiting: int = MOST_WAITING) -> ObjectStitcher:
         """Give an empty object: on the GPU where the engine runs on one, else in host memory.
@@ -90,92 +126,149 @@ class PatternLanes:
         ConfigurationError
             If `most_waiting` is no number from 0.
         EngineError
-            If the predictor is closed or the GPU failed for good.
+            If the engine is closed or the GPU failed for good.
         """
         stitcher = ObjectStitcher(most_waiting)
 
-        def take(engine: DeviceEngine) -> GpuIslands:
-            # Only predictors on a GPU load what it needs.
+        def create(engine: DeviceEngine) -> GpuIslands:
             from edgexnas.device.ptycho.gpu_phase_components import GpuIslands
 
             return GpuIslands(engine.session, most=engine.batch, cache=self.engine.cache)
 
-        islands = self.engine.on_gpu("patches are stitched on the CPU", take)
+        islands = self.engine.on_gpu("patches are stitched on the CPU", create)
         if islands is not None:
             stitcher.islands = islands
         return stitcher
 
-    def open_pipeline(
-        self, intake: PatternIntake, pattern: npt.NDArray[Any]
-    ) -> PatternPipeline | None:
-        """Take what a scan's patterns go through on the GPU; `close` gives it back at the latest.
+    def predict(self, patterns: npt.ArrayLike) -> ObjectPatches:
+        """Check patterns and predict their patches; see `PtychoPredictor.predict`."""
+        usable = self._intake.masked(np.asarray(patterns))
+        return self.predict_checked(as_patterns(usable, saturation=self._intake.saturation))
 
-        Parameters
-        ----------
-        intake
-            The scan's, which has accepted its first pattern.
-        pattern
-            That pattern.
-
-        Returns
-        -------
-        A pipeline for `predict_in`; None where patterns stay on the CPU: without an engine on a
-        GPU, and, with a warning that says why, where no pipeline can be had.
+    def predict_checked(self, patterns: FloatArray) -> ObjectPatches:
+        """Predict from checked (n, 64, 64) float32 patterns.
 
         Raises
         ------
         EngineError
-            If the predictor is closed or the GPU failed for good.
+            If the engine is closed or fails.
         """
-
-        def take(engine: DeviceEngine) -> PatternPipeline:
-            from edgexnas.device.ptycho.gpu_pipeline import PatternPipeline
-
-            rows, cols = pattern.shape
-            return PatternPipeline(
-                engine, (rows, cols), pattern.dtype, intensity_scale=self._intensity_scale,
-                mask=intake.mask, saturation=intake.saturation, cache=self.engine.cache,
-            )  # fmt: skip
-
-        return self.engine.keep_on_gpu("patterns are binned on the CPU", take)
-
-    def predict_in(
-        self, pipeline: PatternPipeline, patterns: Sequence[npt.NDArray[Any]]
-    ) -> tuple[ObjectPatches, tuple[int, ...]]:
-        """Check, bin and predict patterns that `intake` has accepted, all on the GPU.
-
-        Threads take turns.
-
-        Returns
-        -------
-        As of `PatternPipeline.result`.
-
-        Raises
-        ------
-        EngineError
-            If the predictor is closed or the GPU fails.
-        """
-        with self.engine.in_turn():
-            return pipeline.process(patterns)
+        inputs = scale_patterns(patterns, self._intensity_scale)[:, None]
+        return decode_patches(self.engine.run(inputs, (2, PATTERN_SIZE, PATTERN_SIZE)))
 
 
-class PatternRun:
-    """A scan's patterns: taken one by one, submitted together, and their patches in order.
+class CpuPatternLane:
+    """Checks and bins patterns as they come, and runs the network when the result is taken."""
 
-    Where they are worked on is known with the first one, whose dtype there may be no kernels for.
+    ahead = 1
 
-    Parameters
+    def __init__(self, lanes: PatternLanes, intake: PatternIntake) -> None:
+        self._lanes = lanes
+        self._intake = intake
+        self.group = lanes.engine.engine.batch
+        self._binning_ns = 0
+        self._submitted: deque[tuple[Sequence[NumberedPattern], int]] = deque()
+
+    @property
+    def in_flight(self) -> int:
+        """See `Lane.in_flight`."""
+        return len(self._submitted)
+
+    def check(self, frame: npt.ArrayLike, number: int) -> NumberedPattern:
+        """See `Lane.check`."""
+        began = time.monotonic_ns()
+        binned = self._intake.admit(frame, number)
+        self._binning_ns += time.monotonic_ns() - began
+        return NumberedPattern(number, binned)
+
+    def submit(self, frames: Sequence[NumberedPattern]) -> None:
+        """See `Lane.submit`; the work is done when the result is taken."""
+        self._lanes.engine.require_open()
+        self._submitted.append((frames, self._binning_ns))
+        self._binning_ns = 0
+
+    def result(self) -> Outcome[ObjectPatches]:
+        """See `Lane.result`."""
+        frames, binning_ns = self._submitted.popleft()
+        began = time.monotonic_ns()
+        patches = self._lanes.predict_checked(np.stack([frame.counts for frame in frames]))
+        stages = {"bin": binning_ns, "network": time.monotonic_ns() - began}
+        return Outcome(patches, {}, stages)
+
+    def close(self) -> None:
+        """Do nothing: there is host memory only."""
+
+
+class GpuPatternLane:
+    """Writes patterns to the GPU's memory as they come; it checks, bins and predicts them."""
+
+    ahead = 2
+
+    def __init__(
+        self, engine: SharedEngine, pipeline: PatternPipeline, intake: PatternIntake
+    ) -> None:
+        self._engine, self._pipeline, self._intake = engine, pipeline, intake
+        self.group = pipeline.batch
+        self._checked = 0
+        self._flying: deque[tuple[Sequence[NumberedPattern], int]] = deque()
+
+    @property
+    def in_flight(self) -> int:
+        """See `Lane.in_flight`."""
+        return len(self._flying)
+
+    def check(self, frame: npt.ArrayLike, number: int) -> NumberedPattern:
+        """See `Lane.check`; the counts themselves are checked on the GPU."""
+        array = self._intake.accept(frame, number)
+        try:
+            place = self._pipeline.next_batch()[self._checked]
+        except EngineError:
+            # Which says so if the predictor is closed.
+            self._engine.require_open()
+            raise
+        place[...] = array
+        self._checked += 1
+        return NumberedPattern(number, place)
+
+    def submit(self, frames: Sequence[NumberedPattern]) -> None:
+        """See `Lane.submit`."""
+        self._checked = 0
+        began = time.monotonic_ns()
+        with self._engine.in_turn():
+            self._pipeline.submit(len(frames))
+        self._flying.append((frames, began))
+
+    def result(self) -> Outcome[ObjectPatches]:
+        """See `Lane.result`."""
+        frames, began = self._flying.popleft()
+        with self._engine.in_turn():
+            patches, bad = self._pipeline.result()
+        # Before the next check writes over the patterns, of which the GPU only tells which.
+        faults = {
+            index: self._intake.fault(frames[index].counts, frames[index].number) for index in bad
+        }
+        return Outcome(patches, faults, {"gpu": time.monotonic_ns() - began})
+
+    def close(self) -> None:
+        """See `Lane.close`."""
+        self._engine.release(self._pipeline)
+
+
+class ScanLane:
+    """Opens the lane of a scan with its first pattern, whose dtype there may be no kernels for.
+
+    Attributes
     ----------
-    lanes
-        Of the predictor.
+    lane
+        None before the first pattern.
     """
 
     def __init__(self, lanes: PatternLanes) -> None:
         self._lanes = lanes
         self._intake = lanes.intake()
-        self._way: _Way | None = None
+        self.lane: PatternLane | None = None
 
-    def begin(self, mask: npt.NDArray[np.bool_] | None) -> PatternRun:
+    def use_mask(self, mask: Mask | None) -> None:
         """Use a scan's own mask beside the predictor's.
 
         Raises
@@ -184,141 +277,15 @@ class PatternRun:
             If the masks differ in shape.
         """
         self._intake = self._lanes.intake(mask)
-        return self
 
-    def __call__(self, pattern: npt.ArrayLike, number: int) -> None:
-        """Take in the next pattern of the batch; it may be overwritten afterwards.
-
-        Raises
-        ------
-        InputError
-            If it cannot be used; those before it are unharmed.
-        EngineError
-            If the predictor is closed or the GPU fails.
-        """
-        array = self._intake.accept(pattern, number)
-        if self._way is None:
-            pipeline = self._lanes.open_pipeline(self._intake, array)
-            self._way = (
-                _OnCpu(self._lanes, self._intake)
-                if pipeline is None
-                else _OnGpu(self._lanes, self._intake, pipeline)
-            )
-        self._way.take(array, number)
-
-    @property
-    def ahead(self) -> int:
-        """How many batches are worth submitting before the oldest one's patches are taken."""
-        return 1 if self._way is None else self._way.ahead
-
-    def submit(self) -> None:
-        """Start work on the patterns taken since the last call.
-
-        Raises
-        ------
-        EngineError
-            If the predictor is closed or the GPU fails.
-        """
-        assert self._way is not None
-        self._way.submit()
-
-    def result(self) -> Result:
-        """Give the patches of the oldest batch submitted.
-
-        Returns
-        -------
-        Patches of the patterns up to the first that cannot be used, and what is wrong with it;
-        None if nothing is.
-
-        Raises
-        ------
-        EngineError
-            If the predictor is closed or the engine fails.
-        """
-        assert self._way is not None
-        return self._way.result()
+    def check(self, pattern: npt.ArrayLike, number: int) -> NumberedPattern:
+        """See `Lane.check`."""
+        if self.lane is None:
+            accepted = self._intake.accept(pattern, number)
+            self.lane = self._lanes.open(self._intake, accepted)
+        return self.lane.check(pattern, number)
 
     def close(self) -> None:
-        """Give back what was taken of the GPU; closing again does nothing."""
-        if self._way is not None:
-            self._way.close()
-
-
-class _Way(Protocol):
-    """Where patterns are worked on."""
-
-    ahead: int
-
-    def take(self, pattern: Pattern, number: int) -> None: ...
-
-    def submit(self) -> None: ...
-
-    def result(self) -> Result: ...
-
-    def close(self) -> None: ...
-
-
-class _OnCpu:
-    """Patterns are checked and binned as they come, and predicted when patches are asked for."""
-
-    ahead = 0
-
-    def __init__(self, lanes: PatternLanes, intake: PatternIntake) -> None:
-        self._lanes, self._intake = lanes, intake
-        self._taken: list[FloatArray] = []
-        self._submitted: deque[list[FloatArray]] = deque()
-
-    def take(self, pattern: Pattern, number: int) -> None:
-        self._taken.append(self._intake.binned(pattern, number))
-
-    def submit(self) -> None:
-        self._submitted.append(self._taken)
-        self._taken = []
-
-    def result(self) -> Result:
-        return self._lanes.predict_admitted(np.stack(self._submitted.popleft())), None
-
-    def close(self) -> None:
-        """Do nothing: there is host memory only."""
-
-
-class _OnGpu:
-    """Patterns are written to the GPU's memory as they come; it does the rest."""
-
-    ahead = 1
-
-    def __init__(
-        self, lanes: PatternLanes, intake: PatternIntake, pipeline: PatternPipeline
-    ) -> None:
-        self._lanes, self._intake, self._pipeline = lanes, intake, pipeline
-        self._numbers: list[int] = []
-        self._submitted: deque[tuple[Pattern, list[int]]] = deque()
-
-    def take(self, pattern: Pattern, number: int) -> None:
-        try:
-            memory = self._pipeline.next_batch()
-        except EngineError:
-            # Which says so if the predictor is closed.
-            with self._lanes.engine.in_turn():
-                raise
-        memory[len(self._numbers)] = pattern
-        self._numbers.append(number)
-
-    def submit(self) -> None:
-        with self._lanes.engine.in_turn():
-            self._submitted.append((self._pipeline.next_batch(), self._numbers))
-            self._pipeline.submit(len(self._numbers))
-        self._numbers = []
-
-    def result(self) -> Result:
-        patterns, numbers = self._submitted.popleft()
-        with self._lanes.engine.in_turn():
-            patches, bad = self._pipeline.result()
-        if not bad:
-            return patches, None
-        first = bad[0]
-        before = ObjectPatches(patches.amplitude[:first], patches.phase_rad[:first])
-        return before, self._intake.fault(patterns[first], numbers[first])
-
-    def close(self) -> None:
-        self._lanes.engine.release(self._pipeline)
+        """Close the lane; closing again does nothing."""
+        if self.lane is not None:
+            self.lane.close()

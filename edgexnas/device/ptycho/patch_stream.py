@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from edgexnas.device.ptycho.lanes import PatternRun
+from edgexnas.device.lane import Outcome
+from edgexnas.device.ptycho.lanes import ScanLane
 from edgexnas.device.ptycho.scan import ScanChunk
 from edgexnas.device.ptycho.stitching import ObjectStitcher, StitchCounts
 from edgexnas.errors import EngineError
@@ -29,8 +30,8 @@ class PatchStream(Iterator[PlacedPatches]):
     Parameters
     ----------
     chunks
-        Patterns that the run has taken, with their positions.
-    run
+        Patterns that the lane has checked, with their positions.
+    lane
         What makes patches of them.
     stitcher
         An empty one.
@@ -41,13 +42,13 @@ class PatchStream(Iterator[PlacedPatches]):
     def __init__(
         self,
         chunks: Iterator[ScanChunk],
-        run: PatternRun,
+        lane: ScanLane,
         stitcher: ObjectStitcher,
         *,
         read_ahead: bool,
     ) -> None:
         self._chunks = chunks
-        self._run = run
+        self._scan = lane
         self._stitcher = stitcher
         self._read_ahead = read_ahead
         self._pending: deque[ScanChunk] = deque()
@@ -55,7 +56,7 @@ class PatchStream(Iterator[PlacedPatches]):
         self._over = False
         self._lock = threading.Lock()
         # Whoever drops a stream half way gives the GPU's memory back too.
-        weakref.finalize(self, run.close).atexit = False
+        weakref.finalize(self, lane.close).atexit = False
 
     def __iter__(self) -> PatchStream:
         return self
@@ -77,7 +78,7 @@ class PatchStream(Iterator[PlacedPatches]):
             placed = self._placed(self._pending.popleft())
             if len(placed):
                 return placed
-        self._run.close()
+        self._scan.close()
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
@@ -140,13 +141,18 @@ class PatchStream(Iterator[PlacedPatches]):
                 # A GPU that has failed has no image any more, which `image` says.
                 self._stitcher.close()
 
+    @property
+    def _most_pending(self) -> int:
+        lane = self._scan.lane
+        return 1 if lane is None or not self._read_ahead else lane.ahead
+
     def _read(self) -> None:
         """Take chunks from the source and submit them, until enough are pending or none is left."""
-        while not self._over and len(self._pending) <= (self._run.ahead if self._read_ahead else 0):
+        while not self._over and len(self._pending) < self._most_pending:
             try:
                 chunk = next(self._chunks)
-                if len(chunk.numbers):
-                    self._run.submit()
+                if chunk.patterns and self._scan.lane is not None:
+                    self._scan.lane.submit(chunk.patterns)
             except StopIteration:
                 self._over = True
             except Exception as error:
@@ -158,18 +164,21 @@ class PatchStream(Iterator[PlacedPatches]):
     def _placed(self, chunk: ScanChunk) -> PlacedPatches:
         """Stitch a chunk up to the first pattern that cannot be used."""
         nothing = np.empty((0, PATTERN_SIZE, PATTERN_SIZE), np.float32)
-        patches, fault = ObjectPatches(nothing, nothing), None
+        outcome = Outcome(ObjectPatches(nothing, nothing))
         try:
-            if len(chunk.numbers):
-                patches, fault = self._run.result()
+            if chunk.patterns and self._scan.lane is not None:
+                outcome = self._scan.lane.result()
+            patches, first = outcome.results, min(outcome.faults, default=None)
+            if first is not None:
+                patches = ObjectPatches(patches.amplitude[:first], patches.phase_rad[:first])
             with self._lock:
                 placed = self._stitch(chunk, patches)
         except Exception:
             self._end(None)
-            self._run.close()
+            self._scan.close()
             raise
-        if fault is not None:
-            self._end(fault)
+        if first is not None:
+            self._end(outcome.faults[first])
         return placed
 
     def _end(self, failure: Exception | None) -> None:
@@ -188,8 +197,9 @@ class PatchStream(Iterator[PlacedPatches]):
                 self._stitcher.place(*reading[1])
                 reading = next(readings, None)
             if index < count:
+                number, _ = chunk.patterns[index]
                 positions[index] = self._stitcher.add(
-                    int(chunk.numbers[index]), patches.amplitude[index], patches.phase_rad[index],
-                    positions[index],
-                )  # fmt: skip
-        return PlacedPatches(patches.amplitude, patches.phase_rad, positions, chunk.numbers[:count])
+                    number, patches.amplitude[index], patches.phase_rad[index], positions[index]
+                )
+        numbers = np.array([pattern.number for pattern in chunk.patterns[:count]], np.int64)
+        return PlacedPatches(patches.amplitude, patches.phase_rad, positions, numbers)

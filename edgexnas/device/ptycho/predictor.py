@@ -12,7 +12,7 @@ import numpy.typing as npt
 from edgexnas.device.bundle_predictor import BundlePath, BundlePredictor, PredictorOptions
 from edgexnas.device.engines.gate import ObjectProof
 from edgexnas.device.ptycho.intake import PatternIntake
-from edgexnas.device.ptycho.lanes import PatternLanes, PatternRun
+from edgexnas.device.ptycho.lanes import PatternLanes, ScanLane
 from edgexnas.device.ptycho.patch_stream import PatchStream
 from edgexnas.device.ptycho.scan import ScanSource, open_chunks
 from edgexnas.device.ptycho.stitching import MOST_WAITING
@@ -40,7 +40,7 @@ class PtychoPredictor(BundlePredictor):
 
     Parameters
     ----------
-    bundle, trust, engine, precision, batch, threads, cache
+    bundle, trust, state, gates, engine, precision, batch, threads, cache
         As of `Predictor`.
     mask
         (H, W) bool, True where a detector pixel must not be used; it counts as 0 there.
@@ -155,9 +155,11 @@ class PtychoPredictor(BundlePredictor):
             As in `predict`, for the pattern at fault, after those before it.
         """
         self._shared.require_open()
-        run = PatternRun(self._lanes)
-        chunks, read_ahead = open_chunks(source, run.begin, self.engine.batch, object_pixel_m)
-        stream = PatchStream(chunks, run, self._lanes.stitcher(most_waiting), read_ahead=read_ahead)
+        lane = ScanLane(self._lanes)
+        chunks, read_ahead = open_chunks(source, lane, self.engine.batch, object_pixel_m)
+        stream = PatchStream(
+            chunks, lane, self._lanes.stitcher(most_waiting), read_ahead=read_ahead
+        )
         self._streams.add(stream)
         return stream
 

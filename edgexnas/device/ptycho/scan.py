@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeGuard
@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeGuard
 import numpy as np
 import numpy.typing as npt
 
+from edgexnas.device.ptycho.lanes import NumberedPattern, ScanLane
 from edgexnas.device.ptycho.stitching import LONGEST_SIDE, MOST_PIXELS, plausible
 from edgexnas.device.sources import EventSource, SourcePosition, open_event_source
 from edgexnas.device.sources.opening import is_event_source
@@ -72,11 +73,8 @@ ScanSource = str | os.PathLike[str] | EventSource | ScanLike | Iterable[Item]
 """A path, a URL, an open source, a scan, or patterns with their positions in the order in which
 they were taken."""
 
-Take = Callable[[npt.ArrayLike, int], None]
-"""Checks a pattern, given its number for messages, and keeps what is needed of it."""
-
-Begin = Callable[[npt.NDArray[np.bool_] | None], Take]
-"""Begins a scan, given its mask."""
+Check = Callable[[npt.ArrayLike, int], NumberedPattern]
+"""Checks a pattern, given its number, and keeps what is needed of it: `Lane.check`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +92,8 @@ class ScanChunk:
 
     Attributes
     ----------
-    numbers
-        (n,) int64, numbers of the patterns in their scan.
+    patterns
+        n checked ones, with their numbers in the scan.
     positions_px
         (n, 2) float64; NaN where unknown.
     readings
@@ -103,14 +101,14 @@ class ScanChunk:
         reading: number of a pattern in its scan, and its position.
     """
 
-    numbers: npt.NDArray[np.int64]
+    patterns: Sequence[NumberedPattern]
     positions_px: Positions
     readings: tuple[tuple[int, Reading], ...]
 
 
 def open_chunks(
     source: ScanSource,
-    begin: Begin,
+    lane: ScanLane,
     size: int,
     object_pixel_m: tuple[float, float] | None = None,
 ) -> tuple[Iterator[ScanChunk], bool]:
@@ -120,8 +118,8 @@ def open_chunks(
     ----------
     source
         As of `PtychoPredictor.stream`.
-    begin
-        Told of the scan's mask; what it gives is called with each pattern, before its chunk comes.
+    lane
+        Told of the scan's mask; it checks each pattern before its chunk comes.
     size
         Most patterns of a chunk.
     object_pixel_m
@@ -150,7 +148,7 @@ def open_chunks(
     if is_event_source(source):
         pixel_m = _needed_pixel(source.url, object_pixel_m)
         frames = SeriesFrames(source)
-        return _chunks(_from_frames(frames, pixel_m), _LateBegin(frames, begin).take, size), False
+        return _chunks(_from_frames(frames, pixel_m, lane), lane.check, size), False
     if object_pixel_m is not None:
         raise ConfigurationError(
             f"object_pixel_m is {object_pixel_m!r} and would be ignored: a file, a scan or an "
@@ -159,13 +157,14 @@ def open_chunks(
     if _is_scan(source):
         check_positions(source)
         items = zip(source.patterns, source.positions_px, strict=True)
-        return _chunks(_numbered(items), begin(source.mask), size), True
+        lane.use_mask(source.mask)
+        return _chunks(_numbered(items), lane.check, size), True
     if not isinstance(source, Iterable):
         raise ConfigurationError(
             f"source is {type(source).__name__}; give a path, a URL, a Scan or an iterable of "
             "(pattern, position)"
         )
-    return _chunks(_numbered(iter(source)), begin(None), size), False
+    return _chunks(_numbered(iter(source)), lane.check, size), False
 
 
 def check_object_pixel(size_m: tuple[float, float]) -> None:
@@ -260,21 +259,11 @@ def _is_scan(source: object) -> TypeGuard[ScanLike]:
     return hasattr(source, "patterns") and hasattr(source, "positions_px")
 
 
-class _LateBegin:
-    """Begins a scan once the mask of its source is known, which is with the first frame."""
-
-    def __init__(self, frames: SeriesFrames, begin: Begin) -> None:
-        self._frames, self._begin = frames, begin
-        self._take: Take | None = None
-
-    def take(self, pattern: npt.ArrayLike, number: int) -> None:
-        if self._take is None:
-            self._take = self._begin(self._frames.mask)
-        self._take(pattern, number)
-
-
-def _from_frames(frames: SeriesFrames, pixel_m: Positions) -> Iterator[_Numbered | PositionReading]:
+def _from_frames(
+    frames: SeriesFrames, pixel_m: Positions, lane: ScanLane
+) -> Iterator[_Numbered | PositionReading]:
     """Give the frames and readings of a series, positions in object pixels."""
+    masked = False
     for event in frames.placed():
         given = event.position_m
         position = None if given is None else np.array(given) / pixel_m
@@ -282,6 +271,10 @@ def _from_frames(frames: SeriesFrames, pixel_m: Positions) -> Iterator[_Numbered
             assert position is not None
             yield PositionReading(event.number, (float(position[0]), float(position[1])))
         else:
+            # The source knows its mask with the first frame.
+            if not masked:
+                lane.use_mask(frames.mask)
+                masked = True
             yield _Numbered(event.number, event.pixels, position)
 
 
@@ -302,22 +295,22 @@ def _numbered(items: Iterator[object]) -> Iterator[_Numbered | PositionReading]:
 
 
 def _chunks(
-    items: Iterator[_Numbered | PositionReading], take: Take, size: int
+    items: Iterator[_Numbered | PositionReading], check: Check, size: int
 ) -> Iterator[ScanChunk]:
-    gathered = _Gathered(take)
+    gathered = _Gathered(check)
     failure: Exception | None = None
     empty = True
     try:
         for item in items:
             gathered.take(item)
-            empty = empty and not gathered.numbers
-            if len(gathered.numbers) == size or len(gathered.readings) >= MOST_READINGS:
+            empty = empty and not gathered.patterns
+            if len(gathered.patterns) == size or len(gathered.readings) >= MOST_READINGS:
                 yield gathered.chunk()
-                gathered = _Gathered(take)
+                gathered = _Gathered(check)
     except Exception as error:
         # What came before the fault is delivered first, whatever the size of a chunk.
         failure = error
-    if gathered.numbers or gathered.readings:
+    if gathered.patterns or gathered.readings:
         yield gathered.chunk()
     if failure is not None:
         raise failure
@@ -329,8 +322,8 @@ def _chunks(
 class _Gathered:
     """A chunk in the making."""
 
-    keep: Take
-    numbers: list[int] = field(default_factory=list)
+    check: Check
+    patterns: list[NumberedPattern] = field(default_factory=list)
     positions: list[Positions] = field(default_factory=list)
     readings: list[tuple[int, Reading]] = field(default_factory=list)
 
@@ -338,17 +331,15 @@ class _Gathered:
         if isinstance(item, PositionReading):
             number = operator.index(item.frame_number)
             reading = number, _position(item.position_px, number)
-            self.readings.append((len(self.numbers), reading))
+            self.readings.append((len(self.patterns), reading))
             return
         placed = _position(item.position, item.number)
-        self.keep(item.pattern, item.number)
+        self.patterns.append(self.check(item.pattern, item.number))
         self.positions.append(placed)
-        self.numbers.append(item.number)
 
     def chunk(self) -> ScanChunk:
         positions = np.array(self.positions, np.float64).reshape(-1, 2)
-        numbers = np.array(self.numbers, np.int64)
-        return ScanChunk(numbers, positions, tuple(self.readings))
+        return ScanChunk(self.patterns, positions, tuple(self.readings))
 
 
 def _position(position: npt.ArrayLike | None, number: int) -> Positions:

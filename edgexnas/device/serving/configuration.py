@@ -42,7 +42,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, get_args
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from edgexnas.device.serving.settings import (
     BackgroundTable,
@@ -71,8 +71,7 @@ __all__ = [
     "load_configuration",
 ]
 
-# No path or name may hold a zero byte; the system calls that take them raise ValueError.
-Text: TypeAlias = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]+$")]
+Text: TypeAlias = Annotated[str, Field(min_length=1)]
 
 
 class PredictorSettings(Table):
@@ -80,6 +79,10 @@ class PredictorSettings(Table):
 
     Attributes
     ----------
+    state
+        Folder that remembers the newest bundle, or False for none.
+    maximum_gate_px, maximum_gate_rad
+        As of `edgexnas.bundle.GatePolicy`.
     mask
         ``.npy`` file of (H, W) bool, True where a pixel must not be used.
     saturation
@@ -88,6 +91,9 @@ class PredictorSettings(Table):
 
     bundle: Text
     trust: Text
+    state: Text | Literal[False] | None = None
+    maximum_gate_px: Positive | None = None
+    maximum_gate_rad: Positive | None = None
     engine: Text = "auto"
     precision: Literal["int8", "float16", "float32", "auto"] = "int8"
     batch: Annotated[int, Field(ge=1, le=65_536)] = 32
@@ -164,6 +170,8 @@ class MonitoringSettings(Table):
     ----------
     port
         Of the page, metrics and health on 127.0.0.1; 0 for none.
+    source_timeout_s
+        How long the source may be away before the service is not healthy.
     status_pv
         What names of status PVs begin with; None for none.
     terminal
@@ -171,6 +179,7 @@ class MonitoringSettings(Table):
     """
 
     port: Annotated[int, Field(ge=0, le=65535)] = 9108
+    source_timeout_s: Positive = 20.0
     status_pv: Text | None = None
     terminal: bool = False
 
@@ -218,58 +227,49 @@ def load_configuration(path: Path) -> ServeConfiguration:
     try:
         return ServeConfiguration.model_validate(document)
     except ValidationError as error:
-        lines = [_complaint(path, text, document, fault) for fault in error.errors()]
-        raise ConfigurationError("\n".join(sorted(lines, key=_line_number))) from None
+        faults = []
+        for fault in error.errors():
+            # Where the document has it: without the kind that pydantic adds to a sink's index.
+            where = fault["loc"]
+            place = [
+                key
+                for before, key in zip((None, *where), where, strict=False)
+                if not (isinstance(before, int) and key in _SINK_TABLES)
+            ]
+            faults.append((line_of(text, place), _sentence(fault, place, document)))
+        lines = [f"{path}:{line}: {sentence}" for line, sentence in sorted(faults)]
+        raise ConfigurationError("\n".join(lines)) from None
 
 
-def _line_number(complaint: str) -> int:
-    return int(complaint.split(":")[1])
-
-
-def _complaint(path: Path, text: str, document: Any, fault: Any) -> str:
-    place = _place(document, fault["loc"])
-    line = line_of(text, place)
-    name = ".".join(f"[{key + 1}]" if isinstance(key, int) else key for key in place)
-    name = name.replace(".[", "[")
-    if fault["type"] == "missing":
-        return f"{path}:{line}: {name} is missing; give it"
-    if fault["type"] == "extra_forbidden":
-        known = ", ".join(_known_names(place, document))
-        return f"{path}:{line}: {name} is unknown; give one of {known}"
-    if fault["type"] == "union_tag_not_found":
-        return f"{path}:{line}: {name}.kind is missing; give one of {_KINDS}"
-    if fault["type"] == "union_tag_invalid":
-        return f"{path}:{line}: {name} has the unknown kind {fault['ctx']['tag']}; give {_KINDS}"
-    if fault["type"] in ("model_type", "list_type") and len(place) == 1:
-        form = f"[[{name}]]" if fault["type"] == "list_type" else f"[{name}]"
-        return f"{path}:{line}: {name} is {fault['input']!r}; write it as {form}, then its keys"
-    return f"{path}:{line}: {explain_fault(fault, name)}"
-
-
-_SINK_TABLES: dict[str, type[_AnySink]] = {
+_SINK_TABLES: dict[str | int, type[_AnySink]] = {
     get_args(table.model_fields["kind"].annotation)[0]: table for table in get_args(SinkSettings)
 }
-_KINDS = " or ".join(", ".join(_SINK_TABLES).rsplit(", ", 1))
+_KINDS = " or ".join(", ".join(map(str, _SINK_TABLES)).rsplit(", ", 1))
 
 
-def _place(document: Any, location: Sequence[str | int]) -> tuple[str | int, ...]:
-    """Give a fault's keys as the document has them: without the tags of unions."""
-    place: list[str | int] = []
-    for index, key in enumerate(location):
-        is_tag = index and isinstance(location[index - 1], int) and key in _SINK_TABLES
-        if not is_tag:
-            place.append(key)
-    return tuple(place)
+def _sentence(fault: Any, place: Sequence[str | int], document: Any) -> str:
+    name = ".".join(f"[{key + 1}]" if isinstance(key, int) else key for key in place)
+    name = name.replace(".[", "[")
+    kind = fault["type"]
+    if kind == "missing":
+        return f"{name} is missing; specify it"
+    if kind == "extra_forbidden":
+        return f"{name} is unknown; specify one of {', '.join(_known_names(place, document))}"
+    if kind == "union_tag_not_found":
+        return f"{name}.kind is missing; specify one of {_KINDS}"
+    if kind == "union_tag_invalid":
+        return f"{name} has the unknown kind {fault['ctx']['tag']}; specify {_KINDS}"
+    if kind in ("model_type", "list_type") and len(place) == 1:
+        form = f"[[{name}]]" if kind == "list_type" else f"[{name}]"
+        return f"{name} is {fault['input']!r}; write it as {form}, then its keys"
+    return explain_fault(fault, name)
 
 
 def _known_names(place: Sequence[str | int], document: Any) -> list[str]:
-    """Names that the table of a key may have."""
-    if len(place) >= 2 and place[0] == "sinks" and isinstance(place[1], int):
-        model: type[BaseModel] = _SINK_TABLES[document["sinks"][place[1]]["kind"]]
-    elif len(place) >= 2:
-        annotation = ServeConfiguration.model_fields[str(place[0])].annotation
-        assert isinstance(annotation, type)
-        model = annotation
-    else:
-        model = ServeConfiguration
-    return [str(field.validation_alias or name) for name, field in model.model_fields.items()]
+    """Return the names that the table of a key may have."""
+    table: Any = ServeConfiguration
+    if len(place) == 3:
+        table = _SINK_TABLES[document["sinks"][place[1]]["kind"]]
+    elif len(place) == 2:
+        table = ServeConfiguration.model_fields[str(place[0])].annotation
+    return [str(field.validation_alias or name) for name, field in table.model_fields.items()]

@@ -1,11 +1,10 @@
-"""Frames that come encoded, decoded in threads of their own ahead of those that find."""
+"""Frames that come encoded, decoded in threads of their own ahead of those that work."""
 
 from __future__ import annotations
 
 import threading
 import time
 
-from edgexnas.device.fair_semaphore import Turns
 from edgexnas.device.monitoring.status import QueueLevel
 from edgexnas.device.serving.bounded_queue import BoundedQueue
 from edgexnas.device.serving.intake import Intake
@@ -21,7 +20,7 @@ WAIT_S = 0.05
 class DecodingIntake:
     """Gives what an intake gives, decoded.
 
-    One decoded frame waits for each thread that takes them: all others wait in the intake as they
+    One decoded frame waits for each thread that decodes: all others wait in the intake as they
     came, where they take less memory and make room for newer ones without having been decoded.
 
     Parameters
@@ -30,17 +29,18 @@ class DecodingIntake:
         Where frames come from.
     times
         Where the durations go, as "decode".
-    takers
-        How many threads take frames; as many decode.
+    threads
+        How many threads decode.
     """
 
-    def __init__(self, intake: Intake, times: StageTimes, takers: int) -> None:
+    def __init__(self, intake: Intake, times: StageTimes, threads: int) -> None:
         self._intake = intake
         self._times = times
-        self._decoded: BoundedQueue[FrameTask] = BoundedQueue(takers)
-        self._putting = Turns(1)
-        self._settling = threading.Lock()
-        self._running = takers
+        self._decoded: BoundedQueue[FrameTask] = BoundedQueue(2 * threads)
+        # Taken before a frame is: none that is decoded waits for a place behind later ones.
+        self._places = threading.Semaphore(2 * threads)
+        self._ending = threading.Lock()
+        self._running = threads
 
     @property
     def finished(self) -> bool:
@@ -52,25 +52,28 @@ class DecodingIntake:
         """How many decoded frames wait."""
         return self._decoded.level
 
-    def take(self, timeout_s: float) -> FrameTask | None:
-        """Give the oldest frame, decoded, or with the reason why it could not be."""
-        return self._decoded.take(timeout_s)
+    def take(self, timeout_s: float, most: int = 1) -> list[FrameTask]:
+        """Give the oldest frames, decoded, or with the reason why they could not be."""
+        tasks = self._decoded.take_all(timeout_s, most=most)
+        if tasks:
+            self._places.release(len(tasks))
+        return tasks
 
     def decode(self) -> None:
-        """Decode frames until no more come; to be run by `takers` threads."""
+        """Decode frames until no more come; to be run by as many threads as were announced."""
         try:
             while not self._intake.finished and not self._decoded.closed:
-                task = self._intake.take(WAIT_S)
-                if task is None:
+                if not self._places.acquire(timeout=WAIT_S):
                     continue
-                self._decode(task)
-                # In turn, or a frame could wait for room until many later ones have found some.
-                with self._putting:
-                    put = self._decoded.put(task)
-                if not put:
-                    task.run.leave(task.number, "dropped")
+                tasks = self._intake.take(WAIT_S)
+                if not tasks:
+                    self._places.release()
+                for task in tasks:
+                    self._decode(task)
+                    if not self._decoded.put(task):
+                        task.run.leave(task.number, "dropped")
         finally:
-            with self._settling:
+            with self._ending:
                 self._running -= 1
                 last = not self._running
             if last:

@@ -107,19 +107,19 @@ class Intake:
                 self._run.over = True
             self.waiting.close()
 
-    def take(self, timeout_s: float) -> FrameTask | None:
-        """Give the oldest frame that is worth processing; None if there is none in time."""
-        while (task := self.waiting.take(timeout_s)) is not None:
-            too_old = self.policy == "drop-oldest" and (
-                time.monotonic_ns() - task.arrival_ns > self._max_age_ns
-            )
-            if not too_old:
-                break
-            self._drop(task, "waited for too long")
+    def take(self, timeout_s: float, most: int = 1) -> list[FrameTask]:
+        """Give the oldest frames that are worth processing; none if none came in time."""
+        tasks = self.waiting.take_all(timeout_s, most=most)
+        if self.policy == "drop-oldest":
+            oldest_ns = time.monotonic_ns() - self._max_age_ns
+            for task in [task for task in tasks if task.arrival_ns < oldest_ns]:
+                tasks.remove(task)
+                self._drop(task, "waited for too long")
         if self._spill is not None and len(self._spill):
-            task = task or self._unspilled()
+            if not tasks and (spilled := self._unspilled()) is not None:
+                tasks = [spilled]
             self._refill()
-        return task
+        return tasks
 
     def abort(self) -> None:
         """End soon, and drop what waits."""
@@ -204,7 +204,7 @@ class Intake:
             self._run.over = True
         run = SeriesRun(start, self._ledger.series(start.series, first=first))
         try:
-            self._work.begin(run)
+            run.work = self._work.begin(run)
         except EdgexnasError as error:
             run.error = str(error)
             self._complaints.add("series", f"{run.series}: {error}")

@@ -146,6 +146,7 @@ def open_service(path: Path) -> OpenedService:
                 sink_queue=configuration.sink_queue,
                 sink_retry_s=configuration.sink_retry_s,
                 stop_on_sink_failure=needed,
+                source_timeout_s=configuration.monitoring.source_timeout_s,
             )
         from edgexnas.device.monitoring import open_views
 
@@ -180,11 +181,21 @@ def _from(folder: Path, source: str) -> str:
 
 
 def _predictor(configuration: ServeConfiguration, folder: Path) -> PeakPredictor | PtychoPredictor:
-    from edgexnas.bundle import open_bundle
+    from edgexnas.bundle import GatePolicy, open_bundle
     from edgexnas.device import Predictor
 
     given = configuration.predictor
-    bundle = open_bundle(folder / given.bundle, trust=folder / given.trust)
+    limits = {
+        name: value
+        for name in ("maximum_gate_px", "maximum_gate_rad")
+        if (value := getattr(given, name)) is not None
+    }
+    bundle = open_bundle(
+        folder / given.bundle,
+        trust=folder / given.trust,
+        state=folder / given.state if given.state else given.state,
+        gates=GatePolicy(**limits),
+    )
     options: PredictorOptions = {
         "engine": given.engine,
         "precision": given.precision,

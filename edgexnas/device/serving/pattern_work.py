@@ -1,34 +1,31 @@
-"""Diffraction patterns: patches of the object, stitched while the scan runs.
-
-Where the engine runs on a GPU, patterns are checked, binned and stitched there too; elsewhere the
-finding stage checks and bins them in its threads.
-"""
+"""Diffraction patterns: patches of the object, stitched while the scan runs."""
 
 from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from contextlib import closing
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edgexnas.device.ptycho.intake import PatternIntake
-from edgexnas.device.ptycho.stitching import ObjectStitcher
 from edgexnas.device.serving.series_run import FrameTask, SeriesRun
 from edgexnas.device.serving.settings import PipelineSettings
+from edgexnas.device.serving.stage_times import StageTimes
+from edgexnas.device.serving.work import TaskLane
 from edgexnas.device.sinks.results import ObjectSnapshot
 from edgexnas.errors import ConfigurationError, EdgexnasError
 from edgexnas.ptycho import PATTERN_SIZE
 
 if TYPE_CHECKING:
-    from edgexnas.device.ptycho.gpu_pipeline import PatternPipeline
-    from edgexnas.device.ptycho.lanes import PatternLanes
+    from edgexnas.device.ptycho.lanes import NumberedPattern, PatternLanes
+    from edgexnas.ptycho import ObjectPatches
 
 __all__ = ["PatternWork"]
 
-USUAL_DTYPES = (np.uint16, np.uint32)
+USUAL_DTYPES: tuple[type[np.generic], ...] = (np.uint16, np.uint32)
 
 SNAPSHOT_SHARE = 10
 """A snapshot is taken no oftener than this many times its own duration."""
@@ -36,20 +33,8 @@ SNAPSHOT_SHARE = 10
 UNKNOWN = np.full(2, np.nan)
 
 
-@dataclass(slots=True)
-class _ScanState:
-    intake: PatternIntake
-    stitcher: ObjectStitcher
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    opened: bool = False
-    pipeline: PatternPipeline | None = None
-    newest: int = -1
-    changed: bool = False
-    next_s: float = 0.0
-
-
 class PatternWork:
-    """The steps from diffraction patterns to an object image.
+    """What a service does with diffraction patterns.
 
     Parameters
     ----------
@@ -57,6 +42,8 @@ class PatternWork:
         Of the predictor of patches.
     settings
         The size of an object pixel, and how often to show the object.
+    times
+        Where durations go.
 
     Raises
     ------
@@ -64,132 +51,129 @@ class PatternWork:
         If the size of an object pixel is not given.
     """
 
-    def __init__(self, lanes: PatternLanes, settings: PipelineSettings) -> None:
+    def __init__(self, lanes: PatternLanes, settings: PipelineSettings, times: StageTimes) -> None:
         if settings.object_pixel_m is None:
             raise ConfigurationError(
                 "object_pixel_m is not given, and scan positions come in metres; give the (row, "
                 "col) size of an object pixel, λ·z / (H·p)"
             )
-        self._lanes = lanes
-        self._settings = settings
-        self._pixel_m = settings.object_pixel_m
+        self.lanes = lanes
+        self.pixel_m = settings.object_pixel_m
+        self.snapshot_s = settings.snapshot_s
+        self.times = times
+        self.workers = 1 if lanes.engine.on_device else settings.workers
 
     def warm_up(self) -> None:
         """Predict from an empty pattern, and stitch its patch.
 
         On a GPU this compiles the kernels for the dtypes that detectors usually have.
         """
-        stitcher = self._lanes.stitcher()
+        stitcher = self.lanes.stitcher()
         for dtype in USUAL_DTYPES:
-            intake = self._lanes.intake()
+            intake = self.lanes.intake()
             side = PATTERN_SIZE if intake.mask is None else len(intake.mask)
             pattern = intake.accept(np.zeros((side, side), dtype), 0)
-            pipeline = self._lanes.open_pipeline(intake, pattern)
-            if pipeline is None:
-                patches = self._lanes.predict_admitted(intake.binned(pattern, 0)[None])
-            else:
-                patches, _ = self._lanes.predict_in(pipeline, [pattern])
-                self._lanes.engine.release(pipeline)
+            with closing(self.lanes.open(intake, pattern)) as lane:
+                lane.submit([lane.check(pattern, 0)])
+                patches = lane.result().results
             stitcher.add(0, patches.amplitude[0], patches.phase_rad[0], np.zeros(2))
         stitcher.image()
         stitcher.close()
 
-    def begin(self, run: SeriesRun) -> None:
+    def begin(self, run: SeriesRun) -> PatternSeries:
         """Make an empty object for the scan."""
-        intake = self._lanes.intake(run.start.mask)
-        run.work = _ScanState(intake, self._lanes.stitcher())
+        return PatternSeries(self, run)
 
-    def prepare(self, task: FrameTask) -> list[FrameTask]:
-        """Check a pattern and bin it, or leave that to the GPU."""
-        state: _ScanState = task.run.work
+
+class PatternSeries:
+    """One scan, and the object that its patches are stitched to."""
+
+    def __init__(self, work: PatternWork, run: SeriesRun) -> None:
+        self._work = work
+        self._run = run
+        self._intake = work.lanes.intake(run.start.mask)
+        self._stitcher = work.lanes.stitcher()
+        self._lock = threading.Lock()
+        self._lanes: dict[int, TaskLane[NumberedPattern, ObjectPatches]] = {}
+        self._pattern: npt.NDArray[Any] | None = None
+        self._newest = -1
+        self._changed = False
+        self._next_s = 0.0
+
+    def ready(self, task: FrameTask) -> list[FrameTask]:
+        """Check shape and dtype, which the first pattern of a scan decides."""
         assert task.pixels is not None
         try:
-            with state.lock:
-                accepted = state.intake.accept(task.pixels, task.number)
-                if not state.opened:
-                    state.pipeline = self._lanes.open_pipeline(state.intake, accepted)
-                    state.opened = True
-                on_cpu = state.pipeline is None
-                task.prepared = state.intake.binned(accepted, task.number) if on_cpu else accepted
+            with self._lock:
+                accepted = self._intake.accept(task.pixels, task.number)
+                if self._pattern is None:
+                    self._pattern = accepted
         except EdgexnasError as error:
             task.error = str(error)
         return [task]
 
-    def release(self, run: SeriesRun, *, now_ns: int) -> list[FrameTask]:
+    def release(self, *, now_ns: int) -> list[FrameTask]:
         """Give none: no pattern is held back."""
         return []
 
-    def size(self, task: FrameTask) -> int:
-        """Give 1."""
-        return 1
-
-    def predict(self, tasks: list[FrameTask]) -> None:
-        """Predict the patches of all patterns together, those of each series on its own."""
-        # Those that are tuples were predicted before another series made the engine fail.
-        left = [task for task in tasks if not isinstance(task.prepared, tuple)]
-        for run in dict.fromkeys(task.run for task in left):
-            self._predict_series(run.work, [task for task in left if task.run is run])
+    def lane(self, worker: int) -> TaskLane[NumberedPattern, ObjectPatches]:
+        """Give a worker's lane; see `SeriesWork.lane`."""
+        lane = self._lanes.get(worker)
+        if lane is None:
+            with self._lock:
+                assert self._pattern is not None
+                opened = self._work.lanes.open(self._intake, self._pattern)
+                lane = self._lanes[worker] = TaskLane(opened, _keep, self._work.times)
+        return lane
 
     def place(self, task: FrameTask) -> None:
         """Stitch a patch into the object."""
-        state: _ScanState = task.run.work
-        amplitude, phase_rad = task.prepared
-        task.prepared = None
-        self._place_readings(task.run, task.number)
+        result = task.result
+        assert result is not None
+        assert result.amplitude is not None
+        assert result.phase_rad is not None
+        self._place_readings(task.number)
         given = task.position_m
         position = UNKNOWN.copy() if given is None else self._in_pixels(given)
-        position = state.stitcher.add(task.number, amplitude, phase_rad, position)
-        state.newest, state.changed = task.number, True
-        task.result = task.with_result(
-            amplitude=amplitude,
-            phase_rad=phase_rad,
-            position_px=(float(position[0]), float(position[1])),
-        )
+        row, col = self._stitcher.add(
+            task.number, result.amplitude, result.phase_rad, position
+        ).tolist()
+        self._newest, self._changed = task.number, True
+        task.result = replace(result, position_px=(row, col))
 
-    def snapshot(self, run: SeriesRun, *, final: bool) -> ObjectSnapshot | None:
+    def snapshot(self, *, final: bool) -> ObjectSnapshot | None:
         """Show the object if it has changed, every `snapshot_s`."""
-        state: _ScanState = run.work
         now = time.monotonic()
-        self._place_readings(run, state.newest)
+        self._place_readings(self._newest)
         if final:
-            state.stitcher.finish()
-        elif not state.changed or now < state.next_s:
+            self._stitcher.finish()
+        elif not self._changed or now < self._next_s:
             return None
-        if state.newest < 0:
+        if self._newest < 0:
             return None
-        image = state.stitcher.image()
+        image = self._stitcher.image()
         took = time.monotonic() - now
-        state.next_s = now + max(self._settings.snapshot_s, SNAPSHOT_SHARE * took)
-        state.changed = False
-        return ObjectSnapshot(run.series, state.newest, image, final)
+        self._next_s = now + max(self._work.snapshot_s, SNAPSHOT_SHARE * took)
+        self._changed = False
+        return ObjectSnapshot(self._run.series, self._newest, image, final)
 
-    def end(self, run: SeriesRun) -> None:
+    def end(self) -> None:
         """Give back what the scan took of the GPU."""
-        state: _ScanState | None = run.work
-        if state is None:
-            return
-        state.stitcher.close()
-        if state.pipeline is not None:
-            self._lanes.engine.release(state.pipeline)
+        self._stitcher.close()
+        for lane in self._lanes.values():
+            lane.close()
 
-    def _predict_series(self, state: _ScanState, tasks: list[FrameTask]) -> None:
-        bad: tuple[int, ...] = ()
-        prepared = [task.prepared for task in tasks]
-        if state.pipeline is None:
-            patches = self._lanes.predict_admitted(np.stack(prepared))
-        else:
-            patches, bad = self._lanes.predict_in(state.pipeline, prepared)
-        for index, task in enumerate(tasks):
-            if index in bad:
-                task.error = str(state.intake.fault(task.prepared, task.number))
-            task.prepared = patches.amplitude[index], patches.phase_rad[index]
-
-    def _place_readings(self, run: SeriesRun, number: int) -> None:
-        state: _ScanState = run.work
-        while run.readings:
-            reading = run.readings.popleft()
-            state.stitcher.place(reading.number, self._in_pixels(reading.position_m))
-            state.changed |= reading.number <= number
+    def _place_readings(self, number: int) -> None:
+        while self._run.readings:
+            reading = self._run.readings.popleft()
+            self._stitcher.place(reading.number, self._in_pixels(reading.position_m))
+            self._changed |= reading.number <= number
 
     def _in_pixels(self, position_m: tuple[float, float]) -> npt.NDArray[np.float64]:
-        return np.array(position_m, np.float64) / self._pixel_m
+        return np.array(position_m, np.float64) / self._work.pixel_m
+
+
+def _keep(task: FrameTask, patches: ObjectPatches, index: int) -> None:
+    task.result = task.with_result(
+        amplitude=patches.amplitude[index], phase_rad=patches.phase_rad[index]
+    )

@@ -1,57 +1,40 @@
-"""Frames of Bragg peaks: the background from the first ones, then peaks and their positions.
-
-Where the engine runs on a GPU, the finding stage does everything there, frame by frame; elsewhere
-it finds peaks in its threads, and the engine runs for several frames together.
-"""
+"""Frames of Bragg peaks: the background from the first ones, then all through lanes."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from dataclasses import dataclass, field
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
-from edgexnas.bragg import Peaks
-from edgexnas.device.bragg.detection import PeakDetection, refuse_nan
+from edgexnas.device.bragg.detection import refuse_nan
 from edgexnas.device.serving.series_run import FrameTask, SeriesRun
 from edgexnas.device.serving.settings import MEBIBYTE, PipelineSettings
+from edgexnas.device.serving.stage_times import StageTimes
+from edgexnas.device.serving.work import TaskLane
 from edgexnas.device.sinks.results import ObjectSnapshot
 from edgexnas.errors import EdgexnasError, InputError
 from edgexnas.peak_finding import enough_background
 
 if TYPE_CHECKING:
-    from edgexnas.device.bragg.gpu_pipeline import FramePipeline
-    from edgexnas.device.bragg.lanes import PeakLanes
-    from edgexnas.peak_finding import PeakFinder
+    from edgexnas.bragg import Peaks
+    from edgexnas.device.bragg.lanes import NumberedFrame, PeakLane, PeakLanes
 
 __all__ = ["PeakWork"]
 
-_log = logging.getLogger("edgexnas.device.serving")
-
-
-USUAL_DTYPES = (np.uint16, np.uint32)
+USUAL_DTYPES: tuple[type[np.generic], ...] = (np.uint16, np.uint32)
 
 SPARE_MIB = 256
 """Most pinned memory for decoded frames: nothing else can have it, and a Jetson has 8 GiB."""
 
-
-@dataclass(slots=True)
-class _Calibration:
-    """A series' detection, and the first frames, which wait until its background is known."""
-
-    detection: PeakDetection
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    held: list[FrameTask] = field(default_factory=list)
-    done: bool = False
-    # A finder has a scratch buffer, so each thread gets its own.
-    finders: dict[int, PeakFinder] = field(default_factory=dict)
-    pipeline: FramePipeline | None = None
+_log = logging.getLogger("edgexnas.device.serving")
 
 
 class PeakWork:
-    """The steps from frames to Bragg peaks.
+    """What a service does with frames of Bragg peaks.
 
     Parameters
     ----------
@@ -59,174 +42,155 @@ class PeakWork:
         Of the predictor of positions.
     settings
         How many first frames show the background.
+    times
+        Where durations go.
     """
 
-    def __init__(self, lanes: PeakLanes, settings: PipelineSettings) -> None:
-        self._lanes = lanes
-        self._settings = settings
+    def __init__(self, lanes: PeakLanes, settings: PipelineSettings, times: StageTimes) -> None:
+        self.lanes = lanes
+        self.settings = settings
+        self.times = times
+        self.workers = 1 if lanes.engine.on_device else settings.workers
 
     def warm_up(self) -> None:
         """Find and locate a peak in a frame of each dtype that detectors usually have.
 
         The first call of the finder for a dtype compiles it, or loads what was compiled before;
-        so does opening a pipeline on a GPU.
+        so does opening a lane on a GPU.
         """
         for dtype in USUAL_DTYPES:
-            detection = self._lanes.detection()
+            detection = self.lanes.detection()
             rows, cols = detection.shape or (64, 64)
             frame = np.zeros((rows, cols), dtype)
             frame[rows // 2, cols // 2] = 1000
             detection.calibrate([frame])
-            pipeline = self._lanes.open_pipeline(detection.finder([frame]), frame.dtype)
-            if pipeline is None:
-                self._lanes.locate([detection.find(frame)], [0])
-            else:
-                self._lanes.process_in(pipeline, frame, 0)
-                self._lanes.engine.release(pipeline)
+            with closing(self.lanes.open(detection, [frame])) as lane:
+                lane.submit([lane.check(frame, 0)])
+                lane.result()
 
-    def begin(self, run: SeriesRun) -> None:
+    def begin(self, run: SeriesRun) -> PeakSeries:
         """Make a detection for the series."""
-        detection = self._lanes.detection(run.start.mask)
-        if detection.shape is None:
-            detection.shape = run.start.shape
-        detection.dtype = run.start.dtype
-        run.work = _Calibration(detection)
-
-    def prepare(self, task: FrameTask) -> list[FrameTask]:
-        """Find the peaks of a frame, or hold it back for the background."""
-        state: _Calibration = task.run.work
-        assert task.pixels is not None
-        if state.done:
-            return self._find_all(state, [task])
-        with state.lock:
-            if not state.done:
-                try:
-                    state.detection.admit(task.pixels)
-                except InputError as error:
-                    task.error = str(error)
-                    return [task]
-                state.held.append(task)
-                if not self._enough(state.held):
-                    return []
-                return self._calibrated(state)
-        return self._find_all(state, [task])
-
-    def release(self, run: SeriesRun, *, now_ns: int) -> list[FrameTask]:
-        """Do with the first frames that are there, once the wait for more is over."""
-        state: _Calibration = run.work
-        if state.done or not state.held:
-            return []
-        with state.lock:
-            if not state.held:
-                return []
-            all_here = run.over and len(state.held) >= run.in_stages
-            waited_ns = now_ns - state.held[0].arrival_ns
-            if all_here or waited_ns >= self._settings.background_wait_ms * 1e6:
-                return self._calibrated(state)
-        return []
-
-    def size(self, task: FrameTask) -> int:
-        """Give the number of peaks, or a whole batch for a frame that need not wait for others."""
-        if isinstance(task.prepared, Peaks):
-            return self._lanes.engine.engine.batch
-        return 0 if task.prepared is None else len(task.prepared)
-
-    def predict(self, tasks: list[FrameTask]) -> None:
-        """Predict the positions of all peaks together, where the finding stage has not."""
-        left = [task for task in tasks if not isinstance(task.prepared, Peaks)]
-        if left:
-            located = self._lanes.locate(
-                [task.prepared for task in left], [task.number for task in left]
-            )
-            for task, peaks in zip(left, located, strict=True):
-                task.prepared = peaks
-        for task in tasks:
-            peaks, task.prepared = task.prepared, None
-            task.result = task.with_result(peaks=peaks)
-
-    def place(self, task: FrameTask) -> None:
-        """Do nothing: frames do not depend on each other."""
-
-    def snapshot(self, run: SeriesRun, *, final: bool) -> ObjectSnapshot | None:
-        """Give none: nothing grows over a series of peaks."""
-        return None
-
-    def end(self, run: SeriesRun) -> None:
-        """Give back what the series took of the GPU."""
-        state: _Calibration | None = run.work
-        run.memory = None
-        if state is not None and state.pipeline is not None:
-            self._lanes.engine.release(state.pipeline)
+        return PeakSeries(self, run)
 
     def spare_frames(self, nbytes: int) -> int:
         """How many frames of a size are lent to decoders at once.
 
-        As many as each worker is at, has before it and decodes, and some that are shown, within
+        As many as each decoder is at and has done, the lane is at, and some that are shown, within
         `SPARE_MIB`; but one for each of these. Any more are decoded elsewhere, and copied.
         """
-        wanted = 3 * self._settings.workers + 4
+        wanted = 3 * self.settings.workers + 4
         return min(wanted, max(4, SPARE_MIB * MEBIBYTE // nbytes))
 
-    def _enough(self, held: list[FrameTask]) -> bool:
-        settings = self._settings
-        pixels = held[0].pixels
-        assert pixels is not None
-        return len(held) >= enough_background(
-            pixels.nbytes,
-            frames=settings.background_frames,
-            total_bytes=settings.background_mib * MEBIBYTE,
-        )
 
-    def _calibrated(self, state: _Calibration) -> list[FrameTask]:
-        """Estimate the background from the frames held back, and find their peaks."""
-        held, state.held = state.held, []
-        usable = [task for task in held if self._shows_background(state.detection, task)]
-        if usable:
-            state.detection.calibrate([_pixels(task) for task in usable])
-            first = _pixels(usable[0])
-            finder = state.detection.finder([first])
+class PeakSeries:
+    """One series: its first frames wait until its background is known."""
+
+    def __init__(self, work: PeakWork, run: SeriesRun) -> None:
+        self._work = work
+        self._run = run
+        self._detection = detection = work.lanes.detection(run.start.mask)
+        if detection.shape is None:
+            detection.shape = run.start.shape
+        detection.dtype = run.start.dtype
+        self._lock = threading.Lock()
+        self._held: list[FrameTask] = []
+        self._lanes: dict[int, TaskLane[NumberedFrame, dict[int, Peaks]]] = {}
+        self._first: PeakLane | None = None
+        self._frame: npt.NDArray[Any] | None = None
+
+    def ready(self, task: FrameTask) -> list[FrameTask]:
+        """Hold a frame back until there are enough of them to show the background."""
+        if self._frame is not None:
+            return [task]
+        with self._lock:
+            if self._frame is not None:
+                return [task]
             try:
-                state.pipeline = self._lanes.open_pipeline(
-                    finder, first.dtype, spare_frames=self.spare_frames(first.nbytes)
-                )
-            except EdgexnasError as error:
-                for task in usable:
-                    task.error = str(error)
-                return sorted(held)
-            state.done = True
-            run = usable[0].run
-            if state.pipeline is not None:
-                run.memory = state.pipeline.lend
-            _log.info("%s: background from %d frames", run.series, len(usable))
-        refused = [task for task in held if task.error is not None]
-        return sorted(refused + self._find_all(state, usable))
+                pixels = self._detection.admit(_pixels(task))
+            except InputError as error:
+                task.error = str(error)
+                return [task]
+            self._held.append(task)
+            settings = self._work.settings
+            enough = enough_background(
+                pixels.nbytes,
+                frames=settings.background_frames,
+                total_bytes=settings.background_mib * MEBIBYTE,
+            )
+            return self._calibrated() if len(self._held) >= enough else []
 
-    @staticmethod
-    def _shows_background(detection: PeakDetection, task: FrameTask) -> bool:
+    def release(self, *, now_ns: int) -> list[FrameTask]:
+        """Do with the first frames that are there, once the wait for more is over."""
+        if not self._held:
+            return []
+        with self._lock:
+            if not self._held:
+                return []
+            all_here = self._run.over and len(self._held) >= self._run.in_stages
+            waited_ns = now_ns - self._held[0].arrival_ns
+            if all_here or waited_ns >= self._work.settings.background_wait_ms * 1e6:
+                return self._calibrated()
+        return []
+
+    def lane(self, worker: int) -> TaskLane[NumberedFrame, dict[int, Peaks]]:
+        """Give a worker's lane; see `SeriesWork.lane`."""
+        lane = self._lanes.get(worker)
+        if lane is None:
+            with self._lock:
+                assert self._frame is not None
+                opened, self._first = self._first, None
+                opened = opened or self._work.lanes.open(self._detection, [self._frame])
+                lane = self._lanes[worker] = TaskLane(opened, _keep, self._work.times)
+        return lane
+
+    def place(self, task: FrameTask) -> None:
+        """Do nothing: frames do not depend on each other."""
+
+    def snapshot(self, *, final: bool) -> ObjectSnapshot | None:
+        """Give none: nothing grows over a series of peaks."""
+        return None
+
+    def end(self) -> None:
+        """Give back what the series took of the GPU."""
+        self._run.memory = None
+        for lane in (self._first, *self._lanes.values()):
+            if lane is not None:
+                lane.close()
+
+    def _calibrated(self) -> list[FrameTask]:
+        """Estimate the background from the frames held back, and open the first lane."""
+        held, self._held = sorted(self._held), []
+        usable = [task for task in held if self._shows_background(task)]
+        if not usable:
+            return held
+        first = _pixels(usable[0])
         try:
-            refuse_nan(_pixels(task), detection.mask)
+            self._detection.calibrate([_pixels(task) for task in usable])
+            self._first = self._work.lanes.open(
+                self._detection, [first], spare_frames=self._work.spare_frames(first.nbytes)
+            )
+        except EdgexnasError as error:
+            for task in usable:
+                task.error = str(error)
+            return held
+        self._run.memory = self._first.memory
+        # An empty one of the same kind: the detector's own may lie in memory that is lent.
+        self._frame = np.empty_like(first)
+        _log.info("%s: background from %d frames", self._run.series, len(usable))
+        return held
+
+    def _shows_background(self, task: FrameTask) -> bool:
+        try:
+            refuse_nan(_pixels(task), self._detection.mask)
         except InputError as error:
             task.error = str(error)
         return task.error is None
 
-    def _find_all(self, state: _Calibration, tasks: list[FrameTask]) -> list[FrameTask]:
-        for task in tasks:
-            pixels = _pixels(task)
-            try:
-                admitted = state.detection.admit(pixels)
-                if state.pipeline is not None:
-                    task.prepared = self._lanes.process_in(state.pipeline, admitted, task.number)
-                    continue
-                finder = state.finders.get(threading.get_ident())
-                if finder is None:
-                    finder = state.detection.finder([admitted])
-                    state.finders[threading.get_ident()] = finder
-                task.prepared = finder.find(admitted)
-            except EdgexnasError as error:
-                task.error = str(error)
-        return tasks
+
+def _keep(task: FrameTask, peaks: dict[int, Peaks], index: int) -> None:
+    task.result = task.with_result(peaks=peaks[index])
 
 
-def _pixels(task: FrameTask) -> Any:
+def _pixels(task: FrameTask) -> npt.NDArray[Any]:
     assert task.pixels is not None
     return task.pixels

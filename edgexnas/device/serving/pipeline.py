@@ -1,12 +1,12 @@
-"""The stages of a service, each in its thread: receive, find, predict, deliver, and the sinks.
+"""The stages of a service, each in its thread: receive, work, deliver, and the sinks.
 
 ::
 
-    source → waiting → find → found → predict → predicted → deliver → one queue a sink
-             (frames)         (patches)         (results)
+    source → waiting → work → results → deliver → one queue a sink
+             (frames)         (groups)
 
-A source that can leave frames encoded does: they wait so, and are decoded between waiting and find,
-in a thread of its own for each that finds.
+A source that can leave frames encoded does: they wait so, and are decoded between waiting and work,
+in threads of their own.
 
 Every queue is bounded. A full one holds up the stage before it; in front of the first, the policy
 decides what becomes of the frames that come.
@@ -18,6 +18,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import Any
 
 from edgexnas.device.monitoring.status import LastResult, QueueLevel
 from edgexnas.device.rate_limited_log import RateLimitedLog
@@ -29,15 +31,17 @@ from edgexnas.device.serving.series_run import FrameTask, SeriesRun
 from edgexnas.device.serving.settings import PipelineSettings
 from edgexnas.device.serving.sink_thread import SinkThread
 from edgexnas.device.serving.stage_times import StageTimes
-from edgexnas.device.serving.work import Work
-from edgexnas.device.sinks.results import FrameResult, SeriesBegun, SeriesEnded
+from edgexnas.device.serving.work import TaskLane, Work, sentence
+from edgexnas.device.sinks.protocol import Sink
+from edgexnas.device.sinks.results import ObjectSnapshot, SeriesBegun, SeriesEnded
 from edgexnas.device.sources.encoded_frames import leaves_decoding
 from edgexnas.device.sources.events import EventSource
 
 __all__ = ["Pipeline"]
 
 BETWEEN_STAGES = 32
-"""Most frames between two stages: enough to smooth them, and few, because each adds latency."""
+"""Most groups of frames between two stages: enough to smooth them, and few, because each adds
+latency."""
 
 IDLE_S = 0.05
 """How long a stage waits before it looks whether something else is to be done."""
@@ -59,48 +63,63 @@ class Pipeline:
     work
         What is done with them.
     sinks
-        Where results go; opened already.
+        Where results go; not open yet.
     ledger
         What becomes of frames.
     settings
         How stages work.
-    engine_batch
-        Items that make a run of the engine worth it before the deadline.
+    sink_queue, sink_retry_s
+        As of `Service`.
     complaints, times
-        Where troubles and durations go; `times` has the stages "wait", "decode", "find",
-        "batch", "predict", "deliver", one for each sink, and "latency".
+        Where troubles and durations go; `times` has the stages "wait", "decode", those of the
+        lanes, "deliver", one for each sink, and "latency".
     failed
         Told when a stage cannot go on.
+    sink_failed
+        Told the name of a sink that failed, and why.
     """
 
     def __init__(
         self,
         source: EventSource,
         work: Work,
-        sinks: Sequence[SinkThread],
+        sinks: Sequence[Sink],
         *,
         ledger: Ledger,
         settings: PipelineSettings,
-        engine_batch: int,
+        sink_queue: int,
+        sink_retry_s: float,
         complaints: RateLimitedLog,
         times: StageTimes,
         failed: Callable[[str], None],
+        sink_failed: Callable[[str, str], None],
     ) -> None:
-        self._work = work
-        self._sinks = sinks
-        self._required = sum(sink.required for sink in sinks)
-        self._settings = settings
-        self._engine_batch = engine_batch
+        self.sinks = [
+            SinkThread(
+                sink,
+                settle=self.settle,
+                complaints=complaints,
+                times=times,
+                failed=sink_failed,
+                capacity=sink_queue,
+                retry_s=sink_retry_s,
+            )
+            for sink in sinks
+        ]
+        self._required = sum(sink.required for sink in self.sinks)
         self._complaints = complaints
         self._times = times
         self._failed = failed
+        self._deadline_ns = int(settings.deadline_ms * 1e6)
+        self._reorder_ns = int(settings.reorder_wait_ms * 1e6)
         self._aborted = threading.Event()
         self._settling = threading.Lock()
-        self._finding = settings.workers
+        self._working = work.workers
         self._shown_ns = 0
+        self._shown: FrameTask | None = None
+        self._object: ObjectSnapshot | None = None
         self._runs: list[SeriesRun] = []
         self.peaks_total = 0
-        self.last_result: LastResult | None = None
         self.intake = Intake(
             source, work, ledger=ledger, settings=settings, complaints=complaints, runs=self._runs
         )
@@ -108,47 +127,38 @@ class Pipeline:
         if leaves_decoding(source):
             self._decoding = DecodingIntake(self.intake, times, settings.workers)
         self._frames: Intake | DecodingIntake = self._decoding or self.intake
-        self._found: BoundedQueue[FrameTask] = BoundedQueue(BETWEEN_STAGES)
-        self._predicted: BoundedQueue[FrameTask] = BoundedQueue(BETWEEN_STAGES)
-        self._finders = [
-            threading.Thread(target=self._guarded, args=(self._find,), name=f"find {index}")
-            for index in range(settings.workers)
-        ]
-        self._others = [
-            threading.Thread(target=self._guarded, args=(stage,), name=name)
-            for stage, name in (
-                (self.intake.receive, "receive"),
-                (self._predict, "predict"),
-                (self._deliver, "deliver"),
-            )
+        self._results: BoundedQueue[list[FrameTask]] = BoundedQueue(BETWEEN_STAGES)
+        stages: list[tuple[str, Callable[..., None], tuple[int, ...]]] = [
+            ("receive", self.intake.receive, ()),
+            *((f"work {index}", self._work, (index,)) for index in range(work.workers)),
+            ("deliver", self._deliver, ()),
         ]
         if self._decoding is not None:
-            self._others += [
-                threading.Thread(
-                    target=self._guarded, args=(self._decoding.decode,), name=f"decode {index}"
-                )
-                for index in range(settings.workers)
-            ]
-        self.beats_ns = dict.fromkeys(("find", "predict", "deliver"), time.monotonic_ns())
+            decode = self._decoding.decode
+            stages += [(f"decode {index}", decode, ()) for index in range(settings.workers)]
+        self._threads = [
+            threading.Thread(target=self._guarded, args=(stage, *given), name=name, daemon=True)
+            for name, stage, given in stages
+        ]
+        self.beats_ns = dict.fromkeys(("work", "deliver"), time.monotonic_ns())
 
     @property
     def started(self) -> bool:
         """Whether the stages were started."""
-        return all(thread.ident is not None for thread in (*self._finders, *self._others))
+        return all(thread.ident is not None for thread in self._threads)
 
     def start(self) -> None:
         """Start the stages."""
-        for thread in (*self._finders, *self._others):
-            thread.daemon = True
+        for thread in self._threads:
             thread.start()
 
     def join(self, timeout_s: float) -> bool:
         """Wait for all stages and sinks to end; tell whether they have."""
         end = time.monotonic() + timeout_s
-        for thread in (*self._finders, *self._others):
+        for thread in self._threads:
             thread.join(max(0.0, end - time.monotonic()))
-        stages = not any(thread.is_alive() for thread in (*self._finders, *self._others))
-        return stages and all(sink.join(max(0.0, end - time.monotonic())) for sink in self._sinks)
+        stages = not any(thread.is_alive() for thread in self._threads)
+        return stages and all(sink.join(max(0.0, end - time.monotonic())) for sink in self.sinks)
 
     def abort(self) -> None:
         """End the stages soon; what is in them is dropped."""
@@ -156,9 +166,8 @@ class Pipeline:
         self.intake.abort()
         if self._decoding is not None:
             self._decoding.abort()
-        for queue in (self._found, self._predicted):
-            queue.close()
-        for sink in self._sinks:
+        self._results.close()
+        for sink in self.sinks:
             sink.abandon()
 
     @property
@@ -167,134 +176,159 @@ class Pipeline:
         levels = {"waiting": self.intake.waiting.level}
         if self._decoding is not None:
             levels["decoded"] = self._decoding.level
-        levels |= {"found": self._found.level, "predicted": self._predicted.level}
-        return levels | {sink.sink.name: sink.queue.level for sink in self._sinks}
+        levels["results"] = self._results.level
+        return levels | {sink.sink.name: sink.queue.level for sink in self.sinks}
 
-    def _guarded(self, stage: Callable[[], None]) -> None:
+    @property
+    def last_result(self) -> LastResult | None:
+        """The newest frame whose pixels were kept, with its peaks or the object so far."""
+        task, shown_object = self._shown, self._object
+        if task is None or task.shown is None:
+            return None
+        peaks = None if task.result is None else task.result.peaks
+        return LastResult(
+            task.run.series,
+            task.number,
+            task.shown,
+            None if peaks is None else peaks.positions_px,
+            None if shown_object is None else shown_object.image,
+        )
+
+    def _guarded(self, stage: Callable[..., None], *given: int) -> None:
         try:
-            stage()
-        except Exception as error:
-            self._failed(f"{threading.current_thread().name}: {type(error).__name__}: {error}")
+            stage(*given)
+        except BaseException as error:
+            # Whatever ends a thread ends the service: no stage goes missing unnoticed.
+            self._failed(f"{threading.current_thread().name}: {sentence(error)}")
 
-    def _find(self) -> None:
-        """Prepare frames until no more come; the last of the finders closes what follows."""
+    def _work(self, worker: int) -> None:
+        """Drive frames through lanes until no more come.
+
+        While a group is in flight another is submitted if one waits already; if none does, the
+        result is taken at once.
+        """
+        lane: TaskLane[Any, Any] | None = None
         try:
             while not self._frames.finished and not self._aborted.is_set():
-                self.beats_ns["find"] = time.monotonic_ns()
-                task = self._frames.take(IDLE_S)
-                if task is not None:
-                    self._pass_found(self._prepared(task))
-                if task is None or task.run.over:
-                    self._release(time.monotonic_ns())
+                self.beats_ns["work"] = time.monotonic_ns()
+                busy = lane is not None and lane.in_flight > 0
+                tasks = self._gather(1 if lane is None else lane.group, wait=not busy)
+                ready = self._ready(tasks)
+                if not tasks or tasks[-1].run.over:
+                    ready += self._released(time.monotonic_ns())
+                if ready:
+                    lane = self._submit(ready, lane, worker)
+                elif lane is not None:
+                    self._drain(lane)
         finally:
             with self._settling:
-                self._finding -= 1
-                last = not self._finding
+                self._working -= 1
+                last = not self._working
             if last:
-                self._release(sys.maxsize)
-                self._found.close()
-                self.beats_ns["find"] = ENDED_NS
+                lane = self._submit(self._released(sys.maxsize), lane, worker)
+            if lane is not None:
+                self._drain(lane)
+            if last:
+                self._results.close()
+                self.beats_ns["work"] = ENDED_NS
 
-    def _prepared(self, task: FrameTask) -> list[FrameTask]:
-        began = time.monotonic_ns()
-        self._times.add("wait", began - task.arrival_ns)
-        if task.pixels is not None and task.arrival_ns - self._shown_ns >= SHOW_NS:
-            self._shown_ns = task.arrival_ns
-            task.shown = task.pixels
-        try:
-            ready = self._work.prepare(task) if task.error is None else [task]
-        except Exception as error:
-            task.error = f"{type(error).__name__}: {error}"
-            ready = [task]
-        self._times.add("find", time.monotonic_ns() - began)
+    def _gather(self, most: int, *, wait: bool) -> list[FrameTask]:
+        """Take what waits, up to a group; the first waits for others until its deadline alone."""
+        tasks = self._frames.take(IDLE_S if wait else 0.0, most)
+        while wait and tasks and len(tasks) < most and not tasks[-1].run.over:
+            left_ns = tasks[0].arrival_ns + self._deadline_ns - time.monotonic_ns()
+            more = self._frames.take(left_ns / 1e9, most - len(tasks)) if left_ns > 0 else []
+            if not more:
+                break
+            tasks += more
+        return tasks
+
+    def _ready(self, tasks: list[FrameTask]) -> list[FrameTask]:
+        """Pass frames to their series, which may hold them back."""
+        ready: list[FrameTask] = []
+        now_ns = time.monotonic_ns()
+        for task in tasks:
+            self._times.add("wait", now_ns - task.arrival_ns)
+            if task.pixels is not None and task.arrival_ns - self._shown_ns >= SHOW_NS:
+                self._shown_ns = task.arrival_ns
+                task.shown = task.pixels
+            if task.error is not None or task.run.work is None:
+                ready.append(task)
+                continue
+            try:
+                ready += task.run.work.ready(task)
+            except Exception as error:
+                task.error = sentence(error)
+                ready.append(task)
         return ready
 
-    def _release(self, now_ns: int) -> None:
-        """Pass on what was held back long enough."""
-        for run in [run for run in self._runs if run.error is None]:
-            try:
-                ready = self._work.release(run, now_ns=now_ns)
-            except Exception as error:
-                self._complaints.add("release", f"{run.series}: {type(error).__name__}: {error}")
+    def _released(self, now_ns: int) -> list[FrameTask]:
+        """Give what series have held back long enough."""
+        released: list[FrameTask] = []
+        for run in list(self._runs):
+            if run.work is None:
                 continue
-            self._pass_found(ready)
+            try:
+                released += run.work.release(now_ns=now_ns)
+            except Exception as error:
+                self._complaints.add("release", f"{run.series}: {sentence(error)}")
+        return released
 
-    def _pass_found(self, tasks: list[FrameTask]) -> None:
+    def _submit(
+        self, tasks: list[FrameTask], lane: TaskLane[Any, Any] | None, worker: int
+    ) -> TaskLane[Any, Any] | None:
+        """Submit frames in groups to the lanes of their series, and give the last lane."""
+        self._pass_on([task for task in tasks if task.error is not None])
+        good = [task for task in tasks if task.error is None]
+        for run, frames in groupby(good, key=lambda task: task.run):
+            waiting = list(frames)
+            try:
+                assert run.work is not None
+                following = run.work.lane(worker)
+            except Exception as error:
+                for task in waiting:
+                    task.error = sentence(error)
+                self._pass_on(waiting)
+                continue
+            if lane is not None and lane is not following:
+                self._drain(lane)
+            lane = following
+            while waiting:
+                group, waiting = waiting[: lane.group], waiting[lane.group :]
+                self._pass_on(lane.submit(group))
+                while lane.full:
+                    self._pass_on(lane.result())
+        return lane
+
+    def _drain(self, lane: TaskLane[Any, Any]) -> None:
+        while lane.in_flight:
+            self._pass_on(lane.result())
+
+    def _pass_on(self, tasks: list[FrameTask]) -> None:
         for task in tasks:
             task.pixels = task.encoded = None
-            if not self._put(self._found, task, "find"):
-                task.run.leave(task.number, "dropped")
-
-    def _put(self, queue: BoundedQueue[FrameTask], task: FrameTask, stage: str) -> bool:
-        while not queue.put(task, timeout_s=IDLE_S):
+        while tasks and not self._results.put(tasks, timeout_s=IDLE_S):
             # Who waits for the next stage has not stalled; the next one may have.
-            self.beats_ns[stage] = time.monotonic_ns()
-            if queue.closed or self._aborted.is_set():
-                return False
-        return True
-
-    def _predict(self) -> None:
-        """Gather frames until the engine's batch is full or the first cannot wait any longer."""
-        deadline_ns = int(self._settings.deadline_ms * 1e6)
-        batch: list[FrameTask] = []
-        items, oldest_ns = 0, 0
-        try:
-            while not (self._found.finished and not batch):
-                now = self.beats_ns["predict"] = time.monotonic_ns()
-                left_ns = oldest_ns + deadline_ns - now if batch else int(IDLE_S * 1e9)
-                for task in self._found.take_all(max(0, left_ns) / 1e9):
-                    oldest_ns = min(oldest_ns, task.arrival_ns) if batch else task.arrival_ns
-                    batch.append(task)
-                    items += 0 if task.error else self._work.size(task)
-                    # A full batch goes at once: what waits behind it need not hold it up.
-                    if items >= self._engine_batch:
-                        self._run_engine(batch)
-                        batch, items = [], 0
-                due = time.monotonic_ns() >= oldest_ns + deadline_ns
-                if batch and (due or self._found.closed):
-                    self._run_engine(batch)
-                    batch, items = [], 0
-        finally:
-            self._predicted.close()
-            self.beats_ns["predict"] = ENDED_NS
-
-    def _run_engine(self, batch: list[FrameTask]) -> None:
-        began = time.monotonic_ns()
-        for task in batch:
-            self._times.add("batch", began - task.arrival_ns)
-        good = [task for task in batch if task.error is None]
-        if good:
-            try:
-                self._work.predict(good)
-            except Exception:
-                self._predict_singly(good)
-            self._times.add("predict", time.monotonic_ns() - began)
-        for task in batch:
-            if not self._put(self._predicted, task, "predict"):
-                task.run.leave(task.number, "dropped")
-
-    def _predict_singly(self, tasks: list[FrameTask]) -> None:
-        """Find out which frames make the engine fail."""
-        for task in tasks:
-            try:
-                self._work.predict([task])
-            except Exception as error:
-                task.error = f"{type(error).__name__}: {error}"
+            self.beats_ns["work"] = time.monotonic_ns()
+            if self._results.closed or self._aborted.is_set():
+                for task in tasks:
+                    task.run.leave(task.number, "dropped")
+                return
 
     def _deliver(self) -> None:
         """Hand results to the sinks in the order of frames, one series after the other."""
         try:
-            while not self._predicted.finished:
+            while not self._results.finished:
                 self.beats_ns["deliver"] = time.monotonic_ns()
-                tasks = self._predicted.take_all(self._patience_s())
-                self._deliver_ready(tasks)
+                groups = self._results.take_all(self._patience_s())
+                self._deliver_ready([task for group in groups for task in group])
             for run in list(self._runs):
                 run.over = True
                 self._deliver_ready([])
         finally:
             for run in list(self._runs):
                 run.give_up()
-            for sink in self._sinks:
+            for sink in self.sinks:
                 sink.finish()
             self.beats_ns["deliver"] = ENDED_NS
 
@@ -305,10 +339,6 @@ class Pipeline:
         if until is None:
             return IDLE_S
         return min(IDLE_S, max(0.0, (until - time.monotonic_ns()) / 1e9) + 1e-3)
-
-    @property
-    def _reorder_ns(self) -> int:
-        return int(self._settings.reorder_wait_ms * 1e6)
 
     def _deliver_ready(self, tasks: list[FrameTask]) -> None:
         for task in tasks:
@@ -325,27 +355,24 @@ class Pipeline:
     def _finish(self, run: SeriesRun) -> None:
         if run.begun:
             self._show(run, final=True)
-            for sink in self._sinks:
+            for sink in self.sinks:
                 sink.tell(SeriesEnded(run.series, dict(run.ledger.counts)))
-        self._work.end(run)
+        if run.work is not None:
+            run.work.end()
         self._runs.remove(run)
 
     def _show(self, run: SeriesRun, *, final: bool) -> None:
-        if run.error is not None:
+        if run.work is None:
             return
         try:
-            snapshot = self._work.snapshot(run, final=final)
+            snapshot = run.work.snapshot(final=final)
         except Exception as error:
-            self._complaints.add("snapshot", f"{run.series}: {type(error).__name__}: {error}")
+            self._complaints.add("snapshot", f"{run.series}: {sentence(error)}")
             return
         if snapshot is None:
             return
-        last = self.last_result
-        if last is not None:
-            self.last_result = LastResult(
-                last.series, last.number, last.pixels, object_image=snapshot.image
-            )
-        for sink in self._sinks:
+        self._object = snapshot
+        for sink in self.sinks:
             sink.show(snapshot)
 
     def _hand_over(self, task: FrameTask) -> None:
@@ -353,18 +380,19 @@ class Pipeline:
         run = task.run
         if not run.begun:
             run.begun = True
-            for sink in self._sinks:
+            for sink in self.sinks:
                 sink.tell(SeriesBegun(run.series, run.start.metadata))
         if task.error is None:
             try:
-                self._work.place(task)
+                assert run.work is not None
+                run.work.place(task)
             except Exception as error:
-                task.error = f"{type(error).__name__}: {error}"
+                task.error = sentence(error)
         if task.error is not None:
             self._complaints.add("frame", f"frame {task.number} of {run.series}: {task.error}")
             task.result = task.with_result(error=task.error)
         task.owed = self._required
-        for sink in self._sinks:
+        for sink in self.sinks:
             while not sink.give(task, timeout_s=IDLE_S):
                 self.beats_ns["deliver"] = time.monotonic_ns()
                 name = sink.sink.name
@@ -383,23 +411,16 @@ class Pipeline:
                 task.owed -= 1
                 if reason is not None and task.error is None:
                     task.error = reason
-                    self._complaints.add("store", f"frame {task.number}: {reason}")
+                    message = f"frame {task.number} was processed and not stored: {reason}"
+                    self._complaints.add("store", message)
                 if task.owed == 0:
                     self._end(task)
 
     def _end(self, task: FrameTask) -> None:
         task.run.ledger.end(task.number, "failed" if task.error else "done")
         self._times.add("latency", time.monotonic_ns() - task.arrival_ns)
-        result: FrameResult = task.result
-        peaks = result.peaks
+        peaks = None if task.result is None else task.result.peaks
         if peaks is not None and task.error is None:
             self.peaks_total += len(peaks)
         if task.shown is not None:
-            image = None if self.last_result is None else self.last_result.object_image
-            self.last_result = LastResult(
-                result.series,
-                result.number,
-                task.shown,
-                None if peaks is None else peaks.positions_px,
-                image,
-            )
+            self._shown = task

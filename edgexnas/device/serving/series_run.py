@@ -17,6 +17,8 @@ from edgexnas.device.sources.events import SeriesStart, SourcePosition
 
 if TYPE_CHECKING:
     from edgexnas.device.serving.ledger import EndState, SeriesLedger
+    from edgexnas.device.serving.work import SeriesWork
+    from edgexnas.device.sinks.results import FrameResult
     from edgexnas.device.sources.compression import FrameMemory
     from edgexnas.device.sources.encoded_frames import EncodedPixels
 
@@ -37,8 +39,6 @@ class FrameTask:
         (H, W); None before they are decoded, and once they are not needed any more.
     encoded
         What is to be decoded; None if nothing is.
-    prepared
-        What the engine's input is made of.
     result
         What sinks get of it.
     error
@@ -56,8 +56,7 @@ class FrameTask:
     timestamp_s: float | None = None
     position_m: tuple[float, float] | None = None
     encoded: EncodedPixels | None = None
-    prepared: Any = None
-    result: Any = None
+    result: FrameResult | None = None
     error: str | None = None
     owed: int = 0
     shown: npt.NDArray[Any] | None = None
@@ -108,7 +107,7 @@ class SeriesRun:
     ledger
         What became of its frames.
     work
-        What an application keeps for the series.
+        What an application does with its frames; None if it has an error.
     memory
         Where its frames are best decoded, once the work knows; None for anywhere.
     error
@@ -123,7 +122,7 @@ class SeriesRun:
 
     start: SeriesStart
     ledger: SeriesLedger
-    work: Any = None
+    work: SeriesWork | None = None
     memory: FrameMemory | None = None
     error: str | None = None
     over: bool = False
@@ -179,7 +178,7 @@ class SeriesRun:
         return ready
 
     def keep(self, task: FrameTask) -> None:
-        """Take in a frame that the engine is done with."""
+        """Take in a frame whose result is there."""
         heapq.heappush(self._waiting, task)
 
     def give_up(self) -> None:

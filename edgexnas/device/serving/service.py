@@ -5,22 +5,28 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from edgexnas import __version__
+from edgexnas.device.monitoring.health import (
+    Health,
+    HealthObservation,
+    ThreadObservation,
+    judge,
+)
 from edgexnas.device.monitoring.status import (
     EngineStatus,
-    ServiceState,
+    LastError,
     ServiceStatus,
+    SinkCounts,
     StatusView,
 )
 from edgexnas.device.rate_limited_log import RateLimitedLog
+from edgexnas.device.serving.health_probe import HealthProbe
 from edgexnas.device.serving.ledger import Ledger
 from edgexnas.device.serving.pipeline import Pipeline
 from edgexnas.device.serving.settings import PipelineSettings
-from edgexnas.device.serving.sink_thread import SinkThread
 from edgexnas.device.serving.stage_times import RateMeter, StageTimes
 from edgexnas.device.sinks.number_ranges import NumberRanges
 from edgexnas.device.sinks.results import ServiceIdentity
@@ -29,18 +35,18 @@ from edgexnas.errors import ConfigurationError, EdgexnasError
 if TYPE_CHECKING:
     from edgexnas.device.bragg.predictor import PeakPredictor
     from edgexnas.device.ptycho.predictor import PtychoPredictor
-    from edgexnas.device.serving.series_run import FrameTask
     from edgexnas.device.serving.work import Work
     from edgexnas.device.sinks.protocol import Sink
     from edgexnas.device.sources.events import EventSource
 
 __all__ = ["Service", "ServiceError"]
 
-STAGES = ("wait", "decode", "find", "batch", "predict", "deliver", "latency")
-STALLED_NS = 10_000_000_000
-"""A stage that has not looked for work for this long is stalled."""
+STAGES = ("wait", "decode", "find", "bin", "network", "gpu", "deliver", "latency")
+"""What is timed: on the CPU finding or binning and the network, on a GPU all of it as one."""
 
 REPORT_S = 10.0
+REMIND_S = 60.0
+"""How often a service that is not healthy says so again."""
 ABORT_S = 2.0
 """How long stages have to end after an abort; a sink that hangs is left behind."""
 
@@ -78,6 +84,8 @@ class Service:
         How long after a failure a sink is opened again.
     stop_on_sink_failure
         Names of sinks without which the service does not go on.
+    source_timeout_s
+        How long the source may be away before the service is not healthy.
 
     Raises
     ------
@@ -96,49 +104,45 @@ class Service:
         sink_queue: int = 1024,
         sink_retry_s: float = 5.0,
         stop_on_sink_failure: Sequence[str] = (),
+        source_timeout_s: float = 20.0,
     ) -> None:
         self.settings = settings = settings or PipelineSettings()
         self.views = list(views)
         self._predictor = predictor
         self._source = source
-        self._work = _work_of(predictor, settings)
         self._complaints = RateLimitedLog(_log)
         self._times = StageTimes(*STAGES, *(sink.name for sink in sinks))
+        self._work = _work_of(predictor, settings, self._times)
         self._meter = RateMeter()
         names = [sink.name for sink in sinks]
         if len(set(names)) < len(names):
             raise ConfigurationError(f"sinks are named {names}; give each a name of its own")
-        self._state: ServiceState = "starting"
+        self._source_timeout_s = source_timeout_s
+        self._probe = HealthProbe(source.url)
+        self._shown: Health | None = None
+        self._shown_s = 0.0
         self._began = time.monotonic()
+        self._started = False
+        self._ended_s: float | None = None
         self._failure: str | None = None
         self._stopping = threading.Event()
         self._aborting = threading.Event()
         self._changed = threading.Event()
         self._needed = frozenset(stop_on_sink_failure)
-        self._sinks = [
-            SinkThread(
-                sink,
-                settle=self._settle,
-                complaints=self._complaints,
-                times=self._times,
-                failed=partial(self._sink_failed, sink.name),
-                capacity=sink_queue,
-                retry_s=sink_retry_s,
-            )
-            for sink in sinks
-        ]
         self._committed = _committed_by_all([sink for sink in sinks if sink.policy == "block"])
         self._ledger = Ledger({series: list(kept) for series, kept in self._committed.items()})
         self._pipeline = Pipeline(
             source,
             self._work,
-            self._sinks,
+            sinks,
             ledger=self._ledger,
             settings=settings,
-            engine_batch=predictor.engine.batch,
+            sink_queue=sink_queue,
+            sink_retry_s=sink_retry_s,
             complaints=self._complaints,
             times=self._times,
             failed=self._fail,
+            sink_failed=self._sink_failed,
         )
 
     def run(self) -> ServiceStatus:
@@ -174,7 +178,7 @@ class Service:
         """
         self._work.warm_up()
         identity = self.identity
-        for sink in self._sinks:
+        for sink in self._pipeline.sinks:
             try:
                 sink.start(identity)
             except OSError as error:
@@ -187,7 +191,7 @@ class Service:
             stored = sum(kept.total for kept in self._committed.values())
             _log.info("%d frames of earlier runs are stored and will not be repeated", stored)
         self._pipeline.start()
-        self._state = "draining" if self._stopping.is_set() else "running"
+        self._started = True
         engine = self._predictor.engine
         _log.info(
             "serving %s with %s (%s, %s), policy %s",
@@ -220,18 +224,24 @@ class Service:
 
     def close(self) -> None:
         """Close everything; closing again does nothing."""
-        if self._state in ("stopped", "failed"):
+        if self._ended_s is not None:
             return
         # Not the state: `stop` may have come before `start`, or while it failed.
         running = self._pipeline.started and not self._pipeline.join(0.0)
         if running and not self._aborting.is_set():
             self._pipeline.abort()
             self._pipeline.join(ABORT_S)
-        for sink in self._sinks:
+        for sink in self._pipeline.sinks:
             sink.abandon()
         self._source.close()
         self._pipeline.intake.close()
-        self._state = "failed" if self._failure is not None else "stopped"
+        counts = self._ledger.counts
+        stored_none = counts["failed"] and not counts["done"]
+        if self._failure is None and stored_none and not self._aborting.is_set():
+            newest = self._complaints.newest
+            why = f"; the last error: {newest.message}" if newest else ""
+            self._failure = f"none of {counts['received']} frames was stored{why}"
+        self._ended_s = time.monotonic()
         for view in self.views:
             view.close()
         self._report()
@@ -240,7 +250,6 @@ class Service:
         """Take no more frames and finish those that are here; from any thread."""
         if not self._stopping.is_set():
             self._stopping.set()
-            self._state = "draining"
             _log.info("stopping: no more frames are taken, those that are here are finished")
             self._source.close()
             self._changed.set()
@@ -260,11 +269,31 @@ class Service:
         return not counts["pending"] and not counts["spilled"] and not self._aborting.is_set()
 
     @property
-    def healthy(self) -> bool:
-        """Whether every stage and every sink that must have results looks for work."""
-        beats = list(self._pipeline.beats_ns.values())
-        beats += [sink.beat_ns for sink in self._sinks if sink.required]
-        return time.monotonic_ns() - min(beats) < STALLED_NS
+    def health(self) -> Health:
+        """Judge how the service is; cheap, from any thread."""
+        source_error = self._complaints.last("source")
+        source, frames = self._probe.sample(
+            self._ledger.counts, self._source.status(), source_error
+        )
+        now_s = time.monotonic()
+        sinks = [sink.observe(now_s) for sink in self._pipeline.sinks]
+        stages = [
+            ThreadObservation(name, min(now_s, beat_ns / 1e9))
+            for name, beat_ns in self._pipeline.beats_ns.items()
+        ]
+        observation = HealthObservation(
+            now_s,
+            self._began,
+            self._started,
+            self._stopping.is_set(),
+            self._ended_s,
+            self._failure,
+            source,
+            frames,
+            tuple(sink for sink, _ in sinks),
+            (*stages, *(thread for _, thread in sinks)),
+        )
+        return judge(observation, source_timeout_s=self._source_timeout_s)
 
     @property
     def identity(self) -> ServiceIdentity:
@@ -284,8 +313,10 @@ class Service:
     def status(self) -> ServiceStatus:
         """Take a snapshot; cheap, from any thread."""
         pipeline, engine, run = self._pipeline, self._predictor.engine, self._pipeline.intake.run
+        error, health = self._complaints.newest, self.health
+        ago_s = 0.0 if error is None else time.monotonic() - error.at_s
         return ServiceStatus(
-            state=self._state,
+            health=health,
             model_id=self._predictor.manifest.model_id,
             engine=EngineStatus(engine.name, engine.precision, engine.reason),
             source=self._source.url,
@@ -299,27 +330,34 @@ class Service:
             stage_ms=self._times.summaries(leave_out="latency"),
             peaks_total=pipeline.peaks_total,
             watermark=None if run is None else run.ledger.watermark,
-            last_error=self._complaints.newest,
+            last_error=None
+            if error is None
+            else LastError(error.message, time.time() - ago_s, gone=not health.reasons),
+            source_counts=self._source.status(),
+            sinks=self.sink_counts(),
             last_result=pipeline.last_result,
         )
 
-    def sink_counts(self) -> dict[str, Mapping[str, int]]:
+    def sink_counts(self) -> dict[str, SinkCounts]:
         """Count what each sink has stored, refused and dropped."""
         return {
-            sink.sink.name: {
-                "stored": sink.stored,
-                "refused": sink.refused,
-                "dropped": sink.dropped,
-            }
-            for sink in self._sinks
+            sink.sink.name: SinkCounts(sink.stored, sink.refused, sink.dropped)
+            for sink in self._pipeline.sinks
         }
-
-    def _settle(self, tasks: Sequence[FrameTask], reason: str | None) -> None:
-        self._pipeline.settle(tasks, reason)
 
     def _sample(self) -> None:
         counts = self._ledger.counts
         self._meter.sample(counts["received"], counts["done"])
+        self._log_health(self.health)
+
+    def _log_health(self, health: Health) -> None:
+        """Log each change of the state, and again every minute while it is not healthy."""
+        before, self._shown = self._shown, health
+        changed = before is None or (health.state, health.healthy) != (before.state, before.healthy)
+        if changed or (not health.healthy and health.now_s - self._shown_s >= REMIND_S):
+            self._shown_s = health.now_s
+            quiet = health.healthy and not health.reasons
+            _log.log(logging.INFO if quiet else logging.WARNING, "%s", health.sentence)
 
     def _report(self) -> None:
         counts, rates = self._ledger.counts, self._meter.rates
@@ -353,7 +391,9 @@ class Service:
         self.stop()
 
 
-def _work_of(predictor: PeakPredictor | PtychoPredictor, settings: PipelineSettings) -> Work:
+def _work_of(
+    predictor: PeakPredictor | PtychoPredictor, settings: PipelineSettings, times: StageTimes
+) -> Work:
     # Imported late, so that only the application that is served is loaded.
     if predictor.task == "bragg":
         from edgexnas.device.bragg.predictor import PeakPredictor
@@ -361,13 +401,13 @@ def _work_of(predictor: PeakPredictor | PtychoPredictor, settings: PipelineSetti
         from edgexnas.device.serving.peak_work import PeakWork
 
         assert isinstance(predictor, PeakPredictor)
-        return PeakWork(peak_lanes(predictor), settings)
+        return PeakWork(peak_lanes(predictor), settings, times)
     from edgexnas.device.ptycho.predictor import PtychoPredictor
     from edgexnas.device.ptycho.predictor import lanes_of as pattern_lanes
     from edgexnas.device.serving.pattern_work import PatternWork
 
     assert isinstance(predictor, PtychoPredictor)
-    return PatternWork(pattern_lanes(predictor), settings)
+    return PatternWork(pattern_lanes(predictor), settings, times)
 
 
 def _committed_by_all(sinks: Sequence[Sink]) -> dict[str, NumberRanges]:

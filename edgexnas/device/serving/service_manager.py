@@ -7,6 +7,10 @@ import os
 import socket
 import threading
 from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edgexnas.device.monitoring.health import Health
 
 __all__ = ["Watchdog", "notify"]
 
@@ -38,19 +42,18 @@ def notify(**fields: str | int) -> bool:
 
 
 class Watchdog:
-    """Tells the service manager that the service is alive, as long as it is healthy.
+    """Tells the service manager how the service is, and that its threads are alive.
 
     It does nothing where the service manager has not asked for it.
 
     Parameters
     ----------
-    healthy
-        Whether every stage looks for work: a thread that only counts time would go on while they
-        hang.
+    health
+        Of the service; see `Health.watchdog`.
     """
 
-    def __init__(self, healthy: Callable[[], bool]) -> None:
-        self._healthy = healthy
+    def __init__(self, health: Callable[[], Health]) -> None:
+        self._health = health
         self._ended = threading.Event()
         asked_us = os.environ.get("WATCHDOG_USEC", "")
         mine = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
@@ -71,7 +74,9 @@ class Watchdog:
     def _run(self) -> None:
         assert self.interval_s is not None
         while not self._ended.wait(self.interval_s):
-            if self._healthy():
-                notify(WATCHDOG=1)
+            health = self._health()
+            if health.watchdog:
+                notify(WATCHDOG=1, STATUS=health.sentence)
             else:
-                _log.error("a stage has stalled; the service manager is not told that all is well")
+                notify(STATUS=health.sentence)
+                _log.error("pipeline stalled: withholding watchdog notification")

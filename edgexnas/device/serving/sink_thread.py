@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-import sys
+import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeAlias
 
+from edgexnas.device.monitoring.health import STUCK_S, SinkObservation, ThreadObservation
 from edgexnas.device.rate_limited_log import RateLimitedLog
 from edgexnas.device.serving.bounded_queue import BoundedQueue
 from edgexnas.device.serving.series_run import FrameTask
@@ -49,7 +51,7 @@ class SinkThread:
     retry_s
         How long after a failure it is opened again.
     failed
-        Told when the sink fails.
+        Told its name, and why it failed.
     """
 
     def __init__(
@@ -59,15 +61,23 @@ class SinkThread:
         settle: Settle,
         complaints: RateLimitedLog,
         times: StageTimes,
-        failed: Callable[[str], None],
+        failed: Callable[[str, str], None],
         capacity: int,
         retry_s: float,
     ) -> None:
         self.sink = sink
         self.required = sink.policy == "block"
         self.stored = self.refused = self.dropped = 0
-        self.down = False
-        self.beat_ns = time.monotonic_ns()
+        self._down = False
+        self._died = False
+        self._waiting = False
+        self._beat_s = time.monotonic()
+        self._last_stored_s: float | None = None
+        self._last_given_s: float | None = None
+        self._unstored_since_s: float | None = None
+        self._failing_since_s: float | None = None
+        self._error: str | None = None
+        self._dropping_since_s = self._dropped_s = -math.inf
         self._settle = settle
         self._complaints = complaints
         self._times = times
@@ -90,8 +100,37 @@ class SinkThread:
         self.sink.open(identity)
         self._thread.start()
 
+    def observe(self, now_s: float) -> tuple[SinkObservation, ThreadObservation]:
+        """Tell how the sink and its thread are; cheap, from any thread."""
+        dropping = now_s - self._dropped_s < STUCK_S
+        sink = SinkObservation(
+            self.sink.name,
+            self.required,
+            not self._down,
+            self.stored,
+            self._last_stored_s,
+            self._unstored_since_s,
+            self._last_given_s,
+            len(self.queue),
+            self._failing_since_s,
+            self._error,
+            self._dropping_since_s if dropping else None,
+        )
+        thread = ThreadObservation(
+            f"sink {self.sink.name}",
+            # One that has ended in order does not stall while others still write.
+            now_s if self.queue.finished and not self._thread.is_alive() else self._beat_s,
+            not self._died,
+            self.sink.name if self._waiting else None,
+            self.required,
+        )
+        return sink, thread
+
     def give(self, task: FrameTask, *, timeout_s: float) -> bool:
         """Hand over a result; False if the sink must have it and had no room in time."""
+        self._last_given_s = time.monotonic()
+        if self._unstored_since_s is None:
+            self._unstored_since_s = self._last_given_s
         if self.required:
             return self.queue.put(task, timeout_s=timeout_s)
         self._count_dropped(len(self.queue.push(task)))
@@ -126,9 +165,18 @@ class SinkThread:
             self._settle(dropped, f"the service was stopped before {self.sink.name} had stored it")
 
     def _run(self) -> None:
+        try:
+            self._feed_until_finished()
+        except BaseException as error:
+            # Nothing that a sink raises comes here; a bug does, and must not look like an end.
+            self._died = True
+            self._error = _sentence(error)
+            _log.exception("the thread of %s has died", self.sink.name)
+
+    def _feed_until_finished(self) -> None:
         next_s = 0.0
         while not self.queue.finished:
-            self.beat_ns = time.monotonic_ns()
+            self._beat_s = time.monotonic()
             gather_s = next_s - time.monotonic()
             if gather_s > 0 and not self.queue.closed:
                 time.sleep(gather_s)
@@ -136,12 +184,25 @@ class SinkThread:
             if items:
                 self._feed(items)
                 next_s = time.monotonic() + self.sink.gather_s
+            elif self._down:
+                # Without a result too, so that one knows before the next comes.
+                self._up()
         try:
-            self.sink.close()
+            with self._outside():
+                self.sink.close()
         except Exception as error:
             self._fail(error)
-        # It has ended, and does not stall while others still write.
-        self.beat_ns = sys.maxsize
+
+    @contextmanager
+    def _outside(self) -> Iterator[None]:
+        """Mark that what runs is the sink: a disk or a peer may hold it up."""
+        self._beat_s = time.monotonic()
+        self._waiting = True
+        try:
+            yield
+        finally:
+            self._waiting = False
+            self._beat_s = time.monotonic()
 
     def _feed(self, items: Sequence[Item]) -> None:
         batch: list[FrameTask] = []
@@ -163,12 +224,16 @@ class SinkThread:
             reason = f"{self.sink.name} is not available"
         else:
             try:
-                self.sink.write([task.result for task in batch])
+                with self._outside():
+                    self.sink.write([task.result for task in batch if task.result is not None])
             except Exception as error:
                 self._fail(error)
                 reason = f"{self.sink.name} did not store it: {_sentence(error)}"
         if reason is None:
             self.stored += len(batch)
+            self._last_stored_s = now_s = time.monotonic()
+            self._unstored_since_s = now_s if len(self.queue) else None
+            self._failing_since_s = self._error = None
         else:
             self.refused += len(batch)
         self._times.add(self.sink.name, time.monotonic_ns() - began)
@@ -179,55 +244,66 @@ class SinkThread:
         if not self._up():
             return
         try:
-            if isinstance(item, SeriesBegun):
-                self.sink.begin(item)
-            elif isinstance(item, SeriesEnded):
-                self.sink.end(item)
-            else:
-                self.sink.show(item)
+            with self._outside():
+                if isinstance(item, SeriesBegun):
+                    self.sink.begin(item)
+                elif isinstance(item, SeriesEnded):
+                    self.sink.end(item)
+                else:
+                    self.sink.show(item)
         except Exception as error:
             self._fail(error)
 
     def _up(self) -> bool:
         """Open the sink again if it is down and it is time to; tell whether it is open."""
-        if not self.down:
+        if not self._down:
             return True
         if time.monotonic() < self._retry_at:
             return False
         assert self._identity is not None
         try:
-            self.sink.open(self._identity)
+            with self._outside():
+                self.sink.open(self._identity)
         except Exception as error:
+            self._error = _sentence(error)
             self._retry_at = time.monotonic() + self._retry_s
             self._complaints.add(
                 f"{self.sink.name} is down", f"{self.sink.name} is still down: {_sentence(error)}"
             )
             return False
-        self.down = False
-        _log.warning("%s works again", self.sink.name)
+        self._down = False
+        _log.warning("sink %s recovered", self.sink.name)
         return True
 
     def _fail(self, error: Exception) -> None:
         """Close the sink after a failure, and open it again later."""
         message = f"{self.sink.name} failed: {_sentence(error)}"
         self._complaints.add(f"{self.sink.name} failed", message)
-        self.down = True
+        self._error = _sentence(error)
+        if self._failing_since_s is None:
+            self._failing_since_s = time.monotonic()
+        self._down = True
         self._retry_at = time.monotonic() + self._retry_s
         try:
-            self.sink.close()
+            with self._outside():
+                self.sink.close()
         except Exception as second:
             _log.debug("closing %s after its failure: %s", self.sink.name, second)
-        self._failed(message)
+        self._failed(self.sink.name, message)
 
     def _count_dropped(self, count: int) -> None:
         if count:
             self.dropped += count
+            now_s = time.monotonic()
+            if now_s - self._dropped_s >= STUCK_S:
+                self._dropping_since_s = now_s
+            self._dropped_s = now_s
             self._complaints.add(
                 f"{self.sink.name} is slow",
                 f"{self.sink.name} does not keep up; its oldest results are dropped",
             )
 
 
-def _sentence(error: Exception) -> str:
+def _sentence(error: BaseException) -> str:
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

@@ -32,11 +32,11 @@ from edgexnas.device.sinks.results import (
 )
 from edgexnas.device.sinks.results_file import committed_frames
 from edgexnas.device.sinks.results_layout import (
+    BUNDLE,
     COMMIT,
     NAME_BYTES,
     SPOT_COLUMNS,
     begin_file,
-    bundle_row,
     peak_columns,
     segments,
 )
@@ -316,7 +316,8 @@ class Hdf5Sink(Sink):
 
     def _bundle_row(self, identity: ServiceIdentity) -> int:
         if identity not in self._rows["bundles"]:
-            self._enter("bundles", identity, {"bundles": bundle_row(identity)})
+            row = tuple(getattr(identity, name) for name in BUNDLE.names or ())
+            self._enter("bundles", identity, {"bundles": row})
         return self._rows["bundles"][identity]
 
     def _enter(self, table: str, key: Any, values: Mapping[str, Any]) -> None:

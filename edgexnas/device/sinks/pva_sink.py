@@ -122,6 +122,7 @@ class PvaSink(Sink):
 
     def _peaks(self, result: FrameResult, made_by: ServiceIdentity) -> Mapping[str, Any]:
         columns = peak_columns([result])
+        seconds = time.time() if result.timestamp_s is None else result.timestamp_s
         self._sent += 1
         return {
             "value": {name: np.ascontiguousarray(columns[name]) for name in COLUMNS},
@@ -133,18 +134,11 @@ class PvaSink(Sink):
             "flags": result.flags,
             "error": result.error or "",
             "bundleDigest": made_by.bundle_digest,
-            "timeStamp": _time_stamp(result.timestamp_s),
+            "timeStamp": {
+                "secondsPastEpoch": int(seconds),
+                "nanoseconds": int(seconds % 1 * 1e9),
+            },
         }
-
-
-def _time_stamp(seconds: float | None) -> dict[str, int]:
-    seconds = time.time() if seconds is None else seconds
-    whole = int(seconds)
-    return {
-        "secondsPastEpoch": whole,
-        "nanoseconds": int((seconds - whole) * 1e9),
-        "userTag": 0,
-    }
 
 
 def _peak_table() -> Any:
@@ -206,8 +200,5 @@ def _image(values: Any = None, number: int = -1) -> Any:
     ]
     image["uniqueId"] = number
     image["compressedSize"] = image["uncompressedSize"] = pixels.nbytes
-    stamp = _time_stamp(None)
-    image["timeStamp"] = image["dataTimeStamp"] = pva.PvTimeStamp(
-        stamp["secondsPastEpoch"], stamp["nanoseconds"]
-    )
+    image["timeStamp"] = image["dataTimeStamp"] = pva.PvTimeStamp(time.time())
     return image

@@ -176,7 +176,7 @@ def _commits(
         names = _texts(entry["series/name"])
         identities = _texts(entry["series/identity"]) if "identity" in entry["series"] else []
         series = list(zip(names, identities or [""] * len(names), strict=False))
-        bundles = _texts(entry["bundles"], "digest") if "bundles" in entry else [""]
+        bundles = _texts(entry["bundles"], "bundle_digest") if "bundles" in entry else [""]
         _check_rows(rows, len(series), len(bundles))
         yield rows, series, bundles
 
@@ -211,27 +211,27 @@ def _frames(entry: Any) -> Iterator[StoredFrame]:
             if kind == "peaks":
                 # Frames of one block lie together, so one read a column serves all of them.
                 columns = {name: data[name][first:end] for name in names}
-        for row in rows:
-            start = int(row["offset"])
+        # In the order of COMMIT; as Python's numbers, which cost a tenth of numpy's.
+        for index, number, offset, count, *about in rows.tolist():
+            overflow, status, flags, bundle, detector_id, timestamp_s, row, col = about
             fields: dict[str, Any] = {}
             if kind == "peaks":
-                fields = _peaks(columns, slice(start - first, start - first + int(row["count"])))
-            elif kind == "patches" and row["count"]:
-                fields["amplitude"], fields["phase_rad"] = (
-                    data[name][start] for name in ("amplitude", "phase")
-                )
-            name, identity = series[row["series"]]
+                fields = _peaks(columns, slice(offset - first, offset - first + count))
+            elif kind == "patches" and count:
+                fields["amplitude"] = data["amplitude"][offset]
+                fields["phase_rad"] = data["phase"][offset]
+            name, identity = series[index]
             yield StoredFrame(
                 name,
-                int(row["number"]),
-                FRAME_STATES[row["status"]],
-                float(row["timestamp_s"]),
+                number,
+                FRAME_STATES[status],
+                timestamp_s,
                 **fields,
-                position_px=(float(row["row_px"]), float(row["col_px"])),
-                overflow=int(row["overflow"]),
-                frame_flags=int(row["flags"]),
-                detector_id=None if row["detector_id"] < 0 else int(row["detector_id"]),
-                bundle_digest=bundles[row["bundle"]],
+                position_px=(row, col),
+                overflow=overflow,
+                frame_flags=flags,
+                detector_id=None if detector_id < 0 else detector_id,
+                bundle_digest=bundles[bundle],
                 series_identity=identity,
             )
 

@@ -43,7 +43,6 @@ __all__ = [
     "SPOT_COLUMNS",
     "VERSION",
     "begin_file",
-    "bundle_row",
     "peak_columns",
     "segments",
 ]
@@ -54,8 +53,6 @@ VERSION = 2
 
 NAME_BYTES = 256
 """Texts about series are cut to this many bytes: SWMR allows no strings of variable length."""
-
-NAME = np.dtype(f"S{NAME_BYTES}")
 
 COMMIT = np.dtype(
     [
@@ -77,14 +74,14 @@ COMMIT = np.dtype(
 
 BUNDLE = np.dtype(
     [
-        ("digest", "S64"),
+        ("bundle_digest", "S64"),
         ("model_id", "S100"),
         ("sequence", "<i8"),
         ("engine", "S64"),
         ("precision", "S16"),
     ]
 )
-"""A row of `bundles`."""
+"""A row of `bundles`: fields of `ServiceIdentity`, whose texts are ASCII and as short as this."""
 
 PEAK_COLUMNS = {
     "row_px": ("<f4", "px"),
@@ -150,17 +147,6 @@ def peak_columns(results: Sequence[FrameResult]) -> dict[str, npt.NDArray[Any]]:
     }
 
 
-def bundle_row(identity: ServiceIdentity) -> tuple[bytes, bytes, int, bytes, bytes]:
-    """Return the row of `bundles` for what made results."""
-    return (
-        identity.bundle_digest.encode(),
-        identity.model_id.encode(),
-        identity.sequence,
-        identity.engine.encode(),
-        identity.precision.encode(),
-    )
-
-
 def begin_file(path: Path, identity: ServiceIdentity, *, patches: bool, spots: bool) -> Any:
     """Create a file of results that others can read while it is written.
 
@@ -189,7 +175,7 @@ def begin_file(path: Path, identity: ServiceIdentity, *, patches: bool, spots: b
         _rows(entry, "bundles", BUNDLE, NAME_CHUNK)
         series = _group(entry, "series", "NXcollection")
         for name in ("name", "identity"):
-            _rows(series, name, NAME, NAME_CHUNK)
+            _rows(series, name, np.dtype(f"S{NAME_BYTES}"), NAME_CHUNK)
         commits = _rows(_group(entry, "frames", "NXcollection"), "commits", COMMIT, COMMIT_CHUNK)
         commits.attrs["status_meanings"] = " ".join(FRAME_STATES)
         # SWMR allows no new datasets later, so all that may be needed is created now.
@@ -202,12 +188,8 @@ def begin_file(path: Path, identity: ServiceIdentity, *, patches: bool, spots: b
         elif patches:
             _begin_patches(entry)
         if spots:
-            _rows(
-                _scatter(entry, "spots", "Bragg peaks merged over frames", SPOT_COLUMNS),
-                "series",
-                np.dtype("<i4"),
-                ROW_CHUNK,
-            )
+            columns = SPOT_COLUMNS | {"series": ("<i4", "")}
+            _scatter(entry, "spots", "Bragg peaks merged over frames", columns)
         file.swmr_mode = True
     except BaseException:
         file.close()

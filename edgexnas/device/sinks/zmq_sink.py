@@ -204,7 +204,7 @@ class ZmqSink(Sink):
             self.close()
             raise ConfigurationError(
                 f"ZMQ cannot {'connect to' if self.connects else 'bind'} {self.address} "
-                f"({error.strerror}); give a free address such as tcp://127.0.0.1:5557"
+                f"({error.strerror}); specify a free address such as tcp://127.0.0.1:5557"
             ) from error
 
     def _send(
@@ -258,7 +258,7 @@ def _arrays(result: FrameResult) -> Arrays:
         return {
             "amplitude": (result.amplitude, "1"),
             "phase": (result.phase_rad, "rad"),
-            "position": (np.array(result.position_px or (np.nan, np.nan)), "px"),
+            "position": (np.array(result.position_px or (np.nan, np.nan), np.float64), "px"),
         }
     return {}
 

@@ -14,9 +14,11 @@ import pytest
 from edgexnas.device import Predictor
 from edgexnas.device.bragg.gpu_pipeline import FramePipeline
 from edgexnas.device.bragg.predictor import lanes_of
+from edgexnas.device.lane import drive
 from edgexnas.device.serving.peak_work import PeakWork
 from edgexnas.device.serving.service import Service
 from edgexnas.device.serving.settings import PipelineSettings
+from edgexnas.device.serving.stage_times import StageTimes
 from edgexnas.device.sinks.callback_sink import CallbackSink
 from edgexnas.device.sinks.results import FrameResult
 from edgexnas.device.sources.compression import compress, decompress
@@ -236,57 +238,46 @@ def test_frame_buffers_stay_usable_after_the_predictor(predictor, frames):
     assert session.host_bytes == 0
 
 
-def test_threads_share_a_pipeline_with_two_frames_in_flight(predictor, frames):
+def lane_of(predictor: Any, frames: Any) -> Any:
+    detection = lanes_of(predictor).detection()
+    detection.calibrate(frames)
+    return lanes_of(predictor).open(detection, frames[:1])
+
+
+def test_a_lane_has_two_frames_in_flight_and_gives_their_peaks_in_order(predictor, frames):
     predictor.calibrate_background(frames)
     expected = [predictor.process(frame).quantiles_px for frame in frames]
-    detection = lanes_of(predictor).detection()
-    pipeline = lanes_of(predictor).open_pipeline(detection.finder(frames), np.dtype(np.uint16))
-    most, both = [0], threading.Barrier(2, timeout=20)
-    original = pipeline.wait
-
-    def waiting(slot: Any) -> None:
-        most[0] = max(most[0], pipeline.in_flight)
-        # The other thread can only come here if this one keeps nobody from the GPU.
-        both.wait()
-        original(slot)
-
-    pipeline.wait = waiting
-    found: dict[int, Any] = {}
-
-    def work(numbers: range) -> None:
-        for number in numbers:
-            found[number] = lanes_of(predictor).process_in(pipeline, frames[number], number)
-
-    threads = [threading.Thread(target=work, args=(range(first, 4, 2),)) for first in (0, 1)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert most == [2]
-    assert pipeline.in_flight == 0
-    for number, quantiles_px in enumerate(expected):
-        assert found[number].frame_number == number
-        np.testing.assert_array_equal(found[number].quantiles_px, quantiles_px)
+    lane, flying = lane_of(predictor, frames), list[int]()
+    groups = ([lane.check(frame, number)] for number, frame in enumerate(frames))
+    for number, outcome in enumerate(drive(lane, groups, read_ahead=True)):
+        flying.append(lane.in_flight)
+        assert outcome.results[0].frame_number == number
+        assert set(outcome.stages_ns) == {"gpu"}
+        np.testing.assert_array_equal(outcome.results[0].quantiles_px, expected[number])
+    # Besides the one whose result was taken.
+    assert flying == [1] * (len(frames) - 1) + [0]
+    assert lane.in_flight == 0
+    lane.close()
 
 
-def test_a_thread_whose_frame_fails_makes_room_for_others(predictor, fake_gpu, frames):
-    detection = lanes_of(predictor).detection()
-    pipeline = lanes_of(predictor).open_pipeline(detection.finder(frames[:1]), np.dtype(np.uint16))
+def test_a_frame_that_fails_makes_room_for_others_and_a_lost_gpu_is_named(
+    predictor, fake_gpu, frames
+):
+    lane = lane_of(predictor, frames)
     for _ in range(3):
-        with pytest.raises(InputError, match="give"):
-            lanes_of(predictor).process_in(pipeline, frames[0].astype(np.int16), 0)
-    assert len(lanes_of(predictor).process_in(pipeline, frames[0], 0)) == 3
-    original = pipeline.wait
-
-    def vanishing(slot: Any) -> None:
-        fake_gpu.gone = True
-        original(slot)
-
-    pipeline.wait = vanishing
+        with pytest.raises(InputError, match="frame 7: the frame has dtype int16"):
+            lane.check(frames[0].astype(np.int16), 7)
+    lane.submit([lane.check(frames[0], 0)])
+    assert len(lane.result().results[0]) == 3
+    lane.submit([lane.check(frames[0], 1)])
+    fake_gpu.gone = True
+    with pytest.raises(EngineError, match="Fake GPU"):
+        lane.result()
+    assert lane.in_flight == 0
     for _ in range(3):
         with pytest.raises(EngineError, match="Fake GPU"):
-            lanes_of(predictor).process_in(pipeline, frames[0], 0)
-    assert pipeline.in_flight == 0
+            lane.submit([lane.check(frames[0], 2)])
+        assert lane.in_flight == 0
 
 
 def test_a_stream_decodes_all_but_the_first_frame_where_the_gpu_reads_it(
@@ -309,7 +300,7 @@ def test_a_stream_decodes_all_but_the_first_frame_where_the_gpu_reads_it(
     ("workers", "side", "frames"), [(1, 2048, 7), (4, 2048, 16), (20, 2048, 32), (4, 8192, 4)]
 )
 def test_a_service_pins_no_more_than_it_needs_nor_256_mib(predictor, workers, side, frames):
-    work = PeakWork(lanes_of(predictor), PipelineSettings(workers=workers))
+    work = PeakWork(lanes_of(predictor), PipelineSettings(workers=workers), StageTimes())
     assert work.spare_frames(2 * side**2) == frames
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgexnas.device.monitoring.health import Health, HealthState, Reason
 from edgexnas.device.monitoring.sensors import Sensors
 from edgexnas.device.monitoring.status import (
     EngineStatus,
@@ -17,6 +18,7 @@ from edgexnas.device.monitoring.status import (
     QueueLevel,
     Rates,
     ServiceStatus,
+    SinkCounts,
 )
 from edgexnas.device.monitoring.watch import ServiceWatch
 from edgexnas.errors import SourceError
@@ -43,10 +45,25 @@ def frame_with_peaks() -> LastResult:
     return LastResult("scan_7", 41, pixels, positions)
 
 
+FAULTS = {"failing": "sink hdf5 has stored nothing", "degraded": "frames are lost: 3 dropped"}
+
+
+def _health(state: HealthState) -> Health:
+    reasons = (Reason(FAULTS[state], 0.0, state == "failing"),) if state in FAULTS else ()
+    healthy = state in ("idle", "running", "degraded")
+    return Health(state, reasons, 0.0, healthy, True, 90.0)
+
+
+@pytest.fixture(scope="session")
+def health_of() -> Callable[[HealthState], Health]:
+    """`health_of("failing")` is the health of a service that has been so for 90 s."""
+    return _health
+
+
 @pytest.fixture
 def source() -> SettableSource:
     status = ServiceStatus(
-        state="running",
+        health=_health("running"),
         model_id="mlpBragg-12k",
         engine=EngineStatus("onnxruntime", "float32", "the fastest that passed its proof"),
         source="sim://hedm",
@@ -65,6 +82,8 @@ def source() -> SettableSource:
         series_counts={"received": 42, "done": 41, "pending": 1},
         rates=Rates(200.5, 199.25),
         queues={"decode": QueueLevel(3, 64), "sink": QueueLevel(60, 64)},
+        source_counts={"frames": 1000, "malformed": 2, "connection": "connected"},
+        sinks={"hdf5 results/results": SinkCounts(950, 3, 0)},
         latency_ms=LatencySummary(4.5, 9.25, 21.0, 40.0, 512),
         stage_ms={"find": LatencySummary(2.0, 3.0, 4.0, 5.0, 512)},
         peaks_total=12_345,

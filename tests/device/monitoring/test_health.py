@@ -93,7 +93,7 @@ def test_frames_that_come_and_are_not_stored_are_failing() -> None:
 
 
 def test_an_optional_sink_that_stores_nothing_degrades() -> None:
-    health = judge(with_sink(required=False, unstored_since_s=NOW - 60, dropping=True))
+    health = judge(with_sink(required=False, unstored_since_s=NOW - 60, dropping_since_s=NOW - 60))
     assert (health.state, health.healthy) == ("degraded", True)
     assert "only drops" in health.sentence
 
@@ -158,6 +158,14 @@ def test_frames_that_all_fail_are_failing_whatever_the_sinks_store() -> None:
     assert judge(replace(SOUND, frames=frames)).state == "failing"
 
 
+def test_frames_that_a_sink_lost_are_not_held_against_it_once_it_is_open_again() -> None:
+    frames = FrameObservation(0, NOW - 40, NOW - 20, losses="30 failed")
+    idle = replace(FLOWING, last_frame_s=NOW - 20)
+    seen = with_sink(failing_since_s=NOW - 40, unstored_since_s=NOW - 40, last_given_s=NOW - 20)
+    assert judge(replace(seen, frames=frames, source=idle)).state == "idle"
+    assert judge(replace(SOUND, frames=frames, source=idle)).state == "failing"
+
+
 def test_one_bad_frame_before_a_pause_is_no_failure() -> None:
     frames = FrameObservation(0, NOW - 30, NOW - 30, lossy_since_s=NOW - 30, lossy_s=NOW - 30)
     idle = replace(FLOWING, last_frame_s=NOW - 30)
@@ -201,7 +209,7 @@ SINKS = st.builds(
     queued=st.integers(0, 3),
     failing_since_s=MAYBE,
     error=st.none() | st.just("broken"),
-    dropping=st.booleans(),
+    dropping_since_s=MAYBE,
 )
 THREADS = st.builds(
     ThreadObservation,

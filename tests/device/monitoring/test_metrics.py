@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from edgexnas.device.monitoring.health import STATES
 from edgexnas.device.monitoring.metrics import ServiceMetrics
 from edgexnas.device.monitoring.sensors import Sensors
 from edgexnas.device.monitoring.status import ServiceStatus
@@ -68,16 +70,26 @@ def test_rates_queues_watermark_and_engine_are_there(watch: ServiceWatch) -> Non
     assert _value(samples, "edgexnas_service_info", **info) == 1
 
 
-def test_the_state_is_one_of_all_states(source: Any, watch: ServiceWatch) -> None:
-    source.change(state="draining")
+def test_what_source_and_sinks_count_is_measured(watch: ServiceWatch) -> None:
+    samples = _samples(watch)
+    assert _value(samples, "edgexnas_source_total", what="malformed") == 2
+    assert _value(samples, "edgexnas_source_connected") == 1
+    place = {"sink": "hdf5 results/results", "state": "refused"}
+    assert _value(samples, "edgexnas_sink_results_total", **place) == 3
+
+
+def test_the_state_is_one_of_all_states(
+    source: Any, watch: ServiceWatch, health_of: Callable[..., Any]
+) -> None:
+    source.change(health=health_of("waiting"))
     samples = _samples(watch)
     states = {
         dict(labels)["state"]: value
         for (name, labels), value in samples.items()
         if name == "edgexnas_service_state"
     }
-    assert {state for state, value in states.items() if value} == {"draining"}
-    assert len(states) == 5
+    assert {state for state, value in states.items() if value} == {"waiting"}
+    assert set(states) == set(STATES)
 
 
 def test_a_service_that_has_just_started_has_metrics_too(source: Any, watch: ServiceWatch) -> None:

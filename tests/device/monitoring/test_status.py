@@ -15,6 +15,6 @@ def test_a_summary_of_nothing_is_zero() -> None:
 
 def test_a_service_starts_without_counts_and_results() -> None:
     status = ServiceStatus()
-    assert status.state == "starting"
+    assert status.health.state == "starting"
     assert status.counts == {}
     assert status.last_result is None

@@ -5,13 +5,15 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from edgexnas.device.monitoring.status import QueueLevel, ServiceStatus
+from edgexnas.device.monitoring.status import LastError, QueueLevel, ServiceStatus
 from edgexnas.device.monitoring.status_pvs import PV_NAMES, StatusPvs, pv_values
+from edgexnas.device.monitoring.summary import clock_time
 from edgexnas.device.monitoring.watch import ServiceWatch
 from edgexnas.errors import ConfigurationError
 
@@ -61,13 +63,22 @@ def test_the_fullest_queue_warns_at_three_quarters_and_alarms_when_full(
 
 
 def test_losses_are_minor_alarms_and_a_failure_is_a_major_one(
-    source: Any, watch: ServiceWatch
+    source: Any, watch: ServiceWatch, health_of: Callable[..., Any]
 ) -> None:
     assert pv_values(watch.observe())["LostArrays_RBV"][1:] == (1, "frames never came")
     assert pv_values(watch.observe())["State_RBV"].severity == 0
-    source.change(state="failed", last_error="the disk is full")
-    values = pv_values(watch.observe())
-    assert values["Status_RBV"] == ("the disk is full", 2, "the disk is full")
+    for state, severity in (("degraded", 1), ("failing", 2)):
+        source.change(health=health_of(state))
+        sentence = health_of(state).sentence
+        assert pv_values(watch.observe())["Status_RBV"] == (sentence, severity, sentence)
+
+
+def test_an_error_is_an_alarm_until_it_is_gone(source: Any, watch: ServiceWatch) -> None:
+    for gone, severity in ((False, 1), (True, 0)):
+        source.change(last_error=LastError("the disk is full", 1.7e9, gone))
+        value = pv_values(watch.observe())["LastError_RBV"]
+        assert value.value == f"{clock_time(1.7e9)} the disk is full"
+        assert value.severity == severity
 
 
 def test_a_count_too_large_for_an_epics_integer_wraps(source: Any, watch: ServiceWatch) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from edgexnas.device.monitoring.status import LastError
 from edgexnas.device.monitoring.terminal_view import TerminalView, draw
 from edgexnas.device.monitoring.watch import ServiceWatch
 
@@ -23,12 +24,14 @@ def _text(renderable: Any, width: int = 120) -> str:
 
 def test_the_terminal_shows_state_rates_latency_ledger_and_queues(watch: ServiceWatch) -> None:
     text = _text(draw(watch.observe()))
-    for expected in ("the service is running", "200.5 frames/s", "21.0", "950", "sink"):
+    for expected in ("running for 90 s", "200.5 frames/s", "21.0", "950", "sink"):
         assert expected in text
 
 
 def test_names_with_brackets_are_shown_as_they_are(source: Any, watch: ServiceWatch) -> None:
-    source.change(series="[bold]scan[/bold]", model_id="[red]m", last_error="[blink]oh")
+    source.change(
+        series="[bold]scan[/bold]", model_id="[red]m", last_error=LastError("[blink]oh", 0, False)
+    )
     text = _text(draw(watch.observe()))
     assert "[bold]scan[/bold]" in text
     assert "[red]m" in text
@@ -42,7 +45,10 @@ def test_a_narrow_terminal_loses_no_number(watch: ServiceWatch) -> None:
 
 
 def test_a_terminal_sees_the_view_change_and_the_last_one_stays(
-    source: Any, watch: ServiceWatch, until: Callable[[Callable[[], bool]], None]
+    source: Any,
+    watch: ServiceWatch,
+    until: Callable[[Callable[[], bool]], None],
+    health_of: Callable[..., Any],
 ) -> None:
     screen = io.StringIO()
     console = Console(file=screen, width=100, force_terminal=True)
@@ -50,12 +56,12 @@ def test_a_terminal_sees_the_view_change_and_the_last_one_stays(
     view = TerminalView(watch, console=console, period_s=0.02)
     view.start()
     until(lambda: "running" in screen.getvalue())
-    source.change(state="draining")
-    until(lambda: "draining" in screen.getvalue())
-    source.change(state="stopped")
+    source.change(health=health_of("failing"))
+    until(lambda: "failing" in screen.getvalue())
+    source.change(health=health_of("stopped"))
     view.close()
     view.close()
-    assert "the service is stopped" in screen.getvalue()
+    assert "stopped for 90 s" in screen.getvalue()
     assert threading.active_count() == before
 
 

@@ -7,7 +7,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from html.parser import HTMLParser
 from typing import Any
@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgexnas.device.monitoring.status import LastResult, LatencySummary, ServiceStatus
+from edgexnas.device.monitoring.status import LastError, LastResult, LatencySummary, ServiceStatus
+from edgexnas.device.monitoring.summary import clock_time
 from edgexnas.device.monitoring.watch import ServiceWatch
 from edgexnas.device.monitoring.web_view import WebView
 from edgexnas.errors import ConfigurationError
@@ -46,13 +47,25 @@ def _ask(
 
 def test_health_is_200_while_frames_move(view: WebView) -> None:
     answer, body = _ask(view, "/healthz")
-    assert (answer.status, body) == (200, b"the service is running\n")
+    assert (answer.status, body) == (200, b"running for 90 s\n")
 
 
-def test_health_is_503_with_the_reason_when_it_failed(source: Any, view: WebView) -> None:
-    source.change(state="failed", last_error="the disk is full")
+def test_health_is_503_with_the_reason_when_it_fails(
+    source: Any, view: WebView, health_of: Callable[..., Any]
+) -> None:
+    source.change(health=health_of("failing"))
     answer, body = _ask(view, "/healthz")
-    assert (answer.status, body) == (503, b"the disk is full\n")
+    assert (answer.status, body) == (503, b"failing: sink hdf5 has stored nothing for 90 s\n")
+
+
+def test_an_error_is_shown_with_its_time_until_it_is_gone(source: Any, view: WebView) -> None:
+    source.change(last_error=LastError("the disk is full", 1.7e9, gone=False))
+    banner = f'<p id="error" role="alert">{clock_time(1.7e9)}  the disk is full</p>'
+    assert banner in _ask(view, "/")[1].decode()
+    source.change(last_error=LastError("the disk is full", 1.7e9, gone=True))
+    page = _ask(view, "/")[1].decode()
+    assert '<p id="error" role="alert" hidden></p>' in page
+    assert f"{clock_time(1.7e9)} (gone): the disk is full" in page
 
 
 def test_metrics_are_served_in_the_format_that_prometheus_reads(view: WebView) -> None:
@@ -130,7 +143,7 @@ def test_names_from_outside_are_text_and_never_markup(source: Any, view: WebView
         model_id=evil,
         series=evil,
         source=evil,
-        last_error=evil,
+        last_error=LastError(evil, 0, gone=False),
         last_result=LastResult(evil, 1, np.zeros((8, 8), np.uint16), None),
         stage_ms={evil: LatencySummary(1, 1, 1, 1, 1)},
     )

@@ -154,15 +154,22 @@ class TestOpening:
         with pytest.raises(ConfigurationError, match="saturation is"):
             PtychoPredictor(bundle, saturation=saturation)
 
-    def test_patterns_admitted_one_by_one_are_predicted_alike(
+    def test_patterns_checked_one_by_one_are_predicted_alike(
         self, bundle: Bundle, visible: ModuleType
     ) -> None:
         patterns = visible.visible_scan().patterns[:3]
         with PtychoPredictor(bundle) as predictor:
             lanes = lanes_of(predictor)
             intake = lanes.intake()
-            admitted = np.stack([intake.admit(p, n) for n, p in enumerate(patterns)])
-            stepwise = lanes.predict_admitted(admitted)
+            lane = lanes.open(intake, intake.accept(patterns[0], 0))
+            # A lane keeps what it needs of a pattern when it checks it.
+            scratch = patterns[0].copy()
+            checked = []
+            for number, pattern in enumerate(patterns):
+                scratch[...] = pattern
+                checked.append(lane.check(scratch, number))
+            lane.submit(checked)
+            stepwise = lane.result().results
             np.testing.assert_array_equal(stepwise.values, predictor.predict(patterns).values)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -237,7 +238,7 @@ class TestFailures:
         service = Service(peak_predictor, told_source(events()), [CallbackSink(seen)])
         with pytest.raises(ServiceError, match="the cable was cut"):
             service.run()
-        assert service.status().state == "failed"
+        assert service.status().health.state == "stopped"
         assert seen.numbers == [0]
 
     def test_a_clock_that_is_set_changes_nothing(
@@ -320,7 +321,7 @@ class TestFullDisk:
         assert [f.number for f in read_results(tmp_path)] == [*range(20), *range(40, 60)]
         assert seen.numbers == list(range(60))
         assert "has 0 MiB free" in caplog.text
-        assert "works again" in caplog.text
+        assert "recovered" in caplog.text
 
 
 class TestOverload:
@@ -434,7 +435,7 @@ class TestOverload:
         service.close()
         assert seen.numbers == list(range(100))
         assert service.status().counts["done"] == 100
-        assert service.sink_counts()["stalled"]["dropped"] > 50
+        assert service.sink_counts()["stalled"].dropped > 50
 
     def test_a_sink_that_must_have_results_holds_up_a_live_service_which_drops_and_says_so(
         self,
@@ -490,8 +491,7 @@ class TestHealth:
         beats_ns = service._pipeline.beats_ns
         try:
             service.start()
-            queues = ("found", "predicted")
-            wait_until(lambda: all(service.status().queues[name].length == 32 for name in queues))
+            wait_until(lambda: service.status().queues["results"].length == 32)
             # Time for each stage to take one more and to wait with it.
             time.sleep(0.3)
             stuck_since = time.monotonic_ns()
@@ -515,12 +515,14 @@ class TestHealth:
         events = [frame_of(n, pixels) for n, pixels in enumerate(small_frames)]
         sinks = [CallbackSink(seen, policy="block"), SlowToClose(released)]
         service = Service(peak_predictor, told_source(events), sinks)
-        monkeypatch.setattr("edgexnas.device.serving.service.STALLED_NS", 0)
+        monkeypatch.setattr("edgexnas.device.monitoring.health.STUCK_S", 0.5)
         try:
             service.start()
             # The slow one need not be waited for, so what is left has ended.
-            wait_until(lambda: service.healthy)
-            assert service.healthy
+            wait_until(lambda: min(service._pipeline.beats_ns.values()) == sys.maxsize)
+            time.sleep(0.6)
+            assert service.health.healthy
+            assert service.health.watchdog
             assert not service._pipeline.join(0.0)
         finally:
             released.set()
@@ -546,7 +548,7 @@ class TestStopping:
         events = (frame_of(n, np.zeros((96, 128), np.uint16)) for n in range(100_000))
         service = Service(peak_predictor, told_source(events), [CallbackSink(seen)])
         service.stop()
-        assert service.run().state == "stopped"
+        assert service.run().health.state == "stopped"
         assert service.complete
         assert not seen.results
 
@@ -627,7 +629,7 @@ class TestStopping:
         assert status.last_result is not None
         assert status.last_result.pixels is not None
         assert len(status.last_result.positions_px) == 3
-        assert set(status.queues) == {"waiting", "found", "predicted", "callback"}
+        assert set(status.queues) == {"waiting", "results", "callback"}
 
     def test_two_sinks_of_one_name_are_refused(
         self, peak_predictor: PeakPredictor, told_source: Make, seen: Any

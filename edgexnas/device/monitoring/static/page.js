@@ -75,7 +75,7 @@ async function refresh() {
     const answer = await fetch("/status.json", { signal: AbortSignal.timeout(5000) });
     if (!answer.ok) throw new Error(`the server answers ${answer.status}`);
     const { page } = await answer.json();
-    element("health").dataset.ok = page.healthy ? "yes" : "no";
+    element("health").dataset.level = page.level;
     setText("state", page.state);
     setText("reason", page.reason);
     setText("error", page.error);
@@ -85,7 +85,7 @@ async function refresh() {
     await showPictures(page).catch(() => {});
     document.body.dataset.fresh = "yes";
   } catch (error) {
-    element("health").dataset.ok = "no";
+    element("health").dataset.level = "bad";
     setText("state", "no answer");
     setText("reason", `these numbers are old: ${error.message}`);
   }

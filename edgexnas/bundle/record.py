@@ -1,0 +1,44 @@
+"""What the records of a manifest are made of: immutable models and the types of their fields."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, FailFast, Field, StringConstraints
+
+__all__ = [
+    "IDENTIFIER",
+    "Digest",
+    "Identifier",
+    "Level",
+    "Names",
+    "NonNegative",
+    "Precision",
+    "Record",
+    "Release",
+    "Text",
+]
+
+Precision = Literal["float32", "float16", "int8"]
+"""Arithmetic of one of a bundle's models; all take and give float32 tensors."""
+
+# Manifests are printed before their signature is checked: no control characters and no change of
+# writing direction, so that a stranger's file cannot speak to the terminal.
+Text = Annotated[str, StringConstraints(max_length=2000, pattern=r"^\P{C}*$")]
+Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+IDENTIFIER = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+"""What a model_id, and the name of a tensor, look like."""
+Identifier = Annotated[str, StringConstraints(pattern=IDENTIFIER)]
+Release = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,4}(\.[0-9]{1,4}){1,3}$")]
+Level = Annotated[float, Field(gt=0, lt=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+# Failing fast, or a stranger's file could make pydantic collect a million complaints.
+Names = Annotated[tuple[Text, ...], Field(max_length=1000), FailFast()]
+
+
+class Record(BaseModel):
+    """Immutable, finite, and without a field that this version does not know."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
