@@ -27,13 +27,22 @@ __all__ = [
 ]
 
 
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults, but not those that say nothing: None of an option, False of a flag."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        # Not `in`: a default of 0 equals False, and is worth showing.
+        silent = action.default is None or action.default is False
+        return action.help if silent else super()._get_help_string(action)
+
+
 def add_command(commands: Commands, name: str, summary: str) -> argparse.ArgumentParser:
     """Add a command whose help shows defaults."""
     return commands.add_parser(
         name,
         help=summary,
         description=f"{summary[0].upper()}{summary[1:]}.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_HelpFormatter,
     )
 
 

@@ -29,26 +29,26 @@ __all__ = ["add_to"]
 def add_to(commands: Commands) -> None:
     """Add the command."""
     bench = add_command(commands, "bench", "measure latency and energy of bundles on this device")
-    bench.add_argument("bundles", nargs="+", help="*.edgex, the baseline first; - reads one")
+    bench.add_argument("bundles", nargs="+", help="*.edgex, baseline first; - is standard input")
     bench.add_argument("--trust", type=Path, required=True, help="folder of *.pub.pem files")
-    bench.add_argument("--engine", default="auto", choices=ENGINES, help="what runs them")
+    bench.add_argument("--engine", default="auto", choices=ENGINES, help="inference engine")
     bench.add_argument("--precision", default="int8", help="int8, float16, float32 or auto")
-    bench.add_argument("--batch", type=positive_int, default=32, help="items of one inference")
-    bench.add_argument("--threads", type=positive_int, help="CPU threads of the engine")
+    bench.add_argument("--batch", type=positive_int, default=32, help="batch size")
+    bench.add_argument("--threads", type=positive_int, help="number of CPU threads of the engine")
     latency = bench.add_argument_group(
         "latency", "The bundles take turns, run by run; an interval tells how sure a number is."
     )
     latency.add_argument("--runs", type=positive_int, default=375, help="runs of each bundle")
-    latency.add_argument("--calls", type=positive_int, default=10, help="inferences of each run")
+    latency.add_argument("--calls", type=positive_int, default=10, help="inferences in each run")
     latency.add_argument(
         "--spread", type=number, default=10.0, metavar="S",
-        help="seconds that all runs last at least; slow changes show only in a longer time",
+        help="minimum duration of all runs together, so that slow drifts show",
     )  # fmt: skip
     latency.add_argument(
         "--sweep", type=positive_int, nargs="*", default=[1, 8, 32, 128], metavar="BATCH",
-        help="further batch sizes to time; none after the option times none",
+        help="further batch sizes to measure; without a value, none",
     )  # fmt: skip
-    latency.add_argument("--no-cold-start", action="store_true", help="do not time a fresh process")
+    latency.add_argument("--no-cold-start", action="store_true", help="skip the cold start")
     energy = bench.add_argument_group(
         "energy",
         "Windows of load between idle ones. With the defaults a bundle takes about 6 minutes; "
@@ -56,26 +56,26 @@ def add_to(commands: Commands) -> None:
     )
     energy.add_argument(
         "--energy", default="auto", choices=("auto", "on", "off"),
-        help="auto measures it where there is a power meter, on fails without one",
+        help="measure energy: auto, if there is a power meter; on, fail without one",
     )  # fmt: skip
-    energy.add_argument("--meter", default="auto", choices=METERS, help="what to read")
+    energy.add_argument("--meter", default="auto", choices=METERS, help="power meter")
     energy.add_argument(
-        "--idle", type=positive_float, default=60.0, metavar="S", help="seconds of an idle window"
+        "--idle", type=positive_float, default=60.0, metavar="S", help="duration of an idle window"
     )
     energy.add_argument(
-        "--load", type=positive_float, default=60.0, metavar="S", help="seconds of a load window"
+        "--load", type=positive_float, default=60.0, metavar="S", help="duration of a load window"
     )
     energy.add_argument(
-        "--blocks", type=positive_int, default=3, help="load windows of each bundle, in turns"
+        "--blocks", type=positive_int, default=3, help="load windows of each bundle, interleaved"
     )
     energy.add_argument(
         "--period", type=positive_float, default=0.1, metavar="S",
-        help="seconds from one power reading to the next",
+        help="sampling period of the power meter",
     )  # fmt: skip
-    energy.add_argument("--root", type=Path, default=Path("/"), help="folder that holds sys")
+    energy.add_argument("--root", type=Path, default=Path("/"), help="folder that holds sys/")
     outputs = bench.add_argument_group("output", "Files to write; - is standard output.")
-    outputs.add_argument("--json", metavar="FILE", help="everything, the power readings too")
-    outputs.add_argument("--csv", metavar="FILE", help="one row a bundle")
+    outputs.add_argument("--json", metavar="FILE", help="everything, power readings included")
+    outputs.add_argument("--csv", metavar="FILE", help="one row per bundle")
     outputs.add_argument("--html", metavar="FILE", help="tables and plots on one page")
     bench.set_defaults(run=_bench)
 
@@ -104,7 +104,7 @@ def _bench(options: argparse.Namespace) -> None:
 
 @contextmanager
 def _each_warning_once() -> Iterator[None]:
-    """Show a warning once: every engine that is opened gives those of its kind again."""
+    """Show each warning once, although every engine that is opened repeats it."""
     shown: set[str] = set()
 
     def is_news(record: logging.LogRecord) -> bool:

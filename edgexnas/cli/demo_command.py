@@ -21,26 +21,26 @@ def add_to(commands: Commands) -> None:
     """Add the command."""
     demo = add_command(commands, "demo", "run the whole job once: frames to verified predictions")
     demo.add_argument("--output", type=Path, default=Path("runs/demo"), help="folder for results")
-    demo.add_argument("--data", type=Path, help="frames, file or folder; simulated if not given")
+    demo.add_argument("--data", type=Path, help="frames, a file or folder (default: simulated)")
     demo.add_argument("--spots", help="hexrd spot list of these frames, FILE.h5::PANEL")
-    demo.add_argument("--space", nargs="+", default=["mlpBragg"], help="search spaces")
+    demo.add_argument("--space", nargs="+", default=["mlpBragg"], help="search spaces to search")
     demo.add_argument(
         "--evaluations", dest="max_evals", metavar="N", type=positive_int, default=12,
-        help="networks to train",
+        help="number of networks to train",
     )  # fmt: skip
-    demo.add_argument("--epochs", type=positive_int, default=60, help="most epochs of a training")
+    demo.add_argument("--epochs", type=positive_int, default=60, help="maximum number of epochs")
     demo.add_argument(
         "--baselines",
         nargs="*",
         default=["small"],
         choices=("small", "large"),
-        help="BraggNN sizes",
+        help="BraggNN sizes to compare with",
     )
     demo.add_argument(
-        "--maximum-parameters", type=positive_int, default=20_000, help="larger ones are not tried"
+        "--maximum-parameters", type=positive_int, default=20_000, help="skip larger networks"
     )
-    demo.add_argument("--workers", type=positive_int, default=2, help="trainings at once")
-    demo.add_argument("--seed", type=seed, default=0, help="of simulation, search and training")
+    demo.add_argument("--workers", type=positive_int, default=2, help="parallel trainings")
+    demo.add_argument("--seed", type=seed, default=0, help="random seed")
     demo.set_defaults(run=_demo)
 
 

@@ -55,24 +55,25 @@ def add_to(commands: Commands) -> None:
         metavar=("ROW", "COL"),
         help="size of an object pixel, for a scan from a URL, whose positions are in metres",
     )
-    predict.add_argument("--dataset", help="path of the frames in an HDF5 file that holds several")
+    predict.add_argument("--dataset", help="dataset of the HDF5 file that holds the frames")
     add_acceptance(predict)
-    predict.add_argument("--engine", default="auto", choices=ENGINES)
+    predict.add_argument("--engine", default="auto", choices=ENGINES, help="inference engine")
     predict.add_argument(
         "--precision",
         default="int8",
         choices=("int8", "float16", "float32", "auto"),
-        help="auto measures float16 and int8 here and keeps the faster within the gate",
+        help="precision; auto measures float16 and int8 on this device and keeps the faster one "
+        "within the accuracy gate",
     )
     predict.add_argument(
-        "--cache", type=Path, help="folder of plans and measurements; the user's own if not given"
+        "--cache", type=Path, help="folder of plans and measurements (default: the user's cache)"
     )
-    predict.add_argument("--batch", type=positive_int, default=32, help="patches an engine run")
+    predict.add_argument("--batch", type=positive_int, default=32, help="batch size of the engine")
     predict.add_argument(
         "--output",
         type=Path,
-        help="CSV file of peaks, standard output if not given; .npz or .h5 file of an object, "
-        "which gets pictures beside it",
+        help="CSV file of peaks (default: standard output); .npz or .h5 file of an object, with "
+        "pictures beside it",
     )
     predict.set_defaults(run=_predict)
 

@@ -29,18 +29,18 @@ def add_to(commands: Commands) -> None:
         commands, "simulate", "simulate far-field HEDM frames with a known answer"
     )
     simulate.add_argument("--output", type=Path, required=True, help="HDF5 file to write")
-    simulate.add_argument("--frames", type=positive_int, help="36 if not given")
+    simulate.add_argument("--frames", type=positive_int, help="number of frames (default: 36)")
     simulate.add_argument(
-        "--shape", type=positive_int, nargs=2, metavar=("ROWS", "COLS"), help="of a frame"
+        "--shape", type=positive_int, nargs=2, metavar=("ROWS", "COLS"), help="shape of a frame"
     )
-    simulate.add_argument("--grains", type=positive_int, help="grains in the beam")
-    simulate.add_argument("--like", choices=("default", "ruby-dexela"), help="preset to start from")
+    simulate.add_argument("--grains", type=positive_int, help="number of grains in the beam")
+    simulate.add_argument("--like", choices=("default", "ruby-dexela"), help="experiment preset")
     simulate.add_argument(
         "--scan-of",
         choices=("siemens-star", "circuit", "cells"),
         help="simulate a ptychography scan of this object instead of frames",
     )
-    simulate.add_argument("--seed", type=seed, default=0)
+    simulate.add_argument("--seed", type=seed, default=0, help="random seed")
     simulate.set_defaults(run=_simulate)
 
     label = add_command(
@@ -53,22 +53,20 @@ def add_to(commands: Commands) -> None:
         "patterns (HDF5, CXI, .npz) is a ptychography scan",
     )
     label.add_argument("--output", type=Path, required=True, help="HDF5 file to write")
-    label.add_argument("--dataset", help="path of the frames in an HDF5 file that holds several")
+    label.add_argument("--dataset", help="dataset of the HDF5 file that holds the frames")
     label.add_argument(
-        "--minimum-counts", type=positive_float, help="above background, to count as a peak"
+        "--minimum-counts", type=positive_float, help="minimum peak height above background"
     )
-    label.add_argument(
-        "--saturation", type=positive_float, help="counts at which a pixel saturates"
-    )
+    label.add_argument("--saturation", type=positive_float, help="saturation level in counts")
     label.add_argument(
         "--iterations",
         type=positive_int,
-        help="sweeps of phase retrieval, for scans; 50 if not given",
+        help="iterations of phase retrieval, for scans (default: 50)",
     )
     label.add_argument(
         "--modes",
         type=positive_int,
-        help="incoherent modes of the beam, for scans; 3 if not given",
+        help="number of incoherent probe modes, for scans (default: 3)",
     )
     label.add_argument(
         "--synthetic",
@@ -76,7 +74,7 @@ def add_to(commands: Commands) -> None:
         type=positive_int,
         metavar="N",
         help="add N synthetic peaks resampled from the measured ones, or N patterns simulated "
-        "with a scan's own beam, to the training part; --drawn is the name until the next release",
+        "with a scan's own beam, to the training part; --drawn is deprecated",
     )
     label.set_defaults(run=_label)
 

@@ -27,12 +27,12 @@ __all__ = ["add_to"]
 def add_to(commands: Commands) -> None:
     """Add the command."""
     power = add_command(commands, "power", "show and log the power of this device")
-    power.add_argument("--meter", default="auto", choices=METERS, help="what to read")
-    power.add_argument("--period", type=positive_float, default=0.5, help="seconds a reading")
-    power.add_argument("--seconds", type=positive_float, help="how long; until Ctrl-C if not given")
-    power.add_argument("--csv", help="file to log to, - for standard output")
-    power.add_argument("--jetson-stats", action="store_true", help="add mode, clocks and fan")
-    power.add_argument("--root", type=Path, default=Path("/"), help="folder that holds sys")
+    power.add_argument("--meter", default="auto", choices=METERS, help="power meter")
+    power.add_argument("--period", type=positive_float, default=0.5, help="sampling period, s")
+    power.add_argument("--seconds", type=positive_float, help="duration (default: until Ctrl-C)")
+    power.add_argument("--csv", help="CSV file to log to, - for standard output")
+    power.add_argument("--jetson-stats", action="store_true", help="add power mode, clocks and fan")
+    power.add_argument("--root", type=Path, default=Path("/"), help="folder that holds sys/")
     power.set_defaults(run=_power)
 
 

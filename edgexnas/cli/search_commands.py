@@ -23,22 +23,22 @@ def add_to(commands: Commands) -> None:
     _add_optimize(commands)
     report = add_command(commands, "report", "write the HTML report and the figures of a run")
     report.add_argument("folder", type=Path, metavar="RUN", help="run folder of optimize")
-    report.add_argument("--output", type=Path, help="page; report.html in the run if not given")
+    report.add_argument("--output", type=Path, help="HTML file (default: report.html in the run)")
     report.set_defaults(run=_report)
 
     export = add_command(commands, "export", "write a network of a run as a signed bundle")
     export.add_argument("folder", type=Path, metavar="RUN", help="run folder of optimize")
     export.add_argument("--output", type=Path, required=True, help="*.edgex to write")
-    export.add_argument("--signing-key", type=Path, required=True, help="*.key.pem")
+    export.add_argument("--signing-key", type=Path, required=True, help="private key, *.key.pem")
     chosen = export.add_mutually_exclusive_group()
-    chosen.add_argument("--best", default="error", help="objective whose best network to take")
-    chosen.add_argument("--trial", type=int, help="number of the network to take")
-    export.add_argument("--model-id", help="name of the model; that of its space if not given")
+    chosen.add_argument("--best", default="error", help="objective to select the best network by")
+    chosen.add_argument("--trial", type=int, help="select the network of this trial")
+    export.add_argument("--model-id", help="name of the model (default: name of its search space)")
     export.add_argument(
-        "--maximum-loss", type=positive_float, default=0.10, help="share that INT8 may lose"
+        "--maximum-loss", type=positive_float, default=0.10, help="largest loss of accuracy by INT8"
     )
     export.add_argument(
-        "--no-fine-tuning", action="store_true", help="refuse instead of fine-tuning for INT8"
+        "--no-fine-tuning", action="store_true", help="fail instead of fine-tuning for INT8"
     )
     export.set_defaults(run=_export)
 
@@ -47,25 +47,25 @@ def _add_optimize(commands: Commands) -> None:
     """Options default to None, so that those given override a configuration file."""
     optimize = add_command(commands, "optimize", "search networks and hyperparameters")
     optimize.formatter_class = argparse.HelpFormatter
-    optimize.add_argument("task", nargs="?", help="bragg or ptycho; needed without --config")
+    optimize.add_argument("task", nargs="?", help="bragg or ptycho; required without --config")
     optimize.add_argument("--config", type=Path, help="TOML file with the options of optimize()")
     optimize.add_argument("--data", type=Path, help="labelled data, from edgexnas label")
     optimize.add_argument("--output", type=Path, help="run folder")
     optimize.add_argument("--space", nargs="+", help="search spaces, such as mlpBragg cnnBragg")
-    optimize.add_argument("--objectives", nargs="+", help="such as error quantile_loss parameters")
+    optimize.add_argument("--objectives", nargs="+", help="such as error parameters latency")
     optimize.add_argument(
         "--constraint", action="append", metavar="NAME=BOUND", help="upper bound; repeatable"
     )
-    optimize.add_argument("--search", help="cbo, random, evolution, hyperband, optuna-tpe, ...")
-    optimize.add_argument("--max-evals", type=positive_int, help="evaluations in total")
-    optimize.add_argument("--timeout", type=positive_float, help="seconds")
-    optimize.add_argument("--workers", type=positive_int, help="evaluations at once")
-    optimize.add_argument("--evaluator", help="process, serial or ray")
-    optimize.add_argument("--epochs", type=positive_int, help="cap on the epochs of a training")
-    optimize.add_argument("--device", help="auto, cpu, cuda, ...")
-    optimize.add_argument("--measure", help="latency and energy: local, ssh://HOST, model")
-    optimize.add_argument("--signing-key", type=Path, help="*.key.pem that a device trusts")
-    optimize.add_argument("--seed", type=seed)
+    optimize.add_argument("--search", help="strategy: cbo, random, evolution, hyperband, ...")
+    optimize.add_argument("--max-evals", type=positive_int, help="total number of evaluations")
+    optimize.add_argument("--timeout", type=positive_float, help="seconds of this session")
+    optimize.add_argument("--workers", type=positive_int, help="number of parallel evaluations")
+    optimize.add_argument("--evaluator", help="evaluator: process, serial or ray")
+    optimize.add_argument("--epochs", type=positive_int, help="maximum epochs of a training")
+    optimize.add_argument("--device", help="device to train on: auto, cpu, cuda, ...")
+    optimize.add_argument("--measure", help="source of latency, energy: local, ssh://HOST, model")
+    optimize.add_argument("--signing-key", type=Path, help="private key that the device trusts")
+    optimize.add_argument("--seed", type=seed, help="random seed")
     optimize.add_argument("--resume", action="store_true", help="continue the run in --output")
     optimize.set_defaults(run=_optimize)
 

@@ -35,8 +35,8 @@ def add_to(commands: Commands) -> None:
     """Add the command."""
     serve = add_command(commands, "serve", "serve a detector's frames as a configuration says")
     serve.epilog = EPILOG
-    serve.add_argument("configuration", type=Path, help="TOML file")
-    serve.add_argument("--check", action="store_true", help="validate everything, run nothing")
+    serve.add_argument("configuration", type=Path, help="TOML configuration file")
+    serve.add_argument("--check", action="store_true", help="check the configuration and exit")
     serve.add_argument("--quiet", action="store_true", help="log warnings and errors only")
     serve.set_defaults(run=_serve)
 

@@ -64,7 +64,7 @@ def cells(row: AccuracyRow) -> tuple[str, ...]:
 
 
 def detection_lines(result: DemoResult) -> list[tuple[str, str]]:
-    """Give recall and precision of peak finding, where there is a list to compare with."""
+    """Format recall and precision of peak finding, where there is a list to compare with."""
     found = result.detection
     if found is None:
         return []

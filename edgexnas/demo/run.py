@@ -111,7 +111,7 @@ def run_demo(settings: DemoSettings, progress: Progress) -> DemoResult:
         Given the name of a step, a context that yields a function of (done, total).
     """
     output = settings.output
-    # A mistyped name is told before minutes of simulating and labelling.
+    # A mistyped name is reported before minutes of simulation and labelling.
     for space in settings.space:
         resolve_space(space, task="bragg")
     listed = None if settings.spots is None else HexrdSpots(settings.spots)

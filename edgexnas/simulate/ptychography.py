@@ -159,7 +159,7 @@ def simulate_scan(settings: PtychographySettings | None = None, *, seed: int = 0
 def diffract(
     sample: ComplexArray, probe: ComplexArray, corners_px: npt.ArrayLike
 ) -> npt.NDArray[np.float32]:
-    """Give the expected far-field intensities of an object under a probe.
+    """Compute the expected far-field intensities of an object under a probe.
 
     Parameters
     ----------

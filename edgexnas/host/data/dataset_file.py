@@ -91,7 +91,7 @@ class DatasetFile:
         ------
         SourceError
             If the file is missing, is of another kind, lacks an array, or its content does not
-            give its digest.
+            match its digest.
         """
         import h5py
 
@@ -120,7 +120,9 @@ class DatasetFile:
             ) from error
         # A search names its data by digest, so a changed file must not pass for the old one.
         if content_digest(arrays, description) != digest:
-            raise SourceError(f"the content of {place} does not give its digest; copy it again")
+            raise SourceError(
+                f"the content of {place} does not match its digest; copy the file again"
+            )
         return arrays, description, source
 
 

@@ -100,7 +100,7 @@ def label_frames(
 
 @contextmanager
 def _naming(number: int, series: FrameSeries) -> Iterator[None]:
-    """Say of which frame it is said what is wrong with it."""
+    """Name the frame in errors about it."""
     try:
         yield
     except InputError as error:

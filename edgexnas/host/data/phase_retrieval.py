@@ -245,7 +245,7 @@ def _origin(scan: Scan) -> tuple[BoolArray, Float64Array]:
 
 
 def _amplitudes(scan: Scan, known: BoolArray, device: str) -> tuple[Tensor, Tensor]:
-    """Give √counts (n, h, w) and where the far field is free (h, w), the direct beam at (0, 0)."""
+    """Return √counts (n, h, w) and the masked pixels (h, w), the direct beam at (0, 0)."""
     patterns = scan.patterns[known]
     mask = np.zeros(patterns.shape[1:], np.bool_) if scan.mask is None else scan.mask
     patterns = np.where(mask, patterns.dtype.type(0), patterns)

@@ -51,7 +51,7 @@ def scan_regions(positions_px: Float64Array, *, scan: int = 0) -> Int32Array:
 def split_regions(
     region: Int32Array, positions_px: Float64Array, *, guard_px: float
 ) -> npt.NDArray[np.int8]:
-    """Give every patch its part.
+    """Assign each patch to a part.
 
     The right quarter of each scan tests, and the last eighth of the rows beside it validates. A
     patch nearer than `guard_px` (along both axes) to a test patch is dropped. Of the others, those

@@ -64,7 +64,7 @@ def split_frames(
     fractions: tuple[float, float, float] = (0.1, 0.15, 0.15),
     closed: bool = False,
 ) -> npt.NDArray[np.int8]:
-    """Give every frame its part.
+    """Assign each frame to a part.
 
     The last blocks are the test part. Calibration and validation blocks lie evenly spread among the
     others. Between frames of different parts `guard` frames are dropped, from the training side

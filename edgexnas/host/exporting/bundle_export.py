@@ -134,7 +134,7 @@ def export_bundle(
     QuantisationError
         If INT8 loses more than `maximum_loss`; nothing is written.
     """
-    # What is wrong with the arguments is said before minutes of quantisation.
+    # Wrong arguments are reported before minutes of quantisation.
     key = load_signing_key(signing_key)
     check_writable(path)
     name, architecture = _checked_name(model_id, architecture), printable(architecture)
@@ -292,7 +292,7 @@ def _checked_name(model_id: str | None, architecture: str) -> str:
         return re.sub(r"[^A-Za-z0-9._-]+", "-", architecture).lstrip("._-")[:100] or "model"
     if not re.match(IDENTIFIER, model_id):
         raise ConfigurationError(
-            f"model_id {model_id!r} is no plain name; use letters, digits, '.', '_' and '-', "
+            f"model_id {model_id!r} is not a valid name; use letters, digits, '.', '_' and '-', "
             "100 at most, and begin with a letter or digit"
         )
     return model_id
@@ -316,7 +316,7 @@ def _provenance(origin: Origin, dataset: Dataset) -> Provenance:
 
 
 def check_writable(path: str | Path) -> None:
-    """Reject a target whose folder does not exist, before hours of work end there."""
+    """Reject a target whose folder does not exist, before the work starts."""
     folder = Path(path).absolute().parent
     if not folder.is_dir():
         raise ConfigurationError(f"folder {folder} does not exist; create it or choose another")

@@ -212,7 +212,7 @@ def _check_quantised(proto: ModelProto, chosen: Sequence[str]) -> None:
 def run_onnx(model: bytes, items: FloatArray, batch: int = 4096) -> FloatArray:
     """Run a graph as written, with every optimisation off.
 
-    For Q/DQ this is pure fake quantisation: the reference that an INT8 engine is held against.
+    For Q/DQ this is pure fake quantisation: the reference that an INT8 engine is checked against.
     """
     import onnxruntime as ort
 

@@ -185,8 +185,8 @@ class SshBench:
                 if hint in done.stderr.decode(errors="replace").lower():
                     raise SourceError(f"{self.name} cannot be reached ({said}): {remedy}")
         raise SourceError(
-            f"{self.name} cannot be reached after {self._retries + 1} attempts ({said}); look "
-            "whether it is on and listens"
+            f"{self.name} cannot be reached after {self._retries + 1} attempts ({said}); "
+            "check that it is on and accepts connections"
         )
 
 
@@ -199,11 +199,11 @@ def _run(command: Sequence[str], content: bytes, timeout_s: float, where: str) -
         return subprocess.run(command, input=content, capture_output=True, timeout=timeout_s)
     except FileNotFoundError as error:
         raise SourceError(
-            f"there is no command {command[0]} here; install Debian's openssh-client"
+            f"command {command[0]} not found on this machine; install openssh-client"
         ) from error
     except subprocess.TimeoutExpired as error:
         raise SourceError(
-            f"{where} gave no answer in {timeout_s:g} s; raise the time-out"
+            f"{where} did not answer within {timeout_s:g} s; increase the time-out"
         ) from error
 
 
@@ -227,7 +227,7 @@ def _report(done: Finished, where: str) -> dict[str, Any]:
 
 
 def _last_line(done: Finished) -> str:
-    """Last line of what a command said, on standard error if it said anything there."""
+    """Last line of a command's output, of standard error if there is any."""
     for stream in (done.stderr, done.stdout):
         lines = stream.decode(errors="replace").strip().splitlines()
         if lines:

@@ -257,12 +257,12 @@ def is_estimate(source: str | None) -> bool:
 
 
 def source_in_words(source: str) -> str:
-    """Name a source for tables; an estimate says that it is one."""
+    """Format a source for tables; estimates are marked as such."""
     return f"{source} ({ESTIMATE})" if is_estimate(source) else source
 
 
 def labelled(objective: Objective, source: str | None) -> Objective:
-    """Say in an objective's unit and description that its values are estimates, if they are."""
+    """Mark an objective's unit and description as an estimate, if its source is one."""
     if objective.kind != "measured" or not is_estimate(source):
         return objective
     return dataclasses.replace(

@@ -1,7 +1,7 @@
 """Where evaluations run: in this process, in processes of their own, or on a Ray cluster.
 
-An evaluator takes requests up to its capacity and gives results back in the order in which they
-end. Whatever happens to an evaluation, its request ends in exactly one result.
+An evaluator takes requests up to its capacity and returns results in the order of completion.
+Whatever happens to an evaluation, its request ends in exactly one result.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ EVALUATIONS_PER_WORKER = 200
 
 
 class Evaluator(Protocol):
-    """Runs requests and gives results."""
+    """Runs requests and returns results."""
 
     capacity: int
 
@@ -54,7 +54,7 @@ class Evaluator(Protocol):
         """Wait for at least one result, or until the time-out, and return those there are."""
 
     def close(self) -> None:
-        """Give up what still runs and free everything."""
+        """Cancel running evaluations and release all resources."""
 
 
 class SerialEvaluator:
@@ -67,11 +67,11 @@ class SerialEvaluator:
         self._requests: deque[EvaluationRequest] = deque()
 
     def submit(self, request: EvaluationRequest) -> None:
-        """Keep a request until results are collected."""
+        """Queue a request for the next `collect`."""
         self._requests.append(request)
 
     def collect(self, timeout_s: float | None = None) -> list[EvaluationResult]:
-        """Evaluate what was submitted; an evaluation under way is not interrupted."""
+        """Evaluate the queued requests; a running evaluation is not interrupted."""
         import torch
 
         threads = torch.get_num_threads()
@@ -83,7 +83,7 @@ class SerialEvaluator:
             torch.set_num_threads(threads)
 
     def close(self) -> None:
-        """Forget what was not started."""
+        """Discard requests that have not started."""
         self._requests.clear()
 
 
@@ -116,7 +116,7 @@ class _Worker:
             self.connection.send_bytes(cloudpickle.dumps((task.request.trial, pickled)))
 
     def receive(self) -> EvaluationResult | None:
-        """Return the next result, or None if the worker has only said that it is ready."""
+        """Return the next result, or None after a message about the worker itself."""
         message = cloudpickle.loads(self.connection.recv_bytes())
         if isinstance(message, int):
             self.process = message
@@ -136,7 +136,7 @@ class _Worker:
 
     def kill(self) -> int:
         """Kill the process and its children; return its exit status."""
-        # One that has not said who it is yet ends when it finds its connection closed.
+        # A worker without a known process id ends when it finds its connection closed.
         if self.process is not None:
             with suppress(ProcessLookupError):
                 os.killpg(self.process, SIGKILL)
@@ -198,7 +198,7 @@ class ProcessEvaluator:
         self._workers: list[_Worker | None] = [self._spawn(slot) for slot in range(workers)]
 
     def submit(self, request: EvaluationRequest) -> None:
-        """Give a request to an idle worker."""
+        """Send a request to an idle worker."""
         idle = [slot for slot, worker in enumerate(self._workers) if not (worker and worker.task)]
         if not idle:
             raise SearchError(
@@ -283,7 +283,7 @@ class ProcessEvaluator:
         )
 
     def _overdue(self) -> list[EvaluationResult]:
-        """Kill what has run too long."""
+        """Kill evaluations past their deadline."""
         results, now = [], time.monotonic()
         for slot, worker in enumerate(self._workers):
             if worker is None or worker.task is None:
@@ -307,7 +307,7 @@ class ProcessEvaluator:
         return results
 
     def _pause(self, end: float | None) -> float:
-        """Seconds until something is due, at most a second."""
+        """Seconds until the next deadline, at most one."""
         due = [w.task.deadline for w in self._workers if w and w.task and w.task.deadline]
         due += [] if end is None else [end]
         return max(0.0, min([1.0, *(moment - time.monotonic() for moment in due)]))

@@ -100,7 +100,7 @@ def optimize(
     max_evals
         Evaluations in total, those of earlier sessions of the run included.
     timeout
-        Seconds after which this session ends; what is under way then is left to the next one.
+        Seconds after which this session ends; running evaluations are left to the next one.
     workers
         Evaluations at once. With GPUs, worker k uses GPU k modulo their number.
     evaluator
@@ -190,7 +190,7 @@ class _Run:
         self.kept = len(journal.finished)
 
     def replay(self) -> None:
-        """Bring the strategies to where the journal ends."""
+        """Replay the journal into the strategies."""
         for event, number in self._journal.events:
             trial = self._journal.trials[number]
             if event == "start":
@@ -200,7 +200,7 @@ class _Run:
                 self._display.add(trial)
         if self._journal.events:
             again = sum(trial.order < 0 for trial in self._journal.trials.values())
-            message = f"kept {self.kept} evaluations, {again} that were under way start again"
+            message = f"kept {self.kept} evaluations, {again} interrupted ones restart"
             logger.info("resumed: %s", message)
             self._display.say(message)
 
@@ -273,7 +273,7 @@ class _Run:
     def _measure(
         self, number: int, space: SearchSpace, configuration: Configuration
     ) -> EvaluationResult | None:
-        """Find what is known before training; return a result if that already decides."""
+        """Determine size and measurements; return a result if they reject the candidate."""
         plan, known = self._plan, self._measured[number]
         try:
             known |= vars(space.size(configuration))
@@ -332,7 +332,7 @@ class _Run:
         self._strategy(trial.number).tell(proposal.number, outcome)
 
     def _drop_dominated(self, space: str) -> None:
-        """Remove the weights of what another candidate of its space beats."""
+        """Delete checkpoints of candidates that are dominated within their space."""
         names = [objective.name for objective in self._plan.objectives]
         done = [
             Candidate(t.number, t.space, {}, {n: t.metrics[n] for n in names}, {}, None)

@@ -72,7 +72,7 @@ class SearchPlan:
     ray_address: str | None
 
     def strategies(self) -> list[Strategy]:
-        """Make one strategy a space; trial t belongs to number t modulo their count."""
+        """Make one strategy per space; trial t belongs to strategy t modulo their number."""
         return [
             make_strategy(
                 self.search,
@@ -246,7 +246,7 @@ def _spaces(
     spaces = [resolve_space(item, task=task) for item in given]
     names = [item.name for item in spaces]
     if len(set(names)) != len(names):
-        raise ConfigurationError(f"spaces are named {names}; specify each a name of its own")
+        raise ConfigurationError(f"spaces are named {names}; give each space a unique name")
     if epochs is None:
         return tuple(spaces)
     return tuple(_capped(item, epochs) for item in spaces)

@@ -59,13 +59,13 @@ class SearchProgress:
             self._live.stop()
 
     def say(self, message: str) -> None:
-        """Print a line above the view, and count what came before as not of this session."""
+        """Print a line above the view; evaluations before it belong to earlier sessions."""
         self._at_start = self._done + sum(self._failures.values())
         if self._enabled:
             self._console.print(f"[bold]{self._plan.output}[/bold]: {message}")
 
     def add(self, trial: Trial) -> None:
-        """Take note of an evaluation that ended."""
+        """Record a finished evaluation."""
         if trial.status != "done":
             self._failures[trial.reason] = self._failures.get(trial.reason, 0) + 1
             return
@@ -83,7 +83,7 @@ class SearchProgress:
             self.hypervolume = hypervolume(self._front, objectives)
 
     def refresh(self, running: int) -> None:
-        """Say how many evaluations are under way."""
+        """Update the number of running evaluations."""
         self._running = running
 
     def render(self) -> Table:
@@ -94,7 +94,7 @@ class SearchProgress:
         ended = self._done + sum(self._failures.values())
         failures = ", ".join(f"{n} {reason}" for reason, n in sorted(self._failures.items()))
         table = Table(show_header=False, title=f"{plan.search} → {plan.output}", min_width=60)
-        table.add_row("evaluations", f"{ended} of {plan.max_evals}, {self._running} under way")
+        table.add_row("evaluations", f"{ended} of {plan.max_evals}, {self._running} running")
         table.add_row("failed", failures or "none")
         for objective in plan.objectives:
             best = self._best.get(objective.name)

@@ -137,7 +137,7 @@ class RayEvaluator:
         self._slots[self._slots.index(slot)] = self._spawn()
 
     def _dispatch(self) -> None:
-        """Give queued requests to idle workers that have started."""
+        """Send queued requests to idle workers that have started."""
         for slot in list(self._slots):
             if not slot.started and self._ray.wait([slot.ready], timeout=0)[0]:
                 self._started(slot)
@@ -183,7 +183,7 @@ class RayEvaluator:
         return result
 
     def _overdue(self) -> list[EvaluationResult]:
-        """Kill what has run too long."""
+        """Kill evaluations past their deadline."""
         results, now = [], time.monotonic()
         for slot in list(self._slots):
             spent = now - slot.since

@@ -122,7 +122,7 @@ class SearchResult:
 
     @property
     def pareto(self) -> list[Candidate]:
-        """Candidates that no other one beats in every objective, by the first objective."""
+        """Candidates on the Pareto front, sorted by the first objective."""
         return front_of(self.candidates, self.objectives)
 
     def best(self, objective: str) -> Candidate:
@@ -281,7 +281,7 @@ class SearchResult:
 
 
 def front_of(candidates: Sequence[Candidate], objectives: Sequence[Objective]) -> list[Candidate]:
-    """Candidates that no other one beats in every objective, by the first objective."""
+    """Candidates on the Pareto front, sorted by the first objective."""
     marks = pareto_front([[c.objectives[o.name] for o in objectives] for c in candidates])
     front = [c for c, mark in zip(candidates, marks, strict=True) if mark]
     return sorted(front, key=lambda c: tuple(c.objectives[o.name] for o in objectives))

@@ -139,7 +139,7 @@ def _usable() -> bool:
 
 
 def _exit_with_parent(parent: int) -> None:
-    """End with the search, even if it was killed in the middle of an evaluation."""
+    """Exit when the parent has gone, even in the middle of an evaluation."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)

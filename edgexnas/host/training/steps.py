@@ -110,7 +110,7 @@ class RecordedStep:
             try:
                 self._record = _Record(self._model, self._criterion, *first)
             except UnrecordableError as error:
-                logger.info("trains without a record: %s", error)
+                logger.info("training step not recorded, running it as modules: %s", error)
                 self.plain = ModuleStep(self._model, self._criterion)
                 self.plain.run([first])
         if self._record is not None:
@@ -178,7 +178,7 @@ class _Record:
             # A full GPU ends the evaluation with its own reason; other failures only cost speed.
             if isinstance(error, torch.cuda.OutOfMemoryError):
                 raise
-            logger.info("replays without a CUDA graph: %s", error)
+            logger.info("CUDA graph capture failed, replaying kernel by kernel: %s", error)
             self._work = self._replay
             return
         finally:

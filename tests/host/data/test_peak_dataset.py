@@ -185,7 +185,7 @@ def test_a_file_whose_content_was_changed_is_refused(tmp_path: Path):
     path = peaks(20).save(tmp_path / "peaks.h5")
     with h5py.File(path, "r+") as file:
         file["offsets_px"][0] = 0.125
-    with pytest.raises(SourceError, match="does not give its digest"):
+    with pytest.raises(SourceError, match="does not match its digest"):
         PeakDataset.load(path)
 
 

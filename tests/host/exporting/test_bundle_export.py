@@ -142,7 +142,7 @@ def test_a_model_is_named_by_its_architecture_where_that_is_no_plain_name(
 def test_a_model_id_that_is_no_plain_name_is_refused_before_any_work(
     network: MlpBragg, simulated_peaks: PeakDataset, keys: Path, tmp_path: Path, name: str
 ) -> None:
-    with pytest.raises(ConfigurationError, match=r"model_id '.*' is no plain name"):
+    with pytest.raises(ConfigurationError, match=r"model_id '.*' is not a valid name"):
         export(tmp_path, network, simulated_peaks, keys, model_id=name)
 
 

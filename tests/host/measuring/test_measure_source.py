@@ -285,7 +285,7 @@ def test_a_connection_that_fails_once_is_tried_again(device: Device, tmp_path: P
 
 def test_a_device_that_does_not_answer_in_time_is_given_up(device: Device) -> None:
     device.install("exec sleep 30")
-    with pytest.raises(SourceError, match=r"gave no answer in 0\.5 s"):
+    with pytest.raises(SourceError, match=r"did not answer within 0\.5 s"):
         device.open(timeout=0.5)
 
 

@@ -179,7 +179,7 @@ class Strategy(ABC):
         return configuration
 
     def _accepted(self, number: int, configuration: Configuration) -> None:  # noqa: B027
-        """Take note of the proposal as it is made; nothing to do for most strategies."""
+        """Handle a proposal that was made; most strategies need not."""
 
     def _stop_above(self, number: int, configuration: Configuration) -> Mapping[int, float]:
         """Errors at or above which the training is stopped, by epoch."""
