@@ -12,7 +12,7 @@
     │   ├── SignatureError      ... its signature does not cover what it holds
     │   └── TrustError          ... it is signed by a key that is not trusted
     ├── EngineError             an engine cannot be built, opened or run
-    │   └── EngineAccuracyError ... it strays further from the reference than the gate allows
+    │   └── EngineAccuracyError ... it deviates further from the reference than the gate allows
     ├── MeasurementError        power, energy or latency was measured and cannot be trusted
     ├── SearchError             a search cannot start, continue or has no result
     └── QuantisationError       the INT8 model loses more accuracy than allowed
@@ -87,7 +87,7 @@ class EngineError(EdgexnasError):
 
 
 class EngineAccuracyError(EngineError):
-    """An engine strays further from the reference outputs than the gate allows."""
+    """An engine deviates further from the reference outputs than the gate allows."""
 
 
 class MeasurementError(EdgexnasError):

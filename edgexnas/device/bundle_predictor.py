@@ -1,4 +1,4 @@
-"""A verified bundle and an engine proven on it: what the predictors of both applications share."""
+"""A verified bundle and an engine checked on it: what the predictors of both applications share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edgexnas.bundle import Bundle, Manifest, open_bundle
 from edgexnas.device.detector_mask import checked_mask
 from edgexnas.device.engines.engine import Engine
 from edgexnas.device.engines.gate import EngineProof, ObjectProof
-from edgexnas.device.engines.selection import EngineOptions, PrecisionTrial, open_proven_engine
+from edgexnas.device.engines.selection import EngineOptions, PrecisionTrial, select_engine
 from edgexnas.device.shared_engine import CacheFolder, SharedEngine
 from edgexnas.errors import ConfigurationError, InputError
 
@@ -96,14 +96,14 @@ class BundlePredictor:
         self.manifest, self.bundle_digest = verified.manifest, verified.digest
         require_task(self.manifest, self.task)
         self._mask = None if mask is None else checked_mask(mask)
-        proven = open_proven_engine(
+        selected = select_engine(
             verified,
             precision=precision,
             options=EngineOptions(engine=engine, batch=batch, threads=threads, cache=cache),
         )
-        self._shared = SharedEngine(proven.engine, cache)
-        self.proof = proven.proof
-        self.precision_trials = proven.trials
+        self._shared = SharedEngine(selected.engine, cache)
+        self.proof = selected.proof
+        self.precision_trials = selected.trials
         # Only now: one that does not run here must not bar the way back to one that does.
         verified.remember()
 

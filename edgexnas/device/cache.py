@@ -41,7 +41,7 @@ _log = logging.getLogger(__name__)
 
 
 def default_cache_folder() -> Path:
-    """Give `$EDGEXNAS_CACHE`, or `edgexnas` in the user's cache folder.
+    """Return `$EDGEXNAS_CACHE`, or `edgexnas` in the user's cache folder.
 
     Raises
     ------
@@ -56,7 +56,7 @@ def default_cache_folder() -> Path:
         return (Path(cache) if cache else Path.home() / ".cache") / "edgexnas"
     except RuntimeError as error:
         raise EngineError(
-            f"there is no folder for the engine cache ({error}); set EDGEXNAS_CACHE, or give cache="
+            f"no folder for the engine cache ({error}); set EDGEXNAS_CACHE, or specify cache="
         ) from error
 
 
@@ -83,8 +83,8 @@ def open_cache(cache: CacheOption) -> EngineCache | None:
 class EngineCache:
     """A folder of entries, each a JSON description and bytes under a key.
 
-    Whatever is wrong with an entry, it is left out, said aloud, and written anew: only a folder
-    that others can write to is refused.
+    Whatever is wrong with an entry, it is skipped, logged, and written anew: only a folder
+    that others can write to is rejected.
 
     Parameters
     ----------
@@ -105,12 +105,12 @@ class EngineCache:
             complaint = check_folder(folder, Guard())
         except OSError as error:
             raise EngineError(
-                f"engine cache {folder} cannot be made ({error.strerror}); give another, or "
+                f"engine cache {folder} cannot be made ({error.strerror}); specify another, or "
                 "cache=False"
             ) from error
         if complaint is not None:
             raise EngineError(
-                f"engine cache {folder} {complaint}; give another, or remove what is in it and run "
+                f"engine cache {folder} {complaint}; specify another, or empty it and run "
                 f"chmod 700 {folder}"
             )
         mode = stat.S_IMODE(folder.lstat().st_mode)
@@ -150,7 +150,7 @@ class EngineCache:
         return entry[1], entry[2]
 
     def store(self, kind: str, key: Key, description: Mapping[str, Any], content: bytes) -> bool:
-        """Write an entry whole; a cache that is full or read-only is said aloud and no failure.
+        """Write an entry whole; a cache that is full or read-only is logged and no failure.
 
         Returns
         -------
@@ -177,7 +177,7 @@ class EngineCache:
         self._remove(self._path(kind, key))
 
     def others(self, kind: str, key: Key, *, same: tuple[str, ...]) -> list[dict[str, Any]]:
-        """Give the keys of other entries of this kind that agree in some fields."""
+        """Return the keys of other entries of this kind that agree in some fields."""
         found = []
         for path in sorted(self.folder.glob(f"{kind}-*")):
             raw = self._read(path)

@@ -25,7 +25,7 @@ _users = 0
 
 
 class PvaRecords:
-    """Some PVs, served as long as this is open. Clients may read them; writing is refused.
+    """Some PVs, served as long as this is open. Clients may read them; writing is rejected.
 
     Which network interfaces are answered on is EPICS' affair: EPICS_PVAS_INTF_ADDR_LIST.
 
@@ -39,7 +39,7 @@ class PvaRecords:
     MissingDependencyError
         When pvapy is not installed.
     ConfigurationError
-        When EPICS refuses to open a server, such as on an address that this machine lacks.
+        When EPICS fails to open a server, such as on an address that this machine lacks.
     """
 
     def __init__(self, purpose: str) -> None:
@@ -69,7 +69,7 @@ class PvaRecords:
         """
         if self._server.hasRecord(name):
             raise ConfigurationError(
-                f"this process serves a PV {name} already: give one of the two another name"
+                f"this process serves a PV {name} already; rename one of the two"
             )
         self._server.addRecordWithAs(name, record, 0, "DEFAULT")
         self._names.append(name)

@@ -90,7 +90,9 @@ def test_a_link_to_a_folder_is_refused(tmp_path: Path) -> None:
 
 def test_a_place_where_no_folder_can_be_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(EngineError, match=r"cannot be made \(.*\); give another, or cache=False"):
+    with pytest.raises(
+        EngineError, match=r"cannot be made \(.*\); specify another, or cache=False"
+    ):
         EngineCache(tmp_path / "file" / "cache")
 
 

@@ -83,9 +83,9 @@ class BenchSettings:
         counts = {"batch": self.batch, "runs": self.runs, "calls": self.calls}
         for name, value in (*counts.items(), *(("sweep", size) for size in self.sweep)):
             if type(value) is not int or value < 1:
-                raise ConfigurationError(f"{name} is {value!r}; give a whole number from 1")
+                raise ConfigurationError(f"{name} is {value!r}; specify a whole number from 1")
         if not 0 <= self.spread_s < math.inf:
-            raise ConfigurationError(f"spread_s is {self.spread_s!r}; give seconds from 0")
+            raise ConfigurationError(f"spread_s is {self.spread_s!r}; specify seconds from 0")
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class BundleBench:
     engine
         What the engine says of itself.
     build_ms
-        Verified bundle to proven engine, without any cache: the build of a TensorRT plan.
+        Verified bundle to checked engine, without any cache: the build of a TensorRT plan.
     open_ms
         The same with what the first opening left in the cache.
     sweep
@@ -186,10 +186,10 @@ def run_bench(
     EngineError, MissingDependencyError
         If an engine cannot be opened.
     SourceError
-        If energy is asked for and there is no power meter.
+        If energy is requested and there is no power meter.
     """
     if not bundles:
-        raise ConfigurationError("there is no bundle to measure; give at least one")
+        raise ConfigurationError("no bundle to measure; specify at least one")
     chosen = settings or BenchSettings()
     with ExitStack() as stack:
         return _Bench(bundles, chosen, trust, progress, stack).report()

@@ -87,7 +87,7 @@ def _latency_table(report: BenchReport) -> str:
     note = (
         f"<p>{settings.runs} runs of {settings.calls} inferences of a batch, the bundles in turns, "
         f"over {settings.spread_s:g} s at least. ± is half of the 95 % interval; p50, p90 and p99 "
-        "are percentiles of single inferences. Build: from the verified bundle to a proven engine "
+        "are percentiles of single inferences. Build: from the verified bundle to a checked engine "
         "without a cache; open: the same with one; cold start: from the start of a process to its "
         "first result.</p>"
     )
@@ -95,7 +95,7 @@ def _latency_table(report: BenchReport) -> str:
 
 
 def _comparison(report: BenchReport) -> str:
-    """Tell what each rival changes against the first bundle."""
+    """Compare each further bundle with the first."""
     baseline, *rivals = report.bundles
     if not rivals:
         return ""

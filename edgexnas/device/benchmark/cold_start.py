@@ -30,7 +30,7 @@ class ColdStart:
     total_ms
         From starting the interpreter to the first result.
     open_ms
-        Of it, verifying the bundle, opening and proving the engine.
+        Of it, verifying the bundle, opening and checking the engine.
     first_ms
         Of it, the first inference.
     """

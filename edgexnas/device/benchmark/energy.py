@@ -193,11 +193,11 @@ def _notes(
 ) -> list[str]:
     notes = []
     if plan.load_s < 60:
-        notes.append(f"Load windows last {plan.load_s:g} s; the protocol asks for 60 s.")
+        notes.append(f"Load windows last {plan.load_s:g} s; the protocol requires 60 s.")
     if plan.blocks == 1:
         notes.append(
             "Each load has one window, so the intervals hold nothing of what changes from window "
-            "to window; give three blocks or more."
+            "to window; specify three blocks or more."
         )
     counted = [(b, b.counter_j) for b in blocks if b.counter_j is not None]
     if counted:

@@ -43,15 +43,15 @@ class EnergyProtocol:
         for name in ("idle_s", "load_s", "period_s"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigurationError(
-                    f"{name} is {getattr(self, name)!r}; give a number of seconds above 0"
+                    f"{name} is {getattr(self, name)!r}; specify a number of seconds above 0"
                 )
         if min(self.idle_s, self.load_s) < 10 * self.period_s:
             raise ConfigurationError(
                 f"idle_s is {self.idle_s} and load_s {self.load_s} with a reading each "
-                f"{self.period_s} s; give windows of ten readings at least"
+                f"{self.period_s} s; specify windows of ten readings at least"
             )
         if self.blocks < 1:
-            raise ConfigurationError(f"blocks is {self.blocks!r}; give a whole number from 1")
+            raise ConfigurationError(f"blocks is {self.blocks!r}; specify a whole number from 1")
 
     @classmethod
     def of_windows(

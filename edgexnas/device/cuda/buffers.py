@@ -48,7 +48,7 @@ class DeviceBuffer:
                 f"a device buffer of {self.dtype} {self.shape} got {given.dtype} {given.shape}"
             )
         with self._session.current():
-            self._refuse_closed()
+            self._check_open()
             stream = stream or self._session.compute
             self._session.driver_module.memcpy_htod_async(self.pointer, given, stream)
             stream.synchronize()
@@ -57,7 +57,7 @@ class DeviceBuffer:
         """Copy the device's array to a new one and wait for it."""
         array = np.empty(self.shape, self.dtype)
         with self._session.current():
-            self._refuse_closed()
+            self._check_open()
             stream = stream or self._session.compute
             self._session.driver_module.memcpy_dtoh_async(array, self.pointer, stream)
             stream.synchronize()
@@ -65,7 +65,7 @@ class DeviceBuffer:
 
     def fill_zero(self, stream: Any) -> None:
         """Put zeroing all bytes into a stream; the context must be current."""
-        self._refuse_closed()
+        self._check_open()
         self._session.driver_module.memset_d8_async(self.pointer, 0, self.nbytes, stream)
 
     def close(self) -> None:
@@ -76,7 +76,7 @@ class DeviceBuffer:
             with self._session.releasing():
                 allocation.free()
 
-    def _refuse_closed(self) -> None:
+    def _check_open(self) -> None:
         if self._allocation is None:
             raise EngineError(f"this device buffer of {self.nbytes} bytes is closed; open another")
 

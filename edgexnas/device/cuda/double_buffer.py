@@ -92,7 +92,7 @@ class DoubleBuffer:
     EngineError
         If the GPU has not enough memory, or the work cannot be recorded.
     MissingDependencyError
-        If `graph` is asked for and cuda-bindings is not installed.
+        If `graph` is requested and cuda-bindings is not installed.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class DoubleBuffer:
         return len(self._flying)
 
     def next_input(self) -> Array:
-        """Give the host memory of the next frame, to be written in place before `submit`.
+        """Return the host memory of the next frame, to be written in place before `submit`.
 
         Raises
         ------
@@ -217,7 +217,7 @@ class DoubleBuffer:
         if given.shape != memory.shape or given.dtype != memory.dtype:
             raise InputError(
                 f"the frame has shape {given.shape} and dtype {given.dtype}; "
-                f"give {memory.shape} and {memory.dtype}"
+                f"expected {memory.shape} and {memory.dtype}"
             )
         block = session.pinned.find(given)
         with session.current():
@@ -248,7 +248,7 @@ class DoubleBuffer:
         slot._done.record(self._session.compute)
 
     def oldest(self) -> Slot:
-        """Give the slot of the oldest frame submitted, which may not be done yet.
+        """Return the slot of the oldest frame submitted, which may not be done yet.
 
         Raises
         ------
@@ -287,7 +287,7 @@ class DoubleBuffer:
         return self.wait(slot)
 
     def release(self, slot: Slot | None = None) -> None:
-        """Give the slot of a frame, the oldest by default, to another `submit`.
+        """Return the slot of a frame, the oldest by default, to another `submit`.
 
         Raises
         ------

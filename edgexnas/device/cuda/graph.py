@@ -72,7 +72,7 @@ def capture_graph(session: CudaContext, work: Callable[[Any], None]) -> CudaGrap
 
 
 def import_bindings(what: str) -> Any:
-    """Give cuda-bindings' driver module, for what pycuda has not.
+    """Return cuda-bindings' driver module, for what pycuda has not.
 
     Raises
     ------
@@ -89,7 +89,7 @@ def import_bindings(what: str) -> Any:
 
 
 def checked(bindings: Any, returned: tuple[Any, ...]) -> Any:
-    """Give the result of a driver call, which returns its outcome first."""
+    """Return the result of a driver call, which returns its outcome first."""
     outcome, *results = returned
     if int(outcome) != 0:
         raise CudaCallError(bindings, outcome)

@@ -115,7 +115,7 @@ class _Job:
         return True
 
     def abandon(self) -> int:
-        """Copy no more parts; give how many were taken, each of which shows in `copied`."""
+        """Copy no more parts; return how many were taken, each of which shows in `copied`."""
         self._abandoned = True
         return min(next(self._next), len(self.slices))
 

@@ -1,4 +1,4 @@
-"""Host memory for frames that the GPU reads by itself, so that no core has to copy them."""
+"""Pinned host memory for frames, which the GPU reads without a core copying them."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class PinnedMemory:
         return sum(block.nbytes for block in list(self._blocks.values()))
 
     def array(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
-        """Take a zeroed array, which is freed with the last reference to it or to a view of it.
+        """Allocate a zeroed array, which is freed with the last reference to it or to a view of it.
 
         Raises
         ------
@@ -102,9 +102,9 @@ class PinnedMemory:
         """
         if not array.flags.c_contiguous:
             raise InputError(
-                f"an array of strides {array.strides} cannot be pinned; give a C-contiguous one"
+                f"an array of strides {array.strides} cannot be pinned; expected a C-contiguous one"
             )
-        _refuse_empty(array.shape, array.dtype)
+        _frame_nbytes(array.shape, array.dtype)
         if self.find(array) is not None:
             return array
         session = self._session
@@ -121,8 +121,8 @@ class PinnedMemory:
         return lend(block, array.shape, array.dtype, self.free)
 
     def block(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> PinnedBlock:
-        """Take memory for such an array, to be given back to `free`; raises as `array` does."""
-        nbytes = _refuse_empty(shape, np.dtype(dtype))
+        """Allocate memory for such an array, to be released by `free`; raises as `array` does."""
+        nbytes = _frame_nbytes(shape, np.dtype(dtype))
         session = self._session
         driver, mapped = session.driver_module, session.integrated
         with session.current():
@@ -258,13 +258,13 @@ def lend(
     return array
 
 
-def _refuse_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
-    """Tell how many bytes an array has, if it has items and they are plain numbers."""
+def _frame_nbytes(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+    """Return how many bytes an array has, if it has items and they are plain numbers."""
     nbytes = math.prod(shape) * dtype.itemsize
     if nbytes <= 0 or dtype.kind not in "uifb":
         raise InputError(
-            f"there is no memory for frames of shape {tuple(shape)} and dtype {dtype}; give "
-            "numbers, and sizes above 0"
+            f"there is no memory for frames of shape {tuple(shape)} and dtype {dtype}; "
+            "expected numbers, and sizes above 0"
         )
     return nbytes
 

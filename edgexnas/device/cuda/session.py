@@ -50,9 +50,9 @@ class CudaSession:
     compute
         Stream for everything else; graphs are captured on it.
     pinned
-        Host memory for frames, which the GPU reads by itself.
+        Pinned host memory for frames.
     device_bytes
-        Device memory taken through this session and not freed yet.
+        Device memory allocated through this session and not freed yet.
     driver_module
         `pycuda.driver`, for calls that are not here; make them inside `current()`.
     lost
@@ -95,7 +95,7 @@ class CudaSession:
 
     @property
     def host_bytes(self) -> int:
-        """Pinned and mapped host memory taken through this session and not freed yet."""
+        """Pinned and mapped host memory allocated through this session and not freed yet."""
         return self._staged_bytes + self.pinned.nbytes
 
     def current(self) -> AbstractContextManager[None]:
@@ -114,7 +114,7 @@ class CudaSession:
     def device_buffer(
         self, shape: tuple[int, ...], dtype: npt.DTypeLike, *, stream: Any | None = None
     ) -> DeviceBuffer:
-        """Take device memory for an array, zeroed.
+        """Allocate device memory for an array, zeroed.
 
         Parameters
         ----------
@@ -139,7 +139,7 @@ class CudaSession:
     def staged_buffer(
         self, shape: tuple[int, ...], dtype: npt.DTypeLike, *, mapped: bool | None = None
     ) -> StagedBuffer:
-        """Take host memory that the GPU reaches.
+        """Allocate host memory that the GPU can access.
 
         Parameters
         ----------
@@ -222,7 +222,7 @@ class CudaSession:
             self.compute.synchronize()
 
     def free_bytes(self) -> tuple[int, int]:
-        """Give the GPU's free and whole memory, in bytes."""
+        """Return the GPU's free and whole memory, in bytes."""
         with self.current():
             free, total = self.driver_module.mem_get_info()
         return int(free), int(total)

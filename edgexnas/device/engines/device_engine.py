@@ -48,7 +48,7 @@ class DeviceEngine(Engine, Protocol):
         """Batch sizes that it runs, ascending; the last is `batch`."""
 
     def size_of(self, count: int) -> int:
-        """Give the least of `sizes` that holds `count` items.
+        """Return the least of `sizes` that holds `count` items.
 
         Raises
         ------
@@ -72,7 +72,7 @@ class DeviceEngine(Engine, Protocol):
         Raises
         ------
         EngineError
-            If the engine is closed, the library refuses, or the GPU fails.
+            If the engine is closed, the library rejects the call, or the GPU fails.
         """
 
 
@@ -82,7 +82,7 @@ def ladder(batch: int) -> tuple[int, ...]:
 
 
 def least_size(sizes: tuple[int, ...], count: int) -> int:
-    """Give the least of ascending sizes that holds `count` items.
+    """Return the least of ascending sizes that holds `count` items.
 
     Raises
     ------
@@ -92,7 +92,7 @@ def least_size(sizes: tuple[int, ...], count: int) -> int:
     for size in sizes:
         if 1 <= count <= size:
             return size
-    raise InputError(f"the engine got {count} items; give 1 to {sizes[-1]}")
+    raise InputError(f"the engine got {count} items; specify 1 to {sizes[-1]}")
 
 
 class HostRuns:
@@ -167,11 +167,11 @@ class HostRuns:
         count = len(inputs)
         if inputs.shape[1:] != engine.input_shape or not 1 <= count <= engine.batch:
             raise InputError(
-                f"the engine got an array of shape {inputs.shape}; give "
+                f"the engine got an array of shape {inputs.shape}; specify "
                 f"(n, {', '.join(map(str, engine.input_shape))}), n from 1 to {engine.batch}"
             )
         if inputs.dtype != np.float32:
-            raise InputError(f"the engine got dtype {inputs.dtype}; give float32")
+            raise InputError(f"the engine got dtype {inputs.dtype}; expected float32")
         size = engine.size_of(count)
         self._inputs.array[:count] = inputs
         stream = self._session.compute

@@ -1,4 +1,4 @@
-"""Prove an engine on the reference vectors that its bundle carries."""
+"""The accuracy gate: an engine is checked on the reference vectors of its bundle."""
 
 from __future__ import annotations
 
@@ -86,20 +86,20 @@ def prove_engine(engine: Engine, bundle: Bundle) -> EngineProof | ObjectProof:
             f"the {engine.precision} model of bundle {bundle.manifest.model_id} gives shape "
             f"{outputs.shape}, its reference has {expected.shape}; export the bundle again"
         )
-    prove = _prove_patches if bundle.manifest.task == "ptycho" else _prove_positions
+    prove = _check_patches if bundle.manifest.task == "ptycho" else _check_positions
     return prove(engine, bundle, outputs, expected)
 
 
-def _prove_positions(
+def _check_positions(
     engine: Engine, bundle: Bundle, outputs: FloatArray, expected: FloatArray
 ) -> EngineProof:
     allowed = float(getattr(bundle.manifest.gate, engine.precision))
     measured = float(np.linalg.norm(outputs - expected, axis=1).mean(dtype=np.float64))
-    _refuse_beyond(measured, allowed, " px", engine, bundle)
+    _check_gate(measured, allowed, " px", engine, bundle)
     return EngineProof(measured, allowed, len(expected))
 
 
-def _prove_patches(
+def _check_patches(
     engine: Engine, bundle: Bundle, outputs: FloatArray, expected: FloatArray
 ) -> ObjectProof:
     gate = bundle.manifest.gate
@@ -109,24 +109,22 @@ def _prove_patches(
     # An engine that gives NaN is refused below, in words.
     with np.errstate(invalid="ignore"):
         measured = patch_errors(outputs, expected)
-    _refuse_beyond(measured.phase_rad, allowed_rad, " rad", engine, bundle)
+    _check_gate(measured.phase_rad, allowed_rad, " rad", engine, bundle)
     if allowed_amplitude is not None:
         unit = " of the mean amplitude"
-        _refuse_beyond(measured.amplitude, allowed_amplitude, unit, engine, bundle)
+        _check_gate(measured.amplitude, allowed_amplitude, unit, engine, bundle)
     return ObjectProof(
         measured.phase_rad, allowed_rad, measured.amplitude, allowed_amplitude, len(expected)
     )
 
 
-def _refuse_beyond(
-    measured: float, allowed: float, unit: str, engine: Engine, bundle: Bundle
-) -> None:
+def _check_gate(measured: float, allowed: float, unit: str, engine: Engine, bundle: Bundle) -> None:
     # Stated so that NaN, which compares false with everything, is refused.
     if not measured <= allowed:
         raise EngineAccuracyError(
-            f"the {engine.precision} engine of {engine.name} strays {measured:.4g}{unit} from the "
-            f"reference of bundle {bundle.manifest.model_id}, which allows {allowed:.4g}{unit}; "
-            "use another precision or engine"
+            f"the {engine.precision} engine of {engine.name} deviates by {measured:.4g}{unit} from "
+            f"the reference of bundle {bundle.manifest.model_id}, which allows "
+            f"{allowed:.4g}{unit}; use another precision or engine"
         )
 
 

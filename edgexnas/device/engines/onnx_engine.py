@@ -30,7 +30,7 @@ PROVIDERS = {
 
 
 class OnnxEngine:
-    """One ONNX model in onnxruntime, on the CPU unless another provider is asked for. An `Engine`.
+    """One ONNX model in onnxruntime, on the CPU unless another provider is requested. An `Engine`.
 
     Memory is taken once: input and output buffers for `batch` items, and an arena that one run of
     `batch` items fills. Runs of fewer items reuse them.
@@ -61,7 +61,7 @@ class OnnxEngine:
     Raises
     ------
     EngineError
-        If onnxruntime refuses the model, its tensors are other ones, or it lacks the provider.
+        If onnxruntime rejects the model, its tensors are other ones, or it lacks the provider.
     MissingDependencyError
         If onnxruntime is not installed.
     """
@@ -73,7 +73,7 @@ class OnnxEngine:
         precision: Precision,
         batch: int = 32,
         threads: int | None = None,
-        reason: str = "onnxruntime was asked for",
+        reason: str = "onnxruntime was requested",
         provider: str = "cpu",
     ) -> None:
         self.name = "onnxruntime" if provider == "cpu" else f"onnxruntime-{provider}"
@@ -83,20 +83,20 @@ class OnnxEngine:
         self.reason = reason
         runtime = _import_onnxruntime()
         self.version = str(runtime.__version__)
-        _refuse_missing(runtime, provider)
+        _check_provider(runtime, provider)
         try:
             session = runtime.InferenceSession(
                 model, _options(runtime, self.threads), providers=_providers(provider, precision)
             )
         except Exception as error:
             raise EngineError(
-                f"onnxruntime {self.version} refuses the {precision} model: {_first_line(error)}"
+                f"onnxruntime {self.version} rejects the {precision} model: {_first_line(error)}"
             ) from error
         # onnxruntime takes the next provider where one does not start, without an error.
         if session.get_providers()[0] != PROVIDERS[provider]:
             raise EngineError(
                 f"onnxruntime {self.version} does not start its {PROVIDERS[provider]} here; check "
-                "the GPU's driver and the CUDA libraries, or give engine='onnxruntime'"
+                "the GPU's driver and the CUDA libraries, or specify engine='onnxruntime'"
             )
         self._session: Any = session
         self._binding: Any = session.io_binding()
@@ -117,7 +117,7 @@ class OnnxEngine:
                 f"give (n, {', '.join(map(str, self._inputs.shape[1:]))}), n from 1 to {self.batch}"
             )
         if inputs.dtype != np.float32:
-            raise InputError(f"the engine got dtype {inputs.dtype}; give float32")
+            raise InputError(f"the engine got dtype {inputs.dtype}; expected float32")
         if count != self._bound:
             self._bind(count)
         self._inputs[:count] = inputs
@@ -168,12 +168,12 @@ def _import_onnxruntime() -> ModuleType:
     return onnxruntime  # type: ignore[no-any-return,unused-ignore]
 
 
-def _refuse_missing(runtime: ModuleType, provider: str) -> None:
+def _check_provider(runtime: ModuleType, provider: str) -> None:
     present = runtime.get_available_providers()
     if PROVIDERS[provider] not in present:
         raise EngineError(
             f"onnxruntime {runtime.__version__} has no {PROVIDERS[provider]}, only "
-            f"{', '.join(present)}; install onnxruntime-gpu, or give engine='onnxruntime'"
+            f"{', '.join(present)}; install onnxruntime-gpu, or specify engine='onnxruntime'"
         )
 
 

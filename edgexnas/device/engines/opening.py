@@ -66,7 +66,7 @@ def open_engine(
     ConfigurationError
         If an option is out of range, or the bundle has no model of this precision.
     EngineError
-        If the engine cannot run here or the library refuses the model.
+        If the engine cannot run here or the library rejects the model.
     MissingDependencyError
         If the inference library is not installed.
     """
@@ -112,18 +112,20 @@ def resolve_engine(engine: str) -> tuple[str, str, int]:
     Raises
     ------
     EngineError
-        If "tensorrt" is asked for and cannot run here.
+        If "tensorrt" is requested and cannot run here.
     """
     if engine not in ("auto", "tensorrt"):
-        return engine, f"{engine} was asked for", logging.DEBUG
+        return engine, f"{engine} was requested", logging.DEBUG
     from edgexnas.device.engines.tensorrt_library import installed_library, why_not_runnable
 
     obstacle = why_not_runnable()
     if obstacle is None:
-        why = "was asked for" if engine == "tensorrt" else "can run here"
+        why = "was requested" if engine == "tensorrt" else "can run here"
         return "tensorrt", f"TensorRT {why}", logging.INFO
     if engine == "tensorrt":
-        raise EngineError(f"engine='tensorrt' is refused: {obstacle}; give engine='onnxruntime'")
+        raise EngineError(
+            f"engine='tensorrt' cannot run here: {obstacle}; specify engine='onnxruntime'"
+        )
     # Where TensorRT is present its user expects it, so its absence from the run is a warning.
     level = logging.WARNING if installed_library() else logging.INFO
     return "onnxruntime", fallback_reason(obstacle), level
@@ -136,12 +138,14 @@ def fallback_reason(obstacle: str) -> str:
 
 def _check_options(engine: str, batch: int, threads: int | None) -> None:
     if engine not in ENGINES:
-        raise ConfigurationError(f"there is no engine {engine!r}; give one of {', '.join(ENGINES)}")
+        raise ConfigurationError(f"unknown engine {engine!r}; specify one of {', '.join(ENGINES)}")
     # By type and not isinstance: True is an int to Python, 2.0 is no number of anything.
     threads = 1 if threads is None else threads
     for name, value, most in (("batch", batch, MOST_BATCH), ("threads", threads, MOST_THREADS)):
         if type(value) is not int or not 1 <= value <= most:
-            raise ConfigurationError(f"{name} is {value!r}; give a whole number from 1 to {most}")
+            raise ConfigurationError(
+                f"{name} is {value!r}; specify a whole number from 1 to {most}"
+            )
 
 
 def _model_of(bundle: Bundle, precision: Precision) -> bytes:
@@ -150,11 +154,11 @@ def _model_of(bundle: Bundle, precision: Precision) -> bytes:
     known = get_args(Precisions)
     if precision not in known:
         raise ConfigurationError(
-            f"there is no precision {precision!r}; give one of {', '.join(known)}"
+            f"unknown precision {precision!r}; specify one of {', '.join(known)}"
         )
     if precision not in bundle.models:
         raise ConfigurationError(
             f"bundle {bundle.manifest.model_id} has no {precision} model; "
-            f"give one of {', '.join(bundle.models)}"
+            f"specify one of {', '.join(bundle.models)}"
         )
     return bundle.models[precision]

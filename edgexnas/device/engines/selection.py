@@ -1,4 +1,4 @@
-"""Open an engine that holds its bundle's gate: of one precision, or of the faster that passes."""
+"""Engine selection: one precision, or the faster of those that pass the accuracy gate."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from edgexnas.bundle import Bundle, Precision
     from edgexnas.device.cuda import CudaSession
 
-__all__ = ["EngineOptions", "PrecisionTrial", "ProvenEngine", "open_proven_engine"]
+__all__ = ["EngineOptions", "PrecisionTrial", "SelectedEngine", "select_engine"]
 
 CANDIDATES: tuple[Precision, ...] = ("float16", "int8")
 """What precision="auto" tries; float32 where a bundle has neither."""
@@ -49,7 +49,7 @@ class PrecisionTrial:
     runs
         Number of runs that were timed.
     refusal
-        Why it cannot be used, such as how far it strays; None if it passes.
+        Why it cannot be used, such as how far it deviates; None if it passes.
     """
 
     precision: Precision
@@ -60,8 +60,8 @@ class PrecisionTrial:
 
 
 @dataclass(frozen=True, slots=True)
-class ProvenEngine:
-    """An engine, how far it strays from the reference, and what was tried to choose it.
+class SelectedEngine:
+    """An engine, how far it deviates from the reference, and what was tried to choose it.
 
     Attributes
     ----------
@@ -70,7 +70,7 @@ class ProvenEngine:
     proof
         How far its outputs lie from the reference outputs, and the gate.
     trials
-        What precision="auto" measured; empty for a precision that was asked for.
+        What precision="auto" measured; empty for a precision that was requested.
     """
 
     engine: Engine
@@ -80,7 +80,7 @@ class ProvenEngine:
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How an engine is asked for; see `open_engine` and `edgexnas.device.Predictor`.
+    """Engine options; see `open_engine` and `edgexnas.device.Predictor`.
 
     Attributes
     ----------
@@ -102,12 +102,12 @@ class EngineOptions:
         return open_cache(self.cache)
 
 
-def open_proven_engine(
+def select_engine(
     bundle: Bundle, *, precision: Precision | Literal["auto"], options: EngineOptions
-) -> ProvenEngine:
-    """Open an engine and prove it on the bundle's reference vectors.
+) -> SelectedEngine:
+    """Open an engine and check it on the bundle's reference vectors.
 
-    With precision "auto" the float16 and the INT8 model are both opened, proven, and timed in
+    With precision "auto" the float16 and the INT8 model are both opened, checked, and timed in
     turn; the faster that passes is kept. What was measured is cached, and the next start opens
     that model alone.
 
@@ -116,24 +116,24 @@ def open_proven_engine(
     ConfigurationError
         If an option is out of range, or the bundle has no model of this precision.
     EngineError
-        If the engine cannot be opened (`EngineAccuracyError`: it strays beyond the gate). With
+        If the engine cannot be opened (`EngineAccuracyError`: it deviates beyond the gate). With
         engine "auto", onnxruntime takes the place of an engine that fails; that is logged.
     MissingDependencyError
         If the inference library is not installed.
     """
     if precision != "auto":
-        return _proven(bundle, precision, options)
+        return _checked(bundle, precision, options)
     names = [name for name in CANDIDATES if name in bundle.models] or ["float32"]
     key = _measurement_key(bundle, names, options)
     kept = _kept_choice(bundle, key, options)
     return kept or _measured_choice(bundle, names, key, options)
 
 
-def _proven(bundle: Bundle, precision: Precision, options: EngineOptions) -> ProvenEngine:
-    """Open and prove one precision; onnxruntime steps in only under engine "auto"."""
+def _checked(bundle: Bundle, precision: Precision, options: EngineOptions) -> SelectedEngine:
+    """Open and check one precision; onnxruntime steps in only under engine "auto"."""
     engine = _opened(bundle, precision, options, options.engine)
     try:
-        return ProvenEngine(engine, prove_engine(engine, bundle))
+        return SelectedEngine(engine, prove_engine(engine, bundle))
     except EngineError as error:
         engine.close()
         _discard_plan(engine)
@@ -147,7 +147,7 @@ def _proven(bundle: Bundle, precision: Precision, options: EngineOptions) -> Pro
     engine = _opened(bundle, precision, options, "onnxruntime")
     engine.reason = reason
     try:
-        return ProvenEngine(engine, prove_engine(engine, bundle))
+        return SelectedEngine(engine, prove_engine(engine, bundle))
     except BaseException:
         engine.close()
         raise
@@ -184,14 +184,14 @@ def _discard_plan(engine: Engine) -> None:
 
 def _measured_choice(
     bundle: Bundle, names: Sequence[Precision], key: dict[str, object], options: EngineOptions
-) -> ProvenEngine:
+) -> SelectedEngine:
     """Open all, time them in turn, keep the fastest and write down what each did."""
-    passed: dict[Precision, ProvenEngine] = {}
+    passed: dict[Precision, SelectedEngine] = {}
     refusals: dict[Precision, Exception] = {}
     try:
         for name in names:
             try:
-                passed[name] = _proven(bundle, name, options)
+                passed[name] = _checked(bundle, name, options)
             except (EngineError, MissingDependencyError) as error:
                 refusals[name] = error
         if not passed:
@@ -215,7 +215,7 @@ def _measured_choice(
     if options.opened_cache is not None:
         described = {"best": best, "trials": [asdict(trial) for trial in trials]}
         options.opened_cache.store(MEASURED, key, described, b"")
-    return ProvenEngine(chosen, passed[best].proof, trials)
+    return SelectedEngine(chosen, passed[best].proof, trials)
 
 
 def _trial(name: Precision, times: Sequence[float], refusal: Exception | None) -> PrecisionTrial:
@@ -249,7 +249,7 @@ def _times_ms(engines: dict[Precision, Engine], bundle: Bundle) -> dict[Precisio
 
 def _sentence(best: Precision, trials: Sequence[PrecisionTrial]) -> str:
     said = [
-        f"{trial.precision} is refused ({trial.refusal})"
+        f"{trial.precision} is rejected ({trial.refusal})"
         if trial.median_ms is None
         else f"{trial.precision} takes {trial.median_ms:.3f} ms a batch"
         for trial in trials
@@ -259,7 +259,7 @@ def _sentence(best: Precision, trials: Sequence[PrecisionTrial]) -> str:
 
 def _kept_choice(
     bundle: Bundle, key: dict[str, object], options: EngineOptions
-) -> ProvenEngine | None:
+) -> SelectedEngine | None:
     """Open what an earlier start chose; None if it chose nothing, or that fails today."""
     if options.opened_cache is None:
         return None
@@ -271,17 +271,17 @@ def _kept_choice(
         best = cast("Precision", entry[0]["best"])
     except (KeyError, TypeError):
         # Of this device and this bundle, but written by another version of edgexnas.
-        _log.warning("what another version measured of each precision is measured again")
+        _log.warning("discarding precision timings from another version")
         options.opened_cache.discard(MEASURED, key)
         return None
     try:
-        proven = _proven(bundle, best, options)
+        checked = _checked(bundle, best, options)
     except EngineError as error:
         _log.warning("the precision chosen earlier fails (%s): both are measured again", error)
         options.opened_cache.discard(MEASURED, key)
         return None
-    proven.engine.reason = f"{proven.engine.reason}; {_sentence(best, trials)}, measured earlier"
-    return ProvenEngine(proven.engine, proven.proof, trials)
+    checked.engine.reason = f"{checked.engine.reason}; {_sentence(best, trials)}, measured earlier"
+    return SelectedEngine(checked.engine, checked.proof, trials)
 
 
 def _measurement_key(
@@ -295,7 +295,7 @@ def _measurement_key(
         "batch": options.batch,
         "threads": options.threads,
         "engine": name,
-        "asked for": options.engine,
+        "requested": options.engine,
         "library": _library_version(name),
         "processor": _processor(),
         "GPU": _gpu() if name != "onnxruntime" else None,

@@ -77,7 +77,7 @@ class TensorRTEngine:
         *,
         session: CudaSession,
         precision: Precision,
-        reason: str = "tensorrt was asked for",
+        reason: str = "tensorrt was requested",
         graph: bool = True,
         kernels: bytes | None = None,
     ) -> None:
@@ -115,7 +115,7 @@ class TensorRTEngine:
 
     @staticmethod
     def _deserialised(runtime: trt.Runtime, data: bytes) -> trt.ICudaEngine:
-        # The stubs leave out that TensorRT gives None for a plan that it refuses.
+        # The stubs leave out that TensorRT gives None for a plan that it rejects.
         engine = cast("trt.ICudaEngine | None", runtime.deserialize_cuda_engine(data))
         if engine is None:
             raise PlanUnusableError(quote("does not load the plan"))
@@ -147,7 +147,7 @@ class TensorRTEngine:
         return settings, cache
 
     def compiled_kernels(self) -> bytes | None:
-        """Give what TensorRT-RTX compiled at this start, for the next one; None of TensorRT."""
+        """Return what TensorRT-RTX compiled at this start, for the next one; None of TensorRT."""
         return None if self._kernels is None else bytes(self._kernels.serialize())
 
     def _context(self, index: int, size: int) -> trt.IExecutionContext:
@@ -174,7 +174,7 @@ class TensorRTEngine:
         return context
 
     def size_of(self, count: int) -> int:
-        """Give the least of `sizes` that holds `count` items; see `DeviceEngine.size_of`."""
+        """Return the least of `sizes` that holds `count` items; see `DeviceEngine.size_of`."""
         return least_size(self.sizes, count)
 
     def enqueue(self, inputs: int, outputs: int, count: int, stream: Any) -> None:

@@ -139,7 +139,7 @@ class Journal:
 
 
 def journal() -> Journal:
-    """Give the journal of the process's one TensorRT logger; TensorRT keeps the first for good."""
+    """Return the journal of the one TensorRT logger; TensorRT keeps the first of a process."""
     return _journal_of(import_tensorrt().__name__)
 
 

@@ -119,7 +119,7 @@ def build_plan(
     ConfigurationError
         If a batch size or the compute capability is none.
     EngineError
-        If TensorRT cannot do this, or refuses the model; the message quotes it.
+        If TensorRT cannot do this, or rejects the model; the message quotes it.
     MissingDependencyError
         If neither TensorRT nor TensorRT-RTX is installed.
     """
@@ -146,13 +146,13 @@ def build_plan(
 
 def _profiles(batch_sizes: Sequence[int | tuple[int, int, int]]) -> tuple[Profile, ...]:
     if not batch_sizes:
-        raise ConfigurationError("batch_sizes is empty; give at least one, such as (1, 32)")
+        raise ConfigurationError("batch_sizes is empty; specify at least one, such as (1, 32)")
     profiles = []
     for given in batch_sizes:
         sizes = (given,) * 3 if isinstance(given, int) else tuple(given)
         if len(sizes) != 3 or not 1 <= sizes[0] <= sizes[1] <= sizes[2]:
             raise ConfigurationError(
-                f"batch size {given} is none; give a number from 1 or increasing "
+                f"batch size {given} is none; specify a number from 1 or increasing "
                 "(least, best, most)"
             )
         profiles.append(sizes)
@@ -203,7 +203,8 @@ def _shape(size: int, tensor: trt.ITensor) -> trt.Dims:
 
 
 def lengths(shape: trt.Dims) -> tuple[int, ...]:
-    """Give the lengths of TensorRT's axes, -1 for a free one; the stubs do not say they iterate."""
+    """Return the lengths of TensorRT's axes, -1 for a free one."""
+    # The stubs do not say that Dims iterate.
     return tuple(cast("Sequence[int]", shape))
 
 
@@ -233,7 +234,7 @@ def _target(config: Any, compute_capability: str | None) -> None:
     if compute_capability not in targets:
         raise ConfigurationError(
             f"{library.__name__} {library.__version__} knows no compute capability "
-            f"{compute_capability!r}; give one of {', '.join(targets)}"
+            f"{compute_capability!r}; specify one of {', '.join(targets)}"
         )
     config.num_compute_capabilities = 1
     config.set_compute_capability(known[compute_capability], 0)
@@ -250,14 +251,14 @@ def _attach_timings(
         if content is None:
             continue
         cache = cast("trt.ITimingCache | None", config.create_timing_cache(content))
-        # A cache of another GPU or version is refused, and then an empty one takes its place.
+        # A cache of another GPU or version is rejected, and then an empty one takes its place.
         if cache is not None and config.set_timing_cache(cache, False):
             return cache
     return None
 
 
 def _batched_input(network: trt.INetworkDefinition) -> trt.ITensor:
-    """Give the model's one input, whose first axis alone may be free."""
+    """Return the model's one input, whose first axis alone may be free."""
     shapes = [lengths(network.get_input(index).shape) for index in range(network.num_inputs)]
     if len(shapes) != 1 or shapes[0][:1] != (-1,) or -1 in shapes[0][1:]:
         raise EngineError(

@@ -42,7 +42,7 @@ PIXEL_TYPES: Mapping[np.dtype[Any], str] = {
 """The dtypes of frames and patterns that kernels are compiled for."""
 
 _FOLDER = Path(__file__).parent
-# Fused multiply-adds would round otherwise than the CPU twins do.
+# Fused multiply-adds would round otherwise than the CPU implementations do.
 _FLAGS = ("-fmad=false", "-std=c++17")
 
 _USAGE = re.compile(
@@ -77,7 +77,7 @@ class KernelResources:
 
 
 def pixel_definitions(dtype: npt.DTypeLike) -> dict[str, str]:
-    """Give the macros that fit a source to frames of one dtype.
+    """Return the macros that fit a source to frames of one dtype.
 
     Raises
     ------
@@ -87,7 +87,7 @@ def pixel_definitions(dtype: npt.DTypeLike) -> dict[str, str]:
     dtype = np.dtype(dtype)
     if dtype not in PIXEL_TYPES:
         known = ", ".join(str(known) for known in PIXEL_TYPES)
-        raise ConfigurationError(f"there are no CUDA kernels for {dtype} frames; give {known}")
+        raise ConfigurationError(f"there are no CUDA kernels for {dtype} frames; specify {known}")
     is_float = dtype.kind == "f"
     low, high = (0, 0) if is_float else (np.iinfo(dtype).min, np.iinfo(dtype).max)
     return {
@@ -128,7 +128,7 @@ def compile_kernels(
     Raises
     ------
     EngineError
-        If neither NVRTC nor nvcc is there, or the compiler refuses.
+        If neither NVRTC nor nvcc is installed, or the compiler reports an error.
     """
     text = (_FOLDER / source).read_text()
     macros = dict(definitions or {})
@@ -160,7 +160,7 @@ def kernel_resources(
     Raises
     ------
     EngineError
-        If nvcc is not there or refuses.
+        If nvcc is not installed or reports an error.
     """
     options = [*_FLAGS, *(f"-D{name}={value}" for name, value in (definitions or {}).items())]
     text = (_FOLDER / source).read_text()
@@ -195,7 +195,7 @@ def _by_nvrtc(text: str, name: str, architecture: str, options: list[str]) -> by
         said = b" " * size
         nvrtc.nvrtcGetProgramLog(program, said)
         nvrtc.nvrtcDestroyProgram(program)
-        raise _refused(name, architecture, said.decode(errors="replace"))
+        raise _compiler_error(name, architecture, said.decode(errors="replace"))
     _, size = nvrtc.nvrtcGetCUBINSize(program)
     image = b" " * size
     nvrtc.nvrtcGetCUBIN(program, image)
@@ -204,7 +204,7 @@ def _by_nvrtc(text: str, name: str, architecture: str, options: list[str]) -> by
 
 
 def _run_nvcc(text: str, name: str, architecture: str, options: list[str]) -> tuple[bytes, str]:
-    """Compile in a process of its own; give the cubin and what the compiler said."""
+    """Compile in a process of its own; return the cubin and what the compiler said."""
     compiler = nvcc_path()
     if compiler is None:
         raise EngineError(
@@ -218,13 +218,13 @@ def _run_nvcc(text: str, name: str, architecture: str, options: list[str]) -> tu
         command += [str(image), str(written)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise _refused(name, architecture, done.stderr)
+            raise _compiler_error(name, architecture, done.stderr)
         return image.read_bytes(), done.stderr
 
 
-def _refused(name: str, architecture: str, said: str) -> EngineError:
+def _compiler_error(name: str, architecture: str, said: str) -> EngineError:
     errors = [line for line in said.splitlines() if "error" in line] or said.split("\n")[:1]
     return EngineError(
-        f"the CUDA compiler refuses {name} for {architecture}: {errors[0].strip()}; "
+        f"the CUDA compiler rejects {name} for {architecture}: {errors[0].strip()}; "
         "use a GPU and a toolkit that fit each other"
     )

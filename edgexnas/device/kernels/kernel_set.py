@@ -64,12 +64,12 @@ class KernelSet:
         function.prepared_async_call((blocks, 1), (threads, 1, 1), stream, *arguments)
 
     def buffer(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> DeviceBuffer:
-        """Take device memory, which `close` frees."""
+        """Allocate device memory, which `close` frees."""
         self._buffers.append(self._session.device_buffer(shape, dtype))
         return self._buffers[-1]
 
     def uploaded(self, array: npt.NDArray[Any]) -> DeviceBuffer:
-        """Take device memory and copy an array there."""
+        """Allocate device memory and copy an array there."""
         buffer = self.buffer(array.shape, array.dtype)
         buffer.upload(array)
         return buffer

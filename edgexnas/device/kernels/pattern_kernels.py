@@ -70,7 +70,7 @@ class PatternKernels:
         if factor < 1 or min(shape) < PATTERN_SIZE * factor:
             raise ConfigurationError(
                 f"patterns of {shape} cannot be binned by {factor}; "
-                f"give {PATTERN_SIZE} × factor pixels or more along each axis"
+                f"specify {PATTERN_SIZE} × factor pixels or more along each axis"
             )
         self._binning = (*shape, factor, np.float32(intensity_scale))
         self._kernels = KernelSet(session, "patterns.cu", dtype, SIGNATURES, cache=cache)
@@ -94,7 +94,7 @@ class PatternKernels:
             Device address for (number, 64, 64) float32; see `bin_patterns` and `scale_patterns`.
         bad
             Device address for (number,) int32: the first pixel of each pattern that
-            `check_counts` refuses, row · W + column, or `NO_BAD_PIXEL`.
+            `check_counts` rejects, row · W + column, or `NO_BAD_PIXEL`.
         """
         self._kernels.launch(
             "bin_and_scale", number, THREADS, stream, patterns, self._mask, self._most,
@@ -107,7 +107,7 @@ class PatternKernels:
 
 
 def most_counts(dtype: npt.DTypeLike, saturation: float | None) -> npt.NDArray[Any]:
-    """Give the largest count that `check_counts` lets through, as (1,) of the dtype."""
+    """Return the largest count that `check_counts` lets through, as (1,) of the dtype."""
     dtype = np.dtype(dtype)
     if dtype.kind == "f":
         given = np.array([np.inf if saturation is None else saturation], dtype)

@@ -86,7 +86,7 @@ class PeakKernels:
         self._saturation = finder.saturation(dtype)
         pixels = self._height * self._width
         if pixels > np.iinfo(np.int32).max - CHUNK:
-            raise ConfigurationError(f"a frame has {finder.shape} pixels; give less than 2³¹")
+            raise ConfigurationError(f"a frame has {finder.shape} pixels; specify less than 2³¹")
         self._kernels = KernelSet(session, "peaks.cu", dtype, SIGNATURES, cache=cache)
         buffer, uploaded = self._kernels.buffer, self._kernels.uploaded
         self._chunks = -(-pixels // CHUNK)

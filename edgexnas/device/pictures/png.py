@@ -38,10 +38,10 @@ def encode_png(indices: npt.NDArray[np.uint8], palette: npt.NDArray[np.uint8]) -
     """
     if indices.ndim != 2 or not indices.size or indices.dtype != np.uint8:
         raise InputError(
-            f"the image is {indices.dtype} of shape {indices.shape}: give (H, W) uint8 indices"
+            f"the image is {indices.dtype} of shape {indices.shape}; expected (H, W) uint8 indices"
         )
     if palette.ndim != 2 or palette.shape[1] != 3 or not 1 <= len(palette) <= 256:
-        raise InputError(f"the palette has shape {palette.shape}: give (1 … 256, 3) colours")
+        raise InputError(f"the palette has shape {palette.shape}; expected (1 … 256, 3) colours")
     if indices.max() >= len(palette):
         raise InputError(
             f"the image asks for colour {indices.max()}, the palette has {len(palette)}"

@@ -145,7 +145,7 @@ def find_rails(root: Path) -> tuple[Rail, ...]:
     labels = [rail.label for rail in rails]
     twice = next((label for label in labels if labels.count(label) > 1), None)
     if twice is not None:
-        raise SourceError(f"two power rails are labelled {twice}; give a tree of one Jetson")
+        raise SourceError(f"two power rails are labelled {twice}; specify a tree of one Jetson")
     return tuple(rails)
 
 

@@ -85,7 +85,7 @@ class PowerSampler:
         self, meter: PowerMeter, *, period_s: float = 0.1, clock: Clock | None = None
     ) -> None:
         if not period_s > 0:
-            raise ConfigurationError(f"period_s is {period_s!r}; give a number above 0")
+            raise ConfigurationError(f"period_s is {period_s!r}; specify a number above 0")
         self.meter, self.period_s = meter, period_s
         self.clock: Clock = clock or MonotonicClock()
         self._record = _Record()
@@ -133,7 +133,7 @@ class PowerSampler:
         self.stop()
 
     def trace(self) -> PowerTrace:
-        """Give what was read so far; cheap enough to call while the thread runs."""
+        """Return what was read so far; cheap enough to call while the thread runs."""
         with self._lock:
             record = self._record
             return PowerTrace.of(

@@ -37,7 +37,7 @@ class PowerTrace:
         (n,) each, the cumulative energy counter and the moments of its readings; None where the
         meter has none.
     period_s
-        Time between readings that was asked for.
+        Time between readings that was requested.
     source
         As of `PowerReading`.
     steps_w
@@ -176,7 +176,7 @@ class PowerTrace:
         """Refuse a window that the readings cannot answer for; see `energy_j`."""
         if not end_s > start_s:
             raise MeasurementError(
-                f"the window ends {start_s - end_s:.3f} s before it starts; give it a duration"
+                f"the window ends {start_s - end_s:.3f} s before it starts; specify it a duration"
             )
         if self.steps_back:
             moment, seconds = self.steps_back[0]

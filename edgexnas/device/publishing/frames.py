@@ -74,7 +74,7 @@ def send_all(
     send: Callable[[int, float], None],
     end: Callable[[int, int], None],
 ) -> None:
-    """Send every series at the rate, with the faults that were asked for, and report.
+    """Send every series at the rate, with the faults that were requested, and report.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""In which order a publisher sends the frames of a series, with the faults one asks for."""
+"""In which order a publisher sends the frames of a series, with the faults one requests."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Faults:
 
 
 def sending_order(frames: int | None, faults: Faults) -> Iterator[int]:
-    """Give the numbers of the frames in the order in which they are sent.
+    """Return the numbers of the frames in the order in which they are sent.
 
     Parameters
     ----------
@@ -56,5 +56,5 @@ def sending_order(frames: int | None, faults: Faults) -> Iterator[int]:
 
 
 def every_nth(number: int, period: int) -> bool:
-    """Tell whether a fault hits a frame."""
+    """Return whether a fault hits a frame."""
     return period > 0 and number % period == period - 1

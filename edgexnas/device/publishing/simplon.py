@@ -50,7 +50,7 @@ def send_simplon(options: argparse.Namespace, prepared: PreparedFrames) -> None:
             socket.bind(options.address)
         except zmq.ZMQError as error:
             raise SourceError(
-                f"{options.address} cannot be bound ({error}); give a free tcp:// address"
+                f"{options.address} cannot be bound ({error}); specify a free tcp:// address"
             ) from error
         sender = _Sender(socket, options, prepared, ends)
         send_all(options, begin=sender.begin, send=sender.send, end=sender.end)

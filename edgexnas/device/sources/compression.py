@@ -124,7 +124,7 @@ def compress(codec: str, pixels: npt.NDArray[Any]) -> bytes:
         return frame.tobytes()
     encode = _ENCODERS.get(codec)
     if encode is None:
-        raise InputError(f"the codec {codec!r} is unknown; give one of {', '.join(CODECS)}")
+        raise InputError(f"the codec {codec!r} is unknown; specify one of {', '.join(CODECS)}")
     return encode(frame.reshape(-1).view(np.uint8), frame.dtype.itemsize)
 
 
@@ -241,7 +241,7 @@ _DECODERS: dict[str, Callable[[Bytes, Bytes, int], None]] = {
 
 
 def _block_bytes(source: Bytes, size: int) -> int:
-    """Check the header of 12 bytes against the size of the frame; give the bytes of a block."""
+    """Check the header of 12 bytes against the size of the frame; return the bytes of a block."""
     if source.size < _HEADER.size:
         raise InputError(f"compressed data of {source.size} bytes have no room for their header")
     held, block = _HEADER.unpack_from(source.data)

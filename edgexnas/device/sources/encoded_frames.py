@@ -82,7 +82,7 @@ class EncodedFrame:
     detector_id: int | None = None
 
     def decoded(self, memory: FrameMemory | None = None) -> SourceFrame | SourceTrouble:
-        """Decode the pixels; give a trouble that names the frame if they are malformed."""
+        """Decode the pixels; return a trouble that names the frame if they are malformed."""
         try:
             pixels = self.encoded.decode(memory)
         except InputError as error:
@@ -99,14 +99,14 @@ class EncodedFrame:
 
 
 class _EncodedSource(EventSource, Protocol):
-    """A source that can leave the decoding to who takes its events."""
+    """A source that can supports deferred decoding."""
 
     def encoded_events(self) -> Iterator[SourceEvent | EncodedFrame]:
         """Iterate as `events` does, over frames of which most are not decoded."""
 
 
 def leaves_decoding(source: EventSource) -> TypeGuard[_EncodedSource]:
-    """Tell whether a source can leave the decoding to who takes its events."""
+    """Return whether a source can supports deferred decoding."""
     return callable(getattr(source, "encoded_events", None))
 
 

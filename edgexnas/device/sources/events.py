@@ -69,7 +69,7 @@ class SeriesStart:
     dtype
         dtype of every frame, in native byte order.
     frames_expected
-        How many frames the detector was asked for.
+        How many frames the detector was requested.
     mask
         (H, W) bool, True where a pixel is unusable.
     saturation

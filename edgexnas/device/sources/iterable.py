@@ -133,6 +133,6 @@ class IterableSource:
 
 
 def _mask(frames: object) -> Any:
-    """Give the mask of a `FrameSeries`."""
+    """Return the mask of a `FrameSeries`."""
     mask = getattr(frames, "mask", None)
     return mask if isinstance(mask, np.ndarray) and mask.dtype == np.bool_ else None

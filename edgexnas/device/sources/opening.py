@@ -19,7 +19,7 @@ _SOURCES = {
     "simplon": ("simplon.source", "SimplonSource"),
     "sim": ("simulated", "SimulatedSource"),
 }
-"""Scheme → module and class; a module is imported when a URL asks for it."""
+"""Scheme → module and class; a module is imported when a URL names it."""
 
 
 def open_event_source(
@@ -61,7 +61,7 @@ def open_event_source(
         return source
     if not isinstance(source, Iterable):
         raise ConfigurationError(
-            f"a source of {type(source).__name__} cannot be opened; give a URL, a path or an "
+            f"a source of {type(source).__name__} cannot be opened; specify a URL, a path or an "
             "iterable of frames"
         )
     from edgexnas.device.sources.iterable import IterableSource
@@ -72,7 +72,7 @@ def open_event_source(
 def _open_url(url: SourceUrl, options: dict[str, Any]) -> EventSource:
     if url.scheme not in _SOURCES:
         raise ConfigurationError(
-            f"{url.text} has the unknown scheme {url.scheme}://; give one of "
+            f"{url.text} has the unknown scheme {url.scheme}://; specify one of "
             f"{', '.join(f'{scheme}://' for scheme in _SOURCES)}"
         )
     module, name = _SOURCES[url.scheme]
@@ -82,5 +82,5 @@ def _open_url(url: SourceUrl, options: dict[str, Any]) -> EventSource:
 
 
 def is_event_source(source: object) -> TypeGuard[EventSource]:
-    """Tell an open source from other iterables."""
+    """Distinguish an open source from other iterables."""
     return all(callable(getattr(source, name, None)) for name in ("events", "close", "status"))

@@ -1,4 +1,4 @@
-"""Give frames at a rate, as a detector does that waits for nobody."""
+"""Emit frames at a rate, as a detector does that waits for nobody."""
 
 from __future__ import annotations
 

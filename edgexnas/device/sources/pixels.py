@@ -30,7 +30,7 @@ UNITS_M = {"m": 1.0, "mm": 1e-3, "um": 1e-6, "nm": 1e-9}
 
 
 def as_pixels(values: npt.ArrayLike) -> npt.NDArray[Any]:
-    """Give (H, W) real numbers in native byte order, C-contiguous; a copy only if they are not.
+    """Return (H, W) real numbers in native byte order, C-contiguous; a copy only if they are not.
 
     Raises
     ------
@@ -40,16 +40,17 @@ def as_pixels(values: npt.ArrayLike) -> npt.NDArray[Any]:
     try:
         pixels = np.asarray(values)
     except ValueError:
-        raise InputError("a frame is no array; give (H, W) real numbers") from None
+        raise InputError("a frame is no array; expected (H, W) real numbers") from None
     if pixels.ndim != 2 or not pixels.size or pixels.dtype.kind not in "uif":
         raise InputError(
-            f"a frame has shape {pixels.shape} and dtype {pixels.dtype}; give (H, W) real numbers"
+            f"a frame has shape {pixels.shape} and dtype {pixels.dtype}; "
+            "expected (H, W) real numbers"
         )
     return np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("="))
 
 
 def as_position(values: object) -> tuple[float, float]:
-    """Give a (row, col) position in metres.
+    """Return a (row, col) position in metres.
 
     Raises
     ------
@@ -59,14 +60,16 @@ def as_position(values: object) -> tuple[float, float]:
     try:
         row, col = (float(value) for value in values)  # type: ignore[attr-defined]
     except (TypeError, ValueError):
-        raise InputError(f"the position {values!r} is no pair; give (row, col) in metres") from None
+        raise InputError(
+            f"the position {values!r} is no pair; expected (row, col) in metres"
+        ) from None
     if not (math.isfinite(row) and math.isfinite(col)):
         raise InputError(f"the position ({row}, {col}) is not finite; leave it out if unknown")
     return row, col
 
 
 def as_time_s(seconds: float | None) -> float | None:
-    """Give the Unix seconds of a frame; None for a time that is unset or not credible.
+    """Return the Unix seconds of a frame; None for a time that is unset or not credible.
 
     A frame is worth more than its time stamp: a clock that was never set, or a damaged field, must
     not cost the frame.

@@ -112,7 +112,7 @@ class SimulatedSource:
         experiment = next((name for name in _MAKERS if name == url.place), None)
         if experiment is None:
             raise ConfigurationError(
-                f"{url.text} names no simulated experiment; give one of "
+                f"{url.text} names no simulated experiment; specify one of "
                 f"{', '.join(f'sim://{name}' for name in _MAKERS)}"
             )
         return cls(url.text, experiment, url.options(SimulatedOptions, given))
@@ -206,7 +206,7 @@ def _ptycho(options: SimulatedOptions) -> SimulatedFrames:
 
     rows, cols = options.shape or (64, 64)
     if rows != cols:
-        raise ConfigurationError(f"shape {rows}x{cols} is not square, as patterns are; give one")
+        raise ConfigurationError(f"shape {rows}x{cols} is not square, as patterns are; specify one")
     settings = PtychographySettings(pattern_size=rows)
     if options.frames is not None:
         # No more positions than there are frames, but a scan in two directions.

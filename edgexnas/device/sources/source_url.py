@@ -72,7 +72,7 @@ class SourceUrl:
         if matched is None:
             # A path may hold a question mark; parameters of files are written with file://.
             if not text:
-                raise ConfigurationError("the source is empty; give a path or a URL")
+                raise ConfigurationError("the source is empty; specify a path or a URL")
             return cls(text, "file", text)
         scheme, rest = matched[1].lower(), matched[2]
         place, _, query = rest.partition("?")
@@ -113,7 +113,7 @@ def checked_options(
         reason = reason[:1].lower() + reason[1:]
         value = f" {str(merged[name])!r}" if name in merged else ""
         raise ConfigurationError(
-            f"parameter {name}{value} of {source} is refused: {reason}"
+            f"parameter {name}{value} of {source} is invalid: {reason}"
         ) from None
 
 

@@ -197,7 +197,7 @@ def test_a_rail_that_vanishes_voids_the_energy_and_keeps_the_latency(
         (["--json", "/absent/bench.json"], "there is no folder /absent"),
         (["--json", "-", "--csv", "-"], "two outputs go to -"),
         (["--precision", "int4"], "precision 'int4'"),
-        (["--load", "0.2"], "give windows of ten readings at least"),
+        (["--load", "0.2"], "specify windows of ten readings at least"),
     ],
 )
 def test_wrong_options_are_refused_in_one_sentence(
@@ -235,9 +235,9 @@ def test_options_that_no_bench_could_have_are_wrong_usage(
 
 
 def test_settings_from_python_are_checked_too() -> None:
-    with pytest.raises(ConfigurationError, match="sweep is 0; give a whole number from 1"):
+    with pytest.raises(ConfigurationError, match="sweep is 0; specify a whole number from 1"):
         bench_module.BenchSettings(sweep=(0,))
-    with pytest.raises(ConfigurationError, match="spread_s is nan; give seconds from 0"):
+    with pytest.raises(ConfigurationError, match="spread_s is nan; specify seconds from 0"):
         bench_module.BenchSettings(spread_s=float("nan"))
 
 

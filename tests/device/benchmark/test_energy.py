@@ -107,7 +107,7 @@ def test_a_sound_run_has_no_faults_and_says_that_its_windows_are_short(
     report: EnergyReport,
 ) -> None:
     assert report.faults == ()
-    assert "Load windows last 5 s; the protocol asks for 60 s." in report.notes
+    assert "Load windows last 5 s; the protocol requires 60 s." in report.notes
     assert all(block.lost == 0 for block in report.blocks)
 
 
@@ -172,9 +172,9 @@ def test_a_rail_that_vanishes_ends_the_measurement(clocks: ModuleType, tree: Tre
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"load_s": 0}, "load_s is 0; give a number of seconds above 0"),
-        ({"load_s": 0.5}, "give windows of ten readings at least"),
-        ({"blocks": 0}, "blocks is 0; give a whole number from 1"),
+        ({"load_s": 0}, "load_s is 0; specify a number of seconds above 0"),
+        ({"load_s": 0.5}, "specify windows of ten readings at least"),
+        ({"blocks": 0}, "blocks is 0; specify a whole number from 1"),
     ],
 )
 def test_a_protocol_that_measures_nothing_is_refused(

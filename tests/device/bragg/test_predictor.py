@@ -68,14 +68,14 @@ class TestOpening:
         self, make_bundle: Callable[..., Path], keys: Path
     ) -> None:
         path = make_bundle(gate=Gate(unit="px", float32=1e-3, float16=1e-3, int8=1e-3))
-        message = r"strays 0\.00\d+ px from the reference .* allows 0\.001 px"
+        message = r"deviates by 0\.00\d+ px from the reference .* allows 0\.001 px"
         with pytest.raises(EngineAccuracyError, match=message):
             Predictor(path, trust=keys)
 
     def test_an_engine_that_gives_nan_is_refused(self, bundle: Bundle) -> None:
         reference = dict(bundle.reference)
         reference["input"] = np.full_like(reference["input"], np.nan)
-        with pytest.raises(EngineAccuracyError, match="strays nan px"):
+        with pytest.raises(EngineAccuracyError, match="deviates by nan px"):
             Predictor(replace(bundle, reference=reference), precision="float32")
 
     def test_a_model_of_another_shape_than_its_reference_is_refused(self, bundle: Bundle) -> None:

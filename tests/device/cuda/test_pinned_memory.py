@@ -105,7 +105,7 @@ def test_another_shape_or_dtype_in_pinned_memory_is_refused(
     session: CudaSession, echoed: DoubleBuffer
 ) -> None:
     for shape, dtype in ((FRAME[::-1], np.uint16), (FRAME, np.int16), ((1, *FRAME), np.uint16)):
-        with pytest.raises(InputError, match=r"; give \(64, 48\) and uint16$"):
+        with pytest.raises(InputError, match=r"; expected \(64, 48\) and uint16$"):
             echoed.submit(session.pinned.array(shape, dtype))
     assert echoed.in_flight == 0
 
@@ -161,7 +161,7 @@ def test_memory_that_is_there_is_pinned_until_the_last_view_goes(
     again = session.pinned.pin(own)
     assert session.host_bytes == before + own.nbytes
     del again
-    with pytest.raises(InputError, match="give a C-contiguous one"):
+    with pytest.raises(InputError, match="expected a C-contiguous one"):
         session.pinned.pin(own[:, ::2])
 
 

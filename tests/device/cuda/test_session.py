@@ -174,7 +174,7 @@ def test_more_frames_than_slots_are_refused(echoed: DoubleBuffer) -> None:
 
 @pytest.mark.parametrize("frame", [np.zeros(FRAME, np.int16), np.zeros((2, 2), np.uint16), 7])
 def test_another_frame_is_refused_by_shape_and_dtype(echoed: DoubleBuffer, frame: Any) -> None:
-    with pytest.raises(InputError, match=r"; give \(64, 48\) and uint16$"):
+    with pytest.raises(InputError, match=r"; expected \(64, 48\) and uint16$"):
         echoed.submit(frame)
     assert echoed.in_flight == 0
 

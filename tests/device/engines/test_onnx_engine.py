@@ -85,12 +85,12 @@ def test_another_shape_is_refused_by_value(
 
 def test_another_dtype_is_refused_by_name(centroid_model: Callable[..., bytes]) -> None:
     engine = OnnxEngine(centroid_model(), precision="float32")
-    with pytest.raises(InputError, match="dtype float64; give float32"):
+    with pytest.raises(InputError, match="dtype float64; expected float32"):
         engine.run(np.zeros((1, 1, 11, 11)))  # type: ignore[arg-type]
 
 
 def test_what_is_no_model_is_refused() -> None:
-    with pytest.raises(EngineError, match="refuses the int8 model"):
+    with pytest.raises(EngineError, match="rejects the int8 model"):
         OnnxEngine(b"not a model", precision="int8")
 
 
@@ -122,7 +122,7 @@ def test_an_engine_describes_itself(bundle: Bundle) -> None:
         "precision": "int8",
         "batch": 8,
         "threads": 2,
-        "reason": "onnxruntime was asked for",
+        "reason": "onnxruntime was requested",
     }
 
 
@@ -138,7 +138,7 @@ def test_auto_says_aloud_which_engine_runs_and_why(
 
 def test_tensorrt_by_name_is_not_replaced_by_another_engine(bundle: Bundle) -> None:
     with pytest.raises(
-        EngineError, match=r"engine='tensorrt' is refused: .*; give engine='onnxruntime'"
+        EngineError, match=r"engine='tensorrt' cannot run here: .*; specify engine='onnxruntime'"
     ):
         open_engine(bundle, engine="tensorrt")
 
@@ -148,10 +148,10 @@ def test_tensorrt_by_name_is_not_replaced_by_another_engine(bundle: Bundle) -> N
     [
         (
             {"engine": "openvino"},
-            "no engine 'openvino'; give one of auto, onnxruntime, onnxruntime-cuda, ",
+            "unknown engine 'openvino'; specify one of auto, onnxruntime, onnxruntime-cuda, ",
         ),
-        ({"precision": "int4"}, "no precision 'int4'; give one of float32, float16, int8"),
-        ({"batch": 0}, "batch is 0; give a whole number from 1"),
+        ({"precision": "int4"}, "unknown precision 'int4'; specify one of float32, float16, int8"),
+        ({"batch": 0}, "batch is 0; specify a whole number from 1"),
         ({"batch": 2.5}, "batch is 2.5"),
         ({"batch": True}, "batch is True"),
         ({"threads": 0}, "threads is 0"),
@@ -168,7 +168,7 @@ def test_a_precision_that_the_bundle_lacks_is_refused(
     make_bundle: Callable[..., Any], keys: Any
 ) -> None:
     lean = open_bundle(make_bundle(("float32",)), trust=keys)
-    with pytest.raises(ConfigurationError, match="has no int8 model; give one of float32"):
+    with pytest.raises(ConfigurationError, match="has no int8 model; specify one of float32"):
         open_engine(lean, precision="int8")
 
 
@@ -207,4 +207,4 @@ def test_a_provider_is_asked_for_in_front_of_the_cpu_and_must_start(
     monkeypatch.setattr(Session, "get_providers", lambda self: started)
     engine = open_engine(bundle, engine=f"onnxruntime-{provider}")
     assert engine.describe()["engine"] == f"onnxruntime-{provider}"
-    assert engine.reason == f"onnxruntime-{provider} was asked for"
+    assert engine.reason == f"onnxruntime-{provider} was requested"

@@ -12,7 +12,7 @@ import pytest
 
 from edgexnas.bundle import Gate, open_bundle
 from edgexnas.device import EngineCache, OnnxEngine, Predictor
-from edgexnas.device.engines import selection as proven_engine
+from edgexnas.device.engines import selection
 from edgexnas.errors import ConfigurationError, EngineAccuracyError, EngineError
 
 Opens = Callable[..., Any]
@@ -20,7 +20,7 @@ Opens = Callable[..., Any]
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proven_engine, "ROUND_SECONDS", 0.002)
+    monkeypatch.setattr(selection, "ROUND_SECONDS", 0.002)
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_the_next_start_remembers_and_opens_one_model_alone(
     slow("int8")
     with opened() as first:
         trials = first.precision_trials
-    monkeypatch.setattr(proven_engine, "_measured_choice", None)
+    monkeypatch.setattr(selection, "_measured_choice", None)
     with opened() as second:
         assert second.engine.precision == "float16"
         assert second.precision_trials == trials
@@ -95,8 +95,8 @@ def test_one_outside_the_gate_is_not_kept_however_fast(
         assert predictor.engine.precision == "float16"
         refused = predictor.precision_trials[1]
         assert refused.median_ms is None
-        assert "strays" in str(refused.refusal)
-        assert "int8 is refused" in predictor.engine.reason
+        assert "deviates" in str(refused.refusal)
+        assert "int8 is rejected" in predictor.engine.reason
 
 
 def test_none_within_the_gate_is_an_error_that_names_both(
@@ -171,7 +171,7 @@ def test_tensorrt_builds_both_once_and_remembers(
         assert first.engine.name == "tensorrt"
     assert len(library.builds) == 2
     assert fake_cuda.used_bytes() == 0
-    monkeypatch.setattr(proven_engine, "_measured_choice", None)
+    monkeypatch.setattr(selection, "_measured_choice", None)
     with opened(engine="tensorrt") as second:
         assert second.engine.precision == kept
     assert len(library.builds) == 2
@@ -197,5 +197,5 @@ def test_predictions_are_those_of_the_chosen_model(
 
 
 def test_a_precision_that_is_none_is_still_refused(opened: Opens) -> None:
-    with pytest.raises(ConfigurationError, match="no precision 'fast'"):
+    with pytest.raises(ConfigurationError, match="unknown precision 'fast'"):
         opened(precision="fast")

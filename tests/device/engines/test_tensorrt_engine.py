@@ -184,7 +184,7 @@ def test_an_engine_describes_itself(bundle: Bundle, fake_tensorrt: Fake) -> None
     }
     buffers = 64 * (121 + 6) * 4
     assert described["device_memory_bytes"] > 3 * 4096 + buffers
-    assert "TensorRT was asked for; its plan is built in" in str(described["reason"])
+    assert "TensorRT was requested; its plan is built in" in str(described["reason"])
 
 
 @pytest.mark.parametrize("shape", [(0, 1, 11, 11), (33, 1, 11, 11), (4, 11, 11), (4, 1, 11, 12)])
@@ -256,7 +256,7 @@ def test_without_a_gpu_tensorrt_is_refused_and_auto_says_why(
 ) -> None:
     fake_tensorrt()
     monkeypatch.setitem(sys.modules, "pycuda.driver", None)
-    with pytest.raises(EngineError, match=r"refused: TensorRT has no GPU to run on: .* pycuda"):
+    with pytest.raises(EngineError, match=r"cannot run here: TensorRT has no GPU .* pycuda"):
         tensorrt(bundle)
     assert "TensorRT has no GPU to run on" in open_engine(bundle, engine="auto").reason
 
@@ -450,7 +450,7 @@ def test_an_engine_outside_the_gate_is_refused_by_name_and_built_again(
     library.faults["scale"] = 1.5
     options: dict[str, Any] = {"trust": keys, "engine": "tensorrt", "cache": tmp_path / "c"}
     with pytest.raises(
-        EngineAccuracyError, match=r"int8 engine of tensorrt strays .* px .* allows"
+        EngineAccuracyError, match=r"int8 engine of tensorrt deviates by .* px .* allows"
     ):
         Predictor(bundle_path, **options)
     library.faults.clear()
@@ -469,7 +469,7 @@ def test_under_auto_onnxruntime_takes_the_place_of_an_engine_outside_the_gate(
     fake_tensorrt().faults["scale"] = 1.5
     with Predictor(bundle_path, trust=keys, cache=tmp_path / "c") as predictor:
         assert predictor.engine.name == "onnxruntime"
-        assert "because the int8 engine of tensorrt strays" in predictor.engine.reason
+        assert "because the int8 engine of tensorrt deviates" in predictor.engine.reason
         assert predictor.engine.reason in caplog.messages
 
 

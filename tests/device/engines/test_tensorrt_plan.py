@@ -120,7 +120,7 @@ def test_a_model_with_a_fixed_batch_becomes_no_plan(centroid_model: Callable[...
 def test_an_unknown_compute_capability_is_refused_with_those_known(
     centroid_model: Callable[..., bytes],
 ) -> None:
-    with pytest.raises(ConfigurationError, match=r"'SM99'; give one of .*SM86"):
+    with pytest.raises(ConfigurationError, match=r"'SM99'; specify one of .*SM86"):
         build_plan(centroid_model(), compute_capability="SM99")
 
 

@@ -120,7 +120,7 @@ def test_a_third_frame_in_flight_is_refused_and_loses_nothing(pipeline):
 
 def test_a_frame_of_another_shape_or_dtype_is_refused(pipeline):
     for frame in (np.zeros((3, 4), np.uint16), np.zeros(SHAPE, np.int32)):
-        with pytest.raises(InputError, match=r"; give \(96, 120\) and uint16"):
+        with pytest.raises(InputError, match=r"; expected \(96, 120\) and uint16"):
             pipeline.submit(frame)
 
 

@@ -67,7 +67,7 @@ def test_cubins_are_kept_in_the_cache_and_made_anew_for_another_gpu(tmp_path, mo
 @needs_nvcc
 def test_a_gpu_that_the_compiler_does_not_know_is_one_sentence(monkeypatch):
     monkeypatch.setattr(compilation, "_by_nvrtc", lambda *_: None)
-    with pytest.raises(EngineError, match=r"refuses patterns\.cu for sm_12345"):
+    with pytest.raises(EngineError, match=r"rejects patterns\.cu for sm_12345"):
         compile_kernels("patterns.cu", "SM12345", pixel_definitions(np.uint16))
 
 
@@ -76,5 +76,5 @@ def test_the_bounds_of_each_dtype_are_its_own():
     assert pixel_definitions(np.uint32)["PIXEL_MAX"] == "(4294967295.0)"
     for dtype in PIXEL_TYPES:
         assert pixel_definitions(dtype)["PIXEL"] == PIXEL_TYPES[dtype]
-    with pytest.raises(ConfigurationError, match=r"complex64 .* give uint8"):
+    with pytest.raises(ConfigurationError, match=r"complex64 .* specify uint8"):
         pixel_definitions(np.complex64)

@@ -29,7 +29,7 @@ def test_another_reader_gets_the_colours_back(indices: np.ndarray) -> None:
     "image", [np.zeros((0, 4), np.uint8), np.zeros(4, np.uint8), np.zeros((2, 2), np.uint16)]
 )
 def test_what_is_no_image_of_indices_is_refused(image: np.ndarray) -> None:
-    with pytest.raises(InputError, match="give \\(H, W\\) uint8 indices"):
+    with pytest.raises(InputError, match="expected \\(H, W\\) uint8 indices"):
         encode_png(image, GREYS)
 
 

@@ -97,5 +97,5 @@ def test_frames_are_not_to_be_written_to() -> None:
 
 
 def test_an_unknown_experiment_names_those_that_are_known() -> None:
-    with pytest.raises(ConfigurationError, match="give one of sim://hedm, sim://ptycho"):
+    with pytest.raises(ConfigurationError, match="specify one of sim://hedm, sim://ptycho"):
         open_event_source("sim://saxs")

@@ -49,14 +49,14 @@ def test_a_url_is_read_back_as_it_was_written() -> None:
     ("url", "given", "sentence"),
     [
         ("x://y?speed=3", {}, "x://y?speed=3 has no parameter 'speed'; it knows rate, follow, sh"),
-        ("x://y?rate=fast", {}, "parameter rate 'fast' of x://y?rate=fast is refused: input sho"),
-        ("x://y?rate=-1", {}, "parameter rate '-1' of x://y?rate=-1 is refused: input should be g"),
-        ("x://y?shape=10", {}, "parameter shape '10' of x://y?shape=10 is refused: "),
+        ("x://y?rate=fast", {}, "parameter rate 'fast' of x://y?rate=fast is invalid: input sho"),
+        ("x://y?rate=-1", {}, "parameter rate '-1' of x://y?rate=-1 is invalid: input should be g"),
+        ("x://y?shape=10", {}, "parameter shape '10' of x://y?shape=10 is invalid: "),
         ("x://y?rate=1", {"rate": 2}, "x://y?rate=1 is given 'rate' twice; leave one out"),
         ("x://y?rate=1&rate=2", {}, "x://y?rate=1&rate=2 gives 'rate' twice; leave one out"),
         ("x://y?rate", {}, "the parameters of x://y?rate are not of the form name=value&name=valu"),
         ("x://", {}, "x:// names no place after x://; add one"),
-        ("", {}, "the source is empty; give a path or a URL"),
+        ("", {}, "the source is empty; specify a path or a URL"),
     ],
 )
 def test_a_wrong_url_is_refused_in_one_sentence_that_names_it(
@@ -68,7 +68,9 @@ def test_a_wrong_url_is_refused_in_one_sentence_that_names_it(
 
 
 def test_an_unknown_scheme_names_those_that_are_known() -> None:
-    with pytest.raises(ConfigurationError, match=r"unknown scheme http://; give one of .*sim://"):
+    with pytest.raises(
+        ConfigurationError, match=r"unknown scheme http://; specify one of .*sim://"
+    ):
         open_event_source("http://detector/")
 
 

@@ -89,7 +89,7 @@ class FrameUpdate:
     stated_bytes
         Bytes of the pixels, as the sender says.
     attributes
-        Numbers among the NTNDArray attributes that were asked for.
+        Numbers among the NTNDArray attributes that were requested.
     """
 
     unique_id: int
@@ -140,7 +140,7 @@ class FrameUpdate:
             ) from error
 
     def kind(self) -> tuple[tuple[int, int], np.dtype[Any]]:
-        """Tell shape (H, W) and dtype of the image, once they fit all else that is said of it.
+        """Return shape (H, W) and dtype of the image, once they fit all else that is said of it.
 
         Raises
         ------
@@ -188,7 +188,7 @@ class FrameUpdate:
         return decompress(_CODECS[self.codec], self.values.view(np.uint8), shape, dtype)
 
     def encoded(self, wrong: Callable[[InputError], InputError]) -> EncodedPixels:
-        """Give the compressed image for others to decode.
+        """Return the compressed image for others to decode.
 
         Parameters
         ----------
@@ -213,7 +213,7 @@ class FrameUpdate:
         return EncodedPixels(self.values.view(np.uint8), decode, self.values.nbytes)
 
     def _dtype(self, shape: tuple[int, int]) -> np.dtype[Any]:
-        """Tell the type of compressed pixels from what the sender says; check it by the sizes."""
+        """Return the type of compressed pixels from what the sender says; check it by the sizes."""
         code = self.type_code
         if code is None:
             raise InputError("a compressed image does not say its type in codec.parameters")
@@ -249,7 +249,8 @@ def read_positions(update: Mapping[str, Any]) -> list[tuple[int, tuple[float, fl
     missing = [name for name in _COLUMNS if name not in fields]
     if missing:
         raise InputError(
-            f"an update of the position channel has no field {missing[0]!r}; give number, row, col"
+            f"an update of the position channel has no field {missing[0]!r}; "
+            "expected number, row, col"
         )
     columns = [np.atleast_1d(np.asarray(fields[name])) for name in _COLUMNS]
     if any(
@@ -282,7 +283,7 @@ def _type_code(parameters: Any) -> int | None:
 
 
 def _attributes(update: Any, names: tuple[str, ...]) -> dict[str, float]:
-    """Give the numbers among the attributes that have one of the names."""
+    """Return the numbers among the attributes that have one of the names."""
     found: dict[str, float] = {}
     for attribute in update["attribute"]:
         if attribute["name"] in names:

@@ -68,7 +68,7 @@ class UniqueIds:
         return Place(False, number)
 
     def number(self, unique_id: int) -> int:
-        """Tell the number of an id in the acquisition that runs."""
+        """Return the number of an id in the acquisition that runs."""
         return self._number(unique_id)
 
     def _number(self, unique_id: int) -> int:

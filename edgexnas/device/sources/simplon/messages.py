@@ -58,7 +58,7 @@ class StartMessage:
     shape, dtype
         (rows, columns) and pixel type of its images; None if they are not said.
     images
-        How many were asked for; None if it is not said.
+        How many were requested; None if it is not said.
     channels
         Names of the images in each message, such as "threshold_1".
     masks
@@ -214,7 +214,10 @@ def _payload(content: Any, dtype: np.dtype[Any]) -> tuple[str, memoryview]:
 
 
 def _typed(tag: int) -> np.dtype[Any]:
-    """Give the dtype of a typed array by its tag (RFC 8746, 2.1): 0b010, float, signed, little."""
+    """Return the dtype of a typed array by its tag (RFC 8746, 2.1).
+
+    The bits of the tag are 0b010, float, signed, little-endian, and two of the length.
+    """
     if not 64 <= tag <= 87 or tag in (76, 83, 87):
         raise InputError(f"an image has the tag {tag}, which is no type of real numbers")
     order = "<" if tag & 4 else ">"

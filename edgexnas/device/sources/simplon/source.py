@@ -125,10 +125,11 @@ class SimplonSource:
             host, port = port, str(DEFAULT_PORT)
         if not _HOST.fullmatch(host):
             raise ConfigurationError(
-                f"{url.text} names the host {host!r}, which is no host; give a name or an address"
+                f"{url.text} names the host {host!r}, which is no host; "
+                "specify a name or an address"
             )
         if not port.isdecimal() or not 0 < int(port) < 65536:
-            raise ConfigurationError(f"{url.text} has the port {port!r}; give 1 to 65535")
+            raise ConfigurationError(f"{url.text} has the port {port!r}; specify 1 to 65535")
         if not options.exclusive:
             raise ConfigurationError(
                 f"{url.text} is not opened: a DECTRIS stream deals its frames out among all that "

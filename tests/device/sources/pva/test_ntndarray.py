@@ -159,7 +159,7 @@ def test_positions_come_as_numbers_or_as_columns_of_a_table() -> None:
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"number": 1, "row": 2.0}, "has no field 'col'; give number, row, col"),
+        ({"number": 1, "row": 2.0}, "has no field 'col'; expected number, row, col"),
         ({"number": [1, 2], "row": [1.0], "col": [2.0]}, "are not numbers of equal length"),
         ({"number": 1, "row": "a", "col": 2.0}, "are not numbers of equal length"),
     ],

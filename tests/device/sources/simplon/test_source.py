@@ -337,9 +337,9 @@ def test_no_detector_is_connected_to_unless_this_is_the_only_receiver() -> None:
 @pytest.mark.parametrize(
     ("url", "sentence"),
     [
-        ("simplon://detector:http?exclusive=1", "has the port 'http'; give 1 to 65535"),
+        ("simplon://detector:http?exclusive=1", "has the port 'http'; specify 1 to 65535"),
         ("simplon://detector:0?exclusive=1", "has the port '0'"),
-        ("simplon://detector?exclusive=maybe", "parameter exclusive 'maybe' of .* is refused"),
+        ("simplon://detector?exclusive=maybe", "parameter exclusive 'maybe' of .* is invalid"),
         ("simplon://detector?exclusive=1&row=a", "names one of row and col"),
         ("simplon://detector?exclusive=1&hwm=4", "no parameter 'hwm'; it knows exclusive, queue"),
     ],
