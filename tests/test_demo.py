@@ -81,6 +81,12 @@ def test_bundle_trust_store_picture_and_table_are_left(result: DemoResult) -> No
         assert len(list(csv.DictReader(file))) == len(result.rows)
 
 
+def test_the_trusted_folder_holds_no_private_key(result: DemoResult) -> None:
+    folder = result.settings.output
+    assert [path.name for path in (folder / "keys").iterdir()] == ["demo.pub.pem"]
+    assert [path.name for path in (folder / "signing").iterdir()] == ["demo.key.pem"]
+
+
 def test_an_unknown_space_is_refused_before_anything_is_made(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="space 'nlpBragg' is unknown"):
         run_demo(DemoSettings(output=tmp_path / "out", space=("nlpBragg",)), silent)

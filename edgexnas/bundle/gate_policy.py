@@ -43,6 +43,11 @@ class GatePolicy:
             if not value > 0:
                 raise ConfigurationError(f"{field.name} is {value}: specify a number above 0")
 
+    @classmethod
+    def of(cls, **limits: float | None) -> GatePolicy:
+        """Build a policy of limits by name, where None leaves the default."""
+        return cls(**{name: limit for name, limit in limits.items() if limit is not None})
+
     def check(self, gate: Gate, *, what: str) -> None:
         """Reject a gate that is wider.
 

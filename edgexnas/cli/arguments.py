@@ -70,10 +70,10 @@ def acceptance(options: argparse.Namespace) -> dict[str, Any]:
     """Give `state` and `gates` of `open_bundle` from the options of `add_acceptance`."""
     from edgexnas.bundle import GatePolicy
 
-    names = ("maximum_gate_px", "maximum_gate_rad")
-    given = {name: getattr(options, name) for name in names}
-    limits = {name: value for name, value in given.items() if value is not None}
-    return {"state": options.state, "gates": GatePolicy(**limits)}
+    gates = GatePolicy.of(
+        maximum_gate_px=options.maximum_gate_px, maximum_gate_rad=options.maximum_gate_rad
+    )
+    return {"state": options.state, "gates": gates}
 
 
 def path_or_url(text: str) -> Path | str:

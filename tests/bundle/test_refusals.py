@@ -22,7 +22,13 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
-from edgexnas.bundle import Manifest, load_signing_key, open_bundle, write_trust_list
+from edgexnas.bundle import (
+    SCHEMA_VERSION,
+    Manifest,
+    load_signing_key,
+    open_bundle,
+    write_trust_list,
+)
 from edgexnas.bundle.archive import decode_archive, encode_archive
 from edgexnas.bundle.bundle_file import MEMBER_LIMITS, MOST_BUNDLE_BYTES, content_digest_of
 from edgexnas.bundle.keys import MOST_PEM_BYTES, generate_keys, key_id, public_pem
@@ -323,8 +329,10 @@ def seq(raw: bytes) -> bytes:
     return b'"sequence": ' + raw
 
 
+SCHEMA = b'"schema_version": %d'
+
 SIGNED = [
-    ("a newer schema", lambda d: d.edit(b'schema_version": 1', b'schema_version": 9'), "schema 9"),
+    ("a newer schema", lambda d: d.edit(SCHEMA % SCHEMA_VERSION, SCHEMA % 99), "schema 99"),
     ("an unknown field", lambda d: d.edit(b"{", b'{"more": 1,'), "more|strict JSON"),
     ("a field twice", lambda d: d.edit(seq(b"3"), seq(b'3, "sequence": 4')), "occurs twice"),
     ("a number that is none", lambda d: d.edit(seq(b"3"), seq(b"NaN")), "strict JSON"),

@@ -185,16 +185,13 @@ def _predictor(configuration: ServeConfiguration, folder: Path) -> PeakPredictor
     from edgexnas.device import Predictor
 
     given = configuration.predictor
-    limits = {
-        name: value
-        for name in ("maximum_gate_px", "maximum_gate_rad")
-        if (value := getattr(given, name)) is not None
-    }
     bundle = open_bundle(
         folder / given.bundle,
         trust=folder / given.trust,
         state=folder / given.state if given.state else given.state,
-        gates=GatePolicy(**limits),
+        gates=GatePolicy.of(
+            maximum_gate_px=given.maximum_gate_px, maximum_gate_rad=given.maximum_gate_rad
+        ),
     )
     options: PredictorOptions = {
         "engine": given.engine,
