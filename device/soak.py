@@ -303,7 +303,10 @@ class Rig:
     def problem(self, text: str) -> None:
         """Note what must not be, with the end of the service's log."""
         self._log.flush()
-        last = (self.folder / "log").read_text(errors="replace").splitlines()[-3:]
+        last = (self.folder / "log").read_text(errors="replace").splitlines()[-80:]
+        fatal = [n for n, line in enumerate(last) if "Fatal" in line or "terminate" in line]
+        # A crash is told by its first lines, all else by the last.
+        last = last[fatal[0] : fatal[0] + 12] if fatal else last[-3:]
         self.tally.problems.append(f"{self.transport}: {text}; log: {' | '.join(last)}")
 
     def start_publisher(self, *more: str) -> None:
@@ -554,6 +557,11 @@ def mounted(stack: ExitStack, folder: Path) -> bool:
     return True
 
 
+def _slowest(times_s: list[float | None]) -> str:
+    known = [time_s for time_s in times_s if time_s is not None]
+    return f"{max(known):.1f}" if len(known) == len(times_s) else "never"
+
+
 def page(tally: Tally, options: argparse.Namespace, minutes: float, left_out: list[str]) -> str:
     """Write what was seen as Markdown."""
     names = [name for name in FAULTS if any(o.fault == name for o in tally.outcomes)]
@@ -561,11 +569,10 @@ def page(tally: Tally, options: argparse.Namespace, minutes: float, left_out: li
     for name in names:
         seen = [outcome for outcome in tally.outcomes if outcome.fault == name]
         good = sum(right(outcome) for outcome in seen)
-        slowest = [
-            "never" if None in times else f"{max(t for t in times if t is not None):.1f}"
-            for times in ([o.shown_s for o in seen], [o.cleared_s for o in seen])
-        ]
-        rows.append(f"| {name} | {len(seen)} | {good} | {slowest[0]} | {slowest[1]} |")
+        shown, cleared = (
+            _slowest(times) for times in ([o.shown_s for o in seen], [o.cleared_s for o in seen])
+        )
+        rows.append(f"| {name} | {len(seen)} | {good} | {shown} | {cleared} |")
     without = f" Left out here: {', '.join(left_out)}." if left_out else ""
     lines = [
         "# Soak by the clock",

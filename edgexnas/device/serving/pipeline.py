@@ -140,7 +140,8 @@ class Pipeline:
             threading.Thread(target=self._guarded, args=(stage, *given), name=name, daemon=True)
             for name, stage, given in stages
         ]
-        self.beats_ns = dict.fromkeys(("work", "deliver"), time.monotonic_ns())
+        beating = [name for name, *_ in stages if name.startswith(("work", "deliver"))]
+        self.beats_ns = dict.fromkeys(beating, time.monotonic_ns())
 
     @property
     def started(self) -> bool:
@@ -194,6 +195,11 @@ class Pipeline:
             None if shown_object is None else shown_object.image,
         )
 
+    def _beat(self, at_ns: int | None = None) -> None:
+        """Note that this thread looks for work."""
+        now_ns = time.monotonic_ns() if at_ns is None else at_ns
+        self.beats_ns[threading.current_thread().name] = now_ns
+
     def _guarded(self, stage: Callable[..., None], *given: int) -> None:
         try:
             stage(*given)
@@ -210,7 +216,7 @@ class Pipeline:
         lane: TaskLane[Any, Any] | None = None
         try:
             while not self._frames.finished and not self._aborted.is_set():
-                self.beats_ns["work"] = time.monotonic_ns()
+                self._beat()
                 busy = lane is not None and lane.in_flight > 0
                 tasks = self._gather(1 if lane is None else lane.group, wait=not busy)
                 ready = self._ready(tasks)
@@ -230,7 +236,7 @@ class Pipeline:
                 self._drain(lane)
             if last:
                 self._results.close()
-                self.beats_ns["work"] = ENDED_NS
+            self._beat(ENDED_NS)
 
     def _gather(self, most: int, *, wait: bool) -> list[FrameTask]:
         """Take what waits, up to a group; the first waits for others until its deadline alone."""
@@ -309,7 +315,7 @@ class Pipeline:
             task.pixels = task.encoded = None
         while tasks and not self._results.put(tasks, timeout_s=IDLE_S):
             # Who waits for the next stage has not stalled; the next one may have.
-            self.beats_ns["work"] = time.monotonic_ns()
+            self._beat()
             if self._results.closed or self._aborted.is_set():
                 for task in tasks:
                     task.run.leave(task.number, "dropped")
@@ -319,7 +325,7 @@ class Pipeline:
         """Hand results to the sinks in the order of frames, one series after the other."""
         try:
             while not self._results.finished:
-                self.beats_ns["deliver"] = time.monotonic_ns()
+                self._beat()
                 groups = self._results.take_all(self._patience_s())
                 self._deliver_ready([task for group in groups for task in group])
             for run in list(self._runs):
@@ -330,7 +336,7 @@ class Pipeline:
                 run.give_up()
             for sink in self.sinks:
                 sink.finish()
-            self.beats_ns["deliver"] = ENDED_NS
+            self._beat(ENDED_NS)
 
     def _patience_s(self) -> float:
         """How long the first series may wait for a frame that is missing."""
@@ -394,7 +400,7 @@ class Pipeline:
         task.owed = self._required
         for sink in self.sinks:
             while not sink.give(task, timeout_s=IDLE_S):
-                self.beats_ns["deliver"] = time.monotonic_ns()
+                self._beat()
                 name = sink.sink.name
                 self._complaints.add(name, f"{name} does not keep up, and the service waits for it")
                 if self._aborted.is_set():

@@ -18,6 +18,7 @@ from edgexnas.device import PeakPredictor
 from edgexnas.device.monitoring.health import Health
 from edgexnas.device.serving.service import Service, ServiceError
 from edgexnas.device.serving.settings import PipelineSettings
+from edgexnas.device.serving.work import TaskLane
 from edgexnas.device.sinks.callback_sink import CallbackSink
 from edgexnas.device.sources.events import SourceEvent, SourceFrame, SourceTrouble
 
@@ -221,10 +222,13 @@ def test_a_stage_that_hangs_withholds_the_watchdog(
     with serving(FaultySink()) as service:
         until(service, "running")
         free = threading.Event()
-        predict = service._work.predict
-        monkeypatch.setattr(
-            service._work, "predict", lambda tasks: free.wait(30) and predict(tasks)
-        )
+        result = TaskLane.result
+
+        def hang(lane: TaskLane[Any, Any]) -> Any:
+            free.wait(30)
+            return result(lane)
+
+        monkeypatch.setattr(TaskLane, "result", hang)
         health = until(service, "failing")
         while service.health.watchdog:
             time.sleep(0.01)
@@ -240,7 +244,7 @@ def test_a_sink_thread_that_dies_is_never_healthy_again(
     sink = FaultySink()
     with serving(sink) as service:
         until(service, "running")
-        monkeypatch.setattr(service._sinks[0], "_feed", lambda items: [][1])
+        monkeypatch.setattr(service._pipeline.sinks[0], "_feed", lambda items: [][1])
         assert not until(service, "failing").watchdog
         time.sleep(1)
         assert service.health.state == "failing"
