@@ -18,7 +18,6 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    ValidationError,
     model_validator,
 )
 
@@ -42,7 +41,7 @@ from edgexnas.bundle.record import (
     Release,
     Text,
 )
-from edgexnas.bundle.strict_json import explain, parse_json
+from edgexnas.bundle.strict_json import parse_json, parse_record
 from edgexnas.errors import BundleError
 from edgexnas.peak_finding import FinderSettings
 
@@ -377,11 +376,7 @@ def parse_manifest(raw: bytes, *, what: str = "manifest.json") -> Manifest:
             f"{what} has schema {str(version)[:20]} and {SCHEMA_VERSION} is the newest that this "
             f"edgexnas reads: install edgexnas {_needed(fields)}"
         )
-    try:
-        # From JSON, so that strictness still lets a list be a tuple and a string be a time.
-        return Manifest.model_validate_json(json.dumps(fields), strict=True)
-    except ValidationError as error:
-        raise BundleError(f"{what} is wrong at {explain(error)}") from None
+    return parse_record(raw, Manifest, what=what)
 
 
 def _needed(fields: dict[str, object]) -> str:

@@ -12,7 +12,8 @@ from typing import Literal
 from pydantic import Field, NonNegativeInt
 
 from edgexnas.bundle.manifest import Manifest
-from edgexnas.bundle.strict_json import Sha256, StrictRecord, parse_record
+from edgexnas.bundle.record import Digest, Record
+from edgexnas.bundle.strict_json import parse_record
 from edgexnas.errors import BundleError, ConfigurationError, TrustError
 from edgexnas.guarded_files import Guard, check_folder, read_once
 from edgexnas.whole_files import write_whole
@@ -26,16 +27,16 @@ StateOption = str | os.PathLike[str] | Literal[False] | None
 """A folder, which is made; None for `default_state_folder`; False for no protection."""
 
 
-class _ListMark(StrictRecord):
+class _ListMark(Record):
     version: NonNegativeInt
-    root: Sha256
+    root: Digest
     """Id of the root key that signed it."""
 
 
-class _Accepted(StrictRecord):
+class _Accepted(Record):
     bundles: dict[str, NonNegativeInt] = Field(default_factory=dict)
     """Highest sequence by model_id."""
-    lists: dict[Sha256, _ListMark] = Field(default_factory=dict)
+    lists: dict[Digest, _ListMark] = Field(default_factory=dict)
     """Newest trust list by the id of the root key that the trust folder holds."""
 
 

@@ -27,7 +27,8 @@ from pydantic import ConfigDict, FailFast, Field
 
 from edgexnas.bundle.dsse import Envelope, sign
 from edgexnas.bundle.keys import key_id
-from edgexnas.bundle.strict_json import Sha256, StrictRecord, parse_json, parse_record
+from edgexnas.bundle.record import Digest, Record
+from edgexnas.bundle.strict_json import parse_json, parse_record
 from edgexnas.bundle.trust import TrustStore
 from edgexnas.errors import BundleError, SignatureError
 
@@ -46,29 +47,29 @@ PREDICATE_TYPE = "https://model_signing/signature/v1.0"
 IgnoredPath = Literal["model.sig", ".git", ".gitattributes", ".github", ".gitignore"]
 
 
-class _Digest(StrictRecord):
-    sha256: Sha256
+class _Digests(Record):
+    sha256: Digest
 
 
-class _Subject(StrictRecord):
+class _Subject(Record):
     name: str
-    digest: _Digest
+    digest: _Digests
 
 
-class _Serialization(StrictRecord):
+class _Serialization(Record):
     method: Literal["files"]
     hash_type: Literal["sha256"]
     allow_symlinks: Literal[False]
     ignore_paths: tuple[IgnoredPath, ...] = ()
 
 
-class _Resource(StrictRecord):
+class _Resource(Record):
     name: str
     algorithm: Literal["sha256"]
-    digest: Sha256
+    digest: Digest
 
 
-class _Predicate(StrictRecord):
+class _Predicate(Record):
     # The specification tells verifiers of v1.0 to ignore other fields of the predicate.
     model_config = ConfigDict(extra="ignore")
 
@@ -76,7 +77,7 @@ class _Predicate(StrictRecord):
     resources: Annotated[tuple[_Resource, ...], FailFast()]
 
 
-class _Statement(StrictRecord):
+class _Statement(Record):
     """The signed payload, as far as this verifier accepts it."""
 
     type_: Literal["https://in-toto.io/Statement/v1"] = Field(alias="_type")

@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from edgexnas.errors import BundleError
 
-__all__ = ["Sha256", "StrictRecord", "explain", "parse_json", "parse_record", "printable"]
+__all__ = ["explain", "parse_json", "parse_record", "printable"]
 
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-"""A digest in hexadecimal."""
-
-
-class StrictRecord(BaseModel):
-    """Immutable, finite, and without a field that this version does not know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-Record = TypeVar("Record", bound=BaseModel)
+Model = TypeVar("Model", bound=BaseModel)
 
 
 def parse_record(
-    raw: bytes, kind: type[Record], *, what: str, remedy: str = "export the bundle again"
-) -> Record:
+    raw: bytes, kind: type[Model], *, what: str, remedy: str = "export the bundle again"
+) -> Model:
     """Parse strict JSON into a pydantic model; parameters as of `parse_json`.
 
     Raises

@@ -17,7 +17,8 @@ from pydantic import AwareDatetime, FailFast, Field, StringConstraints, model_va
 
 from edgexnas.bundle.dsse import Envelope, sign
 from edgexnas.bundle.keys import KEY_NAME, MOST_PEM_BYTES, key_id, parse_public_key
-from edgexnas.bundle.strict_json import Sha256, StrictRecord, parse_json, parse_record
+from edgexnas.bundle.record import Digest, Record
+from edgexnas.bundle.strict_json import parse_json, parse_record
 from edgexnas.errors import BundleError, TrustError
 
 __all__ = ["MOST_LIST_BYTES", "SignedList", "TrustList", "sign_list", "verify_list"]
@@ -29,10 +30,10 @@ MOST_ROOTS = 16
 
 Pem = Annotated[str, StringConstraints(max_length=MOST_PEM_BYTES)]
 Name = Annotated[str, StringConstraints(pattern=f"^{KEY_NAME}$")]
-Digests = Annotated[tuple[Sha256, ...], Field(max_length=10_000), FailFast()]
+Digests = Annotated[tuple[Digest, ...], Field(max_length=10_000), FailFast()]
 
 
-class TrustList(StrictRecord):
+class TrustList(Record):
     """What the root key's holder says."""
 
     version: Annotated[int, Field(ge=1, lt=2**53)]
