@@ -42,7 +42,6 @@ def write_package(tmp_path: Path) -> WritePackage:
     return write
 
 
-@pytest.mark.xfail(strict=True, reason="interface modules still hold their factories")
 def test_the_package_has_no_import_circle(structure: ModuleType) -> None:
     _, running, _ = structure.all_circles(ROOT / "edgexnas")
     assert running.modules == []

@@ -119,8 +119,10 @@ class StagedBuffer:
         self._allocation: Any = None
         if mapped:
             owner: Any = self.array.base
+            # CUDA promises the host's address only where addressing is unified.
             self.pointer = int(owner.get_device_pointer())
         else:
+            # CUDA allocates no 0 bytes, and a kernel needs an address all the same.
             self._allocation = driver.mem_alloc(max(self.nbytes, 1))
             self.pointer = int(self._allocation)
         self._flat: Array = self.array.reshape(-1).view(np.uint8)

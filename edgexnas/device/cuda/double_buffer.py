@@ -233,6 +233,7 @@ class DoubleBuffer:
 
     def _start(self, slot: Slot) -> Slot:
         session = self._session
+        # The two streams meet here alone: this upload runs beside the previous frame's kernels.
         slot._uploaded.record(session.copies)
         session.compute.wait_for_event(slot._uploaded)
         self._launch(slot)
@@ -296,6 +297,7 @@ class DoubleBuffer:
         """
         slot = self._in_flight(slot)
         self._flying.remove(slot)
+        # Its memory may be written to again, so that a lent frame goes back to its pool.
         slot._frame = None
         self._free.append(slot)
 

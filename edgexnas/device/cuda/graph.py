@@ -64,6 +64,7 @@ def capture_graph(session: CudaContext, work: Callable[[Any], None]) -> CudaGrap
                 bindings.cuGraphDestroy(half)
             raise
         graph = checked(bindings, bindings.cuStreamEndCapture(stream))
+        # The executable keeps a copy, so that the recording can go at once.
         try:
             executable = checked(bindings, bindings.cuGraphInstantiate(graph, 0))
         finally:

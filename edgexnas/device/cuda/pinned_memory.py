@@ -148,6 +148,7 @@ class PinnedMemory:
         block = self._blocks.get(address)
         if block is not None and block.holds(address, nbytes):
             return block
+        # A view that begins inside a block, as one frame of a ring does.
         blocks = list(self._blocks.values())
         return next((block for block in blocks if block.holds(address, nbytes)), None)
 

@@ -45,6 +45,7 @@ class HeldContext:
 
 _HELD: dict[int, HeldContext] = {}
 _LOCK = threading.Lock()
+# Id of the process that used CUDA first: a context does not survive fork.
 _PROCESS: list[int] = []
 
 

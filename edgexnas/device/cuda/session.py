@@ -86,6 +86,7 @@ class CudaSession:
             self.driver = f"{version // 1000}.{version % 1000 // 10}"
             self.copies: Any = driver.Stream(NON_BLOCKING)
             self.compute: Any = driver.Stream(NON_BLOCKING)
+        # Weakly: a session that nobody refers to any more must not live until the process ends.
         self._held.sessions.add(self)
 
     @property

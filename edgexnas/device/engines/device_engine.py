@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from edgexnas.device.engines.engine import Engine
+from edgexnas.device.engines.engine import Engine, check_inputs
 from edgexnas.errors import EngineError, InputError, MissingDependencyError
 
 if TYPE_CHECKING:
@@ -132,6 +132,7 @@ class HostRuns:
                 (engine.batch, *engine.output_shape), np.float32
             )
             for size in engine.sizes:
+                # Libraries allocate and compile at their first run, which no capture survives.
                 with self._session.current():
                     self._enqueue(size, self._session.compute)
                     self._session.compute.synchronize()
@@ -149,6 +150,7 @@ class HostRuns:
                 self._graphs[size] = self._session.capture(partial(self._enqueue, size))
         except (EngineError, MissingDependencyError) as error:
             _log.warning("the engine runs without a CUDA graph, because %s", error)
+            # All sizes or none, so that latency does not depend on the batch by surprise.
             self._forget_graphs()
             if self._session.lost:
                 raise
@@ -164,14 +166,8 @@ class HostRuns:
         engine = self._engine
         if self._outputs is None:
             raise EngineError(f"this {engine.name} engine is closed; open a new one")
+        check_inputs(inputs, engine.input_shape, engine.batch)
         count = len(inputs)
-        if inputs.shape[1:] != engine.input_shape or not 1 <= count <= engine.batch:
-            raise InputError(
-                f"the engine got an array of shape {inputs.shape}; specify "
-                f"(n, {', '.join(map(str, engine.input_shape))}), n from 1 to {engine.batch}"
-            )
-        if inputs.dtype != np.float32:
-            raise InputError(f"the engine got dtype {inputs.dtype}; expected float32")
         size = engine.size_of(count)
         self._inputs.array[:count] = inputs
         stream = self._session.compute
@@ -182,6 +178,7 @@ class HostRuns:
             else:
                 graph.launch()
             stream.synchronize()
+        # The next run writes to the same buffer.
         result: FloatArray = self._outputs.array[:count].copy()
         return result
 

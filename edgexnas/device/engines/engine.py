@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from edgexnas.errors import InputError
+
 if TYPE_CHECKING:
     from edgexnas.bundle import Precision
 
-__all__ = ["Engine"]
+__all__ = ["Engine", "check_inputs"]
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -61,3 +63,21 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Release the model; closing again does nothing."""
+
+
+def check_inputs(inputs: FloatArray, item_shape: tuple[int, ...], batch: int) -> None:
+    """Reject what an engine cannot run.
+
+    Raises
+    ------
+    InputError
+        If it is not (n, ...) float32 with n from 1 to `batch`.
+    """
+    if inputs.shape[1:] != item_shape or not 1 <= len(inputs) <= batch:
+        raise InputError(
+            f"the engine got an array of shape {inputs.shape}; "
+            f"expected (n, {', '.join(map(str, item_shape))}), n from 1 to {batch}"
+        )
+    # Converted silently, float64 would cost a copy of each batch that nobody asked for.
+    if inputs.dtype != np.float32:
+        raise InputError(f"the engine got dtype {inputs.dtype}; expected float32")

@@ -146,6 +146,7 @@ def run_in_batches(engine: Engine, inputs: FloatArray, item_shape: tuple[int, ..
     """
     if len(inputs) == 0:
         return np.empty((0, *item_shape), np.float32)
+    # The last run may be short: engines pad to a size that they were built for.
     starts = range(0, len(inputs), engine.batch)
     runs = [engine.run(inputs[start : start + engine.batch]) for start in starts]
     return runs[0] if len(runs) == 1 else np.concatenate(runs)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from edgexnas.errors import EngineError, InputError, MissingDependencyError
+from edgexnas.device.engines.engine import check_inputs
+from edgexnas.errors import EngineError, MissingDependencyError
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -102,6 +103,7 @@ class OnnxEngine:
         self._binding: Any = session.io_binding()
         self._input_name, item_shape = _sole_tensor(session.get_inputs(), "input")
         self._output_name, result_shape = _sole_tensor(session.get_outputs(), "output")
+        # Bound once for each count: without a binding each run allocates its output anew.
         self._inputs = np.zeros((batch, *item_shape), np.float32)
         self._outputs = np.zeros((batch, *result_shape), np.float32)
         self._bound = 0
@@ -110,14 +112,8 @@ class OnnxEngine:
         """Run the model on (n, ...) float32 items, 1 ≤ n ≤ `batch`; see `Engine.run`."""
         if self._session is None:
             raise EngineError("this onnxruntime engine is closed; open a new one")
+        check_inputs(inputs, self._inputs.shape[1:], self.batch)
         count = len(inputs)
-        if inputs.shape[1:] != self._inputs.shape[1:] or not 1 <= count <= self.batch:
-            raise InputError(
-                f"the engine got an array of shape {inputs.shape}; "
-                f"give (n, {', '.join(map(str, self._inputs.shape[1:]))}), n from 1 to {self.batch}"
-            )
-        if inputs.dtype != np.float32:
-            raise InputError(f"the engine got dtype {inputs.dtype}; expected float32")
         if count != self._bound:
             self._bind(count)
         self._inputs[:count] = inputs

@@ -144,6 +144,7 @@ def _checked(bundle: Bundle, precision: Precision, options: EngineOptions) -> Se
     except BaseException:
         engine.close()
         raise
+    # The CPU is checked as well: what replaces a failed engine must hold the same gate.
     engine = _opened(bundle, precision, options, "onnxruntime")
     engine.reason = reason
     try:

@@ -162,10 +162,12 @@ class TensorRTEngine:
         if context is None:
             raise EngineError(quote(f"makes no context for batches of {size}"))
         shape = (size, *self.input_shape)
+        # The profile is copied to the GPU in this stream, which the caller synchronises.
         stream: int = self.session.compute.handle
         taken = context.set_optimization_profile_async(index, stream)
         if not all((taken, context.set_input_shape(self._input, shape))):
             raise EngineError(quote(f"takes no batches of {size}"))
+        # It names the tensors that still lack a shape or a value.
         if missing := context.infer_shapes():
             raise EngineError(quote(f"needs more than the input, {missing}"))
         given = lengths(context.get_tensor_shape(self._output))
@@ -184,6 +186,7 @@ class TensorRTEngine:
         if context is None:
             raise EngineError(f"this {self.name} engine is closed; open a new one")
         with self.session.current():
+            # Most callers keep their buffers; the same pair needs no second call.
             if self._addresses.get(size) != (inputs, outputs):
                 taken = context.set_tensor_address(self._input, inputs)
                 if not all((taken, context.set_tensor_address(self._output, outputs))):

@@ -178,6 +178,7 @@ def _build(
     if not parser.parse(model):
         said = "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors))
         raise EngineError(quote("cannot read the model", said))
+    # Only a detailed plan tells the inspector and the log which layers run in INT8.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     _target(config, compute_capability)
     tensor = _batched_input(network)
@@ -216,6 +217,7 @@ def _network_flags() -> int:
             f"{library.__name__} {library.__version__} builds no strongly typed networks; "
             "use TensorRT 10 or newer"
         )
+    # Types come from the Q/DQ nodes; TensorRT 11 has no weakly typed networks any more.
     return 1 << int(flags.STRONGLY_TYPED)
 
 

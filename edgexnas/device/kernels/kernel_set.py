@@ -55,6 +55,7 @@ class KernelSet:
         module = session.module(image)
         with session.current():
             self._functions = {name: module.get_function(name) for name in signatures}
+            # Prepared once: an unprepared call looks at the types of its arguments each time.
             for name, signature in signatures.items():
                 self._functions[name].prepare(signature)
 

@@ -80,22 +80,15 @@ class ServiceMetrics:
 
 
 def _service(observation: Observation) -> Iterator[Metric]:
-    status = observation.status
-    state = GaugeMetricFamily(
-        "edgexnas_service_state", "1 for the state that the service is in.", labels=["state"]
+    status, engine = observation.status, observation.status.engine
+    yield _gauge(
+        "service_state",
+        "1 for the state that the service is in.",
+        {name: name == status.health.state for name in STATES},
+        label="state",
     )
-    for name in STATES:
-        state.add_metric([name], float(name == status.health.state))
-    yield state
-    yield GaugeMetricFamily(
-        "edgexnas_service_healthy",
-        "1 while /healthz answers 200.",
-        value=float(status.health.healthy),
-    )
-    yield GaugeMetricFamily(
-        "edgexnas_service_uptime_seconds", "Since the start.", value=status.uptime_s
-    )
-    engine = status.engine
+    yield _gauge("service_healthy", "1 while /healthz answers 200.", status.health.healthy)
+    yield _gauge("service_uptime_seconds", "Since the start.", status.uptime_s)
     yield InfoMetricFamily(
         "edgexnas_service",
         "Which model runs on which engine, and where frames come from.",
@@ -112,7 +105,7 @@ def _frames(observation: Observation) -> Iterator[Metric]:
     status = observation.status
     counts = status.counts
     yield CounterMetricFamily(
-        "edgexnas_frames_received", "Frames that came.", value=counts.get("received", 0)
+        "edgexnas_frames_received", "Frames received.", value=counts.get("received", 0)
     )
     ended = CounterMetricFamily(
         "edgexnas_frames", "Frames that have ended, by how they ended.", labels=["state"]
@@ -120,31 +113,22 @@ def _frames(observation: Observation) -> Iterator[Metric]:
     for name in _ENDED:
         ended.add_metric([name], counts.get(name, 0))
     yield ended
-    waiting = GaugeMetricFamily(
-        "edgexnas_frames_waiting", "Frames in memory or spilled to disk.", labels=["state"]
-    )
-    for name in _WAITING:
-        waiting.add_metric([name], counts.get(name, 0))
-    yield waiting
+    waiting = {name: counts.get(name, 0) for name in _WAITING}
+    yield _gauge("frames_waiting", "Frames in memory or spilled to disk.", waiting, label="state")
     # No counter: a frame that comes late after all is lost no longer.
-    yield GaugeMetricFamily(
-        "edgexnas_frames_lost", "Frames that never came.", value=counts.get("lost", 0)
+    yield _gauge("frames_lost", "Frames that never came.", counts.get("lost", 0))
+    yield _gauge(
+        "series_frames",
+        "Frames of the newest series, by state.",
+        status.series_counts,
+        label="state",
     )
-    series = GaugeMetricFamily(
-        "edgexnas_series_frames", "Frames of the newest series, by state.", labels=["state"]
-    )
-    for name, count in status.series_counts.items():
-        series.add_metric([name], count)
-    yield series
     yield CounterMetricFamily(
         "edgexnas_peaks", "Peaks of all committed frames.", value=status.peaks_total
     )
     if status.watermark is not None:
-        yield GaugeMetricFamily(
-            "edgexnas_series_watermark",
-            "Frames up to this number have all ended in the newest series.",
-            value=status.watermark,
-        )
+        text = "Frames up to this number have all ended in the newest series."
+        yield _gauge("series_watermark", text, status.watermark)
 
 
 def _source_and_sinks(observation: Observation) -> Iterator[Metric]:
@@ -156,11 +140,8 @@ def _source_and_sinks(observation: Observation) -> Iterator[Metric]:
         if isinstance(value, int):
             source.add_metric([name], value)
     yield source
-    yield GaugeMetricFamily(
-        "edgexnas_source_connected",
-        "0 while the source is away.",
-        value=float(status.source_counts.get("connection", "connected") == "connected"),
-    )
+    connected = status.source_counts.get("connection", "connected") == "connected"
+    yield _gauge("source_connected", "0 while the source is away.", connected)
     results = CounterMetricFamily(
         "edgexnas_sink_results", "Results by what a sink did with them.", labels=["sink", "state"]
     )
@@ -172,60 +153,46 @@ def _source_and_sinks(observation: Observation) -> Iterator[Metric]:
 
 def _flow(observation: Observation) -> Iterator[Metric]:
     status = observation.status
-    rate = GaugeMetricFamily(
-        "edgexnas_frames_per_second", "Over the last seconds.", labels=["what"]
-    )
-    rate.add_metric(["received"], status.rates.received_per_s)
-    rate.add_metric(["done"], status.rates.done_per_s)
-    yield rate
-    length = GaugeMetricFamily("edgexnas_queue_length", "Frames that wait.", labels=["stage"])
-    capacity = GaugeMetricFamily(
-        "edgexnas_queue_capacity", "Frames that may wait.", labels=["stage"]
-    )
-    for stage, level in status.queues.items():
-        length.add_metric([stage], level.length)
-        capacity.add_metric([stage], level.capacity)
-    yield length
-    yield capacity
+    rates = {"received": status.rates.received_per_s, "done": status.rates.done_per_s}
+    yield _gauge("frames_per_second", "Over the last seconds.", rates, label="what")
+    queued = {stage: level.length for stage, level in status.queues.items()}
+    yield _gauge("queue_length", "Frames queued.", queued, label="stage")
+    capacity = {stage: level.capacity for stage, level in status.queues.items()}
+    yield _gauge("queue_capacity", "Frames that may be queued.", capacity, label="stage")
     yield _quantiles(
-        "edgexnas_frame_latency_seconds",
+        "frame_latency_seconds",
         "From the arrival of a frame to the commit of its result.",
         {"": status.latency_ms},
     )
-    yield _quantiles(
-        "edgexnas_stage_seconds", "Time that a frame or a batch spends in it.", status.stage_ms
-    )
-
-
-def _quantiles(name: str, text: str, summaries: Mapping[str, LatencySummary]) -> GaugeMetricFamily:
-    """Gauges in seconds; those of the summary "" carry no stage."""
-    stages = [] if "" in summaries else ["stage"]
-    family = GaugeMetricFamily(name, text, labels=[*stages, "quantile"])
-    for stage, summary in summaries.items():
-        labels = [stage] if stages else []
-        for quantile, value_ms in (
-            ("0.5", summary.p50),
-            ("0.95", summary.p95),
-            ("0.99", summary.p99),
-            ("1", summary.max),
-        ):
-            family.add_metric([*labels, quantile], value_ms / 1000)
-    return family
+    yield _quantiles("stage_seconds", "Time of a frame or a batch in it.", status.stage_ms)
 
 
 def _machine(observation: Observation) -> Iterator[Metric]:
     sensors = observation.sensors
-    rails = GaugeMetricFamily("edgexnas_rail_power_watts", "Power of a rail.", labels=["rail"])
-    for rail, power_w in sensors.rails_w.items():
-        rails.add_metric([rail], power_w)
-    yield rails
+    yield _gauge("rail_power_watts", "Power of a rail.", sensors.rails_w, label="rail")
     if sensors.module_w is not None:
-        yield GaugeMetricFamily(
-            "edgexnas_module_power_watts", "Power of the module.", value=sensors.module_w
-        )
-    temperatures = GaugeMetricFamily(
-        "edgexnas_temperature_celsius", "Of a thermal zone.", labels=["zone"]
-    )
-    for zone, celsius in sensors.temperatures_c.items():
-        temperatures.add_metric([zone], celsius)
-    yield temperatures
+        yield _gauge("module_power_watts", "Power of the module.", sensors.module_w)
+    zones = sensors.temperatures_c
+    yield _gauge("temperature_celsius", "Of a thermal zone.", zones, label="zone")
+
+
+def _gauge(
+    name: str, text: str, value: float | Mapping[str, float], *, label: str | None = None
+) -> GaugeMetricFamily:
+    """Make a gauge of one value, or of one a label."""
+    labelled = value if isinstance(value, Mapping) else {"": value}
+    family = GaugeMetricFamily(f"edgexnas_{name}", text, labels=[label] if label else [])
+    for key, number in labelled.items():
+        family.add_metric([key] if label else [], float(number))
+    return family
+
+
+def _quantiles(name: str, text: str, summaries: Mapping[str, LatencySummary]) -> GaugeMetricFamily:
+    """Make gauges in seconds; those of the summary "" carry no stage."""
+    stages = [] if "" in summaries else ["stage"]
+    family = GaugeMetricFamily(f"edgexnas_{name}", text, labels=[*stages, "quantile"])
+    for stage, summary in summaries.items():
+        times_ms = (summary.p50, summary.p95, summary.p99, summary.max)
+        for quantile, time_ms in zip(("0.5", "0.95", "0.99", "1"), times_ms, strict=True):
+            family.add_metric([*([stage] if stages else []), quantile], time_ms / 1000)
+    return family

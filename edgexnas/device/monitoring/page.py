@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -257,33 +258,21 @@ def _table(table: SummaryTable) -> str:
     )
 
 
-def _charts(history: Sequence[HistoryPoint]) -> tuple[_Chart, _Chart]:
-    received = [point.received_per_s for point in history]
-    done = [point.done_per_s for point in history]
-    p50 = [point.latency_p50_ms for point in history]
-    p99 = [point.latency_p99_ms for point in history]
-    times = [point.time_s for point in history]
-    rate_top, latency_top = _round_up([*received, *done]), _round_up([*p50, *p99])
-    return (
-        _Chart(
-            "rate-chart",
-            "Frames per second",
-            (
-                ("a", _legend("received", received, ""), _points(times, received, rate_top)),
-                ("b", _legend("done", done, ""), _points(times, done, rate_top)),
-            ),
-            f"{rate_top:g}",
-        ),
-        _Chart(
-            "latency-chart",
-            "Latency from arrival to result",
-            (
-                ("a", _legend("p50", p50, " ms"), _points(times, p50, latency_top)),
-                ("b", _legend("p99", p99, " ms"), _points(times, p99, latency_top)),
-            ),
-            f"{latency_top:g} ms",
-        ),
-    )
+def _charts(history: Sequence[HistoryPoint]) -> tuple[_Chart, ...]:
+    columns = zip(*history, strict=True) if history else [()] * len(HistoryPoint._fields)
+    times, received, done, p50, p99 = map(list, columns)
+    charts = []
+    for key, title, unit, lines in (
+        ("rate-chart", "Frames per second", "", {"received": received, "done": done}),
+        ("latency-chart", "Latency from arrival to result", " ms", {"p50": p50, "p99": p99}),
+    ):
+        top = _round_up(list(itertools.chain(*lines.values())))
+        drawn = tuple(
+            (colour, _legend(name, values, unit), _points(times, values, top))
+            for colour, (name, values) in zip("ab", lines.items(), strict=True)
+        )
+        charts.append(_Chart(key, title, drawn, f"{top:g}{unit}"))
+    return tuple(charts)
 
 
 def _legend(name: str, values: Sequence[float], unit: str) -> str:

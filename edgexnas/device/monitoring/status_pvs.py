@@ -14,10 +14,11 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from edgexnas import __version__
+from edgexnas.device.monitoring.sensors import SensorReading
+from edgexnas.device.monitoring.status import ServiceStatus
 from edgexnas.device.monitoring.summary import clock_time
 from edgexnas.device.monitoring.watch import Observation, ServiceWatch
 from edgexnas.device.optional_libraries import pvaccess_module
@@ -34,67 +35,32 @@ _INT32_MAX = 2**31 - 1
 Value = int | float | str
 
 
-class PvValue(NamedTuple):
-    """The value of a PV and how bad it is: 0 no alarm, 1 minor, 2 major."""
+class Pv(NamedTuple):
+    """What a PV shows.
+
+    Attributes
+    ----------
+    value
+        Always of one type: int, float or str.
+    description
+        For displays.
+    severity
+        0 no alarm, 1 minor, 2 major.
+    message
+        Why there is an alarm.
+    units
+        Of the value.
+    """
 
     value: Value
+    description: str
     severity: int = _NO_ALARM
     message: str = ""
+    units: str = ""
 
 
-class _Kind(NamedTuple):
-    initial: Value
-    units: str
-    description: str
-
-
-_PVS: Mapping[str, _Kind] = {
-    # areaDetector's NDArrayBase and NDPluginBase
-    "PluginType_RBV": _Kind("", "", "What this is"),
-    "DriverVersion_RBV": _Kind("", "", "Version of edgexnas"),
-    "PortName_RBV": _Kind("", "", "Model that runs"),
-    "NDArrayPort_RBV": _Kind("", "", "Source of the frames"),
-    "ArrayCounter_RBV": _Kind(0, "", "Frames received"),
-    "ArrayRate_RBV": _Kind(0.0, "Hz", "Frames received a second"),
-    "DroppedArrays_RBV": _Kind(0, "", "Frames that gave way to newer ones"),
-    "UniqueId_RBV": _Kind(0, "", "Number of the newest committed frame"),
-    "ArraySize0_RBV": _Kind(0, "", "Width of the newest frame"),
-    "ArraySize1_RBV": _Kind(0, "", "Height of the newest frame"),
-    "QueueSize": _Kind(0, "", "Frames that may wait in the fullest queue"),
-    "QueueFree": _Kind(0, "", "Room left in the fullest queue"),
-    "QueueUse": _Kind(0, "", "Frames that wait in the fullest queue"),
-    "ExecutionTime_RBV": _Kind(0.0, "ms", "Arrival to result, median"),
-    # the service's own
-    "State_RBV": _Kind("", "", "State of the service"),
-    "Status_RBV": _Kind("", "", "Whether it is healthy, in words"),
-    "LastError_RBV": _Kind("", "", "Newest error, with its time"),
-    "SourceConnected_RBV": _Kind(0, "", "1 while the source can deliver"),
-    "SourceMissed_RBV": _Kind(0, "", "Frame numbers that the source skipped"),
-    "SourceMalformed_RBV": _Kind(0, "", "Messages that could not be decoded"),
-    "SourceReconnects_RBV": _Kind(0, "", "Times that the source came back"),
-    "StoredResults_RBV": _Kind(0, "", "Results stored, by all sinks"),
-    "RefusedResults_RBV": _Kind(0, "", "Results that a sink did not store"),
-    "ProcessedArrays_RBV": _Kind(0, "", "Frames whose result is committed"),
-    "ProcessedRate_RBV": _Kind(0.0, "Hz", "Results committed a second"),
-    "FailedArrays_RBV": _Kind(0, "", "Frames not decoded, processed or stored"),
-    "DuplicateArrays_RBV": _Kind(0, "", "Frames that came again"),
-    "LostArrays_RBV": _Kind(0, "", "Frames that never came"),
-    "PendingArrays_RBV": _Kind(0, "", "Frames in work"),
-    "SpilledArrays_RBV": _Kind(0, "", "Frames waiting on disk"),
-    "LatencyP95_RBV": _Kind(0.0, "ms", "Arrival to result, 95 % are faster"),
-    "LatencyP99_RBV": _Kind(0.0, "ms", "Arrival to result, 99 % are faster"),
-    "Peaks_RBV": _Kind(0, "", "Peaks of all committed frames"),
-    "Watermark_RBV": _Kind(-1, "", "All frames up to it have ended; -1 for none"),
-    "Series_RBV": _Kind("", "", "Newest series"),
-    "ModulePower_RBV": _Kind(0.0, "W", "Power of the module; 0 without a sensor"),
-}
-
-PV_NAMES = tuple(_PVS)
-"""Names of the status PVs, without prefix."""
-
-
-def pv_values(observation: Observation) -> dict[str, PvValue]:
-    """Give each status PV its value and alarm.
+def pv_values(observation: Observation) -> dict[str, Pv]:
+    """Assign each status PV its value and alarm.
 
     Parameters
     ----------
@@ -104,11 +70,11 @@ def pv_values(observation: Observation) -> dict[str, PvValue]:
     Returns
     -------
     dict
-        Name without prefix → value; all of `PV_NAMES`. Counters wrap to 0 after 2³¹ − 1, as those
-        of areaDetector do not fit more either.
+        Name without prefix → what it shows; all of `PV_NAMES`. Counters wrap to 0 after 2³¹ − 1,
+        as those of areaDetector do not fit more either.
     """
     status, health = observation.status, observation.status.health
-    counts, latency = status.counts, status.latency_ms
+    counts, latency, rates = status.counts, status.latency_ms, status.rates
     result = status.last_result
     height, width = (0, 0) if result is None or result.pixels is None else result.pixels.shape
     fullest = max(
@@ -121,59 +87,83 @@ def pv_values(observation: Observation) -> dict[str, PvValue]:
     crowded = _NO_ALARM
     if capacity and waiting >= 0.75 * capacity:
         crowded = _MAJOR if waiting >= capacity else _MINOR
-    queue = "queue is filling" if crowded == _MINOR else "queue is full" if crowded else ""
-    engine = status.engine
-    dropped, lost, failed = (counts.get(state, 0) for state in ("dropped", "lost", "failed"))
+    queue = (crowded, ("", "queue is filling", "queue is full")[crowded])
     severity = _MAJOR if not health.healthy else _MINOR if health.reasons else _NO_ALARM
     alarm = (severity, health.sentence if severity else "")
-    error = status.last_error
+    error, engine = status.last_error, status.engine
+    newest = f"{clock_time(error.at_s)} {error.message}" if error else ""
+    model = f"{status.model_id} {engine.name} {engine.precision}" if engine else status.model_id
+    connected = status.source_counts.get("connection", "connected") == "connected"
     source = {name: n for name, n in status.source_counts.items() if isinstance(n, int)}
+    stored, refused = (
+        sum(getattr(sink, name) for sink in status.sinks.values()) for name in ("stored", "refused")
+    )
+
+    def frames(state: str, description: str, raised: str = "") -> Pv:
+        return _count(counts.get(state, 0), description, raised)
+
     return {
-        "PluginType_RBV": PvValue("edgexnas"),
-        "DriverVersion_RBV": PvValue(__version__),
-        "PortName_RBV": PvValue(
-            f"{status.model_id} {engine.name} {engine.precision}" if engine else status.model_id
+        # areaDetector's NDArrayBase and NDPluginBase
+        "PluginType_RBV": Pv("edgexnas", "What this is"),
+        "DriverVersion_RBV": Pv(__version__, "Version of edgexnas"),
+        "PortName_RBV": Pv(model, "Model that runs"),
+        "NDArrayPort_RBV": Pv(status.source, "Source of the frames"),
+        "ArrayCounter_RBV": frames("received", "Frames received"),
+        "ArrayRate_RBV": _measured(rates.received_per_s, "Hz", "Frames received a second"),
+        "DroppedArrays_RBV": frames(
+            "dropped", "Frames that gave way to newer ones", "frames were dropped"
         ),
-        "NDArrayPort_RBV": PvValue(status.source),
-        "ArrayCounter_RBV": PvValue(_int32(counts.get("received", 0))),
-        "ArrayRate_RBV": PvValue(status.rates.received_per_s),
-        "DroppedArrays_RBV": _counter(dropped, "frames were dropped"),
-        "UniqueId_RBV": PvValue(_int32(result.number if result else 0)),
-        "ArraySize0_RBV": PvValue(width),
-        "ArraySize1_RBV": PvValue(height),
-        "QueueSize": PvValue(capacity),
-        "QueueFree": PvValue(capacity - waiting, crowded, queue),
-        "QueueUse": PvValue(waiting, crowded, queue),
-        "ExecutionTime_RBV": PvValue(latency.p50),
-        "State_RBV": PvValue(health.state, *alarm),
-        "Status_RBV": PvValue(health.sentence, *alarm),
-        "LastError_RBV": PvValue(
-            f"{clock_time(error.at_s)} {error.message}" if error else "",
-            _MINOR if error and not error.gone else _NO_ALARM,
+        "UniqueId_RBV": _count(result.number if result else 0, "Newest committed frame"),
+        "ArraySize0_RBV": Pv(width, "Width of the newest frame"),
+        "ArraySize1_RBV": Pv(height, "Height of the newest frame"),
+        "QueueSize": Pv(capacity, "Capacity of the fullest queue"),
+        "QueueFree": Pv(capacity - waiting, "Room left in the fullest queue", *queue),
+        "QueueUse": Pv(waiting, "Frames in the fullest queue", *queue),
+        "ExecutionTime_RBV": _measured(latency.p50, "ms", "Arrival to result, median"),
+        # the service's own
+        "State_RBV": Pv(health.state, "State of the service", *alarm),
+        "Status_RBV": Pv(health.sentence, "Whether it is healthy, in words", *alarm),
+        "LastError_RBV": Pv(
+            newest, "Newest error, with its time", _MINOR if error and not error.gone else _NO_ALARM
         ),
-        "SourceConnected_RBV": PvValue(
-            int(status.source_counts.get("connection", "connected") == "connected")
+        "SourceConnected_RBV": Pv(int(connected), "1 while the source can deliver"),
+        "SourceMissed_RBV": _count(
+            source.get("missed", 0),
+            "Frame numbers that the source skipped",
+            "the source skipped frames",
         ),
-        "SourceMissed_RBV": _counter(source.get("missed", 0), "the source skipped frames"),
-        "SourceMalformed_RBV": _counter(source.get("malformed", 0), "messages were malformed"),
-        "SourceReconnects_RBV": PvValue(_int32(source.get("reconnects", 0))),
-        "StoredResults_RBV": PvValue(_int32(sum(sink.stored for sink in status.sinks.values()))),
-        "RefusedResults_RBV": _counter(
-            sum(sink.refused for sink in status.sinks.values()), "a sink did not store results"
+        "SourceMalformed_RBV": _count(
+            source.get("malformed", 0),
+            "Messages that could not be decoded",
+            "messages were malformed",
         ),
-        "ProcessedArrays_RBV": PvValue(_int32(counts.get("done", 0))),
-        "ProcessedRate_RBV": PvValue(status.rates.done_per_s),
-        "FailedArrays_RBV": _counter(failed, "frames failed"),
-        "DuplicateArrays_RBV": PvValue(_int32(counts.get("duplicate", 0))),
-        "LostArrays_RBV": _counter(lost, "frames never came"),
-        "PendingArrays_RBV": PvValue(_int32(counts.get("pending", 0))),
-        "SpilledArrays_RBV": PvValue(_int32(counts.get("spilled", 0))),
-        "LatencyP95_RBV": PvValue(latency.p95),
-        "LatencyP99_RBV": PvValue(latency.p99),
-        "Peaks_RBV": PvValue(_int32(status.peaks_total)),
-        "Watermark_RBV": PvValue(-1 if status.watermark is None else _int32(status.watermark)),
-        "Series_RBV": PvValue(status.series or ""),
-        "ModulePower_RBV": PvValue(observation.sensors.module_w or 0.0),
+        "SourceReconnects_RBV": _count(
+            source.get("reconnects", 0), "Times that the source came back"
+        ),
+        "StoredResults_RBV": _count(stored, "Results stored, by all sinks"),
+        "RefusedResults_RBV": _count(
+            refused, "Results that a sink did not store", "a sink did not store results"
+        ),
+        "ProcessedArrays_RBV": frames("done", "Frames whose result is committed"),
+        "ProcessedRate_RBV": _measured(rates.done_per_s, "Hz", "Results committed a second"),
+        "FailedArrays_RBV": frames(
+            "failed", "Frames not decoded, processed or stored", "frames failed"
+        ),
+        "DuplicateArrays_RBV": frames("duplicate", "Frames that came again"),
+        "LostArrays_RBV": frames("lost", "Frames that never came", "frames never came"),
+        "PendingArrays_RBV": frames("pending", "Frames in work"),
+        "SpilledArrays_RBV": frames("spilled", "Frames waiting on disk"),
+        "LatencyP95_RBV": _measured(latency.p95, "ms", "Arrival to result, 95 % are faster"),
+        "LatencyP99_RBV": _measured(latency.p99, "ms", "Arrival to result, 99 % are faster"),
+        "Peaks_RBV": _count(status.peaks_total, "Peaks of all committed frames"),
+        "Watermark_RBV": Pv(
+            -1 if status.watermark is None else _int32(status.watermark),
+            "All frames up to it have ended; -1 for none",
+        ),
+        "Series_RBV": Pv(status.series or "", "Newest series"),
+        "ModulePower_RBV": _measured(
+            observation.sensors.module_w or 0.0, "W", "Power of the module; 0 without a sensor"
+        ),
     }
 
 
@@ -181,8 +171,19 @@ def _int32(count: int) -> int:
     return count & _INT32_MAX
 
 
-def _counter(count: int, message: str) -> PvValue:
-    return PvValue(_int32(count), _MINOR if count else _NO_ALARM, message if count else "")
+def _count(number: int, description: str, raised: str = "") -> Pv:
+    """Show a counter; `raised` is the alarm while it is not 0."""
+    alarm = (_MINOR, raised) if raised and number else (_NO_ALARM, "")
+    return Pv(_int32(number), description, *alarm)
+
+
+def _measured(number: float, units: str, description: str) -> Pv:
+    return Pv(float(number), description, units=units)
+
+
+_NOTHING_YET = pv_values(Observation(ServiceStatus(), (), SensorReading()))
+PV_NAMES = tuple(_NOTHING_YET)
+"""Names of the status PVs, without prefix."""
 
 
 class StatusPvs:
@@ -215,7 +216,7 @@ class StatusPvs:
         self._watch = watch
         self._prefix = prefix
         self._period_s = period_s
-        self._shown: dict[str, PvValue] = {}
+        self._shown: dict[str, Pv] = {}
         self._records: PvaRecords | None = None
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
@@ -226,14 +227,14 @@ class StatusPvs:
             return
         records = PvaRecords("status PVs")
         self._records = records
-        for name, kind in _PVS.items():
-            records.add(self._prefix + name, self._record(kind))
+        for name, shown in _NOTHING_YET.items():
+            records.add(self._prefix + name, self._record(shown))
         self._post(records)
         self._thread = threading.Thread(
             target=self._run, args=(records,), name="edgexnas-pvs", daemon=True
         )
         self._thread.start()
-        _logger.info("%d status PVs: %sArrayCounter_RBV ...", len(_PVS), self._prefix)
+        _logger.info("%d status PVs: %sArrayCounter_RBV ...", len(PV_NAMES), self._prefix)
 
     def close(self) -> None:
         """Withdraw the PVs; closing again does nothing."""
@@ -269,11 +270,11 @@ class StatusPvs:
                 records.update(self._prefix + name, fields)
         self._shown = values
 
-    def _record(self, kind: _Kind) -> Any:
+    def _record(self, shown: Pv) -> Any:
         """Make a normative scalar: value, alarm, time stamp and what a display needs."""
         pva = self._pvaccess
         kinds = {int: pva.INT, float: pva.DOUBLE, str: pva.STRING}
-        record = pva.NtScalar(kinds[type(kind.initial)], kind.initial)
+        record = pva.NtScalar(kinds[type(shown.value)], shown.value)
         # A display structure has one layout in pvapy, whose defaults are all that else is set.
-        record.setStructure("display", {"units": kind.units, "description": kind.description})
+        record.setStructure("display", {"units": shown.units, "description": shown.description})
         return record

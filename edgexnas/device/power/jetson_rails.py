@@ -115,6 +115,7 @@ class JetsonRailMeter:
             source=self.source,
             steps_w={label: values[label][0] * CURRENT_STEP_A for label in total},
             systematic_w=math.hypot(*(_error_w(*values[t]) for t in total)) if total else None,
+            # Power is a product: the gains of voltage and current add up as squares.
             gain_error=math.hypot(GAIN_ERROR, GAIN_ERROR) if total else None,
             supply_v=supply[0] if supply else None,
         )

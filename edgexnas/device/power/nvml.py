@@ -46,6 +46,7 @@ class NvmlMeter:
         try:
             self.handle = self._library.nvmlDeviceGetHandleByIndex(gpu)
             self.name = str(self._library.nvmlDeviceGetName(self.handle))
+            # Older GPUs and drivers have the average alone; without that either, reading it raises.
             self._instantaneous = self._instant_w() is not None
             self._counts = self._total_j() is not None
             self._average_w()

@@ -30,6 +30,7 @@ class _Domain:
         """Energy in µJ since the last reading, across one start-over."""
         value = _whole(self.path / "energy_uj")
         gained = value - self.last_uj
+        # The counter starts over within minutes at full power.
         if gained < 0:
             gained += self.range_uj + 1
         self.last_uj = value

@@ -65,12 +65,14 @@ def test_the_fullest_queue_warns_at_three_quarters_and_alarms_when_full(
 def test_losses_are_minor_alarms_and_a_failure_is_a_major_one(
     source: Any, watch: ServiceWatch, health_of: Callable[..., Any]
 ) -> None:
-    assert pv_values(watch.observe())["LostArrays_RBV"][1:] == (1, "frames never came")
+    lost = pv_values(watch.observe())["LostArrays_RBV"]
+    assert (lost.severity, lost.message) == (1, "frames never came")
     assert pv_values(watch.observe())["State_RBV"].severity == 0
     for state, severity in (("degraded", 1), ("failing", 2)):
         source.change(health=health_of(state))
         sentence = health_of(state).sentence
-        assert pv_values(watch.observe())["Status_RBV"] == (sentence, severity, sentence)
+        shown = pv_values(watch.observe())["Status_RBV"]
+        assert (shown.value, shown.severity, shown.message) == (sentence, severity, sentence)
 
 
 def test_an_error_is_an_alarm_until_it_is_gone(source: Any, watch: ServiceWatch) -> None:
