@@ -246,7 +246,7 @@ def _spaces(
     spaces = [resolve_space(item, task=task) for item in given]
     names = [item.name for item in spaces]
     if len(set(names)) != len(names):
-        raise ConfigurationError(f"spaces are named {names}; give each space a unique name")
+        raise ConfigurationError(f"spaces are named {names}; specify unique names")
     if epochs is None:
         return tuple(spaces)
     return tuple(_capped(item, epochs) for item in spaces)

@@ -324,7 +324,7 @@ def test_a_wrong_configuration_file_is_refused(tmp_path: Path, text: str, named:
     [
         ({"space": "mlpBrag"}, ConfigurationError, "space 'mlpBrag' is unknown"),
         ({"space": ()}, ConfigurationError, "space is empty"),
-        ({"space": (MLP, MLP)}, ConfigurationError, "a name of its own"),
+        ({"space": (MLP, MLP)}, ConfigurationError, "specify unique names"),
         ({"objectives": ("speed",)}, ConfigurationError, "objective 'speed' is unknown"),
         ({"objectives": ("energy",)}, ConfigurationError, "'energy' has no source"),
         ({"constraints": {"size": 3}}, ConfigurationError, "constraint 'size' is unknown"),
