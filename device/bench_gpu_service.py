@@ -1,10 +1,10 @@
-"""Measure a service whose engine runs on a GPU: frames/s of compressed and of plain frames.
+"""Measure a service whose engine runs on a GPU, against what copying and a stream allow.
 
     python device/bench_gpu_service.py runs/demo --output docs/results/gpu-service.md
 
 Takes the bundle and keys that `make demo` leaves. TensorRT is not needed: torch stands in for the
-bundle's network, which the page says. The frames are in this process already, compressed as a
-DECTRIS detector sends them or plain, and come as fast as the service takes them.
+networks, which the page says. Frames are in this process already: in `frame_buffers`, compressed
+as a DECTRIS detector sends them, or plain; they come as fast as the service takes them.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-from gpu_timings import CODEC, PATCH, SHAPE, SIZES
+from gpu_scans import BATCH, NETWORKS, PATTERN, predictor_on, raster, rate
+from gpu_timings import CODEC, PATCH, SHAPE, SIZES, SPOTS, bandwidth
 from made_frames import spotty_frame
 from torch_stand_in import TorchStandIn
 
-from edgexnas.device import PeakPredictor
+from edgexnas.device import PeakPredictor, PtychoPredictor
 from edgexnas.device.cuda import CudaSession
-from edgexnas.device.serving import peak_work
+from edgexnas.device.serving import pattern_work, peak_work
 from edgexnas.device.serving.service import Service
 from edgexnas.device.serving.settings import PipelineSettings
 from edgexnas.device.sinks.callback_sink import CallbackSink
@@ -39,20 +40,25 @@ from edgexnas.device.sources.encoded_frames import (
 )
 from edgexnas.device.sources.events import SeriesEnd, SeriesStart, SourceEvent, SourceFrame
 from edgexnas.host.networks.bragg_models import MlpBragg
+from edgexnas.scans import Scan
 from edgexnas.whole_files import write_whole
 
-WORKERS = (1, 4, 12)
-FRAMES = 200
-"""Frames of a run, for each worker."""
+DECODERS = (1, 4, 12)
+FRAMES = 400
+"""Frames of a run, for each thread that decodes."""
 
+PATTERNS = 16_384
 WARM = 0.2
 """Share of them after which the rate is measured."""
 
 WHERE = {
+    "ring": "in `frame_buffers`",
     "there": "bitshuffle/LZ4, decoded where the GPU reads",
     "elsewhere": "bitshuffle/LZ4, decoded in other memory and copied",
     "plain": "not compressed, in other memory, copied",
 }
+
+Row = dict[str, Any]
 
 
 class Frames:
@@ -60,14 +66,17 @@ class Frames:
 
     url, live = "memory://", False
 
-    def __init__(self, frames: list[np.ndarray], payloads: list[bytes] | None, count: int) -> None:
+    def __init__(self, frames: Any, payloads: list[bytes] | None, count: int) -> None:
         self._frames = frames
         self._payloads = payloads
         self._count = count
+        if payloads is None:
+            # Nothing is to be decoded, and so no thread does.
+            self.encoded_events = None
 
     def encoded_events(self) -> Iterator[SourceEvent | EncodedFrame]:
         """Iterate over frames, compressed if there are payloads."""
-        yield SeriesStart("bench", SHAPE, self._frames[0].dtype, self._count)
+        yield SeriesStart("bench", self._frames[0].shape, self._frames[0].dtype, self._count)
         for number in range(self._count):
             now_ns, turn = time.monotonic_ns(), number % len(self._frames)
             if self._payloads is None:
@@ -80,7 +89,7 @@ class Frames:
 
     def events(self) -> Iterator[SourceEvent]:
         """Iterate over decoded frames."""
-        return decoded_events(self.encoded_events())
+        return decoded_events(type(self).encoded_events(self))
 
     def close(self) -> None:
         """Do nothing: frames end by themselves."""
@@ -90,11 +99,34 @@ class Frames:
         return {}
 
 
+class ScanFrames(Frames):
+    """The patterns of a scan with their positions in metres, one metre a pixel."""
+
+    def __init__(self, scan: Scan) -> None:
+        super().__init__(scan.patterns, None, len(scan.patterns))
+        self._positions = scan.positions_px.tolist()
+
+    def events(self) -> Iterator[SourceEvent]:
+        """Iterate over patterns."""
+        for event in super().events():
+            if isinstance(event, SourceFrame):
+                row, col = self._positions[event.number]
+                yield SourceFrame(
+                    event.series, event.number, event.pixels, event.arrival_ns,
+                    position_m=(row * PIXEL_M, col * PIXEL_M),
+                )  # fmt: skip
+            else:
+                yield event
+
+
+PIXEL_M = 1e-8
+
+
 def decode(payload: Payload, memory: FrameMemory | None) -> np.ndarray:
     return decompress(CODEC, payload, SHAPE, np.uint16, memory)
 
 
-def run(predictor: PeakPredictor, source: Frames, workers: int) -> dict[str, Any]:
+def run(predictor: Any, source: Frames, **settings: Any) -> Row:
     """Let a service take all frames; give its rate and what its stages take."""
     ended: list[float] = []
     peaks: list[int] = []
@@ -102,41 +134,65 @@ def run(predictor: PeakPredictor, source: Frames, workers: int) -> dict[str, Any
     def take(item: object) -> None:
         if isinstance(item, FrameResult):
             ended.append(time.perf_counter())
-            peaks.append(len(item.peaks) if item.peaks is not None else -1)
+            if item.peaks is not None:
+                peaks.append(len(item.peaks))
 
     service = Service(
         predictor,
         source,
         [CallbackSink(take, policy="block")],
-        settings=PipelineSettings(workers=workers, background_frames=1),
+        settings=PipelineSettings(background_frames=1, **settings),
     )
     counts = service.run().counts
-    if counts["done"] != FRAMES * workers or -1 in peaks:
-        raise SystemExit(f"not all frames were done: {dict(counts)}")
+    if counts["done"] != source._count:
+        raise SystemExit(f"not all frames were done: {dict(counts)}, {service.status().last_error}")
     warm = int(WARM * len(ended))
     stages = service.status().stage_ms
     return {
-        "workers": workers,
         "frames/s": (len(ended) - 1 - warm) / (ended[-1] - ended[warm]),
-        "peaks": round(statistics.mean(peaks)),
+        "peaks": round(statistics.mean(peaks)) if peaks else 0,
         "decode ms": stages["decode"].p50 if "decode" in stages else 0.0,
-        "find ms": stages["find"].p50,
+        "gpu ms": stages["gpu"].p50 if "gpu" in stages else 0.0,
     }
 
 
-def measure(predictor: PeakPredictor, keep: Callable[[str, dict[str, Any]], None]) -> None:
-    """Run every case for every number of workers."""
-    first, _ = spotty_frame(SHAPE, 500, 0)
-    frames = [np.roll(first, 37 * turn, axis=(0, 1)) for turn in range(4)]
-    payloads = [compress(CODEC, frame) for frame in frames]
-    for workers in WORKERS:
-        for where in WHERE:
-            source = Frames(frames, None if where == "plain" else payloads, FRAMES * workers)
-            if where == "there":
-                keep(where, run(predictor, source, workers))
-            else:
-                with patch.object(peak_work.PeakWork, "spare_frames", lambda *_: 0):
-                    keep(where, run(predictor, source, workers))
+def measure(predictor: PeakPredictor, keep: Callable[[str, Row], None]) -> None:
+    """Run every case: frames in a ring at each number of peaks, others for more decoders too."""
+    for spots in SPOTS:
+        first, _ = spotty_frame(SHAPE, spots, 0)
+        frames = [np.roll(first, 37 * turn, axis=(0, 1)) for turn in range(4)]
+        ring = predictor.frame_buffers(len(frames), SHAPE, np.uint16)
+        ring[:] = frames
+        keep("ring", {"decoders": 0} | run(predictor, Frames(ring, None, FRAMES * 4)))
+        if spots != SPOTS[0]:
+            continue
+        payloads = [compress(CODEC, frame) for frame in frames]
+        for decoders in DECODERS:
+            for where in ("there", "elsewhere"):
+                lent = peak_work.PeakWork.spare_frames if where == "there" else lambda *_: 0
+                with patch.object(peak_work.PeakWork, "spare_frames", lent):
+                    source = Frames(frames, payloads, FRAMES * decoders)
+                    keep(where, {"decoders": decoders} | run(predictor, source, workers=decoders))
+        keep("plain", {"decoders": 0} | run(predictor, Frames(frames, None, FRAMES * 4)))
+
+
+def measure_scans(session: CudaSession, keep: Callable[[str, Row], None]) -> None:
+    """Run a scan through a stream and through a service, with each network."""
+    scan = raster(PATTERNS, 256)
+    for name, build in NETWORKS.items():
+        engine = TorchStandIn(
+            build().eval(), PATTERN, session=session, precision="float16", batch=BATCH
+        )
+        with predictor_on(engine) as predictor:
+            streamed = rate(predictor, scan)
+            row = serve_scan(predictor, scan)
+        engine.close()
+        keep(name, {"stream/s": streamed} | row)
+
+
+def serve_scan(predictor: PtychoPredictor, scan: Scan) -> Row:
+    """Let a service take a scan."""
+    return run(predictor, ScanFrames(scan), object_pixel_m=(PIXEL_M, PIXEL_M), snapshot_s=3600.0)
 
 
 def main() -> None:
@@ -144,9 +200,10 @@ def main() -> None:
     parser.add_argument("demo", type=Path, help="folder that `make demo` left")
     parser.add_argument("--output", type=Path, help="Markdown file; only printed if not given")
     options = parser.parse_args()
-    lines: list[str] = []
+    frames: list[str] = []
+    scans: list[str] = []
     # Frames of uint32, for which a service warms up too, do not come.
-    peak_work.USUAL_DTYPES = (np.uint16,)
+    peak_work.USUAL_DTYPES = pattern_work.USUAL_DTYPES = (np.uint16,)
     with (
         TemporaryDirectory() as cache,
         CudaSession() as session,
@@ -162,37 +219,57 @@ def main() -> None:
         predictor._shared.engine = TorchStandIn(
             MlpBragg(50, 5, levels).eval(), PATCH, session=session, sizes=SIZES, graph=False
         )
+        limit = bandwidth(session) / (2 * SHAPE[0] * SHAPE[1])
 
-        def keep(where: str, row: dict[str, Any]) -> None:
-            decoding = "" if where == "plain" else f"{row['decode ms']:.1f}"
-            lines.append(
-                f"| {WHERE[where]} | {row['workers']} | {row['frames/s']:,.0f} | {decoding} "
-                f"| {row['find ms']:.2f} |"
+        def keep_frames(where: str, row: Row) -> None:
+            decoding = f"{row['decode ms']:.1f}" if row["decoders"] else ""
+            frames.append(
+                f"| {WHERE[where]} | {row['peaks']:,} | {row['decoders'] or ''} "
+                f"| {row['frames/s']:,.0f} | {row['frames/s'] / limit:.0%} | {decoding} "
+                f"| {row['gpu ms']:.2f} |"
             )
-            print(lines[-1], row["peaks"], "peaks", flush=True)
+            print(frames[-1], flush=True)
+
+        def keep_scans(name: str, row: Row) -> None:
+            scans.append(
+                f"| {name} | {row['stream/s']:,.0f} | {row['frames/s']:,.0f} "
+                f"| {row['frames/s'] / row['stream/s']:.0%} |"
+            )
+            print(scans[-1], flush=True)
 
         try:
-            measure(predictor, keep)
+            measure(predictor, keep_frames)
+            measure_scans(session, keep_scans)
         finally:
             if options.output is not None:
-                write_whole(options.output, page(session, lines).encode())
+                write_whole(options.output, page(session, limit, frames, scans).encode())
 
 
-def page(session: CudaSession, lines: list[str]) -> str:
+def page(session: CudaSession, limit: float, frames: list[str], scans: list[str]) -> str:
     """Lay the rows out."""
-    head = [
+    lines = [
         "# A service on a GPU",
         "",
         f"`python device/bench_gpu_service.py runs/demo` on {session.name}, {session.capability}, "
-        f"CUDA {session.driver}. A `Service` takes frames of 2048×2048 uint16 with about 500 peaks "
-        f"from memory as fast as it can and gives the peaks to a callback; {FRAMES} frames a "
-        "worker, one thread of each to decode and one to find. TensorRT does not run there: "
-        "mlpBragg 50×5 in torch stands in. Medians of a frame in a stage.",
+        f"CUDA {session.driver}. A `Service` takes frames from memory as fast as it can and gives "
+        "results to a callback; one thread drives the GPU, others decode. TensorRT does not run "
+        "there: torch stands in for the networks. Medians of a frame in a stage.",
         "",
-        "| frames | workers | frames/s | decode, ms | copy to the GPU, find and predict, ms |",
-        "|---|---|---|---|---|",
+        "Frames of 2048×2048 uint16, mlpBragg 50×5. Copying them from pinned memory allows "
+        f"{limit:,.0f} frames/s.",
+        "",
+        "| frames | peaks | decoders | frames/s | of the limit | decode, ms | GPU, ms |",
+        "|---|---|---|---|---|---|---|",
+        *frames,
+        "",
+        f"Scans of {PATTERNS:,} patterns of 256×256 uint16, stitched, the final image included in "
+        "that of the stream.",
+        "",
+        "| network | patterns/s, stream | patterns/s, service | of the stream |",
+        "|---|---|---|---|",
+        *scans,
     ]
-    return "\n".join([*head, *lines]) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

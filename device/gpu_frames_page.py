@@ -11,7 +11,6 @@ from edgexnas.device.kernels.compilation import kernel_resources, nvcc_path, pix
 WHERE = {
     "slot": "frame written to `next_frame()`",
     "ring": "frame in `frame_buffers`",
-    "ring, shared": "frame in `frame_buffers`, workers of a service: {threads}",
     "copied": "frame in other memory, copied",
     "decoded there": "bitshuffle/LZ4 decoded where the GPU reads, threads: {threads}",
     "decoded, copied": "bitshuffle/LZ4 decoded elsewhere and copied, threads: {threads}",

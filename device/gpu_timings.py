@@ -5,16 +5,13 @@ from __future__ import annotations
 import gc
 import itertools
 import statistics
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,7 +22,6 @@ from torch_stand_in import TorchStandIn
 
 from edgexnas.bragg import PATCH_SIZE, scale_patches
 from edgexnas.device.bragg.gpu_pipeline import SLOTS, FramePipeline
-from edgexnas.device.bragg.lanes import PeakLanes
 from edgexnas.device.cache import EngineCache
 from edgexnas.device.cuda import CudaSession, PinnedPool
 from edgexnas.device.cuda.host_copy import HostCopy
@@ -42,12 +38,6 @@ SIZES = (512, 1024, 2048, 4096, 6144, 8192)
 
 CODEC = "bslz4-hdf5"
 """What DECTRIS detectors send."""
-
-WORKERS = (1, 2, 4)
-"""Threads that share a pipeline."""
-
-SHARED = 300
-"""Frames that each of them processes in one round."""
 
 DECODERS = (4, 14)
 """Threads that decode; a core is left for the one that submits."""
@@ -197,8 +187,6 @@ def time_pipeline(pipeline: FramePipeline, field: Field, decoding: bool) -> Iter
     ring[:] = frames
     yield time_frames(pipeline, itertools.repeat(None), "slot", 1000)
     yield time_frames(pipeline, itertools.cycle(ring), "ring", 1000)
-    for workers in WORKERS:
-        yield time_shared(pipeline, ring, workers)
     yield time_frames(pipeline, itertools.cycle(frames), "copied", 300)
     del ring
     if not decoding:
@@ -211,44 +199,6 @@ def time_pipeline(pipeline: FramePipeline, field: Field, decoding: bool) -> Iter
     for threads in DECODERS:
         for where in ("decoded there", "decoded, copied"):
             yield time_decoded(pipeline, payloads, where, threads)
-
-
-class Turns:
-    """What `PeakLanes.process_in` needs of an engine."""
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
-
-    @contextmanager
-    def in_turn(self) -> Iterator[None]:
-        """Keep other threads from the GPU for a with-block."""
-        with self._lock:
-            yield
-
-
-def time_shared(pipeline: FramePipeline, ring: np.ndarray, workers: int) -> Row:
-    """Time frames that several threads process, as the workers of a service do."""
-    lanes, seconds = SimpleNamespace(engine=Turns()), []
-    expected = [len(pipeline.process(frame)) for frame in ring]
-
-    def work(first: int, taken: list[float]) -> None:
-        for turn in range(first, first + SHARED):
-            started = time.perf_counter()
-            peaks = PeakLanes.process_in(lanes, pipeline, ring[turn % len(ring)], turn)
-            taken.append(time.perf_counter() - started)
-            if (len(peaks), peaks.frame_number) != (expected[turn % len(ring)], turn):
-                raise AssertionError(f"frame {turn} of {workers} workers has other peaks")
-
-    rates = []
-    with ThreadPoolExecutor(workers) as pool:
-        for _ in range(3):
-            started = time.perf_counter()
-            done = [pool.submit(work, first, seconds) for first in range(workers)]
-            for one in done:
-                one.result()
-            rates.append(workers * SHARED / (time.perf_counter() - started))
-    row = {"frame": "ring, shared", "threads": workers, "frames/s": statistics.median(rates)}
-    return row | summary(seconds)
 
 
 def time_frames(

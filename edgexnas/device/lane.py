@@ -50,7 +50,11 @@ class Lane(Protocol[Checked, ResultsOut]):
 
     @property
     def group(self) -> int:
-        """Most frames of the next group: as many as are worth a run of the network."""
+        """How many frames fill a run of the network, up to `most`: it may be worth the wait."""
+
+    @property
+    def most(self) -> int:
+        """Most frames of a group; those that wait already are submitted together."""
 
     @property
     def in_flight(self) -> int:

@@ -36,8 +36,12 @@ SPARE_FRAMES = 4
 """One is decoded while the one before it is still held where it was taken and where it was given.
 """
 
-MOST_FRAMES = 16
-"""Frames of a group on the CPU: the first waits until peaks are found on the last."""
+MOST_FRAMES = 8
+"""Frames of a group on the CPU: handing frames from thread to thread one by one costs as much as
+the network does, and half of that is won back by groups of 8."""
+
+GROUP_BYTES = 16 * 2**20
+"""Most pixels of a group: the first of large frames is not to wait for peaks of many others."""
 
 Frame = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float32]
@@ -211,6 +215,7 @@ class CpuPeakLane(PeakLane):
     """Finds the peaks of a group one after the other, and runs the network for all together."""
 
     ahead = 1
+    most: int = MOST_FRAMES
 
     def __init__(self, lanes: PeakLanes, finder: PeakFinder, detection: PeakDetection) -> None:
         super().__init__(detection)
@@ -218,13 +223,15 @@ class CpuPeakLane(PeakLane):
         # It has a scratch buffer, so that each lane needs its own.
         self._finder = finder
         self._submitted: deque[Sequence[NumberedFrame]] = deque()
+        frame_bytes = int(np.prod(finder.shape)) * np.dtype(detection.dtype).itemsize
+        self.most = max(1, min(MOST_FRAMES, GROUP_BYTES // frame_bytes))
         self._batch = lanes.engine.engine.batch
         self._peaks = self._batch
 
     @property
     def group(self) -> int:
         """As many frames as fill the engine's batch, if each has as many peaks as the last."""
-        return max(1, min(MOST_FRAMES, self._batch // max(1, self._peaks)))
+        return max(1, min(self.most, self._batch // max(1, self._peaks)))
 
     @property
     def in_flight(self) -> int:
@@ -264,7 +271,7 @@ class GpuPeakLane(PeakLane):
     """Leaves all to the GPU, which works on one frame while the next is copied to it."""
 
     ahead = 2
-    group = 1
+    group = most = 1
 
     def __init__(
         self, engine: SharedEngine, pipeline: FramePipeline, detection: PeakDetection
@@ -322,7 +329,8 @@ def stream_series(
                     refuse_nan(frames[-1], merged_masks(detection.mask, series.mask))
         with closing(lanes.open(detection, frames, mask=series.mask)) as lane:
             del frames
-            yield from _peaks(lane, existing_frames(series), read_ahead=True)
+            numbered = existing_frames(series)
+            yield from _peaks(lanes.engine, lane, numbered, read_ahead=True)
     finally:
         if close:
             series.close()
@@ -366,14 +374,42 @@ def stream_frames(
             series.memory = lane.memory
         numbered = chain(iter([(number, admitted)]), frames)
         del first, frame, admitted
-        yield from _peaks(lane, numbered, read_ahead=False)
+        yield from _peaks(lanes.engine, lane, numbered, read_ahead=False)
 
 
 def _peaks(
-    lane: PeakLane, frames: Iterator[tuple[int, npt.ArrayLike]], *, read_ahead: bool
+    engine: SharedEngine,
+    lane: PeakLane,
+    frames: Iterator[tuple[int, npt.ArrayLike]],
+    *,
+    read_ahead: bool,
 ) -> Iterator[Peaks]:
-    groups = ([lane.check(frame, number)] for number, frame in frames)
+    groups = _groups(lane, frames, lane.most if read_ahead else 1)
     for outcome in drive(lane, groups, read_ahead=read_ahead):
-        for fault in outcome.faults.values():
-            raise fault
-        yield from outcome.results.values()
+        first = min(outcome.faults, default=None)
+        for index, peaks in outcome.results.items():
+            if first is None or index < first:
+                # A closed predictor ends a stream also in the middle of a group.
+                engine.require_open()
+                yield peaks
+        if first is not None:
+            raise outcome.faults[first]
+
+
+def _groups(
+    lane: PeakLane, frames: Iterator[tuple[int, npt.ArrayLike]], most: int
+) -> Iterator[list[NumberedFrame]]:
+    group: list[NumberedFrame] = []
+    try:
+        for number, frame in frames:
+            group.append(lane.check(frame, number))
+            if len(group) == most:
+                yield group
+                group = []
+    except EdgexnasError:
+        # Those before the fault come first.
+        if group:
+            yield group
+        raise
+    if group:
+        yield group

@@ -165,7 +165,7 @@ class CpuPatternLane:
     def __init__(self, lanes: PatternLanes, intake: PatternIntake) -> None:
         self._lanes = lanes
         self._intake = intake
-        self.group = lanes.engine.engine.batch
+        self.group = self.most = lanes.engine.engine.batch
         self._binning_ns = 0
         self._submitted: deque[tuple[Sequence[NumberedPattern], int]] = deque()
 
@@ -208,7 +208,7 @@ class GpuPatternLane:
         self, engine: SharedEngine, pipeline: PatternPipeline, intake: PatternIntake
     ) -> None:
         self._engine, self._pipeline, self._intake = engine, pipeline, intake
-        self.group = pipeline.batch
+        self.group = self.most = pipeline.batch
         self._checked = 0
         self._flying: deque[tuple[Sequence[NumberedPattern], int]] = deque()
 

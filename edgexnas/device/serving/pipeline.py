@@ -218,32 +218,32 @@ class Pipeline:
             while not self._frames.finished and not self._aborted.is_set():
                 self._beat()
                 busy = lane is not None and lane.in_flight > 0
-                tasks = self._gather(1 if lane is None else lane.group, wait=not busy)
+                tasks = self._gather(lane, wait=not busy)
                 ready = self._ready(tasks)
                 if not tasks or tasks[-1].run.over:
                     ready += self._released(time.monotonic_ns())
                 if ready:
                     lane = self._submit(ready, lane, worker)
-                elif lane is not None:
+                else:
                     self._drain(lane)
         finally:
+            # Before the last one closes what follows.
+            self._drain(lane)
             with self._settling:
                 self._working -= 1
                 last = not self._working
             if last:
-                lane = self._submit(self._released(sys.maxsize), lane, worker)
-            if lane is not None:
-                self._drain(lane)
-            if last:
+                self._drain(self._submit(self._released(sys.maxsize), lane, worker))
                 self._results.close()
             self._beat(ENDED_NS)
 
-    def _gather(self, most: int, *, wait: bool) -> list[FrameTask]:
-        """Take what waits, up to a group; the first waits for others until its deadline alone."""
+    def _gather(self, lane: TaskLane[Any, Any] | None, *, wait: bool) -> list[FrameTask]:
+        """Take what waits; where others would share a run, the first waits until its deadline."""
+        most, group = (1, 1) if lane is None else (lane.most, lane.group)
         tasks = self._frames.take(IDLE_S if wait else 0.0, most)
-        while wait and tasks and len(tasks) < most and not tasks[-1].run.over:
+        while wait and tasks and len(tasks) < group and not tasks[-1].run.over:
             left_ns = tasks[0].arrival_ns + self._deadline_ns - time.monotonic_ns()
-            more = self._frames.take(left_ns / 1e9, most - len(tasks)) if left_ns > 0 else []
+            more = self._frames.take(left_ns / 1e9, group - len(tasks)) if left_ns > 0 else []
             if not more:
                 break
             tasks += more
@@ -296,18 +296,18 @@ class Pipeline:
                     task.error = sentence(error)
                 self._pass_on(waiting)
                 continue
-            if lane is not None and lane is not following:
+            if lane is not following:
                 self._drain(lane)
             lane = following
             while waiting:
-                group, waiting = waiting[: lane.group], waiting[lane.group :]
+                group, waiting = waiting[: lane.most], waiting[lane.most :]
                 self._pass_on(lane.submit(group))
                 while lane.full:
                     self._pass_on(lane.result())
         return lane
 
-    def _drain(self, lane: TaskLane[Any, Any]) -> None:
-        while lane.in_flight:
+    def _drain(self, lane: TaskLane[Any, Any] | None) -> None:
+        while lane is not None and lane.in_flight:
             self._pass_on(lane.result())
 
     def _pass_on(self, tasks: list[FrameTask]) -> None:

@@ -103,6 +103,11 @@ class TaskLane(Generic[Checked, Results]):
         return self._lane.group
 
     @property
+    def most(self) -> int:
+        """See `Lane.most`."""
+        return self._lane.most
+
+    @property
     def in_flight(self) -> int:
         """How many groups were submitted and not given back."""
         return len(self._submitted)
@@ -113,7 +118,7 @@ class TaskLane(Generic[Checked, Results]):
         return len(self._submitted) >= self._lane.ahead
 
     def submit(self, tasks: Sequence[FrameTask]) -> list[FrameTask]:
-        """Start work on up to `group` frames, and return those that have failed already."""
+        """Start work on up to `most` frames, and return those that have failed already."""
         good: list[FrameTask] = []
         checked: list[Checked] = []
         for task in tasks:

@@ -29,13 +29,11 @@ def timings(monkeypatch):
     monkeypatch.setattr(module, "SHAPE", (64, 80))
     monkeypatch.setattr(module, "repeated", lambda work, times: [work() or 1e-3 for _ in range(2)])
     monkeypatch.setattr(module, "DECODERS", (2,))
-    monkeypatch.setattr(module, "WORKERS", (3,))
-    monkeypatch.setattr(module, "SHARED", 2)
     monkeypatch.setattr(module, "DECODED", 3)
     yield module
     for name in ("made_frames", "label_baseline", "torch_stand_in"):
         sys.modules.pop(name, None)
-    for name in ("gpu_timings", "bench_gpu_service"):
+    for name in ("gpu_timings", "gpu_scans", "bench_gpu_service"):
         sys.modules.pop(name, None)
 
 
@@ -60,30 +58,44 @@ def test_frames_are_timed_wherever_they_lie_and_their_rows_are_told(
     pipeline.close()
     assert [row["frame"] for row in rows] == list(load_module(SCRIPTS / "gpu_frames_page.py").WHERE)
     # Up to the latency of each row; before it lies the rate of the row above.
-    assert copied[:3] == [0, 0, 0]
-    assert copied[3] == 2
+    assert copied[:3] == [0, 0, 2]
     assert all(row["frames/s"] > 0 for row in rows)
 
 
-def test_a_service_is_timed_on_frames_that_are_decoded_there_and_elsewhere(
+def test_a_service_is_timed_on_frames_wherever_they_lie(
     predictor, timings, host_copies, monkeypatch
 ):
     bench = import_module("bench_gpu_service")
-    for name, value in {"SHAPE": (64, 80), "WORKERS": (2,), "FRAMES": 5}.items():
+    chosen = {"SHAPE": (64, 80), "SPOTS": (4, 8), "DECODERS": (2,), "FRAMES": 5}
+    for name, value in chosen.items():
         monkeypatch.setattr(bench, name, value)
     monkeypatch.setattr("edgexnas.device.serving.peak_work.USUAL_DTYPES", ())
-    rows, copied = {}, {}
+    rows, copied = [], {}
 
     def keep(where, row):
-        rows[where], copied[where] = row, len(host_copies)
+        rows.append((where, row))
+        copied[where] = len(host_copies)
         host_copies.clear()
 
     bench.measure(predictor, keep)
-    assert list(rows) == list(bench.WHERE)
-    assert all(row["frames/s"] > 0 for row in rows.values())
-    assert len({row["peaks"] for row in rows.values()}) == 1
+    assert [where for where, _ in rows] == ["ring", "there", "elsewhere", "plain", "ring"]
+    assert all(row["frames/s"] > 0 for _, row in rows)
+    assert len({row["peaks"] for _, row in rows[:-1]}) == 1
     # What was decoded before the background was known lies elsewhere.
-    assert copied["there"] < copied["elsewhere"] == copied["plain"] == 10
+    assert copied["ring"] == 0
+    assert copied["there"] < copied["elsewhere"] == 10
+    assert copied["plain"] == 20
+
+
+def test_a_scan_is_timed_in_a_service(session, fake_gpu, timings, monkeypatch, load_module):
+    bench = import_module("bench_gpu_service")
+    monkeypatch.setattr("edgexnas.device.serving.pattern_work.USUAL_DTYPES", ())
+    root_engine = load_module(Path(__file__).parent / "root_engine.py").RootEngine
+    engine = root_engine(session, fake_gpu)
+    with bench.predictor_on(engine) as predictor:
+        row = bench.serve_scan(predictor, bench.raster(20, 64))
+    engine.close()
+    assert row["frames/s"] > 0
 
 
 def test_kernels_agree_on_small_frames_and_a_difference_is_told(
