@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import bz2
 import io
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, overload
 from zipfile import BadZipFile, ZipFile
 
 import numpy as np
@@ -23,7 +24,11 @@ import numpy.typing as npt
 
 from edgexnas.errors import InputError, SourceError
 from edgexnas.frames import open_frames
-from edgexnas.frames.reading import reading
+from edgexnas.frames.hdf5_file import open_hdf5_file
+from edgexnas.frames.hdf5_layout import text_of
+from edgexnas.frames.reading import number_ranges, reading
+from edgexnas.frames.series import existing_frames
+from edgexnas.frames.units import units_scale
 from edgexnas.ptycho import PATTERN_SIZE
 
 __all__ = ["Scan", "holds_scan", "open_scan"]
@@ -50,8 +55,23 @@ _PROBE_PLACES = (
     "probe",
 )
 _OBJECT_PLACE = "entry/sample/object"
-_MASK_PLACE = "entry_1/instrument_1/detector_1/mask"
-_CXI_INSTRUMENT = "entry_1/instrument_1"
+_INSTRUMENT = "entry_1/instrument_1"
+_ENERGY_PLACES = ("beam_1/incident_energy", "beam_1/energy", "source_1/energy")
+_WAVELENGTH_PLACES = ("beam_1/incident_wavelength", "beam_1/wavelength", "source_1/wavelength")
+_MOTION_GROUPS = ("entry_1/sample_1/transformations", "entry/sample/transformations")
+
+_PLAUSIBLE = {
+    "energy": (1.6e-18, 1.6e-13, "J"),
+    "wavelength": (1e-12, 1e-7, "m"),
+    "distance": (1e-3, 500.0, "m"),
+    "pixel_size": (1e-7, 1e-2, "m"),
+}
+"""Least and most of what an X-ray instrument has, and the unit: 10 eV to 1 MeV, and so on."""
+
+SMALLEST_SPREAD_PX = 1e-3
+"""Positions that all differ by less, but do differ, are taken for metres."""
+
+_log = logging.getLogger(__name__)
 
 AnyArray = npt.NDArray[Any]
 Float64Array = npt.NDArray[np.float64]
@@ -68,7 +88,8 @@ class Scan:
         (n, H, W) photon counts, any real dtype, the direct beam at (H // 2, W // 2).
     positions_px
         (n, 2) float64, (row, col) where the first pixel of the 64×64 patch under the middle of the
-        probe lies on the object, in object pixels; NaN where it is not known.
+        probe lies on the object, in object pixels; NaN where it is not known, and where the pattern
+        holds no light or values that are no numbers: such a pattern says nothing of the object.
     source
         Where the scan came from, for messages and provenance.
     probe
@@ -92,7 +113,8 @@ class Scan:
         Raises
         ------
         InputError
-            If there is no pattern, patterns and positions differ in number, or a shape is wrong.
+            If there is no pattern, or none with light, patterns and positions differ in number, a
+            shape is wrong, or positions are in metres.
         """
         shape = self.patterns.shape
         if self.patterns.ndim != 3 or self.patterns.dtype.kind not in "uif":
@@ -116,6 +138,39 @@ class Scan:
                     f"the {name} of {self.source} has shape {part.shape}; give that of a pattern, "
                     f"{wanted}"
                 )
+
+        self._leave_out_dark()
+        known = self.positions_px[np.isfinite(self.positions_px).all(axis=1)]
+        spread = float(np.ptp(known, axis=0).max()) if len(known) else 0.0
+        if 0 < spread < SMALLEST_SPREAD_PX:
+            raise InputError(
+                f"{self.source} has positions that spread over {spread:.3g} px, which looks like "
+                "metres; give positions in object pixels"
+            )
+
+    def _leave_out_dark(self) -> None:
+        """Forget where patterns without light were taken, and say so."""
+        usable = slice(None) if self.mask is None else ~self.mask
+        brightest = np.array([np.max(pattern[usable], initial=0) for pattern in self.patterns])
+        # NaN fails the comparison.
+        dark = ~(np.isfinite(brightest) & (brightest > 0))
+        if dark.all():
+            raise InputError(
+                f"none of the {len(dark)} patterns of {self.source} holds any light; check the "
+                "shutter, the mask and the dataset"
+            )
+        left_out = np.flatnonzero(dark & np.isfinite(self.positions_px).all(axis=1))
+        if len(left_out):
+            _log.warning(
+                "%d of %d patterns of %s hold no light or no numbers and are left out (%s)",
+                len(left_out),
+                len(dark),
+                self.source,
+                number_ranges(left_out.tolist()),
+            )
+            positions = self.positions_px.copy()
+            positions[left_out] = np.nan
+            object.__setattr__(self, "positions_px", positions)
 
     def __len__(self) -> int:
         return len(self.patterns)
@@ -143,9 +198,10 @@ def open_scan(path: str | Path) -> Scan:
 
         * an HDF5 file that `edgexnas.simulate.save_scan` wrote;
         * a CXI file (version 1.x, https://www.cxidb.org/cxi.html): patterns in
-          entry_1/data_1/data, sample translations (n, 2 or 3) in metres as (x, y, z), with
-          energy, distance and pixel size, from which the object pixel follows. Its detector's
-          axes are taken along -x and -y, the format's default;
+          entry_1/data_1/data, sample translations (n, 2 or 3) as (x, y, z), or NXtransformations of
+          the sample, with energy or wavelength, distance and pixel size, from which the object
+          pixel follows; in SI units unless they say others. The detector's axes lie along its
+          basis_vectors, or along -x and -y, the format's default;
         * any other HDF5 file whose patterns `open_frames` finds, with positions_px (n, 2);
         * a .npz file as of tike's examples, also compressed as .npz.bz2: data (1, n, H, W) with
           the direct beam in the corner, scan (1, n, 2) in object pixels, probe (…, modes, H, W).
@@ -153,8 +209,8 @@ def open_scan(path: str | Path) -> Scan:
     Raises
     ------
     SourceError
-        If nothing is there, it is not one of the above, is empty or damaged, or patterns and
-        positions differ in number.
+        If nothing is there, it is not one of the above, is empty or damaged, patterns and
+        positions differ in number, or what it says of its instrument cannot be used.
     MissingDependencyError
         If h5py is not installed and the file is HDF5.
     """
@@ -248,13 +304,7 @@ def _member(archive: ZipFile, name: str) -> AnyArray:
 
 def _open_hdf5(path: Path) -> Scan:
     patterns, mask = _patterns(path)
-    # Opening the frames has told whether h5py is there.
-    import h5py
-
-    with reading(str(path)), h5py.File(path, "r") as file:
-        found_mask = _values(file, (_MASK_PLACE,))
-        if mask is None and found_mask is not None and found_mask.shape == patterns.shape[1:]:
-            mask = found_mask != 0
+    with open_hdf5_file(path) as file, reading(str(path)):
         probe, truth = _values(file, _PROBE_PLACES), _values(file, (_OBJECT_PLACE,))
         positions = _values(file, _POSITION_PLACES)
         if positions is None:
@@ -271,7 +321,7 @@ def _open_hdf5(path: Path) -> Scan:
 
 
 def _patterns(path: Path) -> tuple[AnyArray, npt.NDArray[np.bool_] | None]:
-    """All patterns and the pixel mask, found where frames are found."""
+    """All patterns and the pixel mask, found where frames are found; missing ones are dark."""
     name = _pattern_place(path)
     with open_frames(path, dataset=name) as series:
         size = len(series) * series.shape[0] * series.shape[1] * series.dtype.itemsize
@@ -280,7 +330,10 @@ def _patterns(path: Path) -> tuple[AnyArray, npt.NDArray[np.bool_] | None]:
                 f"{path} holds {size} bytes of patterns, more than the {MAXIMUM_BYTES} that are "
                 "read; cut the scan into parts"
             )
-        return np.stack(list(series)), series.mask
+        patterns = np.zeros((len(series), *series.shape), series.dtype)
+        for number, frame in existing_frames(series):
+            patterns[number] = frame
+        return patterns, series.mask
 
 
 def _pattern_place(path: Path) -> str | None:
@@ -292,49 +345,151 @@ def _pattern_place(path: Path) -> str | None:
         raise SourceError(
             f"{path} is neither HDF5 nor .npz nor .npz.bz2; give a scan in one of these formats"
         )
-    with reading(str(path)), h5py.File(path, "r") as file:
+    with open_hdf5_file(path) as file, reading(str(path)):
         return next((place for place in _PATTERN_PLACES if place in file), None)
+
+
+def _dataset(file: Any, places: Iterable[str]) -> Any | None:
+    """Find the first dataset of numbers at one of the places."""
+    for place in places:
+        found = file.get(place)
+        if getattr(found, "shape", None) is not None and found.dtype.kind in "uifc":
+            return found
+    return None
 
 
 def _values(file: Any, places: Iterable[str]) -> AnyArray | None:
     """Values of the first dataset of numbers at one of the places."""
-    for place in places:
-        found = file.get(place)
-        if getattr(found, "shape", None) is not None and found.dtype.kind in "uifc":
-            return np.asarray(found[()])
-    return None
+    found = _dataset(file, places)
+    return None if found is None else np.asarray(found[()])
 
 
 def _translations_px(file: Any, path: Path, shape: tuple[int, ...]) -> Float64Array:
-    """Sample translations of CXI in object pixels, (n, 2) as (row, col)."""
-    translation = _values(file, _TRANSLATION_PLACES)
-    if translation is None:
-        raise SourceError(
-            f"{path} holds patterns but no positions; add entry/data/positions_px of shape (n, 2)"
-        )
-    if translation.ndim != 2 or translation.shape[1] not in (2, 3):
-        raise SourceError(
-            f"the translations of {path} have shape {translation.shape}; give (n, 3) in metres"
-        )
-    # The probe moves against the sample, and the detector's axes lie along -x and -y: the signs
-    # cancel.
-    metres = translation[:, 1::-1].astype(np.float64)
-    energy = _constant(file, path, "source_1/energy")
-    distance = _constant(file, path, "detector_1/distance")
-    pixels = np.array([_constant(file, path, f"detector_1/{axis}_pixel_size") for axis in "yx"])
-    object_pixels = PLANCK_TIMES_LIGHT / energy * distance / (np.array(shape) * pixels)
-    places: Float64Array = metres / object_pixels
+    """Positions of the probe on the sample in object pixels, (n, 2) as (row, col), from CXI."""
+    metres = _translations_m(file, path)
+    axes, stated = _detector_axes(file, path)
+    if stated is None:
+        sizes = [_constant(file, path, [f"detector_1/{axis}_pixel_size"]) for axis in "yx"]
+        stated = np.array(sizes)
+    wavelength = _constant(file, path, _WAVELENGTH_PLACES, needed=False)
+    if wavelength is None or _dataset(file, [f"{_INSTRUMENT}/{at}" for at in _ENERGY_PLACES]):
+        wavelength = PLANCK_TIMES_LIGHT / _constant(file, path, _ENERGY_PLACES)
+    distance = _constant(file, path, ["detector_1/distance"])
+    object_pixels = wavelength * distance / (np.array(shape) * stated)
+    # The sample moves one way, and the probe the other way on it.
+    places: Float64Array = -(metres @ axes.T) / object_pixels
     return places
 
 
-def _constant(file: Any, path: Path, place: str) -> float:
-    """Read a positive constant of the CXI instrument, in SI units."""
-    values = _values(file, (f"{_CXI_INSTRUMENT}/{place}",))
-    value = np.nan if values is None or not values.size else float(values.flat[0])
-    if not 0 < value < np.inf:
+def _translations_m(file: Any, path: Path) -> Float64Array:
+    """(n, 3) translations of the sample in metres as (x, y, z)."""
+    found = _dataset(file, _TRANSLATION_PLACES)
+    if found is None:
+        return _motions_m(file, path)
+    if found.ndim != 2 or found.shape[1] not in (2, 3):
         raise SourceError(
-            f"{path} has {value} as {_CXI_INSTRUMENT}/{place}, without which positions in metres "
-            "mean nothing; add it in SI units, or entry/data/positions_px"
+            f"the translations of {path} have shape {found.shape}; give (n, 3) in metres"
+        )
+    metres = np.zeros((len(found), 3))
+    metres[:, : found.shape[1]] = found[()]
+    return metres * units_scale(found, "length", path)
+
+
+def _motions_m(file: Any, path: Path) -> Float64Array:
+    """(n, 3) translations of the sample in metres, as NXtransformations of NeXus say them."""
+    total: Float64Array | None = None
+    for place in _MOTION_GROUPS:
+        group = file.get(place)
+        for name in group if hasattr(group, "keys") else ():
+            moved = group[name]
+            if text_of(moved.attrs.get("transformation_type")) != "translation":
+                continue
+            vector = np.asarray(moved.attrs.get("vector", np.nan), np.float64)
+            length = float(np.linalg.norm(vector))
+            if vector.shape != (3,) or not 0 < length < np.inf:
+                raise SourceError(
+                    f"{moved.name} of {path} has the vector {vector.tolist()}; give the direction "
+                    "of the translation as (x, y, z)"
+                )
+            along = np.ravel(moved[()]).astype(np.float64) * units_scale(moved, "length", path)
+            step = along[:, None] * (vector / length)
+            if total is not None and 1 not in (len(total), len(step)) and len(total) != len(step):
+                raise SourceError(
+                    f"{moved.name} of {path} holds {len(step)} positions, and the axis before it "
+                    f"{len(total)}; give one a pattern"
+                )
+            total = step if total is None else total + step
+    if total is None:
+        raise SourceError(
+            f"{path} holds patterns but no positions; add entry/data/positions_px of shape (n, 2)"
+        )
+    return total
+
+
+def _detector_axes(file: Any, path: Path) -> tuple[Float64Array, Float64Array | None]:
+    """(2, 3) directions in which rows and columns count up, and the size of a pixel in metres."""
+    place = f"{_INSTRUMENT}/detector_1/basis_vectors"
+    found = _dataset(file, (place,))
+    if found is None:
+        return np.array([[0.0, -1.0, 0.0], [-1.0, 0.0, 0.0]]), None
+    vectors = np.asarray(found[()], np.float64) * units_scale(found, "length", path)
+    # Of each frame or module, or one vector a column, as cdtools writes them.
+    if vectors.ndim == 3 and (vectors == vectors[:1]).all():
+        vectors = vectors[0]
+    if vectors.shape == (3, 2):
+        vectors = vectors.T
+    sizes: Float64Array = np.linalg.norm(vectors, axis=-1)
+    least, most, _ = _PLAUSIBLE["pixel_size"]
+    if vectors.shape != (2, 3) or not ((sizes > least) & (sizes < most)).all():
+        raise SourceError(
+            f"{place} of {path} has shape {found.shape} and lengths {sizes.ravel()[:2]} m; give "
+            "one vector (x, y, z) from row to row and one from column to column, in metres"
+        )
+    axes = vectors / sizes[:, None]
+    if abs(float(axes[0] @ axes[1])) > 0.01:
+        raise SourceError(
+            f"{place} of {path} has axes that are not perpendicular, {vectors.tolist()}; a far "
+            "field on skewed pixels cannot be used: resample the patterns"
+        )
+    for size, axis in zip(sizes, "yx", strict=True):
+        said = _constant(file, path, [f"detector_1/{axis}_pixel_size"], needed=False)
+        if said is not None and abs(said / size - 1) > 0.01:
+            raise SourceError(
+                f"{path} has {said} m as detector_1/{axis}_pixel_size and a vector of {size} m in "
+                "basis_vectors; correct the wrong one"
+            )
+    return axes, sizes
+
+
+@overload
+def _constant(file: Any, path: Path, places: Sequence[str]) -> float: ...
+
+
+@overload
+def _constant(file: Any, path: Path, places: Sequence[str], *, needed: bool) -> float | None: ...
+
+
+def _constant(file: Any, path: Path, places: Sequence[str], *, needed: bool = True) -> float | None:
+    """Read a constant of the CXI instrument, in SI units."""
+    names = [f"{_INSTRUMENT}/{place}" for place in places]
+    found = _dataset(file, names)
+    if found is None and not needed:
+        return None
+    kind = next(kind for kind in _PLAUSIBLE if kind in places[-1])
+    least, most, unit = _PLAUSIBLE[kind]
+    values = np.ravel(found[()]) if found is not None else np.array([np.nan])
+    scale = 1.0
+    if found is not None:
+        scale = units_scale(found, "energy" if kind == "energy" else "length", path)
+    value = float(values[0]) * scale if values.size else np.nan
+    if not least <= value <= most or np.ptp(values * scale) > 1e-3 * value:
+        stated = "nothing" if found is None else f"{values[:3].tolist()}"
+        said = None if found is None else text_of(found.attrs.get("units"))
+        raise SourceError(
+            f"{path} has {stated} as {names[-1] if found is None else found.name} in "
+            f"{said or f'{unit}, as it names no unit'}, where {least:g} to {most:g} {unit} are "
+            "possible, and positions in metres mean nothing without it; correct the value or its "
+            "attribute units, or add entry/data/positions_px"
         )
     return value
 

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from edgexnas import __version__
+from edgexnas.device.power.nvml import board_of
+from edgexnas.errors import SourceError
 
 __all__ = [
     "DeviceState",
@@ -261,7 +263,9 @@ def _gpu() -> GpuState | None:
     except pynvml.NVMLError:
         return None
     try:
-        return _gpu_state(pynvml, pynvml.nvmlDeviceGetHandleByIndex(0))
+        return _gpu_state(pynvml, board_of(pynvml))
+    except SourceError:
+        return None
     finally:
         pynvml.nvmlShutdown()
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
 from edgexnas.device.power.meter import PowerReading
 from edgexnas.errors import MissingDependencyError, SourceError
 
-__all__ = ["NvmlMeter"]
+__all__ = ["NvmlMeter", "board_of"]
 
 RELATIVE_ERROR = 0.05
 """NVIDIA states ±5 % for `nvmlDeviceGetPowerUsage`."""
@@ -24,14 +25,15 @@ class NvmlMeter:
     Parameters
     ----------
     gpu
-        Index of the GPU.
+        Index of the GPU among those that CUDA_VISIBLE_DEVICES leaves, as CUDA counts.
 
     Raises
     ------
     MissingDependencyError
         If the package ``nvidia-ml-py`` is not installed.
     SourceError
-        If there is no NVIDIA driver or no such GPU, or it measures no power, as on a Jetson.
+        If there is no NVIDIA driver or no such GPU, if it is a slice of a board (MIG), whose power
+        nobody measures, or if it measures no power, as on a Jetson.
     """
 
     source = "nvml"
@@ -44,12 +46,15 @@ class NvmlMeter:
             raise SourceError(f"NVML finds no NVIDIA driver ({error}); install one") from error
         self._open = True
         try:
-            self.handle = self._library.nvmlDeviceGetHandleByIndex(gpu)
+            self.handle = board_of(self._library, gpu)
             self.name = str(self._library.nvmlDeviceGetName(self.handle))
             # Older GPUs and drivers have the average alone; without that either, reading it raises.
             self._instantaneous = self._instant_w() is not None
             self._counts = self._total_j() is not None
             self._average_w()
+        except SourceError:
+            self.close()
+            raise
         except self._library.NVMLError as error:
             self.close()
             raise SourceError(
@@ -108,6 +113,42 @@ class NvmlMeter:
             return float(self._library.nvmlDeviceGetTotalEnergyConsumption(self.handle)) / 1e3
         except self._library.NVMLError_NotSupported:
             return None
+
+
+def board_of(library: Any, gpu: int = 0) -> Any:
+    """Give NVML's handle of the board that CUDA calls `gpu`.
+
+    NVML counts all boards, and CUDA those that CUDA_VISIBLE_DEVICES names, by number or by the
+    beginning of their UUID.
+
+    Raises
+    ------
+    SourceError
+        If CUDA sees no such GPU, or it is a slice of a board (MIG).
+    NVMLError
+        If NVML does not know it.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return library.nvmlDeviceGetHandleByIndex(gpu)
+    names = [name.strip() for name in visible.split(",")]
+    name = names[gpu] if gpu < len(names) else ""
+    if name.startswith("MIG-"):
+        raise SourceError(
+            f"{name} is a slice of a GPU, and only the whole board's power is measured, with all "
+            "its other users; give a whole GPU in CUDA_VISIBLE_DEVICES"
+        )
+    if name.isdecimal():
+        return library.nvmlDeviceGetHandleByIndex(int(name))
+    handles = map(library.nvmlDeviceGetHandleByIndex, range(library.nvmlDeviceGetCount()))
+    for handle in handles if name.startswith("GPU-") else ():
+        uuid = library.nvmlDeviceGetUUID(handle)
+        if (uuid.decode() if isinstance(uuid, bytes) else uuid).startswith(name):
+            return handle
+    raise SourceError(
+        f"CUDA_VISIBLE_DEVICES is {visible!r}, which names no GPU {gpu} of this machine; name the "
+        "one that runs, or unset it"
+    )
 
 
 def _import_nvml() -> Any:

@@ -12,6 +12,9 @@ from edgexnas.errors import SourceError
 
 __all__ = ["RaplMeter"]
 
+MOST_W = 1_000.0
+"""No package draws more; a counter that rose faster was set back, and not over its range."""
+
 SHORTEST_S = 1e-3
 """The processor updates its counters about every millisecond; less apart they say nothing."""
 
@@ -26,13 +29,16 @@ class _Domain:
     last_uj: int = 0
     total_uj: int = 0
 
-    def advance(self) -> int:
-        """Energy in µJ since the last reading, across one start-over."""
+    def advance(self, seconds: float) -> int | None:
+        """Energy in µJ since the last reading, across one start-over; None after a reset."""
         value = _whole(self.path / "energy_uj")
         gained = value - self.last_uj
         # The counter starts over within minutes at full power.
         if gained < 0:
             gained += self.range_uj + 1
+            if gained > MOST_W * 1e6 * seconds:
+                self.last_uj = value
+                return None
         self.last_uj = value
         self.total_uj += gained
         return gained
@@ -83,12 +89,25 @@ class RaplMeter:
         return f"CPU energy counters (RAPL): {' + '.join(d.name for d in self._totals)}"
 
     def read(self) -> PowerReading:
-        """Read the mean power since the last reading; see `PowerMeter.read`."""
+        """Read the mean power since the last reading; see `PowerMeter.read`.
+
+        Raises
+        ------
+        SourceError
+            If a counter cannot be read, or was reset since the last reading.
+        """
         now = self._now()
         seconds = now - self._read_s
         if seconds >= SHORTEST_S:
             self._read_s = now
-            self._rails = {d.name: d.advance() / 1e6 / seconds for d in self._domains}
+            gained = {d.name: d.advance(seconds) for d in self._domains}
+            for name, value in gained.items():
+                if value is None:
+                    raise SourceError(
+                        f"the energy counter {name} was reset, as by a suspend, and what was used "
+                        "since the last reading is lost; measure again without one in between"
+                    )
+                self._rails[name] = value / 1e6 / seconds
         return PowerReading(
             time_s=now,
             rails_w=dict(self._rails),

@@ -14,12 +14,12 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 
 from edgexnas.errors import ConfigurationError, MissingDependencyError
-from edgexnas.host.networks.hyperparameters import Choice, Configuration
+from edgexnas.host.networks.hyperparameters import Choice, Configuration, Hyperparameter
 from edgexnas.host.search.strategies.strategy import SearchProblem, Strategy
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class BayesianSearch(Strategy):
             search.tell(self._history())
             asked = search.ask(1)[0]
         # DeepHyper hands numpy scalars back; the space's own values are what the journal keeps.
-        values = {p.name: _plain(asked[p.name]) for p in self.problem.space.free}
+        values = {p.name: _chosen(p, _plain(asked[p.name])) for p in self.problem.space.free}
         return self.problem.space.validate(self.problem.space.smallest | values)
 
     def _search(self, number: int, rng: random.Random, scratch: str) -> Any:
@@ -128,11 +128,10 @@ class BayesianSearch(Strategy):
         rows = [(o.configuration, o.values) for o in self.outcomes.values()]
         mean = tuple(float(v) for v in np.mean([values for _, values in rows], axis=0))
         rows += [(configuration, mean) for configuration in self.pending]
-        free = [p.name for p in self.problem.space.free]
         # DeepHyper maximises, and wants a bare number when there is one objective.
         return [
             (
-                {name: configuration[name] for name in free},
+                self._told(configuration),
                 -values[0] if len(values) == 1 else tuple(-v for v in values),
             )
             for configuration, values in rows
@@ -144,18 +143,34 @@ class BayesianSearch(Strategy):
         problem = HpProblem()
         for p in self.problem.space.free:
             if isinstance(p, Choice):
-                problem.add_hyperparameter(list(p.values), p.name)
+                names = [str(number) for number in range(len(p.values))]
+                problem.add_hyperparameter(names if _is_mixed(p) else list(p.values), p.name)
             else:
                 problem.add_hyperparameter((p.low, p.high, p.prior), p.name)
-        free = [p.name for p in self.problem.space.free]
 
         def sample(count: int) -> list[Configuration]:
-            drawn = (self.problem.draw(rng) for _ in range(count))
-            return [{name: point[name] for name in free} for point in drawn]
+            return [self._told(self.problem.draw(rng)) for _ in range(count)]
 
         # Candidates from our own priors keep the constraints and the priors in one place.
         problem.set_sampling_fn(sample)
         return problem
+
+    def _told(self, configuration: Configuration) -> Configuration:
+        """Give the free values of a configuration as DeepHyper knows them."""
+        told: Configuration = {}
+        for p in self.problem.space.free:
+            value = configuration[p.name]
+            told[p.name] = str(p.values.index(value)) if _is_mixed(p) else value
+        return told
+
+
+def _is_mixed(parameter: Hyperparameter) -> TypeGuard[Choice]:
+    """Tell a choice among values of several types, which scikit-optimize would bring to one."""
+    return isinstance(parameter, Choice) and len({type(value) for value in parameter.values}) > 1
+
+
+def _chosen(parameter: Hyperparameter, asked: Any) -> Any:
+    return parameter.values[int(asked)] if _is_mixed(parameter) else asked
 
 
 def _plain(value: object) -> object:
