@@ -15,9 +15,11 @@ from edgexnas.peak_finding import (
     Background,
     FinderSettings,
     PeakFinder,
+    SaturationOrigin,
     background_numbers,
     estimate_background,
 )
+from edgexnas.simulate.detectors import DETECTOR_KINDS, DetectorFrames, simulate_detector
 
 SHAPE = (64, 80)
 FLAT = Background(np.full(SHAPE, 10, np.float32), np.full(SHAPE, 3, np.float32))
@@ -57,9 +59,9 @@ def test_peaks_are_sorted_by_row_then_column():
 def test_the_threshold_is_exceeded_not_reached():
     frame = np.zeros(SHAPE, np.uint16)
     frame[30, 30:32] = frame[31, 30] = 20
-    assert maxima(frame, background=None) == []
+    assert maxima(frame, background=None, minimum_counts=20) == []
     frame[30, 30:32] = frame[31, 30] = 21
-    assert maxima(frame, background=None) == [(30, 30)]
+    assert maxima(frame, background=None, minimum_counts=20) == [(30, 30)]
 
 
 def test_the_larger_of_counts_and_noise_sets_the_threshold():
@@ -102,6 +104,65 @@ def test_a_bump_on_the_crest_of_a_ring_is_no_peak(direction):
     frame = (1000 * np.exp(-(across**2) / 4)).astype(np.uint16)
     frame[30, 40] += 60
     assert (30, 40) not in maxima(frame)
+
+
+def test_the_threshold_follows_the_noise_unless_counts_are_asked_for():
+    quiet = Background(np.zeros(SHAPE, np.float32), np.full(SHAPE, 0.5, np.float32))
+    frame = np.zeros(SHAPE, np.uint16)
+    frame[29:32, 29:32] = [[2, 5, 3], [6, 14, 5], [3, 6, 2]]
+    assert maxima(frame, background=quiet) == [(30, 30)]
+    assert maxima(frame, background=quiet, minimum_counts=20) == []
+
+
+def ring_frame(seed: int, **options: float) -> np.ndarray:
+    """Rings of several widths and heights around one centre, as counted."""
+    rows, cols = np.indices((220, 260))
+    radius = np.hypot(rows - 90, cols - 120)
+    expected = np.full(radius.shape, 5.0)
+    for r, height, width in ((40, 400, 1.2), (65, 60, 2.0), (90, 3000, 1.5), (125, 150, 3.0)):
+        expected += height * np.exp(-((radius - r) ** 2) / (2 * width**2))
+    for row, col, height in options.get("spots", ()):
+        expected += height * np.exp(-((rows - row) ** 2 + (cols - col) ** 2) / 3)
+    return np.random.default_rng(seed).poisson(expected).astype(np.uint16)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_crests_of_powder_rings_are_no_peaks(seed):
+    frame = ring_frame(seed)
+    background = estimate_background([frame])
+    assert len(maxima(frame, background=background, ridge_fraction=1.0)) > 5
+    assert maxima(frame, background=background) == []
+
+
+def test_a_spot_on_a_ring_is_a_peak():
+    frame = ring_frame(1, spots=[(90, 160, 4000), (90, 55, 900), (180, 120, 20_000)])
+    found = maxima(frame, background=estimate_background([frame]))
+    assert len(found) == 3
+    for spot in ((90, 160), (90, 55), (180, 120)):
+        assert min(abs(np.array(found) - spot).max(axis=1)) <= 1
+
+
+@pytest.mark.parametrize("radius", [0.8, 1.5, 2.5, 4, 7])
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_a_saturated_plateau_is_one_peak_at_its_centre(radius, dtype):
+    rows, cols = np.indices(SHAPE)
+    distance = np.hypot(rows - 30.2, cols - 40.3)
+    frame = np.clip(14_000 * np.exp((radius - distance) / 2), 0, 14_000).astype(dtype)
+    peaks = found(frame, saturation=14_000)
+    assert peaks.maxima.tolist() == [[30, 40]]
+    assert peaks.flags[0] & PeakFlag.SATURATED
+
+
+def test_a_saturated_area_larger_than_a_spot_is_no_peak():
+    frame = np.full(SHAPE, 10, np.uint16)
+    frame[20:30, 20:36] = 65535
+    assert maxima(frame) == []
+
+
+def test_a_lone_saturated_pixel_is_no_peak():
+    frame = np.full(SHAPE, 10, np.uint16)
+    frame[20, 20] = 65535
+    assert maxima(frame) == []
 
 
 @given(st.integers(0, SHAPE[0] - 1), st.integers(0, SHAPE[1] - 1))
@@ -208,7 +269,7 @@ def test_a_mask_of_another_shape_is_refused():
 @pytest.mark.parametrize(
     "option",
     [{"snr": -1.0}, {"minimum_counts": float("nan")}, {"minimum_pixels": 10}, {"capacity": 0},
-     {"saturation": 0.0}],
+     {"saturation": 0.0}, {"ridge_fraction": 0.0}],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused_by_name(option):
     with pytest.raises(ConfigurationError, match=next(iter(option))):
@@ -270,6 +331,80 @@ def test_a_zero_suppressed_frame_has_no_background():
     background = estimate_background([frame])
     assert not background.level.any()
     assert not background.noise.any()
+
+
+def counted_frames(kind: str, frames: int, seed: int) -> DetectorFrames:
+    return simulate_detector(
+        DETECTOR_KINDS[kind], shape=(256, 300), frames=frames, spots=60, seed=seed
+    )
+
+
+@pytest.mark.parametrize("kind", DETECTOR_KINDS)
+def test_default_settings_serve_every_kind_of_detector(kind):
+    made = counted_frames(kind, 6, 11)
+    finder = PeakFinder(
+        shape=made.mask.shape,
+        background=estimate_background(made.frames, mask=made.mask),
+        mask=made.mask,
+    )
+    true = right = peaks = found = saturated = flagged = 0
+    for frame, seen, other, full in zip(
+        made.frames, made.positions_px, made.other_px, made.saturated, strict=True
+    ):
+        result = finder.find(frame)
+        distance = np.linalg.norm(result.maxima[:, None] - np.concatenate([seen, other]), axis=2)
+        near = distance <= 2
+        true, right = true + len(seen), right + int(near[:, : len(seen)].any(axis=0).sum())
+        peaks, found = peaks + len(result), found + int(near.any(axis=1).sum())
+        over = (result.flags & np.uint8(PeakFlag.SATURATED)) > 0
+        saturated += int(full.sum())
+        flagged += int((near[:, : len(seen)] & over[:, None]).any(axis=0)[full].sum())
+    assert true > 150
+    assert right / true >= 0.97
+    assert found / peaks >= 0.97
+    assert flagged >= 0.99 * saturated
+    assert (saturated > 0) == ("saturating" in kind)
+
+
+def test_saturation_is_seen_where_many_pixels_share_the_largest_value():
+    made = counted_frames("saturating at 14,000", 3, 5)
+    background = estimate_background(made.frames)
+    assert background.saturation == 14_000
+    report = PeakFinder(shape=made.mask.shape, background=background).used(np.uint16)
+    assert (report.saturation, report.saturation_from) == (14_000, SaturationOrigin.FRAMES)
+    told = PeakFinder(
+        FinderSettings(saturation=9000), shape=made.mask.shape, background=background
+    ).used(np.uint16)
+    assert (told.saturation, told.saturation_from) == (9000, SaturationOrigin.SETTINGS)
+
+
+@pytest.mark.parametrize("mean", [0.05, 1, 30, 1000])
+@pytest.mark.parametrize("seed", range(5))
+def test_no_saturation_is_seen_in_counting_noise(mean, seed):
+    frames = np.random.default_rng(seed).poisson(mean, (3, 200, 200)).astype(np.uint16)
+    assert estimate_background(frames).saturation is None
+
+
+def test_pixels_that_fire_alone_are_masked_and_counted_unless_switched_off():
+    made = simulate_detector(
+        replace(DETECTOR_KINDS["counting with gaps"], hot_fraction=3e-4),
+        shape=(256, 300), frames=16, spots=20, seed=2,
+    )  # fmt: skip
+    background = estimate_background(made.frames, mask=made.mask)
+    assert background.hot is not None
+    assert not (background.hot & ~made.hot).any()
+    assert (background.hot & made.hot).sum() > 0.9 * made.hot.sum()
+    finder = PeakFinder(shape=made.mask.shape, background=background, mask=made.mask)
+    assert finder.used(np.uint16).hot_pixels == background.hot.sum()
+    assert finder.used(np.uint16).masked_pixels == (background.hot | made.mask).sum()
+    assert estimate_background(made.frames, mask=made.mask, find_hot=False).hot is None
+
+
+@pytest.mark.parametrize("kind", DETECTOR_KINDS)
+def test_no_pixel_is_masked_where_a_peak_stays_through_a_static_series(kind):
+    settings = replace(DETECTOR_KINDS[kind], hot_fraction=0.0)
+    made = simulate_detector(settings, shape=(256, 300), frames=12, spots=80, seed=4, static=True)
+    assert estimate_background(made.frames, mask=made.mask).hot is None
 
 
 def test_masked_pixels_do_not_enter_the_background():

@@ -12,14 +12,21 @@ from edgexnas.peak_finding.background import (
     estimate_background,
     refuse_nan,
 )
-from edgexnas.peak_finding.finder import FoundPeaks, PeakFinder
+from edgexnas.peak_finding.finder import (
+    FinderReport,
+    FoundPeaks,
+    PeakFinder,
+    SaturationOrigin,
+)
 from edgexnas.peak_finding.settings import FinderSettings
 
 __all__ = [
     "Background",
+    "FinderReport",
     "FinderSettings",
     "FoundPeaks",
     "PeakFinder",
+    "SaturationOrigin",
     "background_numbers",
     "enough_background",
     "estimate_background",

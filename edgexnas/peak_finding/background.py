@@ -36,6 +36,13 @@ BACKGROUND_FRAMES = 16
 BACKGROUND_BYTES = 32 * 1024 * 1024
 """Most memory that those frames take together; one frame may take more."""
 
+FIRING_SIGMAS = 5.0
+FIRING_FRACTION = 0.1
+ALONE_FRACTION = 2 / 3
+FEWEST_SUPPRESSED = 20
+CHANCE = 1e-4
+_AROUND = np.array([(row, col) for row in (-1, 0, 1) for col in (-1, 0, 1) if row or col])
+
 CLIP_SIGMAS = 3.0
 MAD_TO_SIGMA = 1.4826
 """Standard deviation of a normal distribution divided by its median absolute deviation."""
@@ -51,10 +58,16 @@ class Background:
         (H, W) float32, counts.
     noise
         (H, W) float32, standard deviation in counts.
+    saturation
+        Counts at which the detector is seen to saturate; None where it is not.
+    hot
+        (H, W) bool, True where a pixel fires by itself; None where none does.
     """
 
     level: FloatArray
     noise: FloatArray
+    saturation: float | None = None
+    hot: BoolArray | None = None
 
 
 def enough_background(
@@ -96,9 +109,12 @@ def background_numbers(
 
 
 def estimate_background(
-    frames: Sequence[Frame] | Frame, *, mask: BoolArray | None = None
+    frames: Sequence[Frame] | Frame,
+    *,
+    mask: BoolArray | None = None,
+    find_hot: bool = True,
 ) -> Background:
-    """Estimate level and noise from frames that also hold peaks.
+    """Estimate level, noise, saturation and hot pixels from frames that also hold peaks.
 
     Each tile of 32×32 pixels, over all frames, gives the mean and the standard deviation of the
     values within 3 robust standard deviations (1.4826 × the median absolute deviation, and at
@@ -106,8 +122,15 @@ def estimate_background(
     median over tiles removes tiles that bright spots dominate; bilinear interpolation between
     tile centres makes the maps. Zero-suppressed frames give level 0 and noise 0.
 
-    Pixels are not treated one by one over time: a reflection that lasts for most of the given
-    frames would then become background.
+    Level and noise of pixels are not treated one by one over time: a reflection that lasts for most
+    of the given frames would then become background.
+
+    A pixel is hot if it fires, 5 standard deviations or more above the level, in at least two and
+    more than a tenth of the frames, mostly without a neighbour, and if its neighbours' mean stays
+    at the level: where a reflection lasts, it does not.
+
+    The detector saturates at the largest value of all if more pixels than can be chance share just
+    this value, and fewer lie within its counting noise below.
 
     Parameters
     ----------
@@ -116,6 +139,8 @@ def estimate_background(
         `background_numbers`.
     mask
         (H, W) bool, True where a pixel must not be used.
+    find_hot
+        Whether hot pixels are looked for.
 
     Raises
     ------
@@ -144,7 +169,84 @@ def estimate_background(
     down = _linear_weights(shape[0], rows).astype(np.float32)
     across = _linear_weights(shape[1], cols).astype(np.float32)
     level, noise = (down @ _smooth(tiles[:, :, k]).astype(np.float32) @ across.T for k in range(2))
-    return Background(level, noise)
+    hot = _hot_pixels(stack, level, noise, usable) if find_hot else None
+    if hot is not None:
+        usable = ~hot if usable is None else usable & ~hot
+    return Background(level, noise, _plateau(stack, usable), hot)
+
+
+def _hot_pixels(
+    stack: list[Frame], level: FloatArray, noise: FloatArray, usable: BoolArray | None
+) -> BoolArray | None:
+    """Mark the pixels that fire by themselves, (H, W); None if there are none."""
+    if len(stack) < 2:
+        return None
+    shape = stack[0].shape
+    level64, noise64 = level.astype(np.float64), noise.astype(np.float64)
+    limit = level64 + np.maximum(FIRING_SIGMAS * noise64, _poisson_limit(noise64))
+    fired = np.zeros(shape, np.uint8)
+    for frame in stack:
+        fired += frame > limit
+    often = fired >= max(2, int(FIRING_FRACTION * len(stack)) + 1)
+    if usable is not None:
+        often &= usable
+    # A neighbour beyond the edge is the pixel's mirror image.
+    row, col = np.nonzero(often)
+    if not len(row):
+        return None
+    rows = _mirrored(row[:, None] + _AROUND[:, 0], shape[0])
+    cols = _mirrored(col[:, None] + _AROUND[:, 1], shape[1])
+    counted = np.ones(rows.shape, np.bool_) if usable is None else usable[rows, cols]
+    alone, total, own = np.zeros((3, len(row)))
+    sigma = noise64[row, col]
+    for frame in stack:
+        fires = frame[row, col] > limit[row, col]
+        around = np.where(counted, frame[rows, cols] - level64[rows, cols], 0.0)
+        lit = around > (limit - level64)[row, col, None] / 2
+        lonely = fires & ~lit.any(axis=1)
+        alone += lonely
+        total += np.where(lonely, around.sum(axis=1), 0.0)
+        own += np.where(fires, frame[row, col], 0)
+    times = fired[row, col].astype(np.float64)
+    number = np.maximum(alone * counted.sum(axis=1), 1)
+    dark = total / number <= sigma * (FIRING_SIGMAS / np.sqrt(number) + 0.5)
+    # Zero suppression hides the neighbours of weak peaks.
+    least = min(float(f[f > 0].min()) for f in stack if (f > 0).any())
+    hidden = (sigma == 0) & (own < FEWEST_SUPPRESSED * least * times)
+    hot = np.zeros(shape, np.bool_)
+    kept = (alone >= ALONE_FRACTION * times) & dark & ~hidden
+    hot[row[kept], col[kept]] = True
+    return hot if hot.any() else None
+
+
+def _poisson_limit(noise: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Give the counts c that are 4 of their own standard deviations, c = 4·sqrt(noise² + c)."""
+    return 8 + np.sqrt(64 + 16 * noise**2)
+
+
+def _mirrored(index: npt.NDArray[np.intp], size: int) -> npt.NDArray[np.intp]:
+    index = np.abs(index)
+    return np.where(index >= size, np.maximum(2 * size - 2 - index, 0), index)
+
+
+def _plateau(stack: list[Frame], usable: BoolArray | None) -> float | None:
+    """Give the value that so many pixels share that the detector must saturate there."""
+    dtype = stack[0].dtype
+    # Gaps and dead pixels often read the largest number there is, which saturates in any case.
+    end = np.inf if dtype.kind == "f" else np.iinfo(dtype).max
+    seen = np.ones(stack[0].shape, np.bool_) if usable is None else usable
+    highest = max(float(np.max(f, where=seen & (f < end), initial=0)) for f in stack)
+    width = math.sqrt(highest)
+    if width < 3:
+        return None
+    at, below = np.zeros(seen.shape, np.bool_), np.zeros(seen.shape, np.bool_)
+    for frame in stack:
+        at |= frame == highest
+        below |= (frame >= highest - width) & (frame < highest)
+    shared, near = int(np.count_nonzero(at & seen)), int(np.count_nonzero(below & seen & ~at))
+    # Each further pixel has the same value as the first by chance once in `width` times.
+    enough = 1 + math.ceil(math.log(CHANCE) / -math.log(width))
+    return highest if shared >= enough and shared > near else None
 
 
 def refuse_nan(frame: Frame, mask: BoolArray | None) -> None:

@@ -12,7 +12,7 @@ from edgexnas.bragg import PATCH_SIZE, IntArray
 from edgexnas.peak_finding import compiled_loops
 from edgexnas.peak_finding.background import Background
 from edgexnas.peak_finding.reference_finder import CutPatches
-from edgexnas.peak_finding.settings import FinderSettings
+from edgexnas.peak_finding.settings import PLATEAU_RIM, FinderSettings
 
 __all__ = ["COMPILED_DTYPES", "CompiledFinder"]
 
@@ -96,7 +96,9 @@ class CompiledFinder:
         if found > len(self._peaks):
             self._peaks = np.empty(found, np.int64)
             self._find(frame)
-        return self._peaks[:found].astype(np.intp)
+        peaks = self._peaks[:found].astype(np.intp)
+        # Only centres of saturated plateaus come late or twice.
+        return peaks if np.all(peaks[1:] > peaks[:-1]) else np.unique(peaks)
 
     def _find(self, frame: Frame) -> int:
         found: int = compiled_loops.find_peaks(
@@ -107,8 +109,13 @@ class CompiledFinder:
             self._noise,
             self._has_background,
             self._settings.minimum_pixels,
+            float(self._settings.noise_sigmas),
+            float(self._settings.least_counts),
             float(self._settings.snr),
             float(self._settings.prominence_sigmas),
+            float(self._settings.ridge_fraction),
+            float(self._saturation),
+            PLATEAU_RIM * float(self._saturation),
             self._beside,
             self._lit,
             self._stretches,

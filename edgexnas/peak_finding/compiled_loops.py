@@ -18,6 +18,7 @@ import numba
 import numpy as np
 
 from edgexnas.bragg import CENTRE, PATCH_SIZE, REACH
+from edgexnas.peak_finding.settings import PLATEAU_SIDE, RIDGE_FAR, RIDGE_GATE, RIDGE_NEAR
 
 __all__ = ["cut_patches", "find_peaks"]
 
@@ -89,7 +90,6 @@ def _is_maximum(frame: Any, mask: Any, masked: bool, row: int, col: int) -> bool
 @_compiled
 def _is_significant(
     frame: Any,
-    threshold: Any,
     mask: Any,
     masked: bool,
     level: Any,
@@ -97,15 +97,16 @@ def _is_significant(
     lit_background: bool,
     row: int,
     col: int,
-    minimum_pixels: int,
     snr: float,
     prominence: float,
     w: Any,
-) -> bool:
-    """Apply the tests of size, signal and prominence to a maximum."""
+) -> int:
+    """Apply the tests of signal and prominence to a maximum; `w` is (5, 5) scratch.
+
+    Returns 0 if it fails, 2 if it may lie on a ridge, and else 1.
+    """
     total0 = total1 = total2 = total3 = total4 = 0.0
     n0 = n1 = n2 = n3 = n4 = 0
-    lit = 0
     height, width = frame.shape
     if not masked and 2 <= row < height - 2 and 2 <= col < width - 2:
         for down in range(5):
@@ -115,9 +116,6 @@ def _is_significant(
                 if lit_background:
                     count -= float(level[r, c])
                 w[down, across] = count
-        for r in range(row - 1, row + 2):
-            for c in range(col - 1, col + 2):
-                lit += frame[r, c] > threshold[r, c]
         # In raster order within each group, as the reference adds them up.
         total0 = (
             w[1, 1] + w[1, 2] + w[1, 3] + w[2, 1] + w[2, 2] + w[2, 3] + w[3, 1] + w[3, 2] + w[3, 3]
@@ -143,8 +141,6 @@ def _is_significant(
                 if -1 <= down <= 1 and -1 <= across <= 1:
                     total0 += count
                     n0 += 1
-                    if frame[r, c] > threshold[r, c]:
-                        lit += 1
                 elif -1 <= down <= 1:
                     total1 += count
                     n1 += 1
@@ -158,20 +154,27 @@ def _is_significant(
                 elif down * across <= -2:
                     total4 += count
                     n4 += 1
-    if lit < minimum_pixels:
-        return False
     spread = 0.0
     if lit_background:
         spread = float(noise[row, col]) * float(noise[row, col])
     mean = total0 / n0
     variance = (spread + max(mean, 0.0)) / n0
-    return (
+    if not (
         mean >= snr * math.sqrt(variance)
         and _rises(mean, variance, spread, total1, n1, prominence)
         and _rises(mean, variance, spread, total2, n2, prominence)
         and _rises(mean, variance, spread, total3, n3, prominence)
         and _rises(mean, variance, spread, total4, n4, prominence)
+    ):
+        return 0
+    gate = RIDGE_GATE * mean
+    wide = (
+        (n1 > 0 and total1 / n1 > gate)
+        or (n2 > 0 and total2 / n2 > gate)
+        or (n3 > 0 and total3 / n3 > gate)
+        or (n4 > 0 and total4 / n4 > gate)
     )
+    return 2 if wide else 1
 
 
 @_compiled
@@ -183,6 +186,167 @@ def _rises(
     around = total / number
     beside = (spread + max(around, 0.0)) / number
     return mean - around >= prominence * math.sqrt(variance + beside)
+
+
+@_compiled
+def _is_large_enough(
+    frame: Any,
+    mask: Any,
+    masked: bool,
+    level: Any,
+    noise: Any,
+    lit_background: bool,
+    row: int,
+    col: int,
+    minimum_pixels: int,
+    sigmas: float,
+    least: float,
+) -> bool:
+    """Apply the test of size."""
+    height, width = frame.shape
+    floor = least
+    if lit_background:
+        floor = max(sigmas * float(noise[row, col]), least)
+    floor *= 0.5
+    lit = 0
+    for r in range(max(row - 1, 0), min(row + 2, height)):
+        for c in range(max(col - 1, 0), min(col + 2, width)):
+            if masked and mask[r, c]:
+                continue
+            count = float(frame[r, c])
+            if lit_background:
+                count -= float(level[r, c])
+            lit += count > floor
+    return lit >= minimum_pixels
+
+
+@_compiled
+def _block(
+    frame: Any, mask: Any, masked: bool, level: Any, lit_background: bool, row: int, col: int
+) -> float:
+    """Mean counts above background of the usable ones of 3×3 pixels; NaN without any."""
+    height, width = frame.shape
+    total = 0.0
+    if not masked and 1 <= row < height - 1 and 1 <= col < width - 1:
+        for down in range(3):
+            for across in range(3):
+                count = float(frame[row + down - 1, col + across - 1])
+                if lit_background:
+                    count -= float(level[row + down - 1, col + across - 1])
+                total += count
+        return total / 9
+    number = 0
+    for r in range(max(row - 1, 0), min(row + 2, height)):
+        for c in range(max(col - 1, 0), min(col + 2, width)):
+            if masked and mask[r, c]:
+                continue
+            count = float(frame[r, c])
+            if lit_background:
+                count -= float(level[r, c])
+            total += count
+            number += 1
+    return total / number if number else np.nan
+
+
+@_compiled
+def _is_on_ridge(
+    frame: Any,
+    mask: Any,
+    masked: bool,
+    level: Any,
+    lit_background: bool,
+    row: int,
+    col: int,
+    fraction: float,
+) -> bool:
+    """Apply the test of ridges."""
+    height = _block(frame, mask, masked, level, lit_background, row, col)
+    for way in range(len(RIDGE_FAR)):
+        known = 0
+        low = np.inf
+        # The base is not negative, so that a direction is out once it is below this.
+        enough = fraction * height
+        for step in range(4):
+            down, across = RIDGE_FAR[way] if step < 2 else RIDGE_NEAR[way]
+            side = 1 - 2 * (step % 2)
+            value = _block(
+                frame, mask, masked, level, lit_background, row + side * down, col + side * across
+            )
+            if value <= enough:
+                low = -np.inf
+                break
+            if value == value:
+                known += 1
+                low = min(low, value)
+        if known < 3 or low <= enough:
+            continue
+        base = 0.0
+        down, across = RIDGE_FAR[(way + len(RIDGE_FAR) // 2) % len(RIDGE_FAR)]
+        for side in (1, -1):
+            value = _block(
+                frame, mask, masked, level, lit_background, row + side * down, col + side * across
+            )
+            if value > base:
+                base = value
+        if low - base > fraction * (height - base):
+            return True
+    return False
+
+
+@_compiled
+def _plateau_centre(
+    frame: Any, mask: Any, masked: bool, rim: float, row: int, col: int, can: Any, got: Any
+) -> int:
+    """Give the flat index of the centre of a saturated plateau; −1 if it is larger than a spot.
+
+    A window of PLATEAU_SIDE pixels to each side shows whether it is; its rows are bits of `can`
+    and `got`, (2 · PLATEAU_SIDE + 3,) int64 with one more on each end.
+    """
+    height, width = frame.shape
+    side = 2 * PLATEAU_SIDE + 1
+    can[:] = 0
+    got[:] = 0
+    for down in range(side):
+        r = row + down - PLATEAU_SIDE
+        if r < 0 or r >= height:
+            continue
+        for across in range(side):
+            c = col + across - PLATEAU_SIDE
+            if c < 0 or c >= width or (masked and mask[r, c]):
+                continue
+            if float(frame[r, c]) >= rim:
+                can[down + 1] |= 1 << across
+    got[PLATEAU_SIDE + 1] = 1 << PLATEAU_SIDE
+    grows = True
+    while grows:
+        grows = False
+        for down in range(1, side + 1):
+            spread = got[down - 1] | got[down] | got[down + 1]
+            spread = (spread | (spread << 1) | (spread >> 1)) & can[down]
+            if spread != got[down]:
+                got[down] = spread
+                grows = True
+    number = rows = cols = 0
+    top = left = side
+    bottom = right = 0
+    first = -1
+    for down in range(side):
+        for across in range(side):
+            if (got[down + 1] >> across) & 1:
+                if first < 0:
+                    first = down * side + across
+                number += 1
+                rows += down
+                cols += across
+                top, bottom = min(top, down), max(bottom, down)
+                left, right = min(left, across), max(right, across)
+    if max(bottom - top, right - left) >= PLATEAU_SIDE:
+        return -1
+    down, across = (2 * rows + number) // (2 * number), (2 * cols + number) // (2 * number)
+    if not (got[down + 1] >> across) & 1:
+        down, across = first // side, first % side
+    centre: int = (row + down - PLATEAU_SIDE) * width + col + across - PLATEAU_SIDE
+    return centre
 
 
 # Functions of their own, because so the compiler takes many pixels at once.
@@ -287,14 +451,22 @@ def find_peaks(
     noise: Any,
     lit_background: bool,
     minimum_pixels: int,
+    sigmas: float,
+    minimum_counts: float,
     snr: float,
     prominence: float,
+    ridge_fraction: float,
+    saturation: float,
+    rim: float,
     beside: Any,
     lit: Any,
     stretches: Any,
     peaks: Any,
 ) -> int:
-    """Write the flat indices of all peaks in raster order; count also those that find no room.
+    """Write the flat indices of all peaks; count also those that find no room.
+
+    They come in raster order, but for the centres of saturated plateaus, which stand where the
+    first of their pixels was met, some of them more than once.
 
     Parameters
     ----------
@@ -322,6 +494,7 @@ def find_peaks(
     words = lit.view(np.uint64)
     window = np.empty((5, 5), np.float64)
     columns = np.empty(len(lit) + 1, np.int64)
+    can, got = np.empty((2, 2 * PLATEAU_SIDE + 3), np.int64)
     found = 0
     for band in range(len(least)):
         top = BAND * band
@@ -359,17 +532,40 @@ def find_peaks(
                 candidates = _list_lit(lit, words, first, behind, columns)
                 for candidate in range(candidates):
                     col = columns[candidate]
-                    if (
-                        _is_maximum(frame, mask, masked, row, col)
-                        and frame[row, col] > threshold[row, col]
-                        and _is_significant(
-                            frame, threshold, mask, masked, level, noise, lit_background,
-                            row, col, minimum_pixels, snr, prominence, window,
-                        )
-                    ):  # fmt: skip
-                        if found < room:
-                            peaks[found] = row * width + col
-                        found += 1
+                    if float(frame[row, col]) >= saturation:
+                        if frame[row, col] <= threshold[row, col]:
+                            continue
+                        peak = _plateau_centre(frame, mask, masked, rim, row, col, can, got)
+                        if peak < 0 or not _is_large_enough(
+                            frame, mask, masked, level, noise, lit_background, peak // width,
+                            peak % width, minimum_pixels, sigmas, minimum_counts,
+                        ):  # fmt: skip
+                            continue
+                    else:
+                        if not (
+                            _is_maximum(frame, mask, masked, row, col)
+                            and frame[row, col] > threshold[row, col]
+                            and _is_large_enough(
+                                frame, mask, masked, level, noise, lit_background, row, col,
+                                minimum_pixels, sigmas, minimum_counts,
+                            )
+                        ):  # fmt: skip
+                            continue
+                        kind = _is_significant(
+                            frame, mask, masked, level, noise, lit_background, row, col, snr,
+                            prominence, window,
+                        )  # fmt: skip
+                        if kind == 0 or (
+                            kind == 2
+                            and _is_on_ridge(
+                                frame, mask, masked, level, lit_background, row, col, ridge_fraction
+                            )
+                        ):
+                            continue
+                        peak = row * width + col
+                    if found < room:
+                        peaks[found] = peak
+                    found += 1
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -18,7 +19,7 @@ from edgexnas.peak_finding.settings import FinderSettings
 if TYPE_CHECKING:
     from edgexnas.peak_finding.compiled_finder import CompiledFinder
 
-__all__ = ["FoundPeaks", "PeakFinder"]
+__all__ = ["FinderReport", "FoundPeaks", "PeakFinder", "SaturationOrigin"]
 
 BoolArray = npt.NDArray[np.bool_]
 IndexArray = npt.NDArray[np.intp]
@@ -59,6 +60,51 @@ class FoundPeaks:
         return len(self.maxima)
 
 
+class SaturationOrigin(str, Enum):
+    """Where the counts come from at which a pixel is taken to be saturated."""
+
+    SETTINGS = "settings"
+    FRAMES = "frames"
+    DTYPE = "dtype"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class FinderReport:
+    """By which limits a finder finds peaks.
+
+    Attributes
+    ----------
+    noise_counts
+        Median over the pixels of the background's standard deviation.
+    threshold_counts
+        Median over the pixels of what a peak's brightest pixel must exceed above background.
+    saturation
+        Counts from which a pixel is saturated; infinite for none.
+    saturation_from
+        The settings or metadata, the background frames, or the frames' dtype.
+    hot_pixels
+        Pixels masked because they fire by themselves.
+    masked_pixels
+        All masked pixels, the hot ones included.
+    """
+
+    noise_counts: float
+    threshold_counts: float
+    saturation: float
+    saturation_from: SaturationOrigin
+    hot_pixels: int
+    masked_pixels: int
+
+    def __str__(self) -> str:
+        return (
+            f"threshold {self.threshold_counts:.3g} counts above background "
+            f"(noise {self.noise_counts:.3g}), saturation {self.saturation:g} "
+            f"(from {self.saturation_from.value}), {self.masked_pixels} pixels masked, "
+            f"{self.hot_pixels} of them hot"
+        )
+
+
 class _Twin(Protocol):
     def find(self, frame: Frame) -> IndexArray: ...
 
@@ -71,20 +117,26 @@ class PeakFinder:
     A pixel with value v is the brightest of a peak when all of these hold. Pixels over the edge and
     masked pixels take no part; c is v minus the background level, s the background noise.
 
-    1. Threshold: c > max(minimum_counts, noise_sigmas · s).
+    1. Threshold: c > t = max(noise_sigmas · s, minimum_counts).
     2. Maximum: v is the largest of its 5×5 pixels; of equals the first in raster order wins.
-    3. Size: at least `minimum_pixels` of the 3×3 pixels exceed the threshold.
+    3. Size: at least `minimum_pixels` of the 3×3 pixels exceed t / 2.
     4. Signal: with m₃ the mean of c over the n₃ usable pixels of the 3×3,
        m₃ / sqrt((s² + max(m₃, 0)) / n₃) ≥ snr.
     5. Prominence, in each of four directions (along the row, the column, both diagonals): with m₅
        the mean of c over the n₅ ≤ 6 usable pixels that lie opposite each other on the 5×5
        perimeter, (m₃ - m₅) / sqrt((s² + max(m₃, 0)) / n₃ + (s² + max(m₅, 0)) / n₅) ≥
        prominence_sigmas.
+    6. No ridge: if an m₅ exceeds m₃ / 2, in none of eight directions do the means of 3×3 pixels
+       about 3 and 5 px away on both sides all stay above b + ridge_fraction · (m₃ - b), where b is
+       the larger one of those 5 px away at right angles, and at least 0.
+
+    Where v reaches saturation, a profile is flat and the tests 2 and 4 to 6 have no meaning. There
+    the pixels of at least 0.9 times the saturation that touch make a plateau, and the pixel nearest
+    its centre of mass is a peak if it passes test 3 and the plateau is at most 15×15 pixels.
 
     The variance of a pixel is taken as s² plus its counts above background (Poisson). The fifth
     test removes the bumps that counting noise makes on the tails of bright peaks, where the
-    profile is straight or hollow, and on the crest of powder rings, which falls off to the sides
-    only.
+    profile is straight or hollow, and the sixth those on the crest of powder rings.
 
     Parameters
     ----------
@@ -95,7 +147,7 @@ class PeakFinder:
     background
         Level and noise; None means 0, as for zero-suppressed frames.
     mask
-        (H, W) bool, True where a pixel must not be used.
+        (H, W) bool, True where a pixel must not be used, beside the background's hot ones.
     compiled
         Whether the twin that numba compiles does the work: True, False for the numpy reference,
         or None for the twin where numba is installed and the dtype is one of uint8, uint16, int16,
@@ -126,17 +178,23 @@ class PeakFinder:
         self.settings = settings
         self.shape = (int(shape[0]), int(shape[1]))
         self.background = background
-        self.mask = None if mask is None or not mask.any() else np.ascontiguousarray(mask, np.bool_)
         given: list[tuple[str, Frame]] = []
         given += [] if background is None else [("level", background.level)]
         given += [] if background is None else [("noise", background.noise)]
         given += [] if mask is None else [("mask", mask)]
+        if background is not None and background.hot is not None:
+            given.append(("map of hot pixels", background.hot))
         for name, array in given:
             if array.shape != self.shape:
                 raise ConfigurationError(
                     f"the {name} has shape {array.shape}, the frames have {self.shape}; "
                     "give both the same"
                 )
+        self.hot_pixels = 0
+        if background is not None and background.hot is not None:
+            mask = background.hot if mask is None else mask | background.hot
+            self.hot_pixels = int(np.count_nonzero(background.hot))
+        self.mask = None if mask is None or not mask.any() else np.ascontiguousarray(mask, np.bool_)
         if compiled and _compiled_finder() is None:
             raise MissingDependencyError.of(
                 "numba", extra="device", purpose="the compiled peak finder"
@@ -191,12 +249,36 @@ class PeakFinder:
 
     def saturation(self, dtype: npt.DTypeLike) -> float:
         """Give the counts from which a pixel of this dtype is saturated."""
+        return self._saturation(np.dtype(dtype))[0]
+
+    def used(self, dtype: npt.DTypeLike) -> FinderReport:
+        """Say by which limits the peaks of frames of this dtype are found."""
         dtype = np.dtype(dtype)
-        if self.settings.saturation is not None:
+        saturation, origin = self._saturation(dtype)
+        above = self._limits(slice(None))
+        noise = 0.0
+        if self.background is not None:
+            above -= self.background.level
+            noise = float(np.median(self.background.noise))
+        return FinderReport(
+            noise_counts=noise,
+            threshold_counts=float(np.median(above)),
+            saturation=saturation,
+            saturation_from=origin,
+            hot_pixels=self.hot_pixels,
+            masked_pixels=0 if self.mask is None else int(np.count_nonzero(self.mask)),
+        )
+
+    def _saturation(self, dtype: np.dtype[Any]) -> tuple[float, SaturationOrigin]:
+        limit, origin = self.settings.saturation, SaturationOrigin.SETTINGS
+        if limit is None and self.background is not None:
+            limit, origin = self.background.saturation, SaturationOrigin.FRAMES
+        if limit is not None:
             # Compared in the frame's own precision.
-            limit = self.settings.saturation
-            return float(np.asarray(limit, dtype)) if dtype.kind == "f" else limit
-        return float(np.iinfo(dtype).max) if dtype.kind == "u" else float("inf")
+            return float(np.asarray(limit, dtype)) if dtype.kind == "f" else limit, origin
+        if dtype.kind == "u":
+            return float(np.iinfo(dtype).max), SaturationOrigin.DTYPE
+        return float("inf"), SaturationOrigin.NONE
 
     def _twin(self, dtype: np.dtype[Any]) -> _Twin:
         if dtype not in self._twins:
@@ -234,7 +316,7 @@ class PeakFinder:
 
     def _limits(self, rows: slice) -> npt.NDArray[np.float64]:
         """Return what each pixel of these rows must exceed, (rows, W)."""
-        least = self.settings.minimum_counts
+        least = self.settings.least_counts
         if self.background is None:
             return np.full((len(range(*rows.indices(self.shape[0]))), self.shape[1]), least)
         noise = self.background.noise[rows].astype(np.float64)

@@ -6,6 +6,7 @@ so that every twin that keeps to float64 gives the same to the last bit.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +14,14 @@ import numpy.typing as npt
 
 from edgexnas.bragg import CENTRE, FloatArray, IntArray, PeakFlag, cut_patches, scale_patches
 from edgexnas.peak_finding.background import Background
-from edgexnas.peak_finding.settings import FinderSettings
+from edgexnas.peak_finding.settings import (
+    PLATEAU_RIM,
+    PLATEAU_SIDE,
+    RIDGE_FAR,
+    RIDGE_GATE,
+    RIDGE_NEAR,
+    FinderSettings,
+)
 
 __all__ = ["CutPatches", "ReferenceFinder"]
 
@@ -23,7 +31,6 @@ Frame = npt.NDArray[Any]
 
 _OFFSETS = [(row, col) for row in range(-2, 3) for col in range(-2, 3)]
 _MIDDLE = _OFFSETS.index((0, 0))
-_INNER = np.array([max(abs(row), abs(col)) <= 1 for row, col in _OFFSETS])
 # The 3×3, and opposite pixels of the perimeter along a row, a column and both diagonals.
 _GROUPS = np.array(
     [
@@ -109,7 +116,8 @@ class ReferenceFinder:
                 _irregular_maxima(flat, irregular, *self._windows(irregular, 2)),
             ]
         )
-        return np.sort(self._accepted(flat, candidates))
+        candidates = candidates[flat[candidates] < self._saturation]
+        return np.union1d(self._accepted(flat, candidates), self._plateaus(frame))
 
     def cut(self, frame: Frame, maxima: IntArray, *, scaled: bool) -> CutPatches:
         """Cut the patches of the peaks at (n, 2) maxima, sorted by (row, col)."""
@@ -126,27 +134,125 @@ class ReferenceFinder:
         return CutPatches(given, flags, intensities)
 
     def _accepted(self, flat: Frame, candidates: IndexArray) -> IndexArray:
-        """Keep the candidates that pass the tests 3 to 5."""
-        index, usable = self._windows(candidates, 2)
-        lit = (flat[index] > self._threshold[index]) & usable & _INNER
-        kept = np.flatnonzero(np.count_nonzero(lit, axis=1) >= self._settings.minimum_pixels)
-        significant = self._significant(flat, index[kept], usable[kept])
-        return candidates[kept[significant]]
+        """Keep the candidates that pass the tests 3 to 6."""
+        kept = candidates[self._large_enough(flat, candidates)]
+        index, usable = self._windows(kept, 2)
+        significant, wide = self._significant(flat, index, usable)
+        suspects = kept[significant & wide]
+        return np.union1d(kept[significant & ~wide], suspects[~self._on_ridge(flat, suspects)])
 
-    def _significant(self, flat: Frame, index: IndexArray, usable: BoolArray) -> BoolArray:
-        """Apply the tests of signal and prominence."""
+    def _large_enough(self, flat: Frame, candidates: IndexArray) -> BoolArray:
+        """Apply the test of size."""
+        index, usable = self._windows(candidates, 1)
+        noise = self._noise(candidates)[:, None]
+        settings = self._settings
+        floor = 0.5 * np.maximum(settings.noise_sigmas * noise, settings.least_counts)
+        lit = (self._above_background(flat, index) > floor) & usable
+        enough: BoolArray = np.count_nonzero(lit, axis=1) >= settings.minimum_pixels
+        return enough
+
+    def _noise(self, index: IndexArray) -> npt.NDArray[np.float64]:
+        if self._background is None:
+            return np.zeros(len(index))
+        return self._background.noise.reshape(-1)[index].astype(np.float64)
+
+    def _significant(
+        self, flat: Frame, index: IndexArray, usable: BoolArray
+    ) -> tuple[BoolArray, BoolArray]:
+        """Apply the tests of signal and prominence; tell also which may lie on a ridge."""
         counts = self._above_background(flat, index)
-        noise = np.zeros(len(index))
-        if self._background is not None:
-            noise = self._background.noise.reshape(-1)[index[:, _MIDDLE]].astype(np.float64)
+        noise = self._noise(index[:, _MIDDLE])
         number = usable @ _GROUPS
         mean = _group_sums(np.where(usable, counts, 0)) / np.maximum(number, 1)
         variance = (noise[:, None] ** 2 + np.maximum(mean, 0)) / np.maximum(number, 1)
         loud = mean[:, 0] >= self._settings.snr * np.sqrt(variance[:, 0])
         rise = self._settings.prominence_sigmas * np.sqrt(variance[:, :1] + variance[:, 1:])
         prominent = (mean[:, :1] - mean[:, 1:] >= rise) | (number[:, 1:] == 0)
+        wide = (mean[:, 1:] > RIDGE_GATE * mean[:, :1]) & (number[:, 1:] > 0)
         significant: BoolArray = loud & prominent.all(axis=1)
-        return significant
+        suspect: BoolArray = np.any(wide, axis=1)
+        return significant, suspect
+
+    def _on_ridge(self, flat: Frame, peaks: IndexArray) -> BoolArray:
+        """Apply the test of ridges: tell which peaks lie on one."""
+        on_ridge = np.zeros(len(peaks), np.bool_)
+        for place, peak in enumerate(peaks.tolist()):
+            row, col = divmod(peak, self._shape[1])
+            height = self._block(flat, row, col)
+            assert height is not None
+            far = [
+                [self._block(flat, row + side * down, col + side * across) for side in (1, -1)]
+                for down, across in RIDGE_FAR
+            ]
+            near = [
+                [self._block(flat, row + side * down, col + side * across) for side in (1, -1)]
+                for down, across in RIDGE_NEAR
+            ]
+            for way, (ends, middles) in enumerate(zip(far, near, strict=True)):
+                along = [value for value in (*ends, *middles) if value is not None]
+                beside = far[(way + len(far) // 2) % len(far)]
+                base = max(0.0, *(value for value in beside if value is not None), 0.0)
+                if len(along) >= 3 and min(along) - base > self._settings.ridge_fraction * (
+                    height - base
+                ):
+                    on_ridge[place] = True
+                    break
+        return on_ridge
+
+    def _block(self, flat: Frame, row: int, col: int) -> float | None:
+        """Mean counts above background of the usable ones of 3×3 pixels; None without any."""
+        height, width = self._shape
+        total, number = 0.0, 0
+        for r in range(max(row - 1, 0), min(row + 2, height)):
+            for c in range(max(col - 1, 0), min(col + 2, width)):
+                if self._mask is None or not self._mask[r, c]:
+                    index = np.array([r * width + c])
+                    total += float(self._above_background(flat, index)[0])
+                    number += 1
+        return total / number if number else None
+
+    def _plateaus(self, frame: Frame) -> IndexArray:
+        """Return the flat indices of the centres of saturated plateaus that are large enough."""
+        full = (frame >= self._saturation) & (frame > self._threshold.reshape(self._shape))
+        rim = frame >= PLATEAU_RIM * self._saturation
+        if self._mask is not None:
+            rim &= ~self._mask
+        centres = [
+            centre
+            for peak in np.flatnonzero(full).tolist()
+            if (centre := self._plateau_centre(rim, *divmod(peak, self._shape[1]))) is not None
+        ]
+        found = np.unique(np.array(centres, np.intp))
+        return found[self._large_enough(frame.reshape(-1), found)]
+
+    def _plateau_centre(self, rim: BoolArray, row: int, col: int) -> int | None:
+        """Return the flat index of a plateau's centre; None if it is larger than a spot."""
+        height, width = self._shape
+        inside = {(row, col)}
+        fresh = [(row, col)]
+        while fresh:
+            r, c = fresh.pop()
+            for place in itertools.product(range(r - 1, r + 2), range(c - 1, c + 2)):
+                if (
+                    place not in inside
+                    and 0 <= place[0] < height
+                    and 0 <= place[1] < width
+                    and max(abs(place[0] - row), abs(place[1] - col)) <= PLATEAU_SIDE
+                    and rim[place]
+                ):
+                    inside.add(place)
+                    fresh.append(place)
+        rows, cols = zip(*inside, strict=True)
+        if max(max(rows) - min(rows), max(cols) - min(cols)) >= PLATEAU_SIDE:
+            return None
+        number = len(inside)
+        centre = (
+            (2 * sum(rows) + number) // (2 * number),
+            (2 * sum(cols) + number) // (2 * number),
+        )
+        first = min(inside)
+        row, col = centre if centre in inside else first
+        return row * width + col
 
     def _above_background(self, flat: Frame, index: IndexArray) -> npt.NDArray[np.float64]:
         counts = flat[index].astype(np.float64)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from edgexnas.bragg import PATCH_SIZE
 from edgexnas.device.kernels.kernel_set import KernelSet
 from edgexnas.errors import ConfigurationError
+from edgexnas.peak_finding.settings import PLATEAU_RIM
 
 if TYPE_CHECKING:
     from edgexnas.device.cache import EngineCache
@@ -33,7 +34,7 @@ NO_BAD_PIXEL = np.iinfo(np.int32).max
 
 SIGNATURES = {
     "threshold_map": "PPPddiP",
-    "mark_peaks": "PPPPPiiiddPPP",
+    "mark_peaks": "PPPPPiiidddddddPPP",
     "gather_peaks": "PPPP",
     "keep_brightest": "PPPiPP",
     "cut_patches": "PPPiidPPPPPP",
@@ -133,9 +134,10 @@ class PeakKernels:
         call = self._kernels.launch
         call(
             "mark_peaks", self._chunks, THREADS, stream, frame, self._threshold.pointer, *maps,
-            self._noise, self._height, self._width, settings.minimum_pixels, settings.snr,
-            settings.prominence_sigmas, self._chunk_counts.pointer, self._chunk_peaks.pointer,
-            self.header.pointer,
+            self._noise, self._height, self._width, settings.minimum_pixels,
+            settings.noise_sigmas, settings.least_counts, settings.snr, settings.prominence_sigmas,
+            settings.ridge_fraction, self._saturation, PLATEAU_RIM * self._saturation,
+            self._chunk_counts.pointer, self._chunk_peaks.pointer, self.header.pointer,
         )  # fmt: skip
         call(
             "gather_peaks", self._chunks, THREADS, stream, self._chunk_counts.pointer,
@@ -182,7 +184,7 @@ class PeakKernels:
         with session.current():
             self._kernels.launch(
                 "threshold_map", -(-pixels // THREADS), THREADS, session.compute, self._level,
-                self._noise, self._mask, settings.minimum_counts, settings.noise_sigmas, pixels,
+                self._noise, self._mask, settings.least_counts, settings.noise_sigmas, pixels,
                 self._threshold.pointer,
             )  # fmt: skip
             session.compute.synchronize()

@@ -41,6 +41,18 @@ typedef unsigned long long u64;
 #define HEADER_ITEMS 3
 #define NO_BAD_PIXEL 0x7fffffff
 
+// As in edgexnas.peak_finding.settings.
+#define PLATEAU_SIDE 15
+#define PLATEAU_WINDOW (2 * PLATEAU_SIDE + 1)
+#define RIDGE_WAYS 8
+#define RIDGE_GATE 0.5
+#define NO_NUMBER sqrt(-1.0)
+
+static __device__ const short RIDGE_NEAR[RIDGE_WAYS][2]
+    = { { 0, 3 }, { 1, 3 }, { 2, 2 }, { 3, 1 }, { 3, 0 }, { 3, -1 }, { 2, -2 }, { 1, -3 } };
+static __device__ const short RIDGE_FAR[RIDGE_WAYS][2]
+    = { { 0, 5 }, { 2, 5 }, { 4, 4 }, { 5, 2 }, { 5, 0 }, { 5, -2 }, { 4, -4 }, { 2, -5 } };
+
 // Write what each pixel must exceed.
 extern "C" __global__ void __launch_bounds__(THREADS) threshold_map(
     const float *level, const float *noise, const u8 *mask, double minimum_counts, double noise_sigmas,
@@ -91,14 +103,155 @@ static __device__ bool rises(
     return mean - around >= prominence * sqrt(variance + beside);
 }
 
-// The tests of size, signal and prominence of a maximum.
-static __device__ bool is_significant(
-    const PIXEL *frame, const PIXEL *threshold, const u8 *mask, const float *level,
-    const float *noise, int height, int width, int row, int col, int minimum_pixels, double snr,
-    double prominence)
+// What the tests of peaks are told, of each frame alike.
+struct Rules {
+    const u8 *mask;
+    const float *level, *noise;
+    int height, width, minimum_pixels;
+    double sigmas, minimum_counts, snr, prominence, ridge_fraction, saturation, rim;
+};
+
+static __device__ double counts_at(const PIXEL *frame, const float *level, int place)
 {
+    double count = (double)frame[place];
+    if (level)
+        count -= (double)level[place];
+    return count;
+}
+
+// The test of size.
+static __device__ bool is_large_enough(const PIXEL *frame, const Rules &rules, int row, int col)
+{
+    double least = rules.minimum_counts;
+    if (rules.level) {
+        double loud = rules.sigmas * (double)rules.noise[row * rules.width + col];
+        least = loud > least ? loud : least;
+    }
+    least *= 0.5;
+    int lit = 0;
+    for (int r = row > 0 ? row - 1 : 0; r <= row + 1 && r < rules.height; r++)
+        for (int c = col > 0 ? col - 1 : 0; c <= col + 1 && c < rules.width; c++)
+            if (!(rules.mask && rules.mask[r * rules.width + c]))
+                lit += counts_at(frame, rules.level, r * rules.width + c) > least;
+    return lit >= rules.minimum_pixels;
+}
+
+// Mean counts above background of the usable ones of 3x3 pixels; NaN without any.
+static __device__ double block_mean(const PIXEL *frame, const Rules &rules, int row, int col)
+{
+    double total = 0;
+    int number = 0;
+    for (int r = row > 0 ? row - 1 : 0; r <= row + 1 && r < rules.height; r++) {
+        for (int c = col > 0 ? col - 1 : 0; c <= col + 1 && c < rules.width; c++) {
+            if (rules.mask && rules.mask[r * rules.width + c])
+                continue;
+            total += counts_at(frame, rules.level, r * rules.width + c);
+            number++;
+        }
+    }
+    return number ? total / number : NO_NUMBER;
+}
+
+// The test of ridges.
+static __device__ bool is_on_ridge(const PIXEL *frame, const Rules &rules, int row, int col)
+{
+    double height = block_mean(frame, rules, row, col), enough = rules.ridge_fraction * height;
+    for (int way = 0; way < RIDGE_WAYS; way++) {
+        int known = 0;
+        bool high = true;
+        double low = 0;
+        for (int step = 0; step < 4 && high; step++) {
+            const short *to = step < 2 ? RIDGE_FAR[way] : RIDGE_NEAR[way];
+            int side = 1 - 2 * (step % 2);
+            double value = block_mean(frame, rules, row + side * to[0], col + side * to[1]);
+            high = !(value <= enough);
+            if (value == value) {
+                low = known == 0 || value < low ? value : low;
+                known++;
+            }
+        }
+        if (!high || known < 3)
+            continue;
+        double base = 0;
+        const short *to = RIDGE_FAR[(way + RIDGE_WAYS / 2) % RIDGE_WAYS];
+        for (int side = 1; side >= -1; side -= 2) {
+            double value = block_mean(frame, rules, row + side * to[0], col + side * to[1]);
+            if (value > base)
+                base = value;
+        }
+        if (low - base > rules.ridge_fraction * (height - base))
+            return true;
+    }
+    return false;
+}
+
+// Is this pixel the centre of a saturated plateau that is no larger than a spot?
+static __device__ bool is_plateau_centre(const PIXEL *frame, const Rules &rules, int row, int col)
+{
+    // Rows of a window, with one more on each end; a pixel is a bit.
+    int can[PLATEAU_WINDOW + 2], got[PLATEAU_WINDOW + 2];
+    bool full = false, grows = true;
+    for (int down = 0; down < PLATEAU_WINDOW + 2; down++)
+        can[down] = got[down] = 0;
+    for (int down = 0; down < PLATEAU_WINDOW; down++) {
+        int r = row + down - PLATEAU_SIDE;
+        if (r < 0 || r >= rules.height)
+            continue;
+        for (int across = 0; across < PLATEAU_WINDOW; across++) {
+            int c = col + across - PLATEAU_SIDE, place = r * rules.width + c;
+            if (c < 0 || c >= rules.width || (rules.mask && rules.mask[place]))
+                continue;
+            if ((double)frame[place] >= rules.rim)
+                can[down + 1] |= 1 << across;
+        }
+    }
+    got[PLATEAU_SIDE + 1] = 1 << PLATEAU_SIDE;
+    while (grows) {
+        grows = false;
+        for (int down = 1; down <= PLATEAU_WINDOW; down++) {
+            int spread = got[down - 1] | got[down] | got[down + 1];
+            spread = (spread | spread << 1 | spread >> 1) & can[down];
+            grows = grows || spread != got[down];
+            got[down] = spread;
+        }
+    }
+    int number = 0, rows = 0, cols = 0, first = -1;
+    int top = PLATEAU_WINDOW, left = PLATEAU_WINDOW, bottom = 0, right = 0;
+    for (int down = 0; down < PLATEAU_WINDOW; down++) {
+        for (int across = 0; across < PLATEAU_WINDOW; across++) {
+            if (!(got[down + 1] >> across & 1))
+                continue;
+            int place = (row + down - PLATEAU_SIDE) * rules.width + col + across - PLATEAU_SIDE;
+            full = full || (double)frame[place] >= rules.saturation;
+            first = first < 0 ? down * PLATEAU_WINDOW + across : first;
+            number++;
+            rows += down;
+            cols += across;
+            top = down < top ? down : top;
+            bottom = down > bottom ? down : bottom;
+            left = across < left ? across : left;
+            right = across > right ? across : right;
+        }
+    }
+    if (!full || bottom - top >= PLATEAU_SIDE || right - left >= PLATEAU_SIDE)
+        return false;
+    int down = (2 * rows + number) / (2 * number), across = (2 * cols + number) / (2 * number);
+    if (!(got[down + 1] >> across & 1)) {
+        down = first / PLATEAU_WINDOW;
+        across = first % PLATEAU_WINDOW;
+    }
+    return down == PLATEAU_SIDE && across == PLATEAU_SIDE;
+}
+
+// The tests of signal and prominence of a maximum, and that it lies on no ridge.
+static __device__ bool is_significant(const PIXEL *frame, const Rules &rules, int row, int col)
+{
+    const u8 *mask = rules.mask;
+    const float *level = rules.level;
+    int height = rules.height, width = rules.width;
+    double prominence = rules.prominence;
     double middle = 0, sides = 0, ends = 0, falling = 0, climbing = 0;
-    int n_middle = 0, n_sides = 0, n_ends = 0, n_falling = 0, n_climbing = 0, lit = 0;
+    int n_middle = 0, n_sides = 0, n_ends = 0, n_falling = 0, n_climbing = 0;
     for (int down = -2; down <= 2; down++) {
         int r = row + down;
         if (r < 0 || r >= height)
@@ -107,14 +260,11 @@ static __device__ bool is_significant(
             int c = col + across, place = r * width + c;
             if (c < 0 || c >= width || (mask && mask[place]))
                 continue;
-            double count = (double)frame[place];
-            if (level)
-                count -= (double)level[place];
+            double count = counts_at(frame, level, place);
             bool near_row = down >= -1 && down <= 1, near_col = across >= -1 && across <= 1;
             if (near_row && near_col) {
                 middle += count;
                 n_middle++;
-                lit += frame[place] > threshold[place];
             } else if (near_row) {
                 sides += count;
                 n_sides++;
@@ -131,20 +281,36 @@ static __device__ bool is_significant(
             }
         }
     }
-    if (lit < minimum_pixels)
-        return false;
     double spread = 0;
     if (level) {
-        spread = (double)noise[row * width + col];
+        spread = (double)rules.noise[row * width + col];
         spread *= spread;
     }
     double mean = middle / n_middle;
     double variance = (spread + (mean > 0 ? mean : 0)) / n_middle;
-    return mean >= snr * sqrt(variance)
-        && rises(mean, variance, spread, sides, n_sides, prominence)
-        && rises(mean, variance, spread, ends, n_ends, prominence)
-        && rises(mean, variance, spread, falling, n_falling, prominence)
-        && rises(mean, variance, spread, climbing, n_climbing, prominence);
+    if (!(mean >= rules.snr * sqrt(variance)
+          && rises(mean, variance, spread, sides, n_sides, prominence)
+          && rises(mean, variance, spread, ends, n_ends, prominence)
+          && rises(mean, variance, spread, falling, n_falling, prominence)
+          && rises(mean, variance, spread, climbing, n_climbing, prominence)))
+        return false;
+    double gate = RIDGE_GATE * mean;
+    bool wide = (n_sides && sides / n_sides > gate) || (n_ends && ends / n_ends > gate)
+        || (n_falling && falling / n_falling > gate)
+        || (n_climbing && climbing / n_climbing > gate);
+    return !(wide && is_on_ridge(frame, rules, row, col));
+}
+
+// All tests of a pixel above its threshold.
+static __device__ bool is_peak(const PIXEL *frame, const Rules &rules, int row, int col)
+{
+    double value = (double)frame[row * rules.width + col];
+    if (value >= rules.rim && is_plateau_centre(frame, rules, row, col)
+        && is_large_enough(frame, rules, row, col))
+        return true;
+    return value < rules.saturation
+        && is_maximum(frame, rules.mask, rules.height, rules.width, row, col)
+        && is_large_enough(frame, rules, row, col) && is_significant(frame, rules, row, col);
 }
 
 // Sum over the block of what earlier threads gave; `sums` holds one number a thread, the totals after.
@@ -168,9 +334,12 @@ template <> struct Load<1> { typedef uint2 type; };
 // List the peaks of each CHUNK of pixels, in order. One block a chunk.
 extern "C" __global__ void __launch_bounds__(THREADS, 4) mark_peaks(
     const PIXEL *frame, const PIXEL *threshold, const u8 *mask, const float *level,
-    const float *noise, int height, int width, int minimum_pixels, double snr, double prominence,
-    int *chunk_counts, int *chunk_peaks, int *header)
+    const float *noise, int height, int width, int minimum_pixels, double sigmas,
+    double minimum_counts, double snr, double prominence, double ridge_fraction, double saturation,
+    double rim, int *chunk_counts, int *chunk_peaks, int *header)
 {
+    Rules rules = { mask, level, noise, height, width, minimum_pixels, sigmas, minimum_counts, snr,
+                    prominence, ridge_fraction, saturation, rim };
     typedef Load<sizeof(PIXEL)>::type load;
     const int loads = sizeof(PIXEL) * PER_THREAD / sizeof(load);
     __shared__ int sums[THREADS];
@@ -205,7 +374,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4) mark_peaks(
                 if (k + 1 < PER_THREAD && k + 1 != row_end)
                     beaten = beaten || values.pixels[k + 1] > value;
             }
-            lit |= (unsigned)(value > limits.pixels[k] && !beaten) << k;
+            // The centre of a saturated plateau has equals around it.
+            if (value > limits.pixels[k] && (!beaten || (double)value >= rim))
+                lit |= 1u << k;
 #if PIXEL_IS_FLOAT
             // NaN and infinity differ from themselves, minus themselves.
             if (!(value - value == 0) && !(mask && mask[first + k]))
@@ -237,9 +408,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4) mark_peaks(
     for (int one = threadIdx.x; one < candidate_count; one += THREADS) {
         int pixel = blockIdx.x * CHUNK + candidates[one];
         int row = pixel / width, col = pixel % width;
-        if (is_maximum(frame, mask, height, width, row, col)
-            && is_significant(frame, threshold, mask, level, noise, height, width, row, col,
-                              minimum_pixels, snr, prominence)) {
+        if (is_peak(frame, rules, row, col)) {
             atomicOr(&accepted[candidates[one] / PER_THREAD], 1 << candidates[one] % PER_THREAD);
             atomicOr(&anything, 1);
         }
@@ -284,10 +453,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) gather_peaks(
 // A number that orders as the counts above background do.
 static __device__ u64 brightness(const PIXEL *frame, const float *level, int pixel)
 {
-    double count = (double)frame[pixel];
-    if (level)
-        count -= (double)level[pixel];
-    u64 bits = (u64)__double_as_longlong(count + 0.0);
+    u64 bits = (u64)__double_as_longlong(counts_at(frame, level, pixel) + 0.0);
     return bits >> 63 ? ~bits : bits | 1ULL << 63;
 }
 
@@ -463,10 +629,7 @@ extern "C" __global__ void __launch_bounds__(CUT_THREADS, 8) cut_patches(
                 counts[peak * AREA + me] = count;
         }
         if (me == 0) {
-            double intensity = (double)frame[kept[peak]];
-            if (level)
-                intensity -= (double)level[kept[peak]];
-            intensities[peak] = (float)intensity;
+            intensities[peak] = (float)counts_at(frame, level, kept[peak]);
             flags[peak] = (u8)found_flags;
         }
         __syncthreads();
