@@ -33,6 +33,7 @@ Self = TypeVar("Self", bound="BundlePredictor")
 class PredictorOptions(TypedDict, total=False):
     """How a predictor is opened; see `edgexnas.device.Predictor`."""
 
+    trust: str | os.PathLike[str] | TrustStore | None
     state: StateOption
     gates: GatePolicy | None
     engine: str

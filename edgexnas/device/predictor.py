@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Literal, overload
 
 from edgexnas.device.bundle_predictor import (
@@ -17,7 +16,6 @@ from edgexnas.errors import ConfigurationError
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from edgexnas.bundle import TrustStore
     from edgexnas.device.bragg.predictor import PeakPredictor
     from edgexnas.device.ptycho.predictor import PtychoPredictor
 
@@ -26,11 +24,7 @@ __all__ = ["Predictor"]
 
 @overload
 def Predictor(
-    bundle: BundlePath,
-    *,
-    trust: str | os.PathLike[str] | TrustStore | None = None,
-    task: Literal["bragg"],
-    **options: Unpack[PredictorOptions],
+    bundle: BundlePath, *, task: Literal["bragg"], **options: Unpack[PredictorOptions]
 ) -> PeakPredictor: ...
 
 
@@ -38,7 +32,6 @@ def Predictor(
 def Predictor(
     bundle: BundlePath,
     *,
-    trust: str | os.PathLike[str] | TrustStore | None = None,
     task: Literal["ptycho"],
     saturation: float | None = None,
     **options: Unpack[PredictorOptions],
@@ -49,7 +42,6 @@ def Predictor(
 def Predictor(
     bundle: BundlePath,
     *,
-    trust: str | os.PathLike[str] | TrustStore | None = None,
     task: None = None,
     saturation: float | None = None,
     **options: Unpack[PredictorOptions],
@@ -60,7 +52,6 @@ def Predictor(
 def Predictor(  # noqa: N802
     bundle: BundlePath,
     *,
-    trust: str | os.PathLike[str] | TrustStore | None = None,
     task: Task | None = None,
     saturation: float | None = None,
     **options: Unpack[PredictorOptions],
@@ -127,8 +118,8 @@ def Predictor(  # noqa: N802
     MissingDependencyError
         If the inference library is not installed.
     """
-    state, gates = options.pop("state", None), options.pop("gates", None)
-    verified = verified_bundle(bundle, trust, state, gates)
+    trust, state = options.pop("trust", None), options.pop("state", None)
+    verified = verified_bundle(bundle, trust, state, options.pop("gates", None))
     manifest = verified.manifest
     require_task(manifest, task or manifest.task)
     # Imported late, so that only the application that is used is loaded.

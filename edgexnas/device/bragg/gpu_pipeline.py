@@ -30,8 +30,9 @@ LEAST_ROOM = 512
 """The network runs for 512, 768, 1,024, 1,536, 2,048, ... peaks: as few as the last frames needed,
 and few enough numbers to record the work for each."""
 
-SLOTS = 2
-"""One frame is copied to the GPU while it works on the other."""
+SLOTS = 3
+"""One frame is copied to the GPU while it works on another; a third waits, so that neither stops
+while Python takes a result and submits the next frame."""
 
 Frame = npt.NDArray[Any]
 
@@ -39,7 +40,7 @@ _log = logging.getLogger(__name__)
 
 
 class FramePipeline:
-    """Find the peaks of frames and predict their positions, with two frames in flight.
+    """Find the peaks of frames and predict their positions, with up to `SLOTS` frames in flight.
 
     While the GPU works on one frame the next is copied to it: from where it lies if that is in
     pinned memory of the session (`lend`, `CudaSession.pinned`), else by way of such memory.
@@ -130,6 +131,9 @@ class FramePipeline:
         except BaseException:
             self.close()
             raise
+
+    slots = SLOTS
+    """Most frames in flight."""
 
     @property
     def in_flight(self) -> int:

@@ -270,7 +270,6 @@ class CpuPeakLane(PeakLane):
 class GpuPeakLane(PeakLane):
     """Leaves all to the GPU, which works on one frame while the next is copied to it."""
 
-    ahead = 2
     group = most = 1
 
     def __init__(
@@ -279,6 +278,7 @@ class GpuPeakLane(PeakLane):
         super().__init__(detection)
         self._engine = engine
         self._pipeline = pipeline
+        self.ahead = pipeline.slots
         self._flying: deque[tuple[int, int]] = deque()
         self.memory = pipeline.lend
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -17,8 +16,6 @@ from edgexnas.device.sources.series_frames import SeriesFrames
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-    from edgexnas.bundle import TrustStore
 
 __all__ = ["PeakPredictor", "lanes_of"]
 
@@ -63,14 +60,8 @@ class PeakPredictor(BundlePredictor):
     task = "bragg"
     proof: EngineProof
 
-    def __init__(
-        self,
-        bundle: BundlePath,
-        *,
-        trust: str | os.PathLike[str] | TrustStore | None = None,
-        **options: Unpack[PredictorOptions],
-    ) -> None:
-        super().__init__(bundle, trust=trust, **options)
+    def __init__(self, bundle: BundlePath, **options: Unpack[PredictorOptions]) -> None:
+        super().__init__(bundle, **options)
         preprocessing = self.manifest.preprocessing
         assert preprocessing.kind == "bragg"
         self._lanes = PeakLanes(

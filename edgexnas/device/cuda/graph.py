@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import gc
+import threading
+from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from edgexnas.errors import EngineError, MissingDependencyError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from edgexnas.device.cuda.context import CudaContext
 
 __all__ = ["CudaCallError", "CudaGraph", "capture_graph", "checked", "import_bindings"]
+
+_recording = threading.Lock()
 
 
 class CudaGraph:
@@ -53,7 +58,7 @@ def capture_graph(session: CudaContext, work: Callable[[Any], None]) -> CudaGrap
     stream = bindings.CUstream(session.compute.handle)
     # Thread-local: what other threads do meanwhile, such as taking memory, does not disturb it.
     mode = bindings.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-    with session.current():
+    with session.current(), _without_collection():
         checked(bindings, bindings.cuStreamBeginCapture(stream, mode))
         try:
             work(session.compute)
@@ -70,6 +75,23 @@ def capture_graph(session: CudaContext, work: Callable[[Any], None]) -> CudaGrap
         finally:
             bindings.cuGraphDestroy(graph)
     return CudaGraph(session, bindings, executable)
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Keep the garbage collector from freeing pinned memory in the thread that records.
+
+    The driver forbids that to this thread meanwhile, and takes the recording back.
+    """
+    # One at a time, so that none switches the collector on while another records.
+    with _recording:
+        enabled = gc.isenabled()
+        gc.disable()
+        try:
+            yield
+        finally:
+            if enabled:
+                gc.enable()
 
 
 def import_bindings(what: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import weakref
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NoReturn
@@ -21,8 +20,6 @@ from edgexnas.ptycho import ObjectPatches
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-    from edgexnas.bundle import TrustStore
 
 __all__ = ["PtychoPredictor", "lanes_of"]
 
@@ -66,14 +63,13 @@ class PtychoPredictor(BundlePredictor):
         self,
         bundle: BundlePath,
         *,
-        trust: str | os.PathLike[str] | TrustStore | None = None,
         saturation: float | None = None,
         **options: Unpack[PredictorOptions],
     ) -> None:
         # Before the engine is built, which takes minutes: a wrong option is rejected at once.
         intake = PatternIntake(saturation=saturation)
         self._streams: weakref.WeakSet[PatchStream] = weakref.WeakSet()
-        super().__init__(bundle, trust=trust, **options)
+        super().__init__(bundle, **options)
         preprocessing = self.manifest.preprocessing
         assert preprocessing.kind == "ptycho"
         self._lanes = PatternLanes(

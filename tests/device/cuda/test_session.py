@@ -210,6 +210,13 @@ def test_a_recording_that_fails_leaves_the_stream_usable(session: CudaSession) -
     test_a_device_buffer_is_zero_and_keeps_what_is_uploaded(session)
 
 
+def test_nothing_is_collected_while_work_is_recorded(session: CudaSession) -> None:
+    # An array in a cycle goes whenever the collector runs, and the driver forbids freeing then.
+    collecting: list[bool] = []
+    session.capture(lambda stream: collecting.append(gc.isenabled())).close()
+    assert (collecting, gc.isenabled()) == ([False], True)
+
+
 def test_a_session_serves_threads_in_turn_also_for_freeing(session: CudaSession) -> None:
     buffers: list[Any] = []
     seen: list[Any] = []
