@@ -278,9 +278,13 @@ class GpuPeakLane(PeakLane):
         super().__init__(detection)
         self._engine = engine
         self._pipeline = pipeline
-        self.ahead = pipeline.slots
         self._flying: deque[tuple[int, int]] = deque()
         self.memory = pipeline.lend
+
+    @property
+    def ahead(self) -> int:
+        """See `Lane.ahead`."""
+        return self._pipeline.slots
 
     @property
     def in_flight(self) -> int:
