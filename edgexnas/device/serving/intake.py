@@ -25,7 +25,7 @@ from edgexnas.device.sources.pixels import as_time_s
 from edgexnas.errors import EdgexnasError
 
 if TYPE_CHECKING:
-    from edgexnas.device.serving.work import Work
+    from edgexnas.device.serving.series_run import Work
     from edgexnas.device.sources.events import SourceEvent
 
 __all__ = ["Intake"]

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from edgexnas.device.serving.series_run import FrameTask, SeriesRun
+from edgexnas.device.serving.series_run import FrameTask, SeriesRun, TaskLane
 from edgexnas.device.serving.settings import PipelineSettings
 from edgexnas.device.serving.stage_times import StageTimes
-from edgexnas.device.serving.work import TaskLane
 from edgexnas.device.sinks.results import ObjectSnapshot
 from edgexnas.errors import ConfigurationError, EdgexnasError
 from edgexnas.ptycho import PATTERN_SIZE

@@ -11,10 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edgexnas.device.bragg.detection import refuse_nan
-from edgexnas.device.serving.series_run import FrameTask, SeriesRun
+from edgexnas.device.serving.series_run import FrameTask, SeriesRun, TaskLane
 from edgexnas.device.serving.settings import MEBIBYTE, PipelineSettings
 from edgexnas.device.serving.stage_times import StageTimes
-from edgexnas.device.serving.work import TaskLane
 from edgexnas.device.sinks.results import ObjectSnapshot
 from edgexnas.errors import EdgexnasError, InputError
 from edgexnas.peak_finding import enough_background

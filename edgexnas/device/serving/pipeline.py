@@ -27,11 +27,10 @@ from edgexnas.device.serving.bounded_queue import BoundedQueue
 from edgexnas.device.serving.decoding import DecodingIntake
 from edgexnas.device.serving.intake import Intake
 from edgexnas.device.serving.ledger import Ledger
-from edgexnas.device.serving.series_run import FrameTask, SeriesRun
+from edgexnas.device.serving.series_run import FrameTask, SeriesRun, TaskLane, Work, sentence
 from edgexnas.device.serving.settings import PipelineSettings
 from edgexnas.device.serving.sink_thread import SinkThread
 from edgexnas.device.serving.stage_times import StageTimes
-from edgexnas.device.serving.work import TaskLane, Work, sentence
 from edgexnas.device.sinks.protocol import Sink
 from edgexnas.device.sinks.results import ObjectSnapshot, SeriesBegun, SeriesEnded
 from edgexnas.device.sources.encoded_frames import leaves_decoding

@@ -35,7 +35,7 @@ from edgexnas.errors import ConfigurationError, EdgexnasError
 if TYPE_CHECKING:
     from edgexnas.device.bragg.predictor import PeakPredictor
     from edgexnas.device.ptycho.predictor import PtychoPredictor
-    from edgexnas.device.serving.work import Work
+    from edgexnas.device.serving.series_run import Work
     from edgexnas.device.sinks.protocol import Sink
     from edgexnas.device.sources.events import EventSource
 

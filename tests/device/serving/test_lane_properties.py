@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 import time
@@ -16,12 +17,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgexnas.device.lane import Outcome
+from edgexnas.device.rate_limited_log import RateLimitedLog
 from edgexnas.device.serving.ledger import Ledger
 from edgexnas.device.serving.pipeline import Pipeline
-from edgexnas.device.serving.series_run import FrameTask, SeriesRun
+from edgexnas.device.serving.series_run import FrameTask, SeriesRun, TaskLane
 from edgexnas.device.serving.settings import PipelineSettings
-from edgexnas.device.serving.stage_times import Complaints, StageTimes
-from edgexnas.device.serving.work import TaskLane
+from edgexnas.device.serving.stage_times import StageTimes
 from edgexnas.device.sinks.callback_sink import CallbackSink
 from edgexnas.device.sinks.results import FrameResult, ObjectSnapshot
 from edgexnas.device.sources.events import SeriesEnd, SeriesStart, SourceFrame, SourceTrouble
@@ -213,7 +214,7 @@ def test_every_frame_ends_once_in_order_and_fails_for_its_own_reason(
         settings=PipelineSettings(policy=policy, workers=workers, queue_frames=4, max_age_ms=1e6),
         sink_queue=8,
         sink_retry_s=1.0,
-        complaints=Complaints(),
+        complaints=RateLimitedLog(logging.getLogger("edgexnas.device.serving")),
         times=work.times,
         failed=failures.append,
         sink_failed=lambda name, message: failures.append(message),
@@ -275,7 +276,7 @@ def test_a_result_is_not_held_back_for_a_frame_that_does_not_come(ahead: int) ->
         settings=PipelineSettings(),
         sink_queue=8,
         sink_retry_s=1.0,
-        complaints=Complaints(),
+        complaints=RateLimitedLog(logging.getLogger("edgexnas.device.serving")),
         times=work.times,
         failed=failures.append,
         sink_failed=lambda name, message: failures.append(message),

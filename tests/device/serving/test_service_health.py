@@ -16,9 +16,9 @@ import pytest
 
 from edgexnas.device import PeakPredictor
 from edgexnas.device.monitoring.health import Health
+from edgexnas.device.serving.series_run import TaskLane
 from edgexnas.device.serving.service import Service, ServiceError
 from edgexnas.device.serving.settings import PipelineSettings
-from edgexnas.device.serving.work import TaskLane
 from edgexnas.device.sinks.callback_sink import CallbackSink
 from edgexnas.device.sources.events import SourceEvent, SourceFrame, SourceTrouble
 
