@@ -270,7 +270,6 @@ class CpuPeakLane(PeakLane):
 class GpuPeakLane(PeakLane):
     """Leaves all to the GPU, which works on one frame while the next is copied to it."""
 
-    ahead: int = 2
     group = most = 1
 
     def __init__(
