@@ -26,6 +26,7 @@ _log = logging.getLogger(__name__)
 _FORMATS = ("edf", "cbf", "tif", "tiff", "img", "mccd", "mar2300", "mar3450", "osc", "sfrm", "kcd")
 _GENERAL_ELECTRIC = ("ge", "ge1", "ge2", "ge3", "ge4", "ge5")
 
+_CBF_SECTION = b"--CIF-BINARY-FORMAT-SECTION--"
 _CBF_PIXELS = b"\x0c\x1a\x04\xd5"
 _LONGEST_HEADER = 1 << 20
 """Bytes in which the header of a CBF file ends; those of detectors have some kB."""
@@ -133,7 +134,7 @@ def _check_binary_section(path: Path) -> None:
     with unpacked(path, "rb") as file:
         header = file.read(_LONGEST_HEADER)
     is_cbf = ".cbf" in path.suffixes[-2:] or header.startswith(b"###CBF")
-    if is_cbf and _CBF_PIXELS not in header:
+    if is_cbf and _CBF_PIXELS not in header.partition(_CBF_SECTION)[2]:
         raise ValueError("it has no binary section")
 
 
