@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -209,6 +210,32 @@ def test_a_damaged_file_is_read_as_it_was_or_refused(
 ) -> None:
     counts = run(range(64), whole, tmp_path)
     assert min(counts.values()) > 5
+
+
+@pytest.mark.long
+@pytest.mark.real
+@pytest.mark.parametrize(
+    "name",
+    [
+        "nexus_detector_files/lambda_m1_part00000.nxs",
+        "nexus_detector_files/AgBehenate_228.hdf5",
+        "petra_p25_nearfield_ptycho/PETRAIII_P25_Near_Field_Ptycho.cxi",
+    ],
+)
+def test_a_damaged_file_of_a_real_detector_is_read_or_refused_in_a_sentence(
+    real_data: Path, name: str, tmp_path: Path
+) -> None:
+    content = (real_data / name).read_bytes()
+    path = tmp_path / Path(name).name
+    for seed in range(40):
+        path.write_bytes(mutated(content, np.random.default_rng(seed)))
+        for read in (read_frames, read_source):
+            outcome = read(path)
+            assert outcome.frames or outcome.said
+            assert not any("\n" in sentence for sentence in outcome.said)
+        if path.suffix == ".cxi":
+            with suppress(EdgexnasError):
+                open_scan(path)
 
 
 @pytest.mark.long
