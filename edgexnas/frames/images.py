@@ -8,7 +8,7 @@ import logging
 import re
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -130,8 +130,8 @@ def _check_binary_section(path: Path) -> None:
     ValueError
         If so.
     """
-    unpacked = {".gz": gzip.open, ".bz2": bz2.open}.get(path.suffix.lower(), open)
-    with unpacked(path, "rb") as file:
+    openers: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open}
+    with openers.get(path.suffix.lower(), open)(path, "rb") as file:
         header = file.read(_LONGEST_HEADER)
     is_cbf = ".cbf" in path.suffixes[-2:] or header.startswith(b"###CBF")
     if is_cbf and _CBF_PIXELS not in header.partition(_CBF_SECTION)[2]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,7 @@ class PeakDetection:
         self.mask = None if mask is None else _checked_mask(mask)
         self.shape = None if self.mask is None else self.mask.shape
         self.dtype: np.dtype[Any] | None = None
+        self.saturation: float | None = None
         self._background: Background | None = None
         self._own_finder: PeakFinder | None = None
 
@@ -79,7 +81,13 @@ class PeakDetection:
             self._own_finder = self.finder([frame])
         return self._own_finder
 
-    def finder(self, frames: Sequence[Frame], *, mask: Mask | None = None) -> PeakFinder:
+    def finder(
+        self,
+        frames: Sequence[Frame],
+        *,
+        mask: Mask | None = None,
+        saturation: float | None = None,
+    ) -> PeakFinder:
         """Make a finder for one series.
 
         Parameters
@@ -88,11 +96,17 @@ class PeakDetection:
             Frames that show the series' background; unused after `calibrate`.
         mask
             The series' own mask, used beside this detector's.
+        saturation
+            Counts from which the series says that a pixel is saturated, used instead of those of
+            the settings; None for the attribute `saturation`.
         """
         shape = frames[0].shape
         mask = self.masked(mask)
         background = self._background or estimate_background(frames, mask=mask)
-        return PeakFinder(self.settings, shape=shape, background=background, mask=mask)
+        stated = self.saturation if saturation is None else saturation
+        # What is said of these frames is nearer than what the bundle was made with.
+        settings = self.settings if stated is None else replace(self.settings, saturation=stated)
+        return PeakFinder(settings, shape=shape, background=background, mask=mask)
 
     def masked(self, mask: Mask | None) -> Mask | None:
         """Give the mask of a series beside this detector's own."""

@@ -140,7 +140,9 @@ def stream_series(
                     frames.append(detection.admit(frame))
                     if not detection.calibrated:
                         refuse_nan(frames[-1], detection.masked(series.mask))
-            finder = detection.finder(frames, mask=series.mask)
+            # A series of the caller's own may say nothing of it.
+            saturation = getattr(series, "saturation", None)
+            finder = detection.finder(frames, mask=series.mask, saturation=saturation)
             processor = FrameProcessor(predictor, finder, frames[0].dtype)
         del frames
         admitted = ((number, detection.admit(frame)) for number, frame in existing_frames(series))
@@ -181,8 +183,9 @@ def stream_frames(
                     admitted = detection.admit(frame)
                 if processor is None:
                     mask = None if series is None else series.mask
+                    saturation = None if series is None else series.saturation
                     with naming_frame(number):
-                        finder = detection.finder([admitted], mask=mask)
+                        finder = detection.finder([admitted], mask=mask, saturation=saturation)
                     spare = 0 if series is None else SPARE_FRAMES
                     processor = FrameProcessor(
                         predictor, finder, admitted.dtype, spare_frames=spare

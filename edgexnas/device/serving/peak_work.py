@@ -90,6 +90,7 @@ class PeakWork:
         if detection.shape is None:
             detection.shape = run.start.shape
         detection.dtype = run.start.dtype
+        detection.saturation = run.start.saturation
         run.work = _Calibration(detection)
 
     def prepare(self, task: FrameTask) -> list[FrameTask]:
