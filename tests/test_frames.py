@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgexnas.errors import InputError, SourceError
+from edgexnas.errors import InputError, MissingFrameError, SourceError
 from edgexnas.frames import ArrayFrames, Truth, open_frames
 
 STACK = np.arange(3 * 12 * 14, dtype=np.uint16).reshape(3, 12, 14)
@@ -218,6 +218,122 @@ class TestWhatHdf5Holds:
         path = hdf5(tmp_path / "a.h5", frames=STACK, truth__row=np.zeros(2))
         with pytest.raises(SourceError, match="lacks the column 'frame'"):
             open_frames(path)
+
+    @pytest.mark.parametrize(
+        ("units", "scale"), [("rad", np.pi / 180), ("degrees", 1), ("mrad", np.pi / 0.18)]
+    )
+    def test_angles_are_read_in_their_units(self, tmp_path: Path, units: str, scale: float) -> None:
+        place = "entry__sample__transformations__phi"
+        path = hdf5(tmp_path / "a.h5", frames=STACK, **{place: np.array([0, 0.5, 1]) * scale})
+        with h5py.File(path, "a") as file:
+            file["entry/sample/transformations/phi"].attrs["units"] = units
+        omega = open_frames(path).omega_deg
+        assert omega is not None
+        np.testing.assert_allclose(omega, [[0, 0.5], [0.5, 1], [1, 1.5]])
+
+    def test_angles_in_an_unknown_unit_are_refused(self, tmp_path: Path) -> None:
+        path = hdf5(tmp_path / "a.h5", frames=STACK, entry__data__omega=np.arange(3.0))
+        with h5py.File(path, "a") as file:
+            file["omega"] = np.arange(3.0)
+            file["omega"].attrs["units"] = "furlong"
+        with pytest.raises(SourceError, match=r"/omega of .* is in 'furlong'.*angle"):
+            open_frames(path)
+
+    @pytest.mark.parametrize(
+        "place",
+        [
+            "entry__instrument__detector__saturation_value",
+            "entry__instrument__eiger__detectorSpecific__countrate_correction_count_cutoff",
+            "entry__data__saturation_value",
+        ],
+    )
+    def test_the_saturation_of_the_detector_is_kept(self, tmp_path: Path, place: str) -> None:
+        path = hdf5(tmp_path / "a.h5", entry__data__data=STACK, **{place: np.array([900, 1000])})
+        assert open_frames(path).saturation == 900
+
+    def test_of_two_detectors_the_one_that_holds_the_frames_counts(self, tmp_path: Path) -> None:
+        path = hdf5(
+            tmp_path / "a.h5",
+            entry__instrument__one__data=STACK,
+            entry__instrument__one__saturation_value=700,
+            entry__instrument__two__saturation_value=50,
+            entry__instrument__two__pixel_mask=np.ones((3, 3)),
+        )
+        with h5py.File(path, "a") as file:
+            file["entry/data/data"] = file["entry/instrument/one/data"]
+        series = open_frames(path)
+        assert (series.saturation, series.mask) == (700, None)
+
+
+class TestIdentity:
+    def test_another_file_of_the_same_name_is_another_series(self, tmp_path: Path) -> None:
+        ids = set()
+        for name in ("a", "b"):
+            (tmp_path / name).mkdir()
+            ids.add(open_frames(hdf5(tmp_path / name / "scan.h5", frames=STACK)).identity.id)
+        assert len(ids) == 2
+        assert all(found.startswith("scan.h5-") for found in ids)
+
+    def test_a_file_is_the_same_by_whatever_path(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = hdf5(tmp_path / "scan.h5", frames=STACK)
+        (tmp_path / "link.h5").symlink_to(path)
+        monkeypatch.chdir(tmp_path)
+        places = (path, Path("scan.h5"), Path("link.h5"))
+        assert len({open_frames(place).identity for place in places}) == 1
+
+    def test_a_file_that_was_written_again_is_another_series(self, tmp_path: Path) -> None:
+        first = open_frames(hdf5(tmp_path / "scan.h5", frames=STACK)).identity
+        assert open_frames(hdf5(tmp_path / "scan.h5", frames=STACK)).identity != first
+
+    def test_the_data_files_of_a_master_file_belong_to_it(self, tmp_path: Path) -> None:
+        master = eiger(tmp_path)
+        first = open_frames(master).identity
+        os.utime(tmp_path / "x_data_000002.h5", ns=(0, 2**62))
+        assert open_frames(master).identity != first
+
+
+class TestMissingFrames:
+    def test_a_raw_file_that_is_short_gives_only_whole_frames(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        with h5py.File("a.h5", "w") as file:
+            raw = [("raw.bin", 0, STACK.nbytes)]
+            file.create_dataset("frames", STACK.shape, STACK.dtype, external=raw)[...] = STACK
+        os.truncate("raw.bin", STACK.nbytes - 1)
+        series = open_frames("a.h5")
+        np.testing.assert_array_equal(series[1], STACK[1])
+        with pytest.raises(MissingFrameError, match=r"frame 2 of a\.h5 .* raw\.bin ends before"):
+            series[2]
+
+    def test_a_dataset_without_its_bytes_is_refused(self, tmp_path: Path) -> None:
+        with h5py.File(tmp_path / "a.h5", "w") as file:
+            file.create_dataset("frames", STACK.shape, STACK.dtype)
+        with pytest.raises(MissingFrameError, match=r"none of the 3 frames .* ever written"):
+            open_frames(tmp_path / "a.h5")
+
+    def test_a_frame_of_which_a_tile_was_never_written_is_missing(self, tmp_path: Path) -> None:
+        with h5py.File(tmp_path / "a.h5", "w") as file:
+            data = file.create_dataset("frames", STACK.shape, STACK.dtype, chunks=(1, 6, 14))
+            data[:2] = STACK[:2]
+            data[2, :6] = STACK[2, :6]
+        assert open_frames(tmp_path / "a.h5").missing.tolist() == [2]
+
+    def test_pixels_between_the_modules_of_a_virtual_dataset_are_masked(
+        self, tmp_path: Path
+    ) -> None:
+        hdf5(tmp_path / "part.h5", frames=STACK[:, :5])
+        layout = h5py.VirtualLayout(STACK.shape, STACK.dtype)
+        for row in (0, 7):
+            layout[:, row : row + 5] = h5py.VirtualSource("part.h5", "frames", (3, 5, 14))
+        with h5py.File(tmp_path / "a.h5", "w") as file:
+            file.create_virtual_dataset("frames", layout)
+        series = open_frames(tmp_path / "a.h5")
+        assert len(series.missing) == 0
+        assert series.mask is not None
+        assert np.unique(np.nonzero(series.mask)[0]).tolist() == [5, 6]
 
 
 class TestNexusLinks:
@@ -442,6 +558,23 @@ class TestFolders:
         (tmp_path / "notes.txt").write_text("ignored")
         series = open_frames(tmp_path)
         np.testing.assert_array_equal(np.stack(list(series)), STACK[[1, 0, 2]])
+
+    def test_what_a_folder_leaves_out_is_said(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        for number in (1, 2, 4):
+            edf(tmp_path / f"scan_{number}.edf")
+        (tmp_path / "scan_3.raw").write_bytes(b"?")
+        assert len(open_frames(tmp_path)) == 3
+        assert "1 entries of" in caplog.text
+        assert "scan_3.raw" in caplog.text
+        assert "lacks the images with the numbers 3" in caplog.text
+
+    def test_a_truncated_image_is_refused_and_not_filled_up(self, tmp_path: Path) -> None:
+        path = edf(tmp_path / "a.edf")
+        path.write_bytes(path.read_bytes()[:-10])
+        with pytest.raises(SourceError, match="Data stream is incomplete"):
+            open_frames(path)
 
     def test_the_only_series_of_a_folder_is_opened(self, tmp_path: Path) -> None:
         hdf5(tmp_path / "a.h5", frames=STACK)

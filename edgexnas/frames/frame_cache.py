@@ -44,7 +44,7 @@ def open_frame_cache(path: Path) -> FrameCache:
 
 def holds_frame_cache(path: Path) -> bool:
     """Tell whether an HDF5 file is a frame cache."""
-    with open_hdf5_file(path) as file:
+    with open_hdf5_file(path) as file, reading(str(path)):
         return "HEXRD_FRAMECACHE_VERSION" in file.attrs
 
 

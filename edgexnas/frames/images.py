@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import logging
 import re
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,11 @@ _log = logging.getLogger(__name__)
 
 _FORMATS = ("edf", "cbf", "tif", "tiff", "img", "mccd", "mar2300", "mar3450", "osc", "sfrm", "kcd")
 _GENERAL_ELECTRIC = ("ge", "ge1", "ge2", "ge3", "ge4", "ge5")
+
+_CBF_SECTION = b"--CIF-BINARY-FORMAT-SECTION--"
+_CBF_PIXELS = b"\x0c\x1a\x04\xd5"
+_LONGEST_HEADER = 1 << 20
+"""Bytes in which the header of a CBF file ends; those of detectors have some kB."""
 
 IMAGE_SUFFIXES = frozenset(f".{name}" for name in (*_FORMATS, *_GENERAL_ELECTRIC))
 """What the name of an image in a folder ends with, before .gz or .bz2; other files are ignored."""
@@ -105,12 +112,30 @@ def _opened(path: Path) -> Iterator[Any]:
     log.addHandler(faults)
     try:
         # fabio prints while it opens some compressed images; standard output belongs to the caller.
-        with reading(str(path)), redirect_stdout(sys.stderr), fabio.open(str(path)) as image:
-            yield image
+        with reading(str(path)), redirect_stdout(sys.stderr):
+            _check_binary_section(path)
+            with fabio.open(str(path)) as image:
+                yield image
             if faults.message is not None:
                 raise ValueError(faults.message)
     finally:
         log.removeHandler(faults)
+
+
+def _check_binary_section(path: Path) -> None:
+    """Refuse a CBF file without pixels, in which fabio would look for their start for ever.
+
+    Raises
+    ------
+    ValueError
+        If so.
+    """
+    openers: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open}
+    with openers.get(path.suffix.lower(), open)(path, "rb") as file:
+        header = file.read(_LONGEST_HEADER)
+    is_cbf = ".cbf" in path.suffixes[-2:] or header.startswith(b"###CBF")
+    if is_cbf and _CBF_PIXELS not in header.partition(_CBF_SECTION)[2]:
+        raise ValueError("it has no binary section")
 
 
 class _Faults(logging.Handler):

@@ -171,7 +171,8 @@ class LazyFrames(ABC):
             # What is wrong with a frame is said when it is asked for.
             with suppress(SourceError):
                 shown.append(self[number])
-            if len(shown) == most:
+            # A gap is one on the first frame already, and most detectors write no constants.
+            if len(shown) == most or (shown and constant_gaps(shown) is None):
                 break
         return constant_gaps(shown) if shown else None
 

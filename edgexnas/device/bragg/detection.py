@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,7 @@ class PeakDetection:
         self.mask = mask
         self.shape = None if mask is None else mask.shape
         self.dtype: np.dtype[Any] | None = None
+        self.saturation: float | None = None
         self._background: Background | None = None
 
     def calibrate(self, frames: Iterable[npt.ArrayLike]) -> None:
@@ -60,7 +62,13 @@ class PeakDetection:
         """Whether the background is known, and no frame has to show it."""
         return self._background is not None
 
-    def finder(self, frames: Sequence[Frame], *, mask: Mask | None = None) -> PeakFinder:
+    def finder(
+        self,
+        frames: Sequence[Frame],
+        *,
+        mask: Mask | None = None,
+        saturation: float | None = None,
+    ) -> PeakFinder:
         """Make a finder for one series.
 
         Parameters
@@ -69,10 +77,16 @@ class PeakDetection:
             Frames that show the series' background; unused after `calibrate`.
         mask
             The series' own mask, used beside this detector's.
+        saturation
+            Counts from which the series says that a pixel is saturated, used instead of those of
+            the settings; None for the attribute `saturation`.
         """
         mask = merged_masks(self.mask, mask)
         background = self._background or estimate_background(frames, mask=mask)
-        return PeakFinder(self.settings, shape=frames[0].shape, background=background, mask=mask)
+        stated = self.saturation if saturation is None else saturation
+        # What is said of these frames is nearer than what the bundle was made with.
+        settings = self.settings if stated is None else replace(self.settings, saturation=stated)
+        return PeakFinder(settings, shape=frames[0].shape, background=background, mask=mask)
 
     def admit(self, frame: npt.ArrayLike) -> Frame:
         """Check a frame against those before it.

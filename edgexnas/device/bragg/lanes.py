@@ -106,6 +106,7 @@ class PeakLanes:
         frames: Sequence[Frame],
         *,
         mask: Mask | None = None,
+        saturation: float | None = None,
         spare_frames: int = 0,
     ) -> PeakLane:
         """Open a lane: on the GPU where the engine runs on one, else on the CPU.
@@ -121,6 +122,8 @@ class PeakLanes:
             They show the background, unless the detection is calibrated.
         mask
             The series' own mask, beside the detection's.
+        saturation
+            Counts from which the series says that a pixel is saturated; None if it does not.
         spare_frames
             Frames that `memory` of a GPU lane can lend at once.
 
@@ -131,7 +134,8 @@ class PeakLanes:
         EngineError
             If the engine is closed or the GPU failed for good.
         """
-        finder, dtype = detection.finder(frames, mask=mask), frames[0].dtype
+        finder = detection.finder(frames, mask=mask, saturation=saturation)
+        dtype = frames[0].dtype
 
         def create(engine: DeviceEngine) -> FramePipeline:
             # Only predictors on a GPU load what it needs.
@@ -331,7 +335,10 @@ def stream_series(
                 frames.append(detection.admit(frame))
                 if not detection.calibrated:
                     refuse_nan(frames[-1], merged_masks(detection.mask, series.mask))
-        with closing(lanes.open(detection, frames, mask=series.mask)) as lane:
+        # A series of the caller's own may say nothing of it.
+        saturation = getattr(series, "saturation", None)
+        lane = lanes.open(detection, frames, mask=series.mask, saturation=saturation)
+        with closing(lane):
             del frames
             numbered = existing_frames(series)
             yield from _peaks(lanes.engine, lane, numbered, read_ahead=True)
@@ -371,6 +378,7 @@ def stream_frames(
             detection,
             [admitted],
             mask=None if series is None else series.mask,
+            saturation=None if series is None else series.saturation,
             spare_frames=0 if series is None else SPARE_FRAMES,
         )
     with closing(lane):

@@ -91,6 +91,7 @@ class PeakSeries:
         if detection.shape is None:
             detection.shape = run.start.shape
         detection.dtype = run.start.dtype
+        detection.saturation = run.start.saturation
         self._lock = threading.Lock()
         self._held: list[FrameTask] = []
         self._lanes: dict[int, TaskLane[NumberedFrame, dict[int, Peaks]]] = {}

@@ -39,6 +39,8 @@ class SeriesFrames:
     mask
         (H, W) bool, True where a pixel is unusable, known with the first frame; None if the
         source does not say.
+    saturation
+        Counts from which a pixel is saturated, known as the mask is.
     memory
         Where frames that come encoded are decoded, if it has a place; set it at any time.
     """
@@ -46,6 +48,7 @@ class SeriesFrames:
     def __init__(self, source: EventSource) -> None:
         self.source = source
         self.mask: npt.NDArray[np.bool_] | None = None
+        self.saturation: float | None = None
         self.memory: FrameMemory | None = None
 
     def numbered(self) -> Iterator[tuple[int, npt.NDArray[Any]]]:
@@ -65,7 +68,7 @@ class SeriesFrames:
                 if isinstance(event, SourceTrouble):
                     _logger.warning("%s", event.message)
                 elif isinstance(event, SeriesStart) and series is None:
-                    self.mask = event.mask
+                    self.mask, self.saturation = event.mask, event.saturation
                 elif isinstance(event, SourceFrame) and series in (None, event.series):
                     series = event.series
                     yield event

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -87,6 +88,8 @@ def label_frames(
                 refuse_nan(frame, series.mask)
         background = estimate_background(shown, mask=series.mask)
     finder = finder or FinderSettings()
+    if finder.saturation is None:
+        finder = replace(finder, saturation=getattr(series, "saturation", None))
     detector = PeakFinder(finder, shape=series.shape, background=background, mask=series.mask)
     empty = detector.find(np.zeros(series.shape, series.dtype))
     found = [empty] * total

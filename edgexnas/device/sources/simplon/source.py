@@ -262,6 +262,7 @@ class SimplonSource:
             dtype=start.dtype,
             frames_expected=start.images,
             mask=mask,
+            saturation=_saturation(start.metadata),
             metadata=start.metadata,
             arrival_ns=arrival_ns,
         )
@@ -387,3 +388,12 @@ class SimplonSource:
             self._counts["malformed"] += 1
         place = self._endpoint if number is None else f"frame {number} of {self._endpoint}"
         return f"{place}: {error}"
+
+
+def _saturation(said: Mapping[str, Any]) -> float | None:
+    """Give the counts from which the detector says that a pixel is saturated."""
+    value = said.get("saturation_value")
+    # bool is an int, too; 0 is what a detector says that does not know.
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return None
+    return float(value) if 0 < value < float("inf") else None
