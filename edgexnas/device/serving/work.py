@@ -25,9 +25,12 @@ class Work(Protocol):
     ----------
     workers
         Threads that drive lanes, one for each on a CPU; one is enough for a GPU.
+    replaces_within_series
+        Whether it may replace other work in the midst of a series: nothing grows over one.
     """
 
     workers: int
+    replaces_within_series: bool
 
     def warm_up(self) -> None:
         """Compile and load what the first frame would wait for; called before any is taken."""
