@@ -75,13 +75,15 @@ class BundleWatch:
             self._thread.join()
 
     def _run(self) -> None:
-        while not self._closed:
+        while True:
             self._wake.wait(self._period_s)
             self._wake.clear()
+            if self._closed:
+                return
             asked = self._asked
             self._asked = False
             state = self._state()
-            if not self._closed and state is not None and (asked or state != self._seen):
+            if state is not None and (asked or state != self._seen):
                 self._seen = state
                 self._take_over()
 

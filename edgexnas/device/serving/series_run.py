@@ -172,7 +172,7 @@ class SeriesRun:
     def finished_by(self, task: FrameTask) -> None:
         """Note that a work is done with a frame."""
         with self._lock:
-            if task.work in self._at_work:
+            if task.work is not None and task.work in self._at_work:
                 self._at_work[task.work] -= 1
             task.work = None
 
