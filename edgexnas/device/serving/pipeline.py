@@ -193,6 +193,7 @@ class Pipeline:
             task.shown,
             None if peaks is None else peaks.positions_px,
             None if shown_object is None else shown_object.image,
+            task.arrival_ns / 1e9,
         )
 
     def _beat(self, at_ns: int | None = None) -> None:
