@@ -55,6 +55,9 @@ SETTLE_S = 1.0
 MOST_LOST_S = 60.0
 """A rig that is not sound again after this long is started anew."""
 
+FIRST_START_S = 300.0
+"""The first start of an installation compiles the peak finder."""
+
 DISK_MIB = 512
 CALLBACK = """\
 import time
@@ -179,6 +182,7 @@ class Rig:
         self.on_small_disk = False
         self._environment = environment
         self._began_s = time.monotonic()
+        self._sequence = 0
         self._publisher: subprocess.Popen[str] | None = None
         self._service: subprocess.Popen[str] | None = None
         self._page, self._zmq, self._detector = free_port(), free_port(), free_port()
@@ -189,9 +193,7 @@ class Rig:
     def prepare(self, stack: ExitStack) -> None:
         """Write bundle and configuration, mount the small disk if that is possible."""
         generate_keys(self.folder / "keys")
-        write_centroid_bundle(
-            self.folder / "model.edgex", signing_key=self.folder / "keys" / "edgexnas.key.pem"
-        )
+        self.publish_bundle()
         (self.folder / "soak_sink.py").write_text(CALLBACK)
         self.results.mkdir()
         if self.transport == "pva":
@@ -203,6 +205,7 @@ class Rig:
         (self.folder / "serve.toml").write_text(
             f'source = "{source}"\nsink_retry_s = 1.0\nsink_queue = 64\n'
             '[predictor]\nbundle = "model.edgex"\ntrust = "keys"\ncache = "cache"\n'
+            'state = "state"\nreload_s = 1\n'
             "[pipeline]\ndrain_s = 5\n"
             '[[sinks]]\nkind = "hdf5"\nfolder = "results"\nleast_free_mib = 16\n'
             '[[sinks]]\nkind = "callback"\nfunction = "soak_sink:on_result"\npolicy = "block"\n'
@@ -210,11 +213,34 @@ class Rig:
             f"[monitoring]\nport = {self._page}\nsource_timeout_s = 5\n"
         )
 
+    def publish_bundle(self) -> None:
+        """Put a bundle in place that is newer than the one before."""
+        self._sequence += 1
+        draft = self.folder / "draft.edgex"
+        key = self.folder / "keys" / "edgexnas.key.pem"
+        write_centroid_bundle(draft, signing_key=key, sequence=self._sequence)
+        draft.replace(self.folder / "model.edgex")
+
+    def swap(self) -> None:
+        """Publish a bundle, and see that it takes over."""
+        before = self.text_of_log().count(" takes over from ")
+        self.publish_bundle()
+        end_s = time.monotonic() + WITHIN_S
+        while self.text_of_log().count(" takes over from ") == before:
+            if time.monotonic() > end_s:
+                self.problem(f"bundle {self._sequence} did not take over")
+                return
+            time.sleep(0.1)
+
+    def text_of_log(self) -> str:
+        """Give all that service and publisher have logged."""
+        return (self.folder / "log").read_text(errors="replace")
+
     def run(self, faults: list[str], end_s: float) -> None:
         """Inject one fault after the other until the time is up."""
         self.start_publisher()
         self.start_service()
-        if self.wait_for(running, WITHIN_S * 3) is None:
+        if self.wait_for(running, FIRST_START_S) is None:
             self.problem(f"the service did not begin to run: {self.ask()}")
             return
         # Each once in a random order, then by chance; a kill is what must be seen most often.
@@ -302,8 +328,7 @@ class Rig:
 
     def problem(self, text: str) -> None:
         """Note what must not be, with the end of the service's log."""
-        self._log.flush()
-        last = (self.folder / "log").read_text(errors="replace").splitlines()[-80:]
+        last = self.text_of_log().splitlines()[-80:]
         fatal = [n for n, line in enumerate(last) if "Fatal" in line or "terminate" in line]
         # A crash is told by its first lines, all else by the last.
         last = last[fatal[0] : fatal[0] + 12] if fatal else last[-3:]
@@ -455,6 +480,7 @@ FAULTS = {
     "every message damaged": Fault(
         _publish_with("--garble", "1"), state_is(503, "failing"), _publish_with()
     ),
+    "newer bundle": Fault(Rig.swap, running, lambda rig: None),
     "SIGTERM and start": Fault(
         lambda rig: _restart(rig, signal.SIGTERM), state_is(0, ""), Rig.start_service
     ),

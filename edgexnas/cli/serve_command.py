@@ -18,6 +18,7 @@ from edgexnas.cli.terminal import printable
 
 if TYPE_CHECKING:
     from edgexnas.cli.arguments import Commands
+    from edgexnas.device.serving.opening import OpenedService
     from edgexnas.device.serving.service import Service
 
 __all__ = ["add_to"]
@@ -28,7 +29,8 @@ EPILOG = f"""\
 exit status: 0 the source has ended, or the service was stopped, and every frame has ended; 1 the
 service failed, or stored none of the frames that came; 2 the configuration is wrong, so that
 starting again is of no use; {INCOMPLETE} it was stopped before every frame had ended. SIGTERM or
-Ctrl-C finishes the frames that are here; a second one stops at once."""
+Ctrl-C finishes the frames that are here; a second one stops at once. SIGHUP looks for a newer
+bundle in the file that the configuration names; see reload_s."""
 
 
 def add_to(commands: Commands) -> None:
@@ -51,28 +53,33 @@ def _serve(options: argparse.Namespace) -> None:
                 opened.check()
                 print(_summary(opened.service))  # noqa: T201
                 return
-            complete = _run(opened.service)
+            complete = _run(opened)
     if not complete:
         raise SystemExit(INCOMPLETE)
 
 
-def _run(service: Service) -> bool:
+def _run(opened: OpenedService) -> bool:
     """Run until the end or a signal; tell whether every frame has ended."""
     from edgexnas.device.serving.service_manager import Watchdog, notify
 
+    service = opened.service
     interrupts = _Interrupts(service)
+    before = signal.signal(signal.SIGHUP, lambda *_: opened.bundle_watch.look())
     watchdog = Watchdog(lambda: service.health)
     try:
         service.start()
         # Only now: a service manager starts what depends on this one.
         notify(READY=1, STATUS=f"serving {service.identity.source}")
         watchdog.start()
+        opened.bundle_watch.start()
         service.wait()
     finally:
         notify(STOPPING=1)
         watchdog.close()
+        opened.bundle_watch.close()
         service.close()
         interrupts.restore()
+        signal.signal(signal.SIGHUP, before)
     service.raise_failure()
     return service.complete
 

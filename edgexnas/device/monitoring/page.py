@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import html
-import itertools
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from edgexnas.device.monitoring.health import Health
-from edgexnas.device.monitoring.summary import SummaryTable, clock_time, summarise
+from edgexnas.device.monitoring.summary import SummaryTable, clock_time, duration, summarise
 from edgexnas.device.monitoring.watch import HISTORY_S, HistoryPoint, Observation
 
 __all__ = ["PagePicture", "page_data", "pictures_of", "render_page"]
 
 _NUMBERS = ("flow", "queues", "latency", "ledger", "sinks", "source", "machine")
 """Tables beside the charts."""
+
+_PALETTES = {
+    "/frame.png": "inferno",
+    "/object/amplitude.png": "viridis",
+    "/object/phase.png": "cycle",
+}
 
 _CHART_WIDTH, _CHART_HEIGHT = 300.0, 60.0
 
@@ -29,19 +35,22 @@ class PagePicture(NamedTuple):
     alt
         What somebody who cannot see it is told.
     caption
-        The same, and what the colours mean.
+        The same, how old it is, and what the colours mean.
+    palette
+        Of the colour bar.
     """
 
     path: str
     alt: str
     caption: str
+    palette: str
 
 
 class _Chart(NamedTuple):
     key: str
     title: str
     lines: tuple[tuple[str, str, str], ...]
-    """(colour class, name with the newest value, points of the line)."""
+    """(colour class, name with the newest value, path of the line)."""
     top: str
 
 
@@ -74,8 +83,16 @@ def pictures_of(
             rings = f", {count} peak{'' if count == 1 else 's'} marked with rings"
         pictures = (("/frame.png", f"{where[0].upper()}{where[1:]}{rings}"),)
     known = scales or {}
+    age = ""
+    if result.arrival_s is not None:
+        age = f"; {duration(time.monotonic() - result.arrival_s)} old"
     return tuple(
-        PagePicture(path, alt, f"{alt}; {known[path]}" if path in known else alt)
+        PagePicture(
+            path,
+            alt,
+            f"{alt}{age}" + (f"; {known[path]}" if path in known else ""),
+            _PALETTES[path],
+        )
         for path, alt in pictures
     )
 
@@ -233,6 +250,7 @@ def _text(value: str | None) -> str:
 def _figure(picture: PagePicture) -> str:
     return (
         f'<figure><img src="{picture.path}" alt="{_text(picture.alt)}">'
+        f'<span class="bar {picture.palette}" aria-hidden="true"></span>'
         f"<figcaption>{_text(picture.caption)}</figcaption></figure>"
     )
 
@@ -261,12 +279,17 @@ def _table(table: SummaryTable) -> str:
 def _charts(history: Sequence[HistoryPoint]) -> tuple[_Chart, ...]:
     columns = zip(*history, strict=True) if history else [()] * len(HistoryPoint._fields)
     times, received, done, p50, p99 = map(list, columns)
+    # Where nothing was done there is no latency; the percentiles are those of before.
+    p50, p99 = (
+        [value if n else None for value, n in zip(v, done, strict=True)] for v in (p50, p99)
+    )
     charts = []
     for key, title, unit, lines in (
         ("rate-chart", "Frames per second", "", {"received": received, "done": done}),
         ("latency-chart", "Latency from arrival to result", " ms", {"p50": p50, "p99": p99}),
     ):
-        top = _round_up(list(itertools.chain(*lines.values())))
+        drawn_values = [value for values in lines.values() for value in values if value is not None]
+        top = _round_up(drawn_values)
         drawn = tuple(
             (colour, _legend(name, values, unit), _points(times, values, top))
             for colour, (name, values) in zip("ab", lines.items(), strict=True)
@@ -275,8 +298,9 @@ def _charts(history: Sequence[HistoryPoint]) -> tuple[_Chart, ...]:
     return tuple(charts)
 
 
-def _legend(name: str, values: Sequence[float], unit: str) -> str:
-    return f"{name} {values[-1]:.1f}{unit}" if values else name
+def _legend(name: str, values: Sequence[float | None], unit: str) -> str:
+    newest = values[-1] if values else None
+    return name if newest is None else f"{name} {newest:.1f}{unit}"
 
 
 def _round_up(values: Sequence[float]) -> float:
@@ -288,20 +312,22 @@ def _round_up(values: Sequence[float]) -> float:
     return next(power * step for step in (1, 2, 5, 10) if power * step >= largest)
 
 
-def _points(times: Sequence[float], values: Sequence[float], top: float) -> str:
-    """Points of a line, the newest at the right edge."""
-    return " ".join(
-        f"{_CHART_WIDTH * (1 - (times[-1] - at) / HISTORY_S):.1f},"
-        f"{_CHART_HEIGHT * (1 - value / top):.1f}"
-        for at, value in zip(times, values, strict=True)
-        if times[-1] - at <= HISTORY_S
-    )
+def _points(times: Sequence[float], values: Sequence[float | None], top: float) -> str:
+    """Path of a line, the newest point at the right edge, broken where there is no value."""
+    path, pen = [], "M"
+    for at, value in zip(times, values, strict=True):
+        if value is None or times[-1] - at > HISTORY_S:
+            pen = "M"
+            continue
+        x = _CHART_WIDTH * (1 - (times[-1] - at) / HISTORY_S)
+        path.append(f"{pen}{x:.1f},{_CHART_HEIGHT * (1 - value / top):.1f}")
+        pen = "L"
+    return " ".join(path)
 
 
 def _chart(chart: _Chart) -> str:
     lines = "".join(
-        f'<polyline class="{colour}" points="{points}"></polyline>'
-        for colour, _, points in chart.lines
+        f'<path class="{colour}" d="{points}"></path>' for colour, _, points in chart.lines
     )
     legend = "".join(
         f'<span class="{colour}">{_text(name)}</span>' for colour, name, _ in chart.lines

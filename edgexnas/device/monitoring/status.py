@@ -88,6 +88,8 @@ class LastResult:
     ----------
     series, number
         Which frame.
+    arrival_s
+        When it came, on the monotonic clock; None if not known.
     pixels
         (H, W) counts of the frame: a reference, not to be written to; None if not kept.
     positions_px
@@ -101,6 +103,7 @@ class LastResult:
     pixels: npt.NDArray[Any] | None = None
     positions_px: npt.NDArray[np.float32] | None = None
     object_image: ObjectImage | None = None
+    arrival_s: float | None = None
 
 
 class LastError(NamedTuple):

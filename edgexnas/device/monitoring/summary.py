@@ -8,7 +8,7 @@ from typing import NamedTuple
 from edgexnas.device.monitoring.status import LatencySummary, ServiceStatus
 from edgexnas.device.monitoring.watch import Observation
 
-__all__ = ["LEDGER_STATES", "SummaryTable", "clock_time", "summarise"]
+__all__ = ["LEDGER_STATES", "SummaryTable", "clock_time", "duration", "summarise"]
 
 LEDGER_STATES = (
     ("received", "came from the source"),
@@ -67,7 +67,7 @@ def summarise(observation: Observation) -> tuple[SummaryTable, ...]:
             ("", "p50", "p95", "p99", "max"),
             (
                 _latency_row("arrival → result", status.latency_ms),
-                *(_latency_row(name, summary) for name, summary in status.stage_ms.items()),
+                *(_latency_row(_name(name), summary) for name, summary in status.stage_ms.items()),
             ),
         ),
         SummaryTable(
@@ -86,9 +86,9 @@ def summarise(observation: Observation) -> tuple[SummaryTable, ...]:
         SummaryTable(
             "queues",
             "Queues (frames)",
-            ("", "waiting", "room for"),
+            ("", "queued", "capacity"),
             tuple(
-                (stage, _count(level.length), _count(level.capacity))
+                (_name(stage), _count(level.length), _count(level.capacity))
                 for stage, level in status.queues.items()
             ),
         ),
@@ -97,7 +97,7 @@ def summarise(observation: Observation) -> tuple[SummaryTable, ...]:
             "Sinks (results)",
             ("", "stored", "not stored", "dropped"),
             tuple(
-                (name, *(_count(number) for number in counts))
+                (_name(name), *(_count(number) for number in counts))
                 for name, counts in status.sinks.items()
             ),
         ),
@@ -126,7 +126,7 @@ def _service(status: ServiceStatus) -> SummaryTable:
             ("Chosen because", engine.reason if engine else "–"),
             ("Source", status.source or "–"),
             ("Series", status.series or "–"),
-            ("Up for", _duration(status.uptime_s)),
+            ("Up for", duration(status.uptime_s)),
             ("Last error", _last_error(status)),
         ),
     )
@@ -162,6 +162,11 @@ def _machine(observation: Observation) -> SummaryTable:
     return SummaryTable("machine", "Power and temperatures", ("", ""), tuple(rows))
 
 
+def _name(text: str) -> str:
+    """Let a path break after a slash, and nowhere in a word."""
+    return text.replace("/", "/\u200b")
+
+
 def clock_time(seconds: float) -> str:
     """Write Unix seconds as local date and time."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
@@ -182,7 +187,8 @@ def _optional(number: int | None) -> str:
     return "–" if number is None else _count(number)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Write seconds as days, hours, minutes and seconds."""
     minutes, second = divmod(int(seconds), 60)
     hours, minute = divmod(minutes, 60)
     days, hour = divmod(hours, 24)

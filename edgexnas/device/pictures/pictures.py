@@ -133,7 +133,7 @@ def frame_picture(
         else:
             masked = None
     small, factor = shrink(pixels)
-    low, high = _limits(small[small > 0] if masked is not None else small, 25, 99.9)
+    low, high = _above_noise(small[small > 0] if masked is not None else small)
     indices = _log_shades(small, low, high)
     if masked is not None:
         # A block is blank where every pixel of it is masked.
@@ -179,6 +179,15 @@ def _covered(image: ObjectImage) -> tuple[npt.NDArray[np.complex64], npt.NDArray
         covered, values = covered[window], values[window]
     step = -(-max(values.shape) // MAX_SIDE)
     return values[::step, ::step], covered[::step, ::step]
+
+
+def _above_noise(values: npt.NDArray[Any]) -> tuple[float, float]:
+    """Black where the noise of the background ends, so that a dark frame looks dark."""
+    bottom, top = _limits(values, 25, 99.9)
+    middle, upper = _limits(values, 50, 84)
+    # In noise 84 % lie below one standard deviation above the median; peaks hardly move either.
+    noise = middle + 3 * (upper - middle)
+    return (noise, top) if noise < top else (bottom, top)
 
 
 def _limits(values: npt.NDArray[Any], low: float, high: float) -> tuple[float, float]:

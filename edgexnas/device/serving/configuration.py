@@ -81,6 +81,9 @@ class PredictorSettings(Table):
     ----------
     state
         Folder that remembers the newest bundle, or False for none.
+    reload_s
+        How often to look whether the bundle's file was replaced by a newer one, which then takes
+        over; 0 for on SIGHUP alone.
     maximum_gate_px, maximum_gate_rad
         As of `edgexnas.bundle.GatePolicy`.
     mask
@@ -92,6 +95,7 @@ class PredictorSettings(Table):
     bundle: Text
     trust: Text
     state: Text | Literal[False] | None = None
+    reload_s: NotNegative = 5.0
     maximum_gate_px: Positive | None = None
     maximum_gate_rad: Positive | None = None
     engine: Text = "auto"

@@ -26,6 +26,7 @@ from edgexnas.errors import EdgexnasError
 
 if TYPE_CHECKING:
     from edgexnas.device.serving.series_run import Work
+    from edgexnas.device.sinks.results import ServiceIdentity
     from edgexnas.device.sources.events import SourceEvent
 
 __all__ = ["Intake"]
@@ -62,6 +63,8 @@ class Intake:
     ) -> None:
         self._source = source
         self._work = work
+        self._made_by: ServiceIdentity | None = None
+        self._replacing = threading.Lock()
         self._ledger = ledger
         self._settings = settings
         self._complaints = complaints
@@ -120,6 +123,15 @@ class Intake:
                 tasks = [spilled]
             self._refill()
         return tasks
+
+    def replace_work(self, work: Work, made_by: ServiceIdentity) -> None:
+        """Let other work have the frames that come; see `Pipeline.replace_work`."""
+        with self._replacing:
+            self._work, self._made_by = work, made_by
+            for run in list(self._runs) if work.replaces_within_series else ():
+                # A series with an error has no frames to process.
+                if run.work is not None and not run.over:
+                    run.replace_work(work.begin(run), made_by)
 
     def abort(self) -> None:
         """End soon, and drop what waits."""
@@ -203,13 +215,14 @@ class Intake:
         if self._run is not None:
             self._run.over = True
         run = SeriesRun(start, self._ledger.series(start.series, first=first))
-        try:
-            run.work = self._work.begin(run)
-        except EdgexnasError as error:
-            run.error = str(error)
-            self._complaints.add("series", f"{run.series}: {error}")
-        self._run = run
-        self._runs.append(run)
+        with self._replacing:
+            try:
+                run.work, run.made_by = self._work.begin(run), self._made_by
+            except EdgexnasError as error:
+                run.error = str(error)
+                self._complaints.add("series", f"{run.series}: {error}")
+            self._run = run
+            self._runs.append(run)
 
     def _end_series(self, event: SeriesEnd) -> None:
         run = self._run

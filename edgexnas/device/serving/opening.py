@@ -10,9 +10,11 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from edgexnas.device.serving.bundle_watch import BundleWatch
 from edgexnas.device.serving.configuration import (
     CallbackSinkSettings,
     Hdf5SinkSettings,
@@ -61,12 +63,15 @@ class OpenedService:
         Its sinks, not open yet.
     port
         Of the monitoring page; 0 for none.
+    bundle_watch
+        Lets a newer bundle take over; not started.
     """
 
     path: Path
     service: Service
     sinks: list[Sink]
     port: int
+    bundle_watch: BundleWatch
     _closing: ExitStack
 
     def check(self) -> None:
@@ -158,7 +163,14 @@ def open_service(path: Path) -> OpenedService:
                 pv_prefix=monitoring.status_pv,
                 terminal=monitoring.terminal,
             )
-        return OpenedService(path, service, sinks, configuration.monitoring.port, closing.pop_all())
+        watch = BundleWatch(
+            folder / configuration.predictor.bundle,
+            service,
+            partial(_predictor, configuration, folder),
+            period_s=configuration.predictor.reload_s,
+        )
+        closing.callback(watch.close)
+        return OpenedService(path, service, sinks, monitoring.port, watch, closing.pop_all())
 
 
 @contextmanager

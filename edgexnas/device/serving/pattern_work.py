@@ -50,6 +50,9 @@ class PatternWork:
         If the size of an object pixel is not given.
     """
 
+    # An object of two networks' patches would be neither's.
+    replaces_within_series = False
+
     def __init__(self, lanes: PatternLanes, settings: PipelineSettings, times: StageTimes) -> None:
         if settings.object_pixel_m is None:
             raise ConfigurationError(

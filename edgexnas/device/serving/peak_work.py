@@ -45,6 +45,8 @@ class PeakWork:
         Where durations go.
     """
 
+    replaces_within_series = True
+
     def __init__(self, lanes: PeakLanes, settings: PipelineSettings, times: StageTimes) -> None:
         self.lanes = lanes
         self.settings = settings
@@ -127,8 +129,9 @@ class PeakSeries:
             if not self._held:
                 return []
             all_here = self._run.over and len(self._held) >= self._run.in_stages
+            replaced = self._run.work is not self
             waited_ns = now_ns - self._held[0].arrival_ns
-            if all_here or waited_ns >= self._work.settings.background_wait_ms * 1e6:
+            if all_here or replaced or waited_ns >= self._work.settings.background_wait_ms * 1e6:
                 return self._calibrated()
         return []
 
@@ -152,7 +155,8 @@ class PeakSeries:
 
     def end(self) -> None:
         """Give back what the series took of the GPU."""
-        self._run.memory = None
+        if self._run.work is self:
+            self._run.memory = None
         for lane in (self._first, *self._lanes.values()):
             if lane is not None:
                 lane.close()
@@ -173,7 +177,8 @@ class PeakSeries:
             for task in usable:
                 task.error = str(error)
             return held
-        self._run.memory = self._first.memory
+        if self._run.work is self:
+            self._run.memory = self._first.memory
         # An empty one of the same kind: the detector's own may lie in memory that is lent.
         self._frame = np.empty_like(first)
         _log.info("%s: background from %d frames", self._run.series, len(usable))

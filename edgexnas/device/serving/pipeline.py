@@ -32,7 +32,7 @@ from edgexnas.device.serving.settings import PipelineSettings
 from edgexnas.device.serving.sink_thread import SinkThread
 from edgexnas.device.serving.stage_times import StageTimes
 from edgexnas.device.sinks.protocol import Sink
-from edgexnas.device.sinks.results import ObjectSnapshot, SeriesBegun, SeriesEnded
+from edgexnas.device.sinks.results import ObjectSnapshot, SeriesBegun, SeriesEnded, ServiceIdentity
 from edgexnas.device.sources.encoded_frames import leaves_decoding
 from edgexnas.device.sources.events import EventSource
 
@@ -192,6 +192,7 @@ class Pipeline:
             task.shown,
             None if peaks is None else peaks.positions_px,
             None if shown_object is None else shown_object.image,
+            task.arrival_ns / 1e9,
         )
 
     def _beat(self, at_ns: int | None = None) -> None:
@@ -219,7 +220,8 @@ class Pipeline:
                 busy = lane is not None and lane.in_flight > 0
                 tasks = self._gather(lane, wait=not busy)
                 ready = self._ready(tasks)
-                if not tasks or tasks[-1].run.over:
+                # What a replaced work holds back waits for nothing that could come.
+                if not tasks or tasks[-1].run.over or len(tasks[-1].run.works) > 1:
                     ready += self._released(time.monotonic_ns())
                 if ready:
                     lane = self._submit(ready, lane, worker)
@@ -257,11 +259,12 @@ class Pipeline:
             if task.pixels is not None and task.arrival_ns - self._shown_ns >= SHOW_NS:
                 self._shown_ns = task.arrival_ns
                 task.shown = task.pixels
-            if task.error is not None or task.run.work is None:
+            work = task.run.assign(task) if task.error is None else None
+            if work is None:
                 ready.append(task)
                 continue
             try:
-                ready += task.run.work.ready(task)
+                ready += work.ready(task)
             except Exception as error:
                 task.error = sentence(error)
                 ready.append(task)
@@ -271,25 +274,25 @@ class Pipeline:
         """Give what series have held back long enough."""
         released: list[FrameTask] = []
         for run in list(self._runs):
-            if run.work is None:
-                continue
-            try:
-                released += run.work.release(now_ns=now_ns)
-            except Exception as error:
-                self._complaints.add("release", f"{run.series}: {sentence(error)}")
+            for work in run.works:
+                try:
+                    released += work.release(now_ns=now_ns)
+                except Exception as error:
+                    self._complaints.add("release", f"{run.series}: {sentence(error)}")
         return released
 
     def _submit(
         self, tasks: list[FrameTask], lane: TaskLane[Any, Any] | None, worker: int
     ) -> TaskLane[Any, Any] | None:
-        """Submit frames in groups to the lanes of their series, and give the last lane."""
+        """Submit frames in groups to the lanes of their works, and give the last lane."""
         self._pass_on([task for task in tasks if task.error is not None])
         good = [task for task in tasks if task.error is None]
-        for run, frames in groupby(good, key=lambda task: task.run):
+        # A group is of one series and of one work: what comes of it has one origin.
+        for work, frames in groupby(good, key=lambda task: task.work):
             waiting = list(frames)
             try:
-                assert run.work is not None
-                following = run.work.lane(worker)
+                assert work is not None
+                following = work.lane(worker)
             except Exception as error:
                 for task in waiting:
                     task.error = sentence(error)
@@ -352,6 +355,8 @@ class Pipeline:
             run = self._runs[0]
             for task in run.deliverable(self._reorder_ns):
                 self._hand_over(task)
+            for work in run.take_idle_works():
+                work.end()
             if not run.drained:
                 self._show(run, final=False)
                 return
@@ -389,13 +394,14 @@ class Pipeline:
                 sink.tell(SeriesBegun(run.series, run.start.metadata))
         if task.error is None:
             try:
-                assert run.work is not None
-                run.work.place(task)
+                assert task.work is not None
+                task.work.place(task)
             except Exception as error:
                 task.error = sentence(error)
         if task.error is not None:
             self._complaints.add("frame", f"frame {task.number} of {run.series}: {task.error}")
             task.result = task.with_result(error=task.error)
+        run.finished_by(task)
         task.owed = self._required
         for sink in self.sinks:
             while not sink.give(task, timeout_s=IDLE_S):
@@ -408,6 +414,13 @@ class Pipeline:
         if not self._required:
             self._end(task)
         self._times.add("deliver", time.monotonic_ns() - began)
+
+    def replace_work(self, work: Work, made_by: ServiceIdentity) -> None:
+        """Let other work have the frames that come; frames that are here stay with theirs.
+
+        Work that grows something over a series takes the next one, all other the next frame.
+        """
+        self.intake.replace_work(work, made_by)
 
     def settle(self, tasks: Sequence[FrameTask], reason: str | None) -> None:
         """Take note that a sink that must have them has stored frames, or why it has not."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
@@ -21,6 +21,7 @@ from edgexnas.errors import EdgexnasError
 
 if TYPE_CHECKING:
     from edgexnas.device.serving.ledger import EndState, SeriesLedger
+    from edgexnas.device.sinks.results import ServiceIdentity
     from edgexnas.device.sources.compression import FrameMemory
     from edgexnas.device.sources.encoded_frames import EncodedPixels
 
@@ -52,6 +53,8 @@ class FrameTask:
         Sinks that must still store it before it is done.
     shown
         (H, W) pixels to show beside the result.
+    work, made_by
+        Which work has it, and whose result it will be; None before one has.
     """
 
     run: SeriesRun
@@ -66,6 +69,8 @@ class FrameTask:
     owed: int = 0
     shown: npt.NDArray[Any] | None = None
     detector_id: int | None = None
+    work: SeriesWork | None = None
+    made_by: ServiceIdentity | None = None
 
     @property
     def nbytes(self) -> int:
@@ -94,6 +99,7 @@ class FrameTask:
             self.arrival_ns,
             self.timestamp_s,
             detector_id=self.detector_id,
+            made_by=self.made_by,
             **fields,
         )
 
@@ -111,8 +117,9 @@ class SeriesRun:
         What the source said at its start.
     ledger
         What became of its frames.
-    work
-        What an application does with its frames; None if it has an error.
+    work, made_by
+        What an application does with its frames, and whose results they are; None if it has an
+        error. See `replace_work`.
     memory
         Where its frames are best decoded, once the work knows; None for anywhere.
     error
@@ -128,6 +135,7 @@ class SeriesRun:
     start: SeriesStart
     ledger: SeriesLedger
     work: SeriesWork | None = None
+    made_by: ServiceIdentity | None = None
     memory: FrameMemory | None = None
     error: str | None = None
     over: bool = False
@@ -137,11 +145,52 @@ class SeriesRun:
     _in_flight: NumberRanges = field(default_factory=NumberRanges)
     _waiting: list[FrameTask] = field(default_factory=list)
     _next: int | None = None
+    _past: list[SeriesWork] = field(default_factory=list)
+    _at_work: Counter[SeriesWork] = field(default_factory=Counter)
 
     @property
     def series(self) -> str:
         """Name of the series."""
         return self.start.series
+
+    @property
+    def works(self) -> list[SeriesWork]:
+        """Those that may have frames of the series, the newest last."""
+        with self._lock:
+            return self._past + ([] if self.work is None else [self.work])
+
+    def assign(self, task: FrameTask) -> SeriesWork | None:
+        """Let the newest work have a frame, which it keeps; None if there is none."""
+        with self._lock:
+            task.work, task.made_by = self.work, self.made_by
+            if self.work is not None:
+                self._at_work[self.work] += 1
+            return self.work
+
+    def replace_work(self, work: SeriesWork, made_by: ServiceIdentity) -> None:
+        """Let another work have the frames that come; the one before keeps those it has."""
+        with self._lock:
+            if self.work is not None:
+                self._past.append(self.work)
+            # Frames that are decoded from now on do not lie in the memory of the one before.
+            self.work, self.made_by, self.memory = work, made_by, None
+
+    def finished_by(self, task: FrameTask) -> None:
+        """Note that a work is done with a frame."""
+        with self._lock:
+            if task.work is not None and task.work in self._at_work:
+                self._at_work[task.work] -= 1
+            task.work = None
+
+    def take_idle_works(self) -> list[SeriesWork]:
+        """Take out works that were replaced and have no frames any more, to be ended."""
+        with self._lock:
+            idle = [work for work in self._past if self.over or not self._at_work[work]]
+            self._past = [work for work in self._past if work not in idle]
+            for work in idle:
+                # Nothing may hold a work any longer, so that its predictor can be closed.
+                self._at_work.pop(work, None)
+            return idle
 
     def enter(self, number: int) -> None:
         """Note that a frame is in the stages."""
@@ -213,9 +262,12 @@ class Work(Protocol):
     ----------
     workers
         Threads that drive lanes, one for each on a CPU; one is enough for a GPU.
+    replaces_within_series
+        Whether it may replace other work in the midst of a series: nothing grows over one.
     """
 
     workers: int
+    replaces_within_series: bool
 
     def warm_up(self) -> None:
         """Compile and load what the first frame would wait for; called before any is taken."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import weakref
+from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -69,7 +71,8 @@ class Service:
     Parameters
     ----------
     predictor
-        An open predictor, of Bragg peaks or of ptychography; it is not closed here.
+        An open predictor, of Bragg peaks or of ptychography; it is not closed here, unless
+        `replace_predictor` replaces it.
     source
         Where frames come from; closed at the end.
     sinks
@@ -114,6 +117,9 @@ class Service:
         self._times = StageTimes(*STAGES, *(sink.name for sink in sinks))
         self._work = _work_of(predictor, settings, self._times)
         self._meter = RateMeter()
+        self._replacing = threading.Lock()
+        self._retired: deque[PeakPredictor | PtychoPredictor] = deque()
+        self._own: list[PeakPredictor | PtychoPredictor] = []
         names = [sink.name for sink in sinks]
         if len(set(names)) < len(names):
             raise ConfigurationError(f"sinks are named {names}; give each a name of its own")
@@ -202,6 +208,49 @@ class Service:
             self._pipeline.intake.policy,
         )
 
+    def replace_predictor(self, predictor: PeakPredictor | PtychoPredictor) -> None:
+        """Let another predictor have the frames that come, without losing one; from any thread.
+
+        Frames that are here stay with the predictor that has them, and each result says which
+        bundle made it. For ptychography the next series is the first with the new predictor.
+
+        Parameters
+        ----------
+        predictor
+            Of the same application and of a bundle of a higher sequence. It is closed by the
+            service, as soon as its last frame is done once another has taken its place.
+
+        Raises
+        ------
+        ConfigurationError
+            If it is for the other application, or its sequence is not higher.
+        """
+        before, after = self._predictor.manifest, predictor.manifest
+        if after.task != before.task:
+            raise ConfigurationError(
+                f"{after.model_id} is for {after.task} and the service for {before.task}; start "
+                "another service for it"
+            )
+        if after.sequence <= before.sequence:
+            raise ConfigurationError(
+                f"sequence {after.sequence} of {after.model_id} is not above {before.sequence}, "
+                "which runs; export it with a higher one"
+            )
+        work = _work_of(predictor, self.settings, self._times)
+        work.warm_up()
+        with self._replacing:
+            retired, retired_work = self._predictor, self._work
+            self._predictor, self._work = predictor, work
+            self._own.append(predictor)
+            self._pipeline.replace_work(work, self.identity)
+            # Each series and each frame that it has holds its work.
+            weakref.finalize(retired_work, self._retired.append, retired)
+        _log.info("%s %d takes over from %d", after.model_id, after.sequence, before.sequence)
+
+    def note(self, message: str) -> None:
+        """Log a warning, and show it as the newest error."""
+        self._complaints.add(message, message)
+
     def wait(self) -> None:
         """Wait until all is done; log a line every 10 s."""
         next_report = time.monotonic() + REPORT_S
@@ -242,6 +291,8 @@ class Service:
             why = f"; the last error: {newest.message}" if newest else ""
             self._failure = f"none of {counts['received']} frames was stored{why}"
         self._ended_s = time.monotonic()
+        for predictor in (*self._retired, *self._own):
+            predictor.close()
         for view in self.views:
             view.close()
         self._report()
@@ -346,6 +397,8 @@ class Service:
         }
 
     def _sample(self) -> None:
+        while self._retired:
+            self._retired.popleft().close()
         counts = self._ledger.counts
         self._meter.sample(counts["received"], counts["done"])
         self._log_health(self.health)

@@ -82,7 +82,7 @@ def test_masked_pixels_are_grey_and_do_not_set_the_scale() -> None:
     indices = _indices(picture.png)
     assert (indices[:, 100:110] == BLANK).all()
     assert (indices[:, 110:] != BLANK).all()
-    assert picture.caption == "counts 10 to 50, logarithmic scale"
+    assert picture.caption == "counts 13 to 50, logarithmic scale"
 
 
 def test_a_masked_pixel_does_not_hide_its_neighbours_when_the_picture_is_smaller() -> None:

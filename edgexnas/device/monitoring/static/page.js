@@ -28,10 +28,10 @@ function fillRows(body, rows) {
 
 function drawChart(id, chart) {
   const figure = element(id);
-  const lines = figure.querySelectorAll("polyline");
+  const lines = figure.querySelectorAll("path");
   const names = figure.querySelectorAll(".legend span");
   chart.lines.forEach(([name, points], index) => {
-    lines[index].setAttribute("points", points);
+    lines[index].setAttribute("d", points);
     names[index].textContent = name;
   });
   figure.querySelector(".top").textContent = chart.top;
@@ -47,9 +47,11 @@ async function showPictures(page) {
   const figures = element("figures");
   if (figures.querySelectorAll("img").length !== page.pictures.length) {
     figures.replaceChildren(
-      ...page.pictures.map(() => {
+      ...page.pictures.map((picture) => {
         const figure = document.createElement("figure");
-        figure.append(document.createElement("img"), document.createElement("figcaption"));
+        const bar = document.createElement("span");
+        bar.className = `bar ${picture.palette}`;
+        figure.append(document.createElement("img"), bar, document.createElement("figcaption"));
         return figure;
       }),
     );

@@ -59,15 +59,14 @@ takes a few kilobytes.
 _Readings: TypeAlias = list[tuple[int, tuple[float, float]]]
 
 
-class _Lost(Enum):
+class _Closing(Enum):
     """What is put into the queue beside updates."""
 
-    CHANNEL = "the channel is disconnected"
-    NOTHING = "the source is closed"
+    CLOSED = "the source is closed"
 
 
 _Event: TypeAlias = SourceEvent | EncodedFrame
-_Message: TypeAlias = tuple[FrameUpdate | _Readings | InputError | _Lost, int]
+_Message: TypeAlias = tuple[FrameUpdate | _Readings | InputError | _Closing, int]
 
 
 class PvaOptions(SourceOptions):
@@ -169,9 +168,9 @@ class PvaSource:
         channels: list[Any] = []
         try:
             for name, callback, queue in wanted:
+                # No connection callback: pvapy calls it without a lock against `monitor`, and the
+                # process dies now and then where the server is there already.
                 channels.append(pva.Channel(name))
-                if callback == self._on_frame:
-                    channels[0].setConnectionCallback(self._on_connection)
                 # Without queueSize a server keeps a handful of updates, and more are lost.
                 channels[-1].monitor(callback, f"record[queueSize={queue}]field()")
         except pva.PvaException as error:
@@ -183,7 +182,7 @@ class PvaSource:
     def close(self) -> None:
         """Let `events` end soon; from any thread."""
         self._closed = True
-        self._updates.put((_Lost.NOTHING, 0))
+        self._updates.put((_Closing.CLOSED, 0))
 
     def status(self) -> Mapping[str, int | str]:
         """Count frames, ids that were skipped, updates that could not be decoded, reconnects.
@@ -202,13 +201,12 @@ class PvaSource:
             "connection": "connected" if self._connected else "waiting",
         }
 
-    def _on_connection(self, connected: bool) -> None:
-        if connected:
-            self._count("reconnects", self._lost)
-            self._lost, self._fresh = False, True
-        elif self._connected:
-            self._connected, self._lost = False, True
-            self._updates.put((_Lost.CHANNEL, time.monotonic_ns()))
+    def _look_at(self, channel: Any) -> Iterator[SourceTrouble]:
+        """Find out whether the channel is there; when all updates of before are taken."""
+        if self._connected and not channel.isConnected():
+            self._connected, self._lost, self._fresh = False, True, True
+            message = f"the channel {self._channel} is disconnected; it is waited for"
+            yield SourceTrouble(self._series, None, message, time.monotonic_ns())
 
     def _on_frame(self, update: Any) -> None:
         if self._closed:
@@ -247,6 +245,7 @@ class PvaSource:
                 content, arrival_ns = self._updates.get(timeout=_WAIT_S)
             except Empty:
                 self._overruns = channel.getMonitorCounters()
+                yield from self._look_at(channel)
                 idle_s = self._options.idle_s
                 if self._series and idle_s is not None and time.monotonic() - last_s > idle_s:
                     yield from self._ended(time.monotonic_ns())
@@ -260,13 +259,12 @@ class PvaSource:
                 yield from self._positions(content, arrival_ns)
             elif isinstance(content, InputError):
                 yield self._trouble(None, content, arrival_ns)
-            elif content is _Lost.CHANNEL:
-                message = f"the channel {self._channel} is disconnected; it is waited for"
-                yield SourceTrouble(self._series, None, message, arrival_ns)
         yield from self._ended(time.monotonic_ns())
 
     def _frame(self, about: FrameUpdate, arrival_ns: int) -> Iterator[_Event]:
         fresh, self._fresh = self._fresh, False
+        self._count("reconnects", self._lost)
+        self._lost = False
         if fresh and self._ids.last == (about.unique_id, about.time_s):
             # A channel that came back gives the frame again that it holds.
             return
