@@ -676,7 +676,6 @@ def test_an_energy_counter_that_was_reset_gives_no_reading(
     assert meter.read().module_w == pytest.approx(30)
 
 
-@pytest.mark.xfail(strict=True, reason="see the assertions")
 def test_small_surprises_are_none(
     tmp_path: Path, bundle_path: Path, keys: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -322,11 +322,12 @@ def stream_series(
         if not detection.calibrated:
             numbers = there[background_numbers(len(there), series.shape, series.dtype)].tolist()
         frames: list[Frame] = []
-        for number, frame in existing_frames(series, numbers, quiet=True):
-            with naming_frame(number):
-                frames.append(detection.admit(frame))
-                if not detection.calibrated:
-                    refuse_nan(frames[-1], merged_masks(detection.mask, series.mask))
+        with detection.undone_if_refused():
+            for number, frame in existing_frames(series, numbers, quiet=True):
+                with naming_frame(number):
+                    frames.append(detection.admit(frame))
+                    if not detection.calibrated:
+                        refuse_nan(frames[-1], merged_masks(detection.mask, series.mask))
         with closing(lanes.open(detection, frames, mask=series.mask)) as lane:
             del frames
             numbered = existing_frames(series)
@@ -361,7 +362,7 @@ def stream_frames(
     if first is None:
         raise SourceError("the source gave no frames; give at least one")
     number, frame = first
-    with naming_frame(number):
+    with naming_frame(number), detection.undone_if_refused():
         admitted = detection.admit(frame)
         lane = lanes.open(
             detection,
