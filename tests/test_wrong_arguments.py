@@ -86,7 +86,7 @@ def test_a_size_that_no_device_has_is_named(
     option: str, value: str, opening: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     message = sentence(["bench", *opening, option, value, "--energy", "off"], capsys)
-    assert f"{option[2:]} is {value}; give a whole number from 1 to" in message
+    assert f"{option[2:]} is {value}; specify a whole number from 1 to" in message
 
 
 @pytest.mark.parametrize("value", ["9" * 5000, "1e9", "-1", "0"])

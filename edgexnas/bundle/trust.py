@@ -77,8 +77,8 @@ class TrustStore:
         ----------
         path
             A folder with a signed list, `trust.json`, and the root key that signs it, `root.pem`;
-            or a folder with `*.pub.pem` files, whatever else lies there being ignored; or one PEM
-            file.
+            or a folder with `*.pub.pem` files, whatever else lies there being ignored, hidden files
+            too; or one PEM file.
         state
             Folder that remembers the newest list, which is never followed by an older one; see
             `open_state`.
@@ -99,7 +99,8 @@ class TrustStore:
             return cls._of([load_public_key(path)], path)
         try:
             complaint = check_folder(path, TRUSTED)
-            names = sorted(os.listdir(path))
+            # macOS leaves a hidden companion of the same suffix beside what it copies.
+            names = sorted(name for name in os.listdir(path) if not name.startswith("."))
         except OSError as error:
             raise TrustError(f"trust folder {path} cannot be read: {error.strerror}") from error
         if complaint is not None:

@@ -16,6 +16,7 @@ from edgexnas.device.detector_mask import checked_mask
 from edgexnas.device.engines.engine import Engine
 from edgexnas.device.engines.gate import EngineProof, ObjectProof
 from edgexnas.device.engines.selection import EngineOptions, PrecisionTrial, select_engine
+from edgexnas.device.process_bound import ProcessBound
 from edgexnas.device.shared_engine import CacheFolder, SharedEngine
 from edgexnas.errors import ConfigurationError, InputError
 
@@ -44,7 +45,7 @@ class PredictorOptions(TypedDict, total=False):
     mask: npt.ArrayLike | None
 
 
-class BundlePredictor:
+class BundlePredictor(ProcessBound):
     """What `PeakPredictor` and `PtychoPredictor` have in common; see `edgexnas.device.Predictor`.
 
     Parameters

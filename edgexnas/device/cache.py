@@ -70,14 +70,29 @@ CacheOption = str | os.PathLike[str] | Literal[False] | None
 def open_cache(cache: CacheOption) -> EngineCache | None:
     """Open the cache that a `Predictor`'s option names; None without one.
 
+    Where the usual folder cannot be made, as for a user without a home, that is logged and there
+    is no cache: it saves time and decides nothing.
+
     Raises
     ------
     EngineError
-        If the folder cannot be used.
+        If a folder that was asked for cannot be made, or others can write to the folder.
     """
     if cache is False:
         return None
-    return EngineCache(default_cache_folder() if cache is None else Path(cache))
+    if cache is not None:
+        return EngineCache(Path(cache))
+    try:
+        folder = default_cache_folder()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except (OSError, EngineError) as error:
+        _log.warning(
+            "there is no engine cache (%s), so each start builds and measures again; set "
+            "EDGEXNAS_CACHE to a folder that can be made",
+            error,
+        )
+        return None
+    return EngineCache(folder)
 
 
 class EngineCache:
@@ -105,8 +120,8 @@ class EngineCache:
             complaint = check_folder(folder, Guard())
         except OSError as error:
             raise EngineError(
-                f"engine cache {folder} cannot be made ({error.strerror}); specify another, or "
-                "cache=False"
+                f"engine cache {folder} cannot be made ({error.strerror}); specify one that "
+                "this user may write to"
             ) from error
         if complaint is not None:
             raise EngineError(

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from edgexnas.device.cache import EngineCache, open_cache
 from edgexnas.device.engines.engine import Engine
 from edgexnas.device.engines.gate import run_in_batches
+from edgexnas.device.process_bound import ProcessBound
 from edgexnas.errors import ConfigurationError, EngineError, MissingDependencyError
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Closable(Protocol):
 ClosableResource = TypeVar("ClosableResource", bound=Closable)
 
 
-class SharedEngine:
+class SharedEngine(ProcessBound):
     """One engine, one thread at a time, and the GPU memory that is to be freed before it.
 
     Parameters
@@ -77,14 +78,17 @@ class SharedEngine:
         Raises
         ------
         EngineError
-            If the engine is closed.
+            If the engine is closed, or was opened before a fork.
         """
+        # Before the lock, which a thread that the fork left behind may hold for ever.
+        self.require_own_process()
         with self._lock:
             self.require_open()
             yield
 
     def require_open(self) -> None:
-        """Raise `EngineError` if the engine is closed."""
+        """Raise `EngineError` if the engine is closed or was opened before a fork."""
+        self.require_own_process()
         if self.closed:
             raise EngineError("this predictor is closed; open a new one")
 
@@ -96,8 +100,7 @@ class SharedEngine:
         EngineError
             If the engine is closed or fails.
         """
-        with self._lock:
-            self.require_open()
+        with self.in_turn():
             return run_in_batches(self.engine, inputs, item_shape)
 
     def on_gpu(self, otherwise: str, create: Callable[[DeviceEngine], Resource]) -> Resource | None:
@@ -131,7 +134,7 @@ class SharedEngine:
         self, otherwise: str, create: Callable[[DeviceEngine], ClosableResource]
     ) -> ClosableResource | None:
         """Create a GPU resource as `on_gpu` does, which `close` or `release` closes."""
-        with self._lock:
+        with self.in_turn():
             resource = self.on_gpu(otherwise, create)
             if resource is not None:
                 self._resources.append(resource)
@@ -139,13 +142,20 @@ class SharedEngine:
 
     def release(self, resource: Closable) -> None:
         """Close what `keep_on_gpu` created; releasing it again does nothing."""
+        if self.elsewhere:
+            return
         with self._lock:
             if resource in self._resources:
                 self._resources.remove(resource)
                 resource.close()
 
     def close(self) -> None:
-        """Free the GPU's memory and close the engine; closing again does nothing."""
+        """Free the GPU's memory and close the engine; closing again does nothing.
+
+        In a forked child it does nothing either: all of it is the parent's.
+        """
+        if self.elsewhere:
+            return
         with self._lock:
             while self._resources:
                 self._resources.pop().close()

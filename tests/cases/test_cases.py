@@ -543,7 +543,6 @@ def test_patterns_without_light_are_left_out_and_counted(
         open_scan(write_scan(tmp_path / "none.h5", dark * 0, scan.positions_px))
 
 
-@pytest.mark.xfail(strict=True, reason="a predictor does not notice that its process was forked")
 def test_a_predictor_in_a_forked_or_spawned_process_says_that_it_is_elsewhere(
     bundle_path: Path, keys: Path, predictor: PeakPredictor
 ) -> None:
@@ -551,7 +550,7 @@ def test_a_predictor_in_a_forked_or_spawned_process_says_that_it_is_elsewhere(
         with pytest.raises(EdgexnasError, match="open one there"):
             attempt(predictor)
     program = f"""
-        import multiprocessing, sys
+        import gc, multiprocessing, sys
         from edgexnas.device import PeakPredictor
         from edgexnas.errors import EngineError
         sys.path.insert(0, {str(Path(__file__).parent)!r})
@@ -566,7 +565,10 @@ def test_a_predictor_in_a_forked_or_spawned_process_says_that_it_is_elsewhere(
             except EngineError as error:
                 sys.exit(7 if "another process" in str(error) else 1)
         def close():
+            global p
             p.close()
+            del p
+            gc.collect()
         for target, wanted in ((work, (0, 7)), (close, (0,))):
             child = multiprocessing.get_context("fork").Process(target=target)
             child.start(); child.join(10)
@@ -675,7 +677,6 @@ def test_an_energy_counter_that_was_reset_gives_no_reading(
     assert meter.read().module_w == pytest.approx(30)
 
 
-@pytest.mark.xfail(strict=True, reason="see the assertions")
 def test_small_surprises_are_none(
     tmp_path: Path, bundle_path: Path, keys: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -91,7 +91,7 @@ def test_a_link_to_a_folder_is_refused(tmp_path: Path) -> None:
 def test_a_place_where_no_folder_can_be_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(
-        EngineError, match=r"cannot be made \(.*\); specify another, or cache=False"
+        EngineError, match=r"cannot be made \(.*\); specify one that this user may write to"
     ):
         EngineCache(tmp_path / "file" / "cache")
 

@@ -52,10 +52,11 @@ class PeakDetection:
         InputError
             If there is no frame, or one does not fit those before it.
         """
-        admitted = [self.admit(frame) for frame in frames]
-        if not admitted:
-            raise InputError("there are no frames to calibrate with; give at least one")
-        self._background = estimate_background(admitted, mask=self.mask)
+        with self.undone_if_refused():
+            admitted = [self.admit(frame) for frame in frames]
+            if not admitted:
+                raise InputError("there are no frames to calibrate with; give at least one")
+            self._background = estimate_background(admitted, mask=self.mask)
 
     @property
     def calibrated(self) -> bool:
@@ -114,6 +115,16 @@ class PeakDetection:
             )
         self.shape, self.dtype = array.shape, array.dtype
         return array
+
+    @contextmanager
+    def undone_if_refused(self) -> Iterator[None]:
+        """Forget the shape and dtype learned in this with-block if a frame is refused in it."""
+        before = self.shape, self.dtype
+        try:
+            yield
+        except InputError:
+            self.shape, self.dtype = before
+            raise
 
 
 @contextmanager

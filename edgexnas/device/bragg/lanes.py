@@ -330,11 +330,12 @@ def stream_series(
         if not detection.calibrated:
             numbers = there[background_numbers(len(there), series.shape, series.dtype)].tolist()
         frames: list[Frame] = []
-        for number, frame in existing_frames(series, numbers, quiet=True):
-            with naming_frame(number):
-                frames.append(detection.admit(frame))
-                if not detection.calibrated:
-                    refuse_nan(frames[-1], merged_masks(detection.mask, series.mask))
+        with detection.undone_if_refused():
+            for number, frame in existing_frames(series, numbers, quiet=True):
+                with naming_frame(number):
+                    frames.append(detection.admit(frame))
+                    if not detection.calibrated:
+                        refuse_nan(frames[-1], merged_masks(detection.mask, series.mask))
         # A series of the caller's own may say nothing of it.
         saturation = getattr(series, "saturation", None)
         lane = lanes.open(detection, frames, mask=series.mask, saturation=saturation)
@@ -372,7 +373,7 @@ def stream_frames(
     if first is None:
         raise SourceError("the source gave no frames; give at least one")
     number, frame = first
-    with naming_frame(number):
+    with naming_frame(number), detection.undone_if_refused():
         admitted = detection.admit(frame)
         lane = lanes.open(
             detection,

@@ -128,7 +128,8 @@ class PeakPredictor(BundlePredictor):
         with self._shared.in_turn():
             number = self._next_number if frame_number is None else frame_number
             if self._lane is None:
-                self._lane = self._lanes.open(self._detection, [self._detection.admit(frame)])
+                with self._detection.undone_if_refused():
+                    self._lane = self._lanes.open(self._detection, [self._detection.admit(frame)])
             self._lane.submit([self._lane.check(frame, number)])
             outcome = self._lane.result()
             for fault in outcome.faults.values():

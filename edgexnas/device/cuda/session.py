@@ -16,6 +16,7 @@ from edgexnas.device.cuda.context import Closable
 from edgexnas.device.cuda.graph import CudaCallError, CudaGraph, capture_graph
 from edgexnas.device.cuda.pinned_memory import PinnedMemory
 from edgexnas.device.cuda.primary_context import hold_context
+from edgexnas.device.process_bound import ProcessBound
 from edgexnas.errors import EngineError
 
 __all__ = ["CudaSession"]
@@ -24,7 +25,7 @@ NON_BLOCKING = 1
 """CU_STREAM_NON_BLOCKING: the stream does not wait for work that others put in the default one."""
 
 
-class CudaSession:
+class CudaSession(ProcessBound):
     """Work on one GPU: streams, buffers and graphs, freed together.
 
     The context is the GPU's primary one, which torch, cupy and TensorRT use too; all sessions of a
@@ -65,6 +66,8 @@ class CudaSession:
     MissingDependencyError
         If pycuda is not installed.
     """
+
+    what = "this CUDA session"
 
     def __init__(self, device: int = 0) -> None:
         self._held = hold_context(device)
@@ -231,9 +234,10 @@ class CudaSession:
     def close(self) -> None:
         """Wait for the GPU, then free every graph, buffer and stream; closing again does nothing.
 
-        A GPU that failed is not waited for, and closing never raises because of it.
+        A GPU that failed is not waited for, and closing never raises because of it. A forked
+        child leaves all of it to its parent.
         """
-        if self._closed:
+        if self._closed or self.elsewhere:
             return
         if not self.lost:
             with contextlib.suppress(EngineError):
@@ -317,6 +321,7 @@ class _Current:
 
     def __enter__(self) -> None:
         session = self._session
+        session.require_own_process()
         if session._closed:
             raise EngineError(f"this CUDA session on {session.name} is closed; open another")
         try:

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgexnas.device.engines.engine import check_inputs
+from edgexnas.device.process_bound import ProcessBound
 from edgexnas.errors import EngineError, MissingDependencyError
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ PROVIDERS = {
 }
 
 
-class OnnxEngine:
+class OnnxEngine(ProcessBound):
     """One ONNX model in onnxruntime, on the CPU unless another provider is requested. An `Engine`.
 
     Memory is taken once: input and output buffers for `batch` items, and an arena that one run of
@@ -66,6 +67,8 @@ class OnnxEngine:
     MissingDependencyError
         If onnxruntime is not installed.
     """
+
+    what = "this onnxruntime engine"
 
     def __init__(
         self,
@@ -110,6 +113,7 @@ class OnnxEngine:
 
     def run(self, inputs: FloatArray) -> FloatArray:
         """Run the model on (n, ...) float32 items, 1 ≤ n ≤ `batch`; see `Engine.run`."""
+        self.require_own_process()
         if self._session is None:
             raise EngineError("this onnxruntime engine is closed; open a new one")
         check_inputs(inputs, self._inputs.shape[1:], self.batch)
@@ -149,7 +153,9 @@ class OnnxEngine:
         }
 
     def close(self) -> None:
-        """Release the model; closing again does nothing."""
+        """Release the model; closing again does nothing, and neither does it in a forked child."""
+        if self.elsewhere:
+            return
         self._binding = None
         self._session = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from numbers import Integral
 from typing import TYPE_CHECKING, get_args
 
 from edgexnas.errors import ConfigurationError, EngineError, MissingDependencyError
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from edgexnas.device.engines.engine import Engine
     from edgexnas.device.engines.tensorrt_library import Progress
 
-__all__ = ["ENGINES", "fallback_reason", "open_engine", "resolve_engine"]
+__all__ = ["ENGINES", "checked_counts", "fallback_reason", "open_engine", "resolve_engine"]
 
 MOST_BATCH, MOST_THREADS = 65536, 1024
 """Memory is allocated for a whole batch: more is a slip of the finger, and no memory holds it."""
@@ -70,7 +71,8 @@ def open_engine(
     MissingDependencyError
         If the inference library is not installed.
     """
-    _check_options(engine, batch, threads)
+    _check_engine(engine)
+    batch, threads = checked_counts(batch, threads)
     model = _model_of(bundle, precision)
     name, reason, level = resolve_engine(engine)
     _log.log(level, "%s", reason)
@@ -136,16 +138,31 @@ def fallback_reason(obstacle: str) -> str:
     return f"onnxruntime runs the model on the CPU, because {obstacle}"
 
 
-def _check_options(engine: str, batch: int, threads: int | None) -> None:
+def _check_engine(engine: str) -> None:
     if engine not in ENGINES:
         raise ConfigurationError(f"unknown engine {engine!r}; specify one of {', '.join(ENGINES)}")
-    # By type and not isinstance: True is an int to Python, 2.0 is no number of anything.
+
+
+def checked_counts(batch: int, threads: int | None) -> tuple[int, int]:
+    """Check how many items and threads a run may have; None for threads is 1.
+
+    Returns
+    -------
+    Both as Python's own integers, also where numpy's were given.
+
+    Raises
+    ------
+    ConfigurationError
+        If one is no whole number in its range; True and 2.0 are none.
+    """
     threads = 1 if threads is None else threads
     for name, value, most in (("batch", batch, MOST_BATCH), ("threads", threads, MOST_THREADS)):
-        if type(value) is not int or not 1 <= value <= most:
+        whole = isinstance(value, Integral) and not isinstance(value, bool)
+        if not whole or not 1 <= value <= most:
             raise ConfigurationError(
                 f"{name} is {value!r}; specify a whole number from 1 to {most}"
             )
+    return int(batch), int(threads)
 
 
 def _model_of(bundle: Bundle, precision: Precision) -> bytes:

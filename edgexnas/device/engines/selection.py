@@ -18,7 +18,12 @@ import numpy as np
 from edgexnas.device.cache import EngineCache, open_cache
 from edgexnas.device.engines.engine import Engine
 from edgexnas.device.engines.gate import EngineProof, ObjectProof, prove_engine
-from edgexnas.device.engines.opening import fallback_reason, open_engine, resolve_engine
+from edgexnas.device.engines.opening import (
+    checked_counts,
+    fallback_reason,
+    open_engine,
+    resolve_engine,
+)
 from edgexnas.errors import EngineAccuracyError, EngineError, MissingDependencyError
 
 if TYPE_CHECKING:
@@ -95,6 +100,11 @@ class EngineOptions:
     threads: int | None = None
     cache: str | os.PathLike[str] | Literal[False] | None = None
     session: CudaSession | None = None
+
+    def __post_init__(self) -> None:
+        batch, threads = checked_counts(self.batch, self.threads)
+        object.__setattr__(self, "batch", batch)
+        object.__setattr__(self, "threads", threads)
 
     @cached_property
     def opened_cache(self) -> EngineCache | None:

@@ -63,6 +63,13 @@ class Integer(_Range[int]):
     A log-uniform prior gives every factor the same weight: 1–10 is drawn as often as 10–100.
     """
 
+    def __post_init__(self) -> None:
+        if not (is_whole(self.low) and is_whole(self.high)):
+            raise ConfigurationError(
+                f"{self.name} runs from {self.low!r} to {self.high!r}; specify whole numbers"
+            )
+        super().__post_init__()
+
     def from_unit(self, u: float) -> int:
         """Value at `u` in [0, 1)."""
         # Each number owns an interval of its own length, so the range ends at high + 1.
@@ -128,6 +135,14 @@ class Choice:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "values", tuple(self.values))
+        for value in self.values:
+            # A journal holds JSON, which has neither other types nor NaN and infinity.
+            number = type(value) in (int, float) and math.isfinite(value)
+            if not number and not isinstance(value, bool | str):
+                raise ConfigurationError(
+                    f"{self.name} has the choice {value!r}; specify words, True, False and finite "
+                    "numbers of Python's own"
+                )
         if not self.values or len(set(self.values)) != len(self.values):
             raise ConfigurationError(
                 f"{self.name} has the choices {self.values}; specify at least one and none twice"
@@ -181,6 +196,8 @@ def is_number(value: object) -> TypeGuard[int | float]:
 
 
 def _check_bounds(name: str, low: float, high: float, prior: str) -> None:
+    if not (is_number(low) and is_number(high) and math.isfinite(low) and math.isfinite(high)):
+        raise ConfigurationError(f"{name} runs from {low!r} to {high!r}; specify finite numbers")
     if not low <= high:
         raise ConfigurationError(f"{name} runs from {low} to {high}; specify low ≤ high")
     if prior not in ("uniform", "log-uniform"):

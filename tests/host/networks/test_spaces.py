@@ -193,6 +193,11 @@ def test_a_space_that_does_not_fit_is_refused_by_name(space: str, named: str) ->
         lambda: Integer("n", 3, 2),
         lambda: Integer("n", 0, 2, "log-uniform"),
         lambda: Real("x", 0, 1, "normal"),  # type: ignore[arg-type]
+        lambda: Real("x", 1.0, float("inf")),
+        lambda: Real("x", float("nan"), 1.0),
+        lambda: Integer("n", 1.5, 3),  # type: ignore[arg-type]
+        lambda: Choice("c", (1, float("nan"))),
+        lambda: Choice("c", (1, None)),  # type: ignore[arg-type]
         lambda: Choice("c", ()),
         lambda: Choice("c", (1, 1)),
         lambda: SearchSpace("own", "video", (), lambda _: nn.Identity()),
