@@ -21,7 +21,7 @@ from edgexnas.frames.reading import reading
 from edgexnas.frames.series import refuse_filler
 
 if TYPE_CHECKING:
-    from edgexnas.device.sources.files.source import FileOptions
+    from edgexnas.device.sources.files.file_options import FileOptions
     from edgexnas.frames import FrameSeries
 
 __all__ = ["FileSeries"]
