@@ -69,6 +69,7 @@ class CudaSession:
     def __init__(self, device: int = 0) -> None:
         self._held = hold_context(device)
         self.driver_module: Any = self._held.driver
+        # By id, because resources need not be hashable; in order of creation, for `close`.
         self._resources: dict[int, Closable] = {}
         self._counting = threading.Lock()
         self._closed = False
@@ -84,6 +85,7 @@ class CudaSession:
             self.integrated = bool(gpu.get_attribute(driver.device_attribute.INTEGRATED))
             version = int(driver.get_driver_version())
             self.driver = f"{version // 1000}.{version % 1000 // 10}"
+            # Two, because uploads run beside kernels only in another stream than theirs.
             self.copies: Any = driver.Stream(NON_BLOCKING)
             self.compute: Any = driver.Stream(NON_BLOCKING)
         # Weakly: a session that nobody refers to any more must not live until the process ends.
@@ -178,6 +180,7 @@ class CudaSession:
 
     def event(self, *, timing: bool = False) -> Any:
         """Make a `pycuda.driver.Event`; without timing it costs less."""
+        # Timing makes an event store a time stamp, which the two events of each frame don't need.
         flags = self.driver_module.event_flags
         with self.current():
             return self.driver_module.Event(flags.DEFAULT if timing else flags.DISABLE_TIMING)
@@ -235,6 +238,7 @@ class CudaSession:
         """
         if self._closed:
             return
+        # A GPU that failed answers every wait with the same error.
         if not self.lost:
             with contextlib.suppress(EngineError):
                 self.synchronize()
@@ -279,6 +283,7 @@ class CudaSession:
         """Make the context current for freeing, which a GPU that failed must not stop."""
         driver = self.driver_module
         try:
+            # A context is current for one thread, and any thread may use a session: so at each use.
             self._held.context.push()
         except driver.Error:
             # Without its context there is nothing left to free; pycuda drops what it held.

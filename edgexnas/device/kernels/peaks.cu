@@ -58,6 +58,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) threshold_map(
 #if PIXEL_IS_FLOAT
     threshold[pixel] = hidden ? PIXEL_MAX : (PIXEL)limit;
 #else
+    // Whole counts exceed the limit exactly where they exceed its floor.
     double whole = floor(limit);
     whole = whole > PIXEL_MIN ? whole : PIXEL_MIN;
     threshold[pixel] = (!hidden && whole < PIXEL_MAX) ? (PIXEL)whole : (PIXEL)PIXEL_MAX;
@@ -138,6 +139,7 @@ static __device__ bool is_significant(
         spread = (double)noise[row * width + col];
         spread *= spread;
     }
+    // The maximum itself is usable, so that n_middle is never 0.
     double mean = middle / n_middle;
     double variance = (spread + (mean > 0 ? mean : 0)) / n_middle;
     return mean >= snr * sqrt(variance)
@@ -287,6 +289,7 @@ static __device__ u64 brightness(const PIXEL *frame, const float *level, int pix
     double count = (double)frame[pixel];
     if (level)
         count -= (double)level[pixel];
+    // Adding 0 turns -0 into +0, which are equal counts and must be equal keys.
     u64 bits = (u64)__double_as_longlong(count + 0.0);
     return bits >> 63 ? ~bits : bits | 1ULL << 63;
 }
