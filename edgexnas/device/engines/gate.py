@@ -94,6 +94,7 @@ def _check_positions(
     engine: Engine, bundle: Bundle, outputs: FloatArray, expected: FloatArray
 ) -> EngineProof:
     allowed = float(getattr(bundle.manifest.gate, engine.precision))
+    # Axis 1 is (row, col): one distance for each vector and quantile, as the exporter measures it.
     measured = float(np.linalg.norm(outputs - expected, axis=1).mean(dtype=np.float64))
     _check_gate(measured, allowed, " px", engine, bundle)
     return EngineProof(measured, allowed, len(expected))

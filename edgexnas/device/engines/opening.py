@@ -71,6 +71,7 @@ def open_engine(
         If the inference library is not installed.
     """
     _check_options(engine, batch, threads)
+    # Before TensorRT is looked for, so that a wrong precision is reported at once.
     model = _model_of(bundle, precision)
     name, reason, level = resolve_engine(engine)
     _log.log(level, "%s", reason)
@@ -88,6 +89,7 @@ def open_engine(
                 session=session,
                 progress=progress,
             )
+        # Only "auto" may fall back: who names an engine is to learn that it does not run.
         except (EngineError, MissingDependencyError) as error:
             if engine != "auto":
                 raise

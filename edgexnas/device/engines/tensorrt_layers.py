@@ -125,4 +125,5 @@ def _logged(match: re.Match[str]) -> PlanLayer:
 
 def _dtypes(descriptions: Iterable[str]) -> tuple[str, ...]:
     found = (_DTYPE_WORD.search(text) for text in descriptions)
+    # Not an error: a new TensorRT may have new names, and a report must not cost the engine.
     return tuple(_DTYPES[match[1].lower()] if match else "unknown" for match in found)
