@@ -50,6 +50,7 @@ class PeakDetection:
         InputError
             If there is no frame, or one does not fit those before it.
         """
+        # All before the estimate: a set with one wrong frame makes no background.
         admitted = [self.admit(frame) for frame in frames]
         if not admitted:
             raise InputError("there are no frames to calibrate with; give at least one")
@@ -71,6 +72,7 @@ class PeakDetection:
             The series' own mask, used beside this detector's.
         """
         mask = merged_masks(self.mask, mask)
+        # With the series' mask: pixels in gaps would lower the noise that is measured.
         background = self._background or estimate_background(frames, mask=mask)
         return PeakFinder(self.settings, shape=frames[0].shape, background=background, mask=mask)
 

@@ -115,6 +115,8 @@ class PatternIntake:
             self.checked(pattern, number)
         except InputError as error:
             return error
+        # Kernel and CPU follow one rule; if they ever differ, a wrong result must not look like
+        # data.
         return EngineError(
             f"the GPU refuses pattern {number} and the CPU does not; use an engine on the CPU, and "
             "report it"
@@ -135,6 +137,7 @@ class PatternIntake:
                 f"patterns have shape {patterns.shape} and the mask {self.mask.shape}; give a mask "
                 "of one pattern's shape"
             )
+        # Cleared before counts are checked: masked pixels may hold anything, NaN too.
         cleared: npt.NDArray[Any] = np.where(self.mask, patterns.dtype.type(0), patterns)
         return cleared
 

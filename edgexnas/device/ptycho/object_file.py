@@ -31,6 +31,7 @@ def check_object_path(path: str | Path) -> Path:
         raise ConfigurationError(
             f"{place} has no suffix that tells its format; give one of {OBJECT_SUFFIXES}"
         )
+    # Asked before a scan begins: an hour of measuring must not end at a full path.
     if place.is_dir() or not os.access(place.parent, os.W_OK | os.X_OK):
         raise ConfigurationError(
             f"{place} cannot be written; give a file in a folder that exists and is yours"
@@ -68,6 +69,7 @@ def save_object(image: ObjectImage, path: str | Path) -> tuple[Path, ...]:
         place.with_name(f"{place.stem}-amplitude.png"): amplitude_picture(image).png,
     }
     try:
+        # The object first: pictures without it would look like success.
         with whole_file(place) as draft:
             if place.suffix.lower() == ".npz":
                 _write_npz(draft, image)
@@ -147,6 +149,7 @@ def _write_npz(draft: Path, image: ObjectImage) -> None:
 
 def _turned(image: ObjectImage) -> npt.NDArray[np.complex64]:
     """Turn the mean phase of an object to 0."""
+    # The angle of the sum, not the mean of angles, which is wrong across ±π.
     constant = np.exp(-1j * np.angle(image.values.sum(dtype=np.complex128)))
     turned: npt.NDArray[np.complex64] = (image.values * constant).astype(np.complex64)
     return turned

@@ -170,6 +170,7 @@ class Island(Generic[Patch]):
 
     def link(self, other: Island[Patch], link: _Link) -> None:
         """Note evidence of how this island fits another."""
+        # Complex products add up, so that each patch weighs by its overlap.
         both = self.links.get(other, _Link()).joined(link)
         self.links[other], other.links[self] = both, both.reversed()
 
@@ -182,6 +183,7 @@ class Island(Generic[Patch]):
         for neighbour, link in other.links.items():
             del neighbour.links[other]
             if neighbour is not self:
+                # Evidence that was gathered before the turn is of the phase before it.
                 self.link(neighbour, link.turned(turn_rad))
 
     def make_room(self, extent: Extent) -> None:
@@ -255,10 +257,13 @@ class Islands(Generic[Patch]):
         """Add a patch to the island that it overlaps most with, and join islands that now fit."""
         near = [island for island in self._islands if island.used.touches(extent)]
         links = {island: _Link(*island.canvas.compare(patch)) for island in near}
+        # By overlap and not by fit: a phase from a few pixels fits by chance.
         home = max(links, key=lambda island: links[island].overlap, default=None)
         if home is None or links[home].overlap < LEAST_OVERLAP:
             home = self._new_island(extent) or home or max(self._islands, key=_size)
         turn = links[home].turn_rad if home in links else 0.0
+        # Turned once, when it comes: later patches are compared with sums, which are not taken
+        # apart.
         home.add(patch.turned(turn), extent)
         for island, link in links.items():
             if island is not home and link.overlap:
@@ -289,6 +294,7 @@ class Islands(Generic[Patch]):
             other = max(home.links, key=lambda island: home.links[island].overlap)
             if home.links[other].overlap < JOINING_OVERLAP:
                 return
+            # The larger one stays as it is: fewer pixels are copied, and the image keeps its phase.
             if other.patches > home.patches:
                 home, other = other, home
             home.absorb(other, other.links[home].turn_rad)
@@ -299,6 +305,7 @@ class Islands(Generic[Patch]):
         """Phases that make the islands fit the largest, along the links of most overlap."""
         if not self._islands:
             return {}
+        # The largest is the reference, so that the image does not turn when small ones come and go.
         turns = {max(self._islands, key=_size): 0.0}
         while True:
             reach = [
@@ -309,6 +316,7 @@ class Islands(Generic[Patch]):
             ]
             if not reach:
                 return turns
+            # As Prim's tree: each is reached along the best-known link.
             _, turn, other = max(reach, key=lambda found: found[0])
             turns[other] = turn
 

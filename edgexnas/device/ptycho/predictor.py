@@ -72,6 +72,7 @@ class PtychoPredictor(BundlePredictor):
     ) -> None:
         # Before the engine is built, which takes minutes: a wrong option is rejected at once.
         intake = PatternIntake(saturation=saturation)
+        # Weakly: a stream that nobody holds any more needs no saving.
         self._streams: weakref.WeakSet[PatchStream] = weakref.WeakSet()
         super().__init__(bundle, trust=trust, **options)
         preprocessing = self.manifest.preprocessing
@@ -168,6 +169,7 @@ class PtychoPredictor(BundlePredictor):
 
         Closing again does nothing.
         """
+        # Before the engine goes: what is stitched on the GPU comes to host memory first.
         for stream in list(self._streams):
             stream.leave_gpu()
         super().close()

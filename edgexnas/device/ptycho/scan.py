@@ -25,6 +25,7 @@ __all__ = ["PositionReading", "ScanChunk", "ScanLike", "ScanSource", "open_chunk
 Positions = npt.NDArray[np.float64]
 Reading = tuple[int, Positions]
 
+# A scan of micrometres in metres has 1e-6 to 1e-4; no scan steps by less than 0.001 px.
 SMALLEST_SPREAD_PX = 1e-3
 """Positions that all differ by less, but do differ, are taken for metres."""
 
@@ -145,6 +146,7 @@ def open_chunks(
         check_object_pixel(object_pixel_m)
     if isinstance(source, (str, os.PathLike)):
         source = _opened(os.fspath(source), object_pixel_m)
+    # Before scans and iterables: a source is known by its methods alone.
     if is_event_source(source):
         pixel_m = _needed_pixel(source.url, object_pixel_m)
         frames = SeriesFrames(source)
@@ -157,6 +159,7 @@ def open_chunks(
     if _is_scan(source):
         check_positions(source)
         items = zip(source.patterns, source.positions_px, strict=True)
+        # After the checks, so that a scan which is rejected leaves nothing behind.
         lane.use_mask(source.mask)
         return _chunks(_numbered(items), lane.check, size), True
     if not isinstance(source, Iterable):
@@ -204,6 +207,7 @@ def check_positions(scan: ScanLike) -> None:
             f"{scan.source} has {count} patterns and positions of shape {positions.shape}; give "
             f"({count}, 2), NaN where a position is unknown"
         )
+    # NaN says unknown so far; infinity is a fault of who made the file.
     known = np.flatnonzero(~np.isnan(positions).any(axis=1))
     if not len(known):
         raise SourceError(f"{scan.source} has no position that is a number; give some")
@@ -329,6 +333,7 @@ class _Gathered:
 
     def take(self, item: _Numbered | PositionReading) -> None:
         if isinstance(item, PositionReading):
+            # Takes numpy's integers and rejects 3.0.
             number = operator.index(item.frame_number)
             reading = number, _position(item.position_px, number)
             self.readings.append((len(self.patterns), reading))
