@@ -20,7 +20,7 @@ __all__ = [
 ]
 
 MAXIMUM_FRAME_BYTES = 2**30
-"""Largest frame that a source decodes, 16384² of uint32; a message that claims more is refused."""
+"""Largest frame that a source decodes, 16384² of uint32; a message that claims more is rejected."""
 
 LATEST_S = 4_102_444_800.0
 """The year 2100: a later time stamp is no time."""
@@ -46,6 +46,7 @@ def as_pixels(values: npt.ArrayLike) -> npt.NDArray[Any]:
             f"a frame has shape {pixels.shape} and dtype {pixels.dtype}; "
             "expected (H, W) real numbers"
         )
+    # Compiled loops and kernels read raw memory: order and layout must be what they take.
     return np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("="))
 
 
@@ -85,8 +86,10 @@ def frame_bytes(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
     InputError
         If it is no (H, W), has no pixels, or is larger than `MAXIMUM_FRAME_BYTES`.
     """
+    # Before anything is allocated: the numbers come from the network.
     if len(shape) != 2 or min(shape) < 1:
         raise InputError(f"a frame of shape {tuple(shape)} is no image (H, W)")
+    # Python's integers: numpy's would overflow, and a claim of 2^32 x 2^32 look small.
     size = shape[0] * shape[1] * dtype.itemsize
     if size > MAXIMUM_FRAME_BYTES:
         raise InputError(

@@ -66,6 +66,8 @@ class SeriesFrames:
                     _logger.warning("%s", event.message)
                 elif isinstance(event, SeriesStart) and series is None:
                     self.mask = event.mask
+                # By frames: a start message may be lost, and the first frame says which series it
+                # is.
                 elif isinstance(event, SourceFrame) and series in (None, event.series):
                     series = event.series
                     yield event

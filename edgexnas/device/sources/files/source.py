@@ -73,6 +73,8 @@ class FileSource:
         if options.follow and options.repeat > 1:
             raise ConfigurationError(f"{url.text} is followed, so it cannot repeat; leave one out")
         if not options.follow:
+            # Opened and closed at once, so that a wrong path is an error at the start and not in a
+            # thread.
             FileSeries(path, options).close()
         return cls(url.text, path, options)
 
@@ -100,6 +102,7 @@ class FileSource:
                     fault = series.why_it_ends() if self._options.follow else None
                     if fault is not None:
                         yield SourceTrouble(name, None, fault, time.monotonic_ns())
+                # Not in a finally: a series whose file failed has not ended in order.
                 yield SeriesEnd(name, following, time.monotonic_ns())
             if self._pacer.closed:
                 return

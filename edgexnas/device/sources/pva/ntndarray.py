@@ -117,6 +117,7 @@ class FrameUpdate:
             If it is no NTNDArray.
         """
         try:
+            # A union is a tuple in pvapy, and empty before a server's first frame.
             selected = update["value"][0]
             ((field, values),) = selected.items() if selected else ((None, ()),)
             codec = update["codec"]
@@ -222,6 +223,7 @@ class FrameUpdate:
             raise InputError(f"codec.parameters of a compressed image is {code}, which is no type")
         dtype = np.dtype(named)
         size = frame_bytes(shape, dtype)
+        # Type codes were wrong in some releases of ADCore: the sender's size is a second witness.
         if self.stated_bytes != size:
             raise InputError(
                 f"a compressed image claims {self.stated_bytes} bytes, but {shape[0]}×{shape[1]} "
@@ -267,6 +269,7 @@ def read_positions(update: Mapping[str, Any]) -> list[tuple[int, tuple[float, fl
 def _shape(sizes: tuple[int, ...]) -> tuple[int, int]:
     """(rows, columns) from areaDetector's dimensions, the fastest first."""
     axes = list(sizes[::-1])
+    # Some plugins keep an axis of length 1.
     while len(axes) > 2 and 1 in axes:
         axes.remove(1)
     if len(axes) != 2:

@@ -115,6 +115,7 @@ class PvaSource:
         self._scale = UNITS_M[options.unit]
         named = options.row is not None and options.col is not None
         self._attributes = (str(options.row), str(options.col)) if named else ()
+        # Filled by pvapy's threads, which wait for Python's lock alone and never for a full queue.
         self._updates: SimpleQueue[_Message] = SimpleQueue()
         self._closed = False
         self._connected = False
@@ -171,6 +172,7 @@ class PvaSource:
             for name, callback, queue in wanted:
                 channels.append(pva.Channel(name))
                 if callback == self._on_frame:
+                    # Before `monitor`, so that the first connection is not missed.
                     channels[0].setConnectionCallback(self._on_connection)
                 # Without queueSize a server keeps a handful of updates, and more are lost.
                 channels[-1].monitor(callback, f"record[queueSize={queue}]field()")
@@ -183,6 +185,7 @@ class PvaSource:
     def close(self) -> None:
         """Let `events` end soon; from any thread."""
         self._closed = True
+        # Wakes `events`, which may be waiting for an update.
         self._updates.put((_Lost.NOTHING, 0))
 
     def status(self) -> Mapping[str, int | str]:
@@ -211,6 +214,7 @@ class PvaSource:
             self._updates.put((_Lost.CHANNEL, time.monotonic_ns()))
 
     def _on_frame(self, update: Any) -> None:
+        # pvapy may still call while the monitor is being stopped.
         if self._closed:
             return
         arrival_ns = time.monotonic_ns()
@@ -230,6 +234,7 @@ class PvaSource:
     def _put(self, content: FrameUpdate | InputError, arrival_ns: int) -> None:
         self._connected = True
         size = content.values.nbytes if isinstance(content, FrameUpdate) else 0
+        # By bytes too: 64 frames of 16 megapixels (uint16) would take 2 GiB.
         most = min(self._options.queue, max(1, _QUEUE_BYTES // max(1, size)))
         while self._updates.qsize() >= most:
             # The oldest goes, as PV Access itself would do; its number will be missed.
@@ -246,6 +251,7 @@ class PvaSource:
             try:
                 content, arrival_ns = self._updates.get(timeout=_WAIT_S)
             except Empty:
+                # Servers other than pvAccessCPP report none: gaps in uniqueId are what counts.
                 self._overruns = channel.getMonitorCounters()
                 idle_s = self._options.idle_s
                 if self._series and idle_s is not None and time.monotonic() - last_s > idle_s:
@@ -267,6 +273,7 @@ class PvaSource:
 
     def _frame(self, about: FrameUpdate, arrival_ns: int) -> Iterator[_Event]:
         fresh, self._fresh = self._fresh, False
+        # Id and time: after an IOC's restart the same id may be another frame.
         if fresh and self._ids.last == (about.unique_id, about.time_s):
             # A channel that came back gives the frame again that it holds.
             return
@@ -277,6 +284,7 @@ class PvaSource:
             kind = about.kind()
         except InputError as error:
             failure = error
+        # A detector that was reconfigured begins a series, though its counter goes on.
         if not place.begins and None not in (kind, self._kind) and kind != self._kind:
             self._ids.restart()
             place = self._ids.take(about.unique_id, about.time_s)
@@ -312,6 +320,7 @@ class PvaSource:
         moment = time.time() if about.time_s is None else about.time_s
         text = datetime.fromtimestamp(moment, timezone.utc).isoformat(timespec="microseconds")
         self._series = f"{self._channel}@{text.replace('+00:00', 'Z')}"
+        # Counters only ever rise, also over the end of a series.
         self._missed_before += self._numbers.missed
         self._numbers = FrameNumbers(number)
         shape, dtype = (None, None) if failure is not None else about.kind()
@@ -361,6 +370,7 @@ class PvaSource:
     def _damaged(self, number: int, error: InputError) -> InputError:
         """Count a frame that came and could not be decoded, in the thread of who decodes it."""
         self._count("malformed")
+        # Counted when it came; nobody knew then that it cannot be decoded.
         self._count("frames", -1)
         return InputError(self._said(number, error))
 

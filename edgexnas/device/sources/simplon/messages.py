@@ -38,6 +38,7 @@ COMPRESSED = 56500
 CODECS = {"bslz4": "bslz4-hdf5", "lz4": "lz4-hdf5"}
 """DECTRIS's names of algorithms; both begin with the header of HDF5's filters."""
 
+# Far below 2^63, so that sums and differences of ids fit an int64.
 MOST_IMAGES = 2**48
 """A larger image_id is damaged: no series is so long."""
 
@@ -208,6 +209,7 @@ def _payload(content: Any, dtype: np.dtype[Any]) -> tuple[str, memoryview]:
             f"an image is compressed with {algorithm!r}; set the detector's compression to "
             f"{' or '.join(CODECS)}"
         )
+    # bitshuffle transposes by this size: with a wrong one noise comes out, and no error.
     if element_size != dtype.itemsize:
         raise InputError(f"compressed elements of {element_size} bytes are no {dtype}")
     return codec, payload
@@ -218,6 +220,7 @@ def _typed(tag: int) -> np.dtype[Any]:
 
     The bits of the tag are 0b010, float, signed, little-endian, and two of the length.
     """
+    # 76 is reserved, 83 and 87 are 128-bit floats, which numpy has no portable type for.
     if not 64 <= tag <= 87 or tag in (76, 83, 87):
         raise InputError(f"an image has the tag {tag}, which is no type of real numbers")
     order = "<" if tag & 4 else ">"
@@ -228,6 +231,7 @@ def _typed(tag: int) -> np.dtype[Any]:
 
 
 def _series(fields: Mapping[str, Any]) -> str:
+    # The unique one first: series_id is a counter of the detector, which may begin again.
     for name in ("series_unique_id", "series_id"):
         if isinstance(fields.get(name), (str, int)):
             return str(fields[name])
