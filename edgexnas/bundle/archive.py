@@ -26,6 +26,7 @@ CENTRAL = struct.Struct("<4s6H3L5H2L")
 END = struct.Struct("<4s4H2LH")
 LOCAL_MAGIC, CENTRAL_MAGIC, END_MAGIC = b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06"
 
+# Seven members are the most that a bundle has.
 MOST_ENTRIES = 64
 """Entries that are looked at; more are rejected unseen."""
 
@@ -113,6 +114,8 @@ def decode_archive(raw: bytes, *, limits: Mapping[str, int], what: str) -> dict[
         # Where the writer puts it; a local header of another length shows in the comparison below.
         start = entry.offset + LOCAL.size + len(entry.name)
         members[entry.name] = raw[start : start + entry.size]
+        # Against accidents: who alters a file on purpose alters the sum too, and fails the
+        # signature.
         if zlib.crc32(members[entry.name]) != entry.crc:
             raise BundleError(f"{what} is damaged in member {entry.name}: copy the file again")
     # What the checks above let pass, times, attributes and gaps among it, differs here.
@@ -138,6 +141,7 @@ def _read_directory(raw: bytes, what: str) -> list[_Entry]:
     _, disk, first_disk, here, count, length, offset, comment = END.unpack(end)
     if ZIP64_MARK in (length, offset) or 0xFFFF in (here, count):
         raise BundleError(f"{what} uses zip64, which bundles do not: use the file as exported")
+    # The directory must end where the end record begins, so that no byte between them is unseen.
     if disk or first_disk or here != count or comment or offset + length + END.size != len(raw):
         raise BundleError(f"{what} has an end record that contradicts the file: copy it again")
     if count > MOST_ENTRIES:

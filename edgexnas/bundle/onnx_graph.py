@@ -24,6 +24,7 @@ MOST_MODEL_BYTES = 128 * 1024 * 1024
 
 MOST_NODES = 10_000
 MOST_INITIALISERS = 10_000
+# Parsed messages take many times their bytes: a small file must not fill the memory.
 MOST_MESSAGES = 500_000
 """Parts of any kind: nodes, attributes, tensors, shapes, metadata."""
 
@@ -146,6 +147,7 @@ def _extent_complaint(model: ModelProto) -> str | None:
         )
     # Another domain names operators that a plug-in would bring.
     versions = {item.domain: item.version for item in model.opset_import}
+    # "" and "ai.onnx" are one domain; two versions of it would leave the choice to the runtime.
     if set(versions) - {"", "ai.onnx"} or len(versions) != 1 or len(model.opset_import) != 1:
         return f"imports operator sets {sorted(versions)}, where the default one is allowed"
     version = next(iter(versions.values()))
@@ -166,6 +168,7 @@ def _operator_complaint(model: ModelProto) -> str | None:
 
 def _nests_graph(node: NodeProto) -> Iterator[bool]:
     for attribute in node.attribute:
+        # Loops and branches keep graphs in attributes, and with them time without bound.
         yield attribute.HasField("g") or bool(attribute.graphs)
 
 
@@ -174,6 +177,7 @@ def _interface_complaint(model: ModelProto, manifest: Manifest) -> str | None:
         ("inputs", model.graph.input, manifest.inputs),
         ("outputs", model.graph.output, manifest.outputs),
     ):
+        # Names and order too: engines find tensors by them.
         found = [_describe(value) for value in values]
         if found != [(tensor.name, "FLOAT", _free_batch(tensor)) for tensor in tensors]:
             shown = ", ".join(f"{tensor.name} {tensor.shape}" for tensor in tensors)
@@ -186,7 +190,7 @@ def _free_batch(tensor: Tensor) -> tuple[int | None, ...]:
 
 
 def _describe(value: ValueInfoProto) -> tuple[str, str, tuple[int | None, ...]]:
-    """Give name, element type, and shape, with None for a free axis, of an input or output."""
+    """Return name, element type, and shape, with None for a free axis, of an input or output."""
     from onnx import TensorProto
 
     kind = value.type.tensor_type
@@ -211,6 +215,7 @@ def _tensor_complaint(model: ModelProto) -> str | None:
         if not tensor.HasField("raw_data"):
             typed = (tensor.float_data, tensor.int32_data, tensor.int64_data, tensor.double_data)
             length = sum(len(values) for values in typed)
+        # Runtimes allocate by the shape and copy by the data; they must be one.
         if min(tensor.dims, default=1) < 0 or math.prod(tensor.dims) != length:
             return f"has tensor {tensor.name[:80]!r}, whose data does not fill its shape"
     return None
@@ -236,6 +241,7 @@ def _schema_complaint(model: ModelProto) -> str | None:
     from onnx import checker
 
     try:
+        # Alone it would not do: it accepts external data with a negative offset (onnx 1.23).
         checker.check_model(model)
     except (checker.ValidationError, ValueError) as error:
         reason = printable(" ".join(str(error).split())[:200])
