@@ -106,11 +106,9 @@ def decode_archive(raw: bytes, *, limits: Mapping[str, int], what: str) -> dict[
     entries = _read_directory(raw, what)
     members: dict[str, bytes] = {}
     for entry in entries:
-        complaint = _name_complaint(entry.name, limits, members) or _entry_complaint(
-            entry, limits[entry.name]
-        )
-        if complaint:
-            raise BundleError(f"{what} holds member {entry.name[:80]!r}, which {complaint}")
+        fault = _name_fault(entry.name, limits, members) or _entry_fault(entry, limits[entry.name])
+        if fault:
+            raise BundleError(f"{what} holds member {entry.name[:80]!r}, which {fault}")
         # Where the writer puts it; a local header of another length shows in the comparison below.
         start = entry.offset + LOCAL.size + len(entry.name)
         members[entry.name] = raw[start : start + entry.size]
@@ -172,7 +170,7 @@ def _read_entry(raw: bytes, position: int, *, limit: int) -> _Entry | None:
     return _Entry(name, flags, method, crc, stored, size, extra, comment, mode, offset)
 
 
-def _name_complaint(name: str, limits: Mapping[str, int], seen: Mapping[str, bytes]) -> str | None:
+def _name_fault(name: str, limits: Mapping[str, int], seen: Mapping[str, bytes]) -> str | None:
     if name.startswith(("/", "\\")) or name[1:2] == ":":
         return "has an absolute name"
     if ".." in name.replace("\\", "/").split("/"):
@@ -184,7 +182,7 @@ def _name_complaint(name: str, limits: Mapping[str, int], seen: Mapping[str, byt
     return None
 
 
-def _entry_complaint(entry: _Entry, limit: int) -> str | None:
+def _entry_fault(entry: _Entry, limit: int) -> str | None:
     # The rest could be left to the comparison; these say what somebody did to the file.
     if entry.flags & ENCRYPTED:
         return "is encrypted"

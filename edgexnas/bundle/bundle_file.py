@@ -329,7 +329,7 @@ def content_digest_of(path: Path | str) -> str:
     Raises
     ------
     BundleError
-        If the file cannot be read or is no bundle.
+        If the file cannot be read or is not a bundle.
     """
     members = _unverified(path)
     return content_digest(
@@ -355,7 +355,9 @@ def _read(path: Path) -> bytes:
     except OSError as error:
         raise BundleError(f"{_name(path)} cannot be read: {error.strerror}") from error
     if raw is None:
-        raise BundleError(f"{_name(path)} is larger than {MOST_BUNDLE_BYTES} bytes, so it is none")
+        raise BundleError(
+            f"{_name(path)} is larger than {MOST_BUNDLE_BYTES} bytes, so it is not a bundle"
+        )
     return raw
 
 

@@ -34,7 +34,7 @@ class Envelope(NamedTuple):
         Raises
         ------
         LookupError, TypeError, ValueError
-            If a part is not there or is no base 64.
+            If a part is not there or is not base 64.
         """
         # Exactly one: with several, verifiers differ in how many must hold.
         (signed,) = fields["signatures"]

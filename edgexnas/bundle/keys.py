@@ -79,10 +79,10 @@ def generate_keys(
     Raises
     ------
     ConfigurationError
-        If one of the files exists, the name is no plain file name, or the folder is not writable.
+        If one of the files exists, the name is not a plain one, or the folder is not writable.
     """
     if not re.fullmatch(KEY_NAME, name):
-        raise ConfigurationError(f"key name {name!r} is no plain name: use letters and digits")
+        raise ConfigurationError(f"key name {name!r} is not a plain name: use letters and digits")
     private_path = Path(folder if private is None else private, f"{name}.key.pem")
     public_path = Path(folder, f"{name}.pub.pem")
     # Both before either is made: half a pair would be in the way of the next try.

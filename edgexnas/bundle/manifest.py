@@ -365,7 +365,7 @@ def parse_manifest(raw: bytes, *, what: str = "manifest.json") -> Manifest:
     Raises
     ------
     BundleError
-        If it is no strict JSON, has a newer schema, or a field is wrong.
+        If it is not strict JSON, has a newer schema, or a field is wrong.
     """
     fields = parse_json(raw, what=what)
     version = fields.get("schema_version")

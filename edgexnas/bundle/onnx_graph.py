@@ -77,17 +77,17 @@ def check_onnx(raw: bytes, *, precision: Precision, manifest: Manifest, what: st
     model = _parse(raw, what)
     # In this order: nothing is computed from a part that an earlier check has not seen, and the
     # library's own checker, which trusts most, comes last.
-    complaint = (
-        _external_complaint(model)
-        or _extent_complaint(model)
-        or _operator_complaint(model)
-        or _interface_complaint(model, manifest)
-        or _tensor_complaint(model)
-        or _precision_complaint(model, precision)
-        or _schema_complaint(model)
+    fault = (
+        _external_fault(model)
+        or _extent_fault(model)
+        or _operator_fault(model)
+        or _interface_fault(model, manifest)
+        or _tensor_fault(model)
+        or _precision_fault(model, precision)
+        or _schema_fault(model)
     )
-    if complaint:
-        raise BundleError(f"{what} {complaint}")
+    if fault:
+        raise BundleError(f"{what} {fault}")
 
 
 def _parse(raw: bytes, what: str) -> ModelProto:
@@ -98,7 +98,7 @@ def _parse(raw: bytes, what: str) -> ModelProto:
     try:
         model.ParseFromString(raw)
     except DecodeError:
-        raise BundleError(f"{what} is no ONNX model: export the bundle again") from None
+        raise BundleError(f"{what} is not an ONNX model: export the bundle again") from None
     return model
 
 
@@ -119,7 +119,7 @@ def _messages(model: ModelProto) -> Iterator[Any]:
             raise BundleError(f"an ONNX model has more than {MOST_MESSAGES} parts: simplify it")
 
 
-def _external_complaint(model: ModelProto) -> str | None:
+def _external_fault(model: ModelProto) -> str | None:
     from google.protobuf.unknown_fields import UnknownFieldSet  # type: ignore[import-untyped]
     from onnx import TensorProto
 
@@ -136,7 +136,7 @@ def _external_complaint(model: ModelProto) -> str | None:
     return None
 
 
-def _extent_complaint(model: ModelProto) -> str | None:
+def _extent_fault(model: ModelProto) -> str | None:
     graph = model.graph
     if model.functions or model.training_info or graph.sparse_initializer:
         return "has functions, training information or sparse tensors: export a plain graph"
@@ -156,7 +156,7 @@ def _extent_complaint(model: ModelProto) -> str | None:
     return None
 
 
-def _operator_complaint(model: ModelProto) -> str | None:
+def _operator_fault(model: ModelProto) -> str | None:
     for node in model.graph.node:
         if node.domain not in ("", "ai.onnx") or node.op_type not in ALLOWED_OPERATORS:
             name = f"{node.domain}:{node.op_type}".removeprefix(":")
@@ -172,7 +172,7 @@ def _nests_graph(node: NodeProto) -> Iterator[bool]:
         yield attribute.HasField("g") or bool(attribute.graphs)
 
 
-def _interface_complaint(model: ModelProto, manifest: Manifest) -> str | None:
+def _interface_fault(model: ModelProto, manifest: Manifest) -> str | None:
     for kind, values, tensors in (
         ("inputs", model.graph.input, manifest.inputs),
         ("outputs", model.graph.output, manifest.outputs),
@@ -200,7 +200,7 @@ def _describe(value: ValueInfoProto) -> tuple[str, str, tuple[int | None, ...]]:
     return value.name, element, shape
 
 
-def _tensor_complaint(model: ModelProto) -> str | None:
+def _tensor_fault(model: ModelProto) -> str | None:
     from onnx import TensorProto
 
     sizes = {getattr(TensorProto, name): size for name, size in ELEMENT_BYTES.items()}
@@ -221,7 +221,7 @@ def _tensor_complaint(model: ModelProto) -> str | None:
     return None
 
 
-def _precision_complaint(model: ModelProto, precision: Precision) -> str | None:
+def _precision_fault(model: ModelProto, precision: Precision) -> str | None:
     from onnx import TensorProto
 
     # Some exporters drop quantisation without a word and succeed.
@@ -236,7 +236,7 @@ def _precision_complaint(model: ModelProto, precision: Precision) -> str | None:
     return None
 
 
-def _schema_complaint(model: ModelProto) -> str | None:
+def _schema_fault(model: ModelProto) -> str | None:
     """Let onnx check what it knows better: attributes, arity, order and single assignment."""
     from onnx import checker
 
@@ -245,5 +245,5 @@ def _schema_complaint(model: ModelProto) -> str | None:
         checker.check_model(model)
     except (checker.ValidationError, ValueError) as error:
         reason = printable(" ".join(str(error).split())[:200])
-        return f"is no valid ONNX model ({reason}): export it again"
+        return f"is not a valid ONNX model ({reason}): export it again"
     return None

@@ -33,7 +33,7 @@ Identifier = Annotated[str, StringConstraints(pattern=IDENTIFIER)]
 Release = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,4}(\.[0-9]{1,4}){1,3}$")]
 Level = Annotated[float, Field(gt=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0)]
-# Failing fast, or a stranger's file could make pydantic collect a million complaints.
+# Failing fast, or a stranger's file could make pydantic collect a million faults.
 Names = Annotated[tuple[Text, ...], Field(max_length=1000), FailFast()]
 
 

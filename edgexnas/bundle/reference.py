@@ -92,7 +92,7 @@ def _decode_array(raw: bytes, tensor: Tensor, *, what: str) -> FloatArray:
     array = decode_npy(raw, shape)
     if array is None:
         raise BundleError(
-            f"{what} is no float32 array (n, {str(shape)[1:]}: export the bundle again"
+            f"{what} is not a float32 array (n, {str(shape)[1:]}: export the bundle again"
         )
     return array
 

@@ -95,12 +95,12 @@ class RollbackState:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             # systemd's DynamicUser makes the folder a link.
-            complaint = check_folder(folder, Guard(root=True, links=True))
+            fault = check_folder(folder, Guard(root=True, links=True))
         except (OSError, ValueError) as error:
             raise self._unusable(error) from error
-        if complaint is not None:
+        if fault is not None:
             raise ConfigurationError(
-                f"rollback state {folder} {complaint}: name a folder of your own, mode 700"
+                f"rollback state {folder} {fault}: name a folder of your own, mode 700"
             )
 
     def check_bundle(self, manifest: Manifest) -> None:

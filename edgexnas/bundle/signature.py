@@ -197,7 +197,7 @@ def _decode(raw: bytes) -> tuple[str, Envelope]:
     except (BundleError, LookupError, TypeError, ValueError):
         pass
     raise SignatureError(
-        f"{SIGNATURE_MEMBER} is no model signature v1.0 in the form that edgexnas and "
+        f"{SIGNATURE_MEMBER} is not a model signature v1.0 in the form that edgexnas and "
         "model_signing write: export or sign again"
     )
 

@@ -22,7 +22,7 @@ def parse_record(
     Raises
     ------
     BundleError
-        If it is no strict JSON, or a field is missing, unknown or wrong.
+        If it is not strict JSON, or a field is missing, unknown or wrong.
     """
     fields = parse_json(raw, what=what, remedy=remedy)
     try:
@@ -49,7 +49,7 @@ def parse_json(
     Raises
     ------
     BundleError
-        If it is no JSON object, repeats a key, or holds NaN or infinity.
+        If it is not a JSON object, repeats a key, or holds NaN or infinity.
     """
     try:
         value = json.loads(
@@ -94,4 +94,4 @@ def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _reject_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")

@@ -98,14 +98,14 @@ class TrustStore:
         if not os.path.isdir(path):
             return cls._of([load_public_key(path)], path)
         try:
-            complaint = check_folder(path, TRUSTED)
+            fault = check_folder(path, TRUSTED)
             # Sorted, so that messages and choices do not depend on the file system.
             names = sorted(os.listdir(path))
         except OSError as error:
             raise TrustError(f"trust folder {path} cannot be read: {error.strerror}") from error
-        if complaint is not None:
+        if fault is not None:
             raise TrustError(
-                f"trust folder {path} {complaint}: check what is in it, then make it yours or "
+                f"trust folder {path} {fault}: check what is in it, then make it yours or "
                 "root's and run chmod 755"
             )
         for name in names:

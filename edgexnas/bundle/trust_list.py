@@ -181,4 +181,4 @@ def _decode(raw: bytes, what: str) -> list[Envelope]:
             return envelopes
     except (BundleError, LookupError, TypeError, ValueError):
         pass
-    raise TrustError(f"{what} is no trust list as edgexnas writes it: copy it again")
+    raise TrustError(f"{what} is not a trust list as edgexnas writes it: copy it again")

@@ -182,7 +182,7 @@ def run_bench(
     Raises
     ------
     ConfigurationError
-        If there is no bundle, or an option does not fit it.
+        If there is not a bundle, or an option does not fit it.
     EngineError, MissingDependencyError
         If an engine cannot be opened.
     SourceError
@@ -304,7 +304,7 @@ class _Bench:
         if not chosen.cold_start:
             return None
         if bundle.path is None or self._trust is None:
-            self._notes.append("A bundle that is no file has no cold start.")
+            self._notes.append("A bundle that is not a file has no cold start.")
             return None
         self._progress(f"cold start of {bundle.manifest.model_id}")
         return measure_cold_start(
@@ -383,7 +383,7 @@ def load_of(name: str, predictor: BundlePredictor, bundle: Bundle, batch: int) -
 
 
 def _names(bundles: Sequence[Bundle]) -> list[str]:
-    """File names, and model ids of what is no file; told apart by digest where they are equal."""
+    """File names, and model ids of what is not a file; equal ones with their digest."""
     plain = [b.path.stem if b.path else b.manifest.model_id for b in bundles]
     return [
         name if plain.count(name) == 1 else f"{name} {bundle.digest[:8]} #{number + 1}"

@@ -53,7 +53,7 @@ class PeakDetection:
         # All before the estimate: a set with one wrong frame makes no background.
         admitted = [self.admit(frame) for frame in frames]
         if not admitted:
-            raise InputError("there are no frames to calibrate with; give at least one")
+            raise InputError("there are no frames to calibrate with; specify at least one")
         self._background = estimate_background(admitted, mask=self.mask)
 
     @property
@@ -88,7 +88,7 @@ class PeakDetection:
         if array.ndim != 2 or not array.size or array.dtype.kind not in "uif":
             raise InputError(
                 f"the frame has shape {array.shape} and dtype {array.dtype}; "
-                "give (H, W) real numbers, such as uint16"
+                "expected (H, W) real numbers, such as uint16"
             )
         if array.shape != (self.shape or array.shape):
             raise InputError(
@@ -98,7 +98,7 @@ class PeakDetection:
         if array.dtype != (self.dtype or array.dtype):
             raise InputError(
                 f"the frame has dtype {array.dtype}, the frames before it had {self.dtype}; "
-                "give all frames the same dtype"
+                "use frames of one dtype"
             )
         self.shape, self.dtype = array.shape, array.dtype
         return array

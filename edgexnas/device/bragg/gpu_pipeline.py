@@ -141,7 +141,7 @@ class FramePipeline:
         return self._frames.in_flight
 
     def next_frame(self) -> Frame:
-        """Give the memory of the next frame, to be written in place before `submit`.
+        """Return the memory of the next frame, to be written in place before `submit`.
 
         Raises
         ------

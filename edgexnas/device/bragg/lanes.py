@@ -91,7 +91,7 @@ class PeakLanes:
         self._mask = mask
 
     def detection(self, mask: Mask | None = None) -> PeakDetection:
-        """Give a peak detection of its own to a series, with this mask beside the predictor's.
+        """Make a peak detection for one series, with this mask beside the predictor's.
 
         Raises
         ------
@@ -367,7 +367,7 @@ def stream_frames(
     """
     first = next(frames, None)
     if first is None:
-        raise SourceError("the source gave no frames; give at least one")
+        raise SourceError("the source gave no frames; specify at least one")
     number, frame = first
     with naming_frame(number):
         admitted = detection.admit(frame)

@@ -214,5 +214,5 @@ class PeakPredictor(BundlePredictor):
 
 
 def lanes_of(predictor: PeakPredictor) -> PeakLanes:
-    """Give what a service drives frames through."""
+    """Return the lanes that a service opens for frames."""
     return predictor._lanes

@@ -73,7 +73,7 @@ class PinnedMemory:
         Raises
         ------
         InputError
-            If it would have no items, or they are no plain numbers.
+            If it would have no items, or they are not plain numbers.
         EngineError
             If the session is closed, or the host has no memory left to pin.
         """

@@ -146,7 +146,7 @@ def _release_all() -> None:
             for session in list(held.sessions):
                 session.close()
             # Left to its destructor, pycuda would detach it as if it were no primary context, which
-            # CUDA refuses, and the memory of the context would never be checked for leaks.
+            # CUDA rejects, and the memory of the context would never be checked for leaks.
             with contextlib.suppress(held.driver.Error):
                 held.context.detach()
     _HELD.clear()

@@ -311,7 +311,7 @@ class CudaSession:
         except driver.Error:
             self._held.failure = str(error)
             return EngineError(f"{self.name} failed ({error}); start the process again")
-        return EngineError(f"{self.name} refused a call ({error})")
+        return EngineError(f"{self.name} rejected a call ({error})")
 
 
 class _Current:

@@ -141,7 +141,7 @@ def fallback_reason(obstacle: str) -> str:
 def _check_options(engine: str, batch: int, threads: int | None) -> None:
     if engine not in ENGINES:
         raise ConfigurationError(f"unknown engine {engine!r}; specify one of {', '.join(ENGINES)}")
-    # By type and not isinstance: True is an int to Python, 2.0 is no number of anything.
+    # By type and not isinstance: True is an int to Python, 2.0 is not a count.
     threads = 1 if threads is None else threads
     for name, value, most in (("batch", batch, MOST_BATCH), ("threads", threads, MOST_THREADS)):
         if type(value) is not int or not 1 <= value <= most:

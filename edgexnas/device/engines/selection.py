@@ -202,8 +202,8 @@ def _measured_choice(
             except (EngineError, MissingDependencyError) as error:
                 refusals[name] = error
         if not passed:
-            strayed = any(isinstance(error, EngineAccuracyError) for error in refusals.values())
-            kind = EngineAccuracyError if strayed else EngineError
+            inaccurate = any(isinstance(error, EngineAccuracyError) for error in refusals.values())
+            kind = EngineAccuracyError if inaccurate else EngineError
             said = "; ".join(map(str, refusals.values()))
             raise kind(f"precision='auto' found none that works: {said}")
         times = _times_ms({name: kept.engine for name, kept in passed.items()}, bundle)

@@ -41,7 +41,7 @@ class TensorRTEngine:
     ----------
     plan
         A plan that was built on this device, with one float32 input and one float32 output. It is
-        executable code: give none that was not checked.
+        executable code: pass none that was not checked.
     session
         The session to run in.
     precision

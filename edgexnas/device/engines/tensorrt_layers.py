@@ -66,7 +66,7 @@ def layers_from_inspector(report: str) -> tuple[PlanLayer, ...]:
     """Read the JSON of TensorRT's engine inspector, as TensorRT 10 and 11 write it.
 
     Layers that a plan without detailed profiling gives by name only are left out. A report that
-    is no such JSON gives no layers.
+    is not such JSON gives no layers.
     """
     try:
         content = json.loads(report)

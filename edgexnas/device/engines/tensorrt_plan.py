@@ -117,7 +117,7 @@ def build_plan(
     Raises
     ------
     ConfigurationError
-        If a batch size or the compute capability is none.
+        If a batch size or the compute capability is invalid.
     EngineError
         If TensorRT cannot do this, or rejects the model; the message quotes it.
     MissingDependencyError
@@ -153,7 +153,7 @@ def _profiles(batch_sizes: Sequence[int | tuple[int, int, int]]) -> tuple[Profil
         sizes = (given,) * 3 if isinstance(given, int) else tuple(given)
         if len(sizes) != 3 or not 1 <= sizes[0] <= sizes[1] <= sizes[2]:
             raise ConfigurationError(
-                f"batch size {given} is none; specify a number from 1 or increasing "
+                f"batch size {given} is invalid; specify a number from 1 or increasing "
                 "(least, best, most)"
             )
         profiles.append(sizes)

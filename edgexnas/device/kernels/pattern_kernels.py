@@ -20,7 +20,7 @@ __all__ = ["NO_BAD_PIXEL", "PatternKernels"]
 THREADS = 1024
 
 NO_BAD_PIXEL = np.iinfo(np.int32).max
-"""What stands where a pattern has no pixel to refuse."""
+"""What stands where a pattern has no pixel to reject."""
 
 SIGNATURES = {"bin_and_scale": "PPPiiifPP"}
 

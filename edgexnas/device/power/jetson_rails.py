@@ -231,7 +231,7 @@ def _number(path: Path, label: str) -> float:
         return float(int(text))
     except ValueError:
         raise SourceError(
-            f"power rail {label}: {path} holds {text.strip()[:40]!r}, which is no whole number; "
+            f"power rail {label}: {path} holds {text.strip()[:40]!r}, which is not a whole number; "
             "reload the ina3221 driver"
         ) from None
 

@@ -261,7 +261,7 @@ class _Memory:
 
 
 class _Running(NamedTuple):
-    """What was launched and not looked at: patches from `at` on fitted to an island."""
+    """Pending kernel launch: patches from `at` on fitted to a phase component."""
 
     queue: Queue
     at: int
@@ -314,7 +314,7 @@ class GpuIslands(Islands[QueuedPatch]):
         EngineError
             If the GPU fails, has not enough memory, or these are closed.
         """
-        self._refuse_closed()
+        self._require_open()
         place = self._memory.patches.array[len(self._queue)]
         place[0], place[1] = amplitude, phase_rad
         self._queue.append((position.copy(), extent))
@@ -334,7 +334,7 @@ class GpuIslands(Islands[QueuedPatch]):
         return super().image(used, skipped)
 
     def to_host(self) -> HostIslands:
-        """Give the same islands in host memory; these are closed then.
+        """Return the same islands in host memory; these are closed then.
 
         Raises
         ------
@@ -361,7 +361,7 @@ class GpuIslands(Islands[QueuedPatch]):
 
     def _settle(self) -> None:
         """Stitch what is queued; the last of it may still run, until `_finish`."""
-        self._refuse_closed()
+        self._require_open()
         self._finish()
         queue, self._queue = self._queue, []
         if queue:
@@ -404,7 +404,7 @@ class GpuIslands(Islands[QueuedPatch]):
         return at + 1
 
     def _on_one_island(self, queue: Queue) -> tuple[Island[QueuedPatch] | None, Queue, Extent]:
-        """Give the island that the first patches lie on, if it is one for all, these, and its room.
+        """Return the one island that the first patches lie on, if any, these patches, and its room.
 
         A patch that no island is near, or several, ends them.
         """
@@ -421,7 +421,7 @@ class GpuIslands(Islands[QueuedPatch]):
             run.append(item)
         return home, run, room
 
-    def _refuse_closed(self) -> None:
+    def _require_open(self) -> None:
         if not self._release.alive:
             session = self._memory.session
             raise EngineError(

@@ -112,7 +112,7 @@ class PatternPipeline:
         return self._batches.in_flight
 
     def next_batch(self) -> Pattern:
-        """Give the memory of the next patterns, (batch, H, W), to be written before `submit`.
+        """Return the memory of the next patterns, (batch, H, W), to be written before `submit`.
 
         Raises
         ------
@@ -144,7 +144,7 @@ class PatternPipeline:
 
         Returns
         -------
-        The patches, and the indices of patterns that `edgexnas.ptycho.check_counts` refuses, whose
+        The patches, and the indices of patterns that `edgexnas.ptycho.check_counts` rejects, whose
         patches mean nothing.
 
         Raises

@@ -75,7 +75,7 @@ class PatternLanes:
         self._intensity_scale = intensity_scale
 
     def intake(self, mask: Mask | None = None) -> PatternIntake:
-        """Give a check of patterns of its own to a scan, with this mask beside the predictor's.
+        """Make a check of patterns for one scan, with this mask beside the predictor's.
 
         Raises
         ------
@@ -119,12 +119,12 @@ class PatternLanes:
         return CpuPatternLane(self, intake)
 
     def stitcher(self, most_waiting: int = MOST_WAITING) -> ObjectStitcher:
-        """Give an empty object: on the GPU where the engine runs on one, else in host memory.
+        """Make an empty object: on the GPU where the engine runs on one, else in host memory.
 
         Raises
         ------
         ConfigurationError
-            If `most_waiting` is no number from 0.
+            If `most_waiting` is not a number from 0.
         EngineError
             If the engine is closed or the GPU failed for good.
         """

@@ -18,7 +18,7 @@ OBJECT_SUFFIXES = (".npz", ".h5", ".hdf5", ".nxs")
 
 
 def check_object_path(path: str | Path) -> Path:
-    """Refuse a place where no object can be kept, before there is one.
+    """Reject a place where no object can be kept, before there is one.
 
     Raises
     ------
@@ -29,12 +29,12 @@ def check_object_path(path: str | Path) -> Path:
     place = Path(path)
     if place.suffix.lower() not in OBJECT_SUFFIXES:
         raise ConfigurationError(
-            f"{place} has no suffix that tells its format; give one of {OBJECT_SUFFIXES}"
+            f"{place} has no suffix that tells its format; specify one of {OBJECT_SUFFIXES}"
         )
     # Asked before a scan begins: an hour of measuring must not end at a full path.
     if place.is_dir() or not os.access(place.parent, os.W_OK | os.X_OK):
         raise ConfigurationError(
-            f"{place} cannot be written; give a file in a folder that exists and is yours"
+            f"{place} cannot be written; specify a file in a folder that exists and is yours"
         )
     return place
 

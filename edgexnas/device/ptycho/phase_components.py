@@ -76,7 +76,7 @@ class Canvas(Protocol[Taken]):
         """Add a patch that lies on the canvas as a whole."""
 
     def compare(self, patch: Taken, /) -> tuple[complex, float]:
-        """Give Σ canvas · patch*, weighted, and the share of the weight on covered pixels."""
+        """Return Σ canvas · patch*, weighted, and the share of the weight on covered pixels."""
 
     def extend(self, before: tuple[int, int], after: tuple[int, int], /) -> None:
         """Put (rows, cols) of empty pixels before the first and after the last pixel."""
@@ -98,7 +98,7 @@ class Extent(NamedTuple):
 
     @classmethod
     def of(cls, row: float, col: float) -> Extent:
-        """Give what a patch at this position covers."""
+        """Return what a patch at this position covers."""
         bottom, right = math.ceil(row) + PATTERN_SIZE, math.ceil(col) + PATTERN_SIZE
         return cls(math.floor(row), math.floor(col), bottom, right)
 
@@ -113,7 +113,7 @@ class Extent(NamedTuple):
         return rows and self.left < other.right and other.left < self.right
 
     def joined(self, other: Extent) -> Extent:
-        """Give the least that holds both."""
+        """Return the least that holds both."""
         return Extent(
             min(self.top, other.top),
             min(self.left, other.left),
@@ -142,7 +142,7 @@ class _Link:
         return cmath.phase(self.product)
 
     def turned(self, turn_rad: float) -> _Link:
-        """Give the link of the one after it was turned."""
+        """Return the link of the one after it was turned."""
         return _Link(self.product * cmath.exp(-1j * turn_rad), self.overlap)
 
     def reversed(self) -> _Link:
@@ -226,7 +226,7 @@ class Islands(Generic[Patch]):
         raise NotImplementedError
 
     def to_host(self) -> HostIslands:
-        """Give the same islands in host memory; these are closed then."""
+        """Return the same islands in host memory; these are closed then."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -332,7 +332,7 @@ class HostIslands(Islands[SpreadPatch]):
         self.join(patch, extent)
 
     def to_host(self) -> HostIslands:
-        """Give these islands."""
+        """Return these islands."""
         return self
 
     def _new_canvas(self, shape: tuple[int, int], origin_px: tuple[int, int]) -> ObjectCanvas:

@@ -150,7 +150,7 @@ class PtychoPredictor(BundlePredictor):
             If the library for a URL is not installed.
         SourceError
             If a path cannot be read, or a scan is empty, has not one position for each pattern, or
-            spreads over a range that is no object's; an iterable shows that it is empty only
+            spreads further than any object; an iterable shows that it is empty only
             when it is asked for its first pattern, and an implausible position is counted.
         InputError, EngineError
             As in `predict`, for the pattern at fault, after those before it.
@@ -190,5 +190,5 @@ class PtychoPredictor(BundlePredictor):
 
 
 def lanes_of(predictor: PtychoPredictor) -> PatternLanes:
-    """Give what a service drives patterns through."""
+    """Return the lanes that a service opens for patterns."""
     return predictor._lanes

@@ -97,7 +97,7 @@ class ObjectStitcher:
     def __post_init__(self) -> None:
         if type(self.most_waiting) is not int or self.most_waiting < 0:
             raise ConfigurationError(
-                f"most_waiting is {self.most_waiting!r}; give a whole number from 0"
+                f"most_waiting is {self.most_waiting!r}; specify a whole number from 0"
             )
 
     def add(
@@ -150,7 +150,7 @@ class ObjectStitcher:
                 self._tally["unused_positions"] += 1
 
     def finish(self) -> None:
-        """Give up what still waits, at the end of a scan, and leave the GPU if on one.
+        """Return up what still waits, at the end of a scan, and leave the GPU if on one.
 
         Raises
         ------
@@ -169,7 +169,7 @@ class ObjectStitcher:
         Raises
         ------
         EngineError
-            If the GPU fails; there is no image then.
+            If the GPU fails; there is not an image then.
         """
         self.islands = self.islands.to_host()
 

@@ -146,7 +146,7 @@ def _read(path: Path, name: str, read: Callable[[Any], Iterator[T]]) -> Iterator
         try:
             if not part.is_file():
                 # HDF5 would wait for somebody to write to a pipe.
-                raise OSError("it is no regular file")
+                raise OSError("it is not a regular file")
             # As a reader beside a writer: a file whose writer was killed opens in no other way.
             with h5py.File(part, "r", libver="latest", swmr=True) as file:
                 version = int(file.attrs.get("version", 1))

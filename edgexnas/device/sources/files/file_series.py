@@ -82,7 +82,7 @@ class FileSeries:
             return np.ascontiguousarray(self.frames[index])
         reader, inside = self._place(index)
         encoded = reader.encoded(inside)
-        # HDF5 itself reads what is no single chunk, or needs filters that are not decoded here.
+        # HDF5 itself reads what is not a single chunk, or needs filters that are not decoded here.
         if encoded is None:
             pixels = reader.read(inside)
             refuse_filler(pixels, self._fill, index, str(self._path))

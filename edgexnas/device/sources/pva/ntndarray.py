@@ -114,7 +114,7 @@ class FrameUpdate:
         Raises
         ------
         InputError
-            If it is no NTNDArray.
+            If it is not an NTNDArray.
         """
         try:
             # A union is a tuple in pvapy, and empty before a server's first frame.
@@ -136,8 +136,8 @@ class FrameUpdate:
         # pvapy has exceptions of its own for fields that are not there.
         except Exception as error:
             raise InputError(
-                f"an update is no NTNDArray ({type(error).__name__}: {error}); name the PV of an "
-                "areaDetector plugin such as NDPluginPva"
+                f"an update is not an NTNDArray ({type(error).__name__}: {error}); name the PV of "
+                "an areaDetector plugin such as NDPluginPva"
             ) from error
 
     def kind(self) -> tuple[tuple[int, int], np.dtype[Any]]:
@@ -220,7 +220,9 @@ class FrameUpdate:
             raise InputError("a compressed image does not say its type in codec.parameters")
         named = _SCALAR_TYPES.get(code) or _TYPE_CODES.get(code & ~_ARRAY_BIT)
         if named is None:
-            raise InputError(f"codec.parameters of a compressed image is {code}, which is no type")
+            raise InputError(
+                f"codec.parameters of a compressed image is {code}, which is not a type"
+            )
         dtype = np.dtype(named)
         size = frame_bytes(shape, dtype)
         # Type codes were wrong in some releases of ADCore: the sender's size is a second witness.

@@ -128,7 +128,7 @@ class SimplonSource:
             host, port = port, str(DEFAULT_PORT)
         if not _HOST.fullmatch(host):
             raise ConfigurationError(
-                f"{url.text} names the host {host!r}, which is no host; "
+                f"{url.text} names the host {host!r}, which is not a valid host; "
                 "specify a name or an address"
             )
         if not port.isdecimal() or not 0 < int(port) < 65536:
