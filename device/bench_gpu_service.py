@@ -70,11 +70,10 @@ class Frames:
         self._frames = frames
         self._payloads = payloads
         self._count = count
-        if payloads is None:
-            # Nothing is to be decoded, and so no thread does.
-            self.encoded_events = None
+        # Without payloads there is nothing to decode, and a service starts no thread for it.
+        self.encoded_events = None if payloads is None else self._in_order
 
-    def encoded_events(self) -> Iterator[SourceEvent | EncodedFrame]:
+    def _in_order(self) -> Iterator[SourceEvent | EncodedFrame]:
         """Iterate over frames, compressed if there are payloads."""
         yield SeriesStart("bench", self._frames[0].shape, self._frames[0].dtype, self._count)
         for number in range(self._count):
@@ -89,7 +88,7 @@ class Frames:
 
     def events(self) -> Iterator[SourceEvent]:
         """Iterate over decoded frames."""
-        return decoded_events(type(self).encoded_events(self))
+        return decoded_events(self._in_order())
 
     def close(self) -> None:
         """Do nothing: frames end by themselves."""

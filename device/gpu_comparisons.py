@@ -41,10 +41,13 @@ def cases(frames: Path | None, small: bool) -> Iterator[tuple[str, np.ndarray, P
             mask = np.random.default_rng(2).random(shape) < 0.003
             mask[:, shape[1] // 2 : shape[1] // 2 + 3] = True
             for masked in (None, mask):
-                given = {"background": estimate_background([frame], mask=masked), "mask": masked}
+                background = estimate_background([frame], mask=masked)
                 name = f"random {np.dtype(dtype)} {shape}{', mask' if masked is not None else ''}"
                 settings = FinderSettings(0, 1, 1, 0.5, 1, saturation=100)
-                yield name, frame, PeakFinder(settings, shape=shape, compiled=False, **given)
+                finder = PeakFinder(
+                    settings, shape=shape, background=background, mask=masked, compiled=False
+                )
+                yield name, frame, finder
     for capacity in (1, 700) if small else (1, 700, 5000):
         shape = (96, 200) if small else (512, 700)
         frame = crowded_frame(3, shape, np.uint16)
@@ -109,8 +112,8 @@ def compare_decoding(
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Decode random offsets of the peaks that the kernels hold; give what came and what should."""
     levels = (0.1, 0.25, 0.5, 0.9)
-    offsets = np.random.default_rng(4).normal(size=(len(expected) + 1, 2, len(levels)))
-    offsets = np.sort(offsets).astype(np.float32)
+    drawn = np.random.default_rng(4).normal(size=(len(expected) + 1, 2, len(levels)))
+    offsets = np.sort(drawn).astype(np.float32)
     given = session.device_buffer(offsets.shape, np.float32)
     given.upload(offsets)
     rows = max(1, len(expected))
@@ -131,7 +134,7 @@ def compare_decoding(
         kernels.enqueue_decode(given.pointer, len(levels), 2, pointers, session.compute)
         session.compute.synchronize()
     placed = decode_offsets(offsets[: len(expected)], levels, expected.maxima - 5)
-    wanted = {
+    wanted: dict[str, np.ndarray] = {
         "positions": placed.positions_px,
         "intervals": placed.intervals_px,
         "quantiles": placed.quantiles_px,
@@ -143,7 +146,8 @@ def compare_decoding(
         f"decoded {name}": (outputs[name].array[: len(expected)].copy(), array)
         for name, array in wanted.items()
     }
-    for buffer in (given, *outputs.values()):
+    given.close()
+    for buffer in outputs.values():
         buffer.close()
     return pairs
 

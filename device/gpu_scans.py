@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,13 +23,17 @@ from torch_stand_in import TorchStandIn
 from edgexnas.bundle import generate_keys, open_bundle
 from edgexnas.device import PtychoPredictor
 from edgexnas.device.cuda import CudaSession
+from edgexnas.device.ptycho.gpu_pipeline import PatternPipeline
 from edgexnas.host.networks.ptycho_models import MlpPtycho, PtychoNN
 from edgexnas.scans import Scan
 from edgexnas.testing import write_visible_bundle
 
 PATTERN = (1, 64, 64)
 BATCH = 32
-NETWORKS = {"mlpPtycho 256×1": lambda: MlpPtycho(256, 1), "PtychoNN": lambda: PtychoNN()}
+NETWORKS: dict[str, Callable[[], torch.nn.Module]] = {
+    "mlpPtycho 256×1": lambda: MlpPtycho(256, 1),
+    "PtychoNN": lambda: PtychoNN(),
+}
 
 
 class HostOnly:
@@ -37,7 +41,7 @@ class HostOnly:
 
     def __init__(self, engine: TorchStandIn) -> None:
         self.batch, self.name, self.precision = engine.batch, engine.name, engine.precision
-        self.run = engine.run
+        self.reason, self.run, self.describe = engine.reason, engine.run, engine.describe
 
     def close(self) -> None:
         """Do nothing: whoever gave the engine closes it."""
@@ -152,6 +156,7 @@ def rate(predictor: PtychoPredictor, scan: Scan) -> float:
 def stages_us(session: CudaSession, predictor: PtychoPredictor, stream: Any) -> dict[str, float]:
     """Medians of what the GPU takes for each step with a full batch."""
     pipeline = predictor._shared._resources[0]
+    assert isinstance(pipeline, PatternPipeline)
     slot = pipeline._batches.slots[0]
     patches, bad = (slot.outputs[name].pointer for name in ("patches", "bad"))
     islands = stream._stitcher.islands
@@ -169,7 +174,7 @@ def stages_us(session: CudaSession, predictor: PtychoPredictor, stream: Any) -> 
             "bin, scale": lambda stream: pipeline._kernels.enqueue_scale(
                 slot.input.pointer, BATCH, pipeline._scaled.pointer, bad, stream
             ),
-            "network": lambda stream: predictor.engine.enqueue(
+            "network": lambda stream: pipeline._engine.enqueue(
                 pipeline._scaled.pointer, patches, BATCH, stream
             ),
             "copy back": lambda stream: slot.outputs["patches"].download(stream, BATCH),

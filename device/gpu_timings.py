@@ -45,7 +45,10 @@ DECODERS = (4, 14)
 DECODED = 50
 """Frames that each of them decodes in one round."""
 
-NETWORKS = {"mlpBragg 50×5": lambda: MlpBragg(50, 5), "BraggNN": lambda: BraggNN()}
+NETWORKS: dict[str, Callable[[], torch.nn.Module]] = {
+    "mlpBragg 50×5": lambda: MlpBragg(50, 5),
+    "BraggNN": lambda: BraggNN(),
+}
 
 Row = dict[str, Any]
 
@@ -135,7 +138,7 @@ def rate_of(work: Callable[[], object], times: int) -> float:
 def bandwidth(session: CudaSession) -> float:
     """Bytes a second from pinned host memory to the device, frame by frame; best of five."""
     buffers = [session.staged_buffer(SHAPE, np.uint16, mapped=False) for _ in range(2)]
-    rates = []
+    rates: list[float] = []
     with session.current():
         for _ in range(5):
             begin, end = session.event(timing=True), session.event(timing=True)

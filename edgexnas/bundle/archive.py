@@ -26,6 +26,7 @@ CENTRAL = struct.Struct("<4s6H3L5H2L")
 END = struct.Struct("<4s4H2LH")
 LOCAL_MAGIC, CENTRAL_MAGIC, END_MAGIC = b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06"
 
+# Seven members are the most that a bundle has.
 MOST_ENTRIES = 64
 """Entries that are looked at; more are rejected unseen."""
 
@@ -105,14 +106,14 @@ def decode_archive(raw: bytes, *, limits: Mapping[str, int], what: str) -> dict[
     entries = _read_directory(raw, what)
     members: dict[str, bytes] = {}
     for entry in entries:
-        complaint = _name_complaint(entry.name, limits, members) or _entry_complaint(
-            entry, limits[entry.name]
-        )
-        if complaint:
-            raise BundleError(f"{what} holds member {entry.name[:80]!r}, which {complaint}")
+        fault = _name_fault(entry.name, limits, members) or _entry_fault(entry, limits[entry.name])
+        if fault:
+            raise BundleError(f"{what} holds member {entry.name[:80]!r}, which {fault}")
         # Where the writer puts it; a local header of another length shows in the comparison below.
         start = entry.offset + LOCAL.size + len(entry.name)
         members[entry.name] = raw[start : start + entry.size]
+        # Against accidents: who alters a file on purpose alters the sum too, and fails the
+        # signature.
         if zlib.crc32(members[entry.name]) != entry.crc:
             raise BundleError(f"{what} is damaged in member {entry.name}: copy the file again")
     # What the checks above let pass, times, attributes and gaps among it, differs here.
@@ -138,6 +139,7 @@ def _read_directory(raw: bytes, what: str) -> list[_Entry]:
     _, disk, first_disk, here, count, length, offset, comment = END.unpack(end)
     if ZIP64_MARK in (length, offset) or 0xFFFF in (here, count):
         raise BundleError(f"{what} uses zip64, which bundles do not: use the file as exported")
+    # The directory must end where the end record begins, so that no byte between them is unseen.
     if disk or first_disk or here != count or comment or offset + length + END.size != len(raw):
         raise BundleError(f"{what} has an end record that contradicts the file: copy it again")
     if count > MOST_ENTRIES:
@@ -168,7 +170,7 @@ def _read_entry(raw: bytes, position: int, *, limit: int) -> _Entry | None:
     return _Entry(name, flags, method, crc, stored, size, extra, comment, mode, offset)
 
 
-def _name_complaint(name: str, limits: Mapping[str, int], seen: Mapping[str, bytes]) -> str | None:
+def _name_fault(name: str, limits: Mapping[str, int], seen: Mapping[str, bytes]) -> str | None:
     if name.startswith(("/", "\\")) or name[1:2] == ":":
         return "has an absolute name"
     if ".." in name.replace("\\", "/").split("/"):
@@ -180,7 +182,7 @@ def _name_complaint(name: str, limits: Mapping[str, int], seen: Mapping[str, byt
     return None
 
 
-def _entry_complaint(entry: _Entry, limit: int) -> str | None:
+def _entry_fault(entry: _Entry, limit: int) -> str | None:
     # The rest could be left to the comparison; these say what somebody did to the file.
     if entry.flags & ENCRYPTED:
         return "is encrypted"

@@ -234,6 +234,7 @@ def open_bundle(
         If `state` cannot be used.
     """
     path = Path(path)
+    # Before the file is read: without trusted keys there is nothing to verify with.
     if not isinstance(trust, TrustStore):
         trust = TrustStore.load(trust, state=state, now=now)
     bundle = verify_bundle(_read(path), trust=trust, path=path, gates=gates, now=now)
@@ -241,6 +242,7 @@ def open_bundle(
     memory = open_state(state)
     if memory is not None:
         memory.check_bundle(bundle.manifest)
+    # Checked and not yet remembered: that is for when its engine has passed the gate.
     return replace(bundle, state=memory)
 
 
@@ -275,6 +277,7 @@ def verify_bundle(
         As in `open_bundle`.
     """
     what = "bundle" if path is None else _name(path)
+    # Sizes and layout first: nothing is hashed or parsed that could not belong to a bundle.
     members = decode_archive(raw, limits=MEMBER_LIMITS, what=what)
     signer, content = _verify_members(members, trust, what)
     manifest = _manifest_of(members, what)
@@ -297,6 +300,7 @@ def verify_bundle(
     digest = hashlib.sha256(raw).hexdigest()
     return Bundle(
         manifest,
+        # Views that cannot be written to: what was verified is what runs.
         MappingProxyType(models),
         MappingProxyType(arrays),
         digest,
@@ -320,12 +324,12 @@ def read_manifest(path: Path | str) -> Manifest:
 
 
 def content_digest_of(path: Path | str) -> str:
-    """Give the `Bundle.content_digest` of a bundle WITHOUT verifying it: to revoke it by.
+    """Return the `Bundle.content_digest` of a bundle WITHOUT verifying it: to revoke it by.
 
     Raises
     ------
     BundleError
-        If the file cannot be read or is no bundle.
+        If the file cannot be read or is not a bundle.
     """
     members = _unverified(path)
     return content_digest(
@@ -351,7 +355,9 @@ def _read(path: Path) -> bytes:
     except OSError as error:
         raise BundleError(f"{_name(path)} cannot be read: {error.strerror}") from error
     if raw is None:
-        raise BundleError(f"{_name(path)} is larger than {MOST_BUNDLE_BYTES} bytes, so it is none")
+        raise BundleError(
+            f"{_name(path)} is larger than {MOST_BUNDLE_BYTES} bytes, so it is not a bundle"
+        )
     return raw
 
 

@@ -34,7 +34,7 @@ class Envelope(NamedTuple):
         Raises
         ------
         LookupError, TypeError, ValueError
-            If a part is not there or is no base 64.
+            If a part is not there or is not base 64.
         """
         # Exactly one: with several, verifiers differ in how many must hold.
         (signed,) = fields["signatures"]
@@ -42,7 +42,7 @@ class Envelope(NamedTuple):
         return cls(fields["payloadType"], payload, signature, signed["keyid"])
 
     def fields(self) -> dict[str, object]:
-        """Give the envelope as JSON fields, in the order in which model_signing writes them."""
+        """Return the envelope as JSON fields, in the order in which model_signing writes them."""
         sig, payload = (base64.b64encode(b).decode() for b in (self.signature, self.payload))
         return {
             "payload": payload,
@@ -71,4 +71,5 @@ def sign(
 def _pre_authentication(kind: str, payload: bytes) -> bytes:
     """Join payload and its type without ambiguity: this is what gets signed."""
     name = kind.encode()
+    # Lengths stand before contents, so that bytes cannot move from the one to the other.
     return b"DSSEv1 %d %b %d %b" % (len(name), name, len(payload), payload)

@@ -27,6 +27,7 @@ __all__ = [
     "public_pem",
 ]
 
+# A key on P-256 has some 200 bytes.
 MOST_PEM_BYTES = 64 * 1024
 KEY_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 """What the name of a key looks like."""
@@ -39,7 +40,7 @@ _log = logging.getLogger(__name__)
 
 
 def public_pem(key: ec.EllipticCurvePublicKey) -> bytes:
-    """Give the PEM file (SubjectPublicKeyInfo) of a public key."""
+    """Return the PEM file (SubjectPublicKeyInfo) of a public key."""
     return key.public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
@@ -47,6 +48,7 @@ def public_pem(key: ec.EllipticCurvePublicKey) -> bytes:
 
 def key_id(key: ec.EllipticCurvePublicKey) -> str:
     """Name a public key: SHA-256 of its PEM file, in hexadecimal, as model-signing's key hint."""
+    # Of the PEM and not of the DER, because model-signing's hint is.
     return hashlib.sha256(public_pem(key)).hexdigest()
 
 
@@ -77,12 +79,13 @@ def generate_keys(
     Raises
     ------
     ConfigurationError
-        If one of the files exists, the name is no plain file name, or the folder is not writable.
+        If one of the files exists, the name is not a plain one, or the folder is not writable.
     """
     if not re.fullmatch(KEY_NAME, name):
-        raise ConfigurationError(f"key name {name!r} is no plain name: use letters and digits")
+        raise ConfigurationError(f"key name {name!r} is not a plain name: use letters and digits")
     private_path = Path(folder if private is None else private, f"{name}.key.pem")
     public_path = Path(folder, f"{name}.pub.pem")
+    # Both before either is made: half a pair would be in the way of the next try.
     for path in (private_path, public_path):
         if path.exists():
             raise ConfigurationError(f"{path} exists: choose another name, keys are not replaced")
@@ -124,11 +127,12 @@ def parse_public_key(raw: bytes, *, what: str) -> ec.EllipticCurvePublicKey:
     TrustError
         If that is a private key, several keys, no key, or one on another curve than P-256.
     """
+    # Said apart, because it is the commonest slip, and the most dangerous one to copy on.
     if b"PRIVATE KEY-----" in raw:
         raise TrustError(f"{what} is a private key: devices need the NAME.pub.pem beside it alone")
     # Of several the library reads the first, and the others would seem to be trusted.
     if raw.count(b"-----BEGIN ") > 1:
-        raise TrustError(f"{what} holds several keys: give each its own *.pub.pem in a folder")
+        raise TrustError(f"{what} holds several keys: put each in a *.pub.pem of its own")
     try:
         key = serialization.load_pem_public_key(raw)
     except (ValueError, UnsupportedAlgorithm):
@@ -149,6 +153,7 @@ def load_public_key(path: Path | str) -> ec.EllipticCurvePublicKey:
         If the file cannot be read or relied on, or as `parse_public_key`.
     """
     try:
+        # Checked and read through one descriptor: between two openings it could be replaced.
         raw = read_once(Path(path), most_bytes=MOST_PEM_BYTES, guard=TRUSTED)
     except OSError as error:
         raise TrustError(

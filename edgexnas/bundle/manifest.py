@@ -311,6 +311,7 @@ def _task_fault(manifest: Manifest) -> str | None:
 
 
 def _version_fault(manifest: Manifest) -> str | None:
+    # `model_fields_set`, because a field that is None by default may have been written out.
     if manifest.schema_version == 1 and (unknown := OPTIONAL_FIELDS & manifest.model_fields_set):
         return f"schema 1 has no {', '.join(sorted(unknown))}"
     if len(set(manifest.precisions)) != len(manifest.precisions):
@@ -364,13 +365,14 @@ def parse_manifest(raw: bytes, *, what: str = "manifest.json") -> Manifest:
     Raises
     ------
     BundleError
-        If it is no strict JSON, has a newer schema, or a field is wrong.
+        If it is not strict JSON, has a newer schema, or a field is wrong.
     """
     fields = parse_json(raw, what=what)
     version = fields.get("schema_version")
     # To Python and to pydantic's Literal, true is 1.
     if type(version) is not int:
         raise BundleError(f"{what} is wrong at schema_version: it must be a whole number")
+    # Before fields are looked at, which would fail at the first that is new, with no advice.
     if version > SCHEMA_VERSION:
         raise BundleError(
             f"{what} has schema {str(version)[:20]} and {SCHEMA_VERSION} is the newest that this "
@@ -382,13 +384,14 @@ def parse_manifest(raw: bytes, *, what: str = "manifest.json") -> Manifest:
 def _needed(fields: dict[str, object]) -> str:
     """Say which release reads a newer manifest, as far as that manifest tells."""
     release = fields.get("requires_edgexnas")
+    # Of an unread schema and shown to people, so that only what looks like a release passes.
     if isinstance(release, str) and len(release) < 20 and release.replace(".", "").isdecimal():
         return f"{release} or newer"
     return "of a newer release"
 
 
 def manifest_schema() -> bytes:
-    """Give the JSON schema of `Manifest` as the canonical JSON that is committed."""
+    """Return the JSON schema of `Manifest` as the canonical JSON that is committed."""
     return _canonical(Manifest.model_json_schema())
 
 

@@ -35,9 +35,11 @@ def decode_npy(raw: bytes, item: tuple[int, ...]) -> FloatArray | None:
     """
     if len(raw) < START.size:
         return None
+    # The header itself is a Python literal, which numpy evaluates; it is never parsed here.
     body = memoryview(raw)[START.size + START.unpack_from(raw)[3] :]
     count, rest = divmod(len(body), 4 * math.prod(item))
     if not count or rest:
         return None
+    # A view of the file, so that `encode_npy` below compares what will be used.
     array = np.frombuffer(body, "<f4").reshape(count, *item)
     return array if encode_npy(array) == raw else None

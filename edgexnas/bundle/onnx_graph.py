@@ -24,6 +24,7 @@ MOST_MODEL_BYTES = 128 * 1024 * 1024
 
 MOST_NODES = 10_000
 MOST_INITIALISERS = 10_000
+# Parsed messages take many times their bytes: a small file must not fill the memory.
 MOST_MESSAGES = 500_000
 """Parts of any kind: nodes, attributes, tensors, shapes, metadata."""
 
@@ -76,17 +77,17 @@ def check_onnx(raw: bytes, *, precision: Precision, manifest: Manifest, what: st
     model = _parse(raw, what)
     # In this order: nothing is computed from a part that an earlier check has not seen, and the
     # library's own checker, which trusts most, comes last.
-    complaint = (
-        _external_complaint(model)
-        or _extent_complaint(model)
-        or _operator_complaint(model)
-        or _interface_complaint(model, manifest)
-        or _tensor_complaint(model)
-        or _precision_complaint(model, precision)
-        or _schema_complaint(model)
+    fault = (
+        _external_fault(model)
+        or _extent_fault(model)
+        or _operator_fault(model)
+        or _interface_fault(model, manifest)
+        or _tensor_fault(model)
+        or _precision_fault(model, precision)
+        or _schema_fault(model)
     )
-    if complaint:
-        raise BundleError(f"{what} {complaint}")
+    if fault:
+        raise BundleError(f"{what} {fault}")
 
 
 def _parse(raw: bytes, what: str) -> ModelProto:
@@ -97,7 +98,7 @@ def _parse(raw: bytes, what: str) -> ModelProto:
     try:
         model.ParseFromString(raw)
     except DecodeError:
-        raise BundleError(f"{what} is no ONNX model: export the bundle again") from None
+        raise BundleError(f"{what} is not an ONNX model: export the bundle again") from None
     return model
 
 
@@ -118,7 +119,7 @@ def _messages(model: ModelProto) -> Iterator[Any]:
             raise BundleError(f"an ONNX model has more than {MOST_MESSAGES} parts: simplify it")
 
 
-def _external_complaint(model: ModelProto) -> str | None:
+def _external_fault(model: ModelProto) -> str | None:
     from google.protobuf.unknown_fields import UnknownFieldSet  # type: ignore[import-untyped]
     from onnx import TensorProto
 
@@ -135,7 +136,7 @@ def _external_complaint(model: ModelProto) -> str | None:
     return None
 
 
-def _extent_complaint(model: ModelProto) -> str | None:
+def _extent_fault(model: ModelProto) -> str | None:
     graph = model.graph
     if model.functions or model.training_info or graph.sparse_initializer:
         return "has functions, training information or sparse tensors: export a plain graph"
@@ -146,6 +147,7 @@ def _extent_complaint(model: ModelProto) -> str | None:
         )
     # Another domain names operators that a plug-in would bring.
     versions = {item.domain: item.version for item in model.opset_import}
+    # "" and "ai.onnx" are one domain; two versions of it would leave the choice to the runtime.
     if set(versions) - {"", "ai.onnx"} or len(versions) != 1 or len(model.opset_import) != 1:
         return f"imports operator sets {sorted(versions)}, where the default one is allowed"
     version = next(iter(versions.values()))
@@ -154,7 +156,7 @@ def _extent_complaint(model: ModelProto) -> str | None:
     return None
 
 
-def _operator_complaint(model: ModelProto) -> str | None:
+def _operator_fault(model: ModelProto) -> str | None:
     for node in model.graph.node:
         if node.domain not in ("", "ai.onnx") or node.op_type not in ALLOWED_OPERATORS:
             name = f"{node.domain}:{node.op_type}".removeprefix(":")
@@ -166,14 +168,16 @@ def _operator_complaint(model: ModelProto) -> str | None:
 
 def _nests_graph(node: NodeProto) -> Iterator[bool]:
     for attribute in node.attribute:
+        # Loops and branches keep graphs in attributes, and with them time without bound.
         yield attribute.HasField("g") or bool(attribute.graphs)
 
 
-def _interface_complaint(model: ModelProto, manifest: Manifest) -> str | None:
+def _interface_fault(model: ModelProto, manifest: Manifest) -> str | None:
     for kind, values, tensors in (
         ("inputs", model.graph.input, manifest.inputs),
         ("outputs", model.graph.output, manifest.outputs),
     ):
+        # Names and order too: engines find tensors by them.
         found = [_describe(value) for value in values]
         if found != [(tensor.name, "FLOAT", _free_batch(tensor)) for tensor in tensors]:
             shown = ", ".join(f"{tensor.name} {tensor.shape}" for tensor in tensors)
@@ -186,7 +190,7 @@ def _free_batch(tensor: Tensor) -> tuple[int | None, ...]:
 
 
 def _describe(value: ValueInfoProto) -> tuple[str, str, tuple[int | None, ...]]:
-    """Give name, element type, and shape, with None for a free axis, of an input or output."""
+    """Return name, element type, and shape, with None for a free axis, of an input or output."""
     from onnx import TensorProto
 
     kind = value.type.tensor_type
@@ -196,7 +200,7 @@ def _describe(value: ValueInfoProto) -> tuple[str, str, tuple[int | None, ...]]:
     return value.name, element, shape
 
 
-def _tensor_complaint(model: ModelProto) -> str | None:
+def _tensor_fault(model: ModelProto) -> str | None:
     from onnx import TensorProto
 
     sizes = {getattr(TensorProto, name): size for name, size in ELEMENT_BYTES.items()}
@@ -211,12 +215,13 @@ def _tensor_complaint(model: ModelProto) -> str | None:
         if not tensor.HasField("raw_data"):
             typed = (tensor.float_data, tensor.int32_data, tensor.int64_data, tensor.double_data)
             length = sum(len(values) for values in typed)
+        # Runtimes allocate by the shape and copy by the data; they must be one.
         if min(tensor.dims, default=1) < 0 or math.prod(tensor.dims) != length:
             return f"has tensor {tensor.name[:80]!r}, whose data does not fill its shape"
     return None
 
 
-def _precision_complaint(model: ModelProto, precision: Precision) -> str | None:
+def _precision_fault(model: ModelProto, precision: Precision) -> str | None:
     from onnx import TensorProto
 
     # Some exporters drop quantisation without a word and succeed.
@@ -231,13 +236,14 @@ def _precision_complaint(model: ModelProto, precision: Precision) -> str | None:
     return None
 
 
-def _schema_complaint(model: ModelProto) -> str | None:
+def _schema_fault(model: ModelProto) -> str | None:
     """Let onnx check what it knows better: attributes, arity, order and single assignment."""
     from onnx import checker
 
     try:
+        # Alone it would not do: it accepts external data with a negative offset (onnx 1.23).
         checker.check_model(model)
     except (checker.ValidationError, ValueError) as error:
         reason = printable(" ".join(str(error).split())[:200])
-        return f"is no valid ONNX model ({reason}): export it again"
+        return f"is not a valid ONNX model ({reason}): export it again"
     return None

@@ -33,6 +33,7 @@ def encode_probe(probe: npt.NDArray[np.complexfloating]) -> bytes:
         raise BundleError(
             f"a probe is {probe.dtype} {probe.shape}; specify finite complex values (H, W)"
         )
+    # As two float32 arrays, because `decode_npy` reads no other type and needs no other.
     return encode_archive({ARRAY: encode_npy(np.stack([probe.real, probe.imag]).astype("<f4"))})
 
 
@@ -65,6 +66,7 @@ def decode_probe(raw: bytes, record: Probe, *, what: str = "probe.npz") -> Compl
     BundleError
         If it is another one than the manifest describes, or malformed.
     """
+    # The digest is of a signed manifest; the member is signed as well, so this finds a mix-up.
     if hashlib.sha256(raw).hexdigest() != record.digest:
         raise BundleError(f"{what} is not the one that the manifest describes: export it again")
     members = decode_archive(raw, limits={ARRAY: MOST_PROBE_BYTES}, what=what)

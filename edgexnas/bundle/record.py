@@ -28,11 +28,12 @@ Text = Annotated[str, StringConstraints(max_length=2000, pattern=r"^\P{C}*$")]
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 IDENTIFIER = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 """What a model_id, and the name of a tensor, look like."""
+# No slash and no leading dot or dash: they become names of files and parts of commands.
 Identifier = Annotated[str, StringConstraints(pattern=IDENTIFIER)]
 Release = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,4}(\.[0-9]{1,4}){1,3}$")]
 Level = Annotated[float, Field(gt=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0)]
-# Failing fast, or a stranger's file could make pydantic collect a million complaints.
+# Failing fast, or a stranger's file could make pydantic collect a million faults.
 Names = Annotated[tuple[Text, ...], Field(max_length=1000), FailFast()]
 
 

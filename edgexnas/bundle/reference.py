@@ -73,6 +73,7 @@ def decode_reference(
         As in `encode_reference`, or if the file is malformed.
     """
     names = reference_tensors(manifest)
+    # Each may be as large as all, because the file itself is bounded already.
     limits = {f"{name}.npy": MOST_REFERENCE_BYTES for name in names}
     members = decode_archive(raw, limits=limits, what=what)
     missing = [name for name in limits if name not in members]
@@ -91,7 +92,7 @@ def _decode_array(raw: bytes, tensor: Tensor, *, what: str) -> FloatArray:
     array = decode_npy(raw, shape)
     if array is None:
         raise BundleError(
-            f"{what} is no float32 array (n, {str(shape)[1:]}: export the bundle again"
+            f"{what} is not a float32 array (n, {str(shape)[1:]}: export the bundle again"
         )
     return array
 
@@ -114,5 +115,6 @@ def _check_arrays(arrays: Mapping[str, npt.NDArray[np.generic]], manifest: Manif
                 f"reference array {name!r} is {array.dtype} {array.shape}, where {count or 'n'} "
                 f"items of tensor {tensor.name}, float32 {tensor.shape}, are expected"
             )
+        # A NaN reference would make any engine pass, or none, by how it is compared.
         if not np.isfinite(array).all():
             raise BundleError(f"reference array {name!r} holds NaN or infinity: choose other items")

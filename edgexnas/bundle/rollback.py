@@ -95,12 +95,12 @@ class RollbackState:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             # systemd's DynamicUser makes the folder a link.
-            complaint = check_folder(folder, Guard(root=True, links=True))
+            fault = check_folder(folder, Guard(root=True, links=True))
         except (OSError, ValueError) as error:
             raise self._unusable(error) from error
-        if complaint is not None:
+        if fault is not None:
             raise ConfigurationError(
-                f"rollback state {folder} {complaint}: name a folder of your own, mode 700"
+                f"rollback state {folder} {fault}: name a folder of your own, mode 700"
             )
 
     def check_bundle(self, manifest: Manifest) -> None:
@@ -114,6 +114,7 @@ class RollbackState:
             If the state cannot be read: without memory, nothing is accepted.
         """
         known = self._read().bundles.get(manifest.model_id, -1)
+        # The same one again is no way back: devices open their bundle at each start.
         if manifest.sequence < known:
             raise BundleError(
                 f"model {manifest.model_id} has sequence {manifest.sequence}, but sequence {known} "
@@ -167,6 +168,7 @@ class RollbackState:
     def _read(self) -> _Accepted:
         try:
             raw = read_once(self._file, most_bytes=MOST_STATE_BYTES, guard=Guard(root=True))
+        # A device that is new has accepted nothing.
         except FileNotFoundError:
             return _Accepted()
         except OSError as error:
@@ -192,6 +194,8 @@ class RollbackState:
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
             lock = os.open(f"{self._file}.lock", flags, 0o600)
             try:
+                # Released by the kernel if the process dies, which a lock file's mere presence is
+                # not.
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 yield
             finally:

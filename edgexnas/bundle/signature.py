@@ -81,6 +81,7 @@ class _Statement(Record):
     """The signed payload, as far as this verifier accepts it."""
 
     type_: Literal["https://in-toto.io/Statement/v1"] = Field(alias="_type")
+    # Exactly one: a statement about several models would name files of all of them.
     subject: tuple[_Subject]
     predicate_type: Literal["https://model_signing/signature/v1.0"] = Field(alias="predicateType")
     predicate: _Predicate
@@ -104,6 +105,7 @@ def sign_members(
     -------
     Content of `model.sig`.
     """
+    # Sorted by name, because the subject's digest is over them in this order.
     digests = {item: hashlib.sha256(members[item]).hexdigest() for item in sorted(members)}
     statement = {
         "_type": STATEMENT_TYPE,
@@ -148,6 +150,7 @@ def verify_signature(raw: bytes, *, trust: TrustStore) -> tuple[str, dict[str, s
     SignatureError
         If the signature is malformed, of another kind, or does not fit its payload.
     """
+    # The hint only chooses among trusted keys; it proves nothing by itself.
     hint, envelope = _decode(raw)
     if not envelope.fits(trust.key(hint)):
         raise SignatureError(
@@ -188,18 +191,19 @@ def _decode(raw: bytes) -> tuple[str, Envelope]:
         hint = content["verificationMaterial"]["publicKey"]["hint"]
         # Type and key id are constant in this format; what differs does not encode to `raw`.
         envelope = Envelope.of(content["dsseEnvelope"])._replace(kind=PAYLOAD_TYPE, key_id="")
+        # No second encoding is accepted: an unsigned field could carry anything unseen.
         if re.fullmatch("[0-9a-f]{64}", hint) and _encode(hint, envelope) == raw:
             return hint, envelope
     except (BundleError, LookupError, TypeError, ValueError):
         pass
     raise SignatureError(
-        f"{SIGNATURE_MEMBER} is no model signature v1.0 in the form that edgexnas and "
+        f"{SIGNATURE_MEMBER} is not a model signature v1.0 in the form that edgexnas and "
         "model_signing write: export or sign again"
     )
 
 
 def _read_statement(payload: bytes) -> dict[str, str]:
-    """Give the digest of each member that an authentic statement names."""
+    """Return the digest of each member that an authentic statement names."""
     try:
         statement = parse_record(payload, _Statement, what="its statement")
     except BundleError as error:

@@ -22,7 +22,7 @@ def parse_record(
     Raises
     ------
     BundleError
-        If it is no strict JSON, or a field is missing, unknown or wrong.
+        If it is not strict JSON, or a field is missing, unknown or wrong.
     """
     fields = parse_json(raw, what=what, remedy=remedy)
     try:
@@ -49,11 +49,14 @@ def parse_json(
     Raises
     ------
     BundleError
-        If it is no JSON object, repeats a key, or holds NaN or infinity.
+        If it is not a JSON object, repeats a key, or holds NaN or infinity.
     """
     try:
         value = json.loads(
-            raw.decode("utf-8"), object_pairs_hook=_without_repeats, parse_constant=_reject_constant
+            # Decoded here: json.loads guesses UTF-16 and UTF-32 from bytes.
+            raw.decode("utf-8"),
+            object_pairs_hook=_without_repeats,
+            parse_constant=_reject_constant,
         )
     # UnicodeDecodeError, JSONDecodeError and numbers with too many digits are all ValueErrors.
     except (ValueError, RecursionError) as error:
@@ -74,6 +77,7 @@ def printable(text: str) -> str:
 
 def explain(error: ValidationError) -> str:
     """Say in a line what pydantic found first, and where."""
+    # Without the input, which is a stranger's and may be as long as the file.
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     place = ".".join(str(part)[:60] for part in first["loc"][:8]) or "the top"
     return printable(f"{place}: {first['msg'][:300]}")
@@ -90,4 +94,4 @@ def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _reject_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")

@@ -103,9 +103,9 @@ class TrustStore:
             names = sorted(name for name in os.listdir(path) if not name.startswith("."))
         except OSError as error:
             raise TrustError(f"trust folder {path} cannot be read: {error.strerror}") from error
-        if complaint is not None:
+        if fault is not None:
             raise TrustError(
-                f"trust folder {path} {complaint}: check what is in it, then make it yours or "
+                f"trust folder {path} {fault}: check what is in it, then make it yours or "
                 "root's and run chmod 755"
             )
         for name in names:
@@ -115,6 +115,7 @@ class TrustStore:
         if LIST_FILE in names or ROOT_FILE in names:
             signed, what = _read_list(path), f"trust list {path / LIST_FILE}"
             content, now = signed.content, now or datetime.now(timezone.utc)
+            # Before the state remembers it: an expired list must not displace the one in use.
             check_validity(content.created, content.expires, now=now, what=what, error=TrustError)
             if content.expires - now < SOON:
                 _log.warning("%s expires at %s: get a newer one", what, content.expires)
@@ -131,7 +132,7 @@ class TrustStore:
         return cls(MappingProxyType({key_id_of(key): key for key in keys}), str(path))
 
     def key(self, key_id: str) -> ec.EllipticCurvePublicKey:
-        """Give the trusted key with this id, which is computed from the key once more.
+        """Return the trusted key with this id, which is computed from the key once more.
 
         Raises
         ------
@@ -139,6 +140,7 @@ class TrustStore:
             If there is none, it is revoked, or it is not on P-256.
         """
         listed = self.trust_list
+        # Before the look-up: a revoked key is not listed any more, and the reason would be lost.
         if listed is not None and key_id in listed.revoked_keys:
             raise TrustError(
                 f"signed by key {key_id[:16]}…, which version {listed.version} of the trust list "

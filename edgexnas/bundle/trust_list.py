@@ -36,6 +36,7 @@ Digests = Annotated[tuple[Digest, ...], Field(max_length=10_000), FailFast()]
 class TrustList(Record):
     """What the root key's holder says."""
 
+    # Below 2^53, which every JSON reader keeps exactly.
     version: Annotated[int, Field(ge=1, lt=2**53)]
     """Rises with every list; a device with a state folder never goes back."""
     created: AwareDatetime
@@ -134,6 +135,7 @@ def verify_list(raw: bytes, *, root: ec.EllipticCurvePublicKey, what: str) -> Si
             raise TrustError(
                 f"{what} is not signed by root key {roots[-1][:16]}…: use the list of its holder"
             )
+        # Only now, when the signature holds: parsers are never fed by strangers.
         content = _parse(envelope.payload, what)
         if content.version <= version:
             raise TrustError(f"{what} follows version {version} with {content.version}: sign anew")
@@ -145,6 +147,7 @@ def verify_list(raw: bytes, *, root: ec.EllipticCurvePublicKey, what: str) -> Si
             roots.append(key_id(signer))
     # Only the last list counts; those before it did nothing but announce.
     keys = [_key(pem, f"key {name} of {what}") for name, pem in content.keys.items()]
+    # Filed under the id of the key itself; names are for people.
     trusted = {key_id(key): key for key in keys}
     both = sorted({*roots, *content.revoked_keys} & set(trusted))
     if both:
@@ -178,4 +181,4 @@ def _decode(raw: bytes, what: str) -> list[Envelope]:
             return envelopes
     except (BundleError, LookupError, TypeError, ValueError):
         pass
-    raise TrustError(f"{what} is no trust list as edgexnas writes it: copy it again")
+    raise TrustError(f"{what} is not a trust list as edgexnas writes it: copy it again")

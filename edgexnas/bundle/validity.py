@@ -46,6 +46,7 @@ def check_validity(
             f"{what} was made at {created.isoformat()} and the clock says {now.isoformat()}: "
             "set the clock"
         )
+        # Only with an expiry is the clock relied on; without one a slow clock changes nothing.
         if expires is not None:
             raise error(message)
         _log.warning("%s", message)

@@ -349,7 +349,7 @@ def test_a_reference_array_whose_header_says_something_else_is_refused(
         raw = members["reference.npz"]
         inner = decode_archive(raw, limits={"input.npy": 10**6, "output.npy": 10**6}, what="")
         spoilt = {**inner, "output.npy": inner["output.npy"].replace(old, new)}
-        with pytest.raises(BundleError, match=r"output in reference.npz is no float32 array"):
+        with pytest.raises(BundleError, match=r"output in reference.npz is not a float32 array"):
             decode_reference(encode_archive(spoilt), manifest)
 
 

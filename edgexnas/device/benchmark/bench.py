@@ -147,7 +147,7 @@ class BenchReport:
     notes: tuple[str, ...]
 
     def check(self) -> None:
-        """Refuse numbers that cannot be trusted.
+        """Reject numbers that cannot be trusted.
 
         Raises
         ------
@@ -182,7 +182,7 @@ def run_bench(
     Raises
     ------
     ConfigurationError
-        If there is no bundle, or an option does not fit it.
+        If there is not a bundle, or an option does not fit it.
     EngineError, MissingDependencyError
         If an engine cannot be opened.
     SourceError
@@ -226,6 +226,7 @@ class _Bench:
         latencies = measure_latency(
             loads, runs=chosen.runs, calls=chosen.calls, spread_s=chosen.spread_s
         )
+        # After the latency that is reported, so that its engines meet a device as it was.
         sweeps = self._sweeps()
         starts = [self._cold_start(bundle) for bundle in self._bundles]
         energy = self._energy(loads)
@@ -255,6 +256,7 @@ class _Bench:
                 for k, bundle in enumerate(self._bundles)
             ),
             energy=energy,
+            # Each once, in the order in which they came: throttling is found after many blocks.
             faults=tuple(dict.fromkeys(self._faults)),
             notes=tuple(dict.fromkeys(self._notes)),
         )
@@ -273,8 +275,10 @@ class _Bench:
     def _open(self, bundle: Bundle) -> tuple[BundlePredictor, float, float]:
         self._progress(f"open {bundle.manifest.model_id}")
         began = time.perf_counter()
+        # Without the cache first: this is what the very first start on a device takes.
         self._predictor(bundle, self._settings.batch, cached=False).close()
         built = time.perf_counter()
+        # Fills the cache, untimed; the next opening is the usual one.
         self._predictor(bundle, self._settings.batch).close()
         filled = time.perf_counter()
         predictor = self._stack.enter_context(self._predictor(bundle, self._settings.batch))
@@ -300,7 +304,7 @@ class _Bench:
         if not chosen.cold_start:
             return None
         if bundle.path is None or self._trust is None:
-            self._notes.append("A bundle that is no file has no cold start.")
+            self._notes.append("A bundle that is not a file has no cold start.")
             return None
         self._progress(f"cold start of {bundle.manifest.model_id}")
         return measure_cold_start(
@@ -323,6 +327,8 @@ class _Bench:
                 self._meter,
                 self._settings.protocol,
                 progress=self._progress,
+                # While it is hot: clocks recover within seconds, and a look at the end would see
+                # nothing.
                 after_block=lambda: self._note_throttling(self._observe()),
             )
         except MeasurementError as error:
@@ -370,13 +376,14 @@ def load_of(name: str, predictor: BundlePredictor, bundle: Bundle, batch: int) -
     """
     references = bundle.reference["input"]
     shape = (batch, *references.shape[1:])
+    # Real inputs: what takes time may depend on values, as with denormals.
     inputs: npt.NDArray[np.float32] = np.ascontiguousarray(np.resize(references, shape))
     engine = predictor.engine
     return Load(name, lambda: engine.run(inputs), batch)
 
 
 def _names(bundles: Sequence[Bundle]) -> list[str]:
-    """File names, and model ids of what is no file; told apart by digest where they are equal."""
+    """File names, and model ids of what is not a file; equal ones with their digest."""
     plain = [b.path.stem if b.path else b.manifest.model_id for b in bundles]
     return [
         name if plain.count(name) == 1 else f"{name} {bundle.digest[:8]} #{number + 1}"

@@ -29,6 +29,7 @@ COLUMNS = (
 
 def to_json(report: BenchReport) -> str:
     """Write everything, with the power readings of the energy measurement."""
+    # No NaN: strict parsers, as in browsers, reject the whole file for one.
     return json.dumps({"schema": SCHEMA, **as_plain(report)}, indent=1, allow_nan=False) + "\n"
 
 

@@ -123,6 +123,7 @@ def _comparison(report: BenchReport) -> str:
 
 def _change(before: float, width_before: float, after: float, width_after: float) -> str:
     """Write a relative change with its interval, or that the intervals leave it open."""
+    # The quotient's interval below is linear in the widths, which holds for small ones alone.
     if before <= 2 * width_before or after <= 0:
         return "too uncertain"
     change = after / before - 1

@@ -60,6 +60,7 @@ def measure_cold_start(
         "bundle": str(bundle), "trust": str(trust), "engine": engine, "precision": precision,
         "batch": batch, "threads": threads,
     }  # fmt: skip
+    # A process: imports, numba's cache and CUDA's context are part of what a user waits for.
     command = [sys.executable, "-m", __name__, json.dumps(options)]
     began = time.monotonic()
     try:
@@ -71,6 +72,7 @@ def measure_cold_start(
     if done.returncode:
         said = done.stderr.strip().splitlines() or ["nothing"]
         raise EngineError(f"a fresh process failed on {bundle} ({said[-1]}); run edgexnas predict")
+    # The last line, whatever libraries print before it.
     told = json.loads(done.stdout.splitlines()[-1])
     # The monotonic clock is the machine's, the same in both processes.
     return ColdStart(1e3 * (told.pop("ended_s") - began), **told)
@@ -83,6 +85,7 @@ def _first_result(options: dict[str, Any]) -> dict[str, float]:
     began = time.monotonic()
     bundle = open_bundle(options.pop("bundle"), trust=options.pop("trust"))
     inputs = bundle.reference["input"][: options["batch"]].copy()
+    # Imports are over here; they count to `total_ms` alone.
     with Predictor(bundle, **options) as predictor:
         opened = time.monotonic()
         predictor.engine.run(inputs)

@@ -35,6 +35,7 @@ class EnergyProtocol:
     load_s: float = 60.0
     blocks: int = 3
     warm_up_s: float = 5.0
+    # Drivers average over up to a second; see `NvmlMeter`.
     lead_s: float = 1.5
     settle_s: float = 3.0
     period_s: float = 0.1

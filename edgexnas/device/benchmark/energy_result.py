@@ -95,6 +95,7 @@ class EnergyBlock:
             marks=tuple(marks),
             power=mean_power(trace, start, end),
             idle=idle,
+            # The mean of both idles may be off by half of what they differ.
             drift_w=abs(after.watts - before.watts) / 2,
             trapezoid_j=trace.energy_j(start, end),
             counter_j=trace.counted_energy_j(start, end),
@@ -161,6 +162,7 @@ class EnergyResult:
         within_mj = math.hypot(*(_within_mj(b, trace) for b in blocks)) / len(blocks)
         within_s = math.hypot(*(_within_s(b) for b in blocks)) / len(blocks)
         drift_w = float(np.mean([b.drift_w for b in blocks]))
+        # Drift is kept whole over blocks: it may go one way in all of them.
         idle_mj = 1e3 * mean_s * math.hypot(_pooled([b.idle for b in blocks]), drift_w)
         power_w = float(np.mean([b.power.watts for b in blocks]))
         systematic_w = _systematic_w(trace, power_w)
@@ -179,6 +181,7 @@ class EnergyResult:
             marginal_mj=float(np.mean(marginal)),
             marginal_half_width_mj=math.hypot(within_mj, idle_mj, _between(marginal)),
             total_systematic_mj=None if systematic_w is None else 1e3 * mean_s * systematic_w,
+            # Offsets cancel in a difference of two powers of one board; the gain does not.
             marginal_systematic_mj=None if gain is None else gain * abs(float(np.mean(marginal))),
             rails_mj={
                 rail: 1e3 * mean_s * float(np.mean([b.rails_w[rail] for b in blocks]))
@@ -216,6 +219,7 @@ def _within_mj(block: EnergyBlock, trace: PowerTrace) -> float:
     parts = [
         1e3 * trace.best_energy_j(start, end) / (done - before)
         for (start, before), (end, done) in itertools.pairwise(block.marks)
+        # A part shorter than an inference has none of its own, and says nothing.
         if done > before and end > start
     ]
     resolution_w = trace.resolution_w(block.start_s, block.end_s)

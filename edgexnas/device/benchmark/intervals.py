@@ -95,6 +95,7 @@ def median_half_width(runs: Sequence[Sequence[float]]) -> float:
 
 def _parts(values: Sequence[float] | Sequence[Sequence[float]]) -> list[FloatArray]:
     array = np.asarray(values, np.float64)
+    # Of equal length but for one: what is left of a division is not dropped.
     return np.array_split(array, min(MOST_PARTS, len(array)))
 
 
@@ -111,6 +112,7 @@ def _correlated_half_width(values: Sequence[float]) -> float:
     if count < FEWEST_CORRELATED or square == 0:
         return half_width(values)
     r = float(deviations[1:] @ deviations[:-1]) / square
+    # No gain from a negative correlation, and beyond 0.9 the series is too short to tell.
     r = min(max(r + (1 + 3 * r) / count, 0.0), 0.9)
     share = (1 - r) / (1 + r)
     freedom = max(1, int((count - 1) * share))
@@ -163,4 +165,5 @@ def mean_power(trace: PowerTrace, start_s: float, end_s: float) -> MeanPower:
         trace.best_energy_j(float(a), float(b)) / float(b - a) for a, b in itertools.pairwise(edges)
     ]
     resolution = trace.resolution_w(start_s, end_s)
+    # The spread of means does not see rounding that all of them share; it is added as a square.
     return MeanPower(watts, math.hypot(half_width(batches), resolution), tuple(batches))

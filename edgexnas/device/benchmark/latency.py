@@ -62,6 +62,7 @@ class LatencyResult:
         """Summarise (runs, calls) times of single inferences in ms."""
         times = np.asarray(times_ms, np.float64)
         runs = times.mean(axis=1)
+        # Over single inferences: means of ten would hide what happens to one in a hundred.
         p50, p90, p99 = np.percentile(times, (50, 90, 99)).tolist()
         return cls(
             name=load.name,
@@ -166,6 +167,8 @@ def time_runs(
             load.run()
             record.append([])
             for _ in range(calls):
+                # Each call by itself, so that percentiles are of single inferences as a user meets
+                # them.
                 began = now_ns()
                 load.run()
                 record[-1].append((now_ns() - began) / 1e6)

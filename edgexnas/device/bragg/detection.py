@@ -83,6 +83,7 @@ class PeakDetection:
             the settings; None for the attribute `saturation`.
         """
         mask = merged_masks(self.mask, mask)
+        # With the series' mask: pixels in gaps would lower the noise that is measured.
         background = self._background or estimate_background(frames, mask=mask)
         stated = self.saturation if saturation is None else saturation
         # What is said of these frames is nearer than what the bundle was made with.
@@ -101,7 +102,7 @@ class PeakDetection:
         if array.ndim != 2 or not array.size or array.dtype.kind not in "uif":
             raise InputError(
                 f"the frame has shape {array.shape} and dtype {array.dtype}; "
-                "give (H, W) real numbers, such as uint16"
+                "expected (H, W) real numbers, such as uint16"
             )
         if array.shape != (self.shape or array.shape):
             raise InputError(
@@ -111,7 +112,7 @@ class PeakDetection:
         if array.dtype != (self.dtype or array.dtype):
             raise InputError(
                 f"the frame has dtype {array.dtype}, the frames before it had {self.dtype}; "
-                "give all frames the same dtype"
+                "use frames of one dtype"
             )
         self.shape, self.dtype = array.shape, array.dtype
         return array

@@ -40,17 +40,19 @@ def open_source(source: FrameSource) -> FrameSeries | SeriesFrames | Iterator[np
         return open_frames(Path(source))
     if is_event_source(source):
         return SeriesFrames(source)
+    # By its names and not its class, so that own series need not inherit.
     if _is_series(source):
         if not len(source):
-            raise SourceError(f"{source.source} has no frames; give a series with at least one")
+            raise SourceError(f"{source.source} has no frames; specify a series with at least one")
         return source
+    # Before iterables, which arrays are too: (n, H, W) can be read in any order.
     if isinstance(source, np.ndarray):
         if not source.size:
-            raise SourceError(f"an array of shape {source.shape} has no frames; give (n, H, W)")
+            raise SourceError(f"an array of shape {source.shape} has no frames; specify (n, H, W)")
         return ArrayFrames(source)
     if not isinstance(source, Iterable):
         raise ConfigurationError(
-            f"source is {type(source).__name__}; give a path, a FrameSeries or an iterable of "
+            f"source is {type(source).__name__}; specify a path, a FrameSeries or an iterable of "
             "frames"
         )
     return iter(source)

@@ -99,17 +99,21 @@ class FramePipeline:
         self._session = session = engine.session
         self._shape = finder.shape
         self._levels = len(levels)
+        # Levels need not hold 0.5 exactly.
         self._middle = int(np.argmin(np.abs(np.asarray(levels) - 0.5)))
         self._capacity = capacity = finder.settings.capacity
         self._rooms = _rooms(capacity, engine)
+        # The network's time grows with the room and not with the peaks, so it begins small.
         self._room = self._rooms[0]
         self._dtype = np.dtype(dtype)
         self._numbers: dict[int, int] = {}
         self._spare: PinnedPool | None = None
+        # Closed in the reverse order: the graphs of the slots before the memory that they use.
         self._opened = ExitStack()
         try:
             self._kernels = PeakKernels(session, finder, dtype, spare=engine.batch, cache=cache)
             self._opened.callback(self._kernels.close)
+            # The last batch may reach beyond the capacity by less than one batch.
             offsets = (capacity + engine.batch, *engine.output_shape)
             self._offsets = session.device_buffer(offsets, np.float32)
             self._opened.callback(self._offsets.close)
@@ -141,7 +145,7 @@ class FramePipeline:
         return self._frames.in_flight
 
     def next_frame(self) -> Frame:
-        """Give the memory of the next frame, to be written in place before `submit`.
+        """Return the memory of the next frame, to be written in place before `submit`.
 
         Raises
         ------
@@ -186,6 +190,7 @@ class FramePipeline:
         EngineError
             If every slot is in flight, the pipeline is closed, or the GPU fails.
         """
+        # How many peaks there will be is not known yet: the room is a guess from the frames before.
         slot = self._frames.submit(frame, size=self._room)
         self._numbers[slot.number] = number
 
@@ -205,6 +210,7 @@ class FramePipeline:
         try:
             self._frames.wait(slot)
             found, kept, bad = slot.outputs["header"].array.tolist()
+            # Peaks beyond the room were found and cut; only the network has not seen them.
             if kept > slot.size:
                 # The frame held far more peaks than those before it: once more, with room.
                 self._frames.repeat(self._room_for(kept), slot)
@@ -215,6 +221,7 @@ class FramePipeline:
         # Less room only where far less is needed, so that it does not change with each frame.
         if kept > self._room or 2 * kept <= self._room:
             self._room = self._room_for(kept + kept // 8)
+        # Looked at last: the slot is released and the room adapted, whatever the frame holds.
         if bad != NO_BAD_PIXEL:
             row, col = divmod(bad, self._shape[1])
             raise InputError(
@@ -291,6 +298,7 @@ def _rooms(capacity: int, engine: DeviceEngine) -> tuple[int, ...]:
     numbers = []
     octave = LEAST_ROOM
     while octave < capacity:
+        # Steps of a half at most: beyond the first, no more than a third of the work is idle.
         numbers += [octave, octave + octave // 2]
         octave *= 2
     # An engine runs whole batches, so that the largest of several numbers may cost no more.

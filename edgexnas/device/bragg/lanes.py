@@ -91,7 +91,7 @@ class PeakLanes:
         self._mask = mask
 
     def detection(self, mask: Mask | None = None) -> PeakDetection:
-        """Give a peak detection of its own to a series, with this mask beside the predictor's.
+        """Make a peak detection for one series, with this mask beside the predictor's.
 
         Raises
         ------
@@ -209,6 +209,7 @@ class PeakLane(Lane[NumberedFrame, dict[int, Peaks]]):
     def check(self, frame: npt.ArrayLike, number: int) -> NumberedFrame:
         """See `Lane.check`."""
         array = np.asarray(frame)
+        # Compared here, because the full check costs more than is needed for every frame.
         if (array.shape, array.dtype) != self._kind:
             with naming_frame(number):
                 self._detection.admit(array)
@@ -227,9 +228,11 @@ class CpuPeakLane(PeakLane):
         # It has a scratch buffer, so that each lane needs its own.
         self._finder = finder
         self._submitted: deque[Sequence[NumberedFrame]] = deque()
+        # Of pixels, not of peaks: how many peaks a frame has is only known once it is searched.
         frame_bytes = int(np.prod(finder.shape)) * np.dtype(detection.dtype).itemsize
         self.most = max(1, min(MOST_FRAMES, GROUP_BYTES // frame_bytes))
         self._batch = lanes.engine.engine.batch
+        # Until a frame was searched, one is taken to fill a batch: the first result comes soonest.
         self._peaks = self._batch
 
     @property
@@ -255,6 +258,7 @@ class CpuPeakLane(PeakLane):
         began = time.monotonic_ns()
         for index, (number, pixels) in enumerate(frames):
             try:
+                # Scaled while it is cut, when the patch is in the cache.
                 found[index] = self._finder.find(pixels, scaled=True)
             except InputError as error:
                 faults[index] = InputError(f"frame {number}: {error}")
@@ -283,6 +287,7 @@ class GpuPeakLane(PeakLane):
         self._engine = engine
         self._pipeline = pipeline
         self._flying: deque[tuple[int, int]] = deque()
+        # The lane keeps no reference: a frame returns to the pool when the last view of it goes.
         self.memory = pipeline.lend
 
     @property
@@ -326,6 +331,7 @@ def stream_series(
     """Process the frames of a series in order, and close it if asked to."""
     try:
         there = existing_numbers(series)
+        # A calibrated detection needs one frame all the same, which shows shape and dtype.
         numbers = there[:1].tolist()
         if not detection.calibrated:
             numbers = there[background_numbers(len(there), series.shape, series.dtype)].tolist()
@@ -371,7 +377,7 @@ def stream_frames(
     """
     first = next(frames, None)
     if first is None:
-        raise SourceError("the source gave no frames; give at least one")
+        raise SourceError("the source gave no frames; specify at least one")
     number, frame = first
     with naming_frame(number), detection.undone_if_refused():
         admitted = detection.admit(frame)
@@ -384,8 +390,10 @@ def stream_frames(
         )
     with closing(lane):
         if series is not None:
+            # From here on frames are decoded into pinned memory, and no thread copies them again.
             series.memory = lane.memory
         numbered = chain(iter([(number, admitted)]), frames)
+        # One pinned frame held here would be missing in the pool for as long as the stream runs.
         del first, frame, admitted
         yield from _peaks(lanes.engine, lane, numbered, read_ahead=False)
 
@@ -397,8 +405,10 @@ def _peaks(
     *,
     read_ahead: bool,
 ) -> Iterator[Peaks]:
+    # A live source: a frame that is here must not wait for one that may never come.
     groups = _groups(lane, frames, lane.most if read_ahead else 1)
     for outcome in drive(lane, groups, read_ahead=read_ahead):
+        # A stream ends with its first fault, and what lies behind it in the group is not delivered.
         first = min(outcome.faults, default=None)
         for index, peaks in outcome.results.items():
             if first is None or index < first:

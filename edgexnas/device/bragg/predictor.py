@@ -134,6 +134,7 @@ class PeakPredictor(BundlePredictor):
             outcome = self._lane.result()
             for fault in outcome.faults.values():
                 raise fault
+            # Only after success, so that a frame which failed can be given once more.
             self._next_number = number + 1
             return outcome.results[0]
 
@@ -198,10 +199,12 @@ class PeakPredictor(BundlePredictor):
         with self._shared.in_turn():
             self._detection.calibrate(frames)
             if self._lane is not None:
+                # The next frame opens a lane with the new background; this one has the old in its
+                # thresholds.
                 self._lane.close()
                 self._lane = None
 
 
 def lanes_of(predictor: PeakPredictor) -> PeakLanes:
-    """Give what a service drives frames through."""
+    """Return the lanes that a service opens for frames."""
     return predictor._lanes

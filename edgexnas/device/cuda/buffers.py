@@ -115,6 +115,7 @@ class StagedBuffer:
         self.mapped = mapped
         driver = session.driver_module
         flags = driver.host_alloc_flags.DEVICEMAP if mapped else 0
+        # Page-locked: an asynchronous copy from other memory waits for a copy to the driver's own.
         self.array: Array = driver.pagelocked_zeros(shape, self.dtype, mem_flags=flags)
         self._allocation: Any = None
         if mapped:
@@ -125,6 +126,7 @@ class StagedBuffer:
             # CUDA allocates no 0 bytes, and a kernel needs an address all the same.
             self._allocation = driver.mem_alloc(max(self.nbytes, 1))
             self.pointer = int(self._allocation)
+        # As bytes, so that slicing a part for a copy costs one slice whatever the shape.
         self._flat: Array = self.array.reshape(-1).view(np.uint8)
         self._item_bytes = self.nbytes // shape[0] if shape and shape[0] else self.nbytes
         self._closed = False

@@ -15,6 +15,7 @@ class Closable(Protocol):
         """Free it; closing again does nothing."""
 
 
+# A protocol, because buffers must not import the session that makes them.
 class CudaContext(Protocol):
     """One GPU's context and its accounts; a `CudaSession` is one, and says what each part does."""
 

@@ -115,6 +115,7 @@ class DoubleBuffer:
         self._free: deque[Slot] = deque()
         self._flying: deque[Slot] = deque()
         self._closed = False
+        # Memory is taken here alone, so that no frame waits for an allocation.
         self.slots: list[Slot] = []
         try:
             for number in range(slots):
@@ -214,6 +215,7 @@ class DoubleBuffer:
                 slot.input.upload(session.copies, count)
                 return self._start(slot)
         given = np.asarray(frame)
+        # A graph holds sizes as they were recorded; another dtype would be read as garbage.
         if given.shape != memory.shape or given.dtype != memory.dtype:
             raise InputError(
                 f"the frame has shape {given.shape} and dtype {given.dtype}; "
@@ -226,6 +228,8 @@ class DoubleBuffer:
                 slot._frame = given
                 slot.input.upload_from(given, block, session.copies)
                 return self._start(slot)
+            # One part is uploaded while the next is copied; closed, so that no thread reads the
+            # frame after.
             with contextlib.closing(self._copy.parts(given, memory)) as parts:
                 for part in parts:
                     slot.input.upload(session.copies, part.stop, start=part.start)
@@ -237,6 +241,7 @@ class DoubleBuffer:
         slot._uploaded.record(session.copies)
         session.compute.wait_for_event(slot._uploaded)
         self._launch(slot)
+        # Moved only now: a submit that raised leaves its slot free, with nothing in flight.
         self._flying.append(self._free.popleft())
         return slot
 
@@ -246,6 +251,7 @@ class DoubleBuffer:
             self._work(slot, self._session.compute)
         else:
             graph.launch()
+        # One event a slot: waiting for a frame must not wait for the one submitted after it.
         slot._done.record(self._session.compute)
 
     def oldest(self) -> Slot:
@@ -333,6 +339,7 @@ class DoubleBuffer:
         if self._closed:
             return
         self._closed = True
+        # First, because its threads write to the slots' memory.
         self._copy.close()
         session = self._session
         if not session.lost:

@@ -27,6 +27,7 @@ class CudaGraph:
         self._session = session
         self._bindings = bindings
         self._executable = executable
+        # Made once, because launching happens for every frame.
         self._stream = bindings.CUstream(session.compute.handle)
 
     def launch(self, stream: Any | None = None) -> None:
@@ -74,6 +75,7 @@ def capture_graph(session: CudaContext, work: Callable[[Any], None]) -> CudaGrap
             executable = checked(bindings, bindings.cuGraphInstantiate(graph, 0))
         finally:
             bindings.cuGraphDestroy(graph)
+    # pycuda (2026.1) has neither graphs nor capture; both libraries work on the same streams.
     return CudaGraph(session, bindings, executable)
 
 
@@ -113,6 +115,7 @@ def import_bindings(what: str) -> Any:
 
 def checked(bindings: Any, returned: tuple[Any, ...]) -> Any:
     """Return the result of a driver call, which returns its outcome first."""
+    # cuda-bindings returns errors and never raises them: an unchecked call fails unseen.
     outcome, *results = returned
     if int(outcome) != 0:
         raise CudaCallError(bindings, outcome)

@@ -52,7 +52,11 @@ class HostCopy:
         helpers = min(self.threads, len(job.slices)) - 1
         while len(self._workers) < helpers:
             worker = threading.Thread(
-                target=_work, args=(self._jobs,), name="edgexnas-copy", daemon=True
+                # The queue and not `self`, so that a thread does not keep this object alive.
+                target=_work,
+                args=(self._jobs,),
+                name="edgexnas-copy",
+                daemon=True,
             )
             self._workers.append(worker)
             worker.start()
@@ -102,6 +106,7 @@ class _Job:
 
     def copy_one(self) -> bool:
         """Take a part and copy it; False if none is left."""
+        # `next` of a count is atomic under the interpreter's lock, so that no part is copied twice.
         number = next(self._next)
         if number >= len(self.slices):
             return False
@@ -111,12 +116,14 @@ class _Job:
                 np.copyto(self.target[part], self.source[part])
         except BaseException as error:
             self.error = error
+        # Also after a failure: who waits counts parts, and a missing one would wait for ever.
         self.copied.put(number)
         return True
 
     def abandon(self) -> int:
         """Copy no more parts; return how many were taken, each of which shows in `copied`."""
         self._abandoned = True
+        # Drawing one more number tells how many were drawn; who draws later copies nothing.
         return min(next(self._next), len(self.slices))
 
 
@@ -140,6 +147,7 @@ def _slices(array: Array) -> list[slice]:
 def _cores() -> int:
     """How many cores this process may use."""
     try:
+        # Not `cpu_count`: containers and systemd units often leave fewer cores than there are.
         return len(os.sched_getaffinity(0))
     except AttributeError:
         return os.cpu_count() or 1

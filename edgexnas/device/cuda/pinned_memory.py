@@ -73,7 +73,7 @@ class PinnedMemory:
         Raises
         ------
         InputError
-            If it would have no items, or they are no plain numbers.
+            If it would have no items, or they are not plain numbers.
         EngineError
             If the session is closed, or the host has no memory left to pin.
         """
@@ -105,6 +105,7 @@ class PinnedMemory:
                 f"an array of strides {array.strides} cannot be pinned; expected a C-contiguous one"
             )
         _frame_nbytes(array.shape, array.dtype)
+        # Registering pinned memory once more is an error to CUDA.
         if self.find(array) is not None:
             return array
         session = self._session
@@ -145,6 +146,7 @@ class PinnedMemory:
         if not array.flags.c_contiguous:
             return None
         address, nbytes = address_of(array), array.nbytes
+        # Nearly every frame begins where its block does; the search below is for the others.
         block = self._blocks.get(address)
         if block is not None and block.holds(address, nbytes):
             return block
@@ -196,6 +198,7 @@ class PinnedPool:
         except BaseException:
             self.close()
             raise
+        # Last, so that a pool whose allocation failed is unknown to the session.
         session.keep(self)
 
     def __len__(self) -> int:
@@ -219,6 +222,8 @@ class PinnedPool:
                 self._memory.free(self._here.pop())
 
     def _take_back(self, block: PinnedBlock) -> None:
+        # Before the flag is read: `close` in another thread finds the block here, or it is seen
+        # below.
         self._here.append(block)
         if self._closed:
             # Also if another thread closed the pool since.
@@ -238,12 +243,15 @@ class _Loan:
         self._block = block
         self._take_back = take_back
         self.__array_interface__ = {
+            # numpy makes its array of the address and keeps this object as its base; nothing is
+            # copied.
             "data": (block.address, False),
             "shape": shape,
             "typestr": dtype.str,
             "version": 3,
         }
 
+    # Runs in whatever thread drops the last view, perhaps amid a garbage collection: no locks here.
     def __del__(self) -> None:
         self._take_back(self._block)
 

@@ -61,6 +61,7 @@ def hold_context(ordinal: int) -> HeldContext:
         If pycuda is not installed.
     """
     with _LOCK:
+        # CUDA in a forked child hangs or fails in odd places; here it is still known why.
         if _PROCESS and _PROCESS[0] != os.getpid():
             raise EngineError(
                 f"process {os.getpid()} was forked from one that used CUDA, which CUDA does not "
@@ -71,7 +72,9 @@ def hold_context(ordinal: int) -> HeldContext:
             held = _HELD[ordinal] = _retain(ordinal)
             if not _PROCESS:
                 _PROCESS.append(os.getpid())
+                # Not left to destructors: at the end modules are torn down in no certain order.
                 atexit.register(_release_all)
+        # Errors such as an illegal address stay with the process; no new session is rid of them.
         if held.failure is not None:
             raise EngineError(
                 f"GPU {ordinal} failed earlier in this process ({held.failure}); start the "
@@ -97,6 +100,8 @@ def _retain(ordinal: int) -> HeldContext:
     driver = _import_driver()
     device = _initialised(driver, ordinal)
     try:
+        # Not a context of our own: torch, cupy and TensorRT use the primary one, and share its
+        # memory.
         return HeldContext(driver, device, device.retain_primary_context())
     except driver.Error as error:
         raise EngineError(
@@ -141,7 +146,7 @@ def _release_all() -> None:
             for session in list(held.sessions):
                 session.close()
             # Left to its destructor, pycuda would detach it as if it were no primary context, which
-            # CUDA refuses, and the memory of the context would never be checked for leaks.
+            # CUDA rejects, and the memory of the context would never be checked for leaks.
             with contextlib.suppress(held.driver.Error):
                 held.context.detach()
     _HELD.clear()

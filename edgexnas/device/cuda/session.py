@@ -72,6 +72,7 @@ class CudaSession(ProcessBound):
     def __init__(self, device: int = 0) -> None:
         self._held = hold_context(device)
         self.driver_module: Any = self._held.driver
+        # By id, because resources need not be hashable; in order of creation, for `close`.
         self._resources: dict[int, Closable] = {}
         self._counting = threading.Lock()
         self._closed = False
@@ -87,6 +88,7 @@ class CudaSession(ProcessBound):
             self.integrated = bool(gpu.get_attribute(driver.device_attribute.INTEGRATED))
             version = int(driver.get_driver_version())
             self.driver = f"{version // 1000}.{version % 1000 // 10}"
+            # Two, because uploads run beside kernels only in another stream than theirs.
             self.copies: Any = driver.Stream(NON_BLOCKING)
             self.compute: Any = driver.Stream(NON_BLOCKING)
         # Weakly: a session that nobody refers to any more must not live until the process ends.
@@ -181,6 +183,7 @@ class CudaSession(ProcessBound):
 
     def event(self, *, timing: bool = False) -> Any:
         """Make a `pycuda.driver.Event`; without timing it costs less."""
+        # Timing makes an event store a time stamp, which the two events of each frame don't need.
         flags = self.driver_module.event_flags
         with self.current():
             return self.driver_module.Event(flags.DEFAULT if timing else flags.DISABLE_TIMING)
@@ -239,6 +242,7 @@ class CudaSession(ProcessBound):
         """
         if self._closed or self.elsewhere:
             return
+        # A GPU that failed answers every wait with the same error.
         if not self.lost:
             with contextlib.suppress(EngineError):
                 self.synchronize()
@@ -283,6 +287,7 @@ class CudaSession(ProcessBound):
         """Make the context current for freeing, which a GPU that failed must not stop."""
         driver = self.driver_module
         try:
+            # A context is current for one thread, and any thread may use a session: so at each use.
             self._held.context.push()
         except driver.Error:
             # Without its context there is nothing left to free; pycuda drops what it held.
@@ -310,7 +315,7 @@ class CudaSession(ProcessBound):
         except driver.Error:
             self._held.failure = str(error)
             return EngineError(f"{self.name} failed ({error}); start the process again")
-        return EngineError(f"{self.name} refused a call ({error})")
+        return EngineError(f"{self.name} rejected a call ({error})")
 
 
 class _Current:

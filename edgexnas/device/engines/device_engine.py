@@ -78,6 +78,7 @@ class DeviceEngine(Engine, Protocol):
 
 def ladder(batch: int) -> tuple[int, ...]:
     """Choose batch sizes: few, because each costs a build, and close enough for small batches."""
+    # A set, because batch may be 1 or 32 itself.
     return tuple(sorted({1, min(SMALL_BATCH, batch), batch}))
 
 
@@ -126,6 +127,7 @@ class HostRuns:
         self._session = engine.session
         self._graphs: dict[int, CudaGraph] = {}
         self._inputs = self._session.staged_buffer((engine.batch, *engine.input_shape), np.float32)
+        # None until it is allocated, because `close` also runs where that fails.
         self._outputs: StagedBuffer | None = None
         try:
             self._outputs = self._session.staged_buffer(
@@ -168,6 +170,7 @@ class HostRuns:
             raise EngineError(f"this {engine.name} engine is closed; open a new one")
         check_inputs(inputs, engine.input_shape, engine.batch)
         count = len(inputs)
+        # What lies behind `count` is left from earlier runs; it is computed and never returned.
         size = engine.size_of(count)
         self._inputs.array[:count] = inputs
         stream = self._session.compute

@@ -94,6 +94,7 @@ def _check_positions(
     engine: Engine, bundle: Bundle, outputs: FloatArray, expected: FloatArray
 ) -> EngineProof:
     allowed = float(getattr(bundle.manifest.gate, engine.precision))
+    # Axis 1 is (row, col): one distance for each vector and quantile, as the exporter measures it.
     measured = float(np.linalg.norm(outputs - expected, axis=1).mean(dtype=np.float64))
     _check_gate(measured, allowed, " px", engine, bundle)
     return EngineProof(measured, allowed, len(expected))
@@ -106,7 +107,7 @@ def _check_patches(
     allowed_rad = float(getattr(gate, engine.precision))
     limits = gate.amplitude
     allowed_amplitude = None if limits is None else float(getattr(limits, engine.precision))
-    # An engine that gives NaN is refused below, in words.
+    # An engine that gives NaN is rejected below, in words.
     with np.errstate(invalid="ignore"):
         measured = patch_errors(outputs, expected)
     _check_gate(measured.phase_rad, allowed_rad, " rad", engine, bundle)
@@ -119,7 +120,7 @@ def _check_patches(
 
 
 def _check_gate(measured: float, allowed: float, unit: str, engine: Engine, bundle: Bundle) -> None:
-    # Stated so that NaN, which compares false with everything, is refused.
+    # Stated so that NaN, which compares false with everything, is rejected.
     if not measured <= allowed:
         raise EngineAccuracyError(
             f"the {engine.precision} engine of {engine.name} deviates by {measured:.4g}{unit} from "

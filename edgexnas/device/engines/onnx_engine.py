@@ -118,6 +118,7 @@ class OnnxEngine(ProcessBound):
             raise EngineError("this onnxruntime engine is closed; open a new one")
         check_inputs(inputs, self._inputs.shape[1:], self.batch)
         count = len(inputs)
+        # Most runs have the same count, and need no other binding.
         if count != self._bound:
             self._bind(count)
         self._inputs[:count] = inputs
@@ -127,6 +128,7 @@ class OnnxEngine(ProcessBound):
             raise EngineError(
                 f"onnxruntime failed on {count} items: {_first_line(error)}"
             ) from error
+        # A copy, because the next run writes to the same buffer.
         return self._outputs[:count].copy()
 
     def _bind(self, count: int) -> None:
@@ -187,6 +189,8 @@ def _providers(provider: str, precision: Precision) -> list[Any]:
     if provider == "tensorrt":
         # Its own cache of engines stays off: nothing checks what it reads from there.
         flags = {
+            # The provider's networks are weakly typed, so that the flags must allow what the model
+            # has.
             "trt_fp16_enable": precision == "float16",
             "trt_int8_enable": precision == "int8",
             "trt_engine_cache_enable": False,
@@ -197,6 +201,7 @@ def _providers(provider: str, precision: Precision) -> list[Any]:
 
 def _options(runtime: ModuleType, threads: int) -> Any:
     options = runtime.SessionOptions()
+    # With one thread between operators, `threads` bounds all that it uses.
     options.execution_mode = runtime.ExecutionMode.ORT_SEQUENTIAL
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -204,6 +209,7 @@ def _options(runtime: ModuleType, threads: int) -> Any:
     options.log_severity_level = ERRORS_ONLY
     # A memory pattern is kept for each batch length; without them the arena alone bounds memory.
     options.enable_mem_pattern = False
+    # Keeps Q/DQ nodes as they are: no integer kernels, whose results depend on the processor.
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     return options
 

@@ -90,6 +90,7 @@ def open_engine(
                 session=session,
                 progress=progress,
             )
+        # Only "auto" may fall back: who names an engine is to learn that it does not run.
         except (EngineError, MissingDependencyError) as error:
             if engine != "auto":
                 raise

@@ -41,7 +41,7 @@ class TensorRTEngine:
     ----------
     plan
         A plan that was built on this device, with one float32 input and one float32 output. It is
-        executable code: give none that was not checked.
+        executable code: pass none that was not checked.
     session
         The session to run in.
     precision
@@ -87,6 +87,7 @@ class TensorRTEngine:
         self.plan = plan
         self.name = plan.library
         self.sizes = tuple(best for _, best, _ in plan.profiles)
+        # Profiles are in increasing order; `least_size` relies on it.
         self.batch = self.sizes[-1]
         self.owns_session = False
         self.discard_plan: Callable[[], None] = _nothing
@@ -142,6 +143,7 @@ class TensorRTEngine:
         settings: Any = self._engine.create_runtime_config()
         cache = settings.create_runtime_cache()
         if kernels is not None:
+            # Nothing is checked here: TensorRT-RTX takes no others than its own.
             cache.deserialize(kernels)
         settings.set_runtime_cache(cache)
         return settings, cache
@@ -192,6 +194,7 @@ class TensorRTEngine:
                 if not all((taken, context.set_tensor_address(self._output, outputs))):
                     raise EngineError(quote(f"takes no buffers at {inputs:#x} and {outputs:#x}"))
                 self._addresses[size] = (inputs, outputs)
+            # TensorRT tells failure by its answer alone; why is in the journal.
             if not context.execute_async_v3(stream.handle):
                 raise EngineError(quote(f"failed on {count} items"))
 
@@ -228,6 +231,7 @@ class TensorRTEngine:
             ),
             0,
         )
+        # Each context has activations of its own; weights are shared, and about the plan's size.
         return each * len(self._contexts) + len(self.plan.data) + buffer_bytes
 
     def close(self) -> None:

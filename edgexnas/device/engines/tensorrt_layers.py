@@ -66,7 +66,7 @@ def layers_from_inspector(report: str) -> tuple[PlanLayer, ...]:
     """Read the JSON of TensorRT's engine inspector, as TensorRT 10 and 11 write it.
 
     Layers that a plan without detailed profiling gives by name only are left out. A report that
-    is no such JSON gives no layers.
+    is not such JSON gives no layers.
     """
     try:
         content = json.loads(report)
@@ -125,4 +125,5 @@ def _logged(match: re.Match[str]) -> PlanLayer:
 
 def _dtypes(descriptions: Iterable[str]) -> tuple[str, ...]:
     found = (_DTYPE_WORD.search(text) for text in descriptions)
+    # Not an error: a new TensorRT may have new names, and a report must not cost the engine.
     return tuple(_DTYPES[match[1].lower()] if match else "unknown" for match in found)

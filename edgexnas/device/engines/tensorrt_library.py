@@ -86,6 +86,7 @@ def import_tensorrt() -> ModuleType:
             if _is_installed(name):
                 failures.append(f"{name} does not load ({error})")
         else:
+            # Stubs, or a folder that a removed installation left, import as an empty package.
             if hasattr(library, "Builder"):
                 return library
     if failures:
@@ -143,6 +144,7 @@ def journal() -> Journal:
     return _journal_of(import_tensorrt().__name__)
 
 
+# TensorRT keeps the first logger of a process and ignores any later one.
 @cache
 def _journal_of(library: str) -> Journal:
     kept = Journal()
@@ -166,6 +168,7 @@ def _journal_of(library: str) -> Journal:
 def quote(what: str, said: str = "") -> str:
     """Make one sentence of what TensorRT said: its name, what it did, its words."""
     library = import_tensorrt()
+    # On one line and cut: TensorRT's messages run over many lines, with file names of its sources.
     words = " ".join((said or "; ".join(journal().errors) or "it gave no reason").split())
     return f"{library.__name__} {library.__version__} {what}: {words[:600]}"
 

@@ -68,8 +68,10 @@ def open_tensorrt(
     own = CudaSession() if session is None else session
     engine: TensorRTEngine | None = None
     try:
+        # Fixed sizes: a CUDA graph holds one shape, so that a range would serve nothing.
         profiles = [(size, size, size) for size in ladder(batch)]
         place = _place(library, own)
+        # A plan is code for one GPU, driver and version; anything else must miss the cache.
         key = _plan_key(bundle, precision, profiles, place)
         plan, origin = _cached(cache, key), "from the cache"
         kept = None if plan is None or cache is None else cache.load(KERNELS, key)
@@ -80,6 +82,7 @@ def open_tensorrt(
             origin = f"built in {plan.seconds:.1f} s"
             engine, kernels = TensorRTEngine(plan, session=own, precision=precision), None
         compiled = engine.compiled_kernels()
+        # Compared, so that a start which compiles nothing writes nothing to a disk that wears.
         if cache is not None and compiled is not None and compiled != kernels:
             cache.store(KERNELS, key, {}, compiled)
     except BaseException:
@@ -145,6 +148,7 @@ def _cached(cache: EngineCache | None, key: dict[str, object]) -> Plan | None:
             for layer in described.pop("layers")
         )
         return Plan(data, layers, **{name: _tuples(value) for name, value in described.items()})
+    # Minutes of building would be a riddle: say which part of the key has changed.
     for other in cache.others(PLAN, key, same=("bundle", "precision", "profiles")):
         changes = [
             f"{name} {other.get(name)}, here {value}"
@@ -198,7 +202,9 @@ def _built(
     _log.info("TensorRT built the %s plan in %.1f s", key["precision"], plan.seconds)
     if cache is not None:
         if plan.timing_cache:
+            # Not by bundle: the next model on this GPU builds faster by the timings of this one.
             cache.store(TIMINGS, place, {}, plan.timing_cache)
+        # Without the bytes, which are the entry's content and have nothing to do in its JSON.
         kept = asdict(replace(plan, data=b"", timing_cache=None))
         del kept["data"], kept["timing_cache"]
         cache.store(PLAN, key, kept, plan.data)

@@ -117,7 +117,7 @@ def build_plan(
     Raises
     ------
     ConfigurationError
-        If a batch size or the compute capability is none.
+        If a batch size or the compute capability is invalid.
     EngineError
         If TensorRT cannot do this, or rejects the model; the message quotes it.
     MissingDependencyError
@@ -127,6 +127,7 @@ def build_plan(
     library = import_tensorrt()
     with _BUILDING:
         said = journal()
+        # What an earlier build complained of must not be quoted as this one's reason.
         said.clear()
         watcher = None if progress is None else monitor(progress)
         started = time.monotonic()
@@ -152,7 +153,7 @@ def _profiles(batch_sizes: Sequence[int | tuple[int, int, int]]) -> tuple[Profil
         sizes = (given,) * 3 if isinstance(given, int) else tuple(given)
         if len(sizes) != 3 or not 1 <= sizes[0] <= sizes[1] <= sizes[2]:
             raise ConfigurationError(
-                f"batch size {given} is none; specify a number from 1 or increasing "
+                f"batch size {given} is invalid; specify a number from 1 or increasing "
                 "(least, best, most)"
             )
         profiles.append(sizes)
@@ -169,6 +170,7 @@ def _build(
     """Parse and build; every TensorRT object lives until the plan is there."""
     logger = journal().logger
     try:
+        # Without a GPU TensorRT fails here (CUDA error 35); TensorRT-RTX does not need one.
         builder = trt.Builder(logger)
         config = builder.create_builder_config()
     except Exception as error:
@@ -182,6 +184,7 @@ def _build(
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     _target(config, compute_capability)
     tensor = _batched_input(network)
+    # One profile for each size, so that kernels are chosen for it and not for the largest.
     for sizes in profiles:
         profile = builder.create_optimization_profile()
         profile.set_shape(tensor.name, *(_shape(size, tensor) for size in sizes))
@@ -190,6 +193,7 @@ def _build(
     if watcher is not None:
         config.progress_monitor = watcher
     data = builder.build_serialized_network(network, config)
+    # Before the plan is looked at: a build that a callback stopped has none, for that reason.
     if watcher is not None and watcher.failure is not None:
         raise watcher.failure
     # The stubs leave out that TensorRT gives None for a build that failed.
@@ -273,6 +277,7 @@ def _batched_input(network: trt.INetworkDefinition) -> trt.ITensor:
 def _layers(data: bytes, compute_capability: str | None) -> tuple[PlanLayer, ...]:
     """Report the layers, from the builder's log or else from the loaded plan."""
     said = journal()
+    # A plan for another GPU cannot be loaded here, so that the log is all there is.
     if said.layers or compute_capability is not None:
         return layers_from_log(said.layers)
     engine = cast("trt.ICudaEngine | None", new_runtime().deserialize_cuda_engine(data))

@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 PIXEL_TYPES: Mapping[np.dtype[Any], str] = {
+    # Other dtypes take the CPU's way: each type here is one more compilation to keep and test.
     np.dtype(np.uint8): "unsigned char",
     np.dtype(np.uint16): "unsigned short",
     np.dtype(np.int16): "short",
@@ -132,6 +133,7 @@ def compile_kernels(
     """
     text = (_FOLDER / source).read_text()
     macros = dict(definitions or {})
+    # All that changes the code: a cubin for another GPU or other flags must not be found.
     key = {
         "source": hashlib.sha256(text.encode()).hexdigest(),
         "definitions": macros,
@@ -144,6 +146,7 @@ def compile_kernels(
     options = [*_FLAGS, *(f"-D{name}={value}" for name, value in macros.items())]
     architecture = f"sm_{capability.removeprefix('SM')}"
     _log.info("compiling the CUDA kernels of %s for %s", source, architecture)
+    # NVRTC first: it needs no toolkit and no process of its own.
     image = _by_nvrtc(text, source, architecture, options)
     if image is None:
         image, _ = _run_nvcc(text, source, architecture, options)
@@ -223,6 +226,7 @@ def _run_nvcc(text: str, name: str, architecture: str, options: list[str]) -> tu
 
 
 def _compiler_error(name: str, architecture: str, said: str) -> EngineError:
+    # The first error: those after it mostly follow from it.
     errors = [line for line in said.splitlines() if "error" in line] or said.split("\n")[:1]
     return EngineError(
         f"the CUDA compiler rejects {name} for {architecture}: {errors[0].strip()}; "

@@ -16,10 +16,13 @@ if TYPE_CHECKING:
 __all__ = ["CanvasMemory", "ObjectKernels"]
 
 THREADS = 256
+# The most that a block can have: patches are fitted one after the other, by one block.
 FIT_THREADS = 1024
 AREA = PATTERN_SIZE**2
+# At a fraction of a pixel a patch reaches one row and one column further.
 SPREAD_AREA = (PATTERN_SIZE + 1) ** 2
 
+# By the codes of Python's `struct`: P a pointer, i int, f float, d double.
 SIGNATURES = {
     "weigh_patches": "PPiP",
     "fit_patches": "PPPifiiPPP",
@@ -120,6 +123,7 @@ class ObjectKernels:
         """Put into a stream: add one patch that lies on the canvas, times `turn` on the circle."""
         self._call(
             "add_patch", SPREAD_AREA, stream, weighted, self._weight, place,
+            # In float32, as the CPU implementation turns patches, so that both give the same sums.
             np.float32(turn.real), np.float32(turn.imag), canvas.width, canvas.sums,
             canvas.weights,
         )  # fmt: skip

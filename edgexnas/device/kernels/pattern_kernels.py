@@ -20,7 +20,7 @@ __all__ = ["NO_BAD_PIXEL", "PatternKernels"]
 THREADS = 1024
 
 NO_BAD_PIXEL = np.iinfo(np.int32).max
-"""What stands where a pattern has no pixel to refuse."""
+"""What stands where a pattern has no pixel to reject."""
 
 SIGNATURES = {"bin_and_scale": "PPPiiifPP"}
 
@@ -75,6 +75,7 @@ class PatternKernels:
         self._binning = (*shape, factor, np.float32(intensity_scale))
         self._kernels = KernelSet(session, "patterns.cu", dtype, SIGNATURES, cache=cache)
         try:
+            # In device memory, because the type of an argument would depend on the pixels' type.
             self._most = self._kernels.uploaded(most_counts(dtype, saturation)).pointer
             self._mask = 0
             if mask is not None:
@@ -111,8 +112,10 @@ def most_counts(dtype: npt.DTypeLike, saturation: float | None) -> npt.NDArray[A
     dtype = np.dtype(dtype)
     if dtype.kind == "f":
         given = np.array([np.inf if saturation is None else saturation], dtype)
+        # The kernel compares with ≤, and a count that equals the saturation is saturated.
         below: npt.NDArray[Any] = np.nextafter(given, -np.inf, dtype=dtype)
         return below
     largest = int(np.iinfo(dtype).max)
+    # Unsigned types mark overflow with their largest value; signed ones have no such custom.
     limit = largest + (dtype.kind == "i") if saturation is None else saturation
     return np.array([int(min(largest, np.ceil(limit) - 1))], dtype)

@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 __all__ = ["HEADER_ITEMS", "PeakKernels"]
 
 THREADS = 256
+# The least multiple of 32 that covers the 121 pixels of a patch.
 CUT_THREADS = 128
 KEEP_THREADS = 1024
+# Must equal CHUNK of peaks.cu, as must the numbers of threads.
 CHUNK = THREADS * 8
 # Blocks that fill the largest GPUs several times; each takes one peak after the other.
 CUT_BLOCKS = 2048
@@ -86,6 +88,7 @@ class PeakKernels:
         self._height, self._width = finder.shape
         self._saturation = finder.saturation(dtype)
         pixels = self._height * self._width
+        # Kernels count pixels in int32, and the last block counts to the end of its chunk.
         if pixels > np.iinfo(np.int32).max - CHUNK:
             raise ConfigurationError(f"a frame has {finder.shape} pixels; specify less than 2³¹")
         self._kernels = KernelSet(session, "peaks.cu", dtype, SIGNATURES, cache=cache)
@@ -101,13 +104,16 @@ class PeakKernels:
             if finder.mask is not None:
                 self._mask = uploaded(finder.mask.astype(np.uint8)).pointer
             self._chunk_counts = buffer((self._chunks,), np.int32)
+            # Peaks lie three pixels apart at least, so that half of the pixels is more than enough.
             self._chunk_peaks = buffer((self._chunks, CHUNK // 2), np.int32)
             self._found = buffer((self._chunks * CHUNK // 2,), np.int32)
             self.kept = buffer((capacity,), np.int32)
+            # The last kernel of a frame resets it for the next one, which saves a launch.
             self.header = uploaded(np.array([0, 0, NO_BAD_PIXEL], np.int32))
             self.scaled = buffer((capacity + spare, PATCH_SIZE**2), np.float32)
             self.flags = buffer((capacity,), np.uint8)
             self.intensities = buffer((capacity,), np.float32)
+            # Once: the test of each pixel is then one comparison, in the pixels' own type.
             self._make_threshold_map(pixels)
         except BaseException:
             self.close()
@@ -144,6 +150,7 @@ class PeakKernels:
             self._chunk_peaks.pointer, self._found.pointer, self.header.pointer,
         )  # fmt: skip
         call(
+            # One block, because it keeps order; it only works hard where peaks exceed the capacity.
             "keep_brightest", 1, KEEP_THREADS, stream, frame, self._level, self._found.pointer,
             settings.capacity, self.kept.pointer, self.header.pointer,
         )  # fmt: skip

@@ -70,6 +70,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) threshold_map(
 #if PIXEL_IS_FLOAT
     threshold[pixel] = hidden ? PIXEL_MAX : (PIXEL)limit;
 #else
+    // Whole counts exceed the limit exactly where they exceed its floor.
     double whole = floor(limit);
     whole = whole > PIXEL_MIN ? whole : PIXEL_MIN;
     threshold[pixel] = (!hidden && whole < PIXEL_MAX) ? (PIXEL)whole : (PIXEL)PIXEL_MAX;
@@ -286,6 +287,7 @@ static __device__ bool is_significant(const PIXEL *frame, const Rules &rules, in
         spread = (double)rules.noise[row * width + col];
         spread *= spread;
     }
+    // The maximum itself is usable, so that n_middle is never 0.
     double mean = middle / n_middle;
     double variance = (spread + (mean > 0 ? mean : 0)) / n_middle;
     if (!(mean >= rules.snr * sqrt(variance)

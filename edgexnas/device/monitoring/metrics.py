@@ -72,6 +72,7 @@ class ServiceMetrics:
         # A registry of its own: a program that embeds the service keeps its own metrics.
         self._registry = CollectorRegistry()
         self._registry.register(ServiceCollector(watch))
+        # Memory and file handles of the process show leaks that frame counts do not.
         ProcessCollector(registry=self._registry)
 
     def text(self) -> bytes:
@@ -110,13 +111,14 @@ def _frames(observation: Observation) -> Iterator[Metric]:
     ended = CounterMetricFamily(
         "edgexnas_frames", "Frames that have ended, by how they ended.", labels=["state"]
     )
+    # Also those at 0: an alert on a series that does not exist yet never fires.
     for name in _ENDED:
         ended.add_metric([name], counts.get(name, 0))
     yield ended
     waiting = {name: counts.get(name, 0) for name in _WAITING}
     yield _gauge("frames_waiting", "Frames in memory or spilled to disk.", waiting, label="state")
-    # No counter: a frame that comes late after all is lost no longer.
-    yield _gauge("frames_lost", "Frames that never came.", counts.get("lost", 0))
+    # A gauge, because a frame that arrives late is no longer lost.
+    yield _gauge("frames_lost", "Frames never received.", counts.get("lost", 0))
     yield _gauge(
         "series_frames",
         "Frames of the newest series, by state.",
@@ -137,11 +139,13 @@ def _source_and_sinks(observation: Observation) -> Iterator[Metric]:
         "edgexnas_source", "What the source itself counts.", labels=["what"]
     )
     for name, value in status.source_counts.items():
+        # Texts, such as "connection", are no numbers and have a gauge of their own.
         if isinstance(value, int):
             source.add_metric([name], value)
     yield source
+    # Files and simulations say nothing of a connection: they are there.
     connected = status.source_counts.get("connection", "connected") == "connected"
-    yield _gauge("source_connected", "0 while the source is away.", connected)
+    yield _gauge("source_connected", "0 while the source is disconnected.", connected)
     results = CounterMetricFamily(
         "edgexnas_sink_results", "Results by what a sink did with them.", labels=["sink", "state"]
     )

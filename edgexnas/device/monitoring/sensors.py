@@ -68,6 +68,7 @@ class Sensors:
     def read(self) -> SensorReading:
         """Read all sensors. Takes tens of milliseconds on a Jetson; one thread at a time."""
         temperatures = read_temperatures(self._root)
+        # Once: looking for a meter that is not there takes as long each time.
         if not self._asked:
             self._asked = True
             try:
@@ -83,6 +84,7 @@ class Sensors:
             except (EdgexnasError, OSError) as error:
                 _logger.warning("power cannot be read: %s", error)
                 source = str(error)
+        # Replaced as a whole, so that readers need no lock.
         self._latest = SensorReading(rails, module, source, temperatures)
         return self._latest
 

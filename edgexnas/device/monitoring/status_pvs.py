@@ -83,7 +83,7 @@ def pv_values(observation: Observation) -> dict[str, Pv]:
         default=None,
     )
     waiting, capacity = fullest or (0, 0)
-    # areaDetector warns when a quarter of the room is left, and alarms when none is.
+    # areaDetector warns when a quarter of the queue is free, and alarms when none is.
     crowded = _NO_ALARM
     if capacity and waiting >= 0.75 * capacity:
         crowded = _MAJOR if waiting >= capacity else _MINOR
@@ -111,13 +111,13 @@ def pv_values(observation: Observation) -> dict[str, Pv]:
         "ArrayCounter_RBV": frames("received", "Frames received"),
         "ArrayRate_RBV": _measured(rates.received_per_s, "Hz", "Frames received a second"),
         "DroppedArrays_RBV": frames(
-            "dropped", "Frames that gave way to newer ones", "frames were dropped"
+            "dropped", "Frames displaced by newer ones", "frames were dropped"
         ),
         "UniqueId_RBV": _count(result.number if result else 0, "Newest committed frame"),
         "ArraySize0_RBV": Pv(width, "Width of the newest frame"),
         "ArraySize1_RBV": Pv(height, "Height of the newest frame"),
         "QueueSize": Pv(capacity, "Capacity of the fullest queue"),
-        "QueueFree": Pv(capacity - waiting, "Room left in the fullest queue", *queue),
+        "QueueFree": Pv(capacity - waiting, "Free capacity of the fullest queue", *queue),
         "QueueUse": Pv(waiting, "Frames in the fullest queue", *queue),
         "ExecutionTime_RBV": _measured(latency.p50, "ms", "Arrival to result, median"),
         # the service's own
@@ -137,9 +137,7 @@ def pv_values(observation: Observation) -> dict[str, Pv]:
             "Messages that could not be decoded",
             "messages were malformed",
         ),
-        "SourceReconnects_RBV": _count(
-            source.get("reconnects", 0), "Times that the source came back"
-        ),
+        "SourceReconnects_RBV": _count(source.get("reconnects", 0), "Reconnections of the source"),
         "StoredResults_RBV": _count(stored, "Results stored, by all sinks"),
         "RefusedResults_RBV": _count(
             refused, "Results that a sink did not store", "a sink did not store results"
@@ -149,25 +147,29 @@ def pv_values(observation: Observation) -> dict[str, Pv]:
         "FailedArrays_RBV": frames(
             "failed", "Frames not decoded, processed or stored", "frames failed"
         ),
-        "DuplicateArrays_RBV": frames("duplicate", "Frames that came again"),
-        "LostArrays_RBV": frames("lost", "Frames that never came", "frames never came"),
-        "PendingArrays_RBV": frames("pending", "Frames in work"),
+        "DuplicateArrays_RBV": frames("duplicate", "Frames received again"),
+        "LostArrays_RBV": frames("lost", "Frames never received", "frames were never received"),
+        "PendingArrays_RBV": frames("pending", "Frames in progress"),
         "SpilledArrays_RBV": frames("spilled", "Frames waiting on disk"),
         "LatencyP95_RBV": _measured(latency.p95, "ms", "Arrival to result, 95 % are faster"),
         "LatencyP99_RBV": _measured(latency.p99, "ms", "Arrival to result, 99 % are faster"),
         "Peaks_RBV": _count(status.peaks_total, "Peaks of all committed frames"),
         "Watermark_RBV": Pv(
             -1 if status.watermark is None else _int32(status.watermark),
-            "All frames up to it have ended; -1 for none",
+            "All frames up to this number have ended; -1 for none",
         ),
         "Series_RBV": Pv(status.series or "", "Newest series"),
         "ModulePower_RBV": _measured(
-            observation.sensors.module_w or 0.0, "W", "Power of the module; 0 without a sensor"
+            # A PV has one type and always a value: "unknown" must be a number.
+            observation.sensors.module_w or 0.0,
+            "W",
+            "Power of the module; 0 without a sensor",
         ),
     }
 
 
 def _int32(count: int) -> int:
+    # Positive: Channel Access has no unsigned 32-bit type, and displays show negative counters.
     return count & _INT32_MAX
 
 
@@ -181,6 +183,7 @@ def _measured(number: float, units: str, description: str) -> Pv:
     return Pv(float(number), description, units=units)
 
 
+# Names and types are read off an empty observation, so that no second list can differ.
 _NOTHING_YET = pv_values(Observation(ServiceStatus(), (), SensorReading()))
 PV_NAMES = tuple(_NOTHING_YET)
 """Names of the status PVs, without prefix."""
@@ -222,7 +225,7 @@ class StatusPvs:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Serve the PVs and keep them fresh."""
+        """Serve the PVs and update them."""
         if self._thread is not None or self._closing.is_set():
             return
         records = PvaRecords("status PVs")
@@ -247,16 +250,17 @@ class StatusPvs:
             records.close()
 
     def _run(self, records: PvaRecords) -> None:
-        complained = False
+        warned = False
         going_on = True
         while going_on:
+            # Posts once more after closing, so that the last values are those of the end.
             going_on = not self._closing.wait(self._period_s)
             try:
                 self._post(records)
             except Exception as error:
-                if not complained:
+                if not warned:
                     _logger.warning("status PVs cannot be posted: %s", error)
-                complained = True
+                warned = True
 
     def _post(self, records: PvaRecords) -> None:
         """Post what has changed, as a record with monitors does."""
@@ -264,6 +268,7 @@ class StatusPvs:
         nanoseconds = time.time_ns()
         stamp = {"secondsPastEpoch": nanoseconds // 10**9, "nanoseconds": nanoseconds % 10**9}
         for name, shown in values.items():
+            # Unchanged PVs keep their time stamp, by which operators see when something changed.
             if self._shown.get(name) != shown:
                 alarm = {"severity": shown.severity, "status": 0, "message": shown.message}
                 fields = {"value": shown.value, "alarm": alarm, "timeStamp": stamp}

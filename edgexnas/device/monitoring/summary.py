@@ -11,14 +11,14 @@ from edgexnas.device.monitoring.watch import Observation
 __all__ = ["LEDGER_STATES", "SummaryTable", "clock_time", "duration", "summarise"]
 
 LEDGER_STATES = (
-    ("received", "came from the source"),
+    ("received", "arrived from the source"),
     ("done", "result committed"),
-    ("dropped", "gave way to newer ones"),
+    ("dropped", "displaced by newer frames"),
     ("failed", "not decoded, processed or stored"),
-    ("duplicate", "came again"),
-    ("pending", "in work"),
+    ("duplicate", "received again"),
+    ("pending", "in progress"),
     ("spilled", "waiting on disk"),
-    ("lost", "never came"),
+    ("lost", "never received"),
 )
 """States of the ledger in the order in which they are shown, and what each means."""
 
@@ -145,7 +145,7 @@ def _flow(status: ServiceStatus) -> SummaryTable:
         ("Done", f"{status.rates.done_per_s:.1f} frames/s"),
         ("Complete up to frame", _optional(status.watermark)),
     ]
-    # A service of ptychography has none.
+    # Ptychography has no peaks, and a row of zeros would look like a fault.
     if status.last_result is None or status.last_result.object_image is None:
         rows.append(("Peaks so far", _count(status.peaks_total)))
     return SummaryTable("flow", "Rates", ("", ""), tuple(rows))
@@ -173,6 +173,7 @@ def clock_time(seconds: float) -> str:
 
 
 def _latency_row(name: str, summary: LatencySummary) -> tuple[str, ...]:
+    # Dashes and not 0.00, which would be an excellent latency.
     if not summary.count:
         return name, "–", "–", "–", "–"
     times = (summary.p50, summary.p95, summary.p99, summary.max)
@@ -180,6 +181,7 @@ def _latency_row(name: str, summary: LatencySummary) -> tuple[str, ...]:
 
 
 def _count(number: int) -> str:
+    # A narrow no-break space: a comma is a decimal point to half of the readers.
     return f"{number:,}".replace(",", "\u202f")
 
 

@@ -49,7 +49,7 @@ class TerminalView:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begin to show."""
+        """Start to refresh the view."""
         if not self._console.is_terminal or self._thread is not None or self._closing.is_set():
             return
         self._thread = threading.Thread(target=self._show, name="edgexnas-terminal", daemon=True)
@@ -63,8 +63,10 @@ class TerminalView:
             thread.join()
 
     def _show(self) -> None:
+        # Refreshed by this thread alone: rich's own would draw while a snapshot is taken.
         live = Live(console=self._console, auto_refresh=False, transient=False)
         with live:
+            # Inside of `with live`, which is what replaces sys.stderr.
             moved = _follow_redirection()
             try:
                 while True:
@@ -126,7 +128,8 @@ def _table(summary: SummaryTable) -> Table:
         left = index == 0 or summary.key == "service"
         table.add_column(escape(column), justify="left" if left else "right", overflow="fold")
     for row in summary.rows:
-        # A ledger row explains itself on the page; here is room for its name alone.
+        # A ledger row explains itself on the page; there is space for its name alone here.
         name = row[0].partition(":")[0] if summary.key == "ledger" else row[0]
+        # Escaped: names come from detectors, and rich reads brackets as styles.
         table.add_row(escape(name), *(escape(cell) for cell in row[1:]))
     return table

@@ -79,6 +79,7 @@ class ServiceWatch:
         self._sensors = sensors or Sensors()
         self._clock = clock
         self._lock = threading.Lock()
+        # Bounded, whatever the service's uptime; a chart needs two points.
         self._history: deque[HistoryPoint] = deque(maxlen=max(2, round(HISTORY_S / period_s)))
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
@@ -95,11 +96,13 @@ class ServiceWatch:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+        # After the thread has ended, which reads them.
         self._sensors.close()
 
     def observe(self) -> Observation:
         """Take a snapshot; from any thread."""
         try:
+            # Outside of the lock: a service that hangs must not block the views of the past.
             status = self._source.status()
         except Exception as error:
             # A view must say that the service is broken, not break with it.
@@ -109,18 +112,19 @@ class ServiceWatch:
             status = ServiceStatus(health=Health("failing", (reason,), now_s, False, False, now_s))
         with self._lock:
             history = tuple(self._history)
+        # Sensors are read by the watch's own thread: 40 ms of rails must not delay a page.
         return Observation(status, history, self._sensors.latest())
 
     def _run(self) -> None:
-        complained = False
+        warned = False
         while True:
             try:
                 self._sensors.read()
             except Exception as error:
                 # A broken sensor must not take the history of rates and latencies with it.
-                if not complained:
+                if not warned:
                     _logger.warning("power and temperatures cannot be read: %s", error)
-                complained = True
+                warned = True
             status = self.observe().status
             point = HistoryPoint(
                 self._clock(),

@@ -33,8 +33,11 @@ MIN_SIDE = 512
 
 BLANK, MARK = 254, 255
 
+# Two of 256 palette entries are `BLANK` and `MARK`.
 _SHADES = 254
+# Enough for percentiles to 0.2 per cent; sorting all pixels would take longer than the rest.
 _SAMPLE = 65_536
+# Outside of an 11×11 patch, so that the peak itself stays visible.
 _RING_PX = (7.0, 8.6)
 
 # matplotlib's inferno and viridis (CC0) at equal steps, and a cyclic scale for phases.
@@ -164,6 +167,7 @@ def phase_picture(image: ObjectImage) -> Picture:
     """
     values, covered = _covered(image)
     total = complex(values[covered].sum()) if covered.any() else 0j
+    # The angle of the sum: a mean of angles is wrong across ±π.
     turned = values * np.exp(-1j * np.angle(total)).astype(np.complex64)
     indices = _linear_shades(np.angle(turned), covered, -np.pi, np.pi)
     return Picture(encode_png(indices, PHASE_PALETTE), "phase −π to π rad, mean at 0")
@@ -207,9 +211,11 @@ def _log_shades(pixels: npt.NDArray[Any], low: float, high: float) -> npt.NDArra
     """Logarithmic shades; a table of all values where the type has few of them."""
     if pixels.dtype.kind == "u" and pixels.dtype.itemsize <= 2:
         values = np.arange(np.iinfo(pixels.dtype).max + 1, dtype=np.float32)
+        # 65,536 logarithms instead of one for each pixel.
         table = _log_shades(values, low, high)
         return np.take(table, pixels)
     known = np.nan_to_num(pixels.astype(np.float32), nan=low, posinf=high, neginf=low)
+    # log1p, because counts of 0 are common.
     above = np.log1p(np.clip(known - np.float32(low), 0, high - low))
     shades: npt.NDArray[np.uint8] = np.empty(known.shape, np.uint8)
     shades[...] = above * ((_SHADES - 1) / np.log1p(high - low))

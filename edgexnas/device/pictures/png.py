@@ -47,6 +47,7 @@ def encode_png(indices: npt.NDArray[np.uint8], palette: npt.NDArray[np.uint8]) -
             f"the image asks for colour {indices.max()}, the palette has {len(palette)}"
         )
     height, width = indices.shape
+    # Width before height, as PNG has it; 8 bits an index, no interlacing.
     header = struct.pack(">IIBBBBB", width, height, 8, _INDEXED, 0, 0, 0)
     # Each row begins with its filter: 0, none. Other filters do nothing for palette indices.
     rows = np.zeros((height, width + 1), np.uint8)

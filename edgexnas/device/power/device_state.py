@@ -31,6 +31,7 @@ __all__ = [
 
 PACKAGES = ("numpy", "onnxruntime", "tensorrt", "pycuda", "cuda-bindings", "torch")
 
+# The command talks to a daemon, and hangs with it.
 NVPMODEL_LIMIT_S = 10.0
 
 COLDEST_C = -200.0
@@ -118,6 +119,7 @@ def observe_device(
     return DeviceState(
         name=_name(folder),
         system=_system(folder),
+        # Of this process: what an engine can use, and not what the board has.
         cores=len(os.sched_getaffinity(0)),
         power_mode=_power_mode() if own else "",
         clocks_mhz=read_clocks(folder),
@@ -186,6 +188,7 @@ def throttling(before: DeviceState, after: DeviceState) -> list[str]:
     if before.power_mode != after.power_mode:
         found.append(f"the power mode changed from {before.power_mode!r} to {after.power_mode!r}")
     if after.gpu is not None:
+        # NVML tells the present moment only, so that this is asked right after each load.
         found += [f"the GPU throttled: {reason}" for reason in after.gpu.slowed_by]
     return found
 
@@ -239,6 +242,7 @@ def _throttle_counts(root: Path) -> dict[str, int]:
                 counts[f"{owner}{path.name}"] = int(_text(path))
     for device in sorted(root.glob("sys/class/thermal/cooling_device*")):
         kind = _text(device / "type")
+        # Cooling devices that slow the processor; fans are among the others.
         if kind.startswith(("cpufreq", "devfreq", "Processor", "thermal-cpufreq", "gpu")):
             with suppress(ValueError):
                 counts[f"{device.name} {kind}"] = int(_text(device / "cur_state"))
@@ -280,6 +284,7 @@ def _gpu_state(nvml: Any, handle: Any) -> GpuState:
     kinds = {"sm": nvml.NVML_CLOCK_SM, "memory": nvml.NVML_CLOCK_MEM}
     clocks = {name: ask(nvml.nvmlDeviceGetClockInfo, kind) for name, kind in kinds.items()}
     limit = ask(nvml.nvmlDeviceGetEnforcedPowerLimit)
+    # Old name on purpose: newer NVML calls them event reasons and keeps this one.
     reasons = ask(nvml.nvmlDeviceGetCurrentClocksThrottleReasons) or 0
     return GpuState(
         name=str(nvml.nvmlDeviceGetName(handle)),

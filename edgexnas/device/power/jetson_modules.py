@@ -85,9 +85,11 @@ def find_module(root: Path, labels: Collection[str]) -> JetsonModule | None:
     """
     for entry in _device_tree(root, "compatible").split("\0"):
         for part, module in MODULES.items():
+            # Contained, because entries read "nvidia,p3737-0000+p3701-0000".
             if part in entry:
                 return module
     name = _device_tree(root, "model").rstrip("\0") or "unknown Jetson"
+    # Containers may hide the device tree; the labels of the rails are the next best witness.
     for rails in (AGX_ORIN_RAILS, SMALL_ORIN_RAILS):
         if set(rails.total) <= set(labels):
             return JetsonModule(name, rails)

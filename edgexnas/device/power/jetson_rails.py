@@ -49,6 +49,7 @@ class Rail:
         SourceError
             If a file cannot be read, or holds no number.
         """
+        # Power itself has no file. The two are of different conversions, some milliseconds apart.
         return _number(self.voltage, self.label) / 1e3, _number(self.current, self.label) / 1e3
 
 
@@ -90,6 +91,7 @@ class JetsonRailMeter:
         labels = [rail.label for rail in self.rails]
         self.module: JetsonModule | None = find_module(Path(root), labels)
         total = self.module.rails.total if self.module else ()
+        # No sum rather than one that lacks a rail and looks like less power.
         self.missing = tuple(label for label in total if label not in labels)
 
     @property
@@ -102,6 +104,7 @@ class JetsonRailMeter:
 
     def read(self) -> PowerReading:
         """Read all rails once; see `PowerMeter.read`."""
+        # The driver waits for a conversion at each file: all rails take up to 40 ms.
         before = self._now()
         values = {rail.label: rail.read() for rail in self.rails}
         after = self._now()
@@ -113,6 +116,8 @@ class JetsonRailMeter:
             rails_w=rails,
             module_w=sum(rails[label] for label in total) if total else None,
             source=self.source,
+            # One step is 0.4 W at a supply of 20 V: the rail's voltage decides what can be
+            # resolved.
             steps_w={label: values[label][0] * CURRENT_STEP_A for label in total},
             systematic_w=math.hypot(*(_error_w(*values[t]) for t in total)) if total else None,
             # Power is a product: the gains of voltage and current add up as squares.
@@ -144,6 +149,7 @@ def find_rails(root: Path) -> tuple[Rail, ...]:
             "in1_enable file"
         )
     labels = [rail.label for rail in rails]
+    # Of two rails of one label the second would replace the first, and power be lost unseen.
     twice = next((label for label in labels if labels.count(label) > 1), None)
     if twice is not None:
         raise SourceError(f"two power rails are labelled {twice}; specify a tree of one Jetson")
@@ -166,6 +172,7 @@ def _monitors(root: Path) -> list[Path]:
             continue
         if name == "ina3221":
             found.setdefault(folder.resolve(), folder)
+    # By address: in the order of hwmonN rails would change places from boot to boot.
     return sorted(found.values(), key=_address)
 
 
@@ -220,10 +227,11 @@ def _number(path: Path, label: str) -> float:
     except OSError as error:
         raise SourceError(f"power rail {label}: {_unreadable(path, error)}") from error
     try:
+        # By int, which takes neither "nan" nor "1e3": the driver writes whole numbers.
         return float(int(text))
     except ValueError:
         raise SourceError(
-            f"power rail {label}: {path} holds {text.strip()[:40]!r}, which is no whole number; "
+            f"power rail {label}: {path} holds {text.strip()[:40]!r}, which is not a whole number; "
             "reload the ina3221 driver"
         ) from None
 

@@ -73,6 +73,7 @@ def read_jetson_stats(root: str | Path = "/", *, interval_s: float = 0.5) -> Jet
         If its service does not run or does not answer.
     """
     try:
+        # Here and nowhere else, because of its licence (see above).
         from jtop import JtopException, jtop
     except ImportError as error:
         raise MissingDependencyError.of(
@@ -80,6 +81,7 @@ def read_jetson_stats(root: str | Path = "/", *, interval_s: float = 0.5) -> Jet
         ) from error
     try:
         with jtop(interval=interval_s) as service:
+            # The first client sets the service's rate: beside a slower one this may time out.
             if not service.ok():
                 raise SourceError(
                     "the jtop service sends nothing; restart it by systemctl restart jtop"

@@ -41,6 +41,7 @@ class NvmlMeter:
     def __init__(self, gpu: int = 0) -> None:
         self._library = _import_nvml()
         try:
+            # Counts its callers: each needs a shutdown of its own, and others may go on.
             self._library.nvmlInit()
         except self._library.NVMLError as error:
             raise SourceError(f"NVML finds no NVIDIA driver ({error}); install one") from error
@@ -50,6 +51,7 @@ class NvmlMeter:
             self.name = str(self._library.nvmlDeviceGetName(self.handle))
             # Older GPUs and drivers have the average alone; without that either, reading it raises.
             self._instantaneous = self._instant_w() is not None
+            # Asked once, because a board that counts energy goes on counting.
             self._counts = self._total_j() is not None
             self._average_w()
         except SourceError:
@@ -116,7 +118,7 @@ class NvmlMeter:
 
 
 def board_of(library: Any, gpu: int = 0) -> Any:
-    """Give NVML's handle of the board that CUDA calls `gpu`.
+    """Return NVML's handle of the board that CUDA calls `gpu`.
 
     NVML counts all boards, and CUDA those that CUDA_VISIBLE_DEVICES names, by number or by the
     beginning of their UUID.
@@ -133,10 +135,11 @@ def board_of(library: Any, gpu: int = 0) -> Any:
         return library.nvmlDeviceGetHandleByIndex(gpu)
     names = [name.strip() for name in visible.split(",")]
     name = names[gpu] if gpu < len(names) else ""
+    # A board's power with all its other slices would look like this one's.
     if name.startswith("MIG-"):
         raise SourceError(
             f"{name} is a slice of a GPU, and only the whole board's power is measured, with all "
-            "its other users; give a whole GPU in CUDA_VISIBLE_DEVICES"
+            "its other users; specify a whole GPU in CUDA_VISIBLE_DEVICES"
         )
     if name.isdecimal():
         return library.nvmlDeviceGetHandleByIndex(int(name))

@@ -53,11 +53,13 @@ def open_power_meter(source: str = "auto", *, root: str | Path = "/", gpu: int =
     if source != "auto":
         return openers[source]()
     if folder != Path("/"):
+        # NVML reads this machine's GPU, whatever tree is given.
         del openers["nvml"]
     obstacles = []
     for name, opener in openers.items():
         try:
             return opener()
+        # Kept and told together: which obstacle matters, only the reader knows.
         except EdgexnasError as error:
             obstacles.append(f"{name}: {error}")
     raise SourceError(f"this machine has no power meter ({'; '.join(obstacles)})")

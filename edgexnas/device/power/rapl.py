@@ -35,6 +35,7 @@ class _Domain:
         gained = value - self.last_uj
         # The counter starts over within minutes at full power.
         if gained < 0:
+            # The range is the largest value, so that one more makes a round.
             gained += self.range_uj + 1
             if gained > MOST_W * 1e6 * seconds:
                 self.last_uj = value
@@ -73,6 +74,7 @@ class RaplMeter:
         self._now = now
         folder = Path(root) / "sys" / "class" / "powercap"
         self._domains = [_domain(path) for path in sorted(folder.glob("intel-rapl:*"))]
+        # "psys" contains all and "core" is contained: both would be counted twice.
         self._totals = [d for d in self._domains if d.name.startswith(("package", "dram"))]
         if not self._totals:
             raise SourceError(
@@ -98,6 +100,7 @@ class RaplMeter:
         """
         now = self._now()
         seconds = now - self._read_s
+        # Else the last reading stands: dividing by microseconds would give any power.
         if seconds >= SHORTEST_S:
             self._read_s = now
             gained = {d.name: d.advance(seconds) for d in self._domains}
@@ -136,6 +139,7 @@ def _domain(path: Path) -> _Domain:
 def _whole(path: Path) -> int:
     try:
         return int(path.read_text())
+    # Root only since 2020, because power tells what other users compute (CVE-2020-8694).
     except PermissionError as error:
         raise SourceError(
             f"{path} may be read by root only; run as root or change its permissions"

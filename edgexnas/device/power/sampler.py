@@ -153,6 +153,7 @@ class PowerSampler:
             if self.clock.wait(self._stop, planned):
                 return
             before = self.clock.now()
+            # CLOCK_MONOTONIC does not; a clock of one's own, or a guest that was moved, may.
             if before < last:
                 with self._lock:
                     self._record.steps_back.append((last, last - before))
@@ -177,6 +178,7 @@ class PowerSampler:
                 self._record.failures.append((planned, str(error)))
             return
         middle = self._origin_s + (slot + 0.5) * self.period_s
+        # The slot's middle, plus what the reading itself was late by.
         self._keep(middle + reading.time_s - planned, reading)
 
     def _keep(self, time_s: float, reading: PowerReading) -> None:

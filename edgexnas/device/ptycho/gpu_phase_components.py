@@ -96,6 +96,7 @@ class GpuCanvas:
     def compare(self, patch: QueuedPatch) -> tuple[complex, float]:
         """Compare a patch, which may reach over the canvas, with what is there."""
         self._fit(patch.index, [patch.position], COMPARE_ONLY)
+        # Waits: which phase component a patch belongs to is decided on the host.
         _, real, imaginary, overlap = self._memory.reported()
         return complex(real, imaginary), overlap
 
@@ -122,6 +123,7 @@ class GpuCanvas:
         (height, width), old, buffers = self.shape, self._where, (self._sums, self._weights)
         self._take((height + before[0] + after[0], width + before[1] + after[1]))
         self._origin = self._origin[0] - before[0], self._origin[1] - before[1]
+        # A copy of what there was: growing in place is not possible in device memory.
         self._absorb(old, before, 0.0)
         for buffer in buffers:
             buffer.close()
@@ -208,6 +210,7 @@ class _Memory:
             self._opened.callback(self._others.close)
             self.places = session.staged_buffer((most, 4), np.float64)
             self._opened.callback(self.places.close)
+            # Mapped: four numbers are read at once, where a copy would be one more call.
             self.report = session.staged_buffer((4,), np.float64, mapped=True)
             self._opened.callback(self.report.close)
             self._weighted = session.device_buffer(shape, np.float32)
@@ -227,6 +230,7 @@ class _Memory:
             self.kernels.enqueue_weigh(
                 self.patches.pointer, number, self._weighted.pointer, self.stream
             )
+        # The next patches are written beside the copy of these; `_settle` waits before the third.
         self.patches, self._others = self._others, self.patches
 
     def reported(self) -> list[float]:
@@ -237,6 +241,7 @@ class _Memory:
 
     def upload_places(self, positions: list[Position], origin_px: tuple[int, int]) -> None:
         """Put into the stream: copy where patches lie on a canvas."""
+        # Apart and in float64: large coordinates leave float32 too few digits of the fraction.
         whole, part = np.floor(positions), np.remainder(positions, 1)
         places = self.places.array[: len(positions)]
         places[:, :2], places[:, 2:] = whole - origin_px, part
@@ -256,7 +261,7 @@ class _Memory:
 
 
 class _Running(NamedTuple):
-    """What was launched and not looked at: patches from `at` on fitted to an island."""
+    """Pending kernel launch: patches from `at` on fitted to a phase component."""
 
     queue: Queue
     at: int
@@ -309,7 +314,7 @@ class GpuIslands(Islands[QueuedPatch]):
         EngineError
             If the GPU fails, has not enough memory, or these are closed.
         """
-        self._refuse_closed()
+        self._require_open()
         place = self._memory.patches.array[len(self._queue)]
         place[0], place[1] = amplitude, phase_rad
         self._queue.append((position.copy(), extent))
@@ -329,7 +334,7 @@ class GpuIslands(Islands[QueuedPatch]):
         return super().image(used, skipped)
 
     def to_host(self) -> HostIslands:
-        """Give the same islands in host memory; these are closed then.
+        """Return the same islands in host memory; these are closed then.
 
         Raises
         ------
@@ -345,6 +350,7 @@ class GpuIslands(Islands[QueuedPatch]):
         }
         for island, copy in moved.items():
             copy.links = {moved[other]: link for other, link in island.links.items()}
+        # Links are kept: phase components that are not joined yet go on gathering evidence.
         host._islands = list(moved.values())
         self.close()
         return host
@@ -355,7 +361,7 @@ class GpuIslands(Islands[QueuedPatch]):
 
     def _settle(self) -> None:
         """Stitch what is queued; the last of it may still run, until `_finish`."""
-        self._refuse_closed()
+        self._require_open()
         self._finish()
         queue, self._queue = self._queue, []
         if queue:
@@ -398,7 +404,7 @@ class GpuIslands(Islands[QueuedPatch]):
         return at + 1
 
     def _on_one_island(self, queue: Queue) -> tuple[Island[QueuedPatch] | None, Queue, Extent]:
-        """Give the island that the first patches lie on, if it is one for all, these, and its room.
+        """Return the one island that the first patches lie on, if any, these patches, and its room.
 
         A patch that no island is near, or several, ends them.
         """
@@ -407,6 +413,7 @@ class GpuIslands(Islands[QueuedPatch]):
             near = [island for island in self._islands if island.used.touches(item[1])]
             if home is not None and home not in near and room.touches(item[1]):
                 near.append(home)
+            # With several near it takes comparing, which `join` does one patch at a time.
             if len(near) != 1 or home not in (None, near[0]):
                 break
             room = (near[0].used if home is None else room).joined(item[1])
@@ -414,7 +421,7 @@ class GpuIslands(Islands[QueuedPatch]):
             run.append(item)
         return home, run, room
 
-    def _refuse_closed(self) -> None:
+    def _require_open(self) -> None:
         if not self._release.alive:
             session = self._memory.session
             raise EngineError(

@@ -90,11 +90,15 @@ class PatternPipeline:
                 ((self.batch, *shape), dtype),
                 {
                     "patches": ((self.batch, 2, side, side), np.float32),
+                    # The GPU tells only which pattern is wrong; why is found on the CPU, which has
+                    # the words.
                     "bad": ((self.batch,), np.int32),
                 },
                 self._work,
                 sizes=engine.sizes,
                 graph=graph,
+                # Patterns are written to pinned memory one by one, so that there is nothing to
+                # copy.
                 copy_threads=1,
             )
             self._opened.callback(self._batches.close)
@@ -108,7 +112,7 @@ class PatternPipeline:
         return self._batches.in_flight
 
     def next_batch(self) -> Pattern:
-        """Give the memory of the next patterns, (batch, H, W), to be written before `submit`.
+        """Return the memory of the next patterns, (batch, H, W), to be written before `submit`.
 
         Raises
         ------
@@ -140,7 +144,7 @@ class PatternPipeline:
 
         Returns
         -------
-        The patches, and the indices of patterns that `edgexnas.ptycho.check_counts` refuses, whose
+        The patches, and the indices of patterns that `edgexnas.ptycho.check_counts` rejects, whose
         patches mean nothing.
 
         Raises
@@ -153,6 +157,7 @@ class PatternPipeline:
         try:
             self._batches.wait()
             bad = np.flatnonzero(slot.outputs["bad"].array[:count] != NO_BAD_PIXEL)
+            # The slot is reused from the next line on.
             output = slot.outputs["patches"].array[:count].copy()
         finally:
             self._batches.release()

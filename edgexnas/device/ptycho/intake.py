@@ -39,7 +39,7 @@ class PatternIntake:
         self, *, mask: npt.ArrayLike | None = None, saturation: float | None = None
     ) -> None:
         if saturation is not None and not saturation > 0:
-            raise ConfigurationError(f"saturation is {saturation}; give more than 0 counts")
+            raise ConfigurationError(f"saturation is {saturation}; specify more than 0 counts")
         self.mask = None if mask is None else checked_mask(mask)
         self.saturation = saturation
         self._shape = None if self.mask is None else self.mask.shape
@@ -110,13 +110,15 @@ class PatternIntake:
         return array
 
     def fault(self, pattern: npt.NDArray[Any], number: int) -> EdgexnasError:
-        """Say what is wrong with the counts of an accepted pattern that a GPU has refused."""
+        """Say what is wrong with the counts of an accepted pattern that a GPU has rejected."""
         try:
             self.checked(pattern, number)
         except InputError as error:
             return error
+        # Kernel and CPU follow one rule; if they ever differ, a wrong result must not look like
+        # data.
         return EngineError(
-            f"the GPU refuses pattern {number} and the CPU does not; use an engine on the CPU, and "
+            f"the GPU rejects pattern {number} and the CPU does not; use an engine on the CPU, and "
             "report it"
         )
 
@@ -132,33 +134,34 @@ class PatternIntake:
             return patterns
         if patterns.shape[-2:] != self.mask.shape:
             raise InputError(
-                f"patterns have shape {patterns.shape} and the mask {self.mask.shape}; give a mask "
-                "of one pattern's shape"
+                f"patterns have shape {patterns.shape} and the mask {self.mask.shape}; "
+                "specify a mask of one pattern's shape"
             )
+        # Cleared before counts are checked: masked pixels may hold anything, NaN too.
         cleared: npt.NDArray[Any] = np.where(self.mask, patterns.dtype.type(0), patterns)
         return cleared
 
     def _learn(self, array: npt.NDArray[Any], number: int) -> None:
-        """Take over shape and dtype of the first pattern; refuse others after it."""
+        """Take over shape and dtype of the first pattern; reject others after it."""
         if array.dtype.kind not in "uif" or array.ndim != 2:
             raise InputError(
                 f"pattern {number} has shape {array.shape} and dtype {array.dtype}; "
-                "give (H, W) real numbers"
+                "expected (H, W) real numbers"
             )
         rows, cols = array.shape
         if rows != cols or not rows or rows % PATTERN_SIZE:
             raise InputError(
-                f"pattern {number} has shape {array.shape}; give squares whose side is a multiple "
-                f"of {PATTERN_SIZE}, with the direct beam in the middle"
+                f"pattern {number} has shape {array.shape}; expected squares whose side is a "
+                f"multiple of {PATTERN_SIZE}, with the direct beam in the middle"
             )
         if self._shape not in (None, array.shape):
             raise InputError(
                 f"pattern {number} has shape {array.shape}, this detector's mask or first pattern "
-                f"has {self._shape}; give patterns of one detector"
+                f"has {self._shape}; use patterns of one detector"
             )
         if self._dtype not in (None, array.dtype):
             raise InputError(
                 f"pattern {number} has dtype {array.dtype}, the patterns before it had "
-                f"{self._dtype}; give patterns of one detector"
+                f"{self._dtype}; use patterns of one detector"
             )
         self._shape, self._dtype = array.shape, array.dtype

@@ -75,7 +75,7 @@ class PatternLanes:
         self._intensity_scale = intensity_scale
 
     def intake(self, mask: Mask | None = None) -> PatternIntake:
-        """Give a check of patterns of its own to a scan, with this mask beside the predictor's.
+        """Make a check of patterns for one scan, with this mask beside the predictor's.
 
         Raises
         ------
@@ -119,12 +119,12 @@ class PatternLanes:
         return CpuPatternLane(self, intake)
 
     def stitcher(self, most_waiting: int = MOST_WAITING) -> ObjectStitcher:
-        """Give an empty object: on the GPU where the engine runs on one, else in host memory.
+        """Make an empty object: on the GPU where the engine runs on one, else in host memory.
 
         Raises
         ------
         ConfigurationError
-            If `most_waiting` is no number from 0.
+            If `most_waiting` is not a number from 0.
         EngineError
             If the engine is closed or the GPU failed for good.
         """
@@ -184,6 +184,7 @@ class CpuPatternLane:
     def submit(self, frames: Sequence[NumberedPattern]) -> None:
         """See `Lane.submit`; the work is done when the result is taken."""
         self._lanes.engine.require_open()
+        # Binning happens in `check`; its time is reported with the group that it was for.
         self._submitted.append((frames, self._binning_ns))
         self._binning_ns = 0
 
@@ -202,6 +203,7 @@ class CpuPatternLane:
 class GpuPatternLane:
     """Writes patterns to the GPU's memory as they come; it checks, bins and predicts them."""
 
+    # One batch is computed while the next is written; results are taken in between.
     ahead = 2
 
     def __init__(
@@ -226,7 +228,9 @@ class GpuPatternLane:
             # Which says so if the predictor is closed.
             self._engine.require_open()
             raise
+        # Straight into the next batch's pinned memory: the caller's array is free from here on.
         place[...] = array
+        # Only after the copy: a pattern that is rejected leaves its place to the next.
         self._checked += 1
         return NumberedPattern(number, place)
 

@@ -18,7 +18,7 @@ OBJECT_SUFFIXES = (".npz", ".h5", ".hdf5", ".nxs")
 
 
 def check_object_path(path: str | Path) -> Path:
-    """Refuse a place where no object can be kept, before there is one.
+    """Reject a place where no object can be kept, before there is one.
 
     Raises
     ------
@@ -29,11 +29,12 @@ def check_object_path(path: str | Path) -> Path:
     place = Path(path)
     if place.suffix.lower() not in OBJECT_SUFFIXES:
         raise ConfigurationError(
-            f"{place} has no suffix that tells its format; give one of {OBJECT_SUFFIXES}"
+            f"{place} has no suffix that tells its format; specify one of {OBJECT_SUFFIXES}"
         )
+    # Asked before a scan begins: an hour of measuring must not end at a full path.
     if place.is_dir() or not os.access(place.parent, os.W_OK | os.X_OK):
         raise ConfigurationError(
-            f"{place} cannot be written; give a file in a folder that exists and is yours"
+            f"{place} cannot be written; specify a file in a folder that exists and is yours"
         )
     return place
 
@@ -68,6 +69,7 @@ def save_object(image: ObjectImage, path: str | Path) -> tuple[Path, ...]:
         place.with_name(f"{place.stem}-amplitude.png"): amplitude_picture(image).png,
     }
     try:
+        # The object first: pictures without it would look like success.
         with whole_file(place) as draft:
             if place.suffix.lower() == ".npz":
                 _write_npz(draft, image)
@@ -147,6 +149,7 @@ def _write_npz(draft: Path, image: ObjectImage) -> None:
 
 def _turned(image: ObjectImage) -> npt.NDArray[np.complex64]:
     """Turn the mean phase of an object to 0."""
+    # The angle of the sum, not the mean of angles, which is wrong across ±π.
     constant = np.exp(-1j * np.angle(image.values.sum(dtype=np.complex128)))
     turned: npt.NDArray[np.complex64] = (image.values * constant).astype(np.complex64)
     return turned

@@ -54,6 +54,7 @@ class PatchStream(Iterator[PlacedPatches]):
         self._pending: deque[ScanChunk] = deque()
         self._failure: Exception | None = None
         self._over = False
+        # For the stitcher alone, so that `image` never waits for a source that is slow.
         self._lock = threading.Lock()
         # Whoever drops a stream half way gives the GPU's memory back too.
         weakref.finalize(self, lane.close).atexit = False
@@ -144,6 +145,7 @@ class PatchStream(Iterator[PlacedPatches]):
     @property
     def _most_pending(self) -> int:
         lane = self._scan.lane
+        # A live source is not read ahead: results of what is here must not wait for what is not.
         return 1 if lane is None or not self._read_ahead else lane.ahead
 
     def _read(self) -> None:
@@ -192,7 +194,9 @@ class PatchStream(Iterator[PlacedPatches]):
         positions = chunk.positions_px[:count].copy()
         readings = iter(chunk.readings)
         reading = next(readings, None)
+        # One more than patterns: readings may come after the last of them.
         for index in range(count + 1):
+            # In the order of arrival, or the image would depend on how patterns were batched.
             while reading is not None and reading[0] == index:
                 self._stitcher.place(*reading[1])
                 reading = next(readings, None)

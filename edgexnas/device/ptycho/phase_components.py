@@ -76,7 +76,7 @@ class Canvas(Protocol[Taken]):
         """Add a patch that lies on the canvas as a whole."""
 
     def compare(self, patch: Taken, /) -> tuple[complex, float]:
-        """Give Σ canvas · patch*, weighted, and the share of the weight on covered pixels."""
+        """Return Σ canvas · patch*, weighted, and the share of the weight on covered pixels."""
 
     def extend(self, before: tuple[int, int], after: tuple[int, int], /) -> None:
         """Put (rows, cols) of empty pixels before the first and after the last pixel."""
@@ -98,7 +98,7 @@ class Extent(NamedTuple):
 
     @classmethod
     def of(cls, row: float, col: float) -> Extent:
-        """Give what a patch at this position covers."""
+        """Return what a patch at this position covers."""
         bottom, right = math.ceil(row) + PATTERN_SIZE, math.ceil(col) + PATTERN_SIZE
         return cls(math.floor(row), math.floor(col), bottom, right)
 
@@ -113,7 +113,7 @@ class Extent(NamedTuple):
         return rows and self.left < other.right and other.left < self.right
 
     def joined(self, other: Extent) -> Extent:
-        """Give the least that holds both."""
+        """Return the least that holds both."""
         return Extent(
             min(self.top, other.top),
             min(self.left, other.left),
@@ -142,7 +142,7 @@ class _Link:
         return cmath.phase(self.product)
 
     def turned(self, turn_rad: float) -> _Link:
-        """Give the link of the one after it was turned."""
+        """Return the link of the one after it was turned."""
         return _Link(self.product * cmath.exp(-1j * turn_rad), self.overlap)
 
     def reversed(self) -> _Link:
@@ -170,6 +170,7 @@ class Island(Generic[Patch]):
 
     def link(self, other: Island[Patch], link: _Link) -> None:
         """Note evidence of how this island fits another."""
+        # Complex products add up, so that each patch weighs by its overlap.
         both = self.links.get(other, _Link()).joined(link)
         self.links[other], other.links[self] = both, both.reversed()
 
@@ -182,6 +183,7 @@ class Island(Generic[Patch]):
         for neighbour, link in other.links.items():
             del neighbour.links[other]
             if neighbour is not self:
+                # Evidence that was gathered before the turn is of the phase before it.
                 self.link(neighbour, link.turned(turn_rad))
 
     def make_room(self, extent: Extent) -> None:
@@ -224,7 +226,7 @@ class Islands(Generic[Patch]):
         raise NotImplementedError
 
     def to_host(self) -> HostIslands:
-        """Give the same islands in host memory; these are closed then."""
+        """Return the same islands in host memory; these are closed then."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -255,10 +257,13 @@ class Islands(Generic[Patch]):
         """Add a patch to the island that it overlaps most with, and join islands that now fit."""
         near = [island for island in self._islands if island.used.touches(extent)]
         links = {island: _Link(*island.canvas.compare(patch)) for island in near}
+        # By overlap and not by fit: a phase from a few pixels fits by chance.
         home = max(links, key=lambda island: links[island].overlap, default=None)
         if home is None or links[home].overlap < LEAST_OVERLAP:
             home = self._new_island(extent) or home or max(self._islands, key=_size)
         turn = links[home].turn_rad if home in links else 0.0
+        # Turned once, when it comes: later patches are compared with sums, which are not taken
+        # apart.
         home.add(patch.turned(turn), extent)
         for island, link in links.items():
             if island is not home and link.overlap:
@@ -289,6 +294,7 @@ class Islands(Generic[Patch]):
             other = max(home.links, key=lambda island: home.links[island].overlap)
             if home.links[other].overlap < JOINING_OVERLAP:
                 return
+            # The larger one stays as it is: fewer pixels are copied, and the image keeps its phase.
             if other.patches > home.patches:
                 home, other = other, home
             home.absorb(other, other.links[home].turn_rad)
@@ -299,6 +305,7 @@ class Islands(Generic[Patch]):
         """Phases that make the islands fit the largest, along the links of most overlap."""
         if not self._islands:
             return {}
+        # The largest is the reference, so that the image does not turn when small ones come and go.
         turns = {max(self._islands, key=_size): 0.0}
         while True:
             reach = [
@@ -309,6 +316,7 @@ class Islands(Generic[Patch]):
             ]
             if not reach:
                 return turns
+            # As Prim's tree: each is reached along the best-known link.
             _, turn, other = max(reach, key=lambda found: found[0])
             turns[other] = turn
 
@@ -324,7 +332,7 @@ class HostIslands(Islands[SpreadPatch]):
         self.join(patch, extent)
 
     def to_host(self) -> HostIslands:
-        """Give these islands."""
+        """Return these islands."""
         return self
 
     def _new_canvas(self, shape: tuple[int, int], origin_px: tuple[int, int]) -> ObjectCanvas:

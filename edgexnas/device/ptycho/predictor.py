@@ -68,6 +68,7 @@ class PtychoPredictor(BundlePredictor):
     ) -> None:
         # Before the engine is built, which takes minutes: a wrong option is rejected at once.
         intake = PatternIntake(saturation=saturation)
+        # Weakly: a stream that nobody holds any more needs no saving.
         self._streams: weakref.WeakSet[PatchStream] = weakref.WeakSet()
         super().__init__(bundle, **options)
         preprocessing = self.manifest.preprocessing
@@ -145,7 +146,7 @@ class PtychoPredictor(BundlePredictor):
             If the library for a URL is not installed.
         SourceError
             If a path cannot be read, or a scan is empty, has not one position for each pattern, or
-            spreads over a range that is no object's; an iterable shows that it is empty only
+            spreads further than any object; an iterable shows that it is empty only
             when it is asked for its first pattern, and an implausible position is counted.
         InputError, EngineError
             As in `predict`, for the pattern at fault, after those before it.
@@ -164,6 +165,7 @@ class PtychoPredictor(BundlePredictor):
 
         Closing again does nothing.
         """
+        # Before the engine goes: what is stitched on the GPU comes to host memory first.
         for stream in list(self._streams):
             stream.leave_gpu()
         super().close()
@@ -184,5 +186,5 @@ class PtychoPredictor(BundlePredictor):
 
 
 def lanes_of(predictor: PtychoPredictor) -> PatternLanes:
-    """Give what a service drives patterns through."""
+    """Return the lanes that a service opens for patterns."""
     return predictor._lanes

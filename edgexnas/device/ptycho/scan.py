@@ -25,6 +25,7 @@ __all__ = ["PositionReading", "ScanChunk", "ScanLike", "ScanSource", "open_chunk
 Positions = npt.NDArray[np.float64]
 Reading = tuple[int, Positions]
 
+# A scan of micrometres in metres has 1e-6 to 1e-4; no scan steps by less than 0.001 px.
 SMALLEST_SPREAD_PX = 1e-3
 """Positions that all differ by less, but do differ, are taken for metres."""
 
@@ -145,6 +146,7 @@ def open_chunks(
         check_object_pixel(object_pixel_m)
     if isinstance(source, (str, os.PathLike)):
         source = _opened(os.fspath(source), object_pixel_m)
+    # Before scans and iterables: a source is known by its methods alone.
     if is_event_source(source):
         pixel_m = _needed_pixel(source.url, object_pixel_m)
         frames = SeriesFrames(source)
@@ -157,23 +159,24 @@ def open_chunks(
     if _is_scan(source):
         check_positions(source)
         items = zip(source.patterns, source.positions_px, strict=True)
+        # After the checks, so that a scan which is rejected leaves nothing behind.
         lane.use_mask(source.mask)
         return _chunks(_numbered(items), lane.check, size), True
     if not isinstance(source, Iterable):
         raise ConfigurationError(
-            f"source is {type(source).__name__}; give a path, a URL, a Scan or an iterable of "
+            f"source is {type(source).__name__}; specify a path, a URL, a Scan or an iterable of "
             "(pattern, position)"
         )
     return _chunks(_numbered(iter(source)), lane.check, size), False
 
 
 def check_object_pixel(size_m: tuple[float, float]) -> None:
-    """Refuse a size of object pixels that is none, in metres.
+    """Reject an impossible size of object pixels, in metres.
 
     Raises
     ------
     ConfigurationError
-        If it is no pair of numbers other than 0, or a millimetre or more.
+        If it is not a pair of numbers other than 0, or a millimetre or more.
     """
     array = np.asarray(size_m)
     if (
@@ -182,56 +185,58 @@ def check_object_pixel(size_m: tuple[float, float]) -> None:
         or not ((array != 0) & (np.abs(array) < 1e-3)).all()
     ):
         raise ConfigurationError(
-            f"object_pixel_m is {size_m!r}; give the (row, col) size of an object pixel in metres, "
-            "λ·z / (H·p), negative along an axis that positions run the other way"
+            f"object_pixel_m is {size_m!r}; specify the (row, col) size of an object pixel in "
+            "metres, λ·z / (H·p), negative along an axis that positions run the other way"
         )
 
 
 def check_positions(scan: ScanLike) -> None:
-    """Refuse a scan whose positions cannot place its patterns, before any work.
+    """Reject a scan whose positions cannot place its patterns, before any work.
 
     Raises
     ------
     SourceError
         If there are no patterns or not one position for each, a position is infinite, all are
-        NaN, or they spread over a range that is no object's.
+        NaN, or they spread further than any object.
     """
     count, positions = len(scan.patterns), np.asarray(scan.positions_px)
     if not count:
-        raise SourceError(f"{scan.source} has no patterns; give a scan with at least one")
+        raise SourceError(f"{scan.source} has no patterns; specify a scan with at least one")
     if positions.shape != (count, 2):
         raise SourceError(
-            f"{scan.source} has {count} patterns and positions of shape {positions.shape}; give "
+            f"{scan.source} has {count} patterns and positions of shape {positions.shape}; specify "
             f"({count}, 2), NaN where a position is unknown"
         )
+    # NaN says unknown so far; infinity is a fault of who made the file.
     known = np.flatnonzero(~np.isnan(positions).any(axis=1))
     if not len(known):
-        raise SourceError(f"{scan.source} has no position that is a number; give some")
+        raise SourceError(f"{scan.source} has no position that is a number; specify some")
     infinite = known[np.isinf(positions[known]).any(axis=1)]
     if len(infinite):
         raise SourceError(
             f"{scan.source} has pattern {infinite[0]} at an infinite position; "
-            "give NaN where it is unknown"
+            "specify NaN where it is unknown"
         )
     _check_spread(scan.source, positions[known], known)
 
 
 def _check_spread(source: str, positions: Positions, numbers: npt.NDArray[np.intp]) -> None:
     # Through the median, so that of an outlier and the rest the outlier is named.
-    strayed = np.abs(positions - np.median(positions, axis=0)).max(axis=1)
-    worst = int(np.argmax(strayed))
+    deviations = np.abs(positions - np.median(positions, axis=0)).max(axis=1)
+    worst = int(np.argmax(deviations))
     spread = np.ptp(positions, axis=0)
     if not plausible(*(spread + PATTERN_SIZE).tolist()):
         row, col = positions[worst].tolist()
         raise SourceError(
             f"{source} has positions that spread over {spread[0]:.6g} × {spread[1]:.6g} px, with "
             f"pattern {numbers[worst]} at ({row:.6g}, {col:.6g}), and objects have at most "
-            f"{LONGEST_SIDE} px a side and {MOST_PIXELS} px in all; give positions in object pixels"
+            f"{LONGEST_SIDE} px a side and {MOST_PIXELS} px in all; specify positions in object "
+            "pixels"
         )
     if 0 < spread.max() < SMALLEST_SPREAD_PX:
         raise SourceError(
             f"{source} has positions that spread over {spread.max():.3g} px, which looks like "
-            "metres; give positions in object pixels"
+            "metres; specify positions in object pixels"
         )
 
 
@@ -249,7 +254,7 @@ def _opened(path: str, pixel_m: tuple[float, float] | None) -> ScanLike | EventS
 def _needed_pixel(url: str, pixel_m: tuple[float, float] | None) -> Positions:
     if pixel_m is None:
         raise ConfigurationError(
-            f"source {url} gives positions in metres, and object_pixel_m is not given; give the "
+            f"source {url} gives positions in metres, and object_pixel_m is not given; specify the "
             "(row, col) size of an object pixel, λ·z / (H·p)"
         )
     return np.array(pixel_m, np.float64)
@@ -262,7 +267,7 @@ def _is_scan(source: object) -> TypeGuard[ScanLike]:
 def _from_frames(
     frames: SeriesFrames, pixel_m: Positions, lane: ScanLane
 ) -> Iterator[_Numbered | PositionReading]:
-    """Give the frames and readings of a series, positions in object pixels."""
+    """Return the frames and readings of a series, positions in object pixels."""
     masked = False
     for event in frames.placed():
         given = event.position_m
@@ -287,7 +292,7 @@ def _numbered(items: Iterator[object]) -> Iterator[_Numbered | PositionReading]:
             continue
         if not isinstance(item, (tuple, list)) or len(item) != 2:
             raise InputError(
-                f"item {number} of the iterable is no pair; give (pattern, position), "
+                f"item {number} of the iterable is not a pair; specify (pattern, position), "
                 "with None for a position that is not known yet"
             )
         yield _Numbered(number, *item)
@@ -315,7 +320,7 @@ def _chunks(
     if failure is not None:
         raise failure
     if empty:
-        raise SourceError("the source gave no patterns; give at least one")
+        raise SourceError("the source gave no patterns; specify at least one")
 
 
 @dataclass(slots=True)
@@ -329,6 +334,7 @@ class _Gathered:
 
     def take(self, item: _Numbered | PositionReading) -> None:
         if isinstance(item, PositionReading):
+            # Takes numpy's integers and rejects 3.0.
             number = operator.index(item.frame_number)
             reading = number, _position(item.position_px, number)
             self.readings.append((len(self.patterns), reading))
@@ -349,6 +355,6 @@ def _position(position: npt.ArrayLike | None, number: int) -> Positions:
     if array.shape != (2,) or array.dtype.kind not in "uif":
         raise InputError(
             f"the position of pattern {number} has shape {array.shape} and dtype {array.dtype}; "
-            "give (row, col) in object pixels, or None where it is not known yet"
+            "specify (row, col) in object pixels, or None where it is not known yet"
         )
     return array.astype(np.float64)

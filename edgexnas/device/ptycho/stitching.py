@@ -97,7 +97,7 @@ class ObjectStitcher:
     def __post_init__(self) -> None:
         if type(self.most_waiting) is not int or self.most_waiting < 0:
             raise ConfigurationError(
-                f"most_waiting is {self.most_waiting!r}; give a whole number from 0"
+                f"most_waiting is {self.most_waiting!r}; specify a whole number from 0"
             )
 
     def add(
@@ -124,6 +124,7 @@ class ObjectStitcher:
             If it is stitched on a GPU, which fails.
         """
         self._tally["patches"] += 1
+        # Popped even if the patch has a position of its own, or the reading would stay for ever.
         early = self._early.pop(number, None)
         if _unknown(position):
             if early is None:
@@ -144,11 +145,12 @@ class ObjectStitcher:
         else:
             self._early[number] = position
             if len(self._early) > self.most_waiting:
+                # By number: the lowest is the least likely to be met by its patch still.
                 del self._early[min(self._early)]
                 self._tally["unused_positions"] += 1
 
     def finish(self) -> None:
-        """Give up what still waits, at the end of a scan, and leave the GPU if on one.
+        """Return up what still waits, at the end of a scan, and leave the GPU if on one.
 
         Raises
         ------
@@ -167,7 +169,7 @@ class ObjectStitcher:
         Raises
         ------
         EngineError
-            If the GPU fails; there is no image then.
+            If the GPU fails; there is not an image then.
         """
         self.islands = self.islands.to_host()
 
@@ -190,6 +192,7 @@ class ObjectStitcher:
         EngineError
             If it is on a GPU that fails or is closed.
         """
+        # Those that wait are not counted: they may still come.
         skipped = sum(self._tally[state] for state in ("missing", "repeated", "outside"))
         if self._used is None:
             empty = np.zeros((0, 0))
@@ -200,6 +203,7 @@ class ObjectStitcher:
         # Copies, because views would keep a whole batch in memory.
         self._waiting[number] = amplitude.copy(), phase_rad.copy()
         if len(self._waiting) > self.most_waiting:
+            # Dicts keep the order of insertion: the first is the one that waits the longest.
             del self._waiting[next(iter(self._waiting))]
             self._tally["missing"] += 1
 
@@ -215,6 +219,7 @@ class ObjectStitcher:
             return
         extent = Extent.of(row, col)
         used = extent if self._used is None else self._used.joined(extent)
+        # With what is stitched so far: one wild position would take gigabytes of canvas.
         if not plausible(*used.shape):
             self._tally["outside"] += 1
             return

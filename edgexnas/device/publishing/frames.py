@@ -85,6 +85,7 @@ def send_all(
     send
         Called with the number of the frame and the detector's time of it in Unix seconds.
     """
+    # A line for programs that start this one: they connect when they read it.
     print("ready", flush=True)  # noqa: T201
     if options.hold:
         sys.stdin.readline()
@@ -102,6 +103,7 @@ def send_all(
             start_s, period_s = time.time(), 1 / (options.rate or 1000.0)
             before = sent
             for number in sending_order(options.frames, faults):
+                # By what was sent and not by number: a gap must not leave a hole in time.
                 pacer.wait(sent)
                 send(number, start_s + number * period_s)
                 sent += 1
@@ -127,5 +129,6 @@ def prepare(options: argparse.Namespace, codec: str) -> PreparedFrames:
     if options.dtype is not None:
         stack = frames.stack.astype(options.dtype)
         frames = SimulatedFrames(stack, frames.mask, frames.positions_m)
+    # Beforehand: compressing costs more than sending, and would set the rate.
     encoded = [] if codec == "none" else [compress(codec, frame) for frame in frames.stack]
     return PreparedFrames(frames, codec, encoded)

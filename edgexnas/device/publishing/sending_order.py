@@ -41,6 +41,7 @@ def sending_order(frames: int | None, faults: Faults) -> Iterator[int]:
         if every_nth(number, faults.gap):
             number += 1
             continue
+        # One at a time: a frame that waits is sent before another one may.
         if late is None and every_nth(number, faults.reorder):
             late, number = number, number + 1
             continue

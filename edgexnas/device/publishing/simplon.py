@@ -45,6 +45,7 @@ def send_simplon(options: argparse.Namespace, prepared: PreparedFrames) -> None:
     ends = [_end_of_message(prepared, index) for index in range(len(prepared))]
     with zmq.Context() as context, context.socket(zmq.PUSH) as socket:
         socket.setsockopt(zmq.SNDHWM, options.queue)
+        # Else frames that wait for a receiver would be dropped when the socket closes.
         socket.setsockopt(zmq.LINGER, round(options.linger * 1000))
         try:
             socket.bind(options.address)
@@ -92,6 +93,7 @@ class _Sender:
     def send(self, number: int, time_s: float) -> None:
         ticks = round((time_s - self._date_s) * _TICKS_PER_S)
         if every_nth(number, self._options.bad_time):
+            # A time that no date can hold, which a receiver must survive.
             ticks = 2**62
         fields: dict[str, Any] = {
             "type": "image",

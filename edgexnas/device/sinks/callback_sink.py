@@ -75,6 +75,8 @@ class CallbackSink(Sink):
         try:
             self._function(item)
         except Exception as error:
+            # Not raised: the frame is stored elsewhere, and a faulty callback must not make it
+            # fail.
             self.exceptions += 1
             message = f"{self.name} raised {type(error).__name__}: {error}"
             self._warnings.add("callback", message)

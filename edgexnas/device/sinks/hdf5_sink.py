@@ -53,6 +53,7 @@ CHUNKS_BYTES = 2**20
 AHEAD_BYTES = 8 * 2**20
 """Space that is set aside at a time; closing a file returns what is not used."""
 
+# Two integers each: about 20 MB, whatever a lossy source has left behind.
 MOST_GAPS = 2**18
 """Gaps of one series that are remembered of earlier runs; older ones count as stored."""
 
@@ -222,6 +223,7 @@ class Hdf5Sink(Sink):
         os.replace(draft, path)
         self.path = path
         entry = self._file["entry"]
+        # Datasets are looked up once: by name each access would search the file.
         self._columns = {"bundles": _Column.of(entry["bundles"])}
         for name in ("series", "frames", "peaks", "patches", "spots"):
             for column in entry.get(name, ()):
@@ -242,13 +244,16 @@ class Hdf5Sink(Sink):
         series = results[0].series
         # Of this run each frame comes once; only those of earlier ones are remembered.
         known = self._stored.get(series, NumberRanges())
+        # At least once becomes exactly once: the key is series and number, whatever is sent again.
         fresh = [result for result in results if result.number not in known]
         if not fresh:
             return
         self._check_free(self.folder)
+        # Before the first byte: afterwards nothing may fail for want of space.
         self._reserve(sum(map(_size, fresh)))
         rows = np.zeros(len(fresh), COMMIT)
         rows["series"] = self._series_row(series)
+        # Entered before the data, so that a row of commits points at what is in the file.
         rows["bundle"] = [self._bundle_row(result.made_by or self._identity) for result in fresh]
         self._write_data(fresh, rows)
         self._commit(fresh, rows)
@@ -291,6 +296,7 @@ class Hdf5Sink(Sink):
 
         It is laid out as `edgexnas predict` does; see `write_nexus_object`.
         """
+        # Names come from a detector: no slash may lead out of the folder.
         series = re.sub(r"[^\w.-]+", "_", snapshot.series)[-100:]
         path = self.folder / f"object_{series}_{self._number:06d}.h5"
         self._check_free(self.folder)
@@ -300,6 +306,7 @@ class Hdf5Sink(Sink):
 
     def close(self) -> None:
         """Close the file and return the space it does not use; closing again does nothing."""
+        # First, so that a close that fails is not tried again on a broken file.
         file, self._file, self._columns = self._file, None, {}
         if file is None:
             return
@@ -364,6 +371,7 @@ class Hdf5Sink(Sink):
         rows["timestamp_s"] = [np.nan if r.timestamp_s is None else r.timestamp_s for r in results]
         places = [result.position_px or (np.nan, np.nan) for result in results]
         rows["row_px"], rows["col_px"] = np.array(places, np.float64).T
+        # The one append that makes frames exist: all they consist of was flushed before.
         self._append("frames/commits", rows)
         self._file.flush()
 
@@ -381,6 +389,7 @@ class Hdf5Sink(Sink):
             return
         end = need + AHEAD_BYTES
         try:
+            # Real blocks and not a sparse hole, which would still need space when it is written.
             os.posix_fallocate(self._file.id.get_vfd_handle(), used, end - used)
         except OSError as error:
             # Some file systems cannot; there `least_free_mib` alone guards against a full disk.
@@ -412,6 +421,7 @@ def _size(result: FrameResult) -> int:
 
 def _trim(path: Path) -> None:
     """Cut a closed file where HDF5 says that it ends; what follows was set aside and not used."""
+    # By the file itself: HDF5 has no call that gives set-aside space back.
     with path.open("r+b") as file:
         start = SUPERBLOCK.unpack(file.read(SUPERBLOCK.size))
         size = os.fstat(file.fileno()).st_size

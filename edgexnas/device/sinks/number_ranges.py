@@ -38,6 +38,7 @@ class NumberRanges:
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         """Iterate over (start, stop)."""
+        # A copy, so that a loop may add and remove.
         return iter(list(zip(self._starts, self._stops, strict=True)))
 
     def __len__(self) -> int:
@@ -69,6 +70,7 @@ class NumberRanges:
         """Add the numbers from `start` to `stop` - 1."""
         if start >= stop:
             return
+        # A range that ends where this one begins is joined too, or ranges would only ever grow.
         low = bisect_right(self._starts, start)
         if low and self._stops[low - 1] >= start:
             low -= 1
@@ -86,6 +88,7 @@ class NumberRanges:
             return False
         start, stop = self._starts[index], self._stops[index]
         parts = [pair for pair in ((start, number), (number + 1, stop)) if pair[0] < pair[1]]
+        # Of a range at most two are left: before the number and behind it.
         self._starts[index : index + 1] = [pair[0] for pair in parts]
         self._stops[index : index + 1] = [pair[1] for pair in parts]
         return True
@@ -106,5 +109,6 @@ class NumberRanges:
         """Fill the lowest gaps until at most `most` ranges are left."""
         surplus = len(self._starts) - most
         if surplus > 0:
+            # The lowest, because what is old comes no more; numbers in the gaps count as there.
             del self._starts[1 : surplus + 1]
             del self._stops[:surplus]

@@ -76,7 +76,7 @@ class PvaSink(Sink):
         Raises
         ------
         ConfigurationError
-            If the process serves such PVs already, or EPICS refuses.
+            If the process serves such PVs already, or EPICS rejects them.
         MissingDependencyError
             If pvapy is not installed.
         """
@@ -102,6 +102,7 @@ class PvaSink(Sink):
 
     def write_spots(self, spots: Spots) -> None:
         """Post merged spots; only with the option `spots`."""
+        # Fields of a structured array are strided, and an update takes contiguous arrays.
         columns = {name: np.ascontiguousarray(spots.table[name]) for name in SPOT_COLUMNS}
         self._post("Spots", {"value": columns, "series": spots.series})
 
@@ -193,6 +194,7 @@ def _image(values: Any = None, number: int = -1) -> Any:
     import pvaccess as pva
 
     image = pva.NtNdArray()
+    # A client that connects before the first object gets a valid image all the same.
     pixels = np.zeros((1, 1), np.float32) if values is None else values
     image["value"] = {"floatValue": pixels.ravel()}
     # NTNDArray counts the fastest axis first.

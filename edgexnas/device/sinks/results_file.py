@@ -146,10 +146,11 @@ def _read(path: Path, name: str, read: Callable[[Any], Iterator[T]]) -> Iterator
         try:
             if not part.is_file():
                 # HDF5 would wait for somebody to write to a pipe.
-                raise OSError("it is no regular file")
+                raise OSError("it is not a regular file")
             # As a reader beside a writer: a file whose writer was killed opens in no other way.
             with h5py.File(part, "r", libver="latest", swmr=True) as file:
                 version = int(file.attrs.get("version", 1))
+                # Rather no results than some that are read by the wrong rules.
                 if version > VERSION:
                     raise ValueError(
                         f"its version is {version}, and {VERSION} is the newest that this "
@@ -183,13 +184,14 @@ def _commits(
 
 
 def _texts(dataset: Any, field: str | None = None) -> list[str]:
+    # A SWMR reader sees rows that were added only after asking.
     dataset.refresh()
     rows = dataset[:] if field is None else dataset[:][field]
     return [text.decode(errors="replace") for text in rows.tolist()]
 
 
 def _check_rows(rows: npt.NDArray[np.void], series: int, bundles: int) -> None:
-    """Refuse rows that point at what cannot be, which nothing else would notice."""
+    """Reject rows that point at what cannot be, which nothing else would notice."""
     limits = {"series": series, "bundle": bundles, "status": len(FRAME_STATES)}
     for name, limit in limits.items():
         if not ((rows[name] >= 0) & (rows[name] < limit)).all():
@@ -201,6 +203,7 @@ def _check_rows(rows: npt.NDArray[np.void], series: int, bundles: int) -> None:
 def _frames(entry: Any) -> Iterator[StoredFrame]:
     kind = next((kind for kind in ("peaks", "patches") if kind in entry), None)
     for rows, series, bundles in _commits(entry):
+        # Of the block, not of each frame: HDF5 reads a chunk of 4,096 rows for a single one.
         first = int(rows["offset"].min())
         end = int((rows["offset"] + rows["count"]).max())
         columns: dict[str, npt.NDArray[Any]] = {}

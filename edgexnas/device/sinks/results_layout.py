@@ -125,6 +125,7 @@ def segments(folder: Path, name: str) -> dict[int, Path]:
     found = {}
     for path in folder.glob(f"{name}_*.h5"):
         number = path.stem[len(name) + 1 :]
+        # Others may have files of like names there, as of a copy.
         if number.isdecimal():
             found[int(number)] = path
     return dict(sorted(found.items()))
@@ -163,6 +164,7 @@ def begin_file(path: Path, identity: ServiceIdentity, *, patches: bool, spots: b
     """
     import h5py
 
+    # SWMR needs the latest format; "x", because no file of results is ever written over.
     file = h5py.File(path, "x", libver="latest", rdcc_nbytes=CACHE_BYTES)
     try:
         default = "peaks" if identity.task == "bragg" else "patches"
@@ -192,6 +194,7 @@ def begin_file(path: Path, identity: ServiceIdentity, *, patches: bool, spots: b
         if spots:
             columns = SPOT_COLUMNS | {"series": ("<i4", "")}
             _scatter(entry, "spots", "Bragg peaks merged over frames", columns)
+        # Last: from here on a reader, or a crash at any point, finds a file that opens.
         file.swmr_mode = True
     except BaseException:
         file.close()
@@ -214,6 +217,7 @@ def _scatter(entry: Any, name: str, title: str, columns: Mapping[str, tuple[str,
 def _begin_patches(entry: Any) -> None:
     patches = _group(entry, "patches", "NXdata", signal="amplitude", auxiliary_signals=["phase"])
     for name, unit in (("amplitude", ""), ("phase", "rad")):
+        # A chunk is one patch, so that reading one decodes no others.
         _rows(patches, name, np.dtype("<f4"), 1, unit, item=(PATTERN_SIZE, PATTERN_SIZE))
 
 

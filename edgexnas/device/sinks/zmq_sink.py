@@ -132,6 +132,7 @@ class ZmqSink(Sink):
             If no peer takes it for a second ("push").
         """
         for result in results:
+            # Before sending, so that the watermark counts this frame.
             self._newest = result.number
             kind = _kind(result, self._identity)
             extra = {
@@ -182,6 +183,7 @@ class ZmqSink(Sink):
         """Close the socket; messages that wait have half a second to leave."""
         if self._socket is not None:
             self._socket.close(linger=500)
+            # Waits for as long as `linger`, no longer.
             self._context.term()
             self._socket = self._context = None
 
@@ -220,6 +222,7 @@ class ZmqSink(Sink):
             "kind": kind,
             "series": series,
             "number": number,
+            # By this counter a receiver sees what ZMQ has dropped on the way.
             "sent": self._sent,
             "watermark": self._newest,
             **extra,
@@ -232,6 +235,7 @@ class ZmqSink(Sink):
         parts += [array.tobytes() for array, _ in little.values()]
         try:
             self._socket.send_multipart(parts)
+        # Only "push" comes here: a PUB socket drops what a subscriber does not take.
         except zmq.Again as error:
             raise OSError(f"no peer took a message at {self.address} for a second") from error
         self._sent += 1
@@ -265,6 +269,7 @@ def _plain(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
     def plain(value: Any) -> Any:
         if isinstance(value, float):
+            # Python's json would write NaN, which no other parser reads.
             return value if math.isfinite(value) else str(value)
         return value if isinstance(value, (str, int, type(None))) else str(value)
 

@@ -52,6 +52,7 @@ _BLOCK_BYTES = 8192
 _EIGHT = 8
 """bitshuffle transposes eight elements at a time; what is left over is stored as it is."""
 
+# lz4 counts bytes in C ints.
 _MOST_LZ4_BYTES = 2**31 - 2**24
 _LZ4_EXPANSION = 255
 """A byte of lz4 gives at most so many bytes."""
@@ -92,6 +93,7 @@ def decompress(
     """
     stored = np.dtype(dtype)
     size = frame_bytes(shape, stored)
+    # A view, without a copy: ctypes takes its address, and releases the interpreter's lock.
     source = np.frombuffer(payload, np.uint8)
     if codec == "none":
         if source.size != size:
@@ -104,6 +106,7 @@ def decompress(
         raise InputError(f"frames are compressed with {codec!r}; known are {', '.join(CODECS)}")
     if not source.size:
         raise InputError(f"a frame compressed with {codec} has no bytes")
+    # Foreign byte order is turned in a second step, whose result goes to the lent memory.
     pixels = _place(memory if stored.isnative else None, shape, stored)
     decode(source, pixels.reshape(-1).view(np.uint8), stored.itemsize)
     return _native(pixels, memory)
@@ -136,6 +139,7 @@ def prepare_codecs() -> None:
     MissingDependencyError
         If hdf5plugin is not installed.
     """
+    # All three: which one comes is known with the first frame only.
     _bitshuffle(), _lz4(), _blosc()
 
 
@@ -156,6 +160,7 @@ def _native(pixels: npt.NDArray[Any], memory: FrameMemory | None) -> npt.NDArray
 
 def _decode_lz4(source: Bytes, pixels: Bytes, _: int) -> None:
     _check_expansion(source.size, pixels.size)
+    # The "safe" one: it never writes beyond the room or reads beyond the input.
     written = _lz4().LZ4_decompress_safe(_at(source), _at(pixels), source.size, pixels.size)
     if written != pixels.size:
         raise InputError(
@@ -206,6 +211,7 @@ def _unshuffle(source: Bytes, pixels: Bytes, itemsize: int, block: int) -> None:
 
 
 def _check_blocks(source: Bytes, count: int, block: int, itemsize: int) -> None:
+    # The last block is shorter, of whole eights; fewer elements than eight stay as they are.
     blocks = count // block + (count % block >= _EIGHT)
     here, end, data, unpack = 0, source.size, source.data, _SIZE.unpack_from
     try:
@@ -222,10 +228,12 @@ def _check_blocks(source: Bytes, count: int, block: int, itemsize: int) -> None:
 def _decode_blosc(source: Bytes, pixels: Bytes, _: int) -> None:
     held = ctypes.c_size_t()
     library = _blosc()
+    # The decoder believes the header's sizes: checked against what came and what is expected.
     if library.blosc_cbuffer_validate(_at(source), source.size, ctypes.byref(held)) < 0:
         raise InputError(f"blosc data of {source.size} bytes have a malformed header")
     if held.value != pixels.size:
         raise InputError(f"blosc data hold {held.value} bytes, but their frame has {pixels.size}")
+    # The _ctx calls hold no state of the process, so that threads decode side by side.
     written = library.blosc_decompress_ctx(_at(source), _at(pixels), pixels.size, 1)
     if written != pixels.size:
         raise InputError(f"blosc data of {source.size} bytes are malformed")
@@ -373,6 +381,7 @@ def _library(name: str, **functions: tuple[Any, list[Any]]) -> Any:
         )
     place = Path(found.submodule_search_locations[0]) / "plugins" / name
     try:
+        # CDLL and not PyDLL: calls run without the interpreter's lock.
         library = ctypes.CDLL(str(place))
         for function, (result, arguments) in functions.items():
             called = getattr(library, function)

@@ -99,14 +99,15 @@ class EncodedFrame:
 
 
 class _EncodedSource(EventSource, Protocol):
-    """A source that can supports deferred decoding."""
+    """A source that supports deferred decoding."""
 
     def encoded_events(self) -> Iterator[SourceEvent | EncodedFrame]:
         """Iterate as `events` does, over frames of which most are not decoded."""
 
 
 def leaves_decoding(source: EventSource) -> TypeGuard[_EncodedSource]:
-    """Return whether a source can supports deferred decoding."""
+    """Return whether a source supports deferred decoding."""
+    # By the method alone: sources of other packages need not inherit, and may set it to None.
     return callable(getattr(source, "encoded_events", None))
 
 

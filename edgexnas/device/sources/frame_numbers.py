@@ -31,6 +31,7 @@ class FrameNumbers:
                 self.missed -= 1
             return
         self.missed += number - self._next
+        # A damaged number may skip billions: all count as missed, the newest alone are kept.
         first = max(self._next, number - REMEMBERED)
         self._missing.update(dict.fromkeys(range(first, number)))
         while len(self._missing) > REMEMBERED:

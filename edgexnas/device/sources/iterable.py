@@ -83,6 +83,7 @@ class IterableSource:
                     yield self._start(event)
                 yield event
                 number += 1
+        # What names its cause already is not wrapped once more.
         except EdgexnasError:
             raise
         except Exception as error:

@@ -53,6 +53,7 @@ def open_event_source(
     """
     if isinstance(source, (str, os.PathLike)):
         return _open_url(SourceUrl.parse(os.fspath(source)), options)
+    # Before iterables: a source of one's own may have __iter__ as well.
     if is_event_source(source):
         if options:
             raise ConfigurationError(

@@ -22,6 +22,7 @@ class Pacer:
     def __init__(self, rate: float | None, *, backlog: int | None = None) -> None:
         self._period_ns = None if rate is None else 1e9 / rate
         self._backlog = backlog
+        # An event and not a flag, so that `close` also ends a wait of hours.
         self._closed = threading.Event()
         self._start_ns: int | None = None
 
@@ -51,6 +52,7 @@ class Pacer:
         now = time.monotonic_ns()
         if self._start_ns is None:
             self._start_ns = now
+        # From the start and not from the last frame: rounding and delays must not add up.
         due = self._start_ns + round(tick * self._period_ns)
         if self._backlog is None:
             self._closed.wait(max(0, due - now) / 1e9)

@@ -20,10 +20,10 @@ __all__ = [
 ]
 
 MAXIMUM_FRAME_BYTES = 2**30
-"""Largest frame that a source decodes, 16384² of uint32; a message that claims more is refused."""
+"""Largest frame that a source decodes, 16384² of uint32; a message that claims more is rejected."""
 
 LATEST_S = 4_102_444_800.0
-"""The year 2100: a later time stamp is no time."""
+"""The year 2100: a later time stamp is not credible."""
 
 UNITS_M = {"m": 1.0, "mm": 1e-3, "um": 1e-6, "nm": 1e-9}
 """Unit of a scan position → metres."""
@@ -40,12 +40,13 @@ def as_pixels(values: npt.ArrayLike) -> npt.NDArray[Any]:
     try:
         pixels = np.asarray(values)
     except ValueError:
-        raise InputError("a frame is no array; expected (H, W) real numbers") from None
+        raise InputError("a frame is not an array; expected (H, W) real numbers") from None
     if pixels.ndim != 2 or not pixels.size or pixels.dtype.kind not in "uif":
         raise InputError(
             f"a frame has shape {pixels.shape} and dtype {pixels.dtype}; "
             "expected (H, W) real numbers"
         )
+    # Compiled loops and kernels read raw memory: order and layout must be what they take.
     return np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("="))
 
 
@@ -61,7 +62,7 @@ def as_position(values: object) -> tuple[float, float]:
         row, col = (float(value) for value in values)  # type: ignore[attr-defined]
     except (TypeError, ValueError):
         raise InputError(
-            f"the position {values!r} is no pair; expected (row, col) in metres"
+            f"the position {values!r} is not a pair; expected (row, col) in metres"
         ) from None
     if not (math.isfinite(row) and math.isfinite(col)):
         raise InputError(f"the position ({row}, {col}) is not finite; leave it out if unknown")
@@ -85,8 +86,10 @@ def frame_bytes(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
     InputError
         If it is no (H, W), has no pixels, or is larger than `MAXIMUM_FRAME_BYTES`.
     """
+    # Before anything is allocated: the numbers come from the network.
     if len(shape) != 2 or min(shape) < 1:
-        raise InputError(f"a frame of shape {tuple(shape)} is no image (H, W)")
+        raise InputError(f"a frame of shape {tuple(shape)} is not an image (H, W)")
+    # Python's integers: numpy's would overflow, and a claim of 2^32 x 2^32 look small.
     size = shape[0] * shape[1] * dtype.itemsize
     if size > MAXIMUM_FRAME_BYTES:
         raise InputError(

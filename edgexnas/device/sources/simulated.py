@@ -27,6 +27,7 @@ DISTINCT_BYTES = 64 * 1024 * 1024
 
 DISTINCT_FRAMES = 32
 
+# Enough that the number of peaks they give tells how many grains are needed.
 FEW_GRAINS = 16
 DETECTOR_MM = 205.0
 
@@ -149,10 +150,12 @@ class SimulatedSource:
                 return
 
     def _frame(self, series: str, number: int, frames: SimulatedFrames, due_ns: int) -> SourceFrame:
+        # The detector's time is when the frame was due, not when somebody took it.
         late_s = (time.monotonic_ns() - due_ns) / 1e9
         return SourceFrame(
             series,
             number,
+            # Not copied: the stack is read-only, and copying would limit the rate.
             frames.stack[number % len(frames.stack)],
             due_ns,
             timestamp_s=time.time() - late_s,

@@ -74,6 +74,7 @@ class SourceUrl:
             if not text:
                 raise ConfigurationError("the source is empty; specify a path or a URL")
             return cls(text, "file", text)
+        # Not urllib's parser: it cuts paths at #, and lowers the case of hosts, here PV names.
         scheme, rest = matched[1].lower(), matched[2]
         place, _, query = rest.partition("?")
         if not place:
@@ -97,6 +98,7 @@ def checked_options(
     """Merge two sets of parameters and check them; see `SourceUrl.options`."""
     known = list(model.model_fields)
     merged = {**first, **second}
+    # Said before values are checked: a slip in a name is the commonest fault.
     unknown = sorted(set(merged) - set(known))
     if unknown:
         offered = f"it knows {', '.join(known)}" if known else "it takes none"

@@ -261,7 +261,7 @@ class TestProcess:
     def test_what_is_no_image_of_real_numbers_is_refused(
         self, predictor: PeakPredictor, frame: Any
     ) -> None:
-        with pytest.raises(InputError, match="give \\(H, W\\) real numbers"):
+        with pytest.raises(InputError, match="expected \\(H, W\\) real numbers"):
             predictor.process(frame)
 
     @pytest.mark.parametrize("frames_before", [0, 1])

@@ -316,7 +316,7 @@ def test_a_call_that_is_wrong_does_not_condemn_the_gpu(fake_cuda: Any) -> None:
     with CudaSession() as session:
         buffer = session.device_buffer((4,), np.float32)
         buffer.pointer = 12
-        with pytest.raises(EngineError, match=r"Fake GPU refused a call .*illegal memory access"):
+        with pytest.raises(EngineError, match=r"Fake GPU rejected a call .*illegal memory access"):
             buffer.upload(np.zeros(4, np.float32))
         assert not session.lost
 

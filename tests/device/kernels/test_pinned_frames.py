@@ -215,7 +215,7 @@ def test_a_ring_of_ones_own_is_read_from_where_it_lies_while_it_is_pinned(
 
     fake_gpu.bindings.cuMemHostRegister = lambda *given: (801,)
     assert predictor.pin_frames(own) is own
-    assert "frames are copied before they go to the GPU, because Fake GPU refused" in caplog.text
+    assert "frames are copied before they go to the GPU, because Fake GPU rejected" in caplog.text
 
 
 def test_a_ring_of_ones_own_stays_as_it_is_without_a_gpu(bundle_path, keys, frames):

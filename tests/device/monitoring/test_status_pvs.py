@@ -66,7 +66,7 @@ def test_losses_are_minor_alarms_and_a_failure_is_a_major_one(
     source: Any, watch: ServiceWatch, health_of: Callable[..., Any]
 ) -> None:
     lost = pv_values(watch.observe())["LostArrays_RBV"]
-    assert (lost.severity, lost.message) == (1, "frames never came")
+    assert (lost.severity, lost.message) == (1, "frames were never received")
     assert pv_values(watch.observe())["State_RBV"].severity == 0
     for state, severity in (("degraded", 1), ("failing", 2)):
         source.change(health=health_of(state))

@@ -56,4 +56,4 @@ def test_how_long_it_is_up_is_shown_in_days_and_hours(
     source: Any, watch: ServiceWatch, seconds: float, shown: str
 ) -> None:
     source.change(uptime_s=seconds)
-    assert _rows(watch, "service")["Up for"] == (shown,)
+    assert _rows(watch, "service")["Uptime"] == (shown,)

@@ -122,7 +122,7 @@ def test_all_inputs_disabled_is_said_in_one_sentence(tree: Tree) -> None:
 def test_a_rail_that_cannot_be_read_is_named(tree: Tree) -> None:
     device = tree()
     device.files("VDD_CPU_CV")[0].write_text("nonsense\n")
-    with pytest.raises(SourceError, match=r"VDD_CPU_CV.* holds 'nonsense', which is no whole"):
+    with pytest.raises(SourceError, match=r"VDD_CPU_CV.* holds 'nonsense', which is not a whole"):
         JetsonRailMeter(device.root)
 
 

@@ -396,13 +396,13 @@ class TestStream:
     @pytest.mark.parametrize(
         ("item", "message"),
         [
-            ((np.zeros((65, 65)), (0, 0)), r"pattern 2 has shape \(65, 65\); give squares"),
+            ((np.zeros((65, 65)), (0, 0)), r"pattern 2 has shape \(65, 65\); expected squares"),
             ((np.zeros((64, 64, 1)), (0, 0)), r"pattern 2 has shape \(64, 64, 1\)"),
             ((np.zeros((128, 128), np.float32), (0, 0)), "patterns of one detector"),
             ((np.zeros((64, 64), np.uint16), (0, 0)), "dtype uint16, .* before it had float32"),
             ((np.full((64, 64), -3, np.float32), (0, 0)), "pattern 2 holds -3.0 at row 0"),
             ((np.ones((64, 64), np.float32), (0, 0, 0)), r"position of pattern 2 has shape \(3,\)"),
-            (np.zeros((64, 64)), "item 2 of the iterable is no pair"),
+            (np.zeros((64, 64)), "item 2 of the iterable is not a pair"),
         ],
     )
     def test_a_bad_item_ends_the_stream_after_those_before_it(
@@ -432,7 +432,7 @@ class TestStream:
     def test_positions_in_metres_need_the_size_of_an_object_pixel(
         self, predictor: PtychoPredictor
     ) -> None:
-        with pytest.raises(ConfigurationError, match="object_pixel_m is not given; give the"):
+        with pytest.raises(ConfigurationError, match="object_pixel_m is not given; specify the"):
             predictor.stream("sim://ptycho")
 
     def test_an_axis_may_run_the_other_way(self, predictor: PtychoPredictor) -> None:
@@ -447,7 +447,7 @@ class TestStream:
     def test_a_size_that_is_no_object_pixels_is_refused(
         self, predictor: PtychoPredictor, size: Any
     ) -> None:
-        with pytest.raises(ConfigurationError, match=r"object_pixel_m is .*; give the"):
+        with pytest.raises(ConfigurationError, match=r"object_pixel_m is .*; specify the"):
             predictor.stream("sim://ptycho", object_pixel_m=size)
 
     def test_positions_in_object_pixels_need_no_size(

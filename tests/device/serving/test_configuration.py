@@ -140,7 +140,7 @@ def test_spilling_needs_a_folder(tmp_path: Path) -> None:
         ({"queue_frames": 0}, "queue_frames is 0; input should be greater than or equal to 1"),
         ({"drain_s": float("nan")}, "drain_s is nan; input should be a finite number"),
         ({"policy": "spill"}, "the policy is spill without a spill_folder; specify one"),
-        ({"object_pixel_m": (1, 1)}, "object_pixel_m is (1, 1); give the (row, col) size"),
+        ({"object_pixel_m": (1, 1)}, "object_pixel_m is (1, 1); specify the (row, col) size"),
         ({"frames": 3}, "frames is unknown; leave it out"),
     ],
 )

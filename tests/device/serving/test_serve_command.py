@@ -195,7 +195,11 @@ def test_check_validates_and_leaves_nothing(
         (("port = 0", "port = 1"), 9, "port 1 of 127.0.0.1 cannot be used"),
         (("port = 0", 'port = "a"'), 9, "monitoring.port is 'a'"),
         (("file://", "sim://hedm?shape=0x0#"), 1, "greater than or equal to 1"),
-        (("file://", "simplon://no host:31001?exclusive=1&row=a&col="), 1, "which is no host"),
+        (
+            ("file://", "simplon://no host:31001?exclusive=1&row=a&col="),
+            1,
+            "which is not a valid host",
+        ),
         (("trust =", "batch = 1000000000\ntrust ="), 4, "predictor.batch is 1000000000"),
     ],
 )

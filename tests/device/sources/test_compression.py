@@ -265,5 +265,5 @@ def test_another_codec_is_refused_by_its_name() -> None:
 
 def test_a_frame_without_pixels_or_with_a_third_axis_is_refused() -> None:
     for shape in ((0, 5), (5,), (5, 5, 3)):
-        with pytest.raises(InputError, match="is no image"):
+        with pytest.raises(InputError, match="is not an image"):
             decompress("none", b"", shape, "uint8")

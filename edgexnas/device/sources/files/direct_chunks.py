@@ -118,11 +118,14 @@ class ChunkReader:
         with reading(self._name(index)):
             offset = (*self._axes.selection(index), 0, 0)
             try:
+                # HDF5's global lock is held for the read alone; its filter pipeline would decode
+                # under it.
                 skipped_filters, payload = self.dataset.id.read_direct_chunk(offset)
             except (OSError, RuntimeError):
                 # It is not in the file, or damaged. Asking get_chunk_info_by_coord beforehand would
                 # visit every chunk before it, 10 ms a frame after a hundred thousand.
                 return None
+        # A writer may leave out filters chunk by chunk, as where data would not shrink.
         if skipped_filters:
             return None
         return EncodedPixels(payload, partial(self._decode, index), len(payload))
@@ -144,12 +147,14 @@ def _codec(dataset: Any) -> Codec | None:
     """Tell how the chunks of a dataset can be decoded here, if each is a frame."""
     if dataset.is_virtual or dataset.chunks is None or dataset.ndim < 3:
         return None
+    # One frame must be one chunk: of a tile nothing can be decoded into a frame's memory.
     if dataset.chunks != (*(1 for _ in dataset.shape[:-2]), *dataset.shape[-2:]):
         return None
     properties = dataset.id.get_create_plist()
     filters = [properties.get_filter(number) for number in range(properties.get_nfilters())]
     if not filters:
         return "none"
+    # A pipeline of several, such as shuffle and lz4, is left to HDF5.
     if len(filters) > 1:
         return None
     code, _, values, _ = filters[0]

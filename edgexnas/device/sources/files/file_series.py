@@ -21,7 +21,7 @@ from edgexnas.frames.reading import reading
 from edgexnas.frames.series import refuse_filler
 
 if TYPE_CHECKING:
-    from edgexnas.device.sources.files.source import FileOptions
+    from edgexnas.device.sources.files.file_options import FileOptions
     from edgexnas.frames import FrameSeries
 
 __all__ = ["FileSeries"]
@@ -60,6 +60,7 @@ class FileSeries:
         self._open()
 
     def __len__(self) -> int:
+        # From the readers where there are some: those of a growing file are refreshed.
         return sum(map(len, self._readers)) if self._readers else len(self.frames)
 
     def close(self) -> None:
@@ -81,6 +82,7 @@ class FileSeries:
             return np.ascontiguousarray(self.frames[index])
         reader, inside = self._place(index)
         encoded = reader.encoded(inside)
+        # HDF5 itself reads what is not a single chunk, or needs filters that are not decoded here.
         if encoded is None:
             pixels = reader.read(inside)
             refuse_filler(pixels, self._fill, index, str(self._path))
@@ -89,7 +91,7 @@ class FileSeries:
         return EncodedPixels(encoded.payload, decoder, encoded.nbytes)
 
     def position(self, index: int) -> tuple[float, float] | None:
-        """Give the (row, col) of a frame in metres; None if it is not known."""
+        """Return the (row, col) of a frame in metres; None if it is not known."""
         if self._positions_m is None or index >= len(self._positions_m):
             return None
         row, col = self._positions_m[index].tolist()
@@ -103,7 +105,7 @@ class FileSeries:
         return reader.is_written(inside)
 
     def next_written(self, index: int) -> int | None:
-        """Give the first frame from `index` on that is there, found without trying each."""
+        """Return the first frame from `index` on that is there, found without trying each."""
         start = 0
         for reader in self._readers:
             missing = examine_storage(reader.dataset).missing
@@ -125,6 +127,8 @@ class FileSeries:
         SourceError
             If it cannot be opened again so far; it is closed then.
         """
+        # External links and virtual datasets: files that appear later are seen only by opening
+        # anew.
         links = any(
             reader.dataset.is_virtual
             or os.fsdecode(reader.dataset.file.filename) != str(self._path)
@@ -133,6 +137,7 @@ class FileSeries:
         )
         identity = self.frames.identity
         try:
+            # By inode: a writer that starts over makes a new file under the old name.
             replaced = identity is not None and os.stat(self._path).st_ino != identity.inode
         except OSError:
             # It is being replaced right now.

@@ -114,9 +114,10 @@ class FrameUpdate:
         Raises
         ------
         InputError
-            If it is no NTNDArray.
+            If it is not an NTNDArray.
         """
         try:
+            # A union is a tuple in pvapy, and empty before a server's first frame.
             selected = update["value"][0]
             ((field, values),) = selected.items() if selected else ((None, ()),)
             codec = update["codec"]
@@ -135,8 +136,8 @@ class FrameUpdate:
         # pvapy has exceptions of its own for fields that are not there.
         except Exception as error:
             raise InputError(
-                f"an update is no NTNDArray ({type(error).__name__}: {error}); name the PV of an "
-                "areaDetector plugin such as NDPluginPva"
+                f"an update is not an NTNDArray ({type(error).__name__}: {error}); name the PV of "
+                "an areaDetector plugin such as NDPluginPva"
             ) from error
 
     def kind(self) -> tuple[tuple[int, int], np.dtype[Any]]:
@@ -219,9 +220,12 @@ class FrameUpdate:
             raise InputError("a compressed image does not say its type in codec.parameters")
         named = _SCALAR_TYPES.get(code) or _TYPE_CODES.get(code & ~_ARRAY_BIT)
         if named is None:
-            raise InputError(f"codec.parameters of a compressed image is {code}, which is no type")
+            raise InputError(
+                f"codec.parameters of a compressed image is {code}, which is not a type"
+            )
         dtype = np.dtype(named)
         size = frame_bytes(shape, dtype)
+        # Type codes were wrong in some releases of ADCore: the sender's size is a second witness.
         if self.stated_bytes != size:
             raise InputError(
                 f"a compressed image claims {self.stated_bytes} bytes, but {shape[0]}×{shape[1]} "
@@ -267,6 +271,7 @@ def read_positions(update: Mapping[str, Any]) -> list[tuple[int, tuple[float, fl
 def _shape(sizes: tuple[int, ...]) -> tuple[int, int]:
     """(rows, columns) from areaDetector's dimensions, the fastest first."""
     axes = list(sizes[::-1])
+    # Some plugins keep an axis of length 1.
     while len(axes) > 2 and 1 in axes:
         axes.remove(1)
     if len(axes) != 2:

@@ -114,6 +114,7 @@ class PvaSource:
         self._scale = UNITS_M[options.unit]
         named = options.row is not None and options.col is not None
         self._attributes = (str(options.row), str(options.col)) if named else ()
+        # Filled by pvapy's threads, which wait for Python's lock alone and never for a full queue.
         self._updates: SimpleQueue[_Message] = SimpleQueue()
         self._closed = False
         self._connected = False
@@ -209,6 +210,7 @@ class PvaSource:
             yield SourceTrouble(self._series, None, message, time.monotonic_ns())
 
     def _on_frame(self, update: Any) -> None:
+        # pvapy may still call while the monitor is being stopped.
         if self._closed:
             return
         arrival_ns = time.monotonic_ns()
@@ -228,6 +230,7 @@ class PvaSource:
     def _put(self, content: FrameUpdate | InputError, arrival_ns: int) -> None:
         self._connected = True
         size = content.values.nbytes if isinstance(content, FrameUpdate) else 0
+        # By bytes too: 64 frames of 16 megapixels (uint16) would take 2 GiB.
         most = min(self._options.queue, max(1, _QUEUE_BYTES // max(1, size)))
         while self._updates.qsize() >= most:
             # The oldest goes, as PV Access itself would do; its number will be missed.
@@ -244,6 +247,7 @@ class PvaSource:
             try:
                 content, arrival_ns = self._updates.get(timeout=_WAIT_S)
             except Empty:
+                # Servers other than pvAccessCPP report none: gaps in uniqueId are what counts.
                 self._overruns = channel.getMonitorCounters()
                 yield from self._look_at(channel)
                 idle_s = self._options.idle_s
@@ -275,6 +279,7 @@ class PvaSource:
             kind = about.kind()
         except InputError as error:
             failure = error
+        # A detector that was reconfigured begins a series, though its counter goes on.
         if not place.begins and None not in (kind, self._kind) and kind != self._kind:
             self._ids.restart()
             place = self._ids.take(about.unique_id, about.time_s)
@@ -310,6 +315,7 @@ class PvaSource:
         moment = time.time() if about.time_s is None else about.time_s
         text = datetime.fromtimestamp(moment, timezone.utc).isoformat(timespec="microseconds")
         self._series = f"{self._channel}@{text.replace('+00:00', 'Z')}"
+        # Counters only ever rise, also over the end of a series.
         self._missed_before += self._numbers.missed
         self._numbers = FrameNumbers(number)
         shape, dtype = (None, None) if failure is not None else about.kind()
@@ -359,6 +365,7 @@ class PvaSource:
     def _damaged(self, number: int, error: InputError) -> InputError:
         """Count a frame that came and could not be decoded, in the thread of who decodes it."""
         self._count("malformed")
+        # Counted when it came; nobody knew then that it cannot be decoded.
         self._count("frames", -1)
         return InputError(self._said(number, error))
 

@@ -81,8 +81,10 @@ class UniqueIds:
         behind = self._highest - number
         if behind < 0:
             return False
+        # Further back than frames are ever late: the counter was set back, with or without a time.
         if behind > self._late:
             return True
         if time_s is None or self._newest_s is None or self._first_s is None:
             return False
+        # A late frame was taken between the first and the newest; outside of that it is a new one.
         return time_s > self._newest_s or (number >= 0 and time_s < self._first_s)

@@ -98,6 +98,7 @@ class _Reader:
             return size
         if kind == _NEGATIVE:
             return -1 - size
+        # A view: pixels are never copied here, whatever their size.
         if kind == _BYTES:
             return self._take(size)
         if kind == _TEXT:
@@ -133,7 +134,7 @@ class _Reader:
         return value
 
     def _check_count(self, items: int) -> None:
-        # Each item takes a byte at least: what cannot be there is refused before it is looked for.
+        # Each item takes a byte at least: what cannot be there is rejected before it is looked for.
         left = len(self.data) - self.here
         if items > left:
             raise InputError(f"a CBOR message claims {items} items in its last {left} bytes")
@@ -157,6 +158,7 @@ class _Reader:
     def _entry(self, found: dict[Any, Any], key: Any, depth: int) -> None:
         if not isinstance(key, (str, int)):
             raise InputError(f"a CBOR map has a key of type {type(key).__name__}")
+        # RFC 8949 calls such maps invalid; readers differ in which one they keep.
         if key in found:
             raise InputError(f"a CBOR map has the key {key!r} twice")
         found[key] = self.item(depth + 1)

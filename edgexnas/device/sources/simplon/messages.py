@@ -38,6 +38,7 @@ COMPRESSED = 56500
 CODECS = {"bslz4": "bslz4-hdf5", "lz4": "lz4-hdf5"}
 """DECTRIS's names of algorithms; both begin with the header of HDF5's filters."""
 
+# Far below 2^63, so that sums and differences of ids fit an int64.
 MOST_IMAGES = 2**48
 """A larger image_id is damaged: no series is so long."""
 
@@ -163,12 +164,12 @@ class EncodedArray:
             If the tags do not fit each other, or the compression is unknown.
         """
         if not isinstance(value, Tagged) or value.tag != MULTI_DIMENSIONAL:
-            raise InputError("an image is no multi-dimensional array (tag 40)")
+            raise InputError("an image is not a multi-dimensional array (tag 40)")
         if not isinstance(value.value, list) or len(value.value) != 2:
             raise InputError("an image is not a pair of dimensions and values")
         shape, typed = value.value
         if not isinstance(shape, list) or not all(type(size) is int for size in shape):
-            raise InputError("the dimensions of an image are no whole numbers")
+            raise InputError("the dimensions of an image are not whole numbers")
         if not isinstance(typed, Tagged):
             raise InputError("the values of an image have no type")
         stored = _typed(typed.tag)
@@ -208,8 +209,9 @@ def _payload(content: Any, dtype: np.dtype[Any]) -> tuple[str, memoryview]:
             f"an image is compressed with {algorithm!r}; set the detector's compression to "
             f"{' or '.join(CODECS)}"
         )
+    # bitshuffle transposes by this size: with a wrong one noise comes out, and no error.
     if element_size != dtype.itemsize:
-        raise InputError(f"compressed elements of {element_size} bytes are no {dtype}")
+        raise InputError(f"compressed elements of {element_size} bytes do not fit {dtype}")
     return codec, payload
 
 
@@ -218,8 +220,9 @@ def _typed(tag: int) -> np.dtype[Any]:
 
     The bits of the tag are 0b010, float, signed, little-endian, and two of the length.
     """
+    # 76 is reserved, 83 and 87 are 128-bit floats, which numpy has no portable type for.
     if not 64 <= tag <= 87 or tag in (76, 83, 87):
-        raise InputError(f"an image has the tag {tag}, which is no type of real numbers")
+        raise InputError(f"an image has the tag {tag}, which is not a type of real numbers")
     order = "<" if tag & 4 else ">"
     power = tag & 3
     if tag >= 80:
@@ -228,6 +231,7 @@ def _typed(tag: int) -> np.dtype[Any]:
 
 
 def _series(fields: Mapping[str, Any]) -> str:
+    # The unique one first: series_id is a counter of the detector, which may begin again.
     for name in ("series_unique_id", "series_id"):
         if isinstance(fields.get(name), (str, int)):
             return str(fields[name])
@@ -259,7 +263,7 @@ def _start(fields: dict[str, Any]) -> StartMessage:
 def _image(fields: dict[str, Any]) -> ImageMessage:
     number, data = fields.get("image_id"), fields.get("data")
     if type(number) is not int or not 0 <= number < MOST_IMAGES:
-        raise InputError(f"an image has the image_id {number!r}; it is no number from 0")
+        raise InputError(f"an image has the image_id {number!r}; it is not a number from 0")
     return ImageMessage(
         series=_series(fields),
         number=number,

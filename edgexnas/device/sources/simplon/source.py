@@ -49,7 +49,10 @@ _Event: TypeAlias = SourceEvent | EncodedFrame
 DEFAULT_PORT = 31001
 
 _POLL_MS = 100
+# The largest frame uncompressed, and 16 MiB for what comes beside it.
 _MOST_BYTES = MAXIMUM_FRAME_BYTES + 2**24
+# A second receiver takes every other frame, and lossless streams lose none: a quarter tells both
+# apart.
 _ENOUGH_FRAMES = 64
 _SUSPICIOUS_SHARE = 0.25
 
@@ -125,7 +128,7 @@ class SimplonSource:
             host, port = port, str(DEFAULT_PORT)
         if not _HOST.fullmatch(host):
             raise ConfigurationError(
-                f"{url.text} names the host {host!r}, which is no host; "
+                f"{url.text} names the host {host!r}, which is not a valid host; "
                 "specify a name or an address"
             )
         if not port.isdecimal() or not 0 < int(port) < 65536:
@@ -155,7 +158,10 @@ class SimplonSource:
         """
         zmq = zmq_module(_PURPOSE)
         with zmq.Context() as context, context.socket(zmq.PULL) as socket:
+            # ZMQ's own 1,000 would hide 4 GB of 2 MB frames in both ends' queues, and seconds of
+            # latency.
             socket.setsockopt(zmq.RCVHWM, self._options.queue)
+            # ZMQ drops the connection at a longer message, before memory is taken for it.
             socket.setsockopt(zmq.MAXMSGSIZE, _MOST_BYTES)
             socket.setsockopt(zmq.LINGER, 0)
             # A detector that was switched off says nothing; the kernel finds out.
@@ -178,8 +184,11 @@ class SimplonSource:
                 while not self._closed:
                     ready = dict(poller.poll(_POLL_MS))
                     if watch in ready:
+                        # Before messages, so that a reconnect is told before the frames after it.
                         yield from self._connection(zmq, watch)
                     if socket in ready:
+                        # Not copied: pixels stay views of ZMQ's message, which lives as long as
+                        # they do.
                         frame = socket.recv(copy=False)
                         yield from self._received(socket, frame, time.monotonic_ns())
                 yield from self._ended(time.monotonic_ns())
@@ -224,6 +233,7 @@ class SimplonSource:
         if frame.more:
             parts += socket.recv_multipart(copy=False)
             arrival_ns = time.monotonic_ns()
+            # Stream V1 begins with a JSON header; a CBOR map, as of V2, never begins so.
             if bytes(frame.buffer[:1]) == b"{":
                 error = InputError(
                     f"a message has {len(parts)} parts that begin with JSON, as in Stream V1; set "
@@ -246,6 +256,7 @@ class SimplonSource:
         elif isinstance(message, StartMessage):
             yield from self._ended(arrival_ns)
             yield from self._started(message, arrival_ns)
+        # The end of another series, such as one that ended before this connected, ends nothing.
         elif message.series == self._series:
             yield from self._ended(arrival_ns)
 
@@ -254,6 +265,7 @@ class SimplonSource:
     ) -> Iterator[SourceEvent]:
         self._series, self._shape, self._dtype = start.series, start.shape, start.dtype
         self._missed_before += self._numbers.missed
+        # Who joins late has not missed what was sent before.
         self._numbers, self._taken, self._suspected = FrameNumbers(first), 0, False
         mask, failure = self._mask(start)
         yield SeriesStart(
@@ -331,6 +343,7 @@ class SimplonSource:
             held = ", ".join(map(str, image.data))
             raise InputError(f"the image has no channel {channel!r}, only {held}")
         array = EncodedArray.of(image.data[channel])
+        # Checked against the series here: a lane is opened for one shape and dtype.
         if self._shape is not None and array.shape != self._shape:
             raise InputError(f"the image has shape {array.shape}, its series {self._shape}")
         if self._dtype is not None and array.dtype != self._dtype:

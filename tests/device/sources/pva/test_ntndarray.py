@@ -122,10 +122,10 @@ def test_only_attributes_that_are_asked_for_and_are_numbers_are_read() -> None:
         (update(dimension=[{"size": 40}, {"size": 31}]), "31×40 uint16 came with 2400 bytes, not"),
         (update(dimension=[{"size": 3}, {"size": 20}, {"size": 20}]), r"dimensions \(3, 20, 20\)"),
         (update(dimension=[]), r"an image has dimensions \(\); frames have two"),
-        (update(dimension=[{"size": 40}, {"size": -30}]), "is no image"),
+        (update(dimension=[{"size": 40}, {"size": -30}]), "is not an image"),
         (update(value=({"stringValue": ("a",)}, {})), "the image is a stringValue"),
         (packed("bslz4", "u2"), "does not say its type in codec.parameters"),
-        (packed("bslz4", 99), "codec.parameters of a compressed image is 99, which is no type"),
+        (packed("bslz4", 99), "codec.parameters of a compressed image is 99, which is not a type"),
         (packed("bslz4", 7), "claims 2400 bytes, but 30×40 uint32 takes 4800"),
         (packed("bslz4", uncompressedSize=2**40), "claims 1099511627776 bytes, but 30×40 uint16"),
         (
@@ -145,7 +145,7 @@ def test_what_does_not_fit_is_refused_by_its_value(fields: dict[str, Any], sente
 
 def test_an_update_of_another_kind_of_pv_is_refused_with_the_remedy() -> None:
     with pytest.raises(
-        InputError, match=r"is no NTNDArray .* name the PV of an areaDetector plugin"
+        InputError, match=r"is not an NTNDArray .* name the PV of an areaDetector plugin"
     ):
         FrameUpdate.of({"value": 3.5})
 
