@@ -181,6 +181,7 @@ def scale_patches(patches: FloatArray) -> FloatArray:
     """
     low = patches.min(axis=(1, 2), keepdims=True)
     span = patches.max(axis=(1, 2), keepdims=True) - low
+    # Without contrast all pixels equal the minimum, and 0 / 1 is 0, not NaN.
     span[span <= 0] = 1
     scaled: FloatArray = patches - low
     scaled /= span
@@ -203,6 +204,7 @@ def neighbour_pairs(maxima: IntArray, reach: int = REACH) -> npt.NDArray[np.intp
     found: list[npt.NDArray[np.intp]] = []
     for step in range(1, len(maxima)):
         near = rows[step:] - rows[:-step] <= reach
+        # Sorted by row, so a peak further on in the list is no nearer.
         if not near.any():
             break
         first = np.flatnonzero(near & (np.abs(cols[step:] - cols[:-step]) <= reach))
@@ -265,6 +267,7 @@ def _windows(
     col = maxima[:, 1, None].astype(np.intp) + span
     row_in, col_in = (row >= 0) & (row < height), (col >= 0) & (col < width)
     outside = ~(row_in.all(axis=1) & col_in.all(axis=1))
+    # Pixels over the edge read the nearest one on the frame here and become 0 below.
     index = np.clip(row, 0, height - 1)[:, :, None] * width + np.clip(col, 0, width - 1)[:, None, :]
     counts = frame.reshape(-1).take(index).astype(np.float32)
     if background is not None:
@@ -290,6 +293,7 @@ def _other_basins(
     """Mark the pixels of (m, 21, 21) windows from which steepest ascent reaches another peak."""
     count, side = len(wide), wide.shape[1]
     padded = np.pad(wide, ((0, 0), (1, 1), (1, 1)), constant_values=-1)
+    # Starts at the first of the nine pixels in raster order, up and left.
     highest = padded[:, :side, :side].copy()
     ascent = np.full(highest.shape, -side - 1)
     for row, col in np.ndindex(3, 3):

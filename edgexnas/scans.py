@@ -285,6 +285,7 @@ def _inflated(compressed: IO[bytes]) -> IO[bytes]:
     compressed.seek(0)
     target = io.BytesIO()
     with compressed, bz2.open(compressed) as stream:
+        # bzip2 states no size beforehand, so the bytes themselves are counted.
         while block := stream.read(2**20):
             target.write(block)
             if target.tell() > MAXIMUM_BYTES:
@@ -298,6 +299,7 @@ def _member(archive: ZipFile, name: str) -> AnyArray:
     if info.file_size > MAXIMUM_BYTES:
         raise ValueError(f"the member {name!r} would take {info.file_size} bytes")
     with archive.open(info) as file:
+        # Never a pickle: loading one runs code.
         values: AnyArray = np.lib.format.read_array(file, allow_pickle=False)
     return values
 
@@ -413,6 +415,7 @@ def _motions_m(file: Any, path: Path) -> Float64Array:
                 )
             along = np.ravel(moved[()]).astype(np.float64) * units_scale(moved, "length", path)
             step = along[:, None] * (vector / length)
+            # A motor that stands still may have one value for all patterns.
             if total is not None and 1 not in (len(total), len(step)) and len(total) != len(step):
                 raise SourceError(
                     f"{moved.name} of {path} holds {len(step)} positions, and the axis before it "
@@ -477,6 +480,7 @@ def _constant(file: Any, path: Path, places: Sequence[str], *, needed: bool = Tr
         return None
     kind = next(kind for kind in _PLAUSIBLE if kind in places[-1])
     least, most, unit = _PLAUSIBLE[kind]
+    # NaN lies outside every range, so missing and absurd values share one message.
     values = np.ravel(found[()]) if found is not None else np.array([np.nan])
     scale = 1.0
     if found is not None:

@@ -39,12 +39,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if any("\0" in argument for argument in typed):
         parser.error("an argument holds a NUL, as no path or name does")
     options = parser.parse_args(typed)
+    # The command as it was typed, which the demo's page repeats.
     options.typed = typed
     warnings_only = logging.StreamHandler()
     warnings_only.setLevel(logging.WARNING)
     logging.basicConfig(format="edgexnas: %(message)s", handlers=[warnings_only])
     try:
         options.run(options)
+        # Here, not at exit, where a full disk would be reported without a sentence of ours.
         sys.stdout.flush()
     except EdgexnasError as error:
         # A configuration has a line for each of its errors.

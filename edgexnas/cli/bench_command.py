@@ -86,6 +86,7 @@ def _bench(options: argparse.Namespace) -> None:
     outputs = {name: getattr(options, name) for name in ("json", "csv", "html")}
     _check_outputs(outputs, options.bundles)
     settings = _settings(options)
+    # Opened first: a bundle that is rejected must not cost the minutes of those before it.
     bundles = [_open(path, options.trust) for path in options.bundles]
 
     def say(text: str) -> None:

@@ -139,6 +139,7 @@ def _sink(path: Path | None) -> Iterator[IO[str]]:
         with whole_file(path) as draft, draft.open("w", newline="") as file:
             yield file
     except OSError as error:
+        # EdgexnasError comes first: some of them are OSErrors too, and have their own sentence.
         if isinstance(error, EdgexnasError):
             raise
         raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from error

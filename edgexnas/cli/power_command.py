@@ -69,6 +69,7 @@ def _readings(meter: PowerMeter, period_s: float, seconds: float | None) -> Iter
     while seconds is None or number * period_s <= seconds:
         time.sleep(max(0.0, began + number * period_s - time.monotonic()))
         yield meter.read()
+        # Moments that a slow meter has missed are left out, not made up for.
         number = max(number + 1, int((time.monotonic() - began) / period_s))
 
 

@@ -142,6 +142,7 @@ def _export(options: argparse.Namespace) -> None:
     from edgexnas.host.exporting.bundle_export import FINE_TUNING
 
     check_output(options.output, inputs=(options.signing_key,))
+    # Before the network is quantised, which takes minutes.
     load_signing_key(options.signing_key)
     result = SearchResult.load(options.folder)
     candidate = result.best(options.best)

@@ -81,6 +81,7 @@ def predict_held_out(
     with PeakPredictor(
         bundle, trust=trust, engine="onnxruntime", precision=precision, mask=series.mask
     ) as predictor:
+        # From the held-out frames alone, as a device knows no others.
         spread = background_numbers(len(frames), series.shape, series.dtype)
         predictor.calibrate_background([series[frames[index]] for index in spread])
 
@@ -109,6 +110,7 @@ def score_positions(
     label_px = dataset.maxima + dataset.targets_px
     for number, peaks in zip(held_out.frames, held_out.peaks, strict=True):
         here = test[dataset.frame[test] == number]
+        # By brightest pixels: positions are what is scored, and must not choose their labels.
         pairs = match_peaks(peaks.maxima, dataset.maxima[here], MATCH_PX)
         predicted.append(peaks.positions_px[pairs[:, 0]])
         targets.append(label_px[here[pairs[:, 1]]])

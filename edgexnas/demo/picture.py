@@ -64,9 +64,11 @@ def _draw_frame(axes: Axes, frame: Frame, peaks: Peaks, box: Box) -> AxesImage:
     top, left, bottom, right = box
     shown = np.asarray(frame[top:bottom, left:right], float) + 1
     norm = LogNorm(vmin=max(1.0, float(np.median(shown))), vmax=float(shown.max()) + 1)
+    # Half a pixel out, because a pixel's centre is its index.
     extent = (left - 0.5, right - 0.5, bottom - 0.5, top - 0.5)
     image = axes.imshow(shown, norm=norm, cmap="gray_r", interpolation="nearest", extent=extent)
     inside = _inside(peaks.positions_px, box)
+    # An overlap alone leaves the position good enough to show as an ordinary peak.
     flagged = (peaks.flags & ~np.uint8(PeakFlag.OVERLAP)) != 0
     for chosen, colour, label in ((~flagged, "tab:red", "peak"), (flagged, "tab:blue", "flagged")):
         at = peaks.positions_px[chosen & inside]

@@ -253,6 +253,7 @@ def _predict(
 ) -> list[HeldOut]:
     """Predict the whole held-out block of frames in float32 and in INT8."""
     first, last = dataset.frame[split.test].min(), dataset.frame[split.test].max()
+    # All frames of the block, also those without a label: on the device none has one.
     frames = range(int(first), int(last) + 1)
     precisions: tuple[Precision, ...] = ("float32", "int8")
     results = []

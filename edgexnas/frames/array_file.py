@@ -21,6 +21,7 @@ def open_array_file(path: Path) -> ArrayFrames:
         If the file is truncated, or holds something else.
     """
     with reading(str(path)):
+        # Mapped, so that opening a series larger than memory costs nothing.
         stack = np.load(path, mmap_mode="r", allow_pickle=False)
     if stack.ndim == 2:
         stack = stack[None]

@@ -114,6 +114,7 @@ def saturation_value(file: Any, dataset: Any, path: Path) -> float | None:
                             path,
                             values.ravel()[:1],
                         )
+    # Too low a level flags a good peak; too high a one hides a bad one.
     return min(found, default=None)
 
 
@@ -168,6 +169,7 @@ def _is_instrument(name: str, group: Any) -> bool:
 
 
 def _holds(group: Any, dataset: Any) -> bool:
+    # h5py compares the objects in the file, so a link to the frames counts as well.
     return any(group.get(name, getlink=False) == dataset for name in ("data", "raw_data"))
 
 

@@ -165,6 +165,7 @@ class FrameCache(_SparseFrames):
         self._archive = archive
 
     def _check_count(self, path: Path, count: int) -> None:
+        # Each frame has three members, beside those of the header.
         if 3 * count > len(self._members):
             raise SourceError(
                 f"{path} claims {count} frames but has only {len(self._members)} members; "

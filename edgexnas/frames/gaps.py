@@ -44,6 +44,7 @@ def constant_gaps(frames: Sequence[Frame]) -> Mask | None:
     """
     first = frames[0]
     gaps = _negative_gaps(frames) if first.dtype.kind != "u" else np.zeros(first.shape, bool)
+    # The first frame alone decides where to look: a constant is on it as on all others.
     highest = _at(first, _highest(first.dtype))
     if highest.any():
         for frame in frames[1:]:
@@ -71,6 +72,7 @@ def filler_value(frame: Frame, fill: Any = None) -> str | None:
     value = frame[0, 0]
     if np.isnan(value):
         return "NaN" if np.isnan(frame).all() else None
+    # Compared at two corners first, which spares most frames the comparison of all pixels.
     if value == 0 or value != frame[-1, -1]:
         return None
     if value < 0 or value in _highest(frame.dtype) or value == fill:
@@ -130,6 +132,7 @@ def _without_peaks(mask: Mask, frame: Frame) -> Mask:
     if not usable.size:
         return mask
     level = float(np.median(usable))
+    # 1.4826 turns a median absolute deviation into a standard deviation (Gaussian noise).
     noise = 1.4826 * float(np.median(np.abs(usable - level)))
     bright = frame > max(level + 5 * noise, level + 0.02 * (float(frame[mask].min()) - level))
     around, lit = np.zeros(count), np.zeros(count)

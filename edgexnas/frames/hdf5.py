@@ -88,6 +88,7 @@ class Hdf5Frames(LazyFrames):
         self.file, self.blocks = file, blocks
         self.axes = [frame_axes(block, path, channel) for block in blocks]
         count, shape = sum(axes.count for axes in self.axes), self.axes[0].shape
+        # A growing file may hold none so far.
         check_shape(shape, max(count, growing), f"{first.name} of {path}")
         for block, axes in zip(blocks, self.axes, strict=True):
             if axes.shape != shape or block.dtype != first.dtype:

@@ -71,6 +71,7 @@ class SeriesIdentity:
     def id(self) -> str:
         """A name that no other series has: that of the file, and a digest of all."""
         content = "\0".join(map(str, (self.path, self.inode, self.size, self.modified_ns)))
+        # surrogateescape, because a path may hold bytes that are no UTF-8.
         digest = hashlib.sha256(content.encode("utf-8", "surrogateescape")).hexdigest()
         return f"{Path(self.path).name}-{digest[:12]}"
 

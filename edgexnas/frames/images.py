@@ -90,6 +90,7 @@ class ImageFrames(LazyFrames):
             chosen = image.get_frame(inside) if inside else image
             frame: Frame = np.asarray(chosen.data)
             _check_size(chosen.header, frame)
+        # fabio may give the file's own byte order.
         if frame.shape != self.shape or frame.dtype.newbyteorder("=") != self.dtype:
             raise SourceError(
                 f"{path} holds {frame.dtype} of shape {frame.shape}, but the series begins with "
@@ -147,6 +148,7 @@ class _Faults(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep the first message of this thread."""
+        # fabio's log is one for the whole process; another thread's fault is none of this image.
         if record.thread == threading.get_ident():
             self.message = self.message or record.getMessage()
 

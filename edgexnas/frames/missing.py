@@ -108,6 +108,7 @@ def _unwritten_chunks(dataset: Any, axis: int | None) -> dict[int, str]:
         written[0 if axis is None else info.chunk_offset[axis] // step] += 1
 
     dataset.id.chunk_iter(count)
+    # A frame is whole where all chunks across rows and columns were written.
     lacking = np.repeat(written < prod(counts) // len(written), step)[:frames]
     reason = "its part of the dataset was never written"
     return dict.fromkeys(np.flatnonzero(lacking).tolist(), reason)
@@ -149,6 +150,7 @@ def _virtual_storage(dataset: Any, axis: int | None, depth: int) -> Storage:
             mapped[frames] += len(axes[-2]) * len(axes[-1])
             for number, reason in sources.missing(name, mapping, frames):
                 storage.missing.setdefault(number, reason)
+    # Against the frame with the most mapped pixels: gaps between modules are mapped on none.
     most = int(mapped.max(initial=0))
     for number in np.flatnonzero(mapped < max(most, 1)).tolist():
         storage.missing.setdefault(number, "no file is mapped to all of it")

@@ -167,6 +167,7 @@ class LazyFrames(ABC):
         most = max(1, min(GAP_FRAMES, _GAP_BYTES // (self.dtype.itemsize * pixels)))
         shown: list[Frame] = []
         there = [number for number in range(self._count) if number not in self._missing]
+        # Spread over the series, so that a peak that stays on a pixel for a while is no constant.
         for number in there[:: max(1, len(there) // most)]:
             # What is wrong with a frame is said when it is asked for.
             with suppress(SourceError):

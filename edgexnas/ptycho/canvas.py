@@ -160,6 +160,7 @@ class ObjectCanvas:
                 "give (n, 64, 64) and (n, 2)"
             )
         inside = positions - self._origin
+        # One pixel less, because a patch between pixels is spread over 65.
         last = np.array(self._sum.shape) - PATTERN_SIZE - 1
         # NaN fails both comparisons.
         fits = ((inside >= 0) & (inside <= last)).all(axis=1)
@@ -217,6 +218,7 @@ class ObjectCanvas:
         for own, first, length, count in zip(
             self._origin, origin, self._sum.shape, shape, strict=True
         ):
+            # Where they do not meet both ends are equal, and the slices empty.
             begin, end = max(own, first), max(own, first, min(own + length, first + count))
             here.append(slice(begin - own, end - own))
             there.append(slice(begin - first, end - first))
@@ -225,6 +227,7 @@ class ObjectCanvas:
 
 def hann_weight() -> npt.NDArray[np.float64]:
     """Weigh a patch, (64, 64), by a raised cosine: near 1 in the middle and positive everywhere."""
+    # Half a pixel in, so that even the outermost pixels keep a weight above 0.
     axis = np.sin(np.pi * (np.arange(PATTERN_SIZE) + 0.5) / PATTERN_SIZE) ** 2
     return np.outer(axis, axis)
 

@@ -40,6 +40,7 @@ class BackgroundNoise:
     def __init__(
         self, expected: FloatArray, *, counts_per_photon: float, readout_noise: float
     ) -> None:
+        # On the scale on which Poisson noise is equally wide at every level.
         root = np.sqrt(expected)
         low, high = float(root.min()), float(root.max())
         count = int(np.clip((high - low) / _STEP + 1, 1, _MAXIMUM_LEVELS))
@@ -92,6 +93,7 @@ def _cumulative(level: float, gain: float, readout: float) -> tuple[int, FloatAr
     """Lowest count, and the cumulative probability up to each count from there on."""
     reach = _TAIL_SIGMAS * np.sqrt(level / gain) + _TAIL_SIGMAS
     photons = np.arange(max(0, int(level / gain - reach)), int(level / gain + reach) + 2)
+    # By logarithms: 171! is beyond the range of a float.
     logs = np.array([lgamma(number + 1) for number in photons])
     mean = max(level / gain, 1e-12)
     weight = np.exp(photons * np.log(mean) - mean - logs)
@@ -109,6 +111,7 @@ def _cumulative(level: float, gain: float, readout: float) -> tuple[int, FloatAr
 def _table(first: int, steps: FloatArray) -> npt.NDArray[np.int32]:
     """Count for each value of 16 random bits, or `_UNSETTLED` where a step falls inside."""
     edges = np.arange(_BITS + 1) / _BITS
+    # Settled only if the whole interval of these 16 bits lies within one count.
     low = np.searchsorted(steps, edges[:-1], side="right")
     high = np.searchsorted(steps, edges[1:], side="left")
     return np.where(low == high, first + low, _UNSETTLED).astype(np.int32)

@@ -93,6 +93,7 @@ class SimulatedSeries(LazyFrames):
         if threshold is None or self._reaches(threshold):
             flat += self._noise.draw(rng)
         else:
+            # Elsewhere the background stays below the threshold and is recorded as 0.
             lit = np.flatnonzero(flat)
             flat[lit] += self._noise.draw(rng, lit)
         np.clip(counts, 0, self.settings.saturation, out=counts)

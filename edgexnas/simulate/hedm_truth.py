@@ -63,6 +63,7 @@ def predict_spots(
 
 def _grain_positions(settings: HedmSettings, rng: np.random.Generator) -> FloatArray:
     """(n, 3) mm, uniform in a cylinder around the rotation axis as high as it is wide."""
+    # The root, because a uniform radius would crowd grains around the axis.
     radius = settings.sample_radius_mm * np.sqrt(rng.random(settings.grains))
     turn = rng.uniform(0, 2 * np.pi, settings.grains)
     height = settings.sample_radius_mm * rng.uniform(-1, 1, settings.grains)
@@ -77,6 +78,7 @@ def _shapes(
     fwhm = _quantile(settings.fwhm_quantiles_px, uniform[0])
     elongation = np.exp(_quantile(np.log(settings.elongation_quantiles), uniform[1]))
     azimuthal = elongation >= 1
+    # Below 1 the radial axis is the long one.
     stretch = np.sqrt(np.where(azimuthal, elongation, 1 / elongation))
     angle = events.radial_rad + np.where(azimuthal, np.pi / 2, 0)
     return {
@@ -106,6 +108,7 @@ def _over_frames(
     before = (position >= settings.frames) & (position > turn - 2)
     position = np.where(before, position - turn, position)
     frame = np.floor(position).astype(np.int64)[:, None] + _NEIGHBOURS
+    # A full turn closes: its last frames neighbour the first.
     if settings.frames == round(turn):
         frame %= settings.frames
     share = _shares(position, np.minimum(shapes["mosaic"] / step, _WIDEST_FRAMES))

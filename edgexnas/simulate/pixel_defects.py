@@ -38,6 +38,7 @@ class PixelDefects:
         hot = hot[~gaps.reshape(-1)[hot]]
         mask = gaps.copy()
         mask.reshape(-1)[dead] = True
+        # Without the hot ones, which are written after the dark ones and so win.
         dark = np.flatnonzero(mask)
         mask.reshape(-1)[hot] = True
         return cls(mask, dark, hot)

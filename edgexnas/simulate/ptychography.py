@@ -241,6 +241,7 @@ def _corners(settings: PtychographySettings, rng: np.random.Generator) -> Float6
         # Fermat's spiral is equally dense everywhere; what leaves the area is left out.
         turn = np.arange(2 * number)
         radius = step * np.sqrt(turn / np.pi)
+        # By the golden angle.
         angle = turn * np.pi * (3 - np.sqrt(5))
         spiral = np.stack([radius * np.sin(angle), radius * np.cos(angle)], axis=1)
         places = spiral + np.array([rows, cols]) / 2

@@ -86,6 +86,7 @@ def _write(file: Any, series: FrameSeries, compression: dict[str, Any]) -> None:
     for number, frame in enumerate(series):
         frames[number] = frame
     detector = _group(_group(entry, "instrument", "NXinstrument"), "detector", "NXdetector")
+    # A hard link: NeXus looks for frames here as well, and they are stored once.
     detector["data"] = frames
     if series.mask is not None:
         detector.create_dataset("pixel_mask", data=series.mask.astype("u4"), compression="gzip")

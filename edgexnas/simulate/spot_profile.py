@@ -31,6 +31,7 @@ _NEGLIGIBLE_COUNTS = 0.3
 _CORE_PX = 6
 _TAPER = 2 / 3
 _DECAY = -4 * np.log(2)
+# Points and weights of Gauss-Legendre on a pixel of width 1.
 _NODES = np.array([-np.sqrt(0.6) / 2, 0.0, np.sqrt(0.6) / 2], np.float32)
 _WEIGHTS = np.array([5 / 18, 8 / 18, 5 / 18], np.float32)
 

@@ -24,6 +24,7 @@ def content_digest(arrays: Arrays, description: Mapping[str, Any]) -> str:
     """SHA-256, in hex, of arrays with their names, and of a description that JSON can hold."""
     digest = hashlib.sha256()
     for name, array in arrays.items():
+        # With names, dtypes and shapes: equal bytes under another of these are other data.
         digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     # Sorted, because dictionaries with equal content must give equal digests.

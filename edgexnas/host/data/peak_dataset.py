@@ -152,6 +152,7 @@ class PeakDataset(StoredDataset):
             self.frames, blocks=blocks, guard=guard, fractions=fractions, closed=self._closed(guard)
         )[self.frame]
         return split_of(
+            # Blocks follow from the frames alone, so which peaks are good moves no border.
             np.where(self.good, part, DROPPED),
             what=f"{self.source} has {int(self.good.sum())} good peaks on {self.frames} frames",
             remedy="label more frames",
@@ -188,6 +189,7 @@ class PeakDataset(StoredDataset):
             )
         # Frames of the second series follow those of the first, and so on.
         starts = np.cumsum([0, *(item.frames for item in datasets)])
+        # Without angles: they have a row for each frame of their own series.
         renumbered = [
             replace(item, frame=(item.frame + start).astype(np.int32), frames=int(starts[-1]),
                     omega_deg=None)

@@ -78,6 +78,7 @@ def label_frames(
         raise ConfigurationError(f"limit is {limit}; specify at least 1 frame, or None for all")
     total = len(series) if limit is None else min(limit, len(series))
     if background is None:
+        # A series may lack some of its frames.
         there = existing_numbers(series)
         there = there[there < total]
         spread = there[background_numbers(len(there), series.shape, series.dtype)]
@@ -92,6 +93,7 @@ def label_frames(
         finder = replace(finder, saturation=getattr(series, "saturation", None))
     detector = PeakFinder(finder, shape=series.shape, background=background, mask=series.mask)
     empty = detector.find(np.zeros(series.shape, series.dtype))
+    # Frames that are missing stay empty, so a peak keeps the number of its frame.
     found = [empty] * total
     for number, frame in existing_frames(series, range(total)):
         with _naming(number, series):
@@ -155,6 +157,7 @@ def _true_positions(
 ) -> npt.NDArray[np.float64]:
     """(n, 2) true (row, col) of each peak, NaN where none lies near enough."""
     result = np.full(maxima.shape, np.nan)
+    # Frame by frame, because positions on different frames must not pair.
     for number in np.unique(frame):
         here = np.flatnonzero(frame == number)
         known = truth.of_frame(int(number)).positions_px

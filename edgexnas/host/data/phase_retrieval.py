@@ -285,6 +285,7 @@ def _power(values: Tensor) -> Tensor:
 
 def _orthogonal(probe: Tensor) -> Tensor:
     """Mix the modes so that they are orthogonal, by falling power; the intensity stays."""
+    # Eigenvectors of the modes' Gram matrix mix them to orthogonal ones.
     flat = probe.flatten(start_dim=1)
     # Eigenvalues come in rising order, hence the flip.
     _, mixing = torch.linalg.eigh(flat @ flat.conj().T)

@@ -201,6 +201,7 @@ def _first_guess(data: Tensor, used: Tensor) -> Tensor:
     theta[:, _ROW] = CENTRE + (grid.sum(dim=2) @ step) / total
     theta[:, _COL] = CENTRE + (grid.sum(dim=1) @ step) / total
     area = ((data > 0.5) * used).sum(dim=1).clamp(min=1)
+    # p and s are 1/width, and a disc with the area above half height is 2·√(area/π) wide.
     theta[:, _P] = theta[:, _S] = (4 * area / torch.pi).rsqrt().clamp(1 / 6, 1 / 1.2)
     theta[:, _HEIGHT] = 1
     # Half way between Gauss and Lorentz.
@@ -211,6 +212,7 @@ def _first_guess(data: Tensor, used: Tensor) -> Tensor:
 def _limits(like: Tensor) -> tuple[Tensor, Tensor]:
     narrow, wide = 1 / FWHM_LIMITS_PX[0], 1 / FWHM_LIMITS_PX[1]
     near, far = CENTRE - POSITION_LIMIT_PX, CENTRE + POSITION_LIMIT_PX
+    # p and s are positive, because (−p, −q) and −s describe the same ellipse.
     lower = like.new_tensor([-1, 0, near, near, wide, -narrow, wide, 0])
     upper = like.new_tensor([1, 5, far, far, narrow, narrow, narrow, 1])
     return lower, upper
@@ -264,6 +266,7 @@ def _step(
     diagonal = normal.diagonal(dim1=1, dim2=2)
     # A held parameter gets the equation 1 · step = 0.
     extra = damping[:, None] * diagonal + 1e-12 + (1 - free)
+    # cholesky_ex does not raise: one singular patch must not end the whole batch.
     factor, _ = torch.linalg.cholesky_ex(normal + torch.diag_embed(extra))
     return torch.cholesky_solve(-(gradient * free)[:, :, None], factor)[:, :, 0]
 
@@ -275,5 +278,6 @@ def _ellipse(theta: Tensor) -> tuple[Tensor, Tensor]:
     # Eigenvalues are 1/width², ascending: the first belongs to the long axis.
     values, axes = torch.linalg.eigh(form)
     long_row, long_col = axes[:, 0, 0], axes[:, 1, 0]
+    # atan, not atan2: an axis has no direction, and ±π/2 covers all of them.
     angle = torch.atan(long_row / torch.where(long_col == 0, 1e-300, long_col))
     return values.clamp(min=1e-12).rsqrt(), angle

@@ -124,6 +124,7 @@ class PtychoDataset(StoredDataset):
                 f"{len(datasets)} datasets are labelled differently; specify at "
                 "least one, labelled alike"
             )
+        # A scan owns the regions of one multiple of CELLS², by which the split tells scans apart.
         cells, start = CELLS**2, 0
         regions = []
         for item in datasets:

@@ -43,6 +43,7 @@ def scan_regions(positions_px: Float64Array, *, scan: int = 0) -> Int32Array:
         return np.zeros(0, np.int32)
     first = positions_px.min(axis=0)
     extent = np.maximum(positions_px.max(axis=0) - first, 1e-9)
+    # The last position lies at the end of the area, beyond the last cell's half-open interval.
     cell = np.minimum((positions_px - first) / extent * CELLS, CELLS - 1).astype(np.int32)
     region: Int32Array = (scan * CELLS**2 + cell[:, 0] * CELLS + cell[:, 1]).astype(np.int32)
     return region

@@ -108,6 +108,7 @@ def split_frames(
     kinds = np.full(count, TRAIN, np.int8)
     kinds[rest:] = TEST
     places = _evenly(rest, held[0] + held[1])
+    # Calibration takes evenly spread ones of these places, so both parts see the whole series.
     kinds[places] = VALIDATION
     kinds[places[_evenly(len(places), held[0])]] = CALIBRATION
     part = kinds[np.arange(frames) * count // frames]
@@ -122,6 +123,7 @@ def _evenly(size: int, number: int) -> IndexArray:
 def _guarded(part: npt.NDArray[np.int8], guard: int, closed: bool) -> npt.NDArray[np.int8]:
     """Drop `guard` frames at each change of part."""
     result = part.copy()
+    # part[-1] is the last frame, which after a full turn is the neighbour of the first.
     for frame in range(0 if closed else 1, len(part)):
         before, after = part[frame - 1], part[frame]
         if before != after:

@@ -176,6 +176,7 @@ def draw_objects(
     variety = variety or ObjectVariety()
     objects = np.empty((count, CANVAS_PX, CANVAS_PX), np.complex64)
     for number in range(count):
+        # Seeded by its number, so that asking for more objects leaves the first ones as they were.
         rng = np.random.default_rng([seed, number])
         objects[number] = _simulated(variety, rng)
         if seen is not None and rng.random() < seen_share:
@@ -208,6 +209,7 @@ def _slow_field(shape: tuple[int, ...], rng: np.random.Generator) -> FloatArray:
     """Noise of unit variance that varies over 20 to 80 px."""
     width = rng.uniform(20, 80)
     row, col = (np.fft.fftfreq(side) for side in shape)
+    # Transfer function of a Gaussian blur of this width.
     transfer = np.exp(-2 * (np.pi * width) ** 2 * (row[:, None] ** 2 + col**2))
     field = np.fft.ifft2(np.fft.fft2(rng.normal(size=shape)) * transfer).real
     scaled: FloatArray = field / field.std()
@@ -239,6 +241,7 @@ def _with_seen(
         return result
 
     share = moved(weight)
+    # By real and imaginary part, since a phase cannot be interpolated across ±π.
     theirs = moved(seen.object.real) + 1j * moved(seen.object.imag)
     mixed = share * theirs + (1 - share) * canvas
     return mixed.astype(np.complex64)

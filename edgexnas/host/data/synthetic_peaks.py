@@ -189,6 +189,7 @@ def _noise(model: FloatArray, residual: FloatArray) -> tuple[float, float]:
     # 1.4826 turns a median absolute deviation into a standard deviation (Gaussian noise).
     spread = np.array([1.4826 * np.median(np.abs(residual[part])) for part in order]) ** 2
     spread = spread.clip(min=1e-12)
+    # Relative to the spread, or the bright bins alone would decide.
     terms = np.stack([np.ones_like(level), level, level**2], axis=1) / spread[:, None]
     # Not negative: a variance is not, whatever few residuals say.
     (readout, gain, _), _ = nnls(terms, np.ones_like(spread))

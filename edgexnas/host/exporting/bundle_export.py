@@ -189,6 +189,7 @@ class _Exporter:
         self.y = dataset.network_targets()
         # Spread over the part: neighbours on a series or scan are nearly alike.
         spread = np.linspace(0, len(split.calibration) - 1, bundling.calibration_items)
+        # Each once, where there are fewer items than are wanted.
         self._calibration = self.x[split.calibration[np.unique(spread.astype(int))]]
         self._dataset, self._split, self._bundling = dataset, split, bundling
 
@@ -258,6 +259,7 @@ class _Exporter:
         for recipe in recipes():
             try:
                 candidate = quantise(float32, self._calibration, recipe)
+            # More float layers may leave a shallow network nothing; the first recipe must work.
             except QuantisationError:
                 if best is None:
                     raise

@@ -48,6 +48,7 @@ def to_onnx(
     if half:
         from copy import deepcopy
 
+        # A copy, because half() converts a network in place.
         model = _HalfPrecision(deepcopy(model))
     batch = torch.export.Dim("n", min=1, max=1 << 20)
     # torch notes packages that are not used here.

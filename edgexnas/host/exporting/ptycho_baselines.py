@@ -89,6 +89,7 @@ def _seen(split: Split) -> IndexArray:
 def _coded(targets: FloatArray) -> npt.NDArray[np.float64]:
     """(n, 3 · 64²) float64: amplitude, cosine and sine of the phase."""
     amplitude, phase = targets[:, 0], targets[:, 1]
+    # A mean of phases is wrong where they lie on both sides of ±π; one of sines is not.
     parts = np.stack([amplitude, np.cos(phase), np.sin(phase)], axis=1)
     return parts.reshape(len(targets), -1).astype(np.float64)
 

@@ -218,6 +218,7 @@ def run_onnx(model: bytes, items: FloatArray, batch: int = 4096) -> FloatArray:
 
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    # 3 is ERROR.
     options.log_severity_level = 3
     session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name

@@ -104,6 +104,7 @@ def _leaves(tensor: Tensor) -> set[int]:
         if node is None or node in seen:
             continue
         seen.add(node)
+        # AccumulateGrad, where a parameter enters the graph.
         if hasattr(node, "variable"):
             leaves.add(id(node.variable))
         # Backwards through the graph that the forward pass left.
@@ -152,4 +153,5 @@ def _rounding(layers: Sequence[nn.Module], scales: list[Tensor]) -> Iterator[Non
     finally:
         for layer, handle in zip(layers, handles, strict=True):
             handle.remove()
+            # Back to the float weights under the rounding: the quantiser rounds them anew.
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)

@@ -168,6 +168,7 @@ class SshBench:
     def _attempts(
         self, remote: Sequence[str], content: bytes
     ) -> subprocess.CompletedProcess[bytes]:
+        # ssh joins its words with blanks, and the far shell splits them again.
         command = [*self._ssh, shlex.join(remote)]
         for attempt in range(self._retries + 1):
             if attempt:

@@ -95,6 +95,7 @@ def make_candidate_bundle(
     with torch.inference_mode():
         sample = fixed(torch.from_numpy(items[:2]))
     levels = LEVELS
+    # A network of one's own may have other levels; which ones does not change what it costs.
     if task == "bragg" and sample.shape[2] != len(LEVELS):
         levels = tuple(np.linspace(0, 1, sample.shape[2] + 2)[1:-1].tolist())
     bundling = make_bundling(task, levels)

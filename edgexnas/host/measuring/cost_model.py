@@ -206,12 +206,14 @@ def _cost_of(name: str, args: tuple[Any, ...], result: Any) -> LayerCost | None:
         weight = tensors[1]
         return LayerCost(output.numel() * weight[0].numel(), moved, weight.numel())
     if name in ("addmm", "linear", "mkldnn_linear"):
+        # addmm's first tensor is the bias.
         first, second = (tensors[1], tensors[2]) if name == "addmm" else tensors[:2]
         moved = float(first.numel() + output.numel())
         return LayerCost(output.numel() * first.shape[-1], moved, second.numel())
     if name in ("mm", "bmm", "matmul"):
         first, second = tensors[:2]
         macs = output.numel() * first.shape[-1]
+        # Neither operand is a weight, so both move for every item of a batch.
         return LayerCost(macs, moved + second.numel(), 0)
     if name in KERNELS:
         return LayerCost(0, moved, 0)

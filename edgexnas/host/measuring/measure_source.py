@@ -115,6 +115,7 @@ class BenchMeasure:
         candidate = make_candidate_bundle(
             model, self._task, options["precision"], self._signing_key
         )
+        # An entry without energy must not answer a search that wants it.
         key = f"{candidate.content_digest[:32]}-{'energy' if self._energy else 'latency'}"
         # Two measurements at once would disturb each other.
         with self._one_at_a_time:

@@ -72,6 +72,7 @@ class Objective:
         if not math.isfinite(value):
             return 1.0
         span = math.log(self.worst / self.best)
+        # 0 has no logarithm.
         return min(math.log(max(value, self.best * 1e-9) / self.best) / span, 1.0)
 
 
@@ -180,6 +181,7 @@ def violation(
 
 def as_array(rows: Collection[Mapping[str, float]], objectives: Sequence[Objective]) -> FloatArray:
     """Scale results to (n, objectives) float64 in [0, 1] on the objectives' fixed scales."""
+    # Beyond `best` counts as `best`, so that no hypervolume exceeds 1.
     values = [[max(o.position(row[o.name]), 0.0) for o in objectives] for row in rows]
     return np.array(values, np.float64).reshape(len(values), len(objectives))
 
@@ -229,6 +231,7 @@ def hypervolume_curve(
         if row is not None:
             candidates = [*front, row]
             keep = pareto_front(as_array(candidates, objectives))
+            # A dominated newcomer changes nothing, and hypervolumes are costly.
             changed = bool(keep[-1])
             front = [kept for kept, mark in zip(candidates, keep, strict=True) if mark]
         if row is None or not changed:

@@ -62,6 +62,7 @@ class QuantileHead(nn.Module):
         # Spacings start near 0.1 px; from softplus(0) = 0.7 px the interval takes long to narrow.
         nn.init.constant_(self.linear.bias, -2.0)
         with torch.no_grad():
+            # Outputs are (coordinate, quantile) in a row, so middles lie one count apart.
             self.linear.bias[self.middle :: self.count] = 0.0
         source, quantile = torch.arange(self.count)[:, None], torch.arange(self.count)[None, :]
         above = (source > self.middle) & (source <= quantile) | (source == self.middle)
@@ -107,6 +108,7 @@ class _Quantiles(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         raw, signs = ctx.saved_tensors
         of_spacing = gradients[0] @ signs.t()
+        # softplus's own beta and threshold.
         of_raw = torch.ops.aten.softplus_backward(of_spacing, raw, 1.0, 20.0)
         of_raw[:, :, ctx.middle] = of_spacing[:, :, ctx.middle]
         return of_raw, None, None
@@ -324,4 +326,5 @@ def count_macs(model: nn.Module, input_shape: Sequence[int] = (1, PATCH_SIZE, PA
             torch.func.functional_call(model, meta, (item,))
     finally:
         model.train(training)
+    # The counter takes a multiply-accumulate for two operations.
     return int(counter.get_total_flops()) // 2

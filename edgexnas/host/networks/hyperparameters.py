@@ -85,6 +85,7 @@ class Integer(_Range[int]):
         number = float(value)
         if self.prior == "log-uniform":
             span = math.log((self.high + 1) / self.low)
+            # The middle between n and n + 1 on the logarithmic scale.
             return 0.5 * math.log(number * (number + 1) / self.low**2) / span
         return (number + 0.5 - self.low) / (self.high + 1 - self.low)
 
@@ -107,6 +108,7 @@ class Real(_Range[float]):
             value = self.low * math.exp(u * math.log(self.high / self.low))
         else:
             value = self.low + u * (self.high - self.low)
+        # exp and log may miss a limit by a rounding error.
         return min(max(value, self.low), self.high)
 
     def to_unit(self, value: Scalar) -> float:

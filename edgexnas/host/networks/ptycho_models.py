@@ -284,6 +284,7 @@ def doubled(images: Tensor) -> Tensor:
         first, last = images.narrow(axis, 0, 1), images.narrow(axis, length - 1, 1)
         before = torch.cat([first, images.narrow(axis, 0, length - 1)], axis)
         after = torch.cat([images.narrow(axis, 1, length - 1), last], axis)
+        # New pixels lie a quarter of a pixel beside the old ones.
         pairs = [torch.lerp(images, before, 0.25), torch.lerp(images, after, 0.25)]
         images = torch.stack(pairs, axis + 1).flatten(axis, axis + 1)
     return images.contiguous(memory_format=torch.channels_last)

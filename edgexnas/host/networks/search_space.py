@@ -152,6 +152,7 @@ class SearchSpace:
         valid = self.validate(configuration)
         if self.sizer is not None:
             return self.sizer(valid)
+        # They change no size, and without them more configurations share an entry of the cache.
         trained = {parameter.name for parameter in TRAINING}
         return _measured_size(self, tuple((k, v) for k, v in valid.items() if k not in trained))
 

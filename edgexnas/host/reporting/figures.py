@@ -49,6 +49,7 @@ def hypervolume_figure(curves: Mapping[str, Sequence[Sequence[float]]]) -> Figur
     """
     figure, axes = _figure()
     for (name, seeds), colour in zip(curves.items(), itertools.cycle(COLOURS), strict=False):
+        # To the shortest: a median over fewer seeds would jump where one ends.
         length = min((len(seed) for seed in seeds), default=0)
         if not length:
             continue
@@ -205,6 +206,7 @@ def _label_logarithmic(axis: Axis, *, middle: Sequence[int], narrow: Sequence[in
     def label(value: float, _: float = 0.0) -> str:
         low, high = axis.get_view_interval()
         digits = (1,) if high / low > 100 else middle if high / low > 4 else narrow
+        # 1e-9, because a tick may lie a rounding error below its power of ten.
         digit = round(value / 10 ** math.floor(math.log10(value) + 1e-9))
         return f"{value:,g}" if digit in digits else ""
 

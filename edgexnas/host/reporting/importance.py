@@ -49,6 +49,7 @@ def hyperparameter_importance(
     result = permutation_importance(
         trees, x, y, n_repeats=10, random_state=0, scoring="neg_mean_squared_error"
     )
+    # What decides nothing may by chance seem to help when it is shuffled.
     gains = np.maximum(result.importances_mean, 0)
     total = float(gains.sum()) or 1.0
     shares = {name: float(gain) / total for name, gain in zip(names, gains, strict=True)}

@@ -105,9 +105,11 @@ class EvaluationContext:
         return TrainingData(train_x, train_y, validation_x, validation_y, self.task)
 
     def __getstate__(self) -> dict[str, Any]:
+        # Fields alone: `training_data`, once used, holds tensors that another process cannot take.
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        # A frozen dataclass rejects assignment, so the state goes in below it.
         self.__dict__.update(state)
 
 
@@ -191,16 +193,19 @@ def evaluation_context(
 
 def trial_seed(seed: int, trial: int) -> int:
     """Seed of a trial's weights and batches, independent of all other trials'."""
+    # Seeded by text, which Python hashes first, so neighbouring trials are unrelated.
     return random.Random(f"{seed}/trial/{trial}").randrange(2**31)
 
 
 def evaluate(request: EvaluationRequest, context: EvaluationContext) -> EvaluationResult:
     """Train and score one configuration; a failure is a result with a reason, never raised."""
     started = time.monotonic()
+    # Filled while training, so that a failed evaluation still shows how far it came.
     rungs: dict[int, float] = {}
     try:
         metrics, checkpoint = _train(request, context, rungs)
         reason, message = "", ""
+        # The journal holds no NaN and no strategy can learn from one: such a result is a failure.
         broken = [name for name, value in metrics.items() if not math.isfinite(value)]
         if broken:
             reason, message = "diverged", f"{broken[0]} is {metrics[broken[0]]}"
@@ -251,6 +256,7 @@ def _rung_hook(
         nonlocal best
         # The best so far, because that is the epoch whose weights are kept.
         best = min(best, float(metrics["error"]))
+        # Rounded, because log(243, 3) is 4.999…
         if math.isfinite(best) and RUNG_BASE ** round(math.log(epoch, RUNG_BASE)) == epoch:
             rungs[epoch] = best
         return best >= request.stop_above.get(epoch, math.inf)

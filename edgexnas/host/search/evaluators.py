@@ -112,6 +112,8 @@ class _Worker:
         self.evaluations += 1
         # A worker that has just died is noticed, and reported, when its result is collected.
         with suppress(OSError):
+            # cloudpickle takes along builders of a notebook or script, which no worker can import.
+            # Pickled twice: the trial's number can be read even where its request cannot.
             pickled = cloudpickle.dumps(task.request)
             self.connection.send_bytes(cloudpickle.dumps((task.request.trial, pickled)))
 
@@ -138,6 +140,7 @@ class _Worker:
         """Kill the process and its children; return its exit status."""
         # A worker without a known process id ends when it finds its connection closed.
         if self.process is not None:
+            # The whole group, because a builder may have started processes of its own.
             with suppress(ProcessLookupError):
                 os.killpg(self.process, SIGKILL)
         self.connection.close()
@@ -145,6 +148,7 @@ class _Worker:
 
     def status(self) -> int:
         """Exit status of a process that was killed or whose connection has closed."""
+        # Reaped once: asked again, the kernel knows the process no longer.
         if self._status is None:
             self._status = 0 if self.process is None else self._server.reap(self.process)
         return self._status
@@ -310,6 +314,7 @@ class ProcessEvaluator:
         """Seconds until the next deadline, at most one."""
         due = [w.task.deadline for w in self._workers if w and w.task and w.task.deadline]
         due += [] if end is None else [end]
+        # A second at most, so that a worker that hangs at its start is noticed too.
         return max(0.0, min([1.0, *(moment - time.monotonic() for moment in due)]))
 
 
@@ -318,6 +323,7 @@ def visible_gpus() -> list[str]:
     import torch
 
     count = torch.cuda.device_count()
+    # It may hold UUIDs (GPU-…, MIG-…), which are handed on as they are.
     named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     names = [name.strip() for name in named.split(",") if name.strip()]
     return names[:count] if names else [str(index) for index in range(count)]

@@ -72,6 +72,7 @@ class ForkServer:
         root = str(Path(__file__).resolve().parents[3])
         paths = [root, *(path or os.getcwd() for path in sys.path)]
         environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+        # Sockets, because they carry descriptors to the other process; pipes do not.
         ours, theirs = socketpair()
         with theirs:
             self._process = subprocess.Popen(

@@ -149,9 +149,11 @@ class Journal:
         return _replay(lines[1:], self.path)
 
     def _append(self, event: Mapping[str, Any]) -> None:
+        # NaN and Infinity are no JSON: other readers reject them.
         line = json.dumps(event, allow_nan=False, separators=(",", ":")).encode() + b"\n"
         end = self._file.seek(0, os.SEEK_END)
         try:
+            # An unbuffered file may write a part and reports that by its count alone.
             if self._file.write(line) != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             # On disk before an evaluation starts or its result counts: resuming trusts this alone.
@@ -235,6 +237,7 @@ def _damaged(path: Path, line: int) -> SearchError:
 
 def _finish(trials: dict[int, Trial], number: int, result: Mapping[str, Any]) -> Trial:
     trial = trials[number]
+    # Counted over those that ended, so that a replay gives the numbers of the first time.
     trial.order = sum(other.order >= 0 for other in trials.values())
     for name, value in result.items():
         setattr(trial, name, value)

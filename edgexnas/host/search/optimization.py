@@ -186,11 +186,13 @@ class _Run:
         self._measured: dict[int, dict[str, float]] = {}
         self._running: set[int] = set()
         self._began = time.monotonic()
+        # `finished` counts the search's own time, without the pauses between sessions.
         self._before = max((trial.finished for trial in journal.finished), default=0.0)
         self.kept = len(journal.finished)
 
     def replay(self) -> None:
         """Replay the journal into the strategies."""
+        # In the journal's order, because a proposal depends on what was told before it.
         for event, number in self._journal.events:
             trial = self._journal.trials[number]
             if event == "start":
@@ -217,6 +219,7 @@ class _Run:
             ray_address=plan.ray_address,
         )
         stack.callback(evaluator.close)
+        # They have their number, proposal and seed already, so they come first.
         interrupted = [t.number for t in self._journal.trials.values() if t.order < 0]
         while self._left() > 0:
             while len(self._running) < evaluator.capacity and self._left() > 0:
@@ -240,6 +243,7 @@ class _Run:
         return float("inf") if timeout is None else timeout - spent
 
     def _strategy(self, number: int) -> Strategy:
+        # By number alone, so that a resumed run gives a trial to the strategy that proposed it.
         return self._strategies[number % len(self._strategies)]
 
     def _space(self, number: int) -> SearchSpace:
@@ -248,6 +252,7 @@ class _Run:
     def _propose(self) -> int:
         number = len(self._journal.trials)
         proposal = self._proposals[number] = self._strategy(number).ask()
+        # On disk before it runs: if this process dies, the next session evaluates it again.
         self._journal.start(number, self._space(number).name, proposal.configuration)
         return number
 
@@ -348,6 +353,7 @@ class _Run:
 def _memory_limit(plan: SearchPlan) -> int:
     if plan.memory_limit_gb is not None:
         return int(plan.memory_limit_gb * 1e9)
+    # The last tenth is for the search itself and the page cache.
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return int(0.9 * total / plan.workers)
 

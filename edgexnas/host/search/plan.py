@@ -88,6 +88,7 @@ class SearchPlan:
         """Describe what a resumed run must agree on, as plain values."""
         # Latencies of two devices, or measured and estimated ones, must not meet in one run.
         source = {} if self.measure_source is None else {"measure": self.measure_source}
+        # Neither budget nor workers: a run may be resumed with more of them.
         return source | {
             "task": self.task,
             "data": self.dataset.digest,
@@ -110,6 +111,7 @@ class _Feasible:
     constraints: Mapping[str, float]
 
     def __call__(self, configuration: Configuration) -> bool:
+        # Latency and energy are measured when a candidate is launched.
         if not {"parameters", "macs"} & self.constraints.keys():
             return True
         try:
@@ -300,6 +302,7 @@ def _check_folder(folder: Path, *, resume: bool) -> None:
             f"{folder} already holds a run with {len(trials)} evaluations; specify resume=True or "
             "another output"
         )
+    # The folder may not exist yet; its disk is then that of the nearest parent.
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents)
                     if path.exists())  # fmt: skip
     free = shutil.disk_usage(existing).free
@@ -313,6 +316,7 @@ def _check_folder(folder: Path, *, resume: bool) -> None:
 def _load(data: str | Path | Dataset, task: Task) -> tuple[Dataset, str | None]:
     if isinstance(data, str | Path):
         return task.load(data), str(Path(data).absolute())
+    # By its attribute: a dataset of one's own need not inherit from anything.
     if not hasattr(data, "task"):
         raise ConfigurationError(
             f"data is {type(data).__name__}; specify the file of labelled data, or a dataset"

@@ -65,6 +65,7 @@ class RayEvaluator:
         if self._connected:
             # As Ray itself does, so that a job script need not edit a configuration.
             self._connect(address or os.environ.get("RAY_ADDRESS"))
+        # Put once, so that a node fetches the data once and not with every request.
         self._context = self._ray.put(cloudpickle.dumps(context))
         gpus = self._ray.cluster_resources().get("GPU", 0.0)
         share = min(1.0, gpus / workers) if context.device in ("auto", "cuda") else 0.0
@@ -173,6 +174,7 @@ class RayEvaluator:
             result: EvaluationResult = cloudpickle.loads(self._ray.get(slot.reference))
         except self._ray.exceptions.RayError as error:
             self._replace(slot)
+            # Ray's memory monitor ends a worker before the kernel would, and says so by this error.
             starved = isinstance(error, self._ray.exceptions.OutOfMemoryError)
             message = str(error).strip().splitlines()[0]
             seconds = time.monotonic() - slot.since

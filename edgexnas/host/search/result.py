@@ -251,6 +251,7 @@ class SearchResult:
             path,
             model=self.model(chosen),
             dataset=dataset,
+            # The parts of the search itself: a split follows from the data alone, without a seed.
             split=dataset.split(),
             architecture=chosen.space,
             signing_key=key,

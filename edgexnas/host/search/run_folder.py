@@ -171,6 +171,7 @@ def _narrowed(name: str, table: Mapping[str, Any], place: Path) -> SearchSpace:
 def _origin(space: SearchSpace) -> SearchSpace | None:
     """Return the space of Table 1 that `space` narrows."""
     for known in SPACES.values():
+        # `narrow` keeps both, and every space of Table 1 has a builder object of its own.
         if known.builder is space.builder and known.sizer is space.sizer:
             return known
     return None
@@ -206,11 +207,13 @@ def _to_toml(values: Mapping[str, Any], tables: Mapping[str, Mapping[str, Any]])
 
 
 def _toml(value: Any) -> str:
+    # Before numbers: True is an int, and its repr() is no TOML.
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float):
         return repr(value)
     if isinstance(value, str):
+        # What JSON escapes in a string TOML reads alike.
         return json.dumps(value, ensure_ascii=False)
     if isinstance(value, Sequence):
         return f"[{', '.join(_toml(item) for item in value)}]"

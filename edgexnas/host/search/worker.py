@@ -55,6 +55,7 @@ def main(descriptor: int) -> None:
         gc.freeze()
         gc.enable()
         while True:
+            # Raises when the search has closed the socket or has died, which ends this process.
             request = cloudpickle.loads(control.recv_bytes())
             if isinstance(request, ReapRequest):
                 control.send_bytes(cloudpickle.dumps(_reap(request.process)))
@@ -64,6 +65,7 @@ def main(descriptor: int) -> None:
             if os.fork() == 0:
                 control.close()
                 _run_worker(Connection(end), request, context, server)
+            # Workers forked later would inherit it, and its end would never read as closed.
             os.close(end)
 
 
@@ -132,6 +134,7 @@ def _usable() -> bool:
     if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return True
     try:
+        # CUDA reports a kernel that failed at a later call, at the latest when it is waited for.
         torch.cuda.synchronize()
     except RuntimeError:
         return False

@@ -73,10 +73,12 @@ class NarrowConvolutions:
         """Copy the pixels under each kernel position: (c·k·k, rows·columns·n)."""
         n, c, h, w = x.shape
         framed = x.new_zeros((c, h + 2 * padding, w + 2 * padding, n))
+        # A replay copies the inside alone: the zeros around it are written once, here.
         inside = framed[:, padding : padding + h, padding : padding + w].permute(3, 0, 1, 2)
         self._do(lambda: inside.copy_(x), [x], [framed])
         rows, columns = (side + 2 * padding - kernel + 1 for side in (h, w))
         plane, row, column, _ = framed.stride()
+        # Windows overlap in memory; the copy lays them side by side.
         under = framed.as_strided(
             (c, kernel, kernel, rows, columns, n), (plane, row, column, row, column, 1)
         )
@@ -88,6 +90,7 @@ class NarrowConvolutions:
         n, _, h, w = x.shape
         filters, _, kernel, _ = weight.shape
         gathered = self._gather(x, kernel, padding)
+        # The weights' gradient needs the same columns; it finds them by the input's address.
         self._columns[x.data_ptr(), weight.data_ptr(), padding] = gathered
         rows, columns = (side + 2 * padding - kernel + 1 for side in (h, w))
         result = x.new_empty((filters, rows * columns * n))
@@ -116,6 +119,7 @@ class NarrowConvolutions:
         of_x = of_weight = of_bias = None
         if wanted[0]:
             n, _, h, w = x.shape
+            # At stride 1 the input's gradient is a convolution as well, padded by k - 1 - p.
             gathered = self._gather(inner.permute(3, 0, 1, 2), kernel, kernel - 1 - padding)
             # The kernel turned by 180°, with its channels in the place of its filters.
             index = torch.arange(weight.numel()).view(filters, channels, kernel**2)

@@ -69,6 +69,7 @@ def normalised(model: nn.Module) -> Iterator[Callable[[Callable[[], object]], No
                 conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps,
                 norm.weight, norm.bias,
             )  # fmt: skip
+            # The fused bias requires no gradient, because the layer had none to take it from.
             conv.bias = bias.requires_grad_()
         for name, stack in before.items():
             model.set_submodule(name, stack)

@@ -229,6 +229,7 @@ class _Entry:
 
 def memory(tensor: Tensor) -> int:
     """Identify what a tensor and its views share."""
+    # By storage: one call may write through another view than the next one reads.
     return tensor.untyped_storage().data_ptr()
 
 

@@ -86,6 +86,7 @@ class TrainingData:
     def from_dataset(cls, dataset: Dataset, split: Split, device: str = "auto") -> TrainingData:
         """Put the training and validation parts of a split on the training device."""
         where = training_device(device)
+        # It shares the dataset's memory; the index below copies.
         x = torch.from_numpy(dataset.inputs())
         y = torch.from_numpy(dataset.network_targets())
         parts = (split.train, split.validation)

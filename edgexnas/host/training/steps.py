@@ -114,6 +114,7 @@ class RecordedStep:
                 self.plain = ModuleStep(self._model, self._criterion)
                 self.plain.run([first])
         if self._record is not None:
+            # Parameters require gradients, and calls with out= raise on those outside of it.
             with torch.inference_mode():
                 for x, y, rate in batches:
                     self._record.run(x, y, rate)

@@ -100,6 +100,7 @@ class BayesianSearch(Strategy):
         surrogate = self.surrogate
         if surrogate == "auto":
             surrogate = "GP" if len(self.outcomes) <= self.switch_at else "ET"
+        # Follows from the number, because the strategy keeps nothing between proposals.
         phase = (number - 1 - len(self.initial)) % KAPPA_PERIOD
         decay = math.log(KAPPA_LAST / self.kappa) / KAPPA_PERIOD
         return CBO(

@@ -42,6 +42,7 @@ class RegularisedEvolution(Strategy):
         self.population, self.tournament = population, tournament
 
     def _propose(self, number: int, rng: random.Random) -> Configuration:
+        # The last of a dictionary that keeps the order of telling: the youngest.
         alive = list(self.outcomes.values())[-self.population :]
         if not alive or not self.problem.space.free:
             return self.problem.draw(rng)
@@ -94,6 +95,7 @@ def crowding_distance(values: np.ndarray) -> list[float]:
     for column in values.T:
         order = np.argsort(column, kind="stable")
         span = column[order[-1]] - column[order[0]]
+        # Ends of a front have no neighbour on one side and are always kept.
         distance[order[[0, -1]]] = np.inf
         if span > 0:
             distance[order[1:-1]] += (column[order[2:]] - column[order[:-2]]) / span

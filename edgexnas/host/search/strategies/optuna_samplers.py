@@ -45,6 +45,7 @@ class _OptunaStrategy(Strategy):
             return self.problem.draw(rng)
         for _ in range(INFEASIBLE_TRIES):
             trial = self._ask(rng.randrange(2**31))
+            # Fixed hyperparameters are no dimension of the study.
             configuration = self.problem.space.smallest | trial.params
             configuration = self.problem.space.validate(configuration)
             if self.problem.feasible(configuration) and configuration not in self.asked:
@@ -80,6 +81,7 @@ class _OptunaStrategy(Strategy):
         import optuna
 
         with _quiet():
+            # Left open it would count as running, and `constant_liar` would avoid its place.
             self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
 
 

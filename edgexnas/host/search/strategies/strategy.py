@@ -146,6 +146,7 @@ class Strategy(ABC):
     def ask(self) -> Proposal:
         """Propose a configuration that was not proposed before, where there is one."""
         number = len(self.asked)
+        # Counted by what was asked, replayed proposals too, so a resumed run goes on from there.
         known = number < len(self.initial)
         configuration = self.initial[number] if known else self._unseen(number)
         return self.replay(self._prepared(configuration))
@@ -164,6 +165,7 @@ class Strategy(ABC):
     def _unseen(self, number: int) -> Configuration:
         rng = self.problem.generator("proposal", number)
         configuration = self._propose(number, rng)
+        # A space of few points runs out of new ones; a known one is then evaluated once more.
         for _ in range(20):
             if configuration not in self.asked and self.problem.feasible(configuration):
                 return configuration
