@@ -98,7 +98,7 @@ class TrustStore:
         if not os.path.isdir(path):
             return cls._of([load_public_key(path)], path)
         try:
-            complaint = check_folder(path, TRUSTED)
+            fault = check_folder(path, TRUSTED)
             # macOS leaves a hidden companion of the same suffix beside what it copies.
             names = sorted(name for name in os.listdir(path) if not name.startswith("."))
         except OSError as error:

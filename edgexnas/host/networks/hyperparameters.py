@@ -139,7 +139,7 @@ class Choice:
         object.__setattr__(self, "values", tuple(self.values))
         for value in self.values:
             # A journal holds JSON, which has neither other types nor NaN and infinity.
-            number = type(value) in (int, float) and math.isfinite(value)
+            number = type(value) in (int, float) and math.isfinite(float(value))
             if not number and not isinstance(value, bool | str):
                 raise ConfigurationError(
                     f"{self.name} has the choice {value!r}; specify words, True, False and finite "
