@@ -39,7 +39,7 @@ def label_scan_file(path: Path, options: argparse.Namespace) -> None:
         with progress(f"draw {options.drawn} patterns"):
             dataset = with_drawn_patterns(dataset, scan, options.drawn, iterations=iterations)
     dataset.save(options.output)
-    without = f", {left_out} left out without a usable position" if left_out else ""
+    without = f", {left_out} left out without a usable position or light" if left_out else ""
     print_pairs(
         [
             ("patterns", f"{len(dataset)}{without}"),
