@@ -10,10 +10,9 @@ from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy.typing as npt
-from pydantic import Field
 
 from edgexnas.device.sources.compression import FrameMemory
 from edgexnas.device.sources.encoded_frames import (
@@ -30,9 +29,9 @@ from edgexnas.device.sources.events import (
     SourceFrame,
     SourceTrouble,
 )
-from edgexnas.device.sources.files.file_series import FileSeries
+from edgexnas.device.sources.files.file_series import FileOptions, FileSeries
 from edgexnas.device.sources.pacing import Pacer
-from edgexnas.device.sources.source_url import SourceOptions, SourceUrl
+from edgexnas.device.sources.source_url import SourceUrl
 from edgexnas.errors import ConfigurationError, InputError, MissingFrameError, SourceError
 from edgexnas.frames.reading import number_ranges
 
@@ -43,44 +42,6 @@ _POLL_S = 0.05
 
 _GAP_S = 2.0
 """How long a frame that was not written is waited for while later ones are there."""
-
-
-class FileOptions(SourceOptions):
-    """Parameters of a file.
-
-    Attributes
-    ----------
-    rate
-        Frames a second; None for as fast as they are taken. A file waits: none is lost.
-    dataset
-        Dataset of the frames, where a file holds several.
-    channel
-        Which image of each frame, where there are several, as of several thresholds.
-    file_mask
-        Whether the pixel mask of the file is used.
-    repeat
-        How often the file is given, each time as a series of its own.
-    follow
-        The file is being written by another process (HDF5 with SWMR, or an Eiger master file whose
-        data files come one by one): wait for more frames. A frame is taken once it is written.
-    idle_s
-        A followed file ends when no frame came for so long.
-    positions
-        Dataset of (n, 2) scan positions, (row, col) in metres, or in pixels with `pixel_nm`.
-    pixel_nm
-        Side of an object pixel in nanometres: positions are in pixels, by default those of
-        entry/data/positions_px.
-    """
-
-    rate: Annotated[float, Field(gt=0, le=1e6)] | None = None
-    dataset: str | None = None
-    channel: Annotated[int, Field(ge=0)] | None = None
-    file_mask: bool = True
-    repeat: Annotated[int, Field(ge=1)] = 1
-    follow: bool = False
-    idle_s: Annotated[float, Field(gt=0)] = 10.0
-    positions: str | None = None
-    pixel_nm: Annotated[float, Field(gt=0)] | None = None
 
 
 class FileSource:
