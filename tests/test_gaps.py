@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgexnas.errors import InputError
 from edgexnas.frames import ArrayFrames
 from edgexnas.frames.gaps import constant_gaps, filler_value
 from edgexnas.frames.saturation import estimate_plateau, header_saturation
@@ -131,3 +132,15 @@ def test_headers_of_images_say_from_where_pixels_are_saturated(header: Any) -> N
 
 def test_a_header_that_says_nothing_gives_none() -> None:
     assert header_saturation({"Dim_1": "2048", "Saturation_correction": "no"}) is None
+
+
+def test_a_masked_frame_by_itself_is_refused_for_its_mask_would_be_lost() -> None:
+    from edgexnas.device.bragg.detection import PeakDetection
+    from edgexnas.device.sources.pixels import as_pixels
+    from edgexnas.peak_finding import FinderSettings
+
+    frame = np.ma.masked_array(counts(1)[0], mask=False)
+    frame[3, 4] = np.ma.masked
+    for admit in (PeakDetection(FinderSettings()).admit, as_pixels):
+        with pytest.raises(InputError, match="masked array, whose mask would be lost"):
+            admit(frame)

@@ -45,7 +45,7 @@ def label_scan_file(path: Path, options: argparse.Namespace) -> None:
                 dataset, scan, options.synthetic, iterations=iterations
             )
     dataset.save(options.output)
-    without = f", {left_out} left out without a usable position" if left_out else ""
+    without = f", {left_out} left out without a usable position or light" if left_out else ""
     print_pairs(
         [
             ("patterns", f"{len(dataset)}{without}"),

@@ -98,6 +98,11 @@ class PeakDetection:
         InputError
             If it is no (H, W) array of real numbers, or its shape or dtype is another.
         """
+        if np.ma.is_masked(frame):
+            raise InputError(
+                "the frame is a numpy masked array, whose mask would be lost; give its data, and "
+                "the detector's mask as mask="
+            )
         array = np.asarray(frame)
         if array.ndim != 2 or not array.size or array.dtype.kind not in "uif":
             raise InputError(

@@ -37,6 +37,11 @@ def as_pixels(values: npt.ArrayLike) -> npt.NDArray[Any]:
     InputError
         If they are not two-dimensional, empty, or no real numbers.
     """
+    if np.ma.is_masked(values):
+        raise InputError(
+            "a frame is a numpy masked array, whose mask would be lost; give its data, and the "
+            "detector's mask with the series"
+        )
     try:
         pixels = np.asarray(values)
     except ValueError:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from edgexnas.device.sources.compression import FrameMemory
 from edgexnas.device.sources.encoded_frames import Decoder, EncodedPixels, Payload
 from edgexnas.device.sources.files.direct_chunks import ChunkReader
+from edgexnas.device.sources.source_url import SourceOptions
 from edgexnas.errors import ConfigurationError, InputError, MissingFrameError, SourceError
 from edgexnas.frames import open_frames
 from edgexnas.frames.hdf5 import Hdf5Frames, open_hdf5
@@ -21,10 +23,47 @@ from edgexnas.frames.reading import reading
 from edgexnas.frames.series import refuse_filler
 
 if TYPE_CHECKING:
-    from edgexnas.device.sources.files.file_options import FileOptions
     from edgexnas.frames import FrameSeries
 
-__all__ = ["FileSeries"]
+__all__ = ["FileOptions", "FileSeries"]
+
+
+class FileOptions(SourceOptions):
+    """Parameters of a file.
+
+    Attributes
+    ----------
+    rate
+        Frames a second; None for as fast as they are taken. A file waits: none is lost.
+    dataset
+        Dataset of the frames, where a file holds several.
+    channel
+        Which image of each frame, where there are several, as of several thresholds.
+    file_mask
+        Whether the pixel mask of the file is used.
+    repeat
+        How often the file is given, each time as a series of its own.
+    follow
+        The file is being written by another process (HDF5 with SWMR, or an Eiger master file whose
+        data files come one by one): wait for more frames. A frame is taken once it is written.
+    idle_s
+        A followed file ends when no frame came for so long.
+    positions
+        Dataset of (n, 2) scan positions, (row, col) in metres, or in pixels with `pixel_nm`.
+    pixel_nm
+        Side of an object pixel in nanometres: positions are in pixels, by default those of
+        entry/data/positions_px.
+    """
+
+    rate: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    dataset: str | None = None
+    channel: Annotated[int, Field(ge=0)] | None = None
+    file_mask: bool = True
+    repeat: Annotated[int, Field(ge=1)] = 1
+    follow: bool = False
+    idle_s: Annotated[float, Field(gt=0)] = 10.0
+    positions: str | None = None
+    pixel_nm: Annotated[float, Field(gt=0)] | None = None
 
 
 class FileSeries:

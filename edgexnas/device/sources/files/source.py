@@ -29,8 +29,7 @@ from edgexnas.device.sources.events import (
     SourceFrame,
     SourceTrouble,
 )
-from edgexnas.device.sources.files.file_options import FileOptions
-from edgexnas.device.sources.files.file_series import FileSeries
+from edgexnas.device.sources.files.file_series import FileOptions, FileSeries
 from edgexnas.device.sources.pacing import Pacer
 from edgexnas.device.sources.source_url import SourceUrl
 from edgexnas.errors import ConfigurationError, InputError, MissingFrameError, SourceError
