@@ -21,7 +21,7 @@ import numpy as np
 
 NEAR_PX = 2.0
 SATURATED = 1
-SHAPE, FRAMES, SPOTS, SEEDS = (1024, 1024), 5, 400, (1, 2, 3)
+SHAPE, FRAMES, SPOTS, SEEDS = (1024, 1024), 5, 400, (1,)
 REAL_FRAMES = 4
 SPARSE = "imaged11_silicon_eiger/silicon_fullscan_strong_sparse.h5"
 REAL = {

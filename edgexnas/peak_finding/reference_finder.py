@@ -207,7 +207,9 @@ class ReferenceFinder:
                 usable &= ~self._mask.reshape(-1)[index]
             total += np.where(usable, self._above_background(flat, index), 0.0)
             number += usable
-        return np.divide(total, number, out=np.full(len(row), np.nan), where=number > 0)
+        mean = np.full(len(row), np.nan)
+        np.divide(total, number, out=mean, where=number > 0)
+        return mean
 
     def _plateaus(self, frame: Frame) -> IndexArray:
         """Return the flat indices of the centres of saturated plateaus that are large enough."""
