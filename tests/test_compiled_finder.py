@@ -86,7 +86,7 @@ def test_plateaus_and_ridges_are_judged_alike(saturation, masked):
     chosen = FinderSettings(saturation=saturation)
     reference, compiled = both(chosen, frame, background=estimate_background([frame]), mask=mask)
     assert_identical(reference, compiled)
-    assert len(reference) >= 5
+    assert len(reference) >= 3
 
 
 def ridges_and_plateaus(seed: int, *, masked: bool) -> tuple[np.ndarray, np.ndarray | None]:

@@ -88,6 +88,38 @@ def _is_maximum(frame: Any, mask: Any, masked: bool, row: int, col: int) -> bool
 
 
 @_compiled
+def _is_large_enough(
+    frame: Any,
+    mask: Any,
+    masked: bool,
+    level: Any,
+    noise: Any,
+    lit_background: bool,
+    row: int,
+    col: int,
+    minimum_pixels: int,
+    sigmas: float,
+    least: float,
+) -> bool:
+    """Apply the test of size."""
+    height, width = frame.shape
+    floor = least
+    if lit_background:
+        floor = max(sigmas * float(noise[row, col]), least)
+    floor *= 0.5
+    lit = 0
+    for r in range(max(row - 1, 0), min(row + 2, height)):
+        for c in range(max(col - 1, 0), min(col + 2, width)):
+            if masked and mask[r, c]:
+                continue
+            count = float(frame[r, c])
+            if lit_background:
+                count -= float(level[r, c])
+            lit += count > floor
+    return lit >= minimum_pixels
+
+
+@_compiled
 def _is_significant(
     frame: Any,
     mask: Any,
@@ -97,11 +129,14 @@ def _is_significant(
     lit_background: bool,
     row: int,
     col: int,
+    minimum_pixels: int,
+    sigmas: float,
+    least: float,
     snr: float,
     prominence: float,
     w: Any,
 ) -> int:
-    """Apply the tests of signal and prominence to a maximum; `w` is (5, 5) scratch.
+    """Apply the tests of size, signal and prominence to a maximum; `w` is (5, 5) scratch.
 
     Returns 0 if it fails, 2 if it may lie on a ridge, and else 1.
     """
@@ -116,6 +151,13 @@ def _is_significant(
                 if lit_background:
                     count -= float(level[r, c])
                 w[down, across] = count
+        floor = 0.5 * (max(sigmas * float(noise[row, col]), least) if lit_background else least)
+        lit = 0
+        for down in range(1, 4):
+            for across in range(1, 4):
+                lit += w[down, across] > floor
+        if lit < minimum_pixels:
+            return 0
         # In raster order within each group, as the reference adds them up.
         total0 = (
             w[1, 1] + w[1, 2] + w[1, 3] + w[2, 1] + w[2, 2] + w[2, 3] + w[3, 1] + w[3, 2] + w[3, 3]
@@ -127,6 +169,11 @@ def _is_significant(
         n0 = 9
         n1 = n2 = n3 = n4 = 6
     else:
+        if not _is_large_enough(
+            frame, mask, masked, level, noise, lit_background, row, col, minimum_pixels, sigmas,
+            least,
+        ):  # fmt: skip
+            return 0
         for down in range(-2, 3):
             r = row + down
             if r < 0 or r >= height:
@@ -186,38 +233,6 @@ def _rises(
     around = total / number
     beside = (spread + max(around, 0.0)) / number
     return mean - around >= prominence * math.sqrt(variance + beside)
-
-
-@_compiled
-def _is_large_enough(
-    frame: Any,
-    mask: Any,
-    masked: bool,
-    level: Any,
-    noise: Any,
-    lit_background: bool,
-    row: int,
-    col: int,
-    minimum_pixels: int,
-    sigmas: float,
-    least: float,
-) -> bool:
-    """Apply the test of size."""
-    height, width = frame.shape
-    floor = least
-    if lit_background:
-        floor = max(sigmas * float(noise[row, col]), least)
-    floor *= 0.5
-    lit = 0
-    for r in range(max(row - 1, 0), min(row + 2, height)):
-        for c in range(max(col - 1, 0), min(col + 2, width)):
-            if masked and mask[r, c]:
-                continue
-            count = float(frame[r, c])
-            if lit_background:
-                count -= float(level[r, c])
-            lit += count > floor
-    return lit >= minimum_pixels
 
 
 @_compiled
@@ -545,15 +560,11 @@ def find_peaks(
                         if not (
                             _is_maximum(frame, mask, masked, row, col)
                             and frame[row, col] > threshold[row, col]
-                            and _is_large_enough(
-                                frame, mask, masked, level, noise, lit_background, row, col,
-                                minimum_pixels, sigmas, minimum_counts,
-                            )
-                        ):  # fmt: skip
+                        ):
                             continue
                         kind = _is_significant(
-                            frame, mask, masked, level, noise, lit_background, row, col, snr,
-                            prominence, window,
+                            frame, mask, masked, level, noise, lit_background, row, col,
+                            minimum_pixels, sigmas, minimum_counts, snr, prominence, window,
                         )  # fmt: skip
                         if kind == 0 or (
                             kind == 2

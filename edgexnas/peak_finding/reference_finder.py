@@ -175,41 +175,41 @@ class ReferenceFinder:
 
     def _on_ridge(self, flat: Frame, peaks: IndexArray) -> BoolArray:
         """Apply the test of ridges: tell which peaks lie on one."""
+        row, col = np.divmod(peaks, self._shape[1])
+        height = self._blocks(flat, row, col)
+        fraction = self._settings.ridge_fraction
+
+        def both_sides(way: tuple[int, int]) -> list[npt.NDArray[np.float64]]:
+            down, across = way
+            return [self._blocks(flat, row + side * down, col + side * across) for side in (1, -1)]
+
+        far = [both_sides(way) for way in RIDGE_FAR]
         on_ridge = np.zeros(len(peaks), np.bool_)
-        for place, peak in enumerate(peaks.tolist()):
-            row, col = divmod(peak, self._shape[1])
-            height = self._block(flat, row, col)
-            assert height is not None
-            far = [
-                [self._block(flat, row + side * down, col + side * across) for side in (1, -1)]
-                for down, across in RIDGE_FAR
-            ]
-            near = [
-                [self._block(flat, row + side * down, col + side * across) for side in (1, -1)]
-                for down, across in RIDGE_NEAR
-            ]
-            for way, (ends, middles) in enumerate(zip(far, near, strict=True)):
-                along = [value for value in (*ends, *middles) if value is not None]
-                beside = far[(way + len(far) // 2) % len(far)]
-                base = max(0.0, *(value for value in beside if value is not None), 0.0)
-                if len(along) >= 3 and min(along) - base > self._settings.ridge_fraction * (
-                    height - base
-                ):
-                    on_ridge[place] = True
-                    break
+        for number, near in enumerate(RIDGE_NEAR):
+            along = np.stack([*far[number], *both_sides(near)])
+            base = np.zeros(len(peaks))
+            for beside in far[(number + len(far) // 2) % len(far)]:
+                base = np.fmax(base, beside)
+            known = np.count_nonzero(~np.isnan(along), axis=0) >= 3
+            low = np.fmin.reduce(along, axis=0)
+            on_ridge |= known & (low - base > fraction * (height - base))
         return on_ridge
 
-    def _block(self, flat: Frame, row: int, col: int) -> float | None:
-        """Mean counts above background of the usable ones of 3×3 pixels; None without any."""
+    def _blocks(self, flat: Frame, row: IndexArray, col: IndexArray) -> npt.NDArray[np.float64]:
+        """Mean counts above background of the usable ones of 3×3 pixels, (n,); NaN without any."""
         height, width = self._shape
-        total, number = 0.0, 0
-        for r in range(max(row - 1, 0), min(row + 2, height)):
-            for c in range(max(col - 1, 0), min(col + 2, width)):
-                if self._mask is None or not self._mask[r, c]:
-                    index = np.array([r * width + c])
-                    total += float(self._above_background(flat, index)[0])
-                    number += 1
-        return total / number if number else None
+        total, number = np.zeros((2, len(row)))
+        for down, across in itertools.product((-1, 0, 1), repeat=2):
+            r, c = row + down, col + across
+            usable = (r >= 0) & (r < height) & (c >= 0) & (c < width)
+            index = np.where(usable, r * width + c, 0)
+            if self._mask is not None:
+                usable &= ~self._mask.reshape(-1)[index]
+            total += np.where(usable, self._above_background(flat, index), 0.0)
+            number += usable
+        mean = np.full(len(row), np.nan)
+        np.divide(total, number, out=mean, where=number > 0)
+        return mean
 
     def _plateaus(self, frame: Frame) -> IndexArray:
         """Return the flat indices of the centres of saturated plateaus that are large enough."""
