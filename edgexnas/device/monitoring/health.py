@@ -295,12 +295,16 @@ class Health:
     @property
     def sentence(self) -> str:
         """The state and why, in one sentence."""
+        return f"{self.state}{':' if self.reasons else ''} {self.why}"
+
+    @property
+    def why(self) -> str:
+        """What is wrong and for how long, or for how long nothing is."""
         if not self.reasons:
-            return f"{self.state} for {_duration(self.for_s)}"
-        told = "; ".join(
+            return f"for {_duration(self.for_s)}"
+        return "; ".join(
             f"{reason.what} for {_duration(self.now_s - reason.since_s)}" for reason in self.reasons
         )
-        return f"{self.state}: {told}"
 
 
 def judge(seen: HealthObservation, *, source_timeout_s: float = 20.0) -> Health:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from edgexnas.device.monitoring.health import Health
-from edgexnas.device.monitoring.summary import SummaryTable, clock_time, duration, summarise
+from edgexnas.device.monitoring.summary import SummaryTable, clock_time, summarise
 from edgexnas.device.monitoring.watch import HISTORY_S, HistoryPoint, Observation
 
 __all__ = ["PagePicture", "page_data", "pictures_of", "render_page"]
@@ -85,7 +85,7 @@ def pictures_of(
     known = scales or {}
     age = ""
     if result.arrival_s is not None:
-        age = f"; {duration(time.monotonic() - result.arrival_s)} old"
+        age = f"; {time.monotonic() - result.arrival_s:.0f} s old"
     return tuple(
         PagePicture(
             path,
@@ -146,7 +146,7 @@ def page_data(observation: Observation, scales: Mapping[str, str] | None = None)
         "page": {
             "state": health.state,
             "level": _level(health),
-            "reason": health.sentence,
+            "reason": health.why,
             "error": error,
             "tables": {table.key: table.rows for table in summarise(observation)},
             "charts": {
@@ -214,7 +214,7 @@ def render_page(observation: Observation, scales: Mapping[str, str] | None = Non
 <header>
 <h1>edgexnas <span id="model">{_text(status.model_id)}</span></h1>
 <p id="health" role="status" data-level="{_level(health)}">
-<strong id="state">{health.state}</strong> <span id="reason">{_text(health.sentence)}</span>
+<strong id="state">{health.state}</strong> <span id="reason">{_text(health.why)}</span>
 </p>
 </header>
 <main>

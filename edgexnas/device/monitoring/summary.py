@@ -8,7 +8,7 @@ from typing import NamedTuple
 from edgexnas.device.monitoring.status import LatencySummary, ServiceStatus
 from edgexnas.device.monitoring.watch import Observation
 
-__all__ = ["LEDGER_STATES", "SummaryTable", "clock_time", "duration", "summarise"]
+__all__ = ["LEDGER_STATES", "SummaryTable", "clock_time", "summarise"]
 
 LEDGER_STATES = (
     ("received", "arrived from the source"),
@@ -126,7 +126,7 @@ def _service(status: ServiceStatus) -> SummaryTable:
             ("Chosen because", engine.reason if engine else "–"),
             ("Source", status.source or "–"),
             ("Series", status.series or "–"),
-            ("Up for", duration(status.uptime_s)),
+            ("Up for", _duration(status.uptime_s)),
             ("Last error", _last_error(status)),
         ),
     )
@@ -189,7 +189,7 @@ def _optional(number: int | None) -> str:
     return "–" if number is None else _count(number)
 
 
-def duration(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     """Write seconds as days, hours, minutes and seconds."""
     minutes, second = divmod(int(seconds), 60)
     hours, minute = divmod(minutes, 60)

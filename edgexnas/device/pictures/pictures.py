@@ -147,7 +147,7 @@ def frame_picture(
         # The centre of the first pixel is (0, 0), so its edge is at -0.5.
         _draw_rings(indices, (np.asarray(positions_px) + 0.5) / factor * zoom - 0.5)
     return Picture(
-        encode_png(indices, FRAME_PALETTE), f"counts {low:g} to {high:g}, logarithmic scale"
+        encode_png(indices, FRAME_PALETTE), f"counts {low:.4g} to {high:.4g}, logarithmic scale"
     )
 
 

@@ -75,6 +75,7 @@ class Intake:
         self.waiting: BoundedQueue[FrameTask] = BoundedQueue(
             settings.queue_frames, most_bytes=int(settings.queue_mib * MEBIBYTE)
         )
+        self._largest_bytes = settings.largest_frame_mib * MEBIBYTE
         self._max_age_ns = int(settings.max_age_ms * 1e6)
         self._spill: SpillFolder | None = None
         if self.policy == "spill":
@@ -174,16 +175,29 @@ class Intake:
         if run is None or not self._is_fresh(run, frame.number):
             return
         run.enter(frame.number)
+        pixels = frame.pixels if isinstance(frame, SourceFrame) else None
+        encoded = frame.encoded if isinstance(frame, EncodedFrame) else None
+        error = run.error
+        nbytes = 0 if pixels is None else pixels.nbytes
+        if encoded is not None:
+            nbytes = encoded.decoded_nbytes
+        if nbytes > self._largest_bytes:
+            # Before it is decoded: a message of a few bytes may claim any size.
+            pixels = encoded = None
+            error = (
+                f"it takes {nbytes / MEBIBYTE:.0f} MiB, more than largest_frame_mib = "
+                f"{self._largest_bytes / MEBIBYTE:.0f}; raise that if the detector has such frames"
+            )
         task = FrameTask(
             run,
             frame.number,
             frame.arrival_ns,
-            frame.pixels if isinstance(frame, SourceFrame) else None,
+            pixels,
             # An iterable may hold any number; sinks store and send only times that are some.
             as_time_s(frame.timestamp_s),
             frame.position_m,
-            frame.encoded if isinstance(frame, EncodedFrame) else None,
-            error=run.error,
+            encoded,
+            error=error,
             detector_id=frame.detector_id,
         )
         self._enqueue(task, task.nbytes)

@@ -49,6 +49,7 @@ class PipelineTable(Table):
     policy: Policy | None = None
     queue_frames: Count = 256
     queue_mib: Positive = 80.0
+    largest_frame_mib: Positive = 1024.0
     max_age_ms: Positive = 1000.0
     # Each has a finder's buffers of the size of a frame.
     workers: Annotated[int, Field(ge=1, le=64)] = 1
@@ -89,6 +90,8 @@ class PipelineSettings(PipelineTable, BackgroundTable, PtychoTable):
         "drop-oldest": the oldest queued frame is dropped for a new one, so that results are of
         the newest frames. "block": the source waits. "spill": frames are queued on disk, in
         order. None for "drop-oldest" with a live source and "block" with a file.
+    largest_frame_mib
+        Decoded size above which a frame fails instead of being decoded.
     queue_frames, queue_mib
         Capacity of the queue of frames to be processed, in frames and in MiB.
     max_age_ms

@@ -44,11 +44,14 @@ class EncodedPixels:
         has a place. It raises `InputError`, which names the frame, if the bytes are malformed.
     nbytes
         The memory that is held for them: all of the message that they came in.
+    decoded_nbytes
+        The memory that they take once they are decoded; 0 if that is not known.
     """
 
     payload: Payload
     decoder: Decoder
     nbytes: int
+    decoded_nbytes: int = 0
 
     def decode(self, memory: FrameMemory | None = None) -> npt.NDArray[Any]:
         """Decode them, into this memory if it has a place.

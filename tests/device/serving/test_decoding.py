@@ -58,6 +58,23 @@ class Decoder:
         return EncodedFrame("a", number, encoded, time.monotonic_ns())
 
 
+def test_a_frame_that_is_larger_than_the_largest_fails_and_is_not_decoded(
+    serve: Any, frame_of: Any, small_frames: list[Any]
+) -> None:
+    def decode(payload: Any, memory: Any) -> Any:
+        raise AssertionError("it was decoded")
+
+    huge = EncodedPixels(b"small", decode, 5, decoded_nbytes=2**28)
+    events = [
+        frame_of(0, small_frames[0]),
+        EncodedFrame("a", 1, huge, time.monotonic_ns()),
+        frame_of(2, np.zeros((800, 800), np.uint16)),
+        frame_of(3, small_frames[1]),
+    ]
+    counts = serve(events, largest_frame_mib=1.0)
+    assert (counts["done"], counts["failed"]) == (2, 2)
+
+
 def one_held_up(decoder: Decoder, frames: list[Any]) -> Iterator[EncodedFrame]:
     """Frames of which the first is in the middle of its decoding while all others come."""
     held, come = threading.Event(), threading.Event()

@@ -211,7 +211,8 @@ class FrameUpdate:
             except InputError as error:
                 raise wrong(error) from error
 
-        return EncodedPixels(self.values.view(np.uint8), decode, self.values.nbytes)
+        size = shape[0] * shape[1] * dtype.itemsize
+        return EncodedPixels(self.values.view(np.uint8), decode, self.values.nbytes, size)
 
     def _dtype(self, shape: tuple[int, int]) -> np.dtype[Any]:
         """Return the type of compressed pixels from what the sender says; check it by the sizes."""

@@ -349,7 +349,8 @@ class SimplonSource:
         if self._dtype is not None and array.dtype != self._dtype:
             raise InputError(f"the image has dtype {array.dtype}, its series {self._dtype}")
         decoder = partial(self._decode, image.number, array.codec, array.shape, array.stored)
-        return EncodedPixels(array.payload, decoder, size)
+        decoded = math.prod(array.shape) * array.stored.itemsize
+        return EncodedPixels(array.payload, decoder, size, decoded)
 
     def _decode(
         self,
