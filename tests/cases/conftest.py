@@ -10,11 +10,11 @@ import h5py
 import numpy as np
 import pytest
 
-from edgexnas.bragg import CENTRE, centroid, scale_patches
-from edgexnas.bundle import generate_keys, write_bundle
+from edgexnas.bundle import generate_keys
 from edgexnas.device import PeakPredictor
 from edgexnas.scans import Scan
 from edgexnas.simulate import PtychographySettings, simulate_scan
+from edgexnas.testing import write_centroid_bundle
 
 SPOTS = ((40.3, 50.2, 900.0), (90.7, 160.4, 700.0), (150.2, 80.8, 800.0), (200.5, 200.1, 600.0))
 """(row, col, counts) on every frame of `stack`."""
@@ -79,16 +79,11 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def bundle_path(keys: Path, load_module: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    device = load_module(Path(__file__).parents[1] / "device" / "conftest.py")
-    inputs = scale_patches(device._gaussian_patches(64, seed=1))
-    outputs = (centroid(inputs) - CENTRE)[:, :, None] + device.SPREAD
-    return write_bundle(
+def bundle_path(keys: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_centroid_bundle(
         tmp_path_factory.mktemp("bundle") / "centroid.edgex",
-        manifest=device._bragg_manifest(precisions=("float32",)),
-        models={"float32": device._centroid_model("float32")},
-        reference={"input": inputs[:, None], "output": outputs},
         signing_key=keys / "edgexnas.key.pem",
+        precisions=("float32",),
     )
 
 

@@ -76,7 +76,6 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.mark.xfail(strict=True, reason="results go by the name of a series, not its identity")
 def test_another_file_of_the_same_name_is_processed_or_refused(
     tmp_path: Path, bundle_path: Path, keys: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
