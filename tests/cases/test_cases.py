@@ -266,7 +266,6 @@ def test_parts_of_a_virtual_dataset_are_found_from_where_it_lies(
         assert peaks_of(place) == FOUR_EACH
 
 
-@pytest.mark.xfail(strict=True, reason="a PVA source does not look at the offset of a region")
 def test_a_region_of_interest_that_moves_begins_another_series() -> None:
     from edgexnas.device.sources.pva.ntndarray import FrameUpdate
 
