@@ -13,7 +13,7 @@ from edgexnas.frames.detector import pixel_mask, rotation_angles, saturation_val
 from edgexnas.frames.hdf5_file import open_hdf5_file
 from edgexnas.frames.hdf5_layout import check_filters, find_blocks, frame_axes
 from edgexnas.frames.identity import SeriesIdentity
-from edgexnas.frames.missing import examine_storage
+from edgexnas.frames.missing import examine_storage, mapped_files
 from edgexnas.frames.reading import check_shape, reading
 from edgexnas.frames.series import Frame, LazyFrames, Mask
 from edgexnas.frames.truth import Truth
@@ -106,6 +106,8 @@ class Hdf5Frames(LazyFrames):
             stated = pixel_mask(file, first, count, path)
             mask = mask if stated is None else stated | (False if mask is None else mask)
         parts = {Path(os.fsdecode(block.file.filename)) for block in blocks} - {path}
+        parts = parts.union(*map(mapped_files, blocks))
+        place = str(first.name) + ("" if channel is None else f"[{channel}]")
         super().__init__(
             count=count,
             shape=shape,
@@ -115,7 +117,7 @@ class Hdf5Frames(LazyFrames):
             mask=mask,
             truth=_truth(file, path),
             saturation=saturation_value(file, first, path),
-            identity=SeriesIdentity.of(path, sorted(parts), growing=growing),
+            identity=SeriesIdentity.of(path, sorted(parts), growing=growing, place=place),
             missing=missing,
             fill=first.fillvalue or None,
         )

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from edgexnas.errors import SourceError
 from edgexnas.frames.hdf5_file import open_hdf5_file
 
-__all__ = ["Storage", "examine_storage", "folders_of", "frame_axis", "linked_file"]
+__all__ = ["Storage", "examine_storage", "folders_of", "frame_axis", "linked_file", "mapped_files"]
 
 _UNLIMITED = 2**64 - 1
 """H5S_UNLIMITED, the count of a mapping that grows with its dataset."""
@@ -94,6 +94,16 @@ def linked_file(name: str, folder: Path, real_folder: Path) -> Path | None:
     if prefix:
         places.insert(0, Path(prefix.replace("${ORIGIN}", str(folder))) / name)
     return next((place for place in places if place.is_file()), None)
+
+
+def mapped_files(dataset: Any) -> set[Path]:
+    """Give the files that a virtual dataset maps and that are there; none of another dataset."""
+    if not dataset.is_virtual:
+        return set()
+    folders = folders_of(dataset.file)
+    names = {name for m in dataset.virtual_sources() for name, _ in _blocks(m, dataset.shape)}
+    found = (linked_file(name, *folders) for name in names - {"."})
+    return {path for path in found if path is not None}
 
 
 def _unwritten_chunks(dataset: Any, axis: int | None) -> dict[int, str]:

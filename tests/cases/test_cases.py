@@ -76,7 +76,6 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.mark.xfail(strict=True, reason="results go by the name of a series, not its identity")
 def test_another_file_of_the_same_name_is_processed_or_refused(
     tmp_path: Path, bundle_path: Path, keys: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -268,7 +267,6 @@ def test_parts_of_a_virtual_dataset_are_found_from_where_it_lies(
         assert peaks_of(place) == FOUR_EACH
 
 
-@pytest.mark.xfail(strict=True, reason="a PVA source does not look at the offset of a region")
 def test_a_region_of_interest_that_moves_begins_another_series() -> None:
     from edgexnas.device.sources.pva.ntndarray import FrameUpdate
 

@@ -161,7 +161,7 @@ class Intake:
         if isinstance(event, (SourceFrame, EncodedFrame)):
             self._take_frame(event)
         elif isinstance(event, SeriesStart):
-            self._begin(event, first=0)
+            self._begin(event, first=event.first)
         elif isinstance(event, SeriesEnd):
             self._end_series(event)
         elif isinstance(event, SourcePosition):
@@ -218,17 +218,18 @@ class Intake:
     def _is_fresh(self, run: SeriesRun, number: int) -> bool:
         arrival = run.ledger.receive(number)
         if arrival == "duplicate":
-            self._complaints.add("duplicate", f"frame {number} of {run.series} came again")
+            self._complaints.add("duplicate", f"frame {number} of {run.series} is here already")
         elif arrival == "late":
             self._complaints.add("late", f"frame {number} of {run.series} came after its turn")
         return arrival == "fresh"
 
     def _begin(self, start: SeriesStart, *, first: int | None) -> None:
-        if self._run is not None and self._run.series == start.series and not self._run.over:
-            return
-        if self._run is not None:
-            self._run.over = True
-        run = SeriesRun(start, self._ledger.series(start.series, first=first))
+        run = self._run
+        if run is not None and not run.over:
+            if (run.series, run.start.identity) == (start.series, start.identity):
+                return
+            run.over = True
+        run = SeriesRun(start, self._ledger.series(start.series, start.identity, first=first))
         with self._replacing:
             try:
                 run.work, run.made_by = self._work.begin(run), self._made_by

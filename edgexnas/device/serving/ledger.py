@@ -15,12 +15,14 @@ received = done + dropped + failed + duplicate + pending + spilled; lost frames 
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from edgexnas.device.sinks.number_ranges import NumberRanges
+from edgexnas.device.sinks.results import SeriesKey
 
 __all__ = ["MOST_GAPS", "STATES", "Arrival", "EndState", "Ledger", "SeriesLedger"]
 
@@ -37,6 +39,8 @@ MOST_GAPS = 4096
 
 MOST_SERIES = 64
 """Series whose numbers are remembered; of older ones the counts remain."""
+
+_log = logging.getLogger("edgexnas.device.serving")
 
 
 class SeriesLedger:
@@ -186,29 +190,57 @@ class Ledger:
     Parameters
     ----------
     committed
-        Series → (start, stop) of frame numbers that earlier runs have stored.
+        (start, stop) of frame numbers that earlier runs have stored, by series and bundle.
+    bundle_digest
+        SHA-256 of the file of the bundle that makes results.
+
+    Attributes
+    ----------
+    bundle_digest
+        As given; to be set anew when the bundle is replaced, and heeded by the next series.
     """
 
-    def __init__(self, committed: Mapping[str, Iterable[tuple[int, int]]] | None = None) -> None:
+    def __init__(
+        self,
+        committed: Mapping[SeriesKey, Iterable[tuple[int, int]]] | None = None,
+        bundle_digest: str = "",
+    ) -> None:
+        self.bundle_digest = bundle_digest
         self._lock = threading.Lock()
-        self._committed = {series: tuple(pairs) for series, pairs in (committed or {}).items()}
-        self._series: OrderedDict[str, SeriesLedger] = OrderedDict()
+        self._committed = dict(committed or {})
+        self._series: OrderedDict[tuple[str, str], SeriesLedger] = OrderedDict()
         self._retired: Counter[str] = Counter()
         self._nameless_failures = 0
 
-    def series(self, name: str, *, first: int | None = None) -> SeriesLedger:
-        """Return the ledger of a series, made when it is asked for first."""
+    def remember(self, committed: Mapping[SeriesKey, Iterable[tuple[int, int]]]) -> None:
+        """Learn what earlier runs have stored, before the first series."""
+        self._committed = dict(committed)
+
+    def series(self, name: str, identity: str = "", *, first: int | None = None) -> SeriesLedger:
+        """Return the ledger of a series, made when it is asked for first.
+
+        Parameters
+        ----------
+        name, identity
+            As of `SeriesStart`.
+        first
+            As of `SeriesLedger`.
+        """
         with self._lock:
-            if name not in self._series:
-                committed = self._committed.get(name, ())
-                self._series[name] = SeriesLedger(name, first=first, committed=committed)
+            if (name, identity) not in self._series:
+                key = SeriesKey.of(name, identity, self.bundle_digest)
+                self._tell_of_namesakes(key, name)
+                committed = self._committed.get(key, ())
+                ledger = SeriesLedger(name, first=first, committed=committed)
+                self._series[name, identity] = ledger
                 self._retire()
-            return self._series[name]
+            return self._series[name, identity]
 
     def known(self, name: str) -> SeriesLedger | None:
-        """Return the ledger of a series that was asked for before; None if there is none."""
+        """Return the ledger of the newest series of a name; None if there is none."""
         with self._lock:
-            return self._series.get(name)
+            ledgers = reversed(self._series.values())
+            return next((ledger for ledger in ledgers if ledger.series == name), None)
 
     def fail_unnumbered(self) -> None:
         """Count a frame that came and failed before its series or number was known."""
@@ -226,12 +258,31 @@ class Ledger:
             total.update(ledger.counts)
         return {state: total[state] for state in STATES}
 
+    def _tell_of_namesakes(self, key: SeriesKey, name: str) -> None:
+        """Say that frames are stored under the name alone, which may be of this series or not."""
+        nameless = SeriesKey.of(name, "", "").series
+        unknown = [
+            sum(stop - start for start, stop in numbers)
+            for other, numbers in self._committed.items()
+            if other != key and other.series == nameless
+            # Those of another bundle alone are known well enough.
+            if key.identity or not other.bundle_digest
+        ]
+        if unknown:
+            _log.warning(
+                "%d frames of a series named %s are stored without what identifies it and its "
+                "bundle, as older versions did; they are left as they are, and the frames of this "
+                "series are processed",
+                sum(unknown),
+                name,
+            )
+
     def _retire(self) -> None:
         """Keep only the counts of the oldest series that have no open frames."""
         while len(self._series) > MOST_SERIES:
-            name, ledger = next(iter(self._series.items()))
+            oldest, ledger = next(iter(self._series.items()))
             counts = ledger.counts
             if counts["pending"] or counts["spilled"]:
                 return
             self._retired.update(counts)
-            del self._series[name]
+            del self._series[oldest]

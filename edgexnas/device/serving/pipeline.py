@@ -391,7 +391,7 @@ class Pipeline:
         if not run.begun:
             run.begun = True
             for sink in self.sinks:
-                sink.tell(SeriesBegun(run.series, run.start.metadata))
+                sink.tell(SeriesBegun(run.series, run.start.metadata, run.start.identity))
         if task.error is None:
             try:
                 assert task.work is not None

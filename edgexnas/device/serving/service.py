@@ -31,7 +31,7 @@ from edgexnas.device.serving.pipeline import Pipeline
 from edgexnas.device.serving.settings import PipelineSettings
 from edgexnas.device.serving.stage_times import RateMeter, StageTimes
 from edgexnas.device.sinks.number_ranges import NumberRanges
-from edgexnas.device.sinks.results import ServiceIdentity
+from edgexnas.device.sinks.results import SeriesKey, ServiceIdentity
 from edgexnas.errors import ConfigurationError, EdgexnasError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from edgexnas.device.sinks.protocol import Sink
     from edgexnas.device.sources.events import EventSource
 
-__all__ = ["Service", "ServiceError"]
+__all__ = ["Service", "ServiceError", "StoredAlreadyError"]
 
 STAGES = ("wait", "decode", "find", "bin", "network", "gpu", "deliver", "latency")
 """What is timed: on the CPU finding or binning and the network, on a GPU all of it as one."""
@@ -57,6 +57,10 @@ _log = logging.getLogger("edgexnas.device.serving")
 
 class ServiceError(EdgexnasError):
     """A service could not go on."""
+
+
+class StoredAlreadyError(ServiceError, ConfigurationError):
+    """Earlier runs have stored every frame that came, so that starting again is of no use."""
 
 
 class Service:
@@ -135,8 +139,8 @@ class Service:
         self._aborting = threading.Event()
         self._changed = threading.Event()
         self._needed = frozenset(stop_on_sink_failure)
-        self._committed = _committed_by_all([sink for sink in sinks if sink.policy == "block"])
-        self._ledger = Ledger({series: list(kept) for series, kept in self._committed.items()})
+        self._ledger = Ledger(bundle_digest=predictor.bundle_digest)
+        self._stored_already: str | None = None
         self._pipeline = Pipeline(
             source,
             self._work,
@@ -157,7 +161,8 @@ class Service:
         Raises
         ------
         ServiceError
-            If the source, a stage, or a sink that is needed failed.
+            If the source, a stage, or a sink that is needed failed; `StoredAlreadyError` if the
+            source ended and brought only frames that earlier runs have stored.
         EdgexnasError
             If a sink or a view cannot be opened.
         """
@@ -171,6 +176,8 @@ class Service:
 
     def raise_failure(self) -> None:
         """Raise `ServiceError` if the service has failed."""
+        if self._stored_already is not None:
+            raise StoredAlreadyError(self._stored_already)
         if self._failure is not None:
             raise ServiceError(self._failure)
 
@@ -191,11 +198,9 @@ class Service:
                 if isinstance(error, EdgexnasError):
                     raise
                 raise ServiceError(f"{sink.sink.name} cannot be opened: {error}") from error
+        self._recall()
         for view in self.views:
             view.start()
-        if self._committed:
-            stored = sum(kept.total for kept in self._committed.values())
-            _log.info("%d frames of earlier runs are stored and will not be repeated", stored)
         self._pipeline.start()
         self._started = True
         engine = self._predictor.engine
@@ -290,6 +295,13 @@ class Service:
             newest = self._complaints.newest
             why = f"; the last error: {newest.message}" if newest else ""
             self._failure = f"none of {counts['received']} frames was stored{why}"
+        if self._failure is None and 0 < counts["received"] == counts["duplicate"]:
+            stored = self._where_stored(counts["received"])
+            if self._source.live and self._stopping.is_set():
+                # What a detector showed last came again, and nothing else.
+                _log.warning("%s", stored)
+            else:
+                self._failure = self._stored_already = stored
         self._ended_s = time.monotonic()
         for predictor in (*self._retired, *self._own):
             predictor.close()
@@ -396,6 +408,34 @@ class Service:
             for sink in self._pipeline.sinks
         }
 
+    def _recall(self) -> None:
+        """Learn from the open sinks what earlier runs have stored."""
+        stored = [sink.sink.committed() for sink in self._pipeline.sinks if sink.required]
+        committed = _committed_by_all(stored)
+        self._ledger.remember(committed)
+        if committed:
+            total = sum(kept.total for kept in committed.values())
+            _log.info("%d frames of earlier runs are stored and will not be repeated", total)
+        resume = getattr(self._source, "resume", None)
+        if resume is not None:
+            # Of any bundle: a detector's numbers go on whatever makes the results.
+            highest: dict[str, int] = {}
+            for key, kept in (item for one in stored for item in one.items()):
+                if kept.last is not None:
+                    highest[key.identity] = max(kept.last, highest.get(key.identity, 0))
+            resume(highest)
+
+    def _where_stored(self, frames: int) -> str:
+        run, manifest = self._pipeline.intake.run, self._predictor.manifest
+        places = ", ".join(sink.sink.name for sink in self._pipeline.sinks if sink.required)
+        series = "?" if run is None else run.start.identity or run.series
+        return (
+            f"nothing was processed: all {frames} frames of {self._source.url} (series {series}) "
+            f"are stored already in {places}, by the same bundle ({manifest.model_id} "
+            f"{manifest.sequence}, {self._predictor.bundle_digest[:12]}…); specify another folder "
+            "to process them again"
+        )
+
     def _sample(self) -> None:
         while self._retired:
             self._retired.popleft().close()
@@ -463,17 +503,18 @@ def _work_of(
     return PatternWork(pattern_lanes(predictor), settings, times)
 
 
-def _committed_by_all(sinks: Sequence[Sink]) -> dict[str, NumberRanges]:
+def _committed_by_all(
+    stored: Sequence[dict[SeriesKey, NumberRanges]],
+) -> dict[SeriesKey, NumberRanges]:
     """Frames that every sink which must have them has stored before."""
-    stored = [sink.committed() for sink in sinks]
     if not stored:
         return {}
     common = set.intersection(*(set(kept) for kept in stored))
-    result: dict[str, NumberRanges] = {}
-    for series in common:
-        kept = stored[0][series]
+    result: dict[SeriesKey, NumberRanges] = {}
+    for key in common:
+        kept = stored[0][key]
         for other in stored[1:]:
-            kept = kept.intersection(other[series])
+            kept = kept.intersection(other[key])
         if kept:
-            result[series] = kept
+            result[key] = kept
     return result

@@ -85,6 +85,7 @@ class SinkThread:
         self._retry_s = retry_s
         self._retry_at = 0.0
         self._identity: ServiceIdentity | None = None
+        self._begun: SeriesBegun | None = None
         self.queue: BoundedQueue[Item] = BoundedQueue(capacity)
         self._thread = threading.Thread(target=self._run, name=f"sink {sink.name}", daemon=True)
 
@@ -241,8 +242,16 @@ class SinkThread:
             self._settle(batch, reason)
 
     def _pass_on(self, item: SeriesBegun | SeriesEnded | ObjectSnapshot) -> None:
-        if not self._up():
-            return
+        if isinstance(item, SeriesBegun):
+            self._begun = item
+        elif isinstance(item, SeriesEnded):
+            self._begun = None
+        # A sink that opens only now is told of the series that runs as it does.
+        told = self._down and item is self._begun
+        if self._up() and not told:
+            self._tell(item)
+
+    def _tell(self, item: SeriesBegun | SeriesEnded | ObjectSnapshot) -> None:
         try:
             with self._outside():
                 if isinstance(item, SeriesBegun):
@@ -273,7 +282,9 @@ class SinkThread:
             return False
         self._down = False
         _log.warning("sink %s recovered", self.sink.name)
-        return True
+        if self._begun is not None:
+            self._tell(self._begun)
+        return not self._down
 
     def _fail(self, error: Exception) -> None:
         """Close the sink after a failure, and open it again later."""

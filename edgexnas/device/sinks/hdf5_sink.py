@@ -19,22 +19,25 @@ import numpy as np
 import numpy.typing as npt
 
 from edgexnas.device.ptycho.object_file import write_nexus_object
+from edgexnas.device.sinks.folder_lock import FolderLock
 from edgexnas.device.sinks.number_ranges import NumberRanges
 from edgexnas.device.sinks.protocol import Sink, SinkPolicy
 from edgexnas.device.sinks.results import (
     FRAME_STATES,
+    NAME_BYTES,
     FrameResult,
     ObjectSnapshot,
     SeriesBegun,
     SeriesEnded,
+    SeriesKey,
     ServiceIdentity,
     Spots,
+    stored_text,
 )
 from edgexnas.device.sinks.results_file import committed_frames
 from edgexnas.device.sinks.results_layout import (
     BUNDLE,
     COMMIT,
-    NAME_BYTES,
     SPOT_COLUMNS,
     begin_file,
     peak_columns,
@@ -103,7 +106,8 @@ class Hdf5Sink(Sink):
 
     A frame's row of commits is written after its data were flushed, so that whoever reads committed
     rows reads whole frames, at any time and after a crash. Each opening begins a new file and
-    repeats no frame that an older one holds.
+    repeats no frame that an older one holds of the same series by the same bundle. While it is
+    open, no other sink of that name writes to the folder, and none of another process.
 
     Flushed rows survive the death of the process; a power cut may take those of the last second.
 
@@ -155,7 +159,9 @@ class Hdf5Sink(Sink):
         self._segment_bytes = segment_mib * MEBIBYTE
         self._least_free = least_free_mib * MEBIBYTE
         self._options = {"patches": patches, "spots": spots}
-        self._stored: dict[str, NumberRanges] | None = None
+        self._lock = FolderLock(self.folder, name)
+        self._stored: dict[SeriesKey, NumberRanges] | None = None
+        self._skipped = 0
         self._begun: SeriesBegun | None = None
         self._file: Any = None
         self._number = 0
@@ -172,6 +178,8 @@ class Hdf5Sink(Sink):
         ------
         ConfigurationError
             If not.
+        FolderInUseError
+            If somebody else writes to it.
         """
         place = self.folder
         # What is missing will be created, below the first folder that there is.
@@ -183,9 +191,10 @@ class Hdf5Sink(Sink):
                 "yours; specify another"
             )
         self._check_free(place)
+        self._lock.check()
 
-    def committed(self) -> dict[str, NumberRanges]:
-        """Read which frames of which series are stored in the folder."""
+    def committed(self) -> dict[SeriesKey, NumberRanges]:
+        """Read which frames are stored in the folder, by series and bundle."""
         if self._stored is None:
             self._stored = {}
             for path in segments(self.folder, self._prefix).values():
@@ -194,8 +203,8 @@ class Hdf5Sink(Sink):
                 except OSError as error:
                     _log.warning("%s cannot be read, its frames may be repeated: %s", path, error)
                     continue
-                for series, numbers in stored.items():
-                    kept = self._stored.setdefault(series, NumberRanges())
+                for key, numbers in stored.items():
+                    kept = self._stored.setdefault(key, NumberRanges())
                     for start, stop in numbers:
                         kept.add_range(start, stop)
                     kept.merge_lowest(MOST_GAPS)
@@ -206,15 +215,29 @@ class Hdf5Sink(Sink):
 
         Raises
         ------
+        FolderInUseError
+            If another service, or another sink of that name, writes to the folder.
         OSError
             If it cannot be written, or the disk is full.
         """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock.acquire()
+        try:
+            self._begin_file(identity)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _begin_file(self, identity: ServiceIdentity) -> None:
+        self._check_free(self.folder)
+        newest = max(segments(self.folder, self._prefix), default=0)
+        # Whoever had the folder in between left a file of a higher number.
+        if newest != self._number:
+            self._stored = None
         self.committed()
         self._identity = identity
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._check_free(self.folder)
         # Never an older file again: its writer may have been killed in the middle of a write.
-        self._number = max(segments(self.folder, self._prefix), default=0) + 1
+        self._number = newest + 1
         path = self.folder / f"{self._prefix}_{self._number:06d}.h5"
         # It gets its name once it can be read; a crash before leaves no file that cannot.
         draft = path.with_name(f".{path.name}.part")
@@ -243,9 +266,8 @@ class Hdf5Sink(Sink):
         assert self._stored is not None
         series = results[0].series
         # Of this run each frame comes once; only those of earlier ones are remembered.
-        known = self._stored.get(series, NumberRanges())
-        # At least once becomes exactly once: the key is series and number, whatever is sent again.
-        fresh = [result for result in results if result.number not in known]
+        fresh = [result for result in results if not self._is_stored(result)]
+        self._skipped += len(results) - len(fresh)
         if not fresh:
             return
         self._check_free(self.folder)
@@ -261,8 +283,8 @@ class Hdf5Sink(Sink):
             self._sync()
         # Between two commits, so that each file is whole by itself.
         if self._written >= self._segment_bytes:
-            self.close()
-            self.open(self._identity)
+            self._close_file()
+            self._begin_file(self._identity)
 
     def write_spots(self, spots: Spots) -> None:
         """Store merged spots; only with the option `spots`.
@@ -287,7 +309,15 @@ class Hdf5Sink(Sink):
         self._begun = series
 
     def end(self, series: SeriesEnded) -> None:
-        """Force what was written to the disk."""
+        """Force what was written to the disk, and say what earlier runs had stored."""
+        if self._skipped:
+            _log.info(
+                "%d frames of %s were stored in %s by earlier runs and are not repeated",
+                self._skipped,
+                series.series,
+                self.folder,
+            )
+            self._skipped = 0
         if self._file is not None:
             self._sync()
 
@@ -306,7 +336,12 @@ class Hdf5Sink(Sink):
 
     def close(self) -> None:
         """Close the file and return the space it does not use; closing again does nothing."""
-        # First, so that a close that fails is not tried again on a broken file.
+        try:
+            self._close_file()
+        finally:
+            self._lock.release()
+
+    def _close_file(self) -> None:
         file, self._file, self._columns = self._file, None, {}
         if file is None:
             return
@@ -317,13 +352,23 @@ class Hdf5Sink(Sink):
         with contextlib.suppress(OSError):
             _trim(self.path)
 
+    def _is_stored(self, result: FrameResult) -> bool:
+        assert self._stored is not None
+        made_by = result.made_by or self._identity
+        key = SeriesKey.of(result.series, self._identity_of(result.series), made_by.bundle_digest)
+        return key in self._stored and result.number in self._stored[key]
+
+    def _identity_of(self, series: str) -> str:
+        begun = self._begun
+        return begun.identity if begun is not None and begun.series == series else ""
+
     def _series_row(self, series: str) -> int:
-        if series not in self._rows["series"]:
-            begun = self._begun
-            identity = begun.identity if begun is not None and begun.series == series else ""
-            texts = {"series/name": series, "series/identity": identity}
-            self._enter("series", series, {name: text.encode() for name, text in texts.items()})
-        return self._rows["series"][series]
+        texts = stored_text(series), stored_text(self._identity_of(series))
+        if texts not in self._rows["series"]:
+            names = ("series/name", "series/identity")
+            row = {name: text.encode() for name, text in zip(names, texts, strict=True)}
+            self._enter("series", texts, row)
+        return self._rows["series"][texts]
 
     def _bundle_row(self, identity: ServiceIdentity) -> int:
         if identity not in self._rows["bundles"]:

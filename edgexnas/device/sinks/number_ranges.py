@@ -55,6 +55,11 @@ class NumberRanges:
         """The smallest number; None if there is none."""
         return self._starts[0] if self._starts else None
 
+    @property
+    def last(self) -> int | None:
+        """The largest number; None if there is none."""
+        return self._stops[-1] - 1 if self._stops else None
+
     def add(self, number: int) -> bool:
         """Add a number; tell whether it was not there before."""
         # The common case: one more than the largest.

@@ -12,6 +12,7 @@ from edgexnas.device.sinks.results import (
     ObjectSnapshot,
     SeriesBegun,
     SeriesEnded,
+    SeriesKey,
     ServiceIdentity,
 )
 
@@ -52,8 +53,11 @@ class Sink(Protocol):
         """
         return
 
-    def committed(self) -> dict[str, NumberRanges]:
-        """Return the frames of each series that earlier runs have stored here."""
+    def committed(self) -> dict[SeriesKey, NumberRanges]:
+        """Return the frames that earlier runs have stored here, by series and bundle.
+
+        A service asks once the sink is open, so that nobody else adds to them.
+        """
         return {}
 
     def open(self, identity: ServiceIdentity) -> None:
@@ -77,7 +81,7 @@ class Sink(Protocol):
         """
 
     def begin(self, series: SeriesBegun) -> None:
-        """Begin a series; called before its first result."""
+        """Begin a series; called before its first result, and again if the sink was reopened."""
         return
 
     def end(self, series: SeriesEnded) -> None:

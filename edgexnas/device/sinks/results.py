@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -20,12 +21,57 @@ __all__ = [
     "ObjectSnapshot",
     "SeriesBegun",
     "SeriesEnded",
+    "SeriesKey",
     "ServiceIdentity",
     "SinkItem",
     "Spots",
+    "stored_text",
 ]
 
 FloatArray = npt.NDArray[np.float32]
+
+NAME_BYTES = 256
+"""Texts about series are cut to this many bytes: SWMR allows no strings of variable length."""
+
+_DIGEST_DIGITS = 12
+"""Hexadecimal digits that stand for what is cut off: 48 bits."""
+
+
+def stored_text(text: str) -> str:
+    """Return a text about a series as it is stored: at most `NAME_BYTES`, as valid UTF-8.
+
+    Two texts that differ stay different: a digest stands for what is cut off.
+    """
+    encoded = text.encode(errors="backslashreplace")
+    if len(encoded) > NAME_BYTES:
+        digest = sha256(encoded).hexdigest()[:_DIGEST_DIGITS].encode()
+        kept = encoded[: NAME_BYTES - len(digest) - 1].decode(errors="ignore").encode()
+        encoded = kept + b"~" + digest
+    return encoded.decode()
+
+
+class SeriesKey(NamedTuple):
+    """Which results belong together: those of one series that one bundle made.
+
+    Attributes
+    ----------
+    series
+        Name of the series where nothing else identifies it; otherwise empty, because a name may
+        be that of another series too, and a series may be opened under another name.
+    identity
+        As of `SeriesBegun`; empty if unknown.
+    bundle_digest
+        SHA-256 of the bundle's file; empty if unknown, as in files of version 1.
+    """
+
+    series: str
+    identity: str
+    bundle_digest: str
+
+    @classmethod
+    def of(cls, series: str, identity: str, bundle_digest: str) -> SeriesKey:
+        """Make the key of a series' results by one bundle."""
+        return cls("" if identity else stored_text(series), stored_text(identity), bundle_digest)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgexnas.device.sinks.number_ranges import NumberRanges
-from edgexnas.device.sinks.results import FRAME_STATES, FrameState, Spots
+from edgexnas.device.sinks.results import FRAME_STATES, FrameState, SeriesKey, Spots
 from edgexnas.device.sinks.results_layout import (
     COMMIT,
     PEAK_COLUMNS,
@@ -112,21 +112,24 @@ def read_spots(path: Path, *, name: str = "results") -> Iterator[Spots]:
     yield from _read(path, name, _spots)
 
 
-def committed_frames(path: Path) -> dict[str, NumberRanges]:
-    """Read which frames of which series have ended with a result, or failed, in a file.
+def committed_frames(path: Path) -> dict[SeriesKey, NumberRanges]:
+    """Read which frames have ended with a result, or failed, in a file, by series and bundle.
 
     Raises
     ------
     OSError
         If it cannot be read.
     """
-    found: dict[str, NumberRanges] = {}
-    for rows, series, _ in _read(path, "", _commits):
+    found: dict[SeriesKey, NumberRanges] = {}
+    for rows, series, bundles in _read(path, "", _commits):
         # What was not processed may come again, and is processed then.
         ended = rows[rows["status"] <= FRAME_STATES.index("failed")]
-        for index in np.unique(ended["series"]).tolist():
-            kept = found.setdefault(series[index][0], NumberRanges())
-            numbers = np.unique(ended["number"][ended["series"] == index])
+        for index, bundle in np.unique(ended[["series", "bundle"]]).tolist():
+            name, identity = series[index]
+            key = SeriesKey.of(name, identity, bundles[bundle])
+            kept = found.setdefault(key, NumberRanges())
+            chosen = (ended["series"] == index) & (ended["bundle"] == bundle)
+            numbers = np.unique(ended["number"][chosen])
             cuts = np.flatnonzero(np.diff(numbers) > 1) + 1
             for part in np.split(numbers, cuts):
                 kept.add_range(int(part[0]), int(part[-1]) + 1)

@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgexnas.bragg import PeakFlag
-from edgexnas.device.sinks.results import FRAME_STATES
+from edgexnas.device.sinks.results import FRAME_STATES, NAME_BYTES
 from edgexnas.ptycho import PATTERN_SIZE
 
 if TYPE_CHECKING:
@@ -50,9 +50,6 @@ __all__ = [
 FORMAT = "edgexnas results"
 VERSION = 2
 """Version of this layout; version 1 had no attributes that say so."""
-
-NAME_BYTES = 256
-"""Texts about series are cut to this many bytes: SWMR allows no strings of variable length."""
 
 COMMIT = np.dtype(
     [

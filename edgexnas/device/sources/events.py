@@ -9,8 +9,6 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from edgexnas.frames.identity import SeriesIdentity
-
 __all__ = [
     "EventSource",
     "SeriesEnd",
@@ -75,8 +73,10 @@ class SeriesStart:
     saturation
         Counts from which a pixel is saturated.
     identity
-        Which files the frames are of, if they are of files: another file of the same name has
-        another identity.
+        What tells the series from another of the same name: `SeriesIdentity.id` of files, the
+        detector's unique id; empty if unknown.
+    first
+        Number of the first frame that is to be expected; those before it are not lost.
     metadata
         What else the source says, such as energies and distances, by the source's own names.
     arrival_ns
@@ -89,7 +89,8 @@ class SeriesStart:
     frames_expected: int | None = None
     mask: npt.NDArray[np.bool_] | None = None
     saturation: float | None = None
-    identity: SeriesIdentity | None = None
+    identity: str = ""
+    first: int = 0
     metadata: Mapping[str, Any] = field(default_factory=dict)
     arrival_ns: int = 0
 
@@ -164,6 +165,8 @@ class EventSource(Protocol):
     """Where frames come from.
 
     A source may also have `encoded_events`, for who decodes frames elsewhere; see `encoded_frames`.
+    One that can tell that a series ran before it was opened has `resume(stored)`; it is called
+    before `events` with the highest number that is stored of each series, by its identity.
 
     Attributes
     ----------

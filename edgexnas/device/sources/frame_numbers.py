@@ -23,6 +23,10 @@ class FrameNumbers:
         # The newest numbers that are missing, in order: what comes late is one of them.
         self._missing: dict[int, None] = {}
 
+    def came(self, number: int) -> bool:
+        """Tell whether a number came before; of those that are not remembered, it did."""
+        return number < self._next and number not in self._missing
+
     def take(self, number: int) -> None:
         """Note a number, also one that comes late or again."""
         if number < self._next:

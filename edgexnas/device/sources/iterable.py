@@ -20,6 +20,7 @@ from edgexnas.device.sources.events import (
 from edgexnas.device.sources.pixels import as_pixels, as_position
 from edgexnas.device.sources.source_url import SourceOptions, checked_options
 from edgexnas.errors import EdgexnasError, InputError, SourceError
+from edgexnas.frames.identity import SeriesIdentity
 
 __all__ = ["IterableOptions", "IterableSource"]
 
@@ -111,6 +112,7 @@ class IterableSource:
             dtype=None if pixels is None else pixels.dtype,
             frames_expected=len(self._frames) if isinstance(self._frames, Sized) else None,
             mask=_mask(self._frames),
+            identity=_identity(self._frames),
             arrival_ns=first.arrival_ns,
         )
 
@@ -131,6 +133,12 @@ class IterableSource:
             return SourceTrouble(self._series, number, message, arrival_ns)
         self._counts["frames"] += 1
         return frame
+
+
+def _identity(frames: object) -> str:
+    """Return the identity of a `FrameSeries` of files."""
+    identity = getattr(frames, "identity", None)
+    return identity.id if isinstance(identity, SeriesIdentity) else ""
 
 
 def _mask(frames: object) -> Any:

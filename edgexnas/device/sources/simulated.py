@@ -122,10 +122,14 @@ class SimulatedSource:
         """Iterate over frames until the last series ends, or `close`."""
         frames = simulate_frames(self._experiment, self._options)
         tick = 0
+        # Equal frames, whatever the rate and however many series.
+        unlike = {"rate", "queue", "series"}
+        about = self._options.model_dump_json(exclude=unlike, exclude_defaults=True)
         for turn in range(self._options.series):
             name = f"{self._experiment}-{self._options.seed}-{turn + 1:06d}"
             yield SeriesStart(
                 name,
+                identity=f"{name} {about}",
                 shape=frames.stack.shape[1:],
                 dtype=frames.stack.dtype,
                 frames_expected=self._options.frames,

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgexnas.device.serving.ledger import MOST_GAPS, STATES, Ledger, SeriesLedger
+from edgexnas.device.sinks.results import SeriesKey
 
 ENDED = ("done", "dropped", "failed")
 
@@ -183,6 +184,26 @@ class TestLedger:
         assert len(ledger._series) <= 64
 
     def test_a_series_is_the_same_each_time_it_is_asked_for(self) -> None:
-        ledger = Ledger({"a": [(0, 5)]})
+        ledger = Ledger({SeriesKey.of("a", "", "b1"): [(0, 5)]}, "b1")
         assert ledger.series("a") is ledger.series("a")
         assert ledger.series("a").receive(4) == "duplicate"
+        assert ledger.known("a") is ledger.series("a")
+
+    @pytest.mark.parametrize("identity", ["", "scan.h5-1"])
+    def test_what_is_stored_is_of_one_series_and_one_bundle(self, identity: str) -> None:
+        committed = {SeriesKey.of("a", identity, "b1"): [(0, 5)]}
+        for other, digest in (("scan.h5-2", "b1"), (identity, "b2")):
+            assert Ledger(committed, digest).series("a", other).receive(4) == "fresh"
+        assert Ledger(committed, "b1").series("a", identity).receive(4) == "duplicate"
+        if identity:
+            assert (
+                Ledger(committed, "b1").series("another name", identity).receive(0) == "duplicate"
+            )
+
+    @pytest.mark.parametrize("identity", ["", "scan.h5-1"])
+    def test_frames_that_are_stored_under_a_name_alone_are_told_and_not_skipped(
+        self, identity: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        ledger = Ledger({SeriesKey.of("a", "", ""): [(0, 5)]}, "b1")
+        assert ledger.series("a", identity).receive(4) == "fresh"
+        assert "5 frames of a series named a are stored without what identifies it" in caplog.text

@@ -22,6 +22,7 @@ from edgexnas.device.sinks.hdf5_sink import Hdf5Sink
 from edgexnas.device.sinks.results import (
     FrameResult,
     ObjectSnapshot,
+    SeriesKey,
     ServiceIdentity,
 )
 from edgexnas.device.sinks.results_file import committed_frames, read_results
@@ -35,13 +36,13 @@ import sys
 import numpy as np
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from test_hdf5_sink import IDENTITY, result
+from test_hdf5_sink import IDENTITY, key_of, result
 from edgexnas.device.sinks.hdf5_sink import Hdf5Sink
 
 {before}
 sink = Hdf5Sink(sys.argv[1], **{options})
 sink.open(IDENTITY)
-first = max((stop for _, stop in sink.committed().get("a", [])), default=0)
+first = max((stop for _, stop in sink.committed().get(key_of("a"), [])), default=0)
 print("open", first, flush=True)
 for number in range(first, 1_000_000, 3):
     try:
@@ -71,6 +72,10 @@ def peaks_of(number: int, count: int) -> Peaks:
 def result(number: int, *, series: str = "a", **fields: Any) -> FrameResult:
     """A result whose peaks tell its number: `number % 4` of them, at row `number`."""
     return replace(FrameResult(series, number, 0, 1.5, peaks_of(number, number % 4)), **fields)
+
+
+def key_of(series: str) -> SeriesKey:
+    return SeriesKey.of(series, "", IDENTITY.bundle_digest)
 
 
 def check_frame(frame: Any) -> None:
@@ -123,7 +128,7 @@ class TestStoring:
         sink.write([result(0), result(1)])
         sink.close()
         again = Hdf5Sink(tmp_path)
-        assert list(again.committed()["a"]) == [(0, 2)]
+        assert list(again.committed()[key_of("a")]) == [(0, 2)]
         again.open(IDENTITY)
         again.write([result(1), result(2)])
         again.close()
@@ -158,7 +163,7 @@ class TestStoring:
     def test_committed_numbers_are_intervals(self, sink: Hdf5Sink, tmp_path: Path) -> None:
         sink.write([result(n) for n in (0, 1, 2, 5, 6, 9)])
         sink.close()
-        assert list(committed_frames(tmp_path / "results_000001.h5")["a"]) == [
+        assert list(committed_frames(tmp_path / "results_000001.h5")[key_of("a")]) == [
             (0, 3),
             (5, 7),
             (9, 10),

@@ -79,12 +79,12 @@ class TestVersions:
         assert patch.position_px == (1.5, 2.5)
         assert (failed.state, failed.amplitude) == ("failed", None)
 
-    def test_frames_of_version_1_are_not_stored_again(self, tmp_path: Path) -> None:
+    def test_frames_of_version_1_are_of_an_unknown_bundle(self, tmp_path: Path) -> None:
         shutil.copy(FILES / "peaks_v1_000001.h5", tmp_path / "results_000001.h5")
         committed = Hdf5Sink(tmp_path).committed()
-        assert {series: list(kept) for series, kept in committed.items()} == {
-            "a": [(0, 5)],
-            "b": [(7, 9)],
+        assert {key: list(kept) for key, kept in committed.items()} == {
+            ("a", "", ""): [(0, 5)],
+            ("b", "", ""): [(7, 9)],
         }
 
     def test_a_newer_version_is_refused(self, tmp_path: Path) -> None:
@@ -120,7 +120,8 @@ class TestFrames:
             FrameResult("a", 3, 0, not_processed="lost"),
         )
         assert [f.state for f in read_results(path)] == ["done", "failed", "dropped", "lost"]
-        assert list(committed_frames(path)["a"]) == [(0, 2)]
+        ((key, kept),) = committed_frames(path).items()
+        assert (key.series, list(kept)) == ("a", [(0, 2)])
 
     def test_more_than_one_block_of_commits_is_read(self, tmp_path: Path) -> None:
         sink = Hdf5Sink(tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -105,6 +106,21 @@ class FileSeries:
     def close(self) -> None:
         """Close the file."""
         self.frames.close()
+
+    @property
+    def identity(self) -> str:
+        """What tells these frames from others, as of `SeriesStart`.
+
+        Of a file that grows, its first frame stands for size and time, so that what is written
+        under the same name later is another series.
+        """
+        known = self.frames.identity
+        identity = str(self._path) if known is None else known.id
+        if not self._options.follow or not self.is_written(0):
+            return identity
+        first = self.read(0)
+        content = bytes(first.payload) if isinstance(first, EncodedPixels) else first.tobytes()
+        return f"{identity}-{sha256(content).hexdigest()[:12]}"
 
     def read(self, index: int) -> npt.NDArray[Any] | EncodedPixels:
         """Read a frame, or its bytes where they are better decoded elsewhere.

@@ -89,7 +89,7 @@ class FileSource:
             if series is None:
                 return
             with closing(series):
-                yield self._start(name, series)
+                yield self._start(name, series, turn)
                 following = 0
                 for number in self._numbers(series):
                     yield from self._lost(name, range(following, number), series)
@@ -115,10 +115,9 @@ class FileSource:
         names = ("frames", "missed", "malformed", "reconnects", "overruns")
         return {name: self._counts[name] for name in names}
 
-    def _start(self, name: str, series: FileSeries) -> SeriesStart:
+    def _start(self, name: str, series: FileSeries, turn: int) -> SeriesStart:
         frames = series.frames
-        identity = frames.identity
-        metadata = {} if identity is None else identity.metadata()
+        metadata = {} if frames.identity is None else frames.identity.metadata()
         return SeriesStart(
             name,
             shape=frames.shape,
@@ -126,7 +125,7 @@ class FileSource:
             frames_expected=None if self._options.follow else len(series),
             mask=frames.mask,
             saturation=frames.saturation,
-            identity=identity,
+            identity=series.identity + (f"#{turn + 1}" if turn else ""),
             metadata={**metadata, "path": str(self._path)},
             arrival_ns=time.monotonic_ns(),
         )

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ from edgexnas.device.sources.encoded_frames import EncodedPixels, Payload
 from edgexnas.device.sources.pixels import as_pixels, as_time_s, frame_bytes
 from edgexnas.errors import InputError
 
-__all__ = ["FrameUpdate", "read_positions"]
+__all__ = ["FrameKind", "FrameUpdate", "read_positions"]
 
 _FIELD_DTYPES = {
     "byteValue": "int8",
@@ -64,6 +64,47 @@ _CODECS = {"": "none", "lz4": "lz4", "bslz4": "bslz4", "blosc": "blosc", "lz4hdf
 _COLUMNS = ("number", "row", "col")
 
 
+class _Axis(NamedTuple):
+    """One of the dimensions, with what a region of interest says of it."""
+
+    size: int
+    offset: int
+    binning: int
+    reverse: bool
+
+
+class FrameKind(NamedTuple):
+    """What the frames of a series have in common.
+
+    Attributes
+    ----------
+    shape
+        (rows, columns).
+    dtype
+        Of the pixels, in native byte order.
+    offset
+        (row, col) of the region's first pixel on the detector, in pixels of the detector.
+    binning
+        Pixels of the detector to one of the image, along (row, col).
+    reverse
+        Whether the image is mirrored along (row, col).
+    """
+
+    shape: tuple[int, int]
+    dtype: np.dtype[Any]
+    offset: tuple[int, int] = (0, 0)
+    binning: tuple[int, int] = (1, 1)
+    reverse: tuple[bool, bool] = (False, False)
+
+    def __str__(self) -> str:
+        """Return a text that is equal for equal kinds alone."""
+        shape, offset, binning, reverse = (
+            "{}x{}".format(*map(int, pair))
+            for pair in (self.shape, self.offset, self.binning, self.reverse)
+        )
+        return f"{shape} {self.dtype} offset={offset} binning={binning} reverse={reverse}"
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class FrameUpdate:
     """An update, taken out of pvapy's object.
@@ -76,14 +117,14 @@ class FrameUpdate:
     unique_id
         The driver's counter, int32.
     time_s
-        Unix seconds of the data; None if it is not set or not credible.
+        Unix seconds of the data, or else of the record; None if neither is set and credible.
     field
         Name of the union's field; None for an update without an image, as a server gives before
         the first frame.
     values
         Pixels or encoded bytes, 1-D.
-    sizes
-        Sizes of the dimensions, the fastest first.
+    axes
+        The dimensions, the fastest first.
     codec, type_code
         Name of the codec, "" for none, and the type of the pixels that it states.
     stated_bytes
@@ -96,7 +137,7 @@ class FrameUpdate:
     time_s: float | None
     field: str | None
     values: npt.NDArray[Any]
-    sizes: tuple[int, ...]
+    axes: tuple[_Axis, ...]
     codec: str
     type_code: int | None
     stated_bytes: int
@@ -124,10 +165,10 @@ class FrameUpdate:
             name = str(codec["name"])
             return cls(
                 unique_id=int(update["uniqueId"]),
-                time_s=_seconds(update["dataTimeStamp"]),
+                time_s=_seconds(update, "dataTimeStamp") or _seconds(update, "timeStamp"),
                 field=field,
                 values=np.asarray(values),
-                sizes=tuple(int(axis["size"]) for axis in update["dimension"]),
+                axes=tuple(map(_axis, update["dimension"])),
                 codec=name,
                 type_code=_type_code(codec["parameters"]) if name else None,
                 stated_bytes=int(update["uncompressedSize"]),
@@ -140,8 +181,8 @@ class FrameUpdate:
                 "an areaDetector plugin such as NDPluginPva"
             ) from error
 
-    def kind(self) -> tuple[tuple[int, int], np.dtype[Any]]:
-        """Return shape (H, W) and dtype of the image, once they fit all else that is said of it.
+    def kind(self) -> FrameKind:
+        """Return what its series has in common, once that fits all else that is said of it.
 
         Raises
         ------
@@ -151,7 +192,11 @@ class FrameUpdate:
         """
         if self.field not in _FIELD_DTYPES:
             raise InputError(f"the image is a {self.field}; frames are real numbers")
-        shape, data = _shape(self.sizes), self.values
+        rows, cols = _image_axes(self.axes)
+        shape, data = (rows.size, cols.size), self.values
+        offset = (rows.offset, cols.offset)
+        binning = (rows.binning, cols.binning)
+        reverse = (rows.reverse, cols.reverse)
         if not self.codec:
             size = frame_bytes(shape, data.dtype)
             if data.nbytes != size:
@@ -159,7 +204,7 @@ class FrameUpdate:
                     f"an image of {shape[0]}×{shape[1]} {data.dtype} came with {data.nbytes} "
                     f"bytes, not {size}"
                 )
-            return shape, data.dtype.newbyteorder("=")
+            return FrameKind(shape, data.dtype.newbyteorder("="), offset, binning, reverse)
         if self.codec not in _CODECS:
             raise InputError(
                 f"the image is compressed with {self.codec!r}; set the codec plugin to "
@@ -169,7 +214,7 @@ class FrameUpdate:
             raise InputError(
                 f"an image compressed with {self.codec} came as {data.dtype}, not as bytes"
             )
-        return shape, self._dtype(shape)
+        return FrameKind(shape, self._dtype(shape), offset, binning, reverse)
 
     def decode(self) -> npt.NDArray[Any]:
         """Decode the image.
@@ -183,7 +228,7 @@ class FrameUpdate:
         InputError
             As `kind` does, or if compressed data are malformed.
         """
-        shape, dtype = self.kind()
+        shape, dtype, *_ = self.kind()
         if not self.codec:
             return as_pixels(self.values.reshape(shape))
         return decompress(_CODECS[self.codec], self.values.view(np.uint8), shape, dtype)
@@ -202,7 +247,7 @@ class FrameUpdate:
         InputError
             As `kind` does.
         """
-        shape, dtype = self.kind()
+        shape, dtype, *_ = self.kind()
         codec = _CODECS[self.codec]
 
         def decode(payload: Payload, memory: FrameMemory | None) -> npt.NDArray[Any]:
@@ -269,13 +314,21 @@ def read_positions(update: Mapping[str, Any]) -> list[tuple[int, tuple[float, fl
     return [(int(n), (float(r), float(c))) for n, r, c in zip(number, row, col, strict=True)]
 
 
-def _shape(sizes: tuple[int, ...]) -> tuple[int, int]:
+def _axis(said: Any) -> _Axis:
+    """Read a dimension; who sends no regions may leave all but its size out, or at 0."""
+    named = ("offset", "binning", "reverse")
+    # Not `get`: pvapy gives dictionaries, and other libraries things that are alike.
+    offset, binning, reverse = (int(said[name]) if name in said else 0 for name in named)
+    return _Axis(int(said["size"]), offset, max(1, binning), bool(reverse))
+
+
+def _image_axes(given: tuple[_Axis, ...]) -> tuple[_Axis, _Axis]:
     """(rows, columns) from areaDetector's dimensions, the fastest first."""
-    axes = list(sizes[::-1])
-    # Some plugins keep an axis of length 1.
-    while len(axes) > 2 and 1 in axes:
-        axes.remove(1)
+    axes = list(given[::-1])
+    while len(axes) > 2 and (single := next((a for a in axes if a.size == 1), None)):
+        axes.remove(single)
     if len(axes) != 2:
+        sizes = tuple(axis.size for axis in given)
         raise InputError(
             f"an image has dimensions {sizes}; frames have two (set ColorMode to Mono)"
         )
@@ -298,5 +351,9 @@ def _attributes(update: Any, names: tuple[str, ...]) -> dict[str, float]:
     return found
 
 
-def _seconds(stamp: Any) -> float | None:
-    return as_time_s(int(stamp["secondsPastEpoch"]) + int(stamp["nanoseconds"]) * 1e-9)
+def _seconds(update: Any, name: str) -> float | None:
+    # A frame is worth more than its time: one that is missing or no number costs nothing else.
+    with suppress(Exception):
+        stamp = update[name]
+        return as_time_s(int(stamp["secondsPastEpoch"]) + int(stamp["nanoseconds"]) * 1e-9)
+    return None

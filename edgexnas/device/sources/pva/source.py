@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import re
 import threading
 import time
 from collections import Counter, deque
@@ -13,7 +15,6 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Annotated, Any, Literal, TypeAlias
 
-import numpy as np
 from pydantic import Field
 
 from edgexnas.device.optional_libraries import pvaccess_module
@@ -27,9 +28,8 @@ from edgexnas.device.sources.events import (
     SourcePosition,
     SourceTrouble,
 )
-from edgexnas.device.sources.frame_numbers import FrameNumbers
 from edgexnas.device.sources.pixels import UNITS_M
-from edgexnas.device.sources.pva.ntndarray import FrameUpdate, read_positions
+from edgexnas.device.sources.pva.ntndarray import FrameKind, FrameUpdate, read_positions
 from edgexnas.device.sources.pva.unique_ids import UniqueIds
 from edgexnas.device.sources.source_url import SourceOptions, SourceUrl
 from edgexnas.errors import ConfigurationError, InputError, SourceError
@@ -46,6 +46,13 @@ _MOST_WAITING_POSITIONS = 65_536
 _POSITIONS_QUEUE = 1000
 
 _PURPOSE = "receiving frames over EPICS PV Access"
+
+_IDENTITY = re.compile(r"(?P<series>.+) uniqueId=(?P<first>-?\d+) (?P<kind>.+)")
+"""What identifies a series: its name, the id of its first frame, and the kind of its frames."""
+
+_MOST_IDENTITIES = 65_536
+
+_log = logging.getLogger("edgexnas.device.serving")
 
 _USED_CHANNELS: list[Any] = []
 """Channels that nobody reads any more, for the rest of the process.
@@ -100,9 +107,10 @@ class PvaSource:
     """NTNDArray updates as frames; see `edgexnas.device.sources.EventSource`.
 
     The channel may appear, vanish and come back at any time. A series begins with the first
-    frame, when uniqueId is set back, and when shape or dtype change; its numbers count uniqueId
-    from that of its first frame. What uniqueId skips is counted as missed: PV Access overwrites
-    what is not taken in time and does not reliably tell.
+    frame, when uniqueId is set back, and when shape, dtype, or offset, binning or reverse of a
+    region of interest change; its numbers count uniqueId from that of its first frame. What
+    uniqueId skips is counted as missed: PV Access overwrites what is not taken in time and does not
+    reliably tell. A server whose uniqueId stands still is numbered as frames arrive.
     """
 
     live = True
@@ -124,10 +132,11 @@ class PvaSource:
         self._counting = threading.Lock()
         self._overruns: Mapping[str, int] = {}
         self._ids = UniqueIds()
-        self._numbers = FrameNumbers()
-        self._missed_before = 0
         self._series: str | None = None
-        self._kind: tuple[tuple[int, ...], np.dtype[Any]] | None = None
+        self._kind: FrameKind | None = None
+        self._resumable: tuple[re.Match[str], int] | None = None
+        self._identities: dict[str, None] = {}
+        self._said_once: set[str] = set()
         self._waiting_positions: deque[tuple[int, tuple[float, float], int]] = deque(
             maxlen=_MOST_WAITING_POSITIONS
         )
@@ -141,6 +150,20 @@ class PvaSource:
         pvaccess_module(_PURPOSE)
         prepare_codecs()
         return cls(url.text, url.place.strip("/"), options)
+
+    def resume(self, stored: Mapping[str, int]) -> None:
+        """Let the first frame go on with the newest series of the channel, if its id fits.
+
+        Parameters
+        ----------
+        stored
+            Highest number that is stored of each series, by its identity, in the order of series.
+        """
+        self._identities = dict.fromkeys(stored)
+        for identity, highest in stored.items():
+            found = _IDENTITY.fullmatch(identity)
+            if found is not None and found["series"].startswith(f"{self._channel}@"):
+                self._resumable = found, highest
 
     def events(self) -> Iterator[SourceEvent]:
         """Iterate over what the channel brings, until `close`."""
@@ -190,16 +213,17 @@ class PvaSource:
 
         "overruns" are updates that pvapy says were overwritten at the server (not every server
         tells) and those that were overwritten here because nobody took them. "connection" is
-        "connected" once an update came, also an empty one.
+        "connected" once an update came, also an empty one. "numbering" is "uniqueId", or
+        "arrival" where ids stand still; then nobody knows what was missed.
         """
-        missed = self._missed_before + self._numbers.missed
         return {
             "frames": self._counts["frames"],
-            "missed": missed,
+            "missed": self._ids.missed,
             "malformed": self._counts["malformed"],
             "reconnects": self._counts["reconnects"],
             "overruns": self._counts["overruns"] + self._overruns.get("nOverruns", 0),
             "connection": "connected" if self._connected else "waiting",
+            "numbering": "arrival" if self._ids.by_arrival else "uniqueId",
         }
 
     def _look_at(self, channel: Any) -> Iterator[SourceTrouble]:
@@ -272,26 +296,28 @@ class PvaSource:
         if fresh and self._ids.last == (about.unique_id, about.time_s):
             # A channel that came back gives the frame again that it holds.
             return
-        place = self._ids.take(about.unique_id, about.time_s)
         failure: InputError | None = None
         kind = self._kind
         try:
             kind = about.kind()
         except InputError as error:
             failure = error
-        # A detector that was reconfigured begins a series, though its counter goes on.
-        if not place.begins and None not in (kind, self._kind) and kind != self._kind:
+        # Before its id is looked at: the id of another kind says nothing of this series.
+        if None not in (kind, self._kind) and kind != self._kind:
             self._ids.restart()
-            place = self._ids.take(about.unique_id, about.time_s)
+        resumed = self._resumed(kind)
+        place = self._ids.take(about.unique_id, about.time_s)
+        self._tell_of_numbering()
         if place.begins:
             yield from self._ended(arrival_ns)
-            yield from self._started(about, place.number, failure, arrival_ns)
+            yield from self._started(about, kind if failure is None else None, arrival_ns)
+        elif resumed is not None:
+            yield self._continued(*resumed, place.number, kind, arrival_ns)
         self._kind = kind
         if place.number < 0:
             message = f"the frame with uniqueId {about.unique_id} is older than its series"
             yield self._trouble(None, InputError(message), arrival_ns)
             return
-        self._numbers.take(place.number)
         if failure is not None:
             yield self._trouble(place.number, failure, arrival_ns)
             return
@@ -301,7 +327,8 @@ class PvaSource:
         more: dict[str, Any] = {
             "timestamp_s": about.time_s,
             "position_m": self._position(about),
-            "detector_id": about.unique_id,
+            # Negative ones would be unknown ones where results are stored.
+            "detector_id": about.unique_id % 2**32,
         }
         if about.codec:
             encoded = about.encoded(partial(self._damaged, place.number))
@@ -309,25 +336,79 @@ class PvaSource:
         else:
             yield SourceFrame(*about_frame, about.decode(), arrival_ns, **more)
 
+    def _resumed(self, kind: FrameKind | None) -> tuple[re.Match[str], int] | None:
+        """Prepare for the first frame to go on with what was stored, if its kind is the same."""
+        resumable, self._resumable = self._resumable, None
+        if resumable is None or str(kind) != resumable[0]["kind"]:
+            return None
+        self._ids.resume(int(resumable[0]["first"]), resumable[1])
+        return resumable
+
+    def _tell_of_numbering(self) -> None:
+        """Say once what ids and times do not tell."""
+        facts = {
+            f"uniqueId of {self._channel} stands still; frames are numbered as they arrive, and "
+            "nobody knows how many were missed": self._ids.by_arrival,
+            f"the time stamp of {self._channel} stands still; acquisitions are told apart by "
+            "uniqueId alone": self._ids.time_stands_still,
+        }
+        for message in [message for message, holds in facts.items() if holds]:
+            if message not in self._said_once:
+                self._said_once.add(message)
+                _log.warning("%s", message)
+
     def _started(
-        self, about: FrameUpdate, number: int, failure: InputError | None, arrival_ns: int
+        self, about: FrameUpdate, kind: FrameKind | None, arrival_ns: int
     ) -> Iterator[SourceEvent]:
         moment = time.time() if about.time_s is None else about.time_s
         text = datetime.fromtimestamp(moment, timezone.utc).isoformat(timespec="microseconds")
-        self._series = f"{self._channel}@{text.replace('+00:00', 'Z')}"
-        # Counters only ever rise, also over the end of a series.
-        self._missed_before += self._numbers.missed
-        self._numbers = FrameNumbers(number)
-        shape, dtype = (None, None) if failure is not None else about.kind()
-        yield SeriesStart(
-            self._series,
-            shape=shape,
-            dtype=dtype,
-            metadata={"channel": self._channel, "uniqueId": about.unique_id},
-            arrival_ns=arrival_ns,
-        )
+        begun = f"{self._channel}@{text.replace('+00:00', 'Z')}"
+        series, turn = begun, 1
+        # Where time stamps stand still, another series would have the name of one before.
+        while (identity := f"{series} uniqueId={about.unique_id} {kind}") in self._identities:
+            turn += 1
+            series = f"{begun}#{turn}"
+        self._identities[identity] = None
+        if len(self._identities) > _MOST_IDENTITIES:
+            del self._identities[next(iter(self._identities))]
+        self._series = series
+        yield self._start(identity, kind, about.unique_id, 0, arrival_ns)
         while self._waiting_positions:
             yield from self._reading(*self._waiting_positions.popleft())
+
+    def _continued(
+        self,
+        about: re.Match[str],
+        highest: int,
+        number: int,
+        kind: FrameKind | None,
+        arrival_ns: int,
+    ) -> SeriesStart:
+        self._series = about["series"]
+        _log.info(
+            "%s goes on with frame %d; %d frames since the last that is stored did not come here",
+            self._series,
+            number,
+            max(0, number - highest - 1),
+        )
+        return self._start(about.string, kind, int(about["first"]), highest + 1, arrival_ns)
+
+    def _start(
+        self, identity: str, kind: FrameKind | None, unique_id: int, first: int, arrival_ns: int
+    ) -> SeriesStart:
+        assert self._series is not None
+        metadata: dict[str, Any] = {"channel": self._channel, "uniqueId": unique_id}
+        if kind is not None:
+            metadata |= {name: getattr(kind, name) for name in ("offset", "binning", "reverse")}
+        return SeriesStart(
+            self._series,
+            shape=None if kind is None else kind.shape,
+            dtype=None if kind is None else kind.dtype,
+            identity=identity,
+            first=first,
+            metadata=metadata,
+            arrival_ns=arrival_ns,
+        )
 
     def _ended(self, arrival_ns: int) -> Iterator[SourceEvent]:
         if self._series is not None:

@@ -68,7 +68,7 @@ def test_the_type_of_compressed_pixels_is_understood_from_either_plugin(code: in
 def test_a_compressed_image_can_be_decoded_elsewhere_in_memory_that_is_lent() -> None:
     place = np.empty(FRAME.shape, FRAME.dtype)
     read = FrameUpdate.of(packed("bslz4"))
-    assert read.kind() == (FRAME.shape, FRAME.dtype)
+    assert read.kind()[:2] == (FRAME.shape, FRAME.dtype)
     encoded = read.encoded(lambda error: error)
     assert encoded.nbytes == read.values.nbytes
     assert encoded.decode(lambda shape, dtype: place) is place
