@@ -15,7 +15,7 @@ from edgexnas.device.cuda import CudaSession
 from edgexnas.device.kernels import PatternKernels, PeakKernels
 from edgexnas.device.kernels.pattern_kernels import NO_BAD_PIXEL
 from edgexnas.device.kernels.peak_kernels import HEADER_ITEMS
-from edgexnas.device.ptycho.gpu_phase_components import GpuIslands
+from edgexnas.device.ptycho.gpu_phase_components import GpuComponents
 from edgexnas.device.ptycho.stitching import ObjectStitcher
 from edgexnas.peak_finding import (
     Background,
@@ -179,30 +179,33 @@ def compare_patterns(session: CudaSession) -> bool:
 
 
 def compare_stitching(session: CudaSession) -> bool:
-    """Compare islands on the GPU with those on the CPU: near, apart, joined, and in any order."""
+    """Compare components on the GPU with those on the CPU: near, apart, joined, in any order."""
     random = np.random.default_rng(1)
     good = True
     for name, places in {
-        "one island": random.uniform(-20, 60, (60, 2)),
-        "many islands": random.uniform(-600, 600, (60, 2)),
-        "islands that join": np.concatenate(
+        "one component": random.uniform(-20, 60, (60, 2)),
+        "many components": random.uniform(-600, 600, (60, 2)),
+        "components that join": np.concatenate(
             [random.uniform(0, 20, (9, 2)) + at for at in ((0, 0), (0, 62), (0, 31), (2, 33))]
         ),
     }.items():
-        one, other = ObjectStitcher(islands=GpuIslands(session, most=7)), ObjectStitcher()
+        one, other = ObjectStitcher(components=GpuComponents(session, most=7)), ObjectStitcher()
         for number, place in enumerate(places):
             amplitude = random.random((64, 64), dtype=np.float32) + 0.5
             phase = random.uniform(-0.3, 0.3, (64, 64)).astype(np.float32) + random.integers(-3, 3)
             for stitcher in (one, other):
                 stitcher.add(number, amplitude, phase.astype(np.float32), place)
         image, wanted = one.image(), other.image()
-        islands = len(one.islands._islands)
-        same = islands == len(other.islands._islands) and image.values.shape == wanted.values.shape
+        components = len(one.components._components)
+        same = (
+            components == len(other.components._components)
+            and image.values.shape == wanted.values.shape
+        )
         strays = float(np.abs(image.values - wanted.values).max()) if same else np.inf
         same &= np.allclose(image.coverage, wanted.coverage, rtol=1e-6) and strays < 1e-4
         good &= same
         print(
-            f"{'ok  ' if same else 'FAIL'} stitching, {name}: {islands} left, object within "
+            f"{'ok  ' if same else 'FAIL'} stitching, {name}: {components} left, object within "
             f"{strays:.1e}"
         )
         one.close()

@@ -159,10 +159,10 @@ def stages_us(session: CudaSession, predictor: PtychoPredictor, stream: Any) -> 
     assert isinstance(pipeline, PatternPipeline)
     slot = pipeline._batches.slots[0]
     patches, bad = (slot.outputs[name].pointer for name in ("patches", "bad"))
-    islands = stream._stitcher.islands
-    memory, canvas = islands._memory, islands._islands[0].canvas
+    components = stream._stitcher.components
+    memory, canvas = components._memory, components._components[0].canvas
     positions = [np.array([8.3, 8.3 * number]) for number in range(BATCH)]
-    islands._islands[0].make_room(islands._islands[0].used)
+    components._components[0].make_room(components._components[0].used)
     with session.current():
         memory.upload_places(positions, canvas.origin_px)
         memory.weigh(BATCH)

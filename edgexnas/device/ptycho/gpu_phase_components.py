@@ -1,4 +1,4 @@
-"""Islands of patches on a GPU: weighing, fitting and adding for many patches by one launch."""
+"""Phase components on a GPU: weighing, fitting and adding for many patches by one launch."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from edgexnas.device.kernels.object_kernels import CanvasMemory, ObjectKernels
 from edgexnas.device.ptycho.phase_components import (
     LEAST_OVERLAP,
     Extent,
-    HostIslands,
-    Island,
-    Islands,
+    HostComponents,
+    PhaseComponent,
+    PhaseComponents,
     Position,
 )
 from edgexnas.errors import EngineError
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from edgexnas.device.cache import EngineCache
     from edgexnas.device.cuda import CudaSession
 
-__all__ = ["GpuIslands"]
+__all__ = ["GpuComponents"]
 
 COMPARE_ONLY = 2.0
 """An overlap that no patch has, so that none is added."""
@@ -265,15 +265,15 @@ class _Running(NamedTuple):
 
     queue: Queue
     at: int
-    home: Island[QueuedPatch]
+    home: PhaseComponent[QueuedPatch]
     run: Queue
 
 
-class GpuIslands(Islands[QueuedPatch]):
-    """Islands in device memory.
+class GpuComponents(PhaseComponents[QueuedPatch]):
+    """Phase components in device memory.
 
     Patches are queued. Once many are, or something is asked, they are copied to the device and
-    weighed together; as long as they lie on one island, one launch fits and adds them all.
+    weighed together; as long as they lie on one component, one launch fits and adds them all.
 
     They have a stream of their own, and may be used beside an engine on the same GPU.
 
@@ -307,7 +307,7 @@ class GpuIslands(Islands[QueuedPatch]):
     def add(
         self, amplitude: FloatArray, phase_rad: FloatArray, position: Position, extent: Extent
     ) -> None:
-        """Stitch a patch, now or later; see `Islands.add`.
+        """Stitch a patch, now or later; see `PhaseComponents.add`.
 
         Raises
         ------
@@ -322,7 +322,7 @@ class GpuIslands(Islands[QueuedPatch]):
             self._settle()
 
     def image(self, used: Extent, skipped: int) -> ObjectImage:
-        """Return the object as it stands now; see `Islands.image`.
+        """Return the object as it stands now; see `PhaseComponents.image`.
 
         Raises
         ------
@@ -333,8 +333,8 @@ class GpuIslands(Islands[QueuedPatch]):
         self._finish()
         return super().image(used, skipped)
 
-    def to_host(self) -> HostIslands:
-        """Return the same islands in host memory; these are closed then.
+    def to_host(self) -> HostComponents:
+        """Return the same components in host memory; these are closed then.
 
         Raises
         ------
@@ -343,15 +343,15 @@ class GpuIslands(Islands[QueuedPatch]):
         """
         self._settle()
         self._finish()
-        host = HostIslands()
+        host = HostComponents()
         moved = {
-            island: Island(_gpu(island).to_host(), island.used, island.patches)
-            for island in self._islands
+            component: PhaseComponent(_gpu(component).to_host(), component.used, component.patches)
+            for component in self._components
         }
-        for island, copy in moved.items():
-            copy.links = {moved[other]: link for other, link in island.links.items()}
+        for component, copy in moved.items():
+            copy.links = {moved[other]: link for other, link in component.links.items()}
         # Links are kept: phase components that are not joined yet go on gathering evidence.
-        host._islands = list(moved.values())
+        host._components = list(moved.values())
         self.close()
         return host
 
@@ -375,7 +375,7 @@ class GpuIslands(Islands[QueuedPatch]):
 
     def _stitch(self, queue: Queue, at: int) -> None:
         while at < len(queue):
-            home, run, room = self._on_one_island(queue[at:])
+            home, run, room = self._on_one_component(queue[at:])
             if home is None:
                 at = self._join_one(queue, at)
                 continue
@@ -403,14 +403,16 @@ class GpuIslands(Islands[QueuedPatch]):
         self.join(QueuedPatch(at, position), extent)
         return at + 1
 
-    def _on_one_island(self, queue: Queue) -> tuple[Island[QueuedPatch] | None, Queue, Extent]:
-        """Return the one island that the first patches lie on, if any, these patches, and its room.
+    def _on_one_component(
+        self, queue: Queue
+    ) -> tuple[PhaseComponent[QueuedPatch] | None, Queue, Extent]:
+        """Return the one component that the first patches lie on, if any, with them and its room.
 
-        A patch that no island is near, or several, ends them.
+        A patch that no component is near, or several, ends them.
         """
         home, run, room = None, [], queue[0][1]
         for item in queue:
-            near = [island for island in self._islands if island.used.touches(item[1])]
+            near = [component for component in self._components if component.used.touches(item[1])]
             if home is not None and home not in near and room.touches(item[1]):
                 near.append(home)
             # With several near it takes comparing, which `join` does one patch at a time.
@@ -432,10 +434,10 @@ class GpuIslands(Islands[QueuedPatch]):
     def _new_canvas(self, shape: tuple[int, int], origin_px: tuple[int, int]) -> GpuCanvas:
         return GpuCanvas(self._memory, shape, origin_px)
 
-    def _drop(self, island: Island[QueuedPatch]) -> None:
-        _gpu(island).close()
+    def _drop(self, component: PhaseComponent[QueuedPatch]) -> None:
+        _gpu(component).close()
 
 
-def _gpu(island: Island[QueuedPatch]) -> GpuCanvas:
-    assert isinstance(island.canvas, GpuCanvas)
-    return island.canvas
+def _gpu(component: PhaseComponent[QueuedPatch]) -> GpuCanvas:
+    assert isinstance(component.canvas, GpuCanvas)
+    return component.canvas

@@ -27,7 +27,7 @@ from edgexnas.ptycho import (
 
 if TYPE_CHECKING:
     from edgexnas.device.engines.device_engine import DeviceEngine
-    from edgexnas.device.ptycho.gpu_phase_components import GpuIslands
+    from edgexnas.device.ptycho.gpu_phase_components import GpuComponents
     from edgexnas.device.ptycho.gpu_pipeline import PatternPipeline
 
 __all__ = ["NumberedPattern", "PatternLane", "PatternLanes", "ScanLane"]
@@ -130,14 +130,14 @@ class PatternLanes:
         """
         stitcher = ObjectStitcher(most_waiting)
 
-        def create(engine: DeviceEngine) -> GpuIslands:
-            from edgexnas.device.ptycho.gpu_phase_components import GpuIslands
+        def create(engine: DeviceEngine) -> GpuComponents:
+            from edgexnas.device.ptycho.gpu_phase_components import GpuComponents
 
-            return GpuIslands(engine.session, most=engine.batch, cache=self.engine.cache)
+            return GpuComponents(engine.session, most=engine.batch, cache=self.engine.cache)
 
-        islands = self.engine.on_gpu("patches are stitched on the CPU", create)
-        if islands is not None:
-            stitcher.islands = islands
+        components = self.engine.on_gpu("patches are stitched on the CPU", create)
+        if components is not None:
+            stitcher.components = components
         return stitcher
 
     def predict(self, patterns: npt.ArrayLike) -> ObjectPatches:

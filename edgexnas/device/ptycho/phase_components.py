@@ -1,9 +1,9 @@
-"""Patches that overlap with each other lie on islands, which are joined once it is known how.
+"""Phase components: patches that overlap each other, joined once it is known how they fit.
 
 A patch knows its phase up to a constant. One that lies mostly on what is stitched already is turned
-to fit it; any other starts an island. How islands fit each other is summed up over all patches
+to fit it; any other starts a component. How components fit each other is summed up over all patches
 between them, and they are joined once that is well known: a few pixels would tell it badly, and all
-that is stitched later would inherit the error. An image shows islands that are not joined yet
+that is stitched later would inherit the error. An image shows components that are not joined yet
 turned by what is known so far.
 """
 
@@ -28,19 +28,19 @@ from edgexnas.ptycho import (
     to_complex,
 )
 
-__all__ = ["Canvas", "Extent", "HostIslands", "Island", "Islands", "Position"]
+__all__ = ["Canvas", "Extent", "HostComponents", "PhaseComponent", "PhaseComponents", "Position"]
 
 LEAST_OVERLAP = 0.8
-"""Share of a patch's weight that must lie on an island for the patch to become a part of it."""
+"""Share of a patch's weight that must lie on a component for the patch to become a part of it."""
 
 JOINING_OVERLAP = 10.0
-"""Overlap, in weights of a patch, from which two islands become one for good."""
+"""Overlap, in weights of a patch, from which two components become one for good."""
 
 LEAST_EVIDENCE = 0.05
-"""Overlap, in weights of a patch, below which two islands say nothing about each other."""
+"""Overlap, in weights of a patch, below which two components say nothing about each other."""
 
-MOST_ISLANDS = 256
-"""Most islands; a patch that would start one more is added where it overlaps most."""
+MOST_COMPONENTS = 256
+"""Most components; a patch that would start one more is added where it overlaps most."""
 
 MARGIN = 16
 """Empty pixels around a first patch, so that a canvas does not grow with every step."""
@@ -124,7 +124,7 @@ class Extent(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Link:
-    """How one island fits another where both have values.
+    """How one component fits another where both have values.
 
     Attributes
     ----------
@@ -153,13 +153,13 @@ class _Link:
 
 
 @dataclass(slots=True, eq=False)
-class Island(Generic[Patch]):
+class PhaseComponent(Generic[Patch]):
     """Patches that overlap with each other, on a canvas that grows; `used` is its filled part."""
 
     canvas: Canvas[Patch]
     used: Extent
     patches: int = 0
-    links: dict[Island[Patch], _Link] = field(default_factory=dict)
+    links: dict[PhaseComponent[Patch], _Link] = field(default_factory=dict)
 
     def add(self, patch: Patch, extent: Extent) -> None:
         """Add a patch, which covers `extent`, as it is."""
@@ -168,14 +168,14 @@ class Island(Generic[Patch]):
         self.used = self.used.joined(extent)
         self.patches += 1
 
-    def link(self, other: Island[Patch], link: _Link) -> None:
-        """Note evidence of how this island fits another."""
+    def link(self, other: PhaseComponent[Patch], link: _Link) -> None:
+        """Note evidence of how this component fits another."""
         # Complex products add up, so that each patch weighs by its overlap.
         both = self.links.get(other, _Link()).joined(link)
         self.links[other], other.links[self] = both, both.reversed()
 
-    def absorb(self, other: Island[Patch], turn_rad: float) -> None:
-        """Take over another island, turned by a constant phase, and its links."""
+    def absorb(self, other: PhaseComponent[Patch], turn_rad: float) -> None:
+        """Take over another component, turned by a constant phase, and its links."""
         self.make_room(other.used)
         self.canvas.absorb(other.canvas, turn_rad)
         self.used = self.used.joined(other.used)
@@ -203,11 +203,11 @@ class Island(Generic[Patch]):
             self.canvas.extend((top, left), (bottom, right))
 
 
-class Islands(Generic[Patch]):
+class PhaseComponents(Generic[Patch]):
     """All that is stitched of one object, on canvases of one kind."""
 
     def __init__(self) -> None:
-        self._islands: list[Island[Patch]] = []
+        self._components: list[PhaseComponent[Patch]] = []
 
     def add(
         self, amplitude: FloatArray, phase_rad: FloatArray, position: Position, extent: Extent
@@ -225,8 +225,8 @@ class Islands(Generic[Patch]):
         """
         raise NotImplementedError
 
-    def to_host(self) -> HostIslands:
-        """Return the same islands in host memory; these are closed then."""
+    def to_host(self) -> HostComponents:
+        """Return the same components in host memory; these are closed then."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -244,8 +244,8 @@ class Islands(Generic[Patch]):
         """
         whole = self._around(used)
         turns = self._turns()
-        for island in self._islands:
-            whole.canvas.absorb(island.canvas, turns.get(island, 0.0))
+        for component in self._components:
+            whole.canvas.absorb(component.canvas, turns.get(component, 0.0))
         where = slice(MARGIN, -MARGIN), slice(MARGIN, -MARGIN)
         stitched, origin = whole.canvas.image(), (used.top, used.left)
         self._drop(whole)
@@ -254,64 +254,64 @@ class Islands(Generic[Patch]):
         )
 
     def join(self, patch: Patch, extent: Extent) -> None:
-        """Add a patch to the island that it overlaps most with, and join islands that now fit."""
-        near = [island for island in self._islands if island.used.touches(extent)]
-        links = {island: _Link(*island.canvas.compare(patch)) for island in near}
+        """Add a patch to the component that it overlaps most, and join those that fit now."""
+        near = [component for component in self._components if component.used.touches(extent)]
+        links = {component: _Link(*component.canvas.compare(patch)) for component in near}
         # By overlap and not by fit: a phase from a few pixels fits by chance.
-        home = max(links, key=lambda island: links[island].overlap, default=None)
+        home = max(links, key=lambda component: links[component].overlap, default=None)
         if home is None or links[home].overlap < LEAST_OVERLAP:
-            home = self._new_island(extent) or home or max(self._islands, key=_size)
+            home = self._new_component(extent) or home or max(self._components, key=_size)
         turn = links[home].turn_rad if home in links else 0.0
         # Turned once, when it comes: later patches are compared with sums, which are not taken
         # apart.
         home.add(patch.turned(turn), extent)
-        for island, link in links.items():
-            if island is not home and link.overlap:
-                home.link(island, link.turned(turn))
-        self._join_islands(home)
+        for component, link in links.items():
+            if component is not home and link.overlap:
+                home.link(component, link.turned(turn))
+        self._join_components(home)
 
     def _new_canvas(self, shape: tuple[int, int], origin_px: tuple[int, int]) -> Canvas[Patch]:
         raise NotImplementedError
 
-    def _drop(self, island: Island[Patch]) -> None:
-        """Free an island that is not needed any more."""
+    def _drop(self, component: PhaseComponent[Patch]) -> None:
+        """Free a component that is not needed any more."""
 
-    def _around(self, extent: Extent) -> Island[Patch]:
+    def _around(self, extent: Extent) -> PhaseComponent[Patch]:
         height, width = extent.shape
         canvas = self._new_canvas(
             (height + 2 * MARGIN, width + 2 * MARGIN), (extent.top - MARGIN, extent.left - MARGIN)
         )
-        return Island(canvas, extent)
+        return PhaseComponent(canvas, extent)
 
-    def _new_island(self, extent: Extent) -> Island[Patch] | None:
-        if len(self._islands) >= MOST_ISLANDS:
+    def _new_component(self, extent: Extent) -> PhaseComponent[Patch] | None:
+        if len(self._components) >= MOST_COMPONENTS:
             return None
-        self._islands.append(self._around(extent))
-        return self._islands[-1]
+        self._components.append(self._around(extent))
+        return self._components[-1]
 
-    def _join_islands(self, home: Island[Patch]) -> None:
+    def _join_components(self, home: PhaseComponent[Patch]) -> None:
         while home.links:
-            other = max(home.links, key=lambda island: home.links[island].overlap)
+            other = max(home.links, key=lambda component: home.links[component].overlap)
             if home.links[other].overlap < JOINING_OVERLAP:
                 return
             # The larger one stays as it is: fewer pixels are copied, and the image keeps its phase.
             if other.patches > home.patches:
                 home, other = other, home
             home.absorb(other, other.links[home].turn_rad)
-            self._islands.remove(other)
+            self._components.remove(other)
             self._drop(other)
 
-    def _turns(self) -> dict[Island[Patch], float]:
-        """Phases that make the islands fit the largest, along the links of most overlap."""
-        if not self._islands:
+    def _turns(self) -> dict[PhaseComponent[Patch], float]:
+        """Phases that make the components fit the largest, along the links of most overlap."""
+        if not self._components:
             return {}
         # The largest is the reference, so that the image does not turn when small ones come and go.
-        turns = {max(self._islands, key=_size): 0.0}
+        turns = {max(self._components, key=_size): 0.0}
         while True:
             reach = [
-                (link.overlap, turns[island] - link.turn_rad, other)
-                for island in turns
-                for other, link in island.links.items()
+                (link.overlap, turns[component] - link.turn_rad, other)
+                for component in turns
+                for other, link in component.links.items()
                 if other not in turns and link.overlap >= LEAST_EVIDENCE
             ]
             if not reach:
@@ -321,23 +321,23 @@ class Islands(Generic[Patch]):
             turns[other] = turn
 
 
-class HostIslands(Islands[SpreadPatch]):
-    """Islands in host memory, stitched by numpy."""
+class HostComponents(PhaseComponents[SpreadPatch]):
+    """Phase components in host memory, stitched by numpy."""
 
     def add(
         self, amplitude: FloatArray, phase_rad: FloatArray, position: Position, extent: Extent
     ) -> None:
-        """Stitch a patch; see `Islands.add`."""
+        """Stitch a patch; see `PhaseComponents.add`."""
         patch = spread_patch(to_complex(amplitude, phase_rad), position, WEIGHT)
         self.join(patch, extent)
 
-    def to_host(self) -> HostIslands:
-        """Return these islands."""
+    def to_host(self) -> HostComponents:
+        """Return these components."""
         return self
 
     def _new_canvas(self, shape: tuple[int, int], origin_px: tuple[int, int]) -> ObjectCanvas:
         return ObjectCanvas(shape, origin_px=origin_px)
 
 
-def _size(island: Island[Patch]) -> int:
-    return island.patches
+def _size(component: PhaseComponent[Patch]) -> int:
+    return component.patches

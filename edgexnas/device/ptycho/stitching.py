@@ -9,7 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from edgexnas.device.ptycho.phase_components import Extent, HostIslands, Islands, Position
+from edgexnas.device.ptycho.phase_components import (
+    Extent,
+    HostComponents,
+    PhaseComponents,
+    Position,
+)
 from edgexnas.errors import ConfigurationError
 from edgexnas.ptycho import FloatArray, ObjectImage
 
@@ -82,12 +87,12 @@ class ObjectStitcher:
     ----------
     most_waiting
         Most patches that wait for a position, and most positions that wait for a patch.
-    islands
+    components
         Where they are stitched; in host memory unless others are given.
     """
 
     most_waiting: int = MOST_WAITING
-    islands: Islands[Any] = field(default_factory=HostIslands)
+    components: PhaseComponents[Any] = field(default_factory=HostComponents)
     _used: Extent | None = None
     _waiting: dict[int, tuple[FloatArray, FloatArray]] = field(default_factory=dict)
     _early: dict[int, Position] = field(default_factory=dict)
@@ -171,11 +176,11 @@ class ObjectStitcher:
         EngineError
             If the GPU fails; there is not an image then.
         """
-        self.islands = self.islands.to_host()
+        self.components = self.components.to_host()
 
     def close(self) -> None:
         """Free what is on a GPU, with no image of it; closing again does nothing."""
-        self.islands.close()
+        self.components.close()
 
     @property
     def counts(self) -> StitchCounts:
@@ -197,7 +202,7 @@ class ObjectStitcher:
         if self._used is None:
             empty = np.zeros((0, 0))
             return ObjectImage(empty.astype(np.complex64), empty.astype(np.float32), skipped)
-        return self.islands.image(self._used, skipped)
+        return self.components.image(self._used, skipped)
 
     def _wait(self, number: int, amplitude: FloatArray, phase_rad: FloatArray) -> None:
         # Copies, because views would keep a whole batch in memory.
@@ -223,7 +228,7 @@ class ObjectStitcher:
         if not plausible(*used.shape):
             self._tally["outside"] += 1
             return
-        self.islands.add(amplitude, phase_rad, position, extent)
+        self.components.add(amplitude, phase_rad, position, extent)
         self._used = used
         self._previous = row, col
         self._tally["stitched"] += 1

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgexnas.device.ptycho import phase_components as islands
-from edgexnas.device.ptycho.gpu_phase_components import GpuIslands
-from edgexnas.device.ptycho.phase_components import Extent, HostIslands
+from edgexnas.device.ptycho import phase_components
+from edgexnas.device.ptycho.gpu_phase_components import GpuComponents
+from edgexnas.device.ptycho.phase_components import Extent, HostComponents
 from edgexnas.device.ptycho.stitching import ObjectStitcher
 from edgexnas.errors import EngineError
 
@@ -32,7 +32,7 @@ def cut(positions: np.ndarray, *, seed: int = 1) -> list[tuple[np.ndarray, np.nd
 
 
 def stitched(positions, where=None) -> ObjectStitcher:
-    stitcher = ObjectStitcher() if where is None else ObjectStitcher(islands=where)
+    stitcher = ObjectStitcher() if where is None else ObjectStitcher(components=where)
     for number, (patch, position) in enumerate(zip(cut(positions), positions, strict=True)):
         stitcher.add(number, *patch, np.asarray(position, np.float64))
     return stitcher
@@ -44,9 +44,9 @@ def same(image, expected, *, atol: float = 2e-5) -> None:
     np.testing.assert_allclose(image.values, expected.values, atol=atol)
 
 
-def evidence(island) -> list[tuple[float, float]]:
-    """How well an island's place among the others is known."""
-    return [(link.overlap, abs(link.product)) for link in island.links.values()]
+def evidence(component) -> list[tuple[float, float]]:
+    """How well a component's place among the others is known."""
+    return [(link.overlap, abs(link.product)) for link in component.links.values()]
 
 
 RASTER = [(row, col) for row in range(0, 61, 12) for col in range(0, 50, 12)]
@@ -62,10 +62,10 @@ BRIDGED = [(0, 0), (30, 0), (0, 54), (30, 54), *((15 + k, 27) for k in range(14)
     ids=["raster", "fractions", "apart", "bridged"],
 )
 def test_the_object_is_that_of_the_cpu_whatever_is_queued(session, positions, most):
-    stitcher = stitched(positions, GpuIslands(session, most=most))
+    stitcher = stitched(positions, GpuComponents(session, most=most))
     expected = stitched(positions)
     same(stitcher.image(), expected.image())
-    ours, theirs = stitcher.islands._islands, expected.islands._islands
+    ours, theirs = stitcher.components._components, expected.components._components
     assert [i.patches for i in ours] == [i.patches for i in theirs]
     assert [i.used for i in ours] == [i.used for i in theirs]
     for one, other in zip(ours, theirs, strict=True):
@@ -75,7 +75,7 @@ def test_the_object_is_that_of_the_cpu_whatever_is_queued(session, positions, mo
 
 
 def test_queueing_does_not_change_a_bit(session):
-    images = [stitched(FRACTIONS, GpuIslands(session, most=most)).image() for most in (1, 7, 64)]
+    images = [stitched(FRACTIONS, GpuComponents(session, most=most)).image() for most in (1, 7, 64)]
     for image in images[1:]:
         np.testing.assert_array_equal(image.values, images[0].values)
         np.testing.assert_array_equal(image.coverage, images[0].coverage)
@@ -88,8 +88,8 @@ def test_queueing_does_not_change_a_bit(session):
     places=st.lists(st.tuples(st.floats(-150, 150), st.floats(-150, 150)), min_size=1, max_size=12),
     asked=st.sets(st.integers(0, 11)),
 )
-def test_any_scan_gives_the_same_islands_and_what_they_cover(session, places, asked):
-    stitcher, expected = ObjectStitcher(islands=GpuIslands(session, most=4)), ObjectStitcher()
+def test_any_scan_gives_the_same_components_and_what_they_cover(session, places, asked):
+    stitcher, expected = ObjectStitcher(components=GpuComponents(session, most=4)), ObjectStitcher()
     for number, (patch, place) in enumerate(zip(cut(places), places, strict=True)):
         for one in (stitcher, expected):
             one.add(number, *patch, np.array(place))
@@ -98,26 +98,26 @@ def test_any_scan_gives_the_same_islands_and_what_they_cover(session, places, as
     image, wanted = stitcher.image(), expected.image()
     assert image.origin_px == wanted.origin_px
     np.testing.assert_allclose(image.coverage, wanted.coverage, rtol=1e-6)
-    assert [i.used for i in stitcher.islands._islands] == [
-        i.used for i in expected.islands._islands
+    assert [i.used for i in stitcher.components._components] == [
+        i.used for i in expected.components._components
     ]
     stitcher.close()
 
 
-def test_no_more_islands_than_the_most_take_memory(session, monkeypatch):
-    monkeypatch.setattr(islands, "MOST_ISLANDS", 2)
+def test_no_more_components_than_the_most_take_memory(session, monkeypatch):
+    monkeypatch.setattr(phase_components, "MOST_COMPONENTS", 2)
     positions = [(-150 + 80 * k, 0) for k in range(4)]
-    stitcher = stitched(positions, GpuIslands(session))
+    stitcher = stitched(positions, GpuComponents(session))
     same(stitcher.image(), stitched(positions).image())
-    assert len(stitcher.islands._islands) == 2
+    assert len(stitcher.components._components) == 2
 
 
-@pytest.mark.parametrize("positions", [FRACTIONS, APART], ids=["one island", "several"])
+@pytest.mark.parametrize("positions", [FRACTIONS, APART], ids=["one component", "several"])
 def test_an_object_goes_on_in_host_memory_and_the_gpu_gets_its_memory_back(session, positions):
     half = len(positions) // 2
-    stitcher = stitched(positions[:half], GpuIslands(session))
+    stitcher = stitched(positions[:half], GpuComponents(session))
     stitcher.leave_gpu()
-    assert isinstance(stitcher.islands, HostIslands)
+    assert isinstance(stitcher.components, HostComponents)
     assert session.device_bytes == session.host_bytes == 0
     expected = stitched(positions[:half])
     same(stitcher.image(), expected.image())
@@ -129,7 +129,7 @@ def test_an_object_goes_on_in_host_memory_and_the_gpu_gets_its_memory_back(sessi
 
 
 def test_an_object_that_nobody_holds_gives_its_memory_back(session):
-    stitcher = stitched(RASTER[:5], GpuIslands(session))
+    stitcher = stitched(RASTER[:5], GpuComponents(session))
     stitcher.image()
     assert session.device_bytes > 0
     del stitcher
@@ -138,16 +138,16 @@ def test_an_object_that_nobody_holds_gives_its_memory_back(session):
 
 
 def test_snapshots_take_no_memory_for_long(session):
-    stitcher = stitched(RASTER[:5], GpuIslands(session))
+    stitcher = stitched(RASTER[:5], GpuComponents(session))
     stitcher.image()
     before = session.device_bytes
     stitcher.image()
     assert session.device_bytes == before
-    assert len(stitcher.islands._memory.canvases) == 1
+    assert len(stitcher.components._memory.canvases) == 1
 
 
 def test_a_closed_object_says_so(session):
-    stitcher = stitched(RASTER[:2], GpuIslands(session))
+    stitcher = stitched(RASTER[:2], GpuComponents(session))
     stitcher.close()
     stitcher.close()
     with pytest.raises(EngineError, match="has given its memory back"):
@@ -167,7 +167,7 @@ class TestFakeOnly:
     def test_a_gpu_that_disappears_fails_with_one_sentence_and_closing_works(
         self, session, fake_gpu
     ):
-        stitcher = stitched(RASTER[:3], GpuIslands(session))
+        stitcher = stitched(RASTER[:3], GpuComponents(session))
         fake_gpu.gone = True
         with pytest.raises(EngineError, match="Fake GPU failed"):
             stitcher.image()
@@ -176,10 +176,10 @@ class TestFakeOnly:
     def test_an_object_that_does_not_fit_is_refused_and_what_there_was_stays(
         self, session, fake_gpu
     ):
-        stitcher = stitched(RASTER[:3], GpuIslands(session))
+        stitcher = stitched(RASTER[:3], GpuComponents(session))
         before = stitcher.image()
         fake_gpu.memory_bytes = fake_gpu.used_bytes() + 2**20
         with pytest.raises(EngineError, match="has not enough memory left"):
-            stitcher.islands._islands[0].make_room(Extent(0, 0, 2000, 64))
+            stitcher.components._components[0].make_room(Extent(0, 0, 2000, 64))
         fake_gpu.memory_bytes = 1 << 30
         np.testing.assert_array_equal(stitcher.image().values, before.values)

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from edgexnas.device import PtychoPredictor
-from edgexnas.device.ptycho.phase_components import HostIslands
+from edgexnas.device.ptycho.phase_components import HostComponents
 from edgexnas.device.serving.service import Service
 from edgexnas.device.serving.settings import PipelineSettings
 from edgexnas.device.sinks.callback_sink import CallbackSink
@@ -183,7 +183,7 @@ def test_the_object_comes_to_the_host_at_the_end_of_the_scan(predictor, session,
     stream = predictor.stream(scan)
     next(stream)
     assert session.device_bytes > 0
-    assert not isinstance(stream._stitcher.islands, HostIslands)
+    assert not isinstance(stream._stitcher.components, HostComponents)
     list(stream)
     assert session.device_bytes == session.host_bytes == 0
 

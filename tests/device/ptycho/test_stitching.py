@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgexnas.device.ptycho import phase_components as islands
+from edgexnas.device.ptycho import phase_components
 from edgexnas.device.ptycho.stitching import MOST_PIXELS, ObjectStitcher
 from edgexnas.ptycho import ObjectCanvas, align_phase
 
@@ -89,7 +89,7 @@ def test_what_is_covered_does_not_depend_on_the_order(order: list[int]) -> None:
     np.testing.assert_allclose(image.coverage, canvas.image().coverage[where], rtol=1e-6)
 
 
-def test_islands_are_turned_to_fit_where_a_patch_joins_them(raster: Any) -> None:
+def test_components_are_turned_to_fit_where_a_patch_joins_them(raster: Any) -> None:
     seen, _, _ = raster
     positions = [(0, 0), (30, 0), (0, 54), (30, 54), (15, 27)]
     stitcher = stitched(turned(cut(seen, positions)), positions)
@@ -98,10 +98,10 @@ def test_islands_are_turned_to_fit_where_a_patch_joins_them(raster: Any) -> None
     np.testing.assert_allclose(align_phase(image.values, covered), covered, atol=1e-4)
 
 
-def test_so_many_islands_and_no_more_take_memory(raster: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr(islands, "MOST_ISLANDS", 3)
+def test_so_many_components_and_no_more_take_memory(raster: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(phase_components, "MOST_COMPONENTS", 3)
     stitcher = stitched(np.stack([raster[2][0]] * 6), [(100 * k, 0) for k in range(6)])
-    assert len(stitcher.islands._islands) == 3
+    assert len(stitcher.components._components) == 3
     assert (stitcher.image().coverage > 0).sum() == 6 * SIDE * SIDE
 
 
