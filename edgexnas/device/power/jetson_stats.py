@@ -55,15 +55,13 @@ class JetsonStats:
         ]
 
 
-def read_jetson_stats(root: str | Path = "/", *, interval_s: float = 0.5) -> JetsonStats:
+def read_jetson_stats(root: str | Path = "/") -> JetsonStats:
     """Ask the jtop service once.
 
     Parameters
     ----------
     root
         Folder that holds ``sys``.
-    interval_s
-        Interval requested of the service; an earlier client's holds instead.
 
     Raises
     ------
@@ -79,7 +77,8 @@ def read_jetson_stats(root: str | Path = "/", *, interval_s: float = 0.5) -> Jet
             "jetson-stats", extra="monitor", purpose="Reading mode, clocks and fan"
         ) from error
     try:
-        with jtop(interval=interval_s) as service:
+        # Seconds; where another client came first, the service keeps that one's interval.
+        with jtop(interval=0.5) as service:
             if not service.ok():
                 raise SourceError(
                     "the jtop service sends nothing; restart it by systemctl restart jtop"
