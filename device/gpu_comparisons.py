@@ -1,4 +1,4 @@
-"""Every CUDA kernel, and the pipelines made of them, against their twins on the CPU."""
+"""Every CUDA kernel, and the pipelines made of them, against the CPU implementation."""
 
 from __future__ import annotations
 

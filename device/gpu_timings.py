@@ -306,7 +306,7 @@ def graph_times_us(
 
 
 def time_others(field: Field) -> list[Row]:
-    """Time the CPU twin, and connected components on GPU and CPU, with the same network."""
+    """Time the CPU implementation, and connected components on both, with the same network."""
     frames, finder = field.frames, field.finder
     network = MlpBragg(50, 5).eval()
     torch.set_num_threads(1)
@@ -316,7 +316,7 @@ def time_others(field: Field) -> list[Row]:
         with torch.inference_mode():
             network(torch.from_numpy(scale_patches(peaks.counts)[:, None]))
 
-    works = {"CPU twin and mlpBragg in torch, one core": (on_cpu, 60)}
+    works = {"CPU implementation and mlpBragg in torch, one core": (on_cpu, 60)}
     try:
         others = label_pipelines(frames, finder, network)
         works |= {name: (work, 20 if "scipy" in name else 60) for name, work in others.items()}

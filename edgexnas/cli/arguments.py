@@ -30,6 +30,7 @@ __all__ = [
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows defaults, but not those that say nothing: None of an option, False of a flag."""
 
+    # argparse has no public way to show some defaults and not others.
     def _get_help_string(self, action: argparse.Action) -> str | None:
         # Not `in`: a default of 0 equals False, and is worth showing.
         silent = action.default is None or action.default is False

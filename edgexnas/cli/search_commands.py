@@ -70,6 +70,7 @@ def _add_optimize(commands: Commands) -> None:
     optimize.set_defaults(run=_optimize)
 
 
+# Entries of argparse itself, and what `_optimize` passes on in its own way.
 _NOT_PASSED_ON = {"command", "config", "constraint", "resume", "run", "typed"}
 
 

@@ -102,6 +102,7 @@ class _Interrupts:
         self._count += 1
         # In a thread: the handler may have interrupted whoever holds the locks that these take.
         act = self._service.stop if self._count == 1 else self._service.abort
+        # A daemon: a stop that hangs must not keep the interpreter from its end.
         threading.Thread(target=act, daemon=True).start()
 
 
@@ -125,6 +126,7 @@ class _OneLine(logging.Formatter):
 def _log_for_operators(*, quiet: bool) -> Iterator[None]:
     """Log to standard error, with the time unless the journal has its own."""
     handler = logging.StreamHandler()
+    # systemd sets it where standard error is the journal, which stamps each line itself.
     stamp = "" if os.environ.get("JOURNAL_STREAM") else "%(asctime)s "
     handler.setFormatter(_OneLine(f"{stamp}%(levelname)s %(message)s"))
     log = logging.getLogger("edgexnas")

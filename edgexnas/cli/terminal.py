@@ -59,5 +59,6 @@ def progress(title: str) -> Iterator[Step]:
         return
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), console=console) as bar:
+        # Without a total the bar pulses, until the first step tells one.
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -176,6 +176,7 @@ def _baselines(
     x = torch.from_numpy(dataset.inputs()[split.test])
     training = TrainingSettings(epochs=settings.epochs, batch_size=32, seed=settings.seed)
     for size in settings.baselines:
+        # Before it is built, or its weights would depend on what was drawn before.
         torch.manual_seed(settings.seed)
         model = BraggNN(BRAGGNN_DENSE[size])
         with progress(

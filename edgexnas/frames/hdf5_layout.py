@@ -102,6 +102,7 @@ def frame_axes(dataset: Any, path: Path, channel: int | None = None) -> FrameAxe
     leading = shape[:-2]
     axis = frame_axis(shape)
     fixed = [0] * len(leading)
+    # (n, 1, H, W) has one image a frame, so there is nothing to choose.
     if len(leading) == 2 and 1 not in leading:
         # Detectors write the images of a frame one after the other, so the frames come first.
         axis = 0

@@ -87,6 +87,7 @@ class ImageFrames(LazyFrames):
         path = self._paths[index if len(self._paths) > 1 else 0]
         inside = 0 if len(self._paths) > 1 else index
         with _opened(path) as image:
+            # A file of several frames opens at its first one.
             chosen = image.get_frame(inside) if inside else image
             frame: Frame = np.asarray(chosen.data)
             _check_size(chosen.header, frame)

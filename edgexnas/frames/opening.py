@@ -184,6 +184,7 @@ def _open_folder(
 
 def _image_suffix(file: Path) -> str:
     suffixes = [suffix.lower() for suffix in file.suffixes]
+    # fabio inflates these two by itself.
     if suffixes and suffixes[-1] in (".gz", ".bz2"):
         suffixes.pop()
     return suffixes[-1] if suffixes else ""

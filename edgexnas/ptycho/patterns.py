@@ -124,6 +124,7 @@ def bin_patterns(patterns: npt.ArrayLike, factor: int) -> FloatArray:
             f"patterns have shape {array.shape}; binning by {factor} needs (n, {side}, {side}) "
             "or larger"
         )
+    # About (H // 2, W // 2), so that the direct beam comes to lie at (32, 32).
     top, left = (length // 2 - side // 2 for length in array.shape[1:])
     cut = array[:, top : top + side, left : left + side].astype(np.float32, copy=False)
     blocks = cut.reshape(len(cut), PATTERN_SIZE, factor, PATTERN_SIZE, factor)

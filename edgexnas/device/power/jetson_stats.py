@@ -55,15 +55,13 @@ class JetsonStats:
         ]
 
 
-def read_jetson_stats(root: str | Path = "/", *, interval_s: float = 0.5) -> JetsonStats:
+def read_jetson_stats(root: str | Path = "/") -> JetsonStats:
     """Ask the jtop service once.
 
     Parameters
     ----------
     root
         Folder that holds ``sys``.
-    interval_s
-        Interval requested of the service; an earlier client's holds instead.
 
     Raises
     ------

@@ -399,6 +399,7 @@ def with_synthetic_patterns(
     x, y = (torch.cat(parts).cpu().numpy() for parts in zip(*drawn, strict=True))
     added = replace(
         dataset,
+        # Back to whole counts, which the dataset scales as it does measured ones.
         patterns=np.rint(x[:, 0] ** 2 * np.float32(dataset.intensity_scale)),
         targets=y,
         # One place, in the first cell of the area: no part but training holds it.

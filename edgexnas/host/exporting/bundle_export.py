@@ -170,6 +170,7 @@ def export_bundle(
                 *rows,
             ),
             quantisation=exporter.recipe(quantised, loss, fine_tuned),
+            # Of the items that travel along, on which a device measures its engine.
             gate=bundling.gate({p: o[: bundling.references] for p, o in outputs.items()}),
             provenance=_provenance(origin or Origin(), dataset),
         )

@@ -40,14 +40,9 @@ class _RoundedWeight(nn.Module):
 
 
 def fine_tune_for_int8(
-    model: nn.Module,
-    data: TrainingData,
-    calibration: Tensor,
-    settings: TrainingSettings,
-    *,
-    float_layers: int = 1,
+    model: nn.Module, data: TrainingData, calibration: Tensor, settings: TrainingSettings
 ) -> TrainingResult:
-    """Train on with INT8 rounding in every weighted layer but the last `float_layers` of a head.
+    """Train on with INT8 rounding in every weighted layer but the last of each head.
 
     Parameters
     ----------
@@ -64,7 +59,7 @@ def fine_tune_for_int8(
     """
     model = copy.deepcopy(model).to(data.device).eval()
     behind = _layers_behind(model, calibration[:1].to(data.device))
-    layers = [layer for layer, count in behind.items() if count >= float_layers]
+    layers = [layer for layer, count in behind.items() if count > 0]
     scales = _activation_scales(model, layers, calibration.to(data.device))
     with _rounding(layers, scales):
         return train(model, data, settings)

@@ -135,6 +135,7 @@ class SshBench:
         self._retries, self._timeout_s = retries, timeout_s
         self._ssh = [
             # BatchMode: a password prompt would wait for ever.
+            # -T: a terminal would change bytes of the bundle on the way.
             "ssh", "-T", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_LIMIT_S}",
             "-o", "ServerAliveInterval=10", "-o", "ServerAliveCountMax=3", *options,
             *(["-p", str(port)] if port else []), "--", destination,
@@ -229,6 +230,7 @@ def _report(done: Finished, where: str) -> dict[str, Any]:
 
 def _last_line(done: Finished) -> str:
     """Last line of a command's output, of standard error if there is any."""
+    # Standard error first: a command that failed says there why.
     for stream in (done.stderr, done.stdout):
         lines = stream.decode(errors="replace").strip().splitlines()
         if lines:

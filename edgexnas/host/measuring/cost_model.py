@@ -38,9 +38,6 @@ if TYPE_CHECKING:
 
 __all__ = ["PAPER_TABLE_2", "CostModel", "LayerCost", "NetworkCost", "PaperRow", "count_cost"]
 
-BYTES_INT8 = 1
-"""Of a weight or an activation."""
-
 
 @dataclass(frozen=True)
 class PaperRow:
@@ -134,11 +131,9 @@ class CostModel:
     def _layer_ms(self, layer: LayerCost, batch: int) -> float:
         # A roofline: a kernel takes as long as the slower of arithmetic and memory.
         arithmetic = layer.macs * batch / self.rate_macs_per_ms
-        memory = self._bytes(layer, batch) / self.bandwidth_bytes_per_ms
+        # A byte for each weight and activation in INT8; weights are read once a batch.
+        memory = (layer.moved * batch + layer.weights) / self.bandwidth_bytes_per_ms
         return self.launch_ms + max(arithmetic, memory)
-
-    def _bytes(self, layer: LayerCost, batch: int) -> float:
-        return BYTES_INT8 * (layer.moved * batch + layer.weights)
 
 
 def count_cost(model: nn.Module, input_shape: tuple[int, ...]) -> NetworkCost:

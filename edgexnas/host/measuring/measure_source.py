@@ -244,6 +244,7 @@ def open_measure(
         command=options.pop("edgexnas") or "edgexnas",
         timeout_s=options.pop("timeout"),
     )
+    # What is left of the options is part of each cached result, which another value voids.
     trust = options.pop("trust") or DEVICE_TRUST
     transport.check()
     return BenchMeasure(

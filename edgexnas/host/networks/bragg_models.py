@@ -237,18 +237,16 @@ STAGES = 3
 
 
 def convolution_stages(
-    channels: int, filters: int, layers: int, resize: nn.Module, *, residual: bool | None = None
+    channels: int, filters: int, layers: int, resize: nn.Module
 ) -> list[nn.Module]:
     """Deal padded 3×3 convolutions as evenly as possible to three stages that end in `resize`.
 
-    With `residual` (None: from 9 layers on) those between equal widths are ReZero residuals.
+    From 9 layers on those between equal widths are ReZero residuals.
     """
-    if residual is None:
-        residual = layers >= RESIDUAL_FROM
     parts: list[nn.Module] = []
     for stage in range(STAGES):
         for _ in range(layers // STAGES + (stage < layers % STAGES)):
-            if residual and channels == filters:
+            if layers >= RESIDUAL_FROM and channels == filters:
                 parts.append(ResidualConvolution(filters))
             else:
                 parts += [nn.Conv2d(channels, filters, 3, padding=1), nn.ReLU()]
@@ -266,18 +264,12 @@ class CnnBragg(nn.Module):
     residuals, because plain stacks stop training somewhere between 8 and 16 layers.
     """
 
-    def __init__(
-        self,
-        filters: int,
-        layers: int,
-        levels: Sequence[float] = LEVELS,
-        dense: Sequence[int] = BRAGGNN_DENSE["large"],
-    ) -> None:
+    def __init__(self, filters: int, layers: int, levels: Sequence[float] = LEVELS) -> None:
         super().__init__()
         stages = convolution_stages(1, filters, layers, nn.MaxPool2d(2))
         # 2×2 pixels are left after two poolings; the third would leave one.
         self.features = nn.Sequential(*stages[:-1], nn.Flatten())
-        self.dense, width = dense_stack(filters * 4, dense)
+        self.dense, width = dense_stack(filters * 4, BRAGGNN_DENSE["large"])
         self.head = QuantileHead(width, levels)
         he_init(self.features)
         he_init(self.dense)

@@ -216,28 +216,21 @@ class CnnPtycho(nn.Module):
     cannot mean 128 doublings. Each of the three parts deals its convolutions as evenly as
     possible to three stages; every encoder stage ends in 2×2 max-pooling and every decoder stage
     in a doubling, and a stage without convolutions is its pooling or doubling alone. A
-    convolution to one channel ends each decoder. With `rezero` (None: from 9 layers on) the
-    convolutions between equal widths are ReZero residuals, because deep plain stacks do not
-    train.
+    convolution to one channel ends each decoder. From 9 layers on the convolutions between equal
+    widths are ReZero residuals, because deep plain stacks do not train.
     """
 
     def __init__(
-        self,
-        filters: int,
-        encoder_layers: int,
-        decoder1_layers: int,
-        decoder2_layers: int,
-        *,
-        rezero: bool | None = None,
+        self, filters: int, encoder_layers: int, decoder1_layers: int, decoder2_layers: int
     ) -> None:
         super().__init__()
         self.contrast = Contrast()
         self.shadow = Shadow()
         self.encoder = nn.Sequential(
-            *convolution_stages(1, filters, encoder_layers, nn.MaxPool2d(2), residual=rezero)
+            *convolution_stages(1, filters, encoder_layers, nn.MaxPool2d(2))
         )
-        self.amplitude = _decoder(filters, decoder1_layers, rezero)
-        self.phase = _decoder(filters, decoder2_layers, rezero)
+        self.amplitude = _decoder(filters, decoder1_layers)
+        self.phase = _decoder(filters, decoder2_layers)
         he_init(self)
         _quieten(self.amplitude[-1], self.phase[-1])
 
@@ -247,8 +240,8 @@ class CnnPtycho(nn.Module):
         return as_object(self.amplitude(features), self.phase(features))
 
 
-def _decoder(filters: int, layers: int, rezero: bool | None) -> nn.Sequential:
-    stages = convolution_stages(filters, filters, layers, Doubling(), residual=rezero)
+def _decoder(filters: int, layers: int) -> nn.Sequential:
+    stages = convolution_stages(filters, filters, layers, Doubling())
     return nn.Sequential(*stages, nn.Conv2d(filters, 1, 3, padding=1))
 
 

@@ -127,7 +127,9 @@ def _size_of_stack(channels: int, filters: int, layers: int, pixels: tuple[int, 
         parameters += others
     macs = 0
     for stage, area in enumerate(pixels):
+        # The first stages get what does not divide by three, as in `convolution_stages`.
         macs += area * 9 * filters**2 * (layers // 3 + (stage < layers % 3))
+    # The first layer was counted with `filters` input channels and may have fewer.
     macs -= first * pixels[0] * 9 * filters * (filters - channels)
     return ModelSize(parameters, macs)
 

@@ -184,6 +184,7 @@ def _draw_front(
     label: str,
 ) -> None:
     x, y = (objective.name for objective in objectives)
+    # With these two objectives alone, because a front of all of them has other members.
     points = [
         Candidate(c.trial, c.space, {}, {x: c.metrics[x], y: c.metrics[y]}, c.metrics, None)
         for c in members

@@ -59,6 +59,7 @@ def write_report(
     SearchError
         If the folder holds no run, nothing was evaluated yet, or a file cannot be written.
     """
+    # Without spaces: a page needs no networks, and a space may no longer be importable.
     result = run if isinstance(run, SearchResult) else SearchResult.load(run, spaces=())
     if not result.trials:
         raise SearchError(f"{result.folder} has no evaluation yet; wait for the first one")
@@ -178,6 +179,7 @@ def _gallery(figures: Mapping[str, tuple[str, Figure]], prefix: str) -> str:
 
 def _inline(figure: Figure) -> str:
     buffer = io.BytesIO()
+    # SVG inside the page: sharp at every size, and no file beside it.
     figure.savefig(buffer, format="svg")
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
 

@@ -117,6 +117,7 @@ class RayEvaluator:
         try:
             self._ray.init(
                 address=address,
+                # Ray rejects a number of CPUs for a cluster that is there already.
                 num_cpus=self.capacity if address is None else None,
                 include_dashboard=False if address is None else None,
                 log_to_driver=False,

@@ -132,6 +132,7 @@ def write_run(plan: SearchPlan) -> None:
     data = plan.data
     if data is None:
         data = DATASET_FILE
+        # A copy that is there is this run's: the journal has compared the digest of the data.
         if not (plan.output / DATASET_FILE).exists():
             plan.dataset.save(plan.output / DATASET_FILE)
     values: dict[str, Any] = {

@@ -38,14 +38,6 @@ def test_deep_stacks_have_skips_and_shallow_ones_have_none() -> None:
     assert not any(isinstance(layer, ResidualConvolution) for layer in model.amplitude)
 
 
-def test_skips_can_be_switched_on_and_off() -> None:
-    def skips(model: CnnPtycho) -> int:
-        return sum(isinstance(module, ResidualConvolution) for module in model.modules())
-
-    assert skips(CnnPtycho(3, 12, 12, 12, rezero=False)) == 0
-    assert skips(CnnPtycho(3, 3, 3, 3, rezero=True)) == 2 + 3 + 3
-
-
 def test_every_weight_of_a_deep_network_gets_a_gradient() -> None:
     torch.manual_seed(0)
     model = CnnPtycho(2, 30, 30, 30)
