@@ -78,8 +78,8 @@ def read_jetson_stats(root: str | Path = "/") -> JetsonStats:
             "jetson-stats", extra="monitor", purpose="Reading mode, clocks and fan"
         ) from error
     try:
-        with jtop(interval=interval_s) as service:
-            # The first client sets the service's rate: beside a slower one this may time out.
+        # Seconds; where another client came first, the service keeps that one's interval.
+        with jtop(interval=0.5) as service:
             if not service.ok():
                 raise SourceError(
                     "the jtop service sends nothing; restart it by systemctl restart jtop"
