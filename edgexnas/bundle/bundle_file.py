@@ -38,11 +38,11 @@ from edgexnas.bundle.signature import (
     sign_members,
     verify_signature,
 )
-from edgexnas.bundle.strict_json import printable
 from edgexnas.bundle.trust import TrustStore
 from edgexnas.bundle.validity import check_validity
 from edgexnas.errors import BundleError, ConfigurationError, SignatureError
 from edgexnas.guarded_files import read_once
+from edgexnas.printing import printable
 from edgexnas.whole_files import write_whole
 
 __all__ = [

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from edgexnas.bundle.manifest import Manifest, Precision, Tensor
-from edgexnas.bundle.strict_json import printable
 from edgexnas.errors import BundleError
+from edgexnas.printing import printable
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, ValueInfoProto

@@ -8,8 +8,9 @@ from typing import NoReturn, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from edgexnas.errors import BundleError
+from edgexnas.printing import printable
 
-__all__ = ["explain", "parse_json", "parse_record", "printable"]
+__all__ = ["explain", "parse_json", "parse_record"]
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -65,14 +66,6 @@ def parse_json(
         kind = type(value).__name__
         raise BundleError(f"{what} is a JSON {kind}, where an object is expected; {remedy}")
     return value
-
-
-def printable(text: str) -> str:
-    """Escape control characters, so that text from a stranger's file is safe in a message."""
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
-        for letter in text
-    )
 
 
 def explain(error: ValidationError) -> str:

@@ -20,8 +20,8 @@ from edgexnas.cli import (
     search_commands,
     serve_command,
 )
-from edgexnas.cli.terminal import printable
 from edgexnas.errors import ConfigurationError, EdgexnasError
+from edgexnas.printing import printable
 
 __all__ = ["main"]
 

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from edgexnas.cli.arguments import add_command
-from edgexnas.cli.terminal import printable
+from edgexnas.printing import printable
 
 if TYPE_CHECKING:
     from edgexnas.cli.arguments import Commands

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["Step", "print_pairs", "print_table", "printable", "progress"]
+__all__ = ["Step", "print_pairs", "print_table", "progress"]
 
 
 class Step(Protocol):
@@ -20,13 +20,6 @@ class Step(Protocol):
 
     def __call__(self, done: int, total: int) -> None:
         """Show the new state."""
-
-
-def printable(text: str) -> str:
-    """Escape control characters: names of series come from outside, and terminals obey them."""
-    return "".join(
-        character if character.isprintable() else ascii(character)[1:-1] for character in text
-    )
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "") -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgexnas.device.power.device_state import device_name
 from edgexnas.whole_files import write_whole
 
 if TYPE_CHECKING:
@@ -82,15 +82,7 @@ def detection_lines(result: DemoResult) -> list[tuple[str, str]]:
 
 def hardware() -> str:
     """Name the processor and the number of its cores that this process may use."""
-    name = platform.processor() or platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                break
-    except OSError:
-        pass
-    return f"{len(os.sched_getaffinity(0))} cores of {name}"
+    return f"{len(os.sched_getaffinity(0))} cores of {device_name(Path('/'))}"
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

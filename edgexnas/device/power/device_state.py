@@ -23,6 +23,7 @@ from edgexnas.errors import SourceError
 __all__ = [
     "DeviceState",
     "GpuState",
+    "device_name",
     "observe_device",
     "read_clocks",
     "read_temperatures",
@@ -117,7 +118,7 @@ def observe_device(
     folder = Path(root)
     own = folder == Path("/")
     return DeviceState(
-        name=_name(folder),
+        name=device_name(folder),
         system=_system(folder),
         # Of this process: what an engine can use, and not what the board has.
         cores=len(os.sched_getaffinity(0)),
@@ -200,7 +201,8 @@ def _text(path: Path) -> str:
         return ""
 
 
-def _name(root: Path) -> str:
+def device_name(root: Path) -> str:
+    """Read the model of the device or of its processor under a folder that holds ``proc``."""
     model = _text(root / "proc/device-tree/model")
     if model:
         return model

@@ -30,7 +30,7 @@ from edgexnas.bundle import (
     write_bundle,
 )
 from edgexnas.bundle.manifest import IDENTIFIER
-from edgexnas.bundle.strict_json import explain, printable
+from edgexnas.bundle.strict_json import explain
 from edgexnas.errors import ConfigurationError, QuantisationError
 from edgexnas.host.exporting.bundling import make_bundling
 from edgexnas.host.exporting.onnx_export import to_onnx
@@ -38,6 +38,7 @@ from edgexnas.host.exporting.quantisation import QuantisedModel, quantise, recip
 from edgexnas.host.exporting.quantisation_aware import fine_tune_for_int8
 from edgexnas.host.networks.bragg_models import LEVELS, count_parameters
 from edgexnas.host.training.settings import TrainingData, TrainingSettings
+from edgexnas.printing import printable
 
 if TYPE_CHECKING:
     from edgexnas.host.data.dataset import Dataset

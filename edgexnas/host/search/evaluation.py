@@ -105,7 +105,7 @@ class EvaluationContext:
         return TrainingData(train_x, train_y, validation_x, validation_y, self.task)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Fields alone: `training_data`, once used, holds tensors that another process cannot take.
+        # Fields alone: `training_data`, once used, holds tensors on a device of this process.
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

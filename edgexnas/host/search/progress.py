@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from edgexnas.host.measuring.objectives import as_array, hypervolume, pareto_front
@@ -38,7 +39,7 @@ class SearchProgress:
         self._live: Live | None = None
         self._began = time.monotonic()
         self._done = self._at_start = 0
-        self._failures: dict[str, int] = {}
+        self._failures: Counter[str] = Counter()
         self._best: dict[str, Trial] = {}
         self._front: list[dict[str, float]] = []
         self._running = 0
@@ -60,14 +61,14 @@ class SearchProgress:
 
     def say(self, message: str) -> None:
         """Print a line above the view; evaluations before it belong to earlier sessions."""
-        self._at_start = self._done + sum(self._failures.values())
+        self._at_start = self._done + self._failures.total()
         if self._enabled:
             self._console.print(f"[bold]{self._plan.output}[/bold]: {message}")
 
     def add(self, trial: Trial) -> None:
         """Record a finished evaluation."""
         if trial.status != "done":
-            self._failures[trial.reason] = self._failures.get(trial.reason, 0) + 1
+            self._failures[trial.reason] += 1
             return
         self._done += 1
         objectives = self._plan.objectives
@@ -91,7 +92,7 @@ class SearchProgress:
         from rich.table import Table
 
         plan = self._plan
-        ended = self._done + sum(self._failures.values())
+        ended = self._done + self._failures.total()
         failures = ", ".join(f"{n} {reason}" for reason, n in sorted(self._failures.items()))
         table = Table(show_header=False, title=f"{plan.search} → {plan.output}", min_width=60)
         table.add_row("evaluations", f"{ended} of {plan.max_evals}, {self._running} running")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,11 +164,7 @@ class SearchResult:
     @property
     def failures(self) -> dict[str, int]:
         """How many evaluations failed, by reason."""
-        counts: dict[str, int] = {}
-        for trial in self.trials:
-            if trial.status == "failed":
-                counts[trial.reason] = counts.get(trial.reason, 0) + 1
-        return counts
+        return dict(Counter(trial.reason for trial in self.trials if trial.status == "failed"))
 
     def table(self) -> pd.DataFrame:
         """Return every evaluation that ended, one a row, by trial number.

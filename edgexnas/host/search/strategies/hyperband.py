@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Mapping
 
 from edgexnas.errors import ConfigurationError
 from edgexnas.host.networks.hyperparameters import Configuration
 from edgexnas.host.search.evaluation import RUNG_BASE
-from edgexnas.host.search.strategies.strategy import SearchProblem, Strategy
+from edgexnas.host.search.strategies.random_search import RandomSearch
+from edgexnas.host.search.strategies.strategy import SearchProblem
 
 __all__ = ["Hyperband"]
 
 
-class Hyperband(Strategy):
+class Hyperband(RandomSearch):
     """Asynchronous successive halving in several brackets (Li et al., JMLR 18, 185 (2018)).
 
     Every candidate aims at the largest number of epochs of its space. At epochs 1, 3, 9, … it is
@@ -41,9 +41,6 @@ class Hyperband(Strategy):
             )
         super().__init__(problem, initial=initial)
         self.brackets, self.rivals, self.margin = brackets, rivals, margin
-
-    def _propose(self, number: int, rng: random.Random) -> Configuration:
-        return self.problem.draw(rng)
 
     def _prepared(self, configuration: Configuration) -> Configuration:
         # Trainings are comparable at a rung only if they are on the same schedule.
