@@ -137,8 +137,9 @@ class Choice:
         object.__setattr__(self, "values", tuple(self.values))
         for value in self.values:
             # A journal holds JSON, which has neither other types nor NaN and infinity.
-            number = type(value) in (int, float) and math.isfinite(value)
-            if not number and not isinstance(value, bool | str):
+            if not isinstance(value, bool | str) and not (
+                type(value) in (int, float) and math.isfinite(value)
+            ):
                 raise ConfigurationError(
                     f"{self.name} has the choice {value!r}; specify words, True, False and finite "
                     "numbers of Python's own"
