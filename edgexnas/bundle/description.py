@@ -44,10 +44,15 @@ def describe(manifest: Manifest) -> list[tuple[str, str]]:
     rows += [
         ("search", f"{made.search or 'none'}{trial}, seed {made.seed}"),
         ("data", f"{made.data_source} (sha256 {made.data_digest})"),
+        *_label_residual(made.label_residual),
         ("configuration", _pairs(made.configuration)),
         ("made with", _pairs(made.versions)),
     ]
     return rows
+
+
+def _label_residual(residual: float | None) -> list[tuple[str, str]]:
+    return [] if residual is None else [("phase retrieval", f"residual {residual:.2%} of light")]
 
 
 def _pairs(values: Mapping[str, object]) -> str:

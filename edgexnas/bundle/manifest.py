@@ -225,6 +225,8 @@ class Provenance(Record):
     """SHA-256 of the labelled data."""
     data_source: Text
     """What the data was opened from."""
+    label_residual: NonNegative | None = None
+    """Part of the light that phase retrieval left unexplained in making labels; None without it."""
     configuration: Annotated[dict[Text, Text | bool | int | float | None], Field(max_length=1000)]
     """Hyperparameters of the architecture and of its training."""
     versions: Annotated[dict[Text, Text], Field(max_length=1000)]
@@ -312,8 +314,10 @@ def _task_fault(manifest: Manifest) -> str | None:
 
 def _version_fault(manifest: Manifest) -> str | None:
     # `model_fields_set`, because a field that is None by default may have been written out.
-    if manifest.schema_version == 1 and (unknown := OPTIONAL_FIELDS & manifest.model_fields_set):
-        return f"schema 1 has no {', '.join(sorted(unknown))}"
+    later = OPTIONAL_FIELDS & manifest.model_fields_set
+    later |= {"label_residual"} & manifest.provenance.model_fields_set
+    if manifest.schema_version == 1 and later:
+        return f"schema 1 has no {', '.join(sorted(later))}"
     if len(set(manifest.precisions)) != len(manifest.precisions):
         return f"precisions repeat: {manifest.precisions}"
     if manifest.quantisation is not None and "int8" not in manifest.precisions:
@@ -348,8 +352,10 @@ def _tensor_fault(manifest: Manifest) -> str | None:
 def encode_manifest(manifest: Manifest) -> bytes:
     """Write a manifest as canonical JSON: sorted keys, two spaces, UTF-8, one final newline."""
     # A manifest of schema 1 is written as it was read.
-    unknown = set(OPTIONAL_FIELDS) if manifest.schema_version == 1 else None
-    return _canonical(manifest.model_dump(mode="json", exclude=unknown))
+    later: dict[str, bool | set[str]] = dict.fromkeys(OPTIONAL_FIELDS, True)
+    later["provenance"] = {"label_residual"}
+    old = manifest.schema_version == 1
+    return _canonical(manifest.model_dump(mode="json", exclude=later if old else None))
 
 
 def parse_manifest(raw: bytes, *, what: str = "manifest.json") -> Manifest:

@@ -21,6 +21,7 @@ from edgexnas.cli.arguments import (
 )
 from edgexnas.cli.outputs import check_output
 from edgexnas.cli.scan_commands import predict_object
+from edgexnas.cli.tally import PeakTally
 from edgexnas.device.engines.opening import ENGINES
 from edgexnas.errors import ConfigurationError, EdgexnasError
 from edgexnas.whole_files import whole_file
@@ -101,16 +102,18 @@ def _predict(options: argparse.Namespace) -> None:
         _sink(options.output) as sink,
         ExitStack() as stack,
     ):
-        if options.dataset is None:
-            series = predictor.stream(options.frames)
-        else:
-            series = predictor.stream(
-                stack.enter_context(open_frames(options.frames, dataset=options.dataset))
-            )
+        source = options.frames
+        if isinstance(source, Path):
+            source = stack.enter_context(open_frames(source, dataset=options.dataset))
         writer = csv.writer(sink)
         writer.writerow(COLUMNS)
-        for peaks in series:
+        tally = PeakTally()
+        for peaks in predictor.stream(source):
             writer.writerows(_rows(peaks))
+            tally.add(peaks.flags, number=peaks.frame_number)
+    # Of a live source only the numbers say how many there were.
+    there = tally.numbers if isinstance(source, str) else len(source)
+    tally.say(options.frames, missing=there - tally.frames)
 
 
 def _rows(peaks: Peaks) -> Iterator[tuple[str, ...]]:

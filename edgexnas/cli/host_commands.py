@@ -15,6 +15,7 @@ from edgexnas.cli.arguments import (
 )
 from edgexnas.cli.outputs import check_output
 from edgexnas.cli.scan_commands import label_scan_file, simulate_scan_file
+from edgexnas.cli.tally import PeakTally
 from edgexnas.cli.terminal import print_pairs, progress
 
 if TYPE_CHECKING:
@@ -67,6 +68,13 @@ def add_to(commands: Commands) -> None:
         "--modes",
         type=positive_int,
         help="number of incoherent probe modes, for scans (default: 3)",
+    )
+    label.add_argument(
+        "--threads",
+        type=positive_int,
+        default=1,
+        help="CPU threads of fits and phase retrieval (default: 1; more are slower on a machine "
+        "that others use)",
     )
     label.add_argument(
         "--synthetic",
@@ -129,7 +137,20 @@ def _label(options: argparse.Namespace) -> None:
         open_frames(options.frames, dataset=options.dataset) as series,
         progress(f"label {len(series)} frames") as step,
     ):
-        dataset = label_frames(series, finder=FinderSettings(**chosen), progress=step)
+        read = 0
+
+        # Called once for each frame that is there.
+        def count(done: int, total: int) -> None:
+            nonlocal read
+            read += 1
+            step(done, total)
+
+        dataset = label_frames(
+            series, finder=FinderSettings(**chosen), threads=options.threads, progress=count
+        )
+        tally = PeakTally()
+        tally.add(dataset.flags, frames=read)
+        missing = len(series) - read
     facts = [
         ("peaks", f"{len(dataset)}, of which {int(dataset.good.sum())} have a good label"),
         ("scored against", dataset.against),
@@ -140,3 +161,4 @@ def _label(options: argparse.Namespace) -> None:
         facts.append(("synthetic, to train on", str(options.synthetic)))
     dataset.save(options.output)
     print_pairs([*facts, ("file", str(options.output))])
+    tally.say(options.frames, missing=missing)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from edgexnas.cli.arguments import predictor_options, reject_given
 from edgexnas.cli.outputs import check_output
+from edgexnas.cli.tally import say_at_end
 from edgexnas.cli.terminal import print_pairs, progress
 from edgexnas.errors import ConfigurationError
 
@@ -37,8 +38,14 @@ def label_scan_file(path: Path, options: argparse.Namespace) -> None:
     scan = open_scan(path)
     iterations, modes = options.iterations or 50, options.modes or 3
     with progress(f"label {len(scan)} patterns") as step:
-        dataset = label_scan(scan, iterations=iterations, modes=modes, progress=step)
-    left_out = len(scan) - len(dataset)
+        dataset = label_scan(
+            scan,
+            iterations=iterations,
+            modes=modes,
+            threads=options.threads,
+            progress=step,
+        )
+    count, left_out = len(dataset), len(scan) - len(dataset)
     if options.synthetic:
         with progress(f"generate {options.synthetic} synthetic patterns"):
             dataset = with_synthetic_patterns(
@@ -50,10 +57,16 @@ def label_scan_file(path: Path, options: argparse.Namespace) -> None:
         [
             ("patterns", f"{len(dataset)}{without}"),
             ("scored against", dataset.against),
+            *(
+                [("residual", f"{dataset.residual:.2%} of the light, after phase retrieval")]
+                if dataset.residual is not None
+                else []
+            ),
             ("intensity scale", f"{dataset.intensity_scale:g} counts"),
             ("file", str(options.output)),
         ]
     )
+    say_at_end(f"{count} of {len(scan)} patterns labelled, {left_out} left out")
 
 
 def predict_object(bundle: Bundle, options: argparse.Namespace) -> None:
@@ -90,4 +103,8 @@ def predict_object(bundle: Bundle, options: argparse.Namespace) -> None:
             ("not placed", f"{counts.missing + counts.repeated + counts.outside} patches"),
             *(("file", str(path)) for path in paths),
         ]
+    )
+    say_at_end(
+        f"{counts.stitched} of {counts.patches} patches stitched; not placed: {counts.missing} "
+        f"without a position, {counts.repeated} repeated, {counts.outside} outside"
     )

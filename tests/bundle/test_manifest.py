@@ -118,6 +118,7 @@ def test_a_newer_schema_without_a_release_is_refused(manifest: Manifest) -> None
 def test_a_manifest_of_schema_1_is_read_and_written_as_it_was(manifest: Manifest) -> None:
     fields = json.loads(changed(manifest, schema_version=1, requires_edgexnas="0.1.0"))
     old = {name: value for name, value in fields.items() if name not in OPTIONAL_FIELDS}
+    del old["provenance"]["label_residual"]
     parsed = parse_manifest(json.dumps(old).encode())
     assert parsed.model_card is None
     assert json.loads(encode_manifest(parsed)) == old

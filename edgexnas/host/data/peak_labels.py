@@ -45,6 +45,7 @@ def label_frames(
     progress: Callable[[int, int], None] | None = None,
     limit: int | None = None,
     device: str = "cpu",
+    threads: int = 1,
 ) -> PeakDataset:
     """Detect the peaks of all frames and fit each one.
 
@@ -66,11 +67,13 @@ def label_frames(
         Label only the first so many frames.
     device
         A torch device for the fits.
+    threads
+        CPU threads of the fits.
 
     Raises
     ------
     ConfigurationError
-        If `limit` is below 1.
+        If `limit` or `threads` is below 1.
     InputError, SourceError
         If a frame cannot be used or read.
     """
@@ -100,7 +103,7 @@ def label_frames(
             found[number] = detector.find(frame)
         if progress is not None:
             progress(number + 1, total)
-    return _dataset(series, found, finder, device)
+    return _dataset(series, found, finder, device, threads)
 
 
 @contextmanager
@@ -113,13 +116,17 @@ def _naming(number: int, series: FrameSeries) -> Iterator[None]:
 
 
 def _dataset(
-    series: FrameSeries, found: list[FoundPeaks], finder: FinderSettings, device: str
+    series: FrameSeries,
+    found: list[FoundPeaks],
+    finder: FinderSettings,
+    device: str,
+    threads: int,
 ) -> PeakDataset:
     counts = np.concatenate([peaks.counts for peaks in found])
     maxima = np.concatenate([peaks.maxima for peaks in found])
     flags = np.concatenate([peaks.flags for peaks in found])
     frame = np.repeat(np.arange(len(found), dtype=np.int32), [len(peaks) for peaks in found])
-    fit = fit_pseudo_voigt(counts, device=device)
+    fit = fit_pseudo_voigt(counts, device=device, threads=threads)
     offsets = fit.positions_px - CENTRE
     good = (flags == 0) & acceptable(fit)
     truth_px = None

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from edgexnas.errors import ConfigurationError, InputError
+from edgexnas.host.threads import torch_threads
 from edgexnas.ptycho import check_counts
 from edgexnas.scans import Scan
 
@@ -57,6 +58,15 @@ FIRST_RADIUS = 0.2
 
 FULL_AMPLITUDE = 0.95
 """Value that the 99.9th percentile of the amplitude is scaled to."""
+
+LARGEST_SHARE = 0.3
+"""Residual above photon noise, as a share of the mean pattern's, from which labels are doubted.
+
+Twelve iterations on simulated scans leave 0.05 to 0.09 with right positions, and 0.47 to 1.1 where
+axes are swapped or mirrored, positions are shuffled or the beam lies in a corner. A measured
+Siemens star leaves 0.26 after 10 iterations, and 0.84 to 0.90 with positions that are not its own.
+"""
+
 LIT_FRACTION = 0.05
 """Share of the median illumination from which the object counts as measured."""
 
@@ -78,6 +88,11 @@ class Reconstruction:
         (H, W) float32, photons that fell on each pixel; where it is 0 the object is a guess.
     error_history
         (iterations,) float64, Σ(√I - √model)² / ΣI during each sweep.
+    mean_pattern_error
+        The same sum with the mean of all patterns as the model: what is left of a scan whose
+        patterns do not depend on their positions.
+    photon_noise
+        The same sum as photon statistics alone would make it, if counts are photons.
     """
 
     object: ComplexArray
@@ -85,6 +100,20 @@ class Reconstruction:
     positions_px: Float64Array
     illumination: npt.NDArray[np.float32]
     error_history: Float64Array
+    mean_pattern_error: float
+    photon_noise: float
+
+    @property
+    def residual(self) -> float:
+        """Σ(√I - √model)² / ΣI of the last sweep: the part of the light that is not explained."""
+        return float(self.error_history[-1])
+
+    @property
+    def explains(self) -> bool:
+        """Whether object and beam explain why patterns differ, so that they may serve as labels."""
+        structure = self.mean_pattern_error - self.photon_noise
+        # Where noise hides every difference of the patterns there is nothing to judge by.
+        return structure <= 0 or self.residual - self.photon_noise <= LARGEST_SHARE * structure
 
 
 def reconstruct(
@@ -94,6 +123,7 @@ def reconstruct(
     modes: int = 3,
     seed: int = 0,
     device: str = "cpu",
+    threads: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Reconstruction:
     """Retrieve object and probe from a scan.
@@ -112,13 +142,15 @@ def reconstruct(
         Order of the patterns; equal seeds give equal results on one device.
     device
         A torch device.
+    threads
+        CPU threads of torch.
     progress
         Called with (sweeps done, sweeps in all) after each sweep.
 
     Raises
     ------
     ConfigurationError
-        If `iterations` or `modes` is below 1.
+        If `iterations`, `modes` or `threads` is below 1.
     InputError
         If no position is known or they span an impossible area, or a usable pixel holds a
         negative count, NaN or a saturated one.
@@ -127,14 +159,15 @@ def reconstruct(
         raise ConfigurationError(
             f"iterations is {iterations} and modes {modes}; specify 1 or more of each"
         )
-    solver = _Solver(scan, modes, seed, device)
-    errors = []
-    for sweep in range(iterations):
-        # The object is flat at first and says nothing about the probe.
-        errors.append(solver.sweep(refine_probe=sweep > 0))
-        if progress is not None:
-            progress(sweep + 1, iterations)
-    return solver.result(np.array(errors))
+    with torch_threads(threads):
+        solver = _Solver(scan, modes, seed, device)
+        errors = []
+        for sweep in range(iterations):
+            # The object is flat at first and says nothing about the probe.
+            errors.append(solver.sweep(refine_probe=sweep > 0))
+            if progress is not None:
+                progress(sweep + 1, iterations)
+        return solver.result(np.array(errors))
 
 
 class _Solver:
@@ -154,6 +187,10 @@ class _Solver:
         ]
         self._amplitude, self._free = _amplitudes(scan, known, device)
         self._total = float(self._amplitude.square().sum())
+        mean = self._amplitude.square().mean(dim=0)
+        spread = (self._amplitude - mean.sqrt()).square().sum()
+        self._mean_pattern_error = float(spread) / self._total
+        self._photon_noise = float(_root_variance(mean).sum()) * known.sum() / self._total
         self._random = torch.Generator().manual_seed(seed)
         self._probe = _first_probe(scan.probe, self._amplitude, modes)
         rows, cols = self._whole.max(axis=0) + np.array([h, w])
@@ -225,6 +262,8 @@ class _Solver:
             positions_px=self.positions_px,
             illumination=illumination.cpu().numpy(),
             error_history=errors,
+            mean_pattern_error=self._mean_pattern_error,
+            photon_noise=self._photon_noise,
         )
 
 
@@ -275,6 +314,14 @@ def _first_probe(guess: ComplexArray | None, amplitude: Tensor, modes: int) -> T
     extra = [mode * (share.sum() / _power(mode).sum()).sqrt() for mode in extra]
     probe = torch.cat([probe, torch.stack(extra)]) if extra else probe
     return probe * (amplitude.square().sum(dim=(1, 2)).mean() / _power(probe).sum()).sqrt()
+
+
+def _root_variance(mean: Tensor) -> Tensor:
+    """E(√N - √mean)² of counts N of this mean: about twice the mean of few, and 1/4 of many."""
+    few = mean.double().clamp(1e-9, 20)[..., None]
+    counts = torch.arange(64, dtype=few.dtype, device=few.device)
+    chance = torch.exp(counts * few.log() - few - torch.lgamma(counts + 1))
+    return 2 * few[..., 0] - 2 * few[..., 0].sqrt() * (chance * counts.sqrt()).sum(dim=-1)
 
 
 def _power(values: Tensor) -> Tensor:

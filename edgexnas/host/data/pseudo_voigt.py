@@ -32,6 +32,7 @@ from torch import Tensor
 
 from edgexnas.bragg import CENTRE, PATCH_SIZE, as_patches
 from edgexnas.errors import InputError
+from edgexnas.host.threads import torch_threads
 
 __all__ = ["PseudoVoigtFit", "fit_pseudo_voigt"]
 
@@ -115,6 +116,7 @@ def fit_pseudo_voigt(
     mask: BoolArray | None = None,
     device: str = "cpu",
     batch: int = 4096,
+    threads: int = 1,
 ) -> PseudoVoigtFit:
     """Fit one elliptical pseudo-Voigt to each patch by bounded least squares.
 
@@ -128,9 +130,13 @@ def fit_pseudo_voigt(
         A torch device.
     batch
         Patches per solver call; bounds memory, never the result.
+    threads
+        CPU threads of torch.
 
     Raises
     ------
+    ConfigurationError
+        If `threads` is below 1.
     InputError
         If the patches or the mask have another shape, or a value is not finite.
     """
@@ -142,10 +148,11 @@ def fit_pseudo_voigt(
         )
     flat = patches.reshape(len(patches), PATCH_SIZE**2)
     weight = usable.reshape(flat.shape)
-    results = [
-        _fit_batch(flat[start : start + batch], weight[start : start + batch], device)
-        for start in range(0, max(len(flat), 1), batch)
-    ]
+    with torch_threads(threads):
+        results = [
+            _fit_batch(flat[start : start + batch], weight[start : start + batch], device)
+            for start in range(0, max(len(flat), 1), batch)
+        ]
     return PseudoVoigtFit(*(np.concatenate(column) for column in zip(*results, strict=True)))
 
 

@@ -42,6 +42,9 @@ class PtychoDataset(StoredDataset):
         Where the scans came from.
     against
         "truth" where the object is known, "iterative" where it is a reconstruction.
+    residual
+        Part of the light, from 0, that the reconstruction leaves unexplained, the worst of the
+        scans; None for a known object.
     """
 
     task: ClassVar[str] = "ptycho"
@@ -60,6 +63,7 @@ class PtychoDataset(StoredDataset):
     intensity_scale: float
     source: str
     against: Literal["iterative", "truth"]
+    residual: float | None = None
 
     def __post_init__(self) -> None:
         """Reject columns that do not fit each other.
@@ -80,6 +84,8 @@ class PtychoDataset(StoredDataset):
             )
         if self.against not in ("iterative", "truth"):
             raise InputError(f"against is {self.against!r}; specify 'iterative' or 'truth'")
+        if self.residual is not None and not 0 <= self.residual < np.inf:
+            raise InputError(f"residual is {self.residual}; specify a number from 0, or None")
 
     def inputs(self) -> FloatArray:
         """(n, 1, 64, 64) float32, patterns scaled as the device scales them."""
@@ -134,12 +140,21 @@ class PtychoDataset(StoredDataset):
             name: np.concatenate([getattr(item, name) for item in datasets]) for name in cls.COLUMNS
         }
         source = "; ".join(dict.fromkeys(item.source for item in datasets))
-        return replace(datasets[0], **{**joined, "region": np.concatenate(regions)}, source=source)
+        residuals = [item.residual for item in datasets if item.residual is not None]
+        joined |= {"region": np.concatenate(regions), "residual": max(residuals, default=None)}
+        return replace(datasets[0], **joined, source=source)
 
     def _description(self) -> dict[str, Any]:
-        return {"intensity_scale": self.intensity_scale, "against": self.against}
+        described = {"intensity_scale": self.intensity_scale, "against": self.against}
+        # Absent and not null, so that files from before it keep their digest.
+        return described if self.residual is None else {**described, "residual": self.residual}
 
     @classmethod
     def _described(cls, description: Mapping[str, Any]) -> dict[str, Any]:
         scale = float(description["intensity_scale"])
-        return {"intensity_scale": scale, "against": description["against"]}
+        residual = description.get("residual")
+        return {
+            "intensity_scale": scale,
+            "against": description["against"],
+            "residual": None if residual is None else float(residual),
+        }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Literal
 
@@ -22,6 +23,8 @@ Float64Array = npt.NDArray[np.float64]
 
 Method = Literal["auto", "rpie", "truth"]
 
+_log = logging.getLogger(__name__)
+
 
 def label_scan(
     scan: Scan,
@@ -32,6 +35,7 @@ def label_scan(
     seed: int = 0,
     intensity_scale: float | None = None,
     device: str = "cpu",
+    threads: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> PtychoDataset:
     """Pair the patterns of a scan, binned to 64×64, with the object under each.
@@ -46,8 +50,9 @@ def label_scan(
     method
         "truth" cuts patches from the scan's known object, "rpie" from a reconstruction by
         `reconstruct`; "auto" takes the truth where there is one.
-    iterations, modes, seed, device, progress
-        As of `reconstruct`.
+    iterations, modes, seed, device, threads, progress
+        As of `reconstruct`. A reconstruction that does not explain the patterns is warned of: its
+        labels are worth less than a flat object's.
     intensity_scale
         Counts that become 1 at the network's input; None takes the median over the patterns of
         their brightest pixel. A network that will see several scans needs one scale for all.
@@ -67,14 +72,29 @@ def label_scan(
     patterns = _binned(scan)
     positions, known = scan.positions_px, scan.truth
     against: Literal["iterative", "truth"] = "truth"
+    residual: float | None = None
     if known is None or method == "rpie":
         # torch takes seconds to import, and labels by the truth need none of it.
         from edgexnas.host.data.phase_retrieval import reconstruct
 
         found = reconstruct(
-            scan, iterations=iterations, modes=modes, seed=seed, device=device, progress=progress
-        )
+            scan, iterations=iterations, modes=modes, seed=seed, device=device, threads=threads,
+            progress=progress,
+        )  # fmt: skip
         known, positions, against = found.object, found.positions_px, "iterative"
+        residual = found.residual
+        if not found.explains:
+            _log.warning(
+                "the object found does not explain the patterns of %s: the residual of phase "
+                "retrieval is %.2g %% of the light, and %.2g %% with no object at all; check the "
+                "order, axes, signs and unit of the positions and the place of the direct beam, "
+                "or give more iterations or modes (%d and %d were done)",
+                scan.source,
+                100 * residual,
+                100 * found.mean_pattern_error,
+                iterations,
+                modes,
+            )
     last = np.array(known.shape) - PATTERN_SIZE
     # NaN fails both comparisons.
     fits = ((positions >= 0) & (positions <= last)).all(axis=1)
@@ -96,6 +116,7 @@ def label_scan(
         intensity_scale=intensity_scale,
         source=scan.source,
         against=against,
+        residual=residual,
     )
 
 

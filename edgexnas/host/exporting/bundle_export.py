@@ -314,6 +314,7 @@ def _provenance(origin: Origin, dataset: Dataset) -> Provenance:
         seed=origin.seed,
         data_digest=dataset.digest,
         data_source=printable(dataset.source),
+        label_residual=getattr(dataset, "residual", None),
         configuration=dict(origin.configuration or {}),
         versions=versions,
     )

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import re
+from contextlib import redirect_stderr
+
 import onnx
 import torch
 from torch import Tensor, nn
 
+from edgexnas.errors import ConfigurationError
 from edgexnas.host.exporting.quiet import quiet
 
 __all__ = ["OPSET", "to_onnx"]
@@ -44,6 +49,11 @@ def to_onnx(
         (2 or more, ...) float32 input. A batch of one would be taken for a constant.
     half
         Convert weights and arithmetic to float16; input and output stay float32.
+
+    Raises
+    ------
+    ConfigurationError
+        If the network does something that ONNX or float16 arithmetic has no counterpart for.
     """
     if half:
         from copy import deepcopy
@@ -51,21 +61,43 @@ def to_onnx(
         # A copy, because half() converts a network in place.
         model = _HalfPrecision(deepcopy(model))
     batch = torch.export.Dim("n", min=1, max=1 << 20)
-    # torch notes packages that are not used here.
-    with quiet("torch.onnx"):
-        program = torch.onnx.export(
-            model.eval(),
-            (example,),
-            input_names=[input_name],
-            output_names=[output_name],
-            opset_version=OPSET,
-            dynamic_shapes=({0: batch},),
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-        )
-    assert program is not None
-    return _without_notes(program.model_proto)
+    try:
+        # torch notes packages that are not used here, and prints graphs that it cannot trace.
+        with quiet("torch"), redirect_stderr(io.StringIO()):
+            program = torch.onnx.export(
+                model.eval(),
+                (example,),
+                input_names=[input_name],
+                output_names=[output_name],
+                opset_version=OPSET,
+                dynamic_shapes=({0: batch},),
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+        assert program is not None
+        return _without_notes(program.model_proto)
+    # Each of torch's three steps and onnx's checker has errors of its own, most of them private.
+    except Exception as error:
+        precision = "float16" if half else "float32"
+        raise ConfigurationError(
+            f"the network cannot be exported to ONNX in {precision} ({_reason(error)}); in its "
+            f"forward use operations that opset {OPSET} has, cast with x.to(other.dtype) and not "
+            "to float32, and branch on no values"
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """Take the operation, or else the first line of the first cause, from torch's report."""
+    chain = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    for link in chain:
+        node = re.search(r"translating node %(\w+)", str(link))
+        if node is not None:
+            return f"operation {node[1]} has no translation"
+    lines = re.sub(r"\x1b\[\d*m", "", str(chain[-1])).strip().splitlines()
+    return lines[0][:200] if lines else type(chain[-1]).__name__
 
 
 def _without_notes(proto: onnx.ModelProto) -> bytes:

@@ -30,6 +30,7 @@ from edgexnas.host.search.evaluation import (
     evaluate,
 )
 from edgexnas.host.search.fork_server import ForkServer, WorkerSpec
+from edgexnas.host.threads import torch_threads
 
 __all__ = ["EVALUATORS", "Evaluator", "ProcessEvaluator", "SerialEvaluator", "make_evaluator"]
 
@@ -72,15 +73,9 @@ class SerialEvaluator:
 
     def collect(self, timeout_s: float | None = None) -> list[EvaluationResult]:
         """Evaluate the queued requests; a running evaluation is not interrupted."""
-        import torch
-
-        threads = torch.get_num_threads()
         # As in a worker: more threads slow small networks down and sum in another order.
-        torch.set_num_threads(1)
-        try:
+        with torch_threads(1):
             return [evaluate(self._requests.popleft(), self._context) for _ in [*self._requests]]
-        finally:
-            torch.set_num_threads(threads)
 
     def close(self) -> None:
         """Discard requests that have not started."""

@@ -19,9 +19,9 @@ from edgexnas.host.measuring.objectives import (
     resolve_objectives,
     violation,
 )
-from edgexnas.host.networks.hyperparameters import Configuration, is_number, is_whole
-from edgexnas.host.networks.search_space import ModelSize, SearchSpace
-from edgexnas.host.networks.spaces import resolve_space
+from edgexnas.host.networks.hyperparameters import Choice, Configuration, is_number, is_whole
+from edgexnas.host.networks.search_space import INPUT_SHAPES, ModelSize, SearchSpace
+from edgexnas.host.networks.spaces import SPACES, resolve_space
 from edgexnas.host.search.evaluation import EvaluationContext, evaluation_context
 from edgexnas.host.search.evaluators import check_evaluator
 from edgexnas.host.search.journal import NAME, read_journal
@@ -201,6 +201,7 @@ def make_plan(
     )  # fmt: skip
     # Strategies check their own options and whether they are installed.
     plan.strategies()
+    check_exportable(spaces)
     return plan
 
 
@@ -223,6 +224,53 @@ def check_reachable(spaces: Sequence[SearchSpace], constraints: Mapping[str, flo
                 f"space {space.name} has no network with {bounds}: its smallest has "
                 f"{smallest.parameters} parameters and {smallest.macs} macs; relax the constraints"
             ) from error
+
+
+def check_exportable(spaces: Sequence[SearchSpace]) -> None:
+    """Reject a space of one's own whose networks train but cannot become a bundle.
+
+    Its smallest network is exported in float16, the precision that takes least, and so is one for
+    each other value of a choice of words or switches. Other ranges change sizes, not operations.
+
+    Raises
+    ------
+    ConfigurationError
+        Naming the space, the choice and the operation.
+    """
+    built_in = {space.builder for space in SPACES.values()}
+    for space in spaces:
+        if space.builder in built_in:
+            continue
+        variants = [space.smallest]
+        for parameter in space.free:
+            values = parameter.values if isinstance(parameter, Choice) else ()
+            variants += [
+                {**space.smallest, parameter.name: value}
+                for value in values
+                if isinstance(value, bool | str) and value != parameter.lowest
+            ]
+        for variant in variants:
+            _export_once(space, variant)
+
+
+def _export_once(space: SearchSpace, configuration: Configuration) -> None:
+    import torch
+
+    from edgexnas.host.exporting.onnx_export import to_onnx
+
+    try:
+        # The caller's own random numbers are left as they were.
+        with torch.random.fork_rng(devices=()):
+            model = space.build(configuration).eval()
+    except Exception:
+        # One that cannot be built is a row of the search with its reason.
+        return
+    try:
+        to_onnx(model, torch.zeros(4, *INPUT_SHAPES[space.task]), half=True)
+    except ConfigurationError as error:
+        chosen = {p.name: configuration[p.name] for p in space.free if isinstance(p, Choice)}
+        which = f" with {chosen}" if chosen else ""
+        raise ConfigurationError(f"space {space.name}{which}: {error}") from error
 
 
 def _smallest_size(problem: SearchProblem) -> ModelSize:

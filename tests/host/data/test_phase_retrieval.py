@@ -63,6 +63,23 @@ def test_the_error_falls_to_that_of_the_true_object(scan: Scan, found: Reconstru
     assert found.error_history[-1] < 0.2 * found.error_history[0]
 
 
+def test_wrong_positions_explain_no_patterns_and_right_ones_do(
+    scan: Scan, found: Reconstruction
+) -> None:
+    assert found.explains
+    positions = scan.positions_px
+    shuffled = np.random.default_rng(0).permutation(positions)
+    for wrong in (positions[:, ::-1], positions.sum(axis=0) - positions, shuffled):
+        assert not reconstruct(replace(scan, positions_px=wrong), iterations=6).explains
+
+
+def test_patterns_that_differ_by_noise_alone_are_not_judged(scan: Scan) -> None:
+    few = np.random.default_rng(0).poisson(scan.patterns.mean(axis=0) / 100, scan.patterns.shape)
+    found = reconstruct(replace(scan, patterns=few), iterations=3)
+    assert found.photon_noise == pytest.approx(found.mean_pattern_error, rel=0.05)
+    assert found.explains
+
+
 def test_modes_are_orthogonal_and_carry_the_photons(scan: Scan, found: Reconstruction) -> None:
     flat = found.probe.reshape(3, -1)
     gram = np.abs(flat @ flat.conj().T)

@@ -101,6 +101,16 @@ def test_reconstructed_labels_say_so_and_agree_with_the_truth() -> None:
     assert np.abs(difference).mean() < 0.03
 
 
+def test_the_worst_residual_of_scans_is_kept_in_the_file(tmp_path: Path) -> None:
+    assert tiny().residual is None
+    parts = [tiny(against="iterative", residual=value) for value in (0.01, 0.03)]
+    joined = PtychoDataset.concatenate(parts)
+    assert PtychoDataset.load(joined.save(tmp_path / "joined.h5")).residual == 0.03
+    assert parts[0].digest != parts[1].digest
+    with pytest.raises(InputError, match="residual is -1"):
+        tiny(residual=-1.0)
+
+
 def test_saturated_counts_are_refused(scan: Scan) -> None:
     patterns = scan.patterns.astype(np.uint16)
     patterns[2, 30, 30] = 65535

@@ -50,6 +50,8 @@ def whole(canvas: np.ndarray) -> Reconstruction:
         positions_px=np.array([[40.0, 50.0], [np.nan, np.nan]]),
         illumination=np.ones(canvas.shape, np.float32),
         error_history=np.zeros(1),
+        mean_pattern_error=1.0,
+        photon_noise=0.0,
     )
 
 
