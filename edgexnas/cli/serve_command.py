@@ -26,9 +26,10 @@ INCOMPLETE = 4
 
 EPILOG = f"""\
 exit status: 0 the source has ended, or the service was stopped, and every frame has ended; 1 the
-service failed, or stored none of the frames that came; 2 the configuration is wrong, so that
-starting again is of no use; {INCOMPLETE} it was stopped before every frame had ended. SIGTERM or
-Ctrl-C finishes the frames that are here; a second one stops at once."""
+service failed, or stored none of the frames that came; 2 the configuration is wrong, or earlier
+runs have stored all that came, so that starting again is of no use; {INCOMPLETE} it was stopped
+before every frame had ended. SIGTERM or Ctrl-C finishes the frames that are here; a second one
+stops at once."""
 
 
 def add_to(commands: Commands) -> None:
