@@ -27,10 +27,11 @@ INCOMPLETE = 4
 
 EPILOG = f"""\
 exit status: 0 the source has ended, or the service was stopped, and every frame has ended; 1 the
-service failed, or stored none of the frames that came; 2 the configuration is wrong, so that
-starting again is of no use; {INCOMPLETE} it was stopped before every frame had ended. SIGTERM or
-Ctrl-C finishes the frames that are here; a second one stops at once. SIGHUP looks for a newer
-bundle in the file that the configuration names; see reload_s."""
+service failed, or stored none of the frames that came; 2 the configuration is wrong, or earlier
+runs have stored all that came, so that starting again is of no use; {INCOMPLETE} it was stopped
+before every frame had ended. SIGTERM or Ctrl-C finishes the frames that are here; a second one
+stops at once. SIGHUP looks for a newer bundle in the file that the configuration names; see
+reload_s."""
 
 
 def add_to(commands: Commands) -> None:

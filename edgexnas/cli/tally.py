@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgexnas.bragg import PeakFlag
-from edgexnas.cli.terminal import printable
+from edgexnas.printing import printable
 
 __all__ = ["PeakTally", "say_at_end"]
 

@@ -66,6 +66,8 @@ class StartMessage:
         Channel → encoded pixel mask; see `read_array`.
     metadata
         The other fields.
+    unique
+        Whether `series` is an id that no other series has, and not a number that comes again.
     """
 
     series: str
@@ -75,6 +77,7 @@ class StartMessage:
     channels: tuple[str, ...]
     masks: Mapping[str, Any]
     metadata: Mapping[str, Any]
+    unique: bool = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,6 +96,8 @@ class ImageMessage:
         Unix seconds at which the exposure ended; None if it is not said.
     user_data
         What the user attached, if it is a map or JSON of one.
+    unique
+        As of `StartMessage`.
     """
 
     series: str
@@ -100,6 +105,7 @@ class ImageMessage:
     data: Mapping[str, Any]
     time_s: float | None
     user_data: Mapping[str, Any]
+    unique: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +244,10 @@ def _series(fields: Mapping[str, Any]) -> str:
     raise InputError("a message names no series; it lacks series_unique_id and series_id")
 
 
+def _is_unique(fields: Mapping[str, Any]) -> bool:
+    return isinstance(fields.get("series_unique_id"), (str, int))
+
+
 def _start(fields: dict[str, Any]) -> StartMessage:
     rows, cols = fields.get("image_size_y"), fields.get("image_size_x")
     channels = fields.get("channels")
@@ -257,6 +267,7 @@ def _start(fields: dict[str, Any]) -> StartMessage:
             for name, value in fields.items()
             if name not in _CALIBRATIONS and not isinstance(value, (Tagged, memoryview))
         },
+        unique=_is_unique(fields),
     )
 
 
@@ -270,6 +281,7 @@ def _image(fields: dict[str, Any]) -> ImageMessage:
         data=data if isinstance(data, dict) else {},
         time_s=_time(fields),
         user_data=_user_data(fields.get("user_data")),
+        unique=_is_unique(fields),
     )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -58,6 +59,8 @@ _SUSPICIOUS_SHARE = 0.25
 
 _PURPOSE = "receiving frames over DECTRIS Stream V2"
 
+_log = logging.getLogger("edgexnas.device.serving")
+
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?|\[[0-9A-Fa-f:.%a-z]+\]")
 """A host name, an IPv4 address, or an IPv6 address in brackets."""
 
@@ -76,7 +79,8 @@ class SimplonOptions(SourceOptions):
         finds no room keeps its frames back and drops them at last, so that a large queue adds
         latency and memory, and no safety.
     channel
-        Which image of a message to take, such as "threshold_1"; None for the first.
+        Which image of a message to take, such as "threshold_1"; None for the first that the start
+        message lists, or else the first of the first image.
     row, col
         Keys of the image's user_data (a map, or JSON text of one) that hold the scan position.
     unit
@@ -115,6 +119,7 @@ class SimplonSource:
         self._numbers = FrameNumbers()
         self._taken = 0
         self._series: str | None = None
+        self._channel: str | None = None
         self._shape: tuple[int, ...] | None = None
         self._dtype: np.dtype[Any] | None = None
         self._suspected = False
@@ -267,7 +272,24 @@ class SimplonSource:
         self._missed_before += self._numbers.missed
         # Who joins late has not missed what was sent before.
         self._numbers, self._taken, self._suspected = FrameNumbers(first), 0, False
+        failures: list[InputError] = []
+        # One for the whole series: messages may list their images in any order.
+        self._channel = self._options.channel or next(iter(start.channels), None)
+        metadata = dict(start.metadata)
+        if self._channel is not None:
+            metadata["channel"] = self._channel
+        if start.channels and self._channel not in start.channels:
+            failures.append(self._no_channel(start.channels))
+        elif len(start.channels) > 1:
+            _log.info(
+                "series %s has the channels %s; %s is taken",
+                start.series,
+                ", ".join(start.channels),
+                self._channel,
+            )
         mask, failure = self._mask(start)
+        if failure is not None:
+            failures.append(failure)
         yield SeriesStart(
             start.series,
             shape=start.shape,
@@ -275,11 +297,25 @@ class SimplonSource:
             frames_expected=start.images,
             mask=mask,
             saturation=_saturation(start.metadata),
-            metadata=start.metadata,
+            identity=self._identity(start),
+            metadata=metadata,
             arrival_ns=arrival_ns,
         )
-        if failure is not None:
+        for failure in failures:
             yield self._trouble(None, failure, arrival_ns)
+
+    def _identity(self, start: StartMessage) -> str:
+        """Name the series as no other is: by its unique id, and the channel that is taken."""
+        channel = f" {self._channel}" if self._options.channel else ""
+        if start.unique:
+            return f"{start.series}{channel}"
+        # Such numbers begin again with the detector: none is known from an earlier run.
+        return f"{self._endpoint} series {start.series} received {time.time_ns()}{channel}"
+
+    def _no_channel(self, held: Iterable[Any]) -> InputError:
+        return InputError(
+            f"the image has no channel {self._channel!r}, only {', '.join(map(str, held))}"
+        )
 
     def _ended(self, arrival_ns: int) -> Iterator[_Event]:
         if self._series is not None:
@@ -287,7 +323,7 @@ class SimplonSource:
         self._series = None
 
     def _mask(self, start: StartMessage) -> tuple[npt.NDArray[np.bool_] | None, InputError | None]:
-        channel = self._options.channel or next(iter(start.channels or start.masks), "")
+        channel = self._channel or next(iter(start.masks), "")
         if channel not in start.masks:
             return None, None
         try:
@@ -304,7 +340,9 @@ class SimplonSource:
         if image.series != self._series:
             # Connected in the midst of a series: what its start said is not known.
             yield from self._ended(arrival_ns)
-            joined = StartMessage(image.series, None, None, None, (), {}, {"joined": image.number})
+            joined = StartMessage(
+                image.series, None, None, None, (), {}, {"joined": image.number}, image.unique
+            )
             yield from self._started(joined, arrival_ns, image.number)
         self._numbers.take(image.number)
         self._taken += 1
@@ -338,11 +376,11 @@ class SimplonSource:
         """Check what a message of `size` bytes says of its image; decode nothing."""
         if not image.data:
             raise InputError("the image has no data")
-        channel = self._options.channel or next(iter(image.data))
-        if channel not in image.data:
-            held = ", ".join(map(str, image.data))
-            raise InputError(f"the image has no channel {channel!r}, only {held}")
-        array = EncodedArray.of(image.data[channel])
+        if self._channel is None:
+            self._channel = next(iter(image.data))
+        if self._channel not in image.data:
+            raise self._no_channel(image.data)
+        array = EncodedArray.of(image.data[self._channel])
         # Checked against the series here: a lane is opened for one shape and dtype.
         if self._shape is not None and array.shape != self._shape:
             raise InputError(f"the image has shape {array.shape}, its series {self._shape}")

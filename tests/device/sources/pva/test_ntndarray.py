@@ -105,6 +105,77 @@ def test_a_series_begins_whatever_the_time_of_its_first_frame(
     assert frame.timestamp_s is None or 0 < frame.timestamp_s < 4.2e9
 
 
+@pytest.mark.parametrize("lacks", [{}, None, {"secondsPastEpoch": "?", "nanoseconds": 0}])
+def test_the_time_of_the_record_stands_in_for_that_of_the_data(lacks: Any) -> None:
+    record = {"secondsPastEpoch": 1_700_000_001, "nanoseconds": 0}
+    assert FrameUpdate.of(update(dataTimeStamp=lacks, timeStamp=record)).time_s == 1_700_000_001
+    assert FrameUpdate.of(update(dataTimeStamp=lacks, timeStamp=lacks)).time_s is None
+    assert FrameUpdate.of(update(timeStamp=record)).time_s == 1_700_000_000.5
+
+
+def axes(**region: tuple[Any, Any]) -> list[dict[str, Any]]:
+    """Dimensions of `FRAME`, the fastest first, with (row, col) of what a region says."""
+    return [
+        {"size": FRAME.shape[axis], **{name: pair[axis] for name, pair in region.items()}}
+        for axis in (1, 0)
+    ]
+
+
+@pytest.mark.parametrize(
+    "region", [{"offset": (0, 64)}, {"binning": (2, 1)}, {"reverse": (False, True)}]
+)
+def test_a_region_that_changes_begins_another_series_which_names_it(region: dict[str, Any]) -> None:
+    source = PvaSource("pva://X", "X", PvaOptions())
+    whole = FrameUpdate.of(update(dimension=axes(offset=(0, 0), binning=(1, 1)), uniqueId=17))
+    changed = FrameUpdate.of(update(dimension=axes(**region), uniqueId=18))
+    first, *_ = source._frame(whole, 1)
+    _, second, frame = source._frame(changed, 2)
+    assert isinstance(first, SeriesStart)
+    assert isinstance(second, SeriesStart)
+    assert isinstance(frame, SourceFrame)
+    assert (frame.series, frame.number, frame.detector_id) == (second.series, 0, 18)
+    assert first.identity != second.identity
+    ((name, value),) = region.items()
+    assert second.metadata[name] == value
+    assert first.metadata["offset"] == (0, 0)
+
+
+def test_dimensions_that_do_not_say_a_region_are_those_of_all_the_detector() -> None:
+    unset = axes(offset=(0, 0), binning=(0, 0), reverse=(False, False))
+    assert FrameUpdate.of(update()).kind() == FrameUpdate.of(update(dimension=unset)).kind()
+
+
+def test_a_series_of_a_time_and_an_id_that_came_before_has_a_name_of_its_own() -> None:
+    starts = []
+    stored: dict[str, int] = {}
+    for _ in range(2):
+        source = PvaSource("pva://X", "X", PvaOptions())
+        source.resume(stored)
+        for number in (3, 4, 3):
+            for event in source._frame(FrameUpdate.of(update(uniqueId=number)), 1):
+                if isinstance(event, SeriesStart):
+                    starts.append(event)
+        stored |= {start.identity: 1 for start in starts}
+    assert len({start.series for start in starts}) == len(starts) == 4
+
+
+@pytest.mark.parametrize("same_kind", [True, False])
+def test_a_stored_series_goes_on_if_its_frames_are_of_one_kind(same_kind: bool) -> None:
+    before = PvaSource("pva://X", "X", PvaOptions())
+    (begun, _) = before._frame(FrameUpdate.of(update(uniqueId=17)), 1)
+    assert isinstance(begun, SeriesStart)
+    after = PvaSource("pva://X", "X", PvaOptions())
+    after.resume({begun.identity: 5})
+    dimension = axes(offset=(0, 0) if same_kind else (8, 0))
+    resumed, frame = after._frame(FrameUpdate.of(update(uniqueId=30, dimension=dimension)), 1)
+    assert isinstance(resumed, SeriesStart)
+    assert isinstance(frame, SourceFrame)
+    assert (resumed.identity == begun.identity) is same_kind
+    assert (resumed.first, frame.number) == ((6, 13) if same_kind else (0, 0))
+    assert after.status()["missed"] == (7 if same_kind else 0)
+    assert frame.detector_id == 30
+
+
 def test_only_attributes_that_are_asked_for_and_are_numbers_are_read() -> None:
     attributes = [
         {"name": "Row", "value": ({"value": 1.5}, {})},

@@ -15,6 +15,9 @@ import pytest
 
 from edgexnas.device import Predictor
 from edgexnas.device.publishing.sending_order import Faults, sending_order
+from edgexnas.device.serving.service import Service
+from edgexnas.device.sinks.hdf5_sink import Hdf5Sink
+from edgexnas.device.sinks.results_file import read_results
 from edgexnas.device.sources import (
     SeriesEnd,
     SeriesStart,
@@ -179,6 +182,79 @@ def test_frames_that_nobody_takes_are_kept_by_their_memory_not_only_by_their_num
     # One was taken before, two waited and perhaps one more came while they did.
     assert len(receiver.of(SourceFrame)) <= 5
     assert receiver.source.status()["missed"] == 100 - len(receiver.of(SourceFrame))
+
+
+def test_a_service_that_is_started_again_goes_on_with_the_series_and_counts_what_it_missed(
+    publish: Any, bundle_path: Path, keys: Path, tmp_path: Path
+) -> None:
+    def serve(until: Callable[[Any], bool], go: Callable[[], None] | None = None) -> Any:
+        source = open_event_source("pva://T:again")
+        service = Service(model, source, [Hdf5Sink(tmp_path)])
+        service.start()
+        deadline = time.monotonic() + 30
+        while not until(service) and time.monotonic() < deadline:
+            if go is not None and source.status()["connection"] == "connected":
+                go()
+                go = None
+            time.sleep(0.01)
+        service.stop()
+        service.wait()
+        service.close()
+        service.raise_failure()
+        return service.status()
+
+    rate = ("--rate", 50, "--frames", 250)
+    with (
+        publish("pva", "T:again", *SMALL, *rate) as server,
+        Predictor(bundle_path, trust=keys) as model,
+    ):
+        first = serve(lambda service: service.status().counts["done"] >= 20, server.go)
+        time.sleep(1.0)
+        second = serve(lambda service: service.status().watermark == 249)
+        third = serve(lambda service: service.status().counts["duplicate"] == 1)
+    assert first.series == second.series == third.series
+    frames = list(read_results(tmp_path))
+    assert len({frame.series_identity for frame in frames}) == 1
+    numbers = [frame.number for frame in frames]
+    assert len(set(numbers)) == len(numbers) == first.counts["done"] + second.counts["done"]
+    assert second.counts["lost"] == 250 - len(numbers) >= 40
+    assert len({frame.detector_id - frame.number for frame in frames}) == 1
+    assert third.counts["done"] == 0
+
+
+STANDING = """
+import sys, time, numpy as np, pvaccess as pva
+server = pva.PvaServer()
+server.addRecord("T:still", pva.NtNdArray(), None)
+print("ready", flush=True)
+sys.stdin.readline()
+for number in range(10):
+    image = pva.NtNdArray()
+    pixels = np.full((64, 32), number, "u2")
+    image["value"] = {"ushortValue": pixels.ravel()}
+    image["dimension"] = [pva.PvDimension(size, 0, size, 1, False) for size in (32, 64)]
+    image["uncompressedSize"] = pixels.nbytes
+    image["uniqueId"] = 5
+    image["dataTimeStamp"] = pva.PvTimeStamp(1.7e9)
+    server.update("T:still", image)
+    time.sleep(0.02)
+sys.stdin.readline()
+"""
+
+
+def test_a_server_that_stands_still_is_numbered_as_frames_arrive_and_that_is_said_once(
+    start_process: Any, receive: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with start_process([sys.executable, "-c", STANDING]) as server:
+        server.wait_until_ready()
+        receiver = receive(open_event_source("pva://T:still"))
+        receiver.wait(connected(receiver))
+        server.go()
+        frames = receiver.wait_for(SourceFrame, 10)
+    assert [frame.number for frame in frames] == list(range(10))
+    assert len(receiver.of(SeriesStart)) == 1
+    assert receiver.source.status()["numbering"] == "arrival"
+    assert caplog.text.count("uniqueId of T:still stands still") == 1
 
 
 CODECS = """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from edgexnas.device.sources.pva.unique_ids import UniqueIds
 
 
@@ -70,3 +72,62 @@ def test_a_restart_lets_the_next_frame_begin() -> None:
     ids.restart()
     assert ids.take(6, 1.1) == (True, 0)
     assert ids.last == (6, 1.1)
+
+
+@pytest.mark.parametrize("time_s", [None, 5.0])
+def test_ids_and_times_that_stand_still_are_numbered_as_they_arrive(time_s: float | None) -> None:
+    assert places(*[(0, time_s)] * 4) == [(True, 0), (False, 1), (False, 2), (False, 3)]
+
+
+def test_ids_that_stand_still_are_numbered_as_they_arrive_once_that_is_certain() -> None:
+    ids = UniqueIds()
+    numbers = [ids.take(7, float(second)) for second in range(1, 6)]
+    assert numbers == [(True, 0), (True, 0), (False, 1), (False, 2), (False, 3)]
+    assert ids.by_arrival
+
+
+def test_ids_that_move_after_all_go_on_from_where_frames_are() -> None:
+    ids = UniqueIds()
+    assert [ids.take(*f).number for f in ((1, None), (1, None), (2, None), (4, None))] == [
+        0,
+        1,
+        2,
+        4,
+    ]
+    assert not ids.by_arrival
+    assert ids.missed == 1
+
+
+@pytest.mark.parametrize("time_s", [None, 5.0])
+def test_where_times_stand_still_an_id_that_came_before_begins_an_acquisition(
+    time_s: float | None,
+) -> None:
+    ids = UniqueIds()
+    begun = [number for number in (1, 2, 4, 3, 4, 5, 1, 2) if ids.take(number, time_s).begins]
+    # 3 came late, and 4 twice.
+    assert begun == [1, 1]
+
+
+def test_a_clock_that_stands_still_is_noticed_and_a_coarse_one_is_not() -> None:
+    ids = UniqueIds()
+    for number in range(100):
+        ids.take(number, 1.0 + number // 8)
+    assert not ids.time_stands_still
+    for number in range(100, 120):
+        ids.take(number, 99.0)
+    assert ids.time_stands_still
+
+
+@pytest.mark.parametrize(
+    ("unique_id", "place"),
+    [(17 + 100, (False, 100)), (17 + 99, (False, 99)), (17 + 400, (False, 400)), (1, (True, 0))],
+    ids=["the next", "the last again", "after a gap", "set back"],
+)
+def test_an_acquisition_goes_on_after_a_restart_if_its_ids_do(
+    unique_id: int, place: tuple[bool, int]
+) -> None:
+    ids = UniqueIds()
+    ids.resume(17, 99)
+    assert ids.take(unique_id, 5.0) == place
+    assert ids.missed == max(0, place[1] - 100)
+    assert ids.take(unique_id + 1, 5.1) == (False, place[1] + 1)

@@ -301,6 +301,51 @@ def test_a_pixel_mask_and_the_chosen_channel_are_taken(detector: Any, receive: A
     assert "has no channel 'threshold_2', only threshold_1" in trouble.message
 
 
+def test_one_channel_is_taken_in_whatever_order_messages_have_them(
+    detector: Any, receive: Any
+) -> None:
+    socket, url = detector
+    one, two = array(PIXELS), array(PIXELS * np.uint16(2))
+    receiver = receive(open_event_source(url))
+    socket.send(start(channels=["threshold_2", "threshold_1"]))
+    socket.send(image(0, data={"threshold_1": one, "threshold_2": two}))
+    socket.send(image(1, data={"threshold_2": two, "threshold_1": one}))
+    # Without a start it is that of the first image.
+    socket.send(image(0, "b", data={"threshold_1": one, "threshold_2": two}))
+    socket.send(image(1, "b", data={"threshold_2": two, "threshold_1": one}))
+    frames = receiver.wait_for(SourceFrame, 4)
+    for frame, expected in zip(frames, (2, 2, 1, 1), strict=True):
+        np.testing.assert_array_equal(frame.pixels, PIXELS * expected)
+    assert receiver.of(SeriesStart)[0].metadata["channel"] == "threshold_2"
+
+
+def test_a_channel_that_a_series_does_not_have_is_refused_at_its_start(
+    detector: Any, receive: Any
+) -> None:
+    socket, url = detector
+    receiver = receive(open_event_source(f"{url}&channel=difference"))
+    socket.send(start(channels=["threshold_1", "threshold_2"]))
+    (trouble,) = receiver.wait_for(SourceTrouble)
+    assert "has no channel 'difference', only threshold_1, threshold_2" in trouble.message
+    assert trouble.number is None
+
+
+def test_a_series_is_identified_by_its_unique_id_and_one_with_a_number_alone_by_its_arrival(
+    detector: Any, receive: Any
+) -> None:
+    socket, url = detector
+    receiver = receive(open_event_source(url))
+    for series in ("01A", None, None):
+        socket.send(start(series_unique_id=series, series_id=1))
+        socket.send(image(0, series_unique_id=series, series_id=1))
+        socket.send(dump_cbor({"type": "end", "series_unique_id": series, "series_id": 1}))
+    receiver.wait_for(SeriesEnd, 3)
+    starts = receiver.of(SeriesStart)
+    assert [begun.series for begun in starts] == ["01A", "1", "1"]
+    assert starts[0].identity == "01A"
+    assert len({begun.identity for begun in starts}) == 3
+
+
 def test_a_second_receiver_is_noticed(detector: Any, receive: Any) -> None:
     socket, url = detector
     first, second = receive(open_event_source(url)), receive(open_event_source(url))
