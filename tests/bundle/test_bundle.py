@@ -338,7 +338,7 @@ def test_a_pickled_reference_is_refused_unread(
     file = io.BytesIO()
     np.save(file, np.array([print], object), allow_pickle=True)
     raw = encode_archive({"input.npy": file.getvalue(), "output.npy": b""})
-    with pytest.raises(BundleError, match="no float32 array"):
+    with pytest.raises(BundleError, match="not a float32 array"):
         decode_reference(raw, manifest)
 
 

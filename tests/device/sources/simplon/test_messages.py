@@ -102,8 +102,8 @@ def test_dectris_compression_is_decoded(algorithm: str) -> None:
 @pytest.mark.parametrize(
     ("value", "sentence"),
     [
-        (b"abc", "no multi-dimensional array"),
-        (Tagged(41, [[1], b""]), "no multi-dimensional array"),
+        (b"abc", "not a multi-dimensional array"),
+        (Tagged(41, [[1], b""]), "not a multi-dimensional array"),
         (Tagged(40, [[1]]), "not a pair of dimensions and values"),
         (Tagged(40, [["a", 2], Tagged(64, b"")]), "are not whole numbers"),
         (Tagged(40, [[True, 2], Tagged(64, b"ab")]), "are not whole numbers"),
