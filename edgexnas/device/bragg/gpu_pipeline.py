@@ -215,7 +215,7 @@ class FramePipeline:
                 # The frame held far more peaks than those before it: once more, with room.
                 self._frames.repeat(self._room_for(kept), slot)
             number = self._numbers[slot.number]
-            arrays = {name: buffer.array[:kept].copy() for name, buffer in slot.outputs.items()}
+            arrays = {name: _copied(buffer.array[:kept]) for name, buffer in slot.outputs.items()}
         finally:
             self._frames.release(slot)
         # Less room only where far less is needed, so that it does not change with each frame.
@@ -291,6 +291,15 @@ class FramePipeline:
 
     def _room_for(self, count: int) -> int:
         return next((room for room in self._rooms if room >= count), self._rooms[-1])
+
+
+def _copied(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Copy a C-contiguous array without letting other threads in.
+
+    numpy releases the interpreter's lock for each of its copies, and where the stages of a service
+    are busy it takes longer to get back than to copy.
+    """
+    return np.ndarray(array.shape, array.dtype, buffer=bytearray(array))
 
 
 def _rooms(capacity: int, engine: DeviceEngine) -> tuple[int, ...]:
