@@ -229,8 +229,8 @@ class Ledger:
         with self._lock:
             if (name, identity) not in self._series:
                 key = SeriesKey.of(name, identity, self.bundle_digest)
-                self._tell_of_namesakes(key, name)
                 committed = self._committed.get(key, ())
+                self._tell_of_stored(key, name, sum(stop - start for start, stop in committed))
                 ledger = SeriesLedger(name, first=first, committed=committed)
                 self._series[name, identity] = ledger
                 self._retire()
@@ -258,8 +258,18 @@ class Ledger:
             total.update(ledger.counts)
         return {state: total[state] for state in STATES}
 
-    def _tell_of_namesakes(self, key: SeriesKey, name: str) -> None:
-        """Say that frames are stored under the name alone, which may be of this series or not."""
+    def _tell_of_stored(self, key: SeriesKey, name: str, stored: int) -> None:
+        """Say what is stored of the series, and what under its name alone, which may be another."""
+        if stored and key.identity:
+            _log.info("%d frames of %s were stored by earlier runs", stored, name)
+        elif stored:
+            _log.warning(
+                "%d frames of a series named %s were stored by earlier runs and are left out; its "
+                "source does not say what tells it from another of that name, so that the name "
+                "counts",
+                stored,
+                name,
+            )
         nameless = SeriesKey.of(name, "", "").series
         unknown = [
             sum(stop - start for start, stop in numbers)

@@ -293,13 +293,19 @@ def test_two_sinks_of_a_process_share_a_folder_under_two_names_alone(tmp_path: P
     second.close()
 
 
-def test_a_source_without_identity_is_known_by_its_name(
-    run: Run, told_source: Any, frame_of: Any, small_frames: list[Any], peak_predictor: Any
+def test_a_source_without_identity_is_known_by_its_name_and_that_is_said(
+    run: Run,
+    told_source: Any,
+    frame_of: Any,
+    small_frames: list[Any],
+    peak_predictor: Any,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def frames(count: int) -> Any:
         return told_source([frame_of(number, small_frames[number]) for number in range(count)])
 
     assert run(frames(2))["done"] == 2
     assert run(frames(4))["done"] == 2
+    assert "2 frames of a series named a were stored by earlier runs and are left" in caplog.text
     # A sink that remembers nothing wants them all.
     Service(peak_predictor, frames(4), [CallbackSink(print, policy="block")]).run()

@@ -118,7 +118,11 @@ class FileSeries:
         identity = str(self._path) if known is None else known.id
         if not self._options.follow or not self.is_written(0):
             return identity
-        first = self.read(0)
+        try:
+            first = self.read(0)
+        except (SourceError, InputError):
+            # It is told of in its turn.
+            return identity
         content = bytes(first.payload) if isinstance(first, EncodedPixels) else first.tobytes()
         return f"{identity}-{sha256(content).hexdigest()[:12]}"
 

@@ -313,6 +313,9 @@ class PvaSource:
             yield from self._started(about, kind if failure is None else None, arrival_ns)
         elif resumed is not None:
             yield self._continued(*resumed, place.number, kind, arrival_ns)
+        if place.begins or resumed is not None:
+            while self._waiting_positions:
+                yield from self._reading(*self._waiting_positions.popleft())
         self._kind = kind
         if place.number < 0:
             message = f"the frame with uniqueId {about.unique_id} is older than its series"
@@ -373,8 +376,6 @@ class PvaSource:
             del self._identities[next(iter(self._identities))]
         self._series = series
         yield self._start(identity, kind, about.unique_id, 0, arrival_ns)
-        while self._waiting_positions:
-            yield from self._reading(*self._waiting_positions.popleft())
 
     def _continued(
         self,
