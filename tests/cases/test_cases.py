@@ -479,7 +479,7 @@ def two_boards(monkeypatch: pytest.MonkeyPatch) -> None:
         "nvmlDeviceGetHandleByIndex": lambda index: index,
         "nvmlDeviceGetHandleByUUID": by_uuid,
         "nvmlDeviceGetUUID": lambda handle: boards[handle],
-        "nvmlDeviceGetName": lambda handle: f"Board {handle}",
+        "nvmlDeviceGetName": lambda handle: "Board",
         "nvmlDeviceGetPowerUsage": lambda handle: int(watts[handle] * 1000),
         "nvmlDeviceGetTotalEnergyConsumption": lambda handle: int(watts[handle] * 1e6),
     }

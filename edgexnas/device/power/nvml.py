@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from edgexnas.device.power.meter import PowerReading
@@ -121,36 +122,73 @@ def board_of(library: Any, gpu: int = 0) -> Any:
     """Return NVML's handle of the board that CUDA calls `gpu`.
 
     NVML counts all boards, and CUDA those that CUDA_VISIBLE_DEVICES names, by number or by the
-    beginning of their UUID.
+    beginning of their UUID, up to the first entry that names none.
 
     Raises
     ------
     SourceError
-        If CUDA sees no such GPU, or it is a slice of a board (MIG).
+        If CUDA sees no such GPU, it is a slice of a board (MIG), or which one it is depends on
+        their speeds.
     NVMLError
         If NVML does not know it.
     """
+    boards = [library.nvmlDeviceGetHandleByIndex(n) for n in range(library.nvmlDeviceGetCount())]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return library.nvmlDeviceGetHandleByIndex(gpu)
-    names = [name.strip() for name in visible.split(",")]
-    name = names[gpu] if gpu < len(names) else ""
-    # A board's power with all its other slices would look like this one's.
-    if name.startswith("MIG-"):
+    names = [str(n) for n in range(len(boards))] if visible is None else visible.split(",")
+    seen: list[Any] = []
+    for name in (entry.strip() for entry in names):
+        if len(seen) > gpu:
+            break
+        if name.startswith("MIG-"):
+            raise _slice(name)
+        board = _named(library, boards, name)
+        if board is None:
+            break
+        seen.append(board)
+    if not 0 <= gpu < len(seen):
         raise SourceError(
-            f"{name} is a slice of a GPU, and only the whole board's power is measured, with all "
-            "its other users; specify a whole GPU in CUDA_VISIBLE_DEVICES"
+            f"CUDA sees {len(seen)} of this machine's {len(boards)} GPUs with CUDA_VISIBLE_DEVICES "
+            f"{'unset' if visible is None else repr(visible)}, and none is number {gpu}; name the "
+            "one that runs there"
         )
+    by_number = visible is None or names[gpu].strip().isdecimal()
+    kinds = {str(library.nvmlDeviceGetName(board)) for board in boards}
+    # Unless told otherwise CUDA gives 0 to the fastest, and NVML to the first on the bus.
+    if by_number and len(kinds) > 1 and os.environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
+        raise SourceError(
+            f"CUDA numbers the GPUs of this machine ({', '.join(sorted(kinds))}) by speed and NVML "
+            "by place; set CUDA_DEVICE_ORDER=PCI_BUS_ID, or name a UUID in CUDA_VISIBLE_DEVICES"
+        )
+    if _divided(library, seen[gpu]):
+        raise _slice(f"GPU {gpu}")
+    return seen[gpu]
+
+
+def _named(library: Any, boards: Sequence[Any], name: str) -> Any | None:
+    """Find the board that an entry of CUDA_VISIBLE_DEVICES names; None if it names none or two."""
     if name.isdecimal():
-        return library.nvmlDeviceGetHandleByIndex(int(name))
-    handles = map(library.nvmlDeviceGetHandleByIndex, range(library.nvmlDeviceGetCount()))
-    for handle in handles if name.startswith("GPU-") else ():
-        uuid = library.nvmlDeviceGetUUID(handle)
-        if (uuid.decode() if isinstance(uuid, bytes) else uuid).startswith(name):
-            return handle
-    raise SourceError(
-        f"CUDA_VISIBLE_DEVICES is {visible!r}, which names no GPU {gpu} of this machine; name the "
-        "one that runs, or unset it"
+        return boards[int(name)] if int(name) < len(boards) else None
+    uuids = map(library.nvmlDeviceGetUUID, boards)
+    texts = [uuid.decode() if isinstance(uuid, bytes) else uuid for uuid in uuids]
+    if not name.startswith("GPU-") or len(found := [t for t in texts if t.startswith(name)]) != 1:
+        return None
+    return boards[texts.index(found[0])]
+
+
+def _divided(library: Any, board: Any) -> bool:
+    """Whether a board is in MIG mode, where CUDA sees the first of its slices only."""
+    try:
+        current, _ = library.nvmlDeviceGetMigMode(board)
+    # Boards without slices do not know the question, and neither do old drivers.
+    except (AttributeError, library.NVMLError):
+        return False
+    return bool(current)
+
+
+def _slice(name: str) -> SourceError:
+    return SourceError(
+        f"{name} is a slice of a GPU (MIG), and only the whole board's power is measured, with all "
+        "its other users; give a whole GPU in CUDA_VISIBLE_DEVICES"
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from contextlib import closing
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -141,7 +140,9 @@ class PatternSeries:
             task.number, result.amplitude, result.phase_rad, position
         ).tolist()
         self._newest, self._changed = task.number, True
-        task.result = replace(result, position_px=(row, col))
+        task.result = task.with_result(
+            amplitude=result.amplitude, phase_rad=result.phase_rad, position_px=(row, col)
+        )
 
     def snapshot(self, *, final: bool) -> ObjectSnapshot | None:
         """Show the object if it has changed, every `snapshot_s`."""

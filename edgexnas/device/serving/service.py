@@ -246,6 +246,8 @@ class Service:
         with self._replacing:
             retired, retired_work = self._predictor, self._work
             self._predictor, self._work = predictor, work
+            # What the bundle before has stored of a series says nothing of what this one has.
+            self._ledger.bundle_digest = predictor.bundle_digest
             self._own.append(predictor)
             self._pipeline.replace_work(work, self.identity)
             # Each series and each frame that it has holds its work.

@@ -8,9 +8,10 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from edgexnas.errors import InputError
 from edgexnas.host.data.splitting import Split
 
-__all__ = ["Dataset"]
+__all__ = ["Dataset", "require_finite"]
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -49,3 +50,22 @@ class Dataset(Protocol):
 
     def save(self, path: str | Path) -> object:
         """Write a file that the task loads."""
+
+
+def require_finite(source: str, **columns: npt.NDArray[np.generic]) -> None:
+    """Reject columns, whose first axis counts items, that hold NaN or infinity.
+
+    One such item makes the loss of every batch that it is in NaN, and with it all weights.
+
+    Raises
+    ------
+    InputError
+        Naming the column and the first such item.
+    """
+    for name, column in columns.items():
+        broken = ~np.isfinite(column).reshape(len(column), -1).all(axis=1)
+        if broken.any():
+            raise InputError(
+                f"{name} of {source} hold NaN or infinity in {np.count_nonzero(broken)} of "
+                f"{len(column)} items, the first is number {broken.argmax()}; leave such items out"
+            )

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from edgexnas.bragg import PATCH_SIZE, FloatArray, IntArray, scale_patches
 from edgexnas.errors import ConfigurationError, InputError
+from edgexnas.host.data.dataset import require_finite
 from edgexnas.host.data.dataset_file import DatasetFile
 from edgexnas.host.data.splitting import DROPPED, Split, split_frames, split_of
 from edgexnas.host.data.stored_dataset import Columns, StoredDataset
@@ -91,9 +92,13 @@ class PeakDataset(StoredDataset):
         Raises
         ------
         InputError
-            If a column has another shape or dtype, or a frame number lies outside the series.
+            If a column has another shape or dtype, counts or the position of a good peak are not
+            finite, or a frame number lies outside the series.
         """
         self._check_columns()
+        require_finite(self.source, counts=self.counts)
+        # Of the others nobody asks: their fits failed, or no true peak matches.
+        require_finite(f"the good peaks of {self.source}", positions=self.targets_px[self.good])
         if len(self.frame) and not 0 <= self.frame.min() <= self.frame.max() < self.frames:
             raise InputError(
                 f"peaks lie on frames {self.frame.min()} to {self.frame.max()}, but the series "

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgexnas.errors import ConfigurationError, InputError
+from edgexnas.host.data.dataset import require_finite
 from edgexnas.host.data.dataset_file import DatasetFile
 from edgexnas.host.data.scan_regions import CELLS, split_regions
 from edgexnas.host.data.splitting import Split, split_of
@@ -75,9 +76,7 @@ class PtychoDataset(StoredDataset):
             `intensity_scale` or `against` is out of range.
         """
         self._check_columns()
-        for name in self.COLUMNS:
-            if not np.isfinite(getattr(self, name)).all():
-                raise InputError(f"{name} holds NaN or infinity; leave such patterns out")
+        require_finite(self.source, **{name: getattr(self, name) for name in self.COLUMNS})
         if not 0 < self.intensity_scale < np.inf:
             raise InputError(
                 f"intensity_scale is {self.intensity_scale}; specify more than 0 counts"

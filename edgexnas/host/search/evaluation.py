@@ -169,8 +169,10 @@ def evaluation_context(
     Raises
     ------
     InputError
-        If there is too little to train or to validate.
+        If there is too little to train or to validate, or it holds NaN or infinity.
     """
+    from edgexnas.host.training.settings import training_arrays
+
     task = find_task(dataset.task)
     for part, least in (("train", LEAST_TRAINING), ("validation", LEAST_VALIDATION)):
         count = len(getattr(split, part))
@@ -179,16 +181,7 @@ def evaluation_context(
                 f"{dataset.source} leaves {count} {task.items} for {part} and a search needs "
                 f"{least}; label more frames"
             )
-    x, y = dataset.inputs(), dataset.network_targets()
-    return EvaluationContext(
-        x[split.train],
-        y[split.train],
-        x[split.validation],
-        y[split.validation],
-        device,
-        patience,
-        task.name,
-    )
+    return EvaluationContext(*training_arrays(dataset, split), device, patience, task.name)
 
 
 def trial_seed(seed: int, trial: int) -> int:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from edgexnas.errors import ConfigurationError
-from edgexnas.host.data.dataset import Dataset
+from edgexnas.host.data.dataset import Dataset, require_finite
 from edgexnas.host.data.splitting import Split
 from edgexnas.host.networks.bragg_models import LEVELS
 
-__all__ = ["TrainingData", "TrainingSettings", "training_device"]
+__all__ = ["TrainingData", "TrainingSettings", "training_arrays", "training_device"]
+
+FloatArray = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,14 +88,16 @@ class TrainingData:
 
     @classmethod
     def from_dataset(cls, dataset: Dataset, split: Split, device: str = "auto") -> TrainingData:
-        """Put the training and validation parts of a split on the training device."""
+        """Put the training and validation parts of a split on the training device.
+
+        Raises
+        ------
+        InputError
+            If one of them holds NaN or infinity.
+        """
         where = training_device(device)
-        # It shares the dataset's memory; the index below copies.
-        x = torch.from_numpy(dataset.inputs())
-        y = torch.from_numpy(dataset.network_targets())
-        parts = (split.train, split.validation)
         train_x, train_y, validation_x, validation_y = (
-            t[torch.from_numpy(part)].to(where) for part in parts for t in (x, y)
+            torch.from_numpy(array).to(where) for array in training_arrays(dataset, split)
         )
         return cls(train_x, train_y, validation_x, validation_y, dataset.task)
 
@@ -99,6 +105,23 @@ class TrainingData:
     def device(self) -> torch.device:
         """Where the tensors are."""
         return self.train_x.device
+
+
+def training_arrays(
+    dataset: Dataset, split: Split
+) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+    """Take inputs and targets to train on, then those to validate on.
+
+    Raises
+    ------
+    InputError
+        If they hold NaN or infinity; the message names the part and the item.
+    """
+    x, y = dataset.inputs(), dataset.network_targets()
+    for part in ("train", "validation"):
+        chosen = getattr(split, part)
+        require_finite(f"the {part} part of {dataset.source}", inputs=x[chosen], targets=y[chosen])
+    return x[split.train], y[split.train], x[split.validation], y[split.validation]
 
 
 def training_device(name: str) -> torch.device:

@@ -37,6 +37,9 @@ class StandIn(ModuleType):
     def nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # noqa: N802
         return index
 
+    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
+        return 1
+
     def nvmlDeviceGetName(self, handle: int) -> str:  # noqa: N802
         return "Stand-in"
 
@@ -102,6 +105,114 @@ def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "pynvml", None)
     with pytest.raises(MissingDependencyError, match=r"edgexnas\[nvml\]"):
         open_power_meter("nvml")
+
+
+class Boards(StandIn):
+    """Boards of their own UUID and power, 100 W for the first, 200 W for the second, ..."""
+
+    def __init__(self, *uuids: str, names: tuple[str, ...] = (), divided: int | None = None):
+        super().__init__(0)
+        self.uuids, self.names, self.divided = uuids, names or ("H100",) * len(uuids), divided
+
+    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
+        return len(self.uuids)
+
+    def nvmlDeviceGetUUID(self, handle: int) -> bytes:  # noqa: N802
+        return self.uuids[handle].encode()
+
+    def nvmlDeviceGetName(self, handle: int) -> str:  # noqa: N802
+        return self.names[handle]
+
+    def nvmlDeviceGetPowerUsage(self, handle: int) -> int:  # noqa: N802
+        return 100_000 * (handle + 1)
+
+    def nvmlDeviceGetMigMode(self, handle: int) -> tuple[int, int]:  # noqa: N802
+        if self.divided is None:
+            raise self.NVMLError_NotSupported("Not Supported")
+        return int(handle == self.divided), 0
+
+
+@pytest.fixture
+def boards(monkeypatch: pytest.MonkeyPatch) -> Any:
+    def install(*uuids: str, visible: str | None = None, **options: Any) -> Boards:
+        stand_in = Boards(*uuids, **options)
+        monkeypatch.setitem(sys.modules, "pynvml", stand_in)
+        monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if visible is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        return stand_in
+
+    return install
+
+
+THREE = ("GPU-aa11", "GPU-ab22", "GPU-bb33")
+
+
+@pytest.mark.parametrize(
+    ("visible", "gpu", "watts"),
+    [
+        (None, 2, 300),
+        ("2", 0, 300),
+        (" 2 , 0 ", 1, 100),
+        ("GPU-ab", 0, 200),
+        ("GPU-bb33,GPU-aa11", 1, 100),
+        ("1,99,2", 0, 200),
+        ("1,MIG-0a1b", 0, 200),
+    ],
+)
+def test_the_board_that_cuda_runs_on_is_measured(
+    visible: str | None, gpu: int, watts: float, boards: Any
+) -> None:
+    boards(*THREE, visible=visible)
+    assert open_power_meter("nvml", gpu=gpu).read().module_w == watts
+
+
+@pytest.mark.parametrize(
+    ("visible", "gpu", "message"),
+    [
+        ("", 0, r"sees 0 of this machine's 3 GPUs .*''"),
+        ("-1", 0, "sees 0 of"),
+        ("0,1", 2, "sees 2 of .* none is number 2"),
+        ("7", 0, "sees 0 of"),
+        ("1,99,2", 1, "sees 1 of"),
+        ("GPU-a", 0, "sees 0 of"),
+        ("GPU-ff", 0, "sees 0 of"),
+        (None, 3, "sees 3 of .* unset"),
+        (None, -1, "none is number -1"),
+        ("MIG-0a1b", 0, "MIG-0a1b is a slice"),
+        ("MIG-GPU-aa11/1/0", 0, "MIG-GPU-aa11/1/0 is a slice"),
+    ],
+)
+def test_a_gpu_that_cuda_does_not_see_whole_is_refused(
+    visible: str | None, gpu: int, message: str, boards: Any
+) -> None:
+    stand_in = boards(*THREE, visible=visible)
+    with pytest.raises(SourceError, match=message):
+        open_power_meter("nvml", gpu=gpu)
+    assert stand_in.running == 0
+
+
+def test_a_board_that_is_divided_into_slices_is_refused_by_any_name(boards: Any) -> None:
+    for visible in (None, "0", "GPU-aa"):
+        boards(*THREE, visible=visible, divided=0)
+        with pytest.raises(SourceError, match="GPU 0 is a slice"):
+            open_power_meter("nvml")
+    boards(*THREE, visible="1", divided=0)
+    assert open_power_meter("nvml").read().module_w == 200
+
+
+def test_numbers_of_unlike_boards_need_the_order_of_the_bus(
+    boards: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlike = {"names": ("T4", "H100", "H100")}
+    boards(*THREE, visible="1", **unlike)
+    with pytest.raises(SourceError, match="set CUDA_DEVICE_ORDER=PCI_BUS_ID"):
+        open_power_meter("nvml")
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    assert open_power_meter("nvml").read().module_w == 200
+    boards(*THREE, visible="GPU-bb", **unlike)
+    assert open_power_meter("nvml").read().module_w == 300
 
 
 def test_the_real_library_measures_or_says_why_not() -> None:

@@ -254,3 +254,22 @@ def test_what_one_dataset_lacks_the_joined_one_lacks():
 def test_datasets_of_different_detectors_are_not_joined():
     with pytest.raises(ConfigurationError, match="differ"):
         PeakDataset.concatenate([peaks(20), replace(peaks(20), shape=(64, 64))])
+
+
+@pytest.mark.parametrize("column", ["counts", "offsets_px"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_value_that_is_not_finite_is_refused_by_name(column: str, value: float) -> None:
+    dataset = peaks(frames=4)
+    values = getattr(dataset, column).copy()
+    values[17] = value
+    with pytest.raises(InputError, match=r"of generated hold NaN or infinity in 1 of 40 .* 17;"):
+        replace(dataset, **{column: values})
+
+
+def test_a_position_that_no_label_needs_may_be_unknown() -> None:
+    dataset = peaks(frames=4)
+    truth = dataset.maxima.astype(float)
+    truth[3], good = np.nan, np.arange(len(dataset)) != 3
+    assert len(replace(dataset, truth_px=truth, good=good)) == 40
+    with pytest.raises(InputError, match="positions of the good peaks of generated"):
+        replace(dataset, truth_px=truth)

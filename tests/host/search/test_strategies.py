@@ -92,6 +92,22 @@ def test_a_replayed_search_goes_on_as_if_it_had_never_stopped(
 
 
 @every
+@pytest.mark.parametrize(
+    "values", [(0.1, "none"), (1, 0.5, 2), (True, "half", 3)], ids=["word", "float", "switch"]
+)
+def test_a_choice_of_mixed_values_keeps_their_types(
+    name: str, values: tuple[bool | int | float | str, ...]
+) -> None:
+    space = SPACE.extend(Choice("drop", values), name="mixed")
+    mixed = SearchProblem(space, 2, 0, lambda _: True)
+    strategy = make_strategy(name, mixed, QUICK.get(name, {}) | {"initial": 4})
+    for configuration in run(strategy, 9):
+        assert space.validate(configuration) == configuration
+        replayed = make_strategy(name, mixed, QUICK.get(name, {}) | {"initial": 4})
+        assert replayed.replay(dict(configuration)).configuration == configuration
+
+
+@every
 def test_another_seed_gives_other_points(name: str) -> None:
     first, second = (make(name, seed).ask() for seed in (0, 1))
     assert first.configuration != second.configuration
