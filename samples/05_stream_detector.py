@@ -11,7 +11,7 @@ BUNDLE is a signed model, KEYS the folder of the public keys you trust, URL one 
 
 It ends with the series. To try the first two without a detector, run beside it
 `python -m edgexnas.device.publishing pva CHANNEL --rate 100 --frames 500 --delay 5` or
-`... publish simplon tcp://127.0.0.1:31001 --rate 100 --frames 500`.
+`python -m edgexnas.device.publishing simplon tcp://127.0.0.1:31001 --rate 100 --frames 500`.
 """
 
 import sys

@@ -1,3 +1,3 @@
-"""Another name, until the next release, of `edgexnas.host.networks.spaces`."""
+"""Another name, until 0.3.0, of `edgexnas.host.networks.spaces`."""
 
 from edgexnas.host.networks.spaces import *  # noqa: F403

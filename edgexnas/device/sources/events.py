@@ -167,6 +167,7 @@ class EventSource(Protocol):
     A source may also have `encoded_events`, for who decodes frames elsewhere; see `encoded_frames`.
     One that can tell that a series ran before it was opened has `resume(stored)`; it is called
     before `events` with the highest number that is stored of each series, by its identity.
+    A class that a URL scheme names, in `opening`, has a class method `open(url, options)`.
 
     Attributes
     ----------

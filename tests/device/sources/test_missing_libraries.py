@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from edgexnas.device.publishing import publish
+from edgexnas.device.publishing import __main__ as publish
 from edgexnas.device.sources import compression, open_event_source
 from edgexnas.errors import MissingDependencyError
 
