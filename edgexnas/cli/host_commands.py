@@ -157,7 +157,7 @@ def _label(options: argparse.Namespace) -> None:
     ]
     if options.synthetic:
         with progress(f"generate {options.synthetic} synthetic peaks"):
-            dataset = with_synthetic_peaks(dataset, options.synthetic)
+            dataset = with_synthetic_peaks(dataset, options.synthetic, threads=options.threads)
         facts.append(("synthetic, to train on", str(options.synthetic)))
     dataset.save(options.output)
     print_pairs([*facts, ("file", str(options.output))])

@@ -49,7 +49,11 @@ def label_scan_file(path: Path, options: argparse.Namespace) -> None:
     if options.synthetic:
         with progress(f"generate {options.synthetic} synthetic patterns"):
             dataset = with_synthetic_patterns(
-                dataset, scan, options.synthetic, iterations=iterations
+                dataset,
+                scan,
+                options.synthetic,
+                iterations=iterations,
+                threads=options.threads,
             )
     dataset.save(options.output)
     without = f", {left_out} left out without a usable position or light" if left_out else ""

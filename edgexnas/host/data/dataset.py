@@ -63,7 +63,7 @@ def require_finite(source: str, **columns: npt.NDArray[np.generic]) -> None:
         Naming the column and the first such item.
     """
     for name, column in columns.items():
-        broken = ~np.isfinite(column).reshape(len(column), -1).all(axis=1)
+        broken = ~np.isfinite(column).all(axis=tuple(range(1, column.ndim)))
         if broken.any():
             raise InputError(
                 f"{name} of {source} hold NaN or infinity in {np.count_nonzero(broken)} of "

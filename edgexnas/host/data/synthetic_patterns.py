@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from edgexnas.errors import ConfigurationError, InputError
+from edgexnas.host.threads import torch_threads
 from edgexnas.ptycho import PATTERN_SIZE
 from edgexnas.simulate.ptychography_objects import OBJECT_KINDS, thickness_map
 
@@ -116,6 +117,7 @@ def reconstruct_part(
     *,
     iterations: int = 50,
     device: str = "cpu",
+    threads: int = 1,
 ) -> Reconstruction:
     """Reconstruct beam and object from a part of a scan, in the scale of the labels there.
 
@@ -125,12 +127,14 @@ def reconstruct_part(
         (n,) patterns to use: those that a network trains on.
     targets
         (n, 2, 64, 64) labels of these patterns, amplitude and phase.
-    iterations, device
+    iterations, device, threads
         As of `edgexnas.host.data.phase_retrieval.reconstruct`.
     """
     from edgexnas.host.data.phase_retrieval import reconstruct
 
-    found = reconstruct(part_of_scan(scan, numbers), iterations=iterations, device=device)
+    found = reconstruct(
+        part_of_scan(scan, numbers), iterations=iterations, device=device, threads=threads
+    )
     return in_scale_of(targets, found)
 
 
@@ -346,6 +350,7 @@ def with_synthetic_patterns(
     iterations: int = 50,
     seed: int = 0,
     device: str = "cpu",
+    threads: int = 1,
 ) -> PtychoDataset:
     """Add synthetic patterns to a labelled scan, for searches to train on.
 
@@ -362,7 +367,7 @@ def with_synthetic_patterns(
         Patterns to add, 48 kB each.
     objects
         How many objects they show.
-    iterations, device
+    iterations, device, threads
         As of `edgexnas.host.data.phase_retrieval.reconstruct`.
 
     Raises
@@ -382,7 +387,12 @@ def with_synthetic_patterns(
         )
     train = dataset.split().train
     beam = reconstruct_part(
-        scan, known[train], dataset.targets[train], iterations=iterations, device=device
+        scan,
+        known[train],
+        dataset.targets[train],
+        iterations=iterations,
+        device=device,
+        threads=threads,
     )
     # Labels have an arbitrary scale of amplitude; simulated objects take it over.
     middle = float(np.median(dataset.targets[train, 0]))
@@ -395,7 +405,8 @@ def with_synthetic_patterns(
         device=device,
         seed=seed,
     )
-    drawn = [source.draw(min(CHUNK, count - at)) for at in range(0, count, CHUNK)]
+    with torch_threads(threads):
+        drawn = [source.draw(min(CHUNK, count - at)) for at in range(0, count, CHUNK)]
     x, y = (torch.cat(parts).cpu().numpy() for parts in zip(*drawn, strict=True))
     added = replace(
         dataset,

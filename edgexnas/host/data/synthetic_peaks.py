@@ -47,7 +47,7 @@ FloatArray = npt.NDArray[np.float64]
 
 
 def with_synthetic_peaks(
-    dataset: PeakDataset, count: int, *, seed: int = 0, device: str = "cpu"
+    dataset: PeakDataset, count: int, *, seed: int = 0, device: str = "cpu", threads: int = 1
 ) -> PeakDataset:
     """Add synthetic peaks to labelled ones, for searches to train on.
 
@@ -62,6 +62,8 @@ def with_synthetic_peaks(
         Peaks to add, 0.5 kB each.
     device
         A torch device for the fits.
+    threads
+        CPU threads of the fits.
 
     Raises
     ------
@@ -71,7 +73,7 @@ def with_synthetic_peaks(
     if count < 1:
         raise ConfigurationError(f"count is {count}; specify 1 synthetic peak or more")
     train = dataset.split().train
-    generator = _PeakGenerator(dataset, train, device)
+    generator = _PeakGenerator(dataset, train, {"device": device, "threads": threads})
     rng = np.random.default_rng(seed)
     parts: list[tuple[npt.NDArray[np.float32], ...]] = []
     # Draws that detection would not find are thrown away, so more are made than wanted.
@@ -112,10 +114,10 @@ def with_drawn_peaks(*arguments: Any, **options: Any) -> PeakDataset:
 class _PeakGenerator:
     """What peaks are drawn from: the fits of measured ones, and what these do not explain."""
 
-    def __init__(self, dataset: PeakDataset, train: npt.NDArray[np.intp], device: str) -> None:
-        self._device = device
+    def __init__(self, dataset: PeakDataset, train: npt.NDArray[np.intp], fit_options: Any) -> None:
+        self._fit_options = fit_options
         counts = dataset.counts[train].astype(np.float64)
-        self._fit = fit_pseudo_voigt(counts, device=device)
+        self._fit = fit_pseudo_voigt(counts, **fit_options)
         model = self._fit.profiles()
         lit = counts > 0
         self._readout, self._gain = _noise(model[lit], (counts - model)[lit])
@@ -154,7 +156,7 @@ class _PeakGenerator:
         found &= (counts > 0).sum(axis=(1, 2)) >= self._fewest
         found &= counts[:, CENTRE, CENTRE] <= self._most
         counts, parent, placed = counts[found], parent[found], placed[found]
-        fit = fit_pseudo_voigt(counts, device=self._device)
+        fit = fit_pseudo_voigt(counts, **self._fit_options)
         good = acceptable(fit)
         return tuple(
             column[good].astype(np.float32)

@@ -273,3 +273,9 @@ def test_a_position_that_no_label_needs_may_be_unknown() -> None:
     assert len(replace(dataset, truth_px=truth, good=good)) == 40
     with pytest.raises(InputError, match="positions of the good peaks of generated"):
         replace(dataset, truth_px=truth)
+
+
+def test_a_series_without_a_peak_is_a_dataset_without_items(tmp_path: Path) -> None:
+    dataset = peaks(frames=4)
+    none = {name: getattr(dataset, name)[:0] for name in dataset.COLUMNS if name != "truth_px"}
+    assert len(PeakDataset.load(replace(dataset, **none).save(tmp_path / "none.h5"))) == 0
