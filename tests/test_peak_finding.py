@@ -134,6 +134,20 @@ def test_the_crests_of_powder_rings_are_no_peaks(seed):
     assert maxima(frame, background=background) == []
 
 
+@pytest.mark.parametrize("suppressed", [5, 8, 10, 12, 15, 18, 25])
+def test_noise_that_passes_zero_suppression_is_no_peak(suppressed):
+    random = np.random.default_rng(7)
+    frames = random.poisson(10, (4, 128, 128)).astype(np.uint16)
+    rows, cols = np.mgrid[16:128:32, 16:128:32].reshape(2, -1)
+    for row, col in zip(rows, cols, strict=True):
+        frames[:, row - 1 : row + 2, col - 1 : col + 2] += SPOT.astype(np.uint16)
+    frames[frames <= suppressed] = 0
+    background = estimate_background(frames)
+    counts = [len(found(frame, background=background)) for frame in frames]
+    assert min(counts) >= len(rows)
+    assert max(counts) <= len(rows) + 1
+
+
 def test_a_spot_on_a_ring_is_a_peak():
     frame = ring_frame(1, spots=[(90, 160, 4000), (90, 55, 900), (180, 120, 20_000)])
     found = maxima(frame, background=estimate_background([frame]))

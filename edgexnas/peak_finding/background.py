@@ -36,6 +36,10 @@ BACKGROUND_FRAMES = 16
 BACKGROUND_BYTES = 32 * 1024 * 1024
 """Most memory that those frames take together; one frame may take more."""
 
+SEEN_NOISE = 0.002
+"""Share of the pixels: fewer lonely ones make no peak of three pixels by chance, and may themselves
+be what is left of weak peaks."""
+
 FIRING_SIGMAS = 5.0
 FIRING_FRACTION = 0.1
 ALONE_FRACTION = 2 / 3
@@ -120,7 +124,9 @@ def estimate_background(
     values within 3 robust standard deviations (1.4826 × the median absolute deviation, and at
     least one count for integers, which would otherwise be quantised) of the tile's median. A 3×3
     median over tiles removes tiles that bright spots dominate; bilinear interpolation between
-    tile centres makes the maps. Zero-suppressed frames give level 0 and noise 0.
+    tile centres makes the maps. Zero-suppressed frames give level 0 and noise 0; where the noise
+    itself passes the suppression, in more than `SEEN_NOISE` of the pixels, it is measured on pixels
+    without a neighbour: peaks have some.
 
     Level and noise of pixels are not treated one by one over time: a reflection that lasts for most
     of the given frames would then become background.
@@ -165,6 +171,9 @@ def estimate_background(
         refuse_nan(frame, mask)
     rows, cols = _tile_slices(shape[0]), _tile_slices(shape[1])
     tiles = np.array([[_clipped_moments(_part(stack, usable, r, c)) for c in cols] for r in rows])
+    silent = tiles[:, :, 1] == 0
+    if silent.any():
+        tiles[silent, 1] = _passed_noise(stack, usable)
     # float32 before the large products: a whole frame in float64 would double the memory.
     down = _linear_weights(shape[0], rows).astype(np.float32)
     across = _linear_weights(shape[1], cols).astype(np.float32)
@@ -173,6 +182,31 @@ def estimate_background(
     if hot is not None:
         usable = ~hot if usable is None else usable & ~hot
     return Background(level, noise, _plateau(stack, usable), hot)
+
+
+def _passed_noise(stack: list[Frame], usable: BoolArray | None) -> float:
+    """Measure the noise that passes zero suppression; 0 if little does.
+
+    The mean of what was suppressed is not known: 5 of these standard deviations above 0 are 5
+    robust ones of the lonely pixels above their median.
+    """
+    values = []
+    for frame in stack:
+        lit = np.pad((frame > 0) if usable is None else (frame > 0) & usable, 1)
+        rows, cols = frame.shape
+        around = sum(
+            lit[1 + row : 1 + row + rows, 1 + col : 1 + col + cols].astype(np.uint8)
+            for row, col in _AROUND.tolist()
+        )
+        values.append(frame[lit[1:-1, 1:-1] & (around == 0)])
+    lonely = np.concatenate(values).astype(np.float64)
+    few = len(lonely) < SEEN_NOISE * sum(frame.size for frame in stack)
+    # Single counts were not suppressed: tiles without any have no noise.
+    if few or lonely.min() <= 1:
+        return 0.0
+    median = float(np.median(lonely))
+    deviation = MAD_TO_SIGMA * max(1.0, float(np.median(np.abs(lonely - median))))
+    return median / FIRING_SIGMAS + deviation
 
 
 def _hot_pixels(

@@ -237,7 +237,11 @@ class PeakDataset(StoredDataset):
         return replace(self, **{n: column[order] for n, column in joined.items()}, source=source)
 
     def _description(self) -> dict[str, Any]:
-        return {"frames": self.frames, "shape": list(self.shape), "finder": asdict(self.finder)}
+        finder = asdict(self.finder)
+        # Left out where it says nothing: datasets from before there was one keep their digest.
+        if finder["ridge_fraction"] == 1:
+            del finder["ridge_fraction"]
+        return {"frames": self.frames, "shape": list(self.shape), "finder": finder}
 
     @classmethod
     def _described(cls, description: Mapping[str, Any]) -> dict[str, Any]:
@@ -245,5 +249,5 @@ class PeakDataset(StoredDataset):
         return {
             "frames": int(description["frames"]),
             "shape": (int(rows), int(cols)),
-            "finder": FinderSettings(**description["finder"]),
+            "finder": FinderSettings(**{"ridge_fraction": 1.0, **description["finder"]}),
         }

@@ -148,6 +148,7 @@ def test_the_digest_is_stable_across_versions():
         frames=4,
         shape=(64, 80),
         source="by hand",
+        finder=FinderSettings(minimum_counts=20.0, ridge_fraction=1.0),
     )
     assert dataset.digest.startswith("6f3814d90355ac8e")
 
