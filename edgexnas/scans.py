@@ -151,8 +151,10 @@ class Scan:
     def _leave_out_dark(self) -> None:
         """Forget where patterns without light were taken, and say so."""
         usable = slice(None) if self.mask is None else ~self.mask
-        brightest = np.array([np.max(pattern[usable], initial=0) for pattern in self.patterns])
-        # NaN fails the comparison.
+        # A few pixels without a number may lie under a mask that is given later.
+        brightest = np.array(
+            [np.fmax.reduce(p[usable], axis=None, initial=0) for p in self.patterns]
+        )
         dark = ~(np.isfinite(brightest) & (brightest > 0))
         if dark.all():
             raise InputError(

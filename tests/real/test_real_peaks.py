@@ -156,8 +156,8 @@ def test_hardly_a_smooth_powder_ring_is_taken_for_peaks(real_data):
 
 
 def test_few_of_the_grains_on_a_spotty_powder_ring_become_labels(real_data):
-    # Its rings are real spots, five thousand of them, but nearly all touch their neighbours.
+    # Its rings are real spots, thousands of them, but nearly all touch their neighbours.
     with open_frames(real_data / "nexus_detector_files" / "ceria_Pilatus2M_powder.hdf5") as series:
         dataset = label_frames(series)
     assert len(dataset) > 1000
-    assert dataset.good.mean() < 0.02
+    assert dataset.good.sum() < 120

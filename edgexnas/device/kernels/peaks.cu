@@ -189,15 +189,19 @@ static __device__ bool is_on_ridge(const PIXEL *frame, const Rules &rules, int r
 // Is this pixel the centre of a saturated plateau that is no larger than a spot?
 static __device__ bool is_plateau_centre(const PIXEL *frame, const Rules &rules, int row, int col)
 {
-    // Rows of a window, with one more on each end; a pixel is a bit.
+    // Rows of a window, with one more on each end; a pixel is a bit. Unrolled, they would be kept
+    // in registers, and spilled for all pixels.
     int can[PLATEAU_WINDOW + 2], got[PLATEAU_WINDOW + 2];
     bool full = false, grows = true;
+#pragma unroll 1
     for (int down = 0; down < PLATEAU_WINDOW + 2; down++)
         can[down] = got[down] = 0;
+#pragma unroll 1
     for (int down = 0; down < PLATEAU_WINDOW; down++) {
         int r = row + down - PLATEAU_SIDE;
         if (r < 0 || r >= rules.height)
             continue;
+#pragma unroll 1
         for (int across = 0; across < PLATEAU_WINDOW; across++) {
             int c = col + across - PLATEAU_SIDE, place = r * rules.width + c;
             if (c < 0 || c >= rules.width || (rules.mask && rules.mask[place]))
@@ -209,6 +213,7 @@ static __device__ bool is_plateau_centre(const PIXEL *frame, const Rules &rules,
     got[PLATEAU_SIDE + 1] = 1 << PLATEAU_SIDE;
     while (grows) {
         grows = false;
+#pragma unroll 1
         for (int down = 1; down <= PLATEAU_WINDOW; down++) {
             int spread = got[down - 1] | got[down] | got[down + 1];
             spread = (spread | spread << 1 | spread >> 1) & can[down];
@@ -218,7 +223,9 @@ static __device__ bool is_plateau_centre(const PIXEL *frame, const Rules &rules,
     }
     int number = 0, rows = 0, cols = 0, first = -1;
     int top = PLATEAU_WINDOW, left = PLATEAU_WINDOW, bottom = 0, right = 0;
+#pragma unroll 1
     for (int down = 0; down < PLATEAU_WINDOW; down++) {
+#pragma unroll 1
         for (int across = 0; across < PLATEAU_WINDOW; across++) {
             if (!(got[down + 1] >> across & 1))
                 continue;

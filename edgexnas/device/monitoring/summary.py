@@ -126,7 +126,7 @@ def _service(status: ServiceStatus) -> SummaryTable:
             ("Chosen because", engine.reason if engine else "–"),
             ("Source", status.source or "–"),
             ("Series", status.series or "–"),
-            ("Up for", _duration(status.uptime_s)),
+            ("Uptime", _duration(status.uptime_s)),
             ("Last error", _last_error(status)),
         ),
     )

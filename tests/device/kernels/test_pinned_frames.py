@@ -244,7 +244,7 @@ def lane_of(predictor: Any, frames: Any) -> Any:
     return lanes_of(predictor).open(detection, frames[:1])
 
 
-def test_a_lane_has_two_frames_in_flight_and_gives_their_peaks_in_order(predictor, frames):
+def test_a_lane_keeps_frames_in_flight_and_gives_their_peaks_in_order(predictor, frames):
     predictor.calibrate_background(frames)
     expected = [predictor.process(frame).quantiles_px for frame in frames]
     lane, flying = lane_of(predictor, frames), list[int]()
@@ -255,7 +255,8 @@ def test_a_lane_has_two_frames_in_flight_and_gives_their_peaks_in_order(predicto
         assert set(outcome.stages_ns) == {"gpu"}
         np.testing.assert_array_equal(outcome.results[0].quantiles_px, expected[number])
     # Besides the one whose result was taken.
-    assert flying == [1] * (len(frames) - 1) + [0]
+    ahead = lane.ahead - 1
+    assert flying == [ahead] * (len(frames) - ahead) + list(reversed(range(ahead)))
     assert lane.in_flight == 0
     lane.close()
 

@@ -11,6 +11,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import pytest
 
 from edgexnas.device import PtychoPredictor
 from edgexnas.device.ptycho.phase_components import HostComponents
-from edgexnas.device.serving.service import Service
+from edgexnas.device.serving.service import Service, ServiceError
 from edgexnas.device.serving.settings import PipelineSettings
 from edgexnas.device.sinks.callback_sink import CallbackSink
 from edgexnas.device.sinks.results import FrameResult, ObjectSnapshot
@@ -258,7 +259,10 @@ class TestService:
                 predictor, Told(events), [CallbackSink(items.append, policy="block")],
                 settings=PipelineSettings(object_pixel_m=self.PIXEL_M),
             )  # fmt: skip
-            return dict(service.run().counts), items
+            # A GPU that goes may take every pattern with it.
+            with suppress(ServiceError):
+                service.run()
+            return dict(service.status().counts), items
 
         return run
 

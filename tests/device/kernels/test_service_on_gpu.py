@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from edgexnas.device.serving.service import Service
+from edgexnas.device.serving.service import Service, ServiceError
 from edgexnas.device.serving.settings import PipelineSettings
 from edgexnas.device.sinks.callback_sink import CallbackSink
 from edgexnas.device.sinks.results import FrameResult
@@ -47,7 +47,10 @@ def serve(predictor, monkeypatch):
             [CallbackSink(items.append, policy="block")],
             settings=PipelineSettings(**settings),
         )
-        counts = dict(service.run().counts)
+        # A GPU that goes may take every frame with it.
+        with suppress(ServiceError):
+            service.run()
+        counts = dict(service.status().counts)
         return counts, [item for item in items if isinstance(item, FrameResult)]
 
     return run
