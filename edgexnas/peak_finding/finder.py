@@ -152,7 +152,7 @@ class PeakFinder:
 
     Where v reaches saturation, a profile is flat and the tests 2 and 4 to 6 have no meaning. There
     the pixels of at least 0.9 times the saturation that touch make a plateau, and the pixel nearest
-    its centre of mass is a peak if it passes test 3 and the plateau is at most 15×15 pixels.
+    its centre of mass is a peak if it passes tests 1 and 3 and the plateau is at most 15×15 pixels.
 
     The variance of a pixel is taken as s² plus its counts above background (Poisson). The fifth
     test removes the bumps that counting noise makes on the tails of bright peaks, where the
