@@ -79,11 +79,12 @@ def test_random_detectors_give_identical_peaks(detector, scaled):
     assert_identical(*both(chosen, frame, background=background, mask=mask, scaled=scaled))
 
 
+@pytest.mark.parametrize("least", [None, 115.0, 380.0])
 @pytest.mark.parametrize("saturation", [120.0, 400.0, None])
 @pytest.mark.parametrize("masked", [False, True])
-def test_plateaus_and_ridges_are_judged_alike(saturation, masked):
+def test_plateaus_and_ridges_are_judged_alike(saturation, masked, least):
     frame, mask = ridges_and_plateaus(7, masked=masked)
-    chosen = FinderSettings(saturation=saturation)
+    chosen = FinderSettings(saturation=saturation, minimum_counts=least)
     reference, compiled = both(chosen, frame, background=estimate_background([frame]), mask=mask)
     assert_identical(reference, compiled)
     assert len(reference) >= 3

@@ -167,6 +167,14 @@ def test_a_saturated_plateau_is_one_peak_at_its_centre(radius, dtype):
     assert peaks.flags[0] & PeakFlag.SATURATED
 
 
+def test_a_saturated_plateau_whose_centre_is_below_the_threshold_is_no_peak():
+    frame = np.zeros(SHAPE, np.uint16)
+    frame[29:32, 29:32] = 1000
+    frame[30, 30] = 950
+    assert maxima(frame, background=None, saturation=1000, minimum_counts=940) == [(30, 30)]
+    assert maxima(frame, background=None, saturation=1000, minimum_counts=960) == []
+
+
 def test_a_saturated_area_larger_than_a_spot_is_no_peak():
     frame = np.full(SHAPE, 10, np.uint16)
     frame[20:30, 20:36] = 65535

@@ -84,3 +84,34 @@ def test_no_peak_in_a_whole_series_is_a_warning_and_no_failure(
     assert main([command, *first, str(dark), *rest, *output]) == 0
     assert "3 frames processed, 0 missing; 0 peaks, 0 flagged" in capsys.readouterr().err
     assert f"no peaks on any of 3 frames of {dark}" in caplog.text
+
+
+@pytest.mark.parametrize("command", ["predict", "label"])
+def test_what_peaks_were_found_with_is_said(
+    command: str,
+    bundle: list[str],
+    partly_written: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    mask = np.zeros((96, 128), np.bool_)
+    mask[:30] = True
+    np.save(tmp_path / "mask.npy", mask)
+    first, rest = (bundle[:1], bundle[1:]) if command == "predict" else ([], [])
+    options = ["--mask", str(tmp_path / "mask.npy"), "--saturation", "1234", "--keep-hot"]
+    options += ["--minimum-counts", "321", "--threshold", "3"]
+    output = ["--output", str(tmp_path / "peaks.out")]
+    assert main([command, *first, str(partly_written), *rest, *output, *options]) == 0
+    *_, found_with, counts = capsys.readouterr().err.strip().splitlines()
+    assert found_with.startswith("peaks found with threshold 321 counts above background (noise ")
+    assert found_with.endswith("saturation 1234 (from option), 3840 pixels masked, 0 of them hot")
+    assert "; 8 peaks, 8 flagged (8 saturated" in counts
+
+
+def test_a_mask_that_cannot_be_read_is_named(
+    bundle: list[str], partly_written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = tmp_path / "no.npy"
+    arguments = ["predict", bundle[0], str(partly_written), *bundle[1:], "--mask", str(missing)]
+    assert main(arguments) == 2
+    assert f"mask {missing} cannot be read as .npy" in capsys.readouterr().err

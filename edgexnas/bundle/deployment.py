@@ -42,7 +42,7 @@ class PeakDetection(Record):
     """Where a device begins to adapt peak finding to its detector; none of it is a promise.
 
     What is None here is taken from `BraggPreprocessing.finder`, which tells how the patches of the
-    training data were found.
+    training data were found; but without `minimum_counts` there is no limit but the noise.
     """
 
     saturation: PositiveFloat | None = None

@@ -14,9 +14,12 @@ if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 __all__ = [
+    "PEAK_OPTIONS",
     "acceptance",
     "add_acceptance",
     "add_command",
+    "add_detection",
+    "detection_options",
     "number",
     "path_or_url",
     "positive_float",
@@ -75,6 +78,46 @@ def acceptance(options: argparse.Namespace) -> dict[str, Any]:
         maximum_gate_px=options.maximum_gate_px, maximum_gate_rad=options.maximum_gate_rad
     )
     return {"state": options.state, "gates": gates}
+
+
+PEAK_OPTIONS = ("minimum_counts", "threshold", "keep_hot")
+"""Options of `add_detection` that patterns of a scan do not have."""
+
+
+def add_detection(command: argparse.ArgumentParser) -> None:
+    """Add the options that say what of a frame is used and what counts as a peak."""
+    command.add_argument(
+        "--mask", type=Path, help=".npy file of (H, W) bool, true where a pixel must not be used"
+    )
+    command.add_argument(
+        "--saturation",
+        type=positive_float,
+        help="counts from which a pixel is saturated; otherwise what the data or the bundle say",
+    )
+    command.add_argument(
+        "--minimum-counts", type=number, help="minimum peak height above background, in counts"
+    )
+    command.add_argument(
+        "--threshold",
+        type=number,
+        help="minimum peak height above background, in standard deviations of the noise",
+    )
+    command.add_argument(
+        "--keep-hot",
+        action="store_true",
+        default=None,
+        help="do not mask pixels that fire by themselves",
+    )
+
+
+def detection_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Give the options of `add_detection` as those of a `PeakPredictor` or of `label_frames`."""
+    from edgexnas.detector_mask import read_mask
+
+    names = ("saturation", "minimum_counts", "threshold")
+    chosen = {name: getattr(options, name) for name in names}
+    mask = None if options.mask is None else read_mask(options.mask)
+    return {**chosen, "mask": mask, "mask_hot": False if options.keep_hot else None}
 
 
 def path_or_url(text: str) -> Path | str:

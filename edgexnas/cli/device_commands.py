@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from edgexnas.cli.arguments import (
+    PEAK_OPTIONS,
     acceptance,
     add_acceptance,
     add_command,
+    add_detection,
+    detection_options,
     path_or_url,
     positive_float,
     positive_int,
@@ -21,7 +24,7 @@ from edgexnas.cli.arguments import (
 )
 from edgexnas.cli.outputs import check_output
 from edgexnas.cli.scan_commands import predict_object
-from edgexnas.cli.tally import PeakTally
+from edgexnas.cli.tally import PeakTally, say_at_end
 from edgexnas.device.engines.opening import ENGINES
 from edgexnas.errors import ConfigurationError, EdgexnasError
 from edgexnas.whole_files import whole_file
@@ -57,6 +60,7 @@ def add_to(commands: Commands) -> None:
         help="size of an object pixel, for a scan from a URL, whose positions are in metres",
     )
     predict.add_argument("--dataset", help="dataset of the HDF5 file that holds the frames")
+    add_detection(predict)
     add_acceptance(predict)
     predict.add_argument("--engine", default="auto", choices=ENGINES, help="inference engine")
     predict.add_argument(
@@ -89,6 +93,7 @@ def _predict(options: argparse.Namespace) -> None:
         reject_given(
             options, ("dataset",), f"{options.bundle} is for scans, which have their place"
         )
+        reject_given(options, PEAK_OPTIONS, f"{options.bundle} is for scans, which have no peaks")
         predict_object(bundle, options)
         return
     reason = f"{options.bundle} is for Bragg peaks and not for ptychography"
@@ -98,7 +103,9 @@ def _predict(options: argparse.Namespace) -> None:
     if options.output is not None:
         check_output(options.output, inputs=(options.bundle, options.frames))
     with (
-        PeakPredictor(bundle, **predictor_options(options)) as predictor,
+        PeakPredictor(
+            bundle, **predictor_options(options), **detection_options(options)
+        ) as predictor,
         _sink(options.output) as sink,
         ExitStack() as stack,
     ):
@@ -113,6 +120,7 @@ def _predict(options: argparse.Namespace) -> None:
             tally.add(peaks.flags, number=peaks.frame_number)
     # Of a live source only the numbers say how many there were.
     there = tally.numbers if isinstance(source, str) else len(source)
+    say_at_end(f"peaks found with {predictor.finder_report}")
     tally.say(options.frames, missing=there - tally.frames)
 
 

@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgexnas.cli.arguments import (
+    PEAK_OPTIONS,
     add_command,
-    positive_float,
+    add_detection,
+    detection_options,
     positive_int,
     reject_given,
     seed,
 )
 from edgexnas.cli.outputs import check_output
 from edgexnas.cli.scan_commands import label_scan_file, simulate_scan_file
-from edgexnas.cli.tally import PeakTally
+from edgexnas.cli.tally import PeakTally, say_at_end
 from edgexnas.cli.terminal import print_pairs, progress
 
 if TYPE_CHECKING:
@@ -55,10 +57,7 @@ def add_to(commands: Commands) -> None:
     )
     label.add_argument("--output", type=Path, required=True, help="HDF5 file to write")
     label.add_argument("--dataset", help="dataset of the HDF5 file that holds the frames")
-    label.add_argument(
-        "--minimum-counts", type=positive_float, help="minimum peak height above background"
-    )
-    label.add_argument("--saturation", type=positive_float, help="saturation level in counts")
+    add_detection(label)
     label.add_argument(
         "--iterations",
         type=positive_int,
@@ -117,22 +116,17 @@ def _simulate(options: argparse.Namespace) -> None:
 def _label(options: argparse.Namespace) -> None:
     from edgexnas.frames import open_frames
     from edgexnas.host import label_frames, with_synthetic_peaks
-    from edgexnas.peak_finding import FinderSettings
     from edgexnas.scans import holds_scan
 
     check_output(options.output, inputs=(options.frames,))
     # Positions beside the patterns make a scan; frames have none.
     if holds_scan(options.frames):
         reason = f"{options.frames} holds a scan and not frames"
-        reject_given(options, ("minimum_counts", "saturation", "dataset"), reason)
+        reject_given(options, (*PEAK_OPTIONS, "mask", "saturation", "dataset"), reason)
         label_scan_file(options.frames, options)
         return
     reject_given(options, ("iterations", "modes"), f"{options.frames} holds frames and no scan")
-    chosen = {
-        name: getattr(options, name)
-        for name in ("minimum_counts", "saturation")
-        if getattr(options, name) is not None
-    }
+    chosen = detection_options(options)
     with (
         open_frames(options.frames, dataset=options.dataset) as series,
         progress(f"label {len(series)} frames") as step,
@@ -145,9 +139,7 @@ def _label(options: argparse.Namespace) -> None:
             read += 1
             step(done, total)
 
-        dataset = label_frames(
-            series, finder=FinderSettings(**chosen), threads=options.threads, progress=count
-        )
+        dataset = label_frames(series, **chosen, threads=options.threads, progress=count)
         tally = PeakTally()
         tally.add(dataset.flags, frames=read)
         missing = len(series) - read
@@ -161,4 +153,5 @@ def _label(options: argparse.Namespace) -> None:
         facts.append(("synthetic, to train on", str(options.synthetic)))
     dataset.save(options.output)
     print_pairs([*facts, ("file", str(options.output))])
+    say_at_end(f"peaks found with {dataset.finder_report}")
     tally.say(options.frames, missing=missing)

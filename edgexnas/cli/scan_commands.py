@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgexnas.cli.arguments import predictor_options, reject_given
+from edgexnas.cli.arguments import detection_options, predictor_options, reject_given
 from edgexnas.cli.outputs import check_output
 from edgexnas.cli.tally import say_at_end
 from edgexnas.cli.terminal import print_pairs, progress
@@ -92,7 +92,9 @@ def predict_object(bundle: Bundle, options: argparse.Namespace) -> None:
     if options.object_pixel_nm is not None:
         row, col = options.object_pixel_nm
         pixel_m = (row * 1e-9, col * 1e-9)
-    with PtychoPredictor(bundle, **predictor_options(options)) as predictor:
+    given = detection_options(options)
+    chosen = {name: given[name] for name in ("mask", "saturation")}
+    with PtychoPredictor(bundle, **predictor_options(options), **chosen) as predictor:
         stream = predictor.stream(options.frames, object_pixel_m=pixel_m)
         for _ in stream:
             pass

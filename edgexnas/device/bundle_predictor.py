@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgexnas.bundle import Bundle, Manifest, open_bundle
-from edgexnas.device.detector_mask import checked_mask
+from edgexnas.detector_mask import checked_mask
 from edgexnas.device.engines.engine import Engine
 from edgexnas.device.engines.gate import EngineProof, ObjectProof
 from edgexnas.device.engines.selection import EngineOptions, PrecisionTrial, select_engine

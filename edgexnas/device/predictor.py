@@ -24,7 +24,14 @@ __all__ = ["Predictor"]
 
 @overload
 def Predictor(
-    bundle: BundlePath, *, task: Literal["bragg"], **options: Unpack[PredictorOptions]
+    bundle: BundlePath,
+    *,
+    task: Literal["bragg"],
+    saturation: float | None = None,
+    minimum_counts: float | None = None,
+    threshold: float | None = None,
+    mask_hot: bool | None = None,
+    **options: Unpack[PredictorOptions],
 ) -> PeakPredictor: ...
 
 
@@ -44,6 +51,9 @@ def Predictor(
     *,
     task: None = None,
     saturation: float | None = None,
+    minimum_counts: float | None = None,
+    threshold: float | None = None,
+    mask_hot: bool | None = None,
     **options: Unpack[PredictorOptions],
 ) -> PeakPredictor | PtychoPredictor: ...
 
@@ -54,6 +64,9 @@ def Predictor(  # noqa: N802
     *,
     task: Task | None = None,
     saturation: float | None = None,
+    minimum_counts: float | None = None,
+    threshold: float | None = None,
+    mask_hot: bool | None = None,
     **options: Unpack[PredictorOptions],
 ) -> PeakPredictor | PtychoPredictor:
     """Open what a verified bundle predicts: Bragg peak positions, or patches of an object.
@@ -100,7 +113,9 @@ def Predictor(  # noqa: N802
     mask
         (H, W) bool, True where a pixel of the detector must not be used (dead, hot, in a gap).
     saturation
-        For ptychography alone: as of `PtychoPredictor`.
+        Counts from which a pixel is saturated; None as of `PeakPredictor` or `PtychoPredictor`.
+    minimum_counts, threshold, mask_hot
+        For Bragg peaks alone: as of `PeakPredictor`.
     task
         "bragg" or "ptycho", to accept bundles of this application only; type checkers know the
         predictor by it. None for the bundle's own.
@@ -126,12 +141,19 @@ def Predictor(  # noqa: N802
     if manifest.task == "ptycho":
         from edgexnas.device.ptycho.predictor import PtychoPredictor
 
+        of_peaks = {
+            "minimum_counts": minimum_counts, "threshold": threshold, "mask_hot": mask_hot
+        }  # fmt: skip
+        for name, value in of_peaks.items():
+            if value is not None:
+                raise ConfigurationError(
+                    f"{name} is for Bragg peaks, and bundle {manifest.model_id} is for "
+                    "ptychography; leave it out"
+                )
         return PtychoPredictor(verified, saturation=saturation, **options)
-    if saturation is not None:
-        raise ConfigurationError(
-            "saturation is for ptychography, and the bundle is for Bragg peaks, whose saturation "
-            "is in its manifest; leave it out"
-        )
     from edgexnas.device.bragg.predictor import PeakPredictor
 
-    return PeakPredictor(verified, **options)
+    return PeakPredictor(
+        verified, saturation=saturation, minimum_counts=minimum_counts, threshold=threshold,
+        mask_hot=mask_hot, **options,
+    )  # fmt: skip

@@ -18,10 +18,12 @@ from edgexnas.peak_finding.finder import (
     PeakFinder,
     SaturationOrigin,
 )
+from edgexnas.peak_finding.options import DetectionOptions
 from edgexnas.peak_finding.settings import FinderSettings
 
 __all__ = [
     "Background",
+    "DetectionOptions",
     "FinderReport",
     "FinderSettings",
     "FoundPeaks",

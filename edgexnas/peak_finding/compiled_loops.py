@@ -551,9 +551,14 @@ def find_peaks(
                         if frame[row, col] <= threshold[row, col]:
                             continue
                         peak = _plateau_centre(frame, mask, masked, rim, row, col, can, got)
-                        if peak < 0 or not _is_large_enough(
-                            frame, mask, masked, level, noise, lit_background, peak // width,
-                            peak % width, minimum_pixels, sigmas, minimum_counts,
+                        down, across = peak // width, peak % width
+                        if (
+                            peak < 0
+                            or frame[down, across] <= threshold[down, across]
+                            or not _is_large_enough(
+                                frame, mask, masked, level, noise, lit_background, down, across,
+                                minimum_pixels, sigmas, minimum_counts,
+                            )
                         ):  # fmt: skip
                             continue
                     else:

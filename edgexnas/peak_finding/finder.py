@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -27,6 +29,9 @@ Frame = npt.NDArray[Any]
 
 _log = logging.getLogger(__name__)
 _DEFAULTS = FinderSettings()
+
+REPORT_PIXELS = 2**20
+"""About how many pixels the medians of a report are taken over, in a few milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,8 @@ class FoundPeaks:
 class SaturationOrigin(str, Enum):
     """Where the counts come from at which a pixel is taken to be saturated."""
 
+    OPTION = "option"
+    DETECTOR = "detector"
     SETTINGS = "settings"
     FRAMES = "frames"
     DTYPE = "dtype"
@@ -82,7 +89,8 @@ class FinderReport:
     saturation
         Counts from which a pixel is saturated; infinite for none.
     saturation_from
-        The settings or metadata, the background frames, or the frames' dtype.
+        The user, the detector or its file, the bundle's or labels' settings, a plateau in the
+        background frames, or the frames' dtype.
     hot_pixels
         Pixels masked because they fire by themselves.
     masked_pixels
@@ -95,6 +103,18 @@ class FinderReport:
     saturation_from: SaturationOrigin
     hot_pixels: int
     masked_pixels: int
+
+    def as_json(self) -> dict[str, Any]:
+        """Give what JSON can hold, which has no infinite saturation; see `from_json`."""
+        saturation = self.saturation if math.isfinite(self.saturation) else None
+        return {**asdict(self), "saturation": saturation, "saturation_from": self.saturation_from}
+
+    @classmethod
+    def from_json(cls, said: Mapping[str, Any]) -> FinderReport:
+        """Make one of what `as_json` gave."""
+        saturation = math.inf if said["saturation"] is None else said["saturation"]
+        origin = SaturationOrigin(said["saturation_from"])
+        return cls(**{**said, "saturation": saturation, "saturation_from": origin})
 
     def __str__(self) -> str:
         return (
@@ -132,7 +152,7 @@ class PeakFinder:
 
     Where v reaches saturation, a profile is flat and the tests 2 and 4 to 6 have no meaning. There
     the pixels of at least 0.9 times the saturation that touch make a plateau, and the pixel nearest
-    its centre of mass is a peak if it passes test 3 and the plateau is at most 15×15 pixels.
+    its centre of mass is a peak if it passes tests 1 and 3 and the plateau is at most 15×15 pixels.
 
     The variance of a pixel is taken as s² plus its counts above background (Poisson). The fifth
     test removes the bumps that counting noise makes on the tails of bright peaks, where the
@@ -152,6 +172,8 @@ class PeakFinder:
         Whether the twin that numba compiles does the work: True, False for the numpy reference,
         or None for the twin where numba is installed and the dtype is one of uint8, uint16, int16,
         uint32, int32 and float32. Both give the same peaks, to the last bit.
+    saturation_from
+        Who said the saturation of the settings, for `used`.
 
     Raises
     ------
@@ -174,8 +196,10 @@ class PeakFinder:
         background: Background | None = None,
         mask: BoolArray | None = None,
         compiled: bool | None = None,
+        saturation_from: SaturationOrigin = SaturationOrigin.SETTINGS,
     ) -> None:
         self.settings = settings
+        self._saturation_from = saturation_from
         self.shape = (int(shape[0]), int(shape[1]))
         self.background = background
         given: list[tuple[str, Frame]] = []
@@ -255,11 +279,13 @@ class PeakFinder:
         """Say by which limits the peaks of frames of this dtype are found."""
         dtype = np.dtype(dtype)
         saturation, origin = self._saturation(dtype)
-        above = self._limits(slice(None))
+        # Maps are smooth, so that some rows of a large frame tell the median of all.
+        rows = slice(None, None, 1 + math.prod(self.shape) // REPORT_PIXELS)
+        above = self._limits(rows)
         noise = 0.0
         if self.background is not None:
-            above -= self.background.level
-            noise = float(np.median(self.background.noise))
+            above -= self.background.level[rows]
+            noise = float(np.median(self.background.noise[rows]))
         return FinderReport(
             noise_counts=noise,
             threshold_counts=float(np.median(above)),
@@ -270,7 +296,7 @@ class PeakFinder:
         )
 
     def _saturation(self, dtype: np.dtype[Any]) -> tuple[float, SaturationOrigin]:
-        limit, origin = self.settings.saturation, SaturationOrigin.SETTINGS
+        limit, origin = self.settings.saturation, self._saturation_from
         if limit is None and self.background is not None:
             limit, origin = self.background.saturation, SaturationOrigin.FRAMES
         if limit is not None:

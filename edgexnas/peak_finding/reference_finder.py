@@ -222,8 +222,9 @@ class ReferenceFinder:
             for peak in np.flatnonzero(full).tolist()
             if (centre := self._plateau_centre(rim, *divmod(peak, self._shape[1]))) is not None
         ]
-        found = np.unique(np.array(centres, np.intp))
-        return found[self._large_enough(frame.reshape(-1), found)]
+        found, flat = np.unique(np.array(centres, np.intp)), frame.reshape(-1)
+        found = found[flat[found] > self._threshold[found]]
+        return found[self._large_enough(flat, found)]
 
     def _plateau_centre(self, rim: BoolArray, row: int, col: int) -> int | None:
         """Return the flat index of a plateau's centre; None if it is larger than a spot."""

@@ -41,11 +41,6 @@ def test_the_bundle_decides_the_kind_and_a_told_task_must_be_the_bundle_s(
         PtychoPredictor(bundle)
 
 
-def test_an_option_of_the_other_application_is_rejected(bundle: Any) -> None:
-    with pytest.raises(ConfigurationError, match="saturation is for ptychography"):
-        Predictor(bundle, saturation=1000.0)
-
-
 def test_an_unknown_option_is_rejected_by_name(bundle: Any) -> None:
     with pytest.raises(TypeError, match="bacth"):
         Predictor(bundle, bacth=3)  # type: ignore[call-overload]

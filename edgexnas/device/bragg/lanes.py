@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -13,14 +14,19 @@ import numpy as np
 import numpy.typing as npt
 
 from edgexnas.bragg import CENTRE, Peaks, decode_offsets, scale_patches
+from edgexnas.detector_mask import Mask, merged_masks
 from edgexnas.device.bragg.detection import PeakDetection, naming_frame
-from edgexnas.device.detector_mask import Mask, merged_masks
 from edgexnas.device.engines.build_progress import build_progress
 from edgexnas.device.lane import Lane, Outcome, drive
 from edgexnas.device.shared_engine import SharedEngine
 from edgexnas.errors import EdgexnasError, InputError, SourceError
 from edgexnas.frames.series import existing_frames, existing_numbers
-from edgexnas.peak_finding import FinderSettings, background_numbers, refuse_nan
+from edgexnas.peak_finding import (
+    DetectionOptions,
+    FinderSettings,
+    background_numbers,
+    refuse_nan,
+)
 
 if TYPE_CHECKING:
     from edgexnas.device.bragg.gpu_pipeline import FramePipeline
@@ -46,6 +52,8 @@ GROUP_BYTES = 16 * 2**20
 Frame = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float32]
 
+_log = logging.getLogger(__name__)
+
 
 class NumberedFrame(NamedTuple):
     """A frame that was checked.
@@ -70,7 +78,9 @@ class PeakLanes:
     engine
         The network.
     finder
-        What counts as a peak.
+        What counts as a peak where neither options nor the detector say otherwise.
+    options
+        What the user sets.
     levels
         The network's quantile levels.
     mask
@@ -83,10 +93,12 @@ class PeakLanes:
         *,
         finder: FinderSettings,
         levels: Sequence[float],
+        options: DetectionOptions | None = None,
         mask: Mask | None = None,
     ) -> None:
         self.engine = engine
         self._settings = finder
+        self._options = options
         self._levels = levels
         self._mask = mask
 
@@ -98,7 +110,7 @@ class PeakLanes:
         InputError
             If the masks differ in shape.
         """
-        return PeakDetection(self._settings, mask=merged_masks(self._mask, mask))
+        return PeakDetection(self._settings, self._options, mask=merged_masks(self._mask, mask))
 
     def open(
         self,
@@ -345,6 +357,7 @@ def stream_series(
         # A series of the caller's own may say nothing of it.
         saturation = getattr(series, "saturation", None)
         lane = lanes.open(detection, frames, mask=series.mask, saturation=saturation)
+        _log.info("%s: %s", series.source, detection.used)
         with closing(lane):
             del frames
             numbered = existing_frames(series)
@@ -388,6 +401,7 @@ def stream_frames(
             saturation=None if series is None else series.saturation,
             spare_frames=0 if series is None else SPARE_FRAMES,
         )
+    _log.info("%s: %s", "frames" if series is None else series.source.url, detection.used)
     with closing(lane):
         if series is not None:
             # From here on frames are decoded into pinned memory, and no thread copies them again.

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy.typing as npt
 
 from edgexnas.bragg import PeakPositions, Peaks, as_patches, decode_offsets, scale_patches
+from edgexnas.device.bragg.detection import bundle_detection
 from edgexnas.device.bragg.frame_source import FrameSource, open_source
 from edgexnas.device.bragg.lanes import PeakLane, PeakLanes, stream_frames, stream_series
-from edgexnas.device.bundle_predictor import BundlePath, BundlePredictor, PredictorOptions
+from edgexnas.device.bundle_predictor import (
+    BundlePath,
+    BundlePredictor,
+    PredictorOptions,
+    require_task,
+    verified_bundle,
+)
 from edgexnas.device.engines.gate import EngineProof
 from edgexnas.device.sources.series_frames import SeriesFrames
+from edgexnas.peak_finding import DetectionOptions, FinderReport
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 __all__ = ["PeakPredictor", "lanes_of"]
+
+_log = logging.getLogger(__name__)
 
 
 class PeakPredictor(BundlePredictor):
@@ -45,34 +56,71 @@ class PeakPredictor(BundlePredictor):
         As of `Predictor`.
     mask
         (H, W) bool, True where a pixel must not be used (dead, hot, in a gap).
+    saturation
+        Counts from which a pixel is saturated. None for what the series or the detector states,
+        else the bundle, else a plateau that the background frames show, else the largest value of
+        an unsigned integer dtype.
+    minimum_counts
+        Counts above background that a peak's brightest pixel must exceed; None for the bundle's
+        default, which is no limit but the noise unless its manifest says otherwise.
+    threshold
+        The same in standard deviations of the measured background noise; the larger of the two
+        limits applies. None for the bundle's default.
+    mask_hot
+        Whether pixels are masked that fire by themselves in the background frames; None for the
+        bundle's default, which is yes unless its manifest says otherwise.
 
     Attributes
     ----------
     proof
         How far positions lie from the reference outputs, and the gate.
+    finder_report
+        By which limits peaks are found in the series begun last; None before its first frame.
 
     Raises
     ------
     BundleError, ConfigurationError, EngineError, InputError, MissingDependencyError
-        As of `Predictor`; `ConfigurationError` also if the bundle is not for Bragg peaks.
+        As of `Predictor`; `ConfigurationError` also if the bundle is not for Bragg peaks,
+        or does not let an option be set.
     """
 
     task = "bragg"
     proof: EngineProof
 
-    def __init__(self, bundle: BundlePath, **options: Unpack[PredictorOptions]) -> None:
-        super().__init__(bundle, **options)
-        preprocessing = self.manifest.preprocessing
-        assert preprocessing.kind == "bragg"
+    def __init__(
+        self,
+        bundle: BundlePath,
+        *,
+        saturation: float | None = None,
+        minimum_counts: float | None = None,
+        threshold: float | None = None,
+        mask_hot: bool | None = None,
+        **options: Unpack[PredictorOptions],
+    ) -> None:
+        # Before the engine is built, which takes minutes: a wrong option is rejected at once.
+        chosen = DetectionOptions(saturation, minimum_counts, threshold, mask_hot)
+        trust, state = options.pop("trust", None), options.pop("state", None)
+        verified = verified_bundle(bundle, trust, state, options.pop("gates", None))
+        require_task(verified.manifest, self.task)
+        defaults, chosen = bundle_detection(
+            verified.manifest, chosen, masked=options.get("mask") is not None
+        )
+        super().__init__(verified, **options)
         self._lanes = PeakLanes(
             self._shared,
-            finder=preprocessing.finder,
+            finder=defaults,
+            options=chosen,
             levels=self.manifest.quantile_levels,
             mask=self._mask,
         )
         self._detection = self._lanes.detection()
         self._next_number = 0
         self._lane: PeakLane | None = None
+
+    @property
+    def finder_report(self) -> FinderReport | None:
+        """By which limits peaks are found in the series begun last; None before its first frame."""
+        return self._detection.used
 
     def predict(self, patches: npt.ArrayLike) -> PeakPositions:
         """Predict the positions of peaks in patches.
@@ -130,6 +178,7 @@ class PeakPredictor(BundlePredictor):
             if self._lane is None:
                 with self._detection.undone_if_refused():
                     self._lane = self._lanes.open(self._detection, [self._detection.admit(frame)])
+                _log.info("frames: %s", self._detection.used)
             self._lane.submit([self._lane.check(frame, number)])
             outcome = self._lane.result()
             for fault in outcome.faults.values():

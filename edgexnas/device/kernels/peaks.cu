@@ -106,6 +106,7 @@ static __device__ bool rises(
 
 // What the tests of peaks are told, of each frame alike.
 struct Rules {
+    const PIXEL *threshold;
     const u8 *mask;
     const float *level, *noise;
     int height, width, minimum_pixels;
@@ -230,7 +231,8 @@ static __device__ bool is_plateau_centre(const PIXEL *frame, const Rules &rules,
             if (!(got[down + 1] >> across & 1))
                 continue;
             int place = (row + down - PLATEAU_SIDE) * rules.width + col + across - PLATEAU_SIDE;
-            full = full || (double)frame[place] >= rules.saturation;
+            full = full || ((double)frame[place] >= rules.saturation
+                            && frame[place] > rules.threshold[place]);
             first = first < 0 ? down * PLATEAU_WINDOW + across : first;
             number++;
             rows += down;
@@ -347,7 +349,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4) mark_peaks(
     double minimum_counts, double snr, double prominence, double ridge_fraction, double saturation,
     double rim, int *chunk_counts, int *chunk_peaks, int *header)
 {
-    Rules rules = { mask, level, noise, height, width, minimum_pixels, sigmas, minimum_counts, snr,
+    Rules rules = { threshold, mask, level, noise, height, width, minimum_pixels, sigmas,
+                    minimum_counts, snr,
                     prominence, ridge_fraction, saturation, rim };
     typedef Load<sizeof(PIXEL)>::type load;
     const int loads = sizeof(PIXEL) * PER_THREAD / sizeof(load);

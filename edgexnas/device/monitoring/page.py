@@ -126,6 +126,7 @@ def page_data(observation: Observation, scales: Mapping[str, str] | None = None)
             "engine": status.engine._asdict() if status.engine else None,
             "source": status.source,
             "series": status.series,
+            "detection": status.detection,
             "uptime_s": status.uptime_s,
             "counts": dict(status.counts),
             "series_counts": dict(status.series_counts),

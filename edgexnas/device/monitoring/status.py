@@ -151,6 +151,8 @@ class ServiceStatus:
         The source's URL.
     series
         The newest series seen; None before the first frame.
+    detection
+        By which limits its peaks are found, in words; None before that is known.
     uptime_s
         Seconds since the start, on the monotonic clock.
     counts
@@ -185,6 +187,7 @@ class ServiceStatus:
     engine: EngineStatus | None = None
     source: str = ""
     series: str | None = None
+    detection: str | None = None
     uptime_s: float = 0.0
     counts: Mapping[str, int] = field(default_factory=dict)
     series_counts: Mapping[str, int] = field(default_factory=dict)

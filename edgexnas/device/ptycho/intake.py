@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgexnas.device.detector_mask import Mask, checked_mask, merged_masks
+from edgexnas.detector_mask import Mask, checked_mask, merged_masks
 from edgexnas.errors import ConfigurationError, EdgexnasError, EngineError, InputError
 from edgexnas.ptycho import PATTERN_SIZE, bin_patterns, check_counts
 

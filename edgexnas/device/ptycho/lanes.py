@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from edgexnas.device.detector_mask import Mask
+from edgexnas.detector_mask import Mask
 from edgexnas.device.lane import Lane, Outcome
 from edgexnas.device.ptycho.intake import PatternIntake
 from edgexnas.device.ptycho.stitching import MOST_WAITING, ObjectStitcher

@@ -9,6 +9,8 @@
     trust = "keys"
     precision = "int8"                   # "float16", "float32", "auto"
     mask = "bad_pixels.npy"
+    saturation = 60000                   # in counts; left out: what detector or bundle say
+    threshold = 5                        # of Bragg peaks, in standard deviations of the noise
 
     [pipeline]
     policy = "drop-oldest"               # "block", "spill"; left out: by the source
@@ -88,8 +90,8 @@ class PredictorSettings(Table):
         As of `edgexnas.bundle.GatePolicy`.
     mask
         ``.npy`` file of (H, W) bool, True where a pixel must not be used.
-    saturation
-        For ptychography: counts from which a pixel is saturated.
+    minimum_counts, threshold, mask_hot
+        For Bragg peaks alone.
     """
 
     bundle: Text
@@ -105,6 +107,9 @@ class PredictorSettings(Table):
     cache: Text | None = None
     mask: Text | None = None
     saturation: Positive | None = None
+    minimum_counts: NotNegative | None = None
+    threshold: NotNegative | None = None
+    mask_hot: bool | None = None
 
 
 class _AnySink(Table):

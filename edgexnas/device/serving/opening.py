@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from edgexnas.detector_mask import read_mask
 from edgexnas.device.serving.bundle_watch import BundleWatch
 from edgexnas.device.serving.configuration import (
     CallbackSinkSettings,
@@ -214,8 +215,11 @@ def _predictor(configuration: ServeConfiguration, folder: Path) -> PeakPredictor
     if given.cache is not None:
         options["cache"] = folder / given.cache
     if given.mask is not None:
-        options["mask"] = _mask(folder / given.mask)
-    return Predictor(bundle, saturation=given.saturation, **options)
+        options["mask"] = read_mask(folder / given.mask)
+    return Predictor(
+        bundle, saturation=given.saturation, minimum_counts=given.minimum_counts,
+        threshold=given.threshold, mask_hot=given.mask_hot, **options,
+    )  # fmt: skip
 
 
 def _check_host(source: str) -> None:
@@ -257,17 +261,6 @@ def _check_port(port: int) -> None:
         raise ConfigurationError(
             f"port {port} of 127.0.0.1 cannot be used ({error.strerror}); give another, or 0"
         ) from error
-
-
-def _mask(path: Path) -> Any:
-    import numpy as np
-
-    try:
-        if path.exists() and not path.is_file():
-            raise OSError("it is no regular file")
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"mask {path} cannot be read as .npy: {error}") from error
 
 
 def _sink(given: SinkSettings, folder: Path) -> Sink:

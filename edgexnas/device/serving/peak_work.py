@@ -181,7 +181,13 @@ class PeakSeries:
             self._run.memory = self._first.memory
         # An empty one of the same kind: the detector's own may lie in memory that is lent.
         self._frame = np.empty_like(first)
-        _log.info("%s: background from %d frames", self._run.series, len(usable))
+        self._run.detection = str(self._detection.used)
+        _log.info(
+            "%s: background from %d frames; %s",
+            self._run.series,
+            len(usable),
+            self._run.detection,
+        )
         return held
 
     def _shows_background(self, task: FrameTask) -> bool:

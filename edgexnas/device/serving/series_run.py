@@ -124,6 +124,8 @@ class SeriesRun:
         Where its frames are best decoded, once the work knows; None for anywhere.
     error
         Why none of its frames can be processed; None if they can.
+    detection
+        By which limits its peaks are found, in words; None before that is known.
     over
         Whether no more frames will come.
     begun
@@ -138,6 +140,7 @@ class SeriesRun:
     made_by: ServiceIdentity | None = None
     memory: FrameMemory | None = None
     error: str | None = None
+    detection: str | None = None
     over: bool = False
     begun: bool = False
     readings: deque[SourcePosition] = field(default_factory=lambda: deque(maxlen=65_536))

@@ -386,6 +386,7 @@ class Service:
             engine=EngineStatus(engine.name, engine.precision, engine.reason),
             source=self._source.url,
             series=None if run is None else run.series,
+            detection=None if run is None else run.detection,
             uptime_s=time.monotonic() - self._began,
             counts=self._ledger.counts,
             series_counts={} if run is None else run.ledger.counts,

@@ -15,7 +15,7 @@ from edgexnas.host.data.dataset import require_finite
 from edgexnas.host.data.dataset_file import DatasetFile
 from edgexnas.host.data.splitting import DROPPED, Split, split_frames, split_of
 from edgexnas.host.data.stored_dataset import Columns, StoredDataset
-from edgexnas.peak_finding import FinderSettings
+from edgexnas.peak_finding import FinderReport, FinderSettings
 
 __all__ = ["PeakDataset", "Split"]
 
@@ -56,6 +56,9 @@ class PeakDataset(StoredDataset):
         Where the series came from.
     finder
         Settings with which the peaks were detected.
+    finder_report
+        By which limits these and the frames let them be found; None where it is not known, or
+        differs between series that were joined.
     """
 
     task: ClassVar[str] = "bragg"
@@ -85,6 +88,7 @@ class PeakDataset(StoredDataset):
     shape: tuple[int, int]
     source: str
     finder: FinderSettings = field(default_factory=FinderSettings)
+    finder_report: FinderReport | None = None
 
     def __post_init__(self) -> None:
         """Reject columns that do not fit each other.
@@ -204,6 +208,8 @@ class PeakDataset(StoredDataset):
         for name in (*cls.COLUMNS, "omega_deg"):
             parts = [getattr(i, name) for i in (datasets if name == "omega_deg" else renumbered)]
             joined[name] = None if any(p is None for p in parts) else np.concatenate(parts)
+        reports = {item.finder_report for item in datasets}
+        joined["finder_report"] = reports.pop() if len(reports) == 1 else None
         source = "; ".join(dict.fromkeys(item.source for item in datasets))
         return replace(renumbered[0], **joined, source=source)
 
@@ -241,13 +247,19 @@ class PeakDataset(StoredDataset):
         # Left out where it says nothing: datasets from before there was one keep their digest.
         if finder["ridge_fraction"] == 1:
             del finder["ridge_fraction"]
-        return {"frames": self.frames, "shape": list(self.shape), "finder": finder}
+        described = {"frames": self.frames, "shape": list(self.shape), "finder": finder}
+        # For the same reason.
+        if self.finder_report is not None:
+            described["finder_report"] = self.finder_report.as_json()
+        return described
 
     @classmethod
     def _described(cls, description: Mapping[str, Any]) -> dict[str, Any]:
         rows, cols = description["shape"]
+        report = description.get("finder_report")
         return {
             "frames": int(description["frames"]),
             "shape": (int(rows), int(cols)),
             "finder": FinderSettings(**{"ridge_fraction": 1.0, **description["finder"]}),
+            "finder_report": None if report is None else FinderReport.from_json(report),
         }

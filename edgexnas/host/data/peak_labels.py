@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgexnas.bragg import CENTRE
+from edgexnas.detector_mask import checked_mask, merged_masks
 from edgexnas.errors import ConfigurationError, InputError
 from edgexnas.frames.series import existing_frames, existing_numbers
 from edgexnas.host.data.matching import match_peaks
@@ -18,6 +19,7 @@ from edgexnas.host.data.peak_dataset import PeakDataset
 from edgexnas.host.data.pseudo_voigt import PseudoVoigtFit, fit_pseudo_voigt
 from edgexnas.peak_finding import (
     Background,
+    DetectionOptions,
     FinderSettings,
     FoundPeaks,
     PeakFinder,
@@ -41,6 +43,11 @@ def label_frames(
     series: FrameSeries,
     *,
     finder: FinderSettings | None = None,
+    mask: npt.ArrayLike | None = None,
+    saturation: float | None = None,
+    minimum_counts: float | None = None,
+    threshold: float | None = None,
+    mask_hot: bool | None = None,
     background: Background | None = None,
     progress: Callable[[int, int], None] | None = None,
     limit: int | None = None,
@@ -58,6 +65,18 @@ def label_frames(
         Frames; the `truth` of a simulated series fills `truth_px`.
     finder
         What counts as a peak; None means the defaults of `FinderSettings`.
+    mask
+        (H, W) bool, True where a pixel must not be used, beside the series' own.
+    saturation
+        Counts from which a pixel is saturated; None for those of `finder`, else what the series
+        states, else a plateau that the background frames show, else the largest value of an
+        unsigned integer dtype.
+    minimum_counts, threshold
+        Least height of a peak above background, in counts and in standard deviations of the
+        background noise; None for those of `finder`. The larger of the two applies.
+    mask_hot
+        Whether pixels are masked that fire by themselves in the background frames; None means yes.
+        A background that is given has its own.
     background
         Level and noise; None estimates them from frames spread over the series, the same
         ones as on the device.
@@ -73,12 +92,23 @@ def label_frames(
     Raises
     ------
     ConfigurationError
-        If `limit` or `threads` is below 1.
+        If `limit` or `threads` is below 1, or another option is out of range.
     InputError, SourceError
-        If a frame cannot be used or read.
+        If a frame cannot be used or read, or the mask is no (H, W) bool of the series' shape.
     """
     if limit is not None and limit < 1:
         raise ConfigurationError(f"limit is {limit}; specify at least 1 frame, or None for all")
+    finder = finder or FinderSettings()
+    options = DetectionOptions(
+        finder.saturation if saturation is None else saturation,
+        minimum_counts,
+        threshold,
+        mask_hot,
+    )
+    finder, origin = options.applied_to(
+        finder, detector_saturation=getattr(series, "saturation", None)
+    )
+    unusable = merged_masks(None if mask is None else checked_mask(mask), series.mask)
     total = len(series) if limit is None else min(limit, len(series))
     if background is None:
         # A series may lack some of its frames.
@@ -89,12 +119,15 @@ def label_frames(
         for number, frame in existing_frames(series, spread.tolist(), quiet=True):
             with _naming(number, series):
                 shown.append(frame)
-                refuse_nan(frame, series.mask)
-        background = estimate_background(shown, mask=series.mask)
-    finder = finder or FinderSettings()
-    if finder.saturation is None:
-        finder = replace(finder, saturation=getattr(series, "saturation", None))
-    detector = PeakFinder(finder, shape=series.shape, background=background, mask=series.mask)
+                refuse_nan(frame, unusable)
+        background = estimate_background(shown, mask=unusable, find_hot=options.finds_hot)
+    detector = PeakFinder(
+        finder,
+        shape=series.shape,
+        background=background,
+        mask=unusable,
+        saturation_from=origin,
+    )
     empty = detector.find(np.zeros(series.shape, series.dtype))
     # Frames that are missing stay empty, so a peak keeps the number of its frame.
     found = [empty] * total
@@ -103,7 +136,8 @@ def label_frames(
             found[number] = detector.find(frame)
         if progress is not None:
             progress(number + 1, total)
-    return _dataset(series, found, finder, device, threads)
+    report = detector.used(series.dtype)
+    return replace(_dataset(series, found, finder, device, threads), finder_report=report)
 
 
 @contextmanager

@@ -165,6 +165,7 @@ def export_bundle(
             inputs=(inputs,),
             outputs=(output,),
             preprocessing=bundling.preprocessing(dataset),
+            detection=bundling.detection(dataset),
             accuracy=(
                 *exporter.rows(architecture, outputs, parameters),
                 *bundling.baselines(dataset, split),

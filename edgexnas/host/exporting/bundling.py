@@ -15,6 +15,7 @@ from edgexnas.bundle import (
     AmplitudeGate,
     BraggPreprocessing,
     Gate,
+    PeakDetection,
     Precision,
     PtychoPreprocessing,
     Tensor,
@@ -76,6 +77,10 @@ class Bundling(ABC):
     def preprocessing(self, dataset: Any) -> BraggPreprocessing | PtychoPreprocessing:
         """Describe how the device makes the input."""
 
+    def detection(self, dataset: Any) -> PeakDetection | None:
+        """Say where a device begins to adapt peak finding; None where there are no peaks."""
+        return None
+
     @abstractmethod
     def error(self, output: FloatArray, target: FloatArray) -> float:
         """Mean error that INT8 may raise only so far."""
@@ -113,6 +118,14 @@ class _BraggBundling(Bundling):
 
     def preprocessing(self, dataset: Any) -> BraggPreprocessing:
         return BraggPreprocessing(finder=dataset.finder)
+
+    def detection(self, dataset: Any) -> PeakDetection:
+        finder = dataset.finder
+        return PeakDetection(
+            saturation=finder.saturation,
+            minimum_counts=finder.minimum_counts,
+            threshold_sigma=finder.noise_sigmas,
+        )
 
     def _offsets_px(self, output: FloatArray) -> FloatArray:
         return output[:, :, middle_of(self.levels)]

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from edgexnas.bragg import Peaks, decode_offsets, scale_patches
+from edgexnas.device import Predictor
+from edgexnas.device.bragg.predictor import lanes_of
 from edgexnas.errors import EngineError, InputError
 from edgexnas.peak_finding import PeakFinder, estimate_background
 
@@ -99,3 +101,36 @@ def test_a_closed_predictor_refuses_frames_and_has_freed_them(predictor, frames)
     assert (session.device_bytes, session.host_bytes) == (0, 0)
     with pytest.raises(EngineError, match="closed"):
         predictor.process(frames[0])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"minimum_counts": 1600},
+        {"threshold": 60},
+        {"saturation": 1200},
+        {"mask_hot": False},
+        {"mask_hot": False, "threshold": 1, "minimum_counts": 0},
+        {"mask": np.arange(128)[None, :] // 8 * np.ones((96, 1), int) == 7},
+    ],
+    ids=str,
+)
+def test_every_option_gives_the_peaks_and_flags_of_the_cpu(
+    options, session, place_engine, bundle_path, keys, spot_frame
+):
+    frames = np.stack([spot_frame(seed=seed) for seed in range(5)])
+    frames = np.minimum(frames, 1700)
+    frames[:, 50, 20] = 900
+    given = {"trust": keys, "engine": "onnxruntime", "cache": False, **options}
+    with Predictor(bundle_path, **given) as predictor:
+        predictor.engine.close()
+        predictor._shared.engine = place_engine(session)
+        peaks = list(predictor.stream(frames))
+        assert len(predictor._shared._resources) == 0
+        finder = lanes_of(predictor).detection().finder(list(frames))
+        assert finder.used(frames.dtype) == predictor.finder_report
+    for found, reference in zip(peaks, map(finder.find, frames), strict=True):
+        np.testing.assert_array_equal(found.maxima, reference.maxima)
+        np.testing.assert_array_equal(found.flags, reference.flags)
+        np.testing.assert_array_equal(found.intensities, reference.intensities)

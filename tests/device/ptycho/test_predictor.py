@@ -147,6 +147,11 @@ class TestOpening:
         with pytest.raises(ConfigurationError, match=f"is for ptycho, and {method} is for frames"):
             getattr(predictor, method)(np.zeros((64, 64)))
 
+    @pytest.mark.parametrize("option", ["minimum_counts", "threshold", "mask_hot"])
+    def test_an_option_of_peaks_is_refused_by_name(self, bundle: Bundle, option: str) -> None:
+        with pytest.raises(ConfigurationError, match=f"{option} is for Bragg peaks, and bundle"):
+            Predictor(bundle, **{option: 1})  # type: ignore[call-overload]
+
     @pytest.mark.parametrize("saturation", [0, -1.0, np.nan])
     def test_a_saturation_that_is_no_count_is_refused(
         self, bundle: Bundle, saturation: float

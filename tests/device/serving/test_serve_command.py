@@ -130,6 +130,22 @@ def test_kill_9_loses_and_repeats_no_committed_frame(
     assert sorted(stored(folder)) == list(range(FRAMES))
 
 
+def test_what_peaks_are_found_with_is_set_and_said(
+    configure: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    mask = np.zeros((96, 128), np.bool_)
+    mask[0, :7] = True
+    np.save(tmp_path / "mask.npy", mask)
+    path = configure()
+    table = 'mask = "mask.npy"\nsaturation = 4321\nminimum_counts = 123\nthreshold = 2'
+    text = path.read_text().replace("[predictor]", f"[predictor]\n{table}\nmask_hot = false")
+    path.write_text(text)
+    assert main(["serve", str(path)]) == 0
+    said = capfd.readouterr().err
+    assert said.count("threshold 123 counts above background") == 1
+    assert "saturation 4321 (from option), 7 pixels masked, 0 of them hot" in said
+
+
 def test_sigterm_finishes_what_is_here(configure: Any, serve: Any, tmp_path: Path) -> None:
     process = serve(configure("?rate=50"))
     wait_for_segment(tmp_path / "results", 1, process)

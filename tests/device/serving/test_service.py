@@ -624,6 +624,7 @@ class TestStopping:
         assert status.model_id == "centroid"
         assert status.engine is not None
         assert status.engine.name == "onnxruntime"
+        assert str(status.detection).startswith("threshold ")
         assert (status.series, status.watermark, status.peaks_total) == ("a", 7, 24)
         assert status.latency_ms.count == 8
         assert status.last_result is not None

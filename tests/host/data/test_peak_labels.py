@@ -137,3 +137,34 @@ def test_labelled_peaks_are_not_taken_for_frames(labelled, tmp_path, opened):
     path = labelled.save(tmp_path / "peaks.h5")
     with pytest.raises(SourceError, match=r"peaks\.h5 holds labelled peaks .*, not frames"):
         list(getattr(opened(path), "events", list)())
+
+
+def test_what_a_user_sets_is_used_and_kept_with_the_labels(series, labelled, tmp_path):
+    mask = np.zeros(series.shape, np.bool_)
+    mask[:256] = True
+    options = {"mask": mask, "saturation": 3000.0, "minimum_counts": 50.0, "threshold": 8.0}
+    chosen = label_frames(series, **options, mask_hot=False)
+    assert 0 < len(chosen) < len(labelled)
+    assert chosen.maxima[:, 0].min() >= 256
+    finder = chosen.finder
+    assert (finder.saturation, finder.minimum_counts, finder.noise_sigmas) == (3000, 50, 8)
+    report = PeakDataset.load(chosen.save(tmp_path / "peaks.h5")).finder_report
+    assert report == chosen.finder_report
+    assert report.saturation_from.value == "option"
+    assert (report.hot_pixels, report.masked_pixels >= mask.sum()) == (0, True)
+
+
+def test_an_unlimited_saturation_is_kept_with_the_labels(tmp_path):
+    frames = np.random.default_rng(1).normal(10, 2, (3, 64, 64)).astype(np.float32)
+    frames[:, 30, 30:33] = frames[:, 29:32, 31] = 500
+    frames[:, 30, 31] = 501, 503, 507
+    dataset = label_frames(ArrayFrames(frames))
+    report = PeakDataset.load(dataset.save(tmp_path / "peaks.h5")).finder_report
+    assert report == dataset.finder_report
+    assert (report.saturation, report.saturation_from.value) == (np.inf, "none")
+
+
+@pytest.mark.parametrize("mask", [np.zeros((3, 3), np.bool_), np.zeros((512, 512))])
+def test_a_mask_that_is_none_of_the_series_is_refused(series, mask):
+    with pytest.raises(InputError, match="mask"):
+        label_frames(series, mask=mask)

@@ -103,6 +103,15 @@ def test_int8_is_scored_against_float32_on_held_out_peaks(bundle: Bundle) -> Non
     assert bundle.manifest.quantisation.loss_fraction == pytest.approx(expected)
 
 
+def test_detection_begins_with_the_settings_of_the_labels(
+    bundle: Bundle, simulated_peaks: PeakDataset
+) -> None:
+    finder, said = simulated_peaks.finder, bundle.manifest.detection
+    assert said is not None
+    assert (said.saturation, said.minimum_counts) == (finder.saturation, finder.minimum_counts)
+    assert said.threshold_sigma == finder.noise_sigmas
+
+
 def test_the_manifest_says_where_the_model_comes_from(
     bundle: Bundle, simulated_peaks: PeakDataset
 ) -> None:
