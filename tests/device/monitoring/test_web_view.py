@@ -85,6 +85,18 @@ def test_status_json_holds_numbers_for_programs(view: WebView) -> None:
     assert status["temperatures_c"] == {}
 
 
+def test_what_source_and_sinks_count_is_on_the_page_and_in_status_json(view: WebView) -> None:
+    data = json.loads(_ask(view, "/status.json")[1])
+    assert data["status"]["source_counts"]["malformed"] == 2
+    sink = data["status"]["sinks"]["hdf5 results/results"]
+    assert 950 in sink.values()
+    assert 3 in sink.values()
+    shown = re.sub(r"<[^>]+>", " ", _ask(view, "/")[1].decode())
+    assert re.search(r"hdf5\W+results\W+results\s+950\s+3\s+0\s", shown)
+    assert re.search(r"Connection\s+connected\s", shown)
+    assert re.search(r"Malformed\s+2\s", shown)
+
+
 def test_a_number_that_json_cannot_say_is_null(source: Any, view: WebView) -> None:
     source.change(latency_ms=LatencySummary(float("nan"), 1, 2, float("inf"), 3))
     status = json.loads(_ask(view, "/status.json")[1])["status"]
