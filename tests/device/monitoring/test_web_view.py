@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
@@ -16,9 +17,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from edgexnas.device.monitoring.page import page_data
+from edgexnas.device.monitoring.sensors import SensorReading
 from edgexnas.device.monitoring.status import LastError, LastResult, LatencySummary, ServiceStatus
 from edgexnas.device.monitoring.summary import clock_time
-from edgexnas.device.monitoring.watch import ServiceWatch
+from edgexnas.device.monitoring.watch import HistoryPoint, Observation, ServiceWatch
 from edgexnas.device.monitoring.web_view import WebView
 from edgexnas.errors import ConfigurationError
 from edgexnas.ptycho import ObjectImage
@@ -80,6 +83,18 @@ def test_status_json_holds_numbers_for_programs(view: WebView) -> None:
     assert status["latency_ms"]["p99"] == 21.0
     assert status["queues"]["sink"] == {"length": 60, "capacity": 64}
     assert status["temperatures_c"] == {}
+
+
+def test_what_source_and_sinks_count_is_on_the_page_and_in_status_json(view: WebView) -> None:
+    data = json.loads(_ask(view, "/status.json")[1])
+    assert data["status"]["source_counts"]["malformed"] == 2
+    sink = data["status"]["sinks"]["hdf5 results/results"]
+    assert 950 in sink.values()
+    assert 3 in sink.values()
+    shown = re.sub(r"<[^>]+>", " ", _ask(view, "/")[1].decode())
+    assert re.search(r"hdf5\W+results\W+results\s+950\s+3\s+0\s", shown)
+    assert re.search(r"Connection\s+connected\s", shown)
+    assert re.search(r"Malformed\s+2\s", shown)
 
 
 def test_a_number_that_json_cannot_say_is_null(source: Any, view: WebView) -> None:
@@ -157,6 +172,21 @@ def test_the_frame_is_a_picture(view: WebView) -> None:
     assert answer.headers["Content-Type"] == "image/png"
     with Image.open(io.BytesIO(body)) as image:
         assert image.size == (512, 384)
+
+
+def test_a_frame_has_its_age_and_the_meaning_of_its_colours(source: Any, view: WebView) -> None:
+    source.change(last_result=replace(source.now.last_result, arrival_s=time.monotonic() - 90))
+    _ask(view, "/frame.png")
+    page = _ask(view, "/")[1].decode()
+    assert re.search(r"<figcaption>Frame 41 of .*; 9\d s old; counts \d.* logarithmic scale", page)
+    assert '<span class="bar inferno"' in page
+
+
+def test_a_chart_is_broken_where_nothing_was_done() -> None:
+    points = [HistoryPoint(t, 5, done, 2, 4) for t, done in enumerate([5, 5, 0, 5, 5])]
+    observation = Observation(ServiceStatus(), tuple(points), SensorReading())
+    lines = page_data(observation)["page"]["charts"]["latency-chart"]["lines"]
+    assert [path.count("M") for _, path in lines] == [2, 2]
 
 
 def test_the_same_frame_is_drawn_once(source: Any, view: WebView) -> None:

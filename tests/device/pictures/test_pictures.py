@@ -57,6 +57,14 @@ def test_more_counts_are_brighter_and_the_scale_is_logarithmic() -> None:
     assert steps.max() < 2 * steps.min()
 
 
+def test_the_noise_of_the_background_is_black_and_a_peak_is_not() -> None:
+    pixels = np.random.default_rng(3).poisson(40, (512, 512)).astype(np.uint16)
+    pixels[200:204, 300:304] = 3000
+    indices = _indices(frame_picture(pixels, None).png)
+    assert np.mean(indices == 0) > 0.98
+    assert indices[201, 301] > 200
+
+
 @pytest.mark.parametrize("side", [64, 128, 512, 1024, 2048])
 def test_a_ring_is_centred_on_the_peak(side: int) -> None:
     position = np.array([[side * 0.3, side * 0.6]], np.float32)

@@ -106,6 +106,31 @@ def test_a_file_is_served_to_its_end(configure: Any, serve: Any, tmp_path: Path)
     assert f"{FRAMES} of {FRAMES} frames done, none lost" in log
 
 
+def test_a_run_whose_frames_all_fail_ends_with_an_error(
+    configure: Any, serve: Any, tmp_path: Path
+) -> None:
+    frames = np.full((4, 96, 128), 5, np.float32)
+    for number, frame in enumerate(frames):
+        frame[number, number] = np.nan
+    with h5py.File(tmp_path / "nan.h5", "w") as file:
+        file["entry/data/data"] = frames
+    process = serve(configure(source=f"file://{tmp_path / 'nan.h5'}"))
+    _, log = process.communicate(timeout=60)
+    assert process.returncode == 1, log
+    assert "none of 4 frames was stored" in log
+
+
+def test_a_second_run_of_what_is_stored_ends_with_an_error(configure: Any, serve: Any) -> None:
+    path = configure()
+    codes = []
+    for _ in range(2):
+        process = serve(path)
+        _, log = process.communicate(timeout=60)
+        codes.append(process.returncode)
+    assert codes == [0, 2], log
+    assert "scan.h5" in log
+
+
 def test_kill_9_loses_and_repeats_no_committed_frame(
     configure: Any, serve: Any, tmp_path: Path
 ) -> None:
