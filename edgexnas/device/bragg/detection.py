@@ -34,6 +34,11 @@ class PeakDetection:
         What counts as a peak.
     mask
         (H, W) bool, True where a pixel must not be used; it fixes the frames' shape.
+
+    Attributes
+    ----------
+    background
+        Of all frames to come; None if each series shows its own.
     """
 
     def __init__(self, settings: FinderSettings, *, mask: Mask | None = None) -> None:
@@ -42,7 +47,7 @@ class PeakDetection:
         self.shape = None if mask is None else mask.shape
         self.dtype: np.dtype[Any] | None = None
         self.saturation: float | None = None
-        self._background: Background | None = None
+        self.background: Background | None = None
 
     def calibrate(self, frames: Iterable[npt.ArrayLike]) -> None:
         """Estimate the background from these frames, for all frames to come.
@@ -56,12 +61,12 @@ class PeakDetection:
             admitted = [self.admit(frame) for frame in frames]
             if not admitted:
                 raise InputError("there are no frames to calibrate with; give at least one")
-            self._background = estimate_background(admitted, mask=self.mask)
+            self.background = estimate_background(admitted, mask=self.mask)
 
     @property
     def calibrated(self) -> bool:
         """Whether the background is known, and no frame has to show it."""
-        return self._background is not None
+        return self.background is not None
 
     def finder(
         self,
@@ -84,7 +89,7 @@ class PeakDetection:
         """
         mask = merged_masks(self.mask, mask)
         # With the series' mask: pixels in gaps would lower the noise that is measured.
-        background = self._background or estimate_background(frames, mask=mask)
+        background = self.background or estimate_background(frames, mask=mask)
         stated = self.saturation if saturation is None else saturation
         # What is said of these frames is nearer than what the bundle was made with.
         settings = self.settings if stated is None else replace(self.settings, saturation=stated)

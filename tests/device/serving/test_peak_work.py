@@ -17,7 +17,7 @@ def test_a_series_that_is_over_shows_its_background_in_all_its_frames(
 ) -> None:
     settings = PipelineSettings(background_frames=8)
     run = SeriesRun(SeriesStart("a"), SeriesLedger("a"))
-    series = PeakWork(lanes_of(peak_predictor), settings, StageTimes()).begin(run)
+    run.work = series = PeakWork(lanes_of(peak_predictor), settings, StageTimes()).begin(run)
     for number in range(3):
         run.enter(number)
     run.over = True
@@ -35,7 +35,7 @@ def test_frames_that_were_held_back_for_long_do_not_wait_for_the_rest(
 ) -> None:
     settings = PipelineSettings(background_frames=8, background_wait_ms=500)
     run = SeriesRun(SeriesStart("a"), SeriesLedger("a"))
-    series = PeakWork(lanes_of(peak_predictor), settings, StageTimes()).begin(run)
+    run.work = series = PeakWork(lanes_of(peak_predictor), settings, StageTimes()).begin(run)
     run.enter(0)
     run.enter(1)
     task = FrameTask(run, 0, 0, small_frames[0])
