@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +20,9 @@ settings.load_profile("without deadline")
 
 ROOT = Path(__file__).resolve().parents[1]
 
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+Browse = Callable[..., subprocess.CompletedProcess[bytes]]
 LoadModule = Callable[[Path], ModuleType]
 
 
@@ -59,3 +65,50 @@ def visible() -> ModuleType:
 def clocks(load_module: LoadModule) -> ModuleType:
     """The module of clocks that pass as fast as they can."""
     return load_module(ROOT / "tests" / "device" / "power" / "clocks.py")
+
+
+@pytest.fixture
+def browse(tmp_path: Path) -> Browse:
+    """Run a headless Chromium until the page has had some seconds of its own time."""
+    program = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    if program is None:
+        pytest.skip("no Chromium here: apt-get install chromium")
+    command = [
+        program,
+        "--headless=new",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--hide-scrollbars",
+        "--enable-logging=stderr",
+        "--virtual-time-budget=8000",
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ]
+    if os.getuid() == 0:
+        command.append("--no-sandbox")
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(
+            [*command, *arguments], check=True, capture_output=True, timeout=120, cwd=tmp_path
+        )
+
+    return run
+
+
+@pytest.fixture
+def page_width(browse: Browse, tmp_path: Path) -> Callable[[str, int], int]:
+    """`page_width(page, width)` is how wide an HTML page is in a frame of a width, in pixels."""
+    script = "<script>parent.postMessage(document.documentElement.scrollWidth, '*')</script>"
+
+    def measure(page: str, width: int) -> int:
+        # A window of Chromium is never narrower than 500 pixels; a frame inside one is.
+        (tmp_path / "framed.html").write_text(page.replace("</body>", f"{script}</body>"), "utf-8")
+        (tmp_path / "frame.html").write_text(
+            "<script>onmessage = event => { document.title = 'width ' + event.data; }</script>"
+            f'<iframe src="framed.html" width="{width}" height="900" frameborder="0"></iframe>'
+        )
+        run = browse("--window-size=2000,1000", "--dump-dom", f"file://{tmp_path}/frame.html")
+        found = re.search(r"<title>width (\d+)</title>", run.stdout.decode())
+        assert found, run.stdout
+        return int(found[1])
+
+    return measure

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -66,12 +66,44 @@ class Background:
         Counts at which the detector is seen to saturate; None where it is not.
     hot
         (H, W) bool, True where a pixel fires by itself; None where none does.
+    tiles
+        (2, rows, columns) float32, level and noise of the tiles between whose centres the maps are
+        interpolated: all there is to keep of them. None if it was not made from tiles.
     """
 
     level: FloatArray
     noise: FloatArray
     saturation: float | None = None
     hot: BoolArray | None = None
+    tiles: FloatArray | None = None
+
+    @classmethod
+    def of_tiles(
+        cls,
+        tiles: FloatArray,
+        shape: tuple[int, int],
+        *,
+        saturation: float | None = None,
+        hot: BoolArray | None = None,
+    ) -> Background:
+        """Make the background of (H, W) frames from what `tiles` of another one was.
+
+        Raises
+        ------
+        InputError
+            If frames of this shape have another number of tiles.
+        """
+        rows, cols = _tile_slices(shape[0]), _tile_slices(shape[1])
+        if tiles.shape != (2, len(rows), len(cols)):
+            raise InputError(
+                f"the tiles have shape {tiles.shape}, {shape} frames have "
+                f"{(2, len(rows), len(cols))}; specify the shape that they were made for"
+            )
+        # float32 before the large products: a whole frame in float64 would double the memory.
+        down = _linear_weights(shape[0], rows).astype(np.float32)
+        across = _linear_weights(shape[1], cols).astype(np.float32)
+        level, noise = (down @ tile @ across.T for tile in tiles)
+        return cls(level, noise, saturation, hot, tiles)
 
 
 def enough_background(
@@ -170,18 +202,16 @@ def estimate_background(
     for frame in stack:
         refuse_nan(frame, mask)
     rows, cols = _tile_slices(shape[0]), _tile_slices(shape[1])
-    tiles = np.array([[_clipped_moments(_part(stack, usable, r, c)) for c in cols] for r in rows])
-    silent = tiles[:, :, 1] == 0
+    moments = np.array([[_clipped_moments(_part(stack, usable, r, c)) for c in cols] for r in rows])
+    silent = moments[:, :, 1] == 0
     if silent.any():
-        tiles[silent, 1] = _passed_noise(stack, usable)
-    # float32 before the large products: a whole frame in float64 would double the memory.
-    down = _linear_weights(shape[0], rows).astype(np.float32)
-    across = _linear_weights(shape[1], cols).astype(np.float32)
-    level, noise = (down @ _smooth(tiles[:, :, k]).astype(np.float32) @ across.T for k in range(2))
-    hot = _hot_pixels(stack, level, noise, usable) if find_hot else None
+        moments[silent, 1] = _passed_noise(stack, usable)
+    tiles = np.stack([_smooth(moments[:, :, k]).astype(np.float32) for k in range(2)])
+    background = Background.of_tiles(tiles, shape)
+    hot = _hot_pixels(stack, background.level, background.noise, usable) if find_hot else None
     if hot is not None:
         usable = ~hot if usable is None else usable & ~hot
-    return Background(level, noise, _plateau(stack, usable), hot)
+    return replace(background, saturation=_plateau(stack, usable), hot=hot)
 
 
 def _passed_noise(stack: list[Frame], usable: BoolArray | None) -> float:

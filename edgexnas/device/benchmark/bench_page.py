@@ -18,8 +18,9 @@ STYLE = """
 body{font:15px/1.5 sans-serif;max-width:1180px;margin:2em auto;padding:0 1em;color:#222}
 table{border-collapse:collapse;margin:1em 0}td,th{padding:.25em .7em;border-bottom:1px solid #ddd;
 text-align:right}td:first-child,th:first-child{text-align:left}.fault{background:#fdd;padding:.6em}
-td{white-space:nowrap}.device td{white-space:normal}.fault ul{margin:.3em 0}
-.plots{display:flex;flex-wrap:wrap;gap:12px}
+td{white-space:nowrap}.device td{white-space:normal;overflow-wrap:anywhere}
+.fault ul{margin:.3em 0}.wide{overflow-x:auto}
+.plots{display:flex;flex-wrap:wrap;gap:12px}svg{max-width:100%;height:auto}
 """
 
 
@@ -57,7 +58,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "num
     body = "".join(
         "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
     )
-    return f'<table class="{kind}"><tr>{head}</tr>{body}</table>'
+    return f'<div class="wide"><table class="{kind}"><tr>{head}</tr>{body}</table></div>'
 
 
 def _latency_table(report: BenchReport) -> str:
@@ -136,7 +137,7 @@ def _latency_plots(report: BenchReport) -> str:
     bars = [(b.name, b.latency.mean_ms, b.latency.half_width_ms) for b in report.bundles]
     runs = {b.name: (range(len(b.latency.runs_ms)), b.latency.runs_ms) for b in report.bundles}
     plots = [
-        bar_chart("Latency of one inference", "ms", bars),
+        bar_chart("Mean latency of one inference ± half of its 95 % interval", "ms", bars),
         line_chart("Mean of each run", "ms", runs, x_label="run"),
     ]
     sweeps = {
@@ -196,8 +197,8 @@ def _energy_plots(energy: EnergyReport) -> str:
     }
     bands = [(b.name, b.start_s - start, b.end_s - start) for b in energy.blocks]
     return (
-        bar_chart("Module energy of one inference", "mJ", total)
-        + bar_chart("Above idle", "mJ", above)
+        bar_chart("Mean module energy of one inference ± half of its 95 % interval", "mJ", total)
+        + bar_chart("Mean energy above idle ± half of its 95 % interval", "mJ", above)
         + line_chart("Power", "W", series, x_label="s", bands=bands)
     )
 

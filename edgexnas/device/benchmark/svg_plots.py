@@ -56,7 +56,7 @@ def bar_chart(
             f'M{middle - 6:.1f} {high:.1f}h12" stroke="#222" fill="none"/>'
         )
         parts.append(_text(middle, HEIGHT - BOTTOM + 16, label, "middle"))
-        parts.append(_text(middle, HEIGHT - BOTTOM + 30, f"{value:.4g}", "middle"))
+        parts.append(_text(middle, HEIGHT - BOTTOM + 30, f"{value:.4g} {unit}", "middle"))
     return _svg(parts)
 
 

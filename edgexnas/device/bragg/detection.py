@@ -45,6 +45,8 @@ class PeakDetection:
 
     Attributes
     ----------
+    background
+        Of all frames to come; None if each series shows its own.
     saturation
         Counts from which the detector says that a pixel is saturated; None if it does not.
     used
@@ -65,7 +67,7 @@ class PeakDetection:
         self.dtype: np.dtype[Any] | None = None
         self.saturation: float | None = None
         self.used: FinderReport | None = None
-        self._background: Background | None = None
+        self.background: Background | None = None
 
     def calibrate(self, frames: Iterable[npt.ArrayLike]) -> None:
         """Estimate the background from these frames, for all frames to come.
@@ -79,14 +81,14 @@ class PeakDetection:
             admitted = [self.admit(frame) for frame in frames]
             if not admitted:
                 raise InputError("there are no frames to calibrate with; give at least one")
-            self._background = estimate_background(
+            self.background = estimate_background(
                 admitted, mask=self.mask, find_hot=self.options.finds_hot
             )
 
     @property
     def calibrated(self) -> bool:
         """Whether the background is known, and no frame has to show it."""
-        return self._background is not None
+        return self.background is not None
 
     def finder(
         self,
@@ -109,7 +111,7 @@ class PeakDetection:
         """
         mask = merged_masks(self.mask, mask)
         # With the series' mask: pixels in gaps would lower the noise that is measured.
-        background = self._background or estimate_background(
+        background = self.background or estimate_background(
             frames, mask=mask, find_hot=self.options.finds_hot
         )
         settings, origin = self.options.applied_to(

@@ -58,6 +58,11 @@ class SeriesLedger:
         lost; None for the first that comes.
     committed
         Numbers that an earlier run has stored; such a frame is a duplicate when it comes again.
+
+    Attributes
+    ----------
+    stored_before
+        How many these are.
     """
 
     def __init__(
@@ -72,7 +77,7 @@ class SeriesLedger:
         self._seen = NumberRanges(committed)
         self._open = NumberRanges()
         self._spilled = 0
-        self._distinct = self._seen.total
+        self._distinct = self.stored_before = self._seen.total
         self._ended: Counter[str] = Counter()
         known = [number for number in (first, self._seen.first) if number is not None]
         self._start: int | None = min(known, default=None)

@@ -14,13 +14,14 @@ from edgexnas.device.bragg.detection import refuse_nan
 from edgexnas.device.serving.series_run import FrameTask, SeriesRun, TaskLane
 from edgexnas.device.serving.settings import MEBIBYTE, PipelineSettings
 from edgexnas.device.serving.stage_times import StageTimes
-from edgexnas.device.sinks.results import ObjectSnapshot
+from edgexnas.device.sinks.results import ObjectSnapshot, SeriesKey
 from edgexnas.errors import EdgexnasError, InputError
 from edgexnas.peak_finding import enough_background
 
 if TYPE_CHECKING:
     from edgexnas.bragg import Peaks
     from edgexnas.device.bragg.lanes import NumberedFrame, PeakLane, PeakLanes
+    from edgexnas.device.serving.kept_backgrounds import KeptBackgrounds
 
 __all__ = ["PeakWork"]
 
@@ -43,11 +44,25 @@ class PeakWork:
         How many first frames show the background.
     times
         Where durations go.
+    bundle_digest
+        Whose predictor it is.
+    kept
+        Where the background of each series is kept for a restart; None for nowhere.
     """
 
     replaces_within_series = True
 
-    def __init__(self, lanes: PeakLanes, settings: PipelineSettings, times: StageTimes) -> None:
+    def __init__(
+        self,
+        lanes: PeakLanes,
+        settings: PipelineSettings,
+        times: StageTimes,
+        *,
+        bundle_digest: str = "",
+        kept: KeptBackgrounds | None = None,
+    ) -> None:
+        self.bundle_digest = bundle_digest
+        self.kept = kept
         self.lanes = lanes
         self.settings = settings
         self.times = times
@@ -94,6 +109,7 @@ class PeakSeries:
             detection.shape = run.start.shape
         detection.dtype = run.start.dtype
         detection.saturation = run.start.saturation
+        self._key = SeriesKey.of(run.series, run.start.identity, work.bundle_digest)
         self._lock = threading.Lock()
         self._held: list[FrameTask] = []
         self._lanes: dict[int, TaskLane[NumberedFrame, dict[int, Peaks]]] = {}
@@ -112,6 +128,8 @@ class PeakSeries:
             except InputError as error:
                 task.error = str(error)
                 return [task]
+            if not self._held:
+                self._go_on()
             self._held.append(task)
             settings = self._work.settings
             enough = enough_background(
@@ -119,7 +137,8 @@ class PeakSeries:
                 frames=settings.background_frames,
                 total_bytes=settings.background_mib * MEBIBYTE,
             )
-            return self._calibrated() if len(self._held) >= enough else []
+            known = self._detection.calibrated
+            return self._calibrated() if known or len(self._held) >= enough else []
 
     def release(self, *, now_ns: int) -> list[FrameTask]:
         """Do with the first frames that are there, once the wait for more is over."""
@@ -162,14 +181,15 @@ class PeakSeries:
                 lane.close()
 
     def _calibrated(self) -> list[FrameTask]:
-        """Estimate the background from the frames held back, and open the first lane."""
+        """Learn the background from the frames held back, if need be, and open the first lane."""
         held, self._held = sorted(self._held), []
         usable = [task for task in held if self._shows_background(task)]
         if not usable:
             return held
         first = _pixels(usable[0])
         try:
-            self._detection.calibrate([_pixels(task) for task in usable])
+            if not self._detection.calibrated:
+                self._calibrate(usable)
             self._first = self._work.lanes.open(
                 self._detection, [first], spare_frames=self._work.spare_frames(first.nbytes)
             )
@@ -182,13 +202,26 @@ class PeakSeries:
         # An empty one of the same kind: the detector's own may lie in memory that is lent.
         self._frame = np.empty_like(first)
         self._run.detection = str(self._detection.used)
-        _log.info(
-            "%s: background from %d frames; %s",
-            self._run.series,
-            len(usable),
-            self._run.detection,
-        )
+        _log.info("%s: %s", self._run.series, self._run.detection)
         return held
+
+    def _go_on(self) -> None:
+        """Use the background with which an earlier run has processed frames of the series."""
+        kept, detection = self._work.kept, self._detection
+        if kept is None or detection.calibrated or not self._run.ledger.stored_before:
+            return
+        assert detection.shape is not None
+        detection.background = kept.find(self._key, detection.mask, detection.shape)
+        if detection.calibrated:
+            _log.info("%s: background as before the restart", self._run.series)
+
+    def _calibrate(self, usable: list[FrameTask]) -> None:
+        """Estimate the background from these frames, and keep it before one is processed."""
+        detection = self._detection
+        detection.calibrate([_pixels(task) for task in usable])
+        _log.info("%s: background from %d frames", self._run.series, len(usable))
+        if self._work.kept is not None and detection.background is not None:
+            self._work.kept.keep(detection.background, self._key, detection.mask)
 
     def _shows_background(self, task: FrameTask) -> bool:
         try:

@@ -35,6 +35,8 @@ from edgexnas.device.sinks.results import SeriesKey, ServiceIdentity
 from edgexnas.errors import ConfigurationError, EdgexnasError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from edgexnas.device.bragg.predictor import PeakPredictor
     from edgexnas.device.ptycho.predictor import PtychoPredictor
     from edgexnas.device.serving.series_run import Work
@@ -119,7 +121,10 @@ class Service:
         self._source = source
         self._complaints = RateLimitedLog(_log)
         self._times = StageTimes(*STAGES, *(sink.name for sink in sinks))
-        self._work = _work_of(predictor, settings, self._times)
+        # Beside the results of a sink without which no frame counts as stored.
+        folders = [getattr(sink, "folder", None) for sink in sinks if sink.policy == "block"]
+        self._kept_in: Path | None = next((folder for folder in folders if folder), None)
+        self._work = _work_of(predictor, settings, self._times, self._kept_in)
         self._meter = RateMeter()
         self._replacing = threading.Lock()
         self._retired: deque[PeakPredictor | PtychoPredictor] = deque()
@@ -241,7 +246,7 @@ class Service:
                 f"sequence {after.sequence} of {after.model_id} is not above {before.sequence}, "
                 "which runs; export it with a higher one"
             )
-        work = _work_of(predictor, self.settings, self._times)
+        work = _work_of(predictor, self.settings, self._times, self._kept_in)
         work.warm_up()
         with self._replacing:
             retired, retired_work = self._predictor, self._work
@@ -488,16 +493,26 @@ class Service:
 
 
 def _work_of(
-    predictor: PeakPredictor | PtychoPredictor, settings: PipelineSettings, times: StageTimes
+    predictor: PeakPredictor | PtychoPredictor,
+    settings: PipelineSettings,
+    times: StageTimes,
+    kept_in: Path | None,
 ) -> Work:
     # Imported late, so that only the application that is served is loaded.
     if predictor.task == "bragg":
         from edgexnas.device.bragg.predictor import PeakPredictor
         from edgexnas.device.bragg.predictor import lanes_of as peak_lanes
+        from edgexnas.device.serving.kept_backgrounds import KeptBackgrounds
         from edgexnas.device.serving.peak_work import PeakWork
 
         assert isinstance(predictor, PeakPredictor)
-        return PeakWork(peak_lanes(predictor), settings, times)
+        return PeakWork(
+            peak_lanes(predictor),
+            settings,
+            times,
+            bundle_digest=predictor.bundle_digest,
+            kept=None if kept_in is None else KeptBackgrounds(kept_in / "backgrounds"),
+        )
     from edgexnas.device.ptycho.predictor import PtychoPredictor
     from edgexnas.device.ptycho.predictor import lanes_of as pattern_lanes
     from edgexnas.device.serving.pattern_work import PatternWork

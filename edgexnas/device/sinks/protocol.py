@@ -26,7 +26,8 @@ class Sink(Protocol):
     """Where results go; called from one thread of its own, in the order of frames.
 
     A class of this shape need not inherit from this one; if it does, what it leaves out does
-    nothing.
+    nothing. One with the policy "block" may have a `folder`, beside whose results the service keeps
+    what it needs to go on after a restart.
 
     Attributes
     ----------

@@ -218,7 +218,9 @@ def _cells(trial: Trial, metrics: Iterable[str], *, with_status: bool) -> str:
     cells.append(_pairs(trial.configuration, " = "))
     cells += [_number(trial.metrics[n]) if n in trial.metrics else "" for n in metrics]
     cells.append(f"{trial.seconds:.1f}")
-    return "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
+    return "".join(
+        f"<td{' class=text' if ' ' in cell else ''}>{html.escape(cell)}</td>" for cell in cells
+    )
 
 
 def _pairs(values: Mapping[str, Any], sign: str) -> str:

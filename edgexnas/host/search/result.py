@@ -169,10 +169,10 @@ class SearchResult:
     def table(self) -> pd.DataFrame:
         """Return every evaluation that ended, one a row, by trial number.
 
-        Columns: trial, space, status, reason, message, pareto, then the hyperparameters as
-        ``config.NAME``, then all metrics, then ``seconds`` (wall time of the evaluation) and
-        ``finished`` (seconds since the search began) and, where latency or energy were measured,
-        ``measure``, their source.
+        Columns: trial, the objectives, pareto, space, status, reason, message, then the
+        hyperparameters as ``config.NAME``, then all other metrics, then ``seconds`` (wall time of
+        the evaluation) and ``finished`` (seconds since the search began) and, where latency or
+        energy were measured, ``measure``, their source.
         """
         import pandas as pd
 
@@ -182,13 +182,32 @@ class SearchResult:
         if rows:
             last = ["seconds", "finished"]
             config = [c for c in table.columns if c.startswith("config.")]
-            first = ["trial", "space", "status", "reason", "message", "pareto"]
+            objectives = [o.name for o in self.objectives if o.name in table.columns]
+            first = ["trial", *objectives, "pareto", "space", "status", "reason", "message"]
             metrics = [c for c in table.columns if c not in (*first, *config, *last)]
             table = table[[*first, *config, *metrics, *last]]
         if rows and "measure" in self.description:
             # Beside every latency and energy stands where it comes from.
             table["measure"] = source_in_words(self.description["measure"])
         return table
+
+    def __str__(self) -> str:
+        """Write every evaluation with its objectives, one a line."""
+        import pandas as pd
+
+        # Of a wide table pandas prints a few columns alone.
+        table = self.table().reindex(
+            columns=["trial", *(o.name for o in self.objectives), "pareto", "space", "status"]
+        )
+        lines = table.to_string(
+            index=False,
+            na_rep="",
+            float_format="{:.4g}".format,
+            max_rows=pd.options.display.max_rows,
+        )
+        if "measure" in self.description:
+            lines += f"\nlatency, energy: {source_in_words(self.description['measure'])}"
+        return lines
 
     def model(self, candidate: Candidate) -> nn.Module:
         """Build a candidate's network with its trained weights, in evaluation mode.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -252,6 +253,19 @@ def test_a_warning_that_every_engine_gives_is_shown_once(
     warnings = [line for line in done.stderr.splitlines() if line.startswith("edgexnas: ")]
     assert len(warnings) == len(set(warnings))
     assert "latency: 5 runs of 2" in done.stderr
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+def test_the_page_runs_over_no_edge(written: Path, page_width: Any, width: int) -> None:
+    assert page_width((written / "bench.html").read_text(), width) <= width
+
+
+def test_bars_say_what_they_are_and_their_unit(written: Path) -> None:
+    page = (written / "bench.html").read_text()
+    for what in ("Mean latency", "Mean module energy", "Mean energy above idle"):
+        assert re.search(rf">{what}[^<]*± half of its 95 % interval</text>", page)
+    latency = json.loads((written / "bench.json").read_text())["bundles"][0]["latency"]
+    assert f">{latency['mean_ms']:.4g} ms</text>" in page
 
 
 def test_numbers_without_a_value_are_null_in_json() -> None:

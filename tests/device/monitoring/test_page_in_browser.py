@@ -1,14 +1,14 @@
 from __future__ import annotations
 
 import io
-import os
 import re
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -18,36 +18,7 @@ from edgexnas.device.monitoring.status import QueueLevel, ServiceStatus
 from edgexnas.device.monitoring.watch import ServiceWatch
 from edgexnas.device.monitoring.web_view import WebView
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-
 Browse = Callable[..., subprocess.CompletedProcess[bytes]]
-
-
-@pytest.fixture
-def browse(tmp_path: Path) -> Browse:
-    """Run a headless Chromium until the page has had some seconds of its own time."""
-    program = next((path for name in BROWSERS if (path := shutil.which(name))), None)
-    if program is None:
-        pytest.skip("no Chromium here: apt-get install chromium")
-    command = [
-        program,
-        "--headless=new",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--hide-scrollbars",
-        "--enable-logging=stderr",
-        "--virtual-time-budget=8000",
-        f"--user-data-dir={tmp_path / 'profile'}",
-    ]
-    if os.getuid() == 0:
-        command.append("--no-sandbox")
-
-    def run(*arguments: str) -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(
-            [*command, *arguments], check=True, capture_output=True, timeout=120, cwd=tmp_path
-        )
-
-    return run
 
 
 class Ageing:
@@ -83,7 +54,7 @@ def address(ageing: Ageing) -> Iterator[str]:
 
 
 def _age(text: str) -> int:
-    found = re.search(r"Uptime</th><td>00:00:(\d\d)</td>", text)
+    found = re.search(r"Up for</th><td>00:00:(\d\d)</td>", text)
     assert found, text
     return int(found[1])
 
@@ -126,3 +97,16 @@ def test_the_page_shows_the_frame_beside_its_numbers(
     assert np.median(pixels[:, 800:].sum(-1)) > 700
     # Nothing runs over the edge of the page.
     assert len(np.unique(pixels[100:, -12:].reshape(-1, 3), axis=0)) == 1
+
+
+@pytest.mark.parametrize("width", [390, 1200, 1920])
+def test_nothing_of_the_page_is_cut(
+    address: str, ageing: Ageing, page_width: Callable[..., int], width: int
+) -> None:
+    name = "hdf5 /data/2026-11/a_folder_of_a_visit_whose_name_is_long_as_they_are/results"
+    ageing.now = replace(ageing.now, queues={name: QueueLevel(1000, 1024)})
+    page = urlopen(address).read().decode()
+    style = urlopen(urljoin(address, "page.css")).read().decode()
+    link = '<link rel="stylesheet" href="/page.css">'
+    assert link in page
+    assert page_width(page.replace(link, f"<style>{style}</style>"), width) <= width

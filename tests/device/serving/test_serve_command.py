@@ -9,9 +9,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +202,42 @@ def test_a_second_sigterm_stops_at_once_and_says_that_not_all_is_done(
     _, log = process.communicate(timeout=30)
     assert process.returncode == 4, log
     assert "stopping at once" in log
+
+
+def test_sigterm_waits_for_none_of_16_slow_http_clients(
+    configure: Any, serve: Any, tmp_path: Path
+) -> None:
+    pytest.importorskip("prometheus_client", reason="the page is the extra «monitor»")
+    with ExitStack() as stack:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        path = configure("?rate=50")
+        path.write_text(path.read_text().replace("port = 0", f"port = {port}"))
+        process = serve(path)
+        wait_for_segment(tmp_path / "results", 1, process)
+        wait_for_frames(tmp_path / "results", 1, process)
+        clients = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(16)
+        ]
+        ended = threading.Event()
+
+        def drip() -> None:
+            # A byte now and then, so that no client looks dead, until the service has ended.
+            while not ended.wait(0.2):
+                for client in clients:
+                    with suppress(OSError):
+                        client.send(b"G")
+
+        dripping = threading.Thread(target=drip)
+        dripping.start()
+        try:
+            process.send_signal(signal.SIGTERM)
+            # A client has five seconds for its request; who waits for it ends after that.
+            assert process.wait(5) == 0
+        finally:
+            ended.set()
+            dripping.join()
 
 
 def test_the_service_manager_is_told_of_readiness_health_and_the_end(

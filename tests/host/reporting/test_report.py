@@ -69,6 +69,11 @@ def test_the_page_refers_to_nothing_outside_itself(page: str) -> None:
     assert not re.search(r"url\(", page)
 
 
+@pytest.mark.parametrize("width", [390, 1200])
+def test_the_page_runs_over_no_edge(page: str, page_width: Any, width: int) -> None:
+    assert page_width(page, width) <= width
+
+
 def test_the_page_has_every_evaluation_with_its_configuration(
     page: str, result: SearchResult
 ) -> None:

@@ -82,6 +82,24 @@ def test_a_search_leaves_a_table_a_front_and_its_weights(
     assert 0 < result.hypervolume == pytest.approx(result.hypervolume_curve[-1])
 
 
+def test_a_printed_result_shows_every_objective_in_80_columns(
+    search: Callable[..., SearchResult],
+) -> None:
+    space = MLP.extend(name="fragile", builder=fails_when_wide)
+    names = ("error", "quantile_loss", "parameters")
+    result = search(space=space, objectives=names, max_evals=10)
+    head, *lines = str(result).splitlines()
+    assert head.split() == ["trial", *names, "pareto", "space", "status"]
+    assert max(map(len, (head, *lines))) <= 80
+    assert len(lines) == 10
+    for candidate in result.candidates:
+        cells = lines[candidate.trial].split()
+        assert [float(cell) for cell in cells[1:4]] == pytest.approx(
+            [candidate.objectives[name] for name in names], rel=1e-3
+        )
+    assert result.table().columns[1:4].tolist() == list(names)
+
+
 def test_the_best_candidate_is_on_the_front_and_can_be_loaded(
     search: Callable[..., SearchResult], tiny_peaks: PeakDataset
 ) -> None:

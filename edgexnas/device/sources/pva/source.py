@@ -106,11 +106,13 @@ class PvaOptions(SourceOptions):
 class PvaSource:
     """NTNDArray updates as frames; see `edgexnas.device.sources.EventSource`.
 
-    The channel may appear, vanish and come back at any time. A series begins with the first
-    frame, when uniqueId is set back, and when shape, dtype, or offset, binning or reverse of a
-    region of interest change; its numbers count uniqueId from that of its first frame. What
-    uniqueId skips is counted as missed: PV Access overwrites what is not taken in time and does not
-    reliably tell. A server whose uniqueId stands still is numbered as frames arrive.
+    The channel may appear, vanish and come back at any time; PV Access searches for it at
+    intervals that double, from 0.2 s to 29 s, so that one that was away for long is found as
+    late. A series begins with the first frame, when uniqueId is set back, and when shape,
+    dtype, or offset, binning or reverse of a region of interest change; its numbers count
+    uniqueId from that of its first frame. What uniqueId skips is counted as missed: PV Access
+    overwrites what is not taken in time and does not reliably tell. A server whose uniqueId
+    stands still is numbered as frames arrive.
     """
 
     live = True
