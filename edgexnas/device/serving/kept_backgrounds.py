@@ -19,7 +19,7 @@ from edgexnas.peak_finding import Background
 from edgexnas.whole_files import write_whole
 
 if TYPE_CHECKING:
-    from edgexnas.device.detector_mask import Mask
+    from edgexnas.detector_mask import Mask
     from edgexnas.device.sinks.results import SeriesKey
 
 __all__ = ["KeptBackgrounds"]

@@ -57,7 +57,7 @@ def test_a_search_teaches_deep_plain_convolutions_more_than_the_mean_patch() -> 
     )
     parts = [tensor.numpy() for count in (400, 64) for tensor in source.draw(count)]
     layers = {"encoder_layers": 6, "decoder1_layers": 6, "decoder2_layers": 6}
-    training = {"epochs": 3, "batch_size": 8, "learning_rate": 1e-2}
+    training = {"epochs": 6, "batch_size": 8, "learning_rate": 1e-2}
     request = EvaluationRequest(0, SPACES["cnnPtycho"], {"filters": 8} | layers | training, seed=1)
     result = evaluate(request, EvaluationContext(*parts, device="cpu", task="ptycho"))
     _, train_y, _, validation_y = parts
