@@ -6,8 +6,10 @@
 For each transport (EPICS PV Access, DECTRIS Stream V2) a real `edgexnas serve` runs beside a real
 publisher, with an HDF5 sink and a callback sink that it must wait for, and a ZMQ sink that it need
 not. Faults come at random, from a seed. After each, ``/healthz`` and ``/status.json`` must be right
-within 20 s; then the fault is taken back, and they must be right again within 20 s. Whenever the
-service has ended, the rows that it had committed are all there, each once.
+within 20 s; then the fault is taken back, and they must be right again within 20 s. A fault of the
+detector begins, and ends, when the detector is ready to send, and a start of the service ends with
+its first answer: how long a process takes to start on a busy machine is no matter of the signal.
+Whenever the service has ended, the rows that it had committed are all there, each once.
 
 A full disk needs root, for a small file system in memory; without it this fault is left out, and
 the page says so. A clock that is set is `time.time` of the service's Python code alone: nobody may
@@ -35,7 +37,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import h5py
 
@@ -97,7 +99,7 @@ class Tally:
     problems: list[str] = field(default_factory=list)
     kills: int = 0
     rows: int = 0
-    frames: int = 0
+    slowest_start_s: float = 0.0
 
 
 def main() -> int:
@@ -262,7 +264,7 @@ class Rig:
         outcome.shown_s = self.wait_for(fault.shows, WITHIN_S)
         outcome.seen = str(self.ask())
         fault.mend(self)
-        outcome.cleared_s = self.wait_for(fault.clears, WITHIN_S)
+        outcome.cleared_s = self.wait_for(running, WITHIN_S)
         self.tally.outcomes.append(outcome)
         if outcome.cleared_s is None and self.wait_for(running, MOST_LOST_S) is None:
             self.problem(f"after {name} it did not run again: {self.ask()}")
@@ -275,8 +277,12 @@ class Rig:
         """Wait until the signal is right and stays so; tell after how long, None if never."""
         began = time.monotonic()
         since: float | None = None
+        first = self.ask().done
         while time.monotonic() < began + limit_s + SETTLE_S:
-            if wanted(self.ask()):
+            signal_ = self.ask()
+            # What is said of the frames of before is no proof that those of now are processed.
+            stale = signal_.state == "running" and signal_.done <= first
+            if wanted(signal_) and not stale:
                 since = since or time.monotonic()
                 if time.monotonic() - since >= SETTLE_S:
                     return round(since - began, 2)
@@ -292,8 +298,9 @@ class Rig:
             status = json.loads(self._get("/status.json")[1])["status"]
         with suppress(OSError):
             code, text = self._get("/healthz")
-            return Signal(code, status.get("state", ""), text.strip())
-        return Signal(0, "", "no answer")
+            done = status.get("counts", {}).get("done", 0)
+            return Signal(code, status.get("state", ""), text.strip(), done)
+        return Signal(0, "", "no answer", 0)
 
     def _get(self, path: str) -> tuple[int, str]:
         try:
@@ -335,11 +342,14 @@ class Rig:
         self.tally.problems.append(f"{self.transport}: {text}; log: {' | '.join(last)}")
 
     def start_publisher(self, *more: str) -> None:
-        """Start the detector."""
+        """Start the detector, and wait until it can be connected to."""
         address = [CHANNEL] if self.transport == "pva" else [f"tcp://127.0.0.1:{self._detector}"]
         command = [sys.executable, "-m", "edgexnas.device.publishing", self.transport, *address]
         command += ["--shape", "96x128", "--peaks", "5", "--rate", str(RATE), *more]
-        self._publisher = self._start(command)
+        self._publisher = self._start(command, stdout=subprocess.PIPE)
+        assert self._publisher.stdout is not None
+        # "ready", or nothing if it has died, which the signal then shows.
+        self._publisher.stdout.readline()
 
     def stop_publisher(self) -> None:
         """Kill the detector."""
@@ -374,10 +384,12 @@ class Rig:
                 shutil.move(path, moved)
                 self._rows[moved] = self._rows.pop(path, Counter())
 
-    def _start(self, command: list[str]) -> subprocess.Popen[str]:
+    def _start(
+        self, command: list[str], stdout: int | TextIO | None = None
+    ) -> subprocess.Popen[str]:
         environment = {**os.environ, **self._environment, "OMP_NUM_THREADS": "1"}
         return subprocess.Popen(
-            command, env=environment, stdout=self._log, stderr=self._log, text=True
+            command, env=environment, stdout=stdout or self._log, stderr=self._log, text=True
         )
 
     def set_clock(self, offset_s: int) -> None:
@@ -394,11 +406,15 @@ class Rig:
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """What the service says: status of ``/healthz`` (0 without an answer), state, sentence."""
+    """What the service says: status of ``/healthz`` (0 without an answer), state, sentence.
+
+    `done` is how many frames it has done.
+    """
 
     code: int
     state: str
     text: str
+    done: int
 
 
 def running(signal_: Signal) -> bool:
@@ -417,13 +433,18 @@ class Fault:
     shows: Callable[[Signal], bool]
     mend: Callable[[Rig], None]
     weight: float = 1.0
-    clears: Callable[[Signal], bool] = running
     possible: Callable[[Rig], bool] = lambda rig: True
 
 
 def _restart(rig: Rig, number: signal.Signals) -> None:
     rig.stop_service(number)
     rig.tally.kills += number == signal.SIGKILL
+
+
+def _start_again(rig: Rig) -> None:
+    began = time.monotonic()
+    rig.start_service()
+    rig.tally.slowest_start_s = max(rig.tally.slowest_start_s, time.monotonic() - began)
 
 
 def _start_before_the_publisher(rig: Rig) -> None:
@@ -449,9 +470,6 @@ def _fill(rig: Rig) -> None:
 def _set_clock(rig: Rig) -> None:
     rig.set_clock(rig.chance.choice([3600, -3600, 10**8, -(10**9)]))
 
-
-SOUND = state_is(200, "running", "degraded")
-"""Right after a start: frames that were sent meanwhile are lost, and it says so."""
 
 FAULTS = {
     "publisher killed": Fault(
@@ -492,15 +510,13 @@ FAULTS = {
     "SIGTERM and start": Fault(
         lambda rig: _restart(rig, signal.SIGTERM),
         state_is(0, ""),
-        Rig.start_service,
-        clears=SOUND,
+        _start_again,
     ),
     "kill -9 and start": Fault(
         lambda rig: _restart(rig, signal.SIGKILL),
         state_is(0, ""),
-        Rig.start_service,
+        _start_again,
         8.0,
-        clears=SOUND,
     ),
 }
 
@@ -624,10 +640,11 @@ def page(tally: Tally, options: argparse.Namespace, minutes: float, left_out: li
         "",
         f"{minutes:.0f} minutes, {len(tally.outcomes)} faults, {tally.kills} of them `kill -9`; "
         f"{tally.rows} rows committed. Right means that `/healthz`",
-        f"and the state were right within {WITHIN_S:g} s after the fault, and again after its end; "
-        "after a start of",
-        "the service, once it answers, also «degraded», because frames sent meanwhile are lost."
-        f"{without}",
+        f"and the state were right within {WITHIN_S:g} s after the fault, and again within "
+        f"{WITHIN_S:g} s after its end.",
+        "A fault of the detector begins and ends when the detector is ready to send, a start of "
+        "the service ends with its",
+        f"first answer, after {tally.slowest_start_s:.1f} s at most.{without}",
         "",
         "| fault | times | right | slowest to show, s | slowest to clear, s |",
         "|---|---|---|---|---|",
