@@ -275,8 +275,8 @@ def page(session: CudaSession, limit: float, frames: list[str], scans: list[str]
         f"`python device/bench_gpu_service.py runs/demo` on {session.name}, {session.capability}, "
         f"CUDA {session.driver}. A `Service` takes frames from memory as fast as it can and gives "
         "results to a callback; one thread drives the GPU, others decode. TensorRT does not run "
-        f"there: torch stands in for the networks. Rates in brackets are the range of {REPEATS} runs, "
-        "of which the median is given; stages are medians of a frame.",
+        "there: torch stands in for the networks. Rates in brackets are the range of "
+        f"{REPEATS} runs, of which the median is given; stages are medians of a frame.",
         "",
         "Frames of 2048×2048 uint16, mlpBragg 50×5. Copying them from pinned memory allows "
         f"{limit:,.0f} frames/s.",
