@@ -20,7 +20,7 @@ import numpy as np
 from edgexnas.bragg import CENTRE, PATCH_SIZE, REACH
 from edgexnas.peak_finding.settings import PLATEAU_SIDE, RIDGE_FAR, RIDGE_GATE, RIDGE_NEAR
 
-__all__ = ["cut_patches", "find_peaks"]
+__all__ = ["BAND", "cut_patches", "find_peaks", "scratch_to_cut", "scratch_to_find"]
 
 
 _log = logging.getLogger(__name__)
@@ -380,31 +380,11 @@ def _mark_lit(line: Any, limits: Any, lit: Any) -> None:
 
 
 @_part
-def _mark_rising(line: Any, limits: Any, above: Any, below: Any, lit: Any) -> None:
-    """Mark lit pixels that none of the four nearest beats; the first and last come as lit."""
-    last = len(line) - 1
-    lit[0] = line[0] > limits[0]
-    lit[last] = line[last] > limits[last]
-    left, right = line[: last - 1], line[2:]
-    middle, limit, up, down, marks = (
-        line[1:last], limits[1:last], above[1:last], below[1:last], lit[1:last],
-    )  # fmt: skip
-    for col in range(len(middle)):
-        value = middle[col]
-        marks[col] = (
-            (value > limit[col])
-            & (value > left[col])
-            & (value >= right[col])
-            & (value > up[col])
-            & (value >= down[col])
-        )
+def _mark_rising(line: Any, limits: Any, above: Any, below: Any, beside: Any, lit: Any) -> None:
+    """Mark lit pixels that none of the four nearest beats; the first and last come as lit.
 
-
-@_part
-def _mark_rising_beside(
-    line: Any, limits: Any, above: Any, below: Any, beside: Any, lit: Any
-) -> None:
-    """Do the same where masked pixels beat none; `beside` tells which have one beside them."""
+    Masked pixels beat none; `beside` tells which pixels have one beside them.
+    """
     last = len(line) - 1
     lit[0] = line[0] > limits[0]
     lit[last] = line[last] > limits[last]
@@ -463,6 +443,15 @@ def _list_lit(lit: Any, words: Any, first: int, behind: int, columns: Any) -> in
     return number
 
 
+def scratch_to_find(width: int) -> tuple[Any, ...]:
+    """Make the scratch of `find_peaks` for rows of so many pixels: `lit` to `got`."""
+    words = -(-width // 8)
+    lit = np.zeros(8 * words, np.uint8)
+    stretches, columns = np.empty((words, 2), np.int64), np.empty(len(lit) + 1, np.int64)
+    can, got = (np.zeros(2 * PLATEAU_SIDE + 3, np.int64) for _ in range(2))
+    return lit, lit.view(np.uint64), stretches, columns, np.empty(25, np.float64), can, got
+
+
 @_compiled
 def find_peaks(
     frame: Any,
@@ -483,7 +472,12 @@ def find_peaks(
     rim: float,
     beside: Any,
     lit: Any,
+    words: Any,
     stretches: Any,
+    columns: Any,
+    window: Any,
+    can: Any,
+    got: Any,
     peaks: Any,
 ) -> int:
     """Write the flat indices of all peaks; count also those that find no room.
@@ -504,21 +498,15 @@ def find_peaks(
     level, noise, lit_background
         (H, W) float32, and whether they count.
     beside
-        (H, W) bool, which pixels have a masked one among their 3×3; used where masked.
-    lit
-        (W rounded up to a multiple of 8,) uint8, scratch, 0 at the first call.
-    stretches
-        (W / 8 rounded up, 2) int64, scratch.
+        (H, W) bool, which pixels have a masked one among their 3×3; (1, W) of none unless masked.
+    lit, words, stretches, columns, window, can, got
+        Scratch, of `scratch_to_find`; made there, because numba compiles each kind of array that
+        its code makes for long.
     peaks
         (m,) int64, written.
     """
     height, width = frame.shape
     room = len(peaks)
-    words = lit.view(np.uint64)
-    window = np.empty(25, np.float64)
-    columns = np.empty(len(lit) + 1, np.int64)
-    can = np.zeros(2 * PLATEAU_SIDE + 3, np.int64)
-    got = np.zeros(2 * PLATEAU_SIDE + 3, np.int64)
     found = 0
     for band in range(len(least)):
         top = BAND * band
@@ -542,16 +530,13 @@ def find_peaks(
                 line, marks = frame[row, left:right], lit[left:right]
                 if row == 0 or row == height - 1 or len(line) < 3:
                     _mark_lit(line, threshold[row, left:right], marks)
-                elif masked:
-                    _mark_rising_beside(
-                        line, threshold[row, left:right], frame[row - 1, left:right],
-                        frame[row + 1, left:right], beside[row, left:right], marks,
-                    )  # fmt: skip
                 else:
-                    # The band's limits are at hand; the few that they let pass are sorted out.
+                    # Unless masked, the band's limits do, which are at hand; the few that they let
+                    # pass are sorted out.
+                    limits = threshold[row, left:right] if masked else least[band, left:right]
                     _mark_rising(
-                        line, least[band, left:right], frame[row - 1, left:right],
-                        frame[row + 1, left:right], marks,
+                        line, limits, frame[row - 1, left:right], frame[row + 1, left:right],
+                        beside[row if masked else 0, left:right], marks,
                     )  # fmt: skip
                 candidates = _list_lit(lit, words, first, behind, columns)
                 for candidate in range(candidates):
@@ -592,6 +577,23 @@ def find_peaks(
                         peaks[found] = peak
                     found += 1
     return found
+
+
+def scratch_to_cut() -> tuple[Any, ...]:
+    """Make the scratch of `cut_patches`: `ends` and all behind."""
+    ends = np.empty(2, np.float32)
+    wide = np.full(_BORDERED * _BORDERED, -1, np.float32)
+    # As many as leave room for the last pixel's 3×3.
+    number = _BORDERED * (_WIDE - 1) + _WIDE
+    steps = np.empty(number, np.int32)
+    return (
+        ends,
+        ends.view(np.int32),
+        wide,
+        np.empty(number, np.float32),
+        steps,
+        np.zeros(number, np.uint8),
+    )
 
 
 @_part
@@ -712,18 +714,16 @@ def _clear_other_basins(patch: Any, steps: Any, tops: Any) -> None:
 
 
 @_part
-def _scale(patch: Any, ends: Any) -> None:
+def _scale(patch: Any, bits: Any, ends: Any, end_bits: Any) -> None:
     """Scale a flat patch to [0, 1] as `bragg.scale_patches` does; `ends` holds two numbers."""
     # No count is negative, and such numbers order as their bits do, of which many are compared at
     # once.
-    bits = patch.view(np.int32)
     least = most = bits[0]
     for pixel in range(len(bits)):
         least = min(least, bits[pixel])
         most = max(most, bits[pixel])
     # Through memory, because numba sees an array's bits as another type, but not a number's.
-    seen = ends.view(np.int32)
-    seen[0], seen[1] = least, most
+    end_bits[0], end_bits[1] = least, most
     low, span = ends[0], ends[1] - ends[0]
     if not span > 0:
         span = np.float32(1)
@@ -742,8 +742,16 @@ def cut_patches(
     scaled: bool,
     maxima: Any,
     patches: Any,
+    flat: Any,
+    bits: Any,
     flags: Any,
     intensities: Any,
+    ends: Any,
+    end_bits: Any,
+    wide: Any,
+    highest: Any,
+    steps: Any,
+    tops: Any,
 ) -> None:
     """Write patches, flags and intensities of all peaks; see `bragg.cut_patches`.
 
@@ -757,14 +765,13 @@ def cut_patches(
         (n, 2) int32, sorted by (row, col).
     patches, flags, intensities
         (n, 11, 11) float32, (n,) uint8 and (n,) float32, written.
+    flat, bits
+        The memory of the patches as (n, 121) float32 and int32.
+    ends, end_bits, wide, highest, steps, tops
+        Scratch, of `scratch_to_cut`.
     """
     height, width = frame.shape
     number = len(maxima)
-    ends = np.empty(2, np.float32)
-    wide = np.full(_BORDERED * _BORDERED, -1, np.float32)
-    # As many as leave room for the last pixel's 3×3.
-    steps = np.empty(_BORDERED * (_WIDE - 1) + _WIDE, np.int32)
-    highest, tops = np.empty(len(steps), np.float32), np.zeros(len(steps), np.uint8)
     first = 0
     for peak in range(number):
         row, col = maxima[peak, 0], maxima[peak, 1]
@@ -797,4 +804,4 @@ def cut_patches(
             tops[:] = 0
         flags[peak] = found
         if scaled:
-            _scale(patches[peak].reshape(-1), ends)
+            _scale(flat[peak], bits[peak], ends, end_bits)
