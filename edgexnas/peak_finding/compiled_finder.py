@@ -70,8 +70,8 @@ class CompiledFinder:
         )
         self._noise = _read_only(np.ascontiguousarray(noise, np.float32))
         self._has_background = background is not None
+        self._beside = self._maps[0] if mask is None else _read_only(_beside(mask))
         height, width = threshold.shape
-        self._beside = _read_only(np.zeros((1, width), np.bool_) if mask is None else _beside(mask))
         self._least = _read_only(
             np.minimum.reduceat(threshold, np.arange(0, height, compiled_loops.BAND), axis=0)
         )

@@ -380,11 +380,31 @@ def _mark_lit(line: Any, limits: Any, lit: Any) -> None:
 
 
 @_part
-def _mark_rising(line: Any, limits: Any, above: Any, below: Any, beside: Any, lit: Any) -> None:
-    """Mark lit pixels that none of the four nearest beats; the first and last come as lit.
+def _mark_rising(line: Any, limits: Any, above: Any, below: Any, lit: Any) -> None:
+    """Mark lit pixels that none of the four nearest beats; the first and last come as lit."""
+    last = len(line) - 1
+    lit[0] = line[0] > limits[0]
+    lit[last] = line[last] > limits[last]
+    left, right = line[: last - 1], line[2:]
+    middle, limit, up, down, marks = (
+        line[1:last], limits[1:last], above[1:last], below[1:last], lit[1:last],
+    )  # fmt: skip
+    for col in range(len(middle)):
+        value = middle[col]
+        marks[col] = (
+            (value > limit[col])
+            & (value > left[col])
+            & (value >= right[col])
+            & (value > up[col])
+            & (value >= down[col])
+        )
 
-    Masked pixels beat none; `beside` tells which pixels have one beside them.
-    """
+
+@_part
+def _mark_rising_beside(
+    line: Any, limits: Any, above: Any, below: Any, beside: Any, lit: Any
+) -> None:
+    """Do the same where masked pixels beat none; `beside` tells which have one beside them."""
     last = len(line) - 1
     lit[0] = line[0] > limits[0]
     lit[last] = line[last] > limits[last]
@@ -498,7 +518,7 @@ def find_peaks(
     level, noise, lit_background
         (H, W) float32, and whether they count.
     beside
-        (H, W) bool, which pixels have a masked one among their 3×3; (1, W) of none unless masked.
+        (H, W) bool, which pixels have a masked one among their 3×3; used where masked.
     lit, words, stretches, columns, window, can, got
         Scratch, of `scratch_to_find`; made there, because numba compiles each kind of array that
         its code makes for long.
@@ -530,13 +550,16 @@ def find_peaks(
                 line, marks = frame[row, left:right], lit[left:right]
                 if row == 0 or row == height - 1 or len(line) < 3:
                     _mark_lit(line, threshold[row, left:right], marks)
+                elif masked:
+                    _mark_rising_beside(
+                        line, threshold[row, left:right], frame[row - 1, left:right],
+                        frame[row + 1, left:right], beside[row, left:right], marks,
+                    )  # fmt: skip
                 else:
-                    # Unless masked, the band's limits do, which are at hand; the few that they let
-                    # pass are sorted out.
-                    limits = threshold[row, left:right] if masked else least[band, left:right]
+                    # The band's limits are at hand; the few that they let pass are sorted out.
                     _mark_rising(
-                        line, limits, frame[row - 1, left:right], frame[row + 1, left:right],
-                        beside[row if masked else 0, left:right], marks,
+                        line, least[band, left:right], frame[row - 1, left:right],
+                        frame[row + 1, left:right], marks,
                     )  # fmt: skip
                 candidates = _list_lit(lit, words, first, behind, columns)
                 for candidate in range(candidates):
