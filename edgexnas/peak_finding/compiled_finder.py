@@ -75,8 +75,8 @@ class CompiledFinder:
         self._least = _read_only(
             np.minimum.reduceat(threshold, np.arange(0, height, compiled_loops.BAND), axis=0)
         )
-        words = -(-width // 8)
-        self._lit, self._stretches = np.zeros(8 * words, np.uint8), np.empty((words, 2), np.int64)
+        self._scratch = compiled_loops.scratch_to_find(width)
+        self._scratch_to_cut = compiled_loops.scratch_to_cut()
         self._peaks = np.empty(min(settings.capacity, threshold.size), np.int64)
 
     @staticmethod
@@ -117,8 +117,7 @@ class CompiledFinder:
             float(self._saturation),
             PLATEAU_RIM * float(self._saturation),
             self._beside,
-            self._lit,
-            self._stretches,
+            *self._scratch,
             self._peaks,
         )
         return found
@@ -127,6 +126,7 @@ class CompiledFinder:
         """Cut the patches of the peaks at (n, 2) maxima, sorted by (row, col)."""
         number = len(maxima)
         patches = np.empty((number, PATCH_SIZE, PATCH_SIZE), np.float32)
+        flat = patches.reshape(number, PATCH_SIZE * PATCH_SIZE)
         flags, intensities = np.empty(number, np.uint8), np.empty(number, np.float32)
         compiled_loops.cut_patches(
             _read_only(frame.astype(self._dtype, copy=False)),
@@ -136,8 +136,11 @@ class CompiledFinder:
             scaled,
             maxima,
             patches,
+            flat,
+            flat.view(np.int32),
             flags,
             intensities,
+            *self._scratch_to_cut,
         )
         return CutPatches(patches, flags, intensities)
 

@@ -20,7 +20,7 @@ import numpy as np
 from edgexnas.bragg import CENTRE, PATCH_SIZE, REACH
 from edgexnas.peak_finding.settings import PLATEAU_SIDE, RIDGE_FAR, RIDGE_GATE, RIDGE_NEAR
 
-__all__ = ["cut_patches", "find_peaks"]
+__all__ = ["BAND", "cut_patches", "find_peaks", "scratch_to_cut", "scratch_to_find"]
 
 
 _log = logging.getLogger(__name__)
@@ -69,7 +69,11 @@ def _is_ours(folder: Path) -> bool:
     return True
 
 
-@_compiled
+# Parts of the compiled functions: kept with these, and called by nothing else.
+_part = numba.njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
+
+@_part
 def _is_maximum(frame: Any, mask: Any, masked: bool, row: int, col: int) -> bool:
     """Tell whether no usable one of the 5×5 pixels beats this one; of equals the first wins."""
     height, width = frame.shape
@@ -87,7 +91,7 @@ def _is_maximum(frame: Any, mask: Any, masked: bool, row: int, col: int) -> bool
     return True
 
 
-@_compiled
+@_part
 def _is_large_enough(
     frame: Any,
     mask: Any,
@@ -119,7 +123,7 @@ def _is_large_enough(
     return lit >= minimum_pixels
 
 
-@_compiled
+@_part
 def _is_significant(
     frame: Any,
     mask: Any,
@@ -136,7 +140,7 @@ def _is_significant(
     prominence: float,
     w: Any,
 ) -> int:
-    """Apply the tests of size, signal and prominence to a maximum; `w` is (5, 5) scratch.
+    """Apply the tests of size, signal and prominence to a maximum; `w` is (25,) scratch.
 
     Returns 0 if it fails, 2 if it may lie on a ridge, and else 1.
     """
@@ -150,22 +154,26 @@ def _is_significant(
                 count = float(frame[r, c])
                 if lit_background:
                     count -= float(level[r, c])
-                w[down, across] = count
+                w[5 * down + across] = count
         floor = 0.5 * (max(sigmas * float(noise[row, col]), least) if lit_background else least)
         lit = 0
+        # In raster order within each group, as the reference adds them up.
         for down in range(1, 4):
             for across in range(1, 4):
-                lit += w[down, across] > floor
+                count = w[5 * down + across]
+                lit += count > floor
+                total0 += count
         if lit < minimum_pixels:
             return 0
-        # In raster order within each group, as the reference adds them up.
-        total0 = (
-            w[1, 1] + w[1, 2] + w[1, 3] + w[2, 1] + w[2, 2] + w[2, 3] + w[3, 1] + w[3, 2] + w[3, 3]
-        )
-        total1 = w[1, 0] + w[1, 4] + w[2, 0] + w[2, 4] + w[3, 0] + w[3, 4]
-        total2 = w[0, 1] + w[0, 2] + w[0, 3] + w[4, 1] + w[4, 2] + w[4, 3]
-        total3 = w[0, 0] + w[0, 1] + w[1, 0] + w[3, 4] + w[4, 3] + w[4, 4]
-        total4 = w[0, 3] + w[0, 4] + w[1, 4] + w[3, 0] + w[4, 0] + w[4, 1]
+        for place in range(5, 20, 5):
+            total1 += w[place]
+            total1 += w[place + 4]
+        for place in range(1, 4):
+            total2 += w[place]
+        for place in range(21, 24):
+            total2 += w[place]
+        total3 = w[0] + w[1] + w[5] + w[19] + w[23] + w[24]
+        total4 = w[3] + w[4] + w[9] + w[15] + w[20] + w[21]
         n0 = 9
         n1 = n2 = n3 = n4 = 6
     else:
@@ -224,7 +232,7 @@ def _is_significant(
     return 2 if wide else 1
 
 
-@_compiled
+@_part
 def _rises(
     mean: float, variance: float, spread: float, total: float, number: int, prominence: float
 ) -> bool:
@@ -235,7 +243,7 @@ def _rises(
     return mean - around >= prominence * math.sqrt(variance + beside)
 
 
-@_compiled
+@_part
 def _block(
     frame: Any, mask: Any, masked: bool, level: Any, lit_background: bool, row: int, col: int
 ) -> float:
@@ -263,7 +271,7 @@ def _block(
     return total / number if number else np.nan
 
 
-@_compiled
+@_part
 def _is_on_ridge(
     frame: Any,
     mask: Any,
@@ -308,20 +316,20 @@ def _is_on_ridge(
     return False
 
 
-@_compiled
+@_part
 def _plateau_centre(
     frame: Any, mask: Any, masked: bool, rim: float, row: int, col: int, can: Any, got: Any
 ) -> int:
     """Give the flat index of the centre of a saturated plateau; −1 if it is larger than a spot.
 
     A window of PLATEAU_SIDE pixels to each side shows whether it is; its rows are bits of `can`
-    and `got`, (2 · PLATEAU_SIDE + 3,) int64 with one more on each end.
+    and `got`, (2 · PLATEAU_SIDE + 3,) int64 with one more on each end,
+    which stays 0.
     """
     height, width = frame.shape
     side = 2 * PLATEAU_SIDE + 1
-    can[:] = 0
-    got[:] = 0
     for down in range(side):
+        can[down + 1] = got[down + 1] = 0
         r = row + down - PLATEAU_SIDE
         if r < 0 or r >= height:
             continue
@@ -365,13 +373,13 @@ def _plateau_centre(
 
 
 # Functions of their own, because so the compiler takes many pixels at once.
-@_compiled
+@_part
 def _mark_lit(line: Any, limits: Any, lit: Any) -> None:
     for col in range(len(line)):
         lit[col] = line[col] > limits[col]
 
 
-@_compiled
+@_part
 def _mark_rising(line: Any, limits: Any, above: Any, below: Any, lit: Any) -> None:
     """Mark lit pixels that none of the four nearest beats; the first and last come as lit."""
     last = len(line) - 1
@@ -392,7 +400,7 @@ def _mark_rising(line: Any, limits: Any, above: Any, below: Any, lit: Any) -> No
         )
 
 
-@_compiled
+@_part
 def _mark_rising_beside(
     line: Any, limits: Any, above: Any, below: Any, beside: Any, lit: Any
 ) -> None:
@@ -412,7 +420,7 @@ def _mark_rising_beside(
         marks[col] = (value > limit[col]) & (rising | near[col])
 
 
-@_compiled
+@_part
 def _mark_bright(
     a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any, least: Any, lit: Any
 ) -> None:
@@ -426,7 +434,7 @@ def _mark_bright(
         )  # fmt: skip
 
 
-@_compiled
+@_part
 def _bright_stretches(words: Any, width: int, stretches: Any) -> int:
     """List the (first, one behind the last) columns that hold bright tiles; return how many."""
     number = 0
@@ -441,7 +449,7 @@ def _bright_stretches(words: Any, width: int, stretches: Any) -> int:
     return number
 
 
-@_compiled
+@_part
 def _list_lit(lit: Any, words: Any, first: int, behind: int, columns: Any) -> int:
     """List the lit columns of a stretch; return how many."""
     number = 0
@@ -453,6 +461,15 @@ def _list_lit(lit: Any, words: Any, first: int, behind: int, columns: Any) -> in
                 columns[number] = col
                 number += lit[col]
     return number
+
+
+def scratch_to_find(width: int) -> tuple[Any, ...]:
+    """Make the scratch of `find_peaks` for rows of so many pixels: `lit` to `got`."""
+    words = -(-width // 8)
+    lit = np.zeros(8 * words, np.uint8)
+    stretches, columns = np.empty((words, 2), np.int64), np.empty(len(lit) + 1, np.int64)
+    can, got = (np.zeros(2 * PLATEAU_SIDE + 3, np.int64) for _ in range(2))
+    return lit, lit.view(np.uint64), stretches, columns, np.empty(25, np.float64), can, got
 
 
 @_compiled
@@ -475,7 +492,12 @@ def find_peaks(
     rim: float,
     beside: Any,
     lit: Any,
+    words: Any,
     stretches: Any,
+    columns: Any,
+    window: Any,
+    can: Any,
+    got: Any,
     peaks: Any,
 ) -> int:
     """Write the flat indices of all peaks; count also those that find no room.
@@ -497,19 +519,14 @@ def find_peaks(
         (H, W) float32, and whether they count.
     beside
         (H, W) bool, which pixels have a masked one among their 3×3; used where masked.
-    lit
-        (W rounded up to a multiple of 8,) uint8, scratch, 0 at the first call.
-    stretches
-        (W / 8 rounded up, 2) int64, scratch.
+    lit, words, stretches, columns, window, can, got
+        Scratch, of `scratch_to_find`; made there, because numba compiles each kind of array that
+        its code makes for long.
     peaks
         (m,) int64, written.
     """
     height, width = frame.shape
     room = len(peaks)
-    words = lit.view(np.uint64)
-    window = np.empty((5, 5), np.float64)
-    columns = np.empty(len(lit) + 1, np.int64)
-    can, got = np.empty((2, 2 * PLATEAU_SIDE + 3), np.int64)
     found = 0
     for band in range(len(least)):
         top = BAND * band
@@ -585,7 +602,24 @@ def find_peaks(
     return found
 
 
-@_compiled
+def scratch_to_cut() -> tuple[Any, ...]:
+    """Make the scratch of `cut_patches`: `ends` and all behind."""
+    ends = np.empty(2, np.float32)
+    wide = np.full(_BORDERED * _BORDERED, -1, np.float32)
+    # As many as leave room for the last pixel's 3×3.
+    number = _BORDERED * (_WIDE - 1) + _WIDE
+    steps = np.empty(number, np.int32)
+    return (
+        ends,
+        ends.view(np.int32),
+        wide,
+        np.empty(number, np.float32),
+        steps,
+        np.zeros(number, np.uint8),
+    )
+
+
+@_part
 def _cut_inside(
     frame: Any, level: Any, lit_background: bool, saturation: float, row: int, col: int, patch: Any
 ) -> int:
@@ -603,7 +637,7 @@ def _cut_inside(
     return _SATURATED if full else 0
 
 
-@_compiled
+@_part
 def _cut(
     frame: Any,
     mask: Any,
@@ -640,7 +674,7 @@ def _cut(
     return flags
 
 
-@_compiled
+@_part
 def _copy_wide(frame: Any, mask: Any, masked: bool, row: int, col: int, wide: Any) -> None:
     """Write the (21, 21) raw counts around a pixel inside a border of −1."""
     height, width = frame.shape
@@ -660,7 +694,7 @@ def _copy_wide(frame: Any, mask: Any, masked: bool, row: int, col: int, wide: An
             target[across] = max(count, np.float32(0))
 
 
-@_compiled
+@_part
 def _ascend(wide: Any, highest: Any, steps: Any) -> None:
     """Write the step from each pixel to the steepest of its neighbours, 0 at a top.
 
@@ -668,8 +702,10 @@ def _ascend(wide: Any, highest: Any, steps: Any) -> None:
     many pixels at once; what lies across the end of a row is never reached.
     """
     number = len(steps)
-    highest[:] = wide[:number]
-    steps[:] = -_BORDERED - 1
+    # A loop, because numba compiles the error text of an assignment whose shapes differ.
+    for pixel in range(number):
+        highest[pixel] = wide[pixel]
+        steps[pixel] = -_BORDERED - 1
     for place in range(1, 9):
         step = np.int32((place // 3 - 1) * _BORDERED + place % 3 - 1)
         shift = step + _BORDERED + 1
@@ -682,7 +718,7 @@ def _ascend(wide: Any, highest: Any, steps: Any) -> None:
             steps[pixel] = step if rises else steps[pixel]
 
 
-@_compiled
+@_part
 def _clear_other_basins(patch: Any, steps: Any, tops: Any) -> None:
     """Set to 0 the pixels of a patch from which steepest ascent reaches another peak."""
     inner = REACH - CENTRE
@@ -700,19 +736,17 @@ def _clear_other_basins(patch: Any, steps: Any, tops: Any) -> None:
                 patch[down, across] = 0
 
 
-@_compiled
-def _scale(patch: Any, ends: Any) -> None:
+@_part
+def _scale(patch: Any, bits: Any, ends: Any, end_bits: Any) -> None:
     """Scale a flat patch to [0, 1] as `bragg.scale_patches` does; `ends` holds two numbers."""
     # No count is negative, and such numbers order as their bits do, of which many are compared at
     # once.
-    bits = patch.view(np.int32)
     least = most = bits[0]
     for pixel in range(len(bits)):
         least = min(least, bits[pixel])
         most = max(most, bits[pixel])
     # Through memory, because numba sees an array's bits as another type, but not a number's.
-    seen = ends.view(np.int32)
-    seen[0], seen[1] = least, most
+    end_bits[0], end_bits[1] = least, most
     low, span = ends[0], ends[1] - ends[0]
     if not span > 0:
         span = np.float32(1)
@@ -731,8 +765,16 @@ def cut_patches(
     scaled: bool,
     maxima: Any,
     patches: Any,
+    flat: Any,
+    bits: Any,
     flags: Any,
     intensities: Any,
+    ends: Any,
+    end_bits: Any,
+    wide: Any,
+    highest: Any,
+    steps: Any,
+    tops: Any,
 ) -> None:
     """Write patches, flags and intensities of all peaks; see `bragg.cut_patches`.
 
@@ -746,14 +788,13 @@ def cut_patches(
         (n, 2) int32, sorted by (row, col).
     patches, flags, intensities
         (n, 11, 11) float32, (n,) uint8 and (n,) float32, written.
+    flat, bits
+        The memory of the patches as (n, 121) float32 and int32.
+    ends, end_bits, wide, highest, steps, tops
+        Scratch, of `scratch_to_cut`.
     """
     height, width = frame.shape
     number = len(maxima)
-    ends = np.empty(2, np.float32)
-    wide = np.full(_BORDERED * _BORDERED, -1, np.float32)
-    # As many as leave room for the last pixel's 3×3.
-    steps = np.empty(_BORDERED * (_WIDE - 1) + _WIDE, np.int32)
-    highest, tops = np.empty(len(steps), np.float32), np.zeros(len(steps), np.uint8)
     first = 0
     for peak in range(number):
         row, col = maxima[peak, 0], maxima[peak, 1]
@@ -786,4 +827,4 @@ def cut_patches(
             tops[:] = 0
         flags[peak] = found
         if scaled:
-            _scale(patches[peak].reshape(-1), ends)
+            _scale(flat[peak], bits[peak], ends, end_bits)
