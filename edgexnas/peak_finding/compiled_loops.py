@@ -12,7 +12,7 @@ import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numba
 import numpy as np
@@ -70,7 +70,14 @@ def _is_ours(folder: Path) -> bool:
 
 
 # Parts of the compiled functions: kept with these, and called by nothing else.
-_part = numba.njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+# The stubs of numba do not know the options without which each gets wrappers, which take longest.
+Function = TypeVar("Function", bound=Callable[..., object])
+_UNWRAPPED: Any = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+
+
+def _part(function: Function) -> Function:
+    compiled: Function = numba.njit(error_model="numpy", **_UNWRAPPED)(function)
+    return compiled
 
 
 @_part
