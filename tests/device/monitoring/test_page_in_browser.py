@@ -54,7 +54,7 @@ def address(ageing: Ageing) -> Iterator[str]:
 
 
 def _age(text: str) -> int:
-    found = re.search(r"Up for</th><td>00:00:(\d\d)</td>", text)
+    found = re.search(r"Uptime</th><td>00:00:(\d\d)</td>", text)
     assert found, text
     return int(found[1])
 
