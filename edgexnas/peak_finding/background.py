@@ -249,8 +249,13 @@ def _hot_pixels(
     level64, noise64 = level.astype(np.float64), noise.astype(np.float64)
     limit = level64 + np.maximum(FIRING_SIGMAS * noise64, _poisson_limit(noise64))
     fired = np.zeros(shape, np.uint8)
+    whole = limit
+    if (dtype := stack[0].dtype).kind in "ui" and dtype.itemsize <= 4:
+        # Compared in the pixels' own type, which is several times as fast.
+        ends = np.iinfo(dtype)
+        whole = np.floor(limit).clip(ends.min, ends.max).astype(dtype)
     for frame in stack:
-        fired += frame > limit
+        fired += frame > whole
     often = fired >= max(2, int(FIRING_FRACTION * len(stack)) + 1)
     if usable is not None:
         often &= usable
@@ -262,11 +267,13 @@ def _hot_pixels(
     cols = _mirrored(col[:, None] + _AROUND[:, 1], shape[1])
     counted = np.ones(rows.shape, np.bool_) if usable is None else usable[rows, cols]
     alone, total, own = np.zeros((3, len(row)))
-    sigma = noise64[row, col]
+    sigma, limit_there = noise64[row, col], limit[row, col]
+    level_around = level64[rows, cols]
+    half = (limit_there - level64[row, col])[:, None] / 2
     for frame in stack:
-        fires = frame[row, col] > limit[row, col]
-        around = np.where(counted, frame[rows, cols] - level64[rows, cols], 0.0)
-        lit = around > (limit - level64)[row, col, None] / 2
+        fires = frame[row, col] > limit_there
+        around = np.where(counted, frame[rows, cols] - level_around, 0.0)
+        lit = around > half
         lonely = fires & ~lit.any(axis=1)
         alone += lonely
         total += np.where(lonely, around.sum(axis=1), 0.0)
@@ -275,8 +282,10 @@ def _hot_pixels(
     number = np.maximum(alone * counted.sum(axis=1), 1)
     dark = total / number <= sigma * (FIRING_SIGMAS / np.sqrt(number) + 0.5)
     # Zero suppression hides the neighbours of weak peaks.
-    least = min(float(f[f > 0].min()) for f in stack if (f > 0).any())
-    hidden = (sigma == 0) & (own < FEWEST_SUPPRESSED * least * times)
+    hidden = sigma == 0
+    if hidden.any():
+        least = min(float(f[f > 0].min()) for f in stack if (f > 0).any())
+        hidden &= own < FEWEST_SUPPRESSED * least * times
     hot = np.zeros(shape, np.bool_)
     kept = (alone >= ALONE_FRACTION * times) & dark & ~hidden
     hot[row[kept], col[kept]] = True
