@@ -519,7 +519,9 @@ def test_a_search_runs_over_two_ray_nodes_and_survives_a_dead_worker(
     assert set(result.table()["status"]) == {"done", "failed"}
     assert set(result.failures) == {"killed"}
     assert len(result.trials) == 12
-    assert len(list(Path(nodes).iterdir())) == 2
+    # The search built one itself, to see whether it can be exported.
+    raylets = {path.name for path in Path(nodes).iterdir()} - {str(os.getppid())}
+    assert len(raylets) == 2
 
 
 def test_ray_that_is_not_installed_names_the_extra(
