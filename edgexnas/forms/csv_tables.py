@@ -77,6 +77,9 @@ def read_csv(path: Path) -> Spots | npt.NDArray[np.void]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             return _read(file, path)
+    except SourceError:
+        # It is an OSError too, and has its own sentence.
+        raise
     except UnicodeDecodeError as error:
         raise SourceError(f"{path} is no text: {error}; specify a CSV file of predict") from error
     except OSError as error:

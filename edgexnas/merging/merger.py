@@ -80,7 +80,7 @@ class SpotMerger:
         self._open = np.zeros((64, merging_loops.OPEN_COLUMNS))
         self._ended = np.empty((64, merging_loops.SPOT_NUMBERS))
         self._count = 0
-        self._seen = np.zeros(2)
+        self._seen = np.zeros(3)
         self._last: int | None = None
         self._end_deg = 0.0
         self._step_deg = 0.0

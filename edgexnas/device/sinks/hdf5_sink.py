@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgexnas.device.ptycho.object_file import write_nexus_object
 from edgexnas.device.sinks.folder_lock import FolderLock
 from edgexnas.device.sinks.number_ranges import NumberRanges
 from edgexnas.device.sinks.protocol import Sink, SinkPolicy
@@ -43,6 +42,7 @@ from edgexnas.device.sinks.results_layout import (
     segments,
 )
 from edgexnas.errors import ConfigurationError
+from edgexnas.forms.object_nexus import write_nexus_object
 from edgexnas.spots import SPOT_COLUMNS
 from edgexnas.whole_files import whole_file
 
