@@ -61,8 +61,8 @@ class TestOneSpot:
     def test_a_spot_on_one_frame_has_the_middle_of_the_frame(self) -> None:
         (row,) = around([(20, 30, 50)]).table
         assert row["omega_deg"] == pytest.approx(10.75)
-        # Anywhere within the frame, or nearly so.
-        assert 0.15 < row["omega_sigma_deg"] / 0.5 < 0.3
+        # Anywhere within the frame, or beyond it, where faint peaks are not seen.
+        assert 0.2 < row["omega_sigma_deg"] / 0.5 < 0.6
 
     def test_a_peak_weighs_as_its_interval_is_narrow(self) -> None:
         merger = SpotMerger(Rotation())
@@ -180,7 +180,7 @@ class TestAngles:
         rng = np.random.default_rng(0)
         spots, truth = rocked(rng, width, 1500)
         error = np.abs(spots.omega_deg - truth) / spots.omega_sigmas_deg
-        assert 0.85 < (error < 1.645).mean() < 0.96
+        assert 0.85 < (error < 1.645).mean() < 0.97
 
     def test_two_frames_say_more_than_their_centroid_of_narrow_curves(self) -> None:
         rng = np.random.default_rng(1)
