@@ -40,7 +40,7 @@ def pixels(spot_frame: Callable[..., Any]) -> list[Any]:
 def serve(folder: Path, bundle: Bundle, source: Any) -> None:
     with PeakPredictor(bundle) as predictor:
         sink = MergingSink(Hdf5Sink(folder, spots=True), SETTINGS, stored=(folder, "results"))
-        # The background of both from the first frame alone, so that peaks are equal to the last bit.
+        # Both take the background from the first frame alone: peaks are equal to the last bit.
         Service(predictor, source, [sink], settings=PipelineSettings(background_frames=1)).run()
 
 
