@@ -277,12 +277,15 @@ class FramePipeline:
         batch, engine = self._engine.batch, self._engine
         input_bytes = 4 * PATCH_SIZE**2
         output_bytes = 4 * int(np.prod(engine.output_shape))
-        for start in range(0, slot.size, batch):
+        # The header's second number is that of the peaks kept, which the GPU alone knows by now.
+        kept = self._kernels.header.pointer + 4
+        for start in range(0, slot.size, slot.size if engine.any_count else batch):
             engine.enqueue(
                 self._kernels.scaled.pointer + start * input_bytes,
                 self._offsets.pointer + start * output_bytes,
-                min(batch, slot.size - start),
+                slot.size if engine.any_count else min(batch, slot.size - start),
                 stream,
+                kept=kept,
             )
         pointers = {name: buffer.pointer for name, buffer in slot.outputs.items()}
         self._kernels.enqueue_decode(
@@ -304,6 +307,9 @@ def _copied(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 def _rooms(capacity: int, engine: DeviceEngine) -> tuple[int, ...]:
     """For how many peaks the network can run: a few numbers up to the capacity."""
+    # One that counts the peaks itself does no more for the capacity than for those that are there.
+    if engine.any_count:
+        return (capacity,)
     numbers = []
     octave = LEAST_ROOM
     while octave < capacity:

@@ -95,7 +95,7 @@ def open_tensorrt(
     engine.reason = f"{reason}; its plan is {origin}"
     engine.owns_session = session is None
     if cache is not None:
-        engine.discard_plan = lambda: cache.discard(PLAN, key)
+        engine.discard_built = lambda: cache.discard(PLAN, key)
     return engine
 
 
