@@ -17,6 +17,7 @@ import numpy as np
 
 from edgexnas.device.cache import EngineCache, open_cache
 from edgexnas.device.engines.engine import Engine
+from edgexnas.device.engines.fused.graph import UnsuitableNetworkError
 from edgexnas.device.engines.gate import EngineProof, ObjectProof, prove_engine
 from edgexnas.device.engines.opening import (
     checked_counts,
@@ -259,10 +260,17 @@ def _measured_choice(
             try:
                 # One that is named has the other candidates in its place, and the CPU behind all.
                 passed[candidate] = _checked(bundle, name, precision, options, alone=name != "auto")
+            except UnsuitableNetworkError as error:
+                # An engine for some networks only: that this is another one is no failure.
+                _log.info("%s", error)
+                refusals[candidate] = error
+                candidates = [other for other in candidates if other != candidate]
             except (EngineError, MissingDependencyError) as error:
                 refusals[candidate] = error
         if not passed:
-            return _none_passed(bundle, candidates, refusals, options)
+            return _none_passed(bundle, refusals, options)
+        if len(candidates) == 1:
+            return passed[candidates[0]]
         times = _times_ms({name: kept.engine for name, kept in passed.items()}, bundle)
         trials = tuple(
             _trial(candidate, times.get(candidate, []), refusals.get(candidate))
@@ -289,14 +297,14 @@ def _measured_choice(
 
 def _none_passed(
     bundle: Bundle,
-    candidates: Sequence[Candidate],
     refusals: Mapping[Candidate, Exception],
     options: EngineOptions,
 ) -> SelectedEngine:
     """Let the CPU step in under engine "auto"; else raise what all candidates said."""
     said = "; ".join(map(str, refusals.values()))
-    if options.engine == "auto" and candidates[0][0] != "auto":
-        return _on_the_cpu(bundle, candidates[-1][1], options, said)
+    names = {name for name, _ in refusals}
+    if options.engine == "auto" and names != {"auto"}:
+        return _on_the_cpu(bundle, list(refusals)[-1][1], options, said)
     inaccurate = any(isinstance(error, EngineAccuracyError) for error in refusals.values())
     kind = EngineAccuracyError if inaccurate else EngineError
     raise kind(f"precision='auto' found none that works: {said}")

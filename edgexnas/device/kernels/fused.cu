@@ -82,6 +82,15 @@ INLINE void copy_chunk(char *to, const char *from)
 
 INLINE void end_of_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
+// 0, of which the compiler does not know it. Addresses that depend on it are not computed ahead of the loop over items
+// and kept in registers, which are better spent on sums.
+INLINE int hidden_zero()
+{
+    int zero = 0;
+    asm volatile("" : "+r"(zero));
+    return zero;
+}
+
 template <int PENDING> INLINE void wait_for_copies() { asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory"); }
 
 #endif
@@ -122,8 +131,9 @@ template <class I> INLINE float pixel_of(const float *patches, int group, int co
     int item = group * ITEMS, pixel = column;
     if (I::KERNEL) {
         // The windows of a convolution with one input channel: one row for each output pixel.
-        int at_row = row / I::WIDTH + column / I::KERNEL - I::PADDING;
-        int at_column = row % I::WIDTH + column % I::KERNEL - I::PADDING;
+        const int kernel = I::KERNEL ? I::KERNEL : 1;
+        int at_row = row / I::WIDTH + column / kernel - I::PADDING;
+        int at_column = row % I::WIDTH + column % kernel - I::PADDING;
         if (at_row < 0 || at_row >= PATCH || at_column < 0 || at_column >= PATCH)
             return 0.0f;
         pixel = at_row * PATCH + at_column;
@@ -214,9 +224,10 @@ template <class L> __host__ __device__ constexpr int chunk_at(int chunk)
 }
 
 // What becomes of a sum: scale, bias, activation, what is added, and where it goes.
-template <class L> INLINE void store_tile(char *memory, int row_tile, int column_tile, const typename L::Type::Sum (&sums)[4])
+template <class L>
+INLINE void store_tile(char *memory, int lane, int row_tile, int column_tile, const typename L::Type::Sum (&sums)[4])
 {
-    int lane = threadIdx.x % 32, column = column_tile * 8 + lane % 4 * 2;
+    int column = column_tile * 8 + lane % 4 * 2;
     float2 bias = *(const float2 *)(memory + L::BIAS + 4 * column), scale = {1.0f, 1.0f};
     if (L::SCALES >= 0)
         scale = *(const float2 *)(memory + L::SCALES + 4 * column);
@@ -229,9 +240,12 @@ template <class L> INLINE void store_tile(char *memory, int row_tile, int column
         low = activated<L::ACTIVATION>(low, L::slope()), high = activated<L::ACTIVATION>(high, L::slope());
         int item = row / L::PIXELS, pixel = row % L::PIXELS, y = pixel / L::WIDTH, x = pixel % L::WIDTH;
         if (L::ADDED >= 0) {
-            float low_added, high_added;
-            from_halves(*(const unsigned *)(memory + L::ADDED + ((y + L::ADDED_BORDER) * L::ADDED_PITCH + x + L::ADDED_BORDER)
-                                            * L::ADDED_STRIDE + 2 * column), low_added, high_added);
+            const char *from = memory + L::ADDED + L::ADDED_SIZE * column
+                             + ((y + L::ADDED_BORDER) * L::ADDED_PITCH + x + L::ADDED_BORDER) * L::ADDED_STRIDE;
+            float low_added = ((const signed char *)from)[0] * L::added_scale();
+            float high_added = ((const signed char *)from)[1] * L::added_scale();
+            if (L::ADDED_SIZE == 2)
+                from_halves(*(const unsigned *)from, low_added, high_added);
             low = low_added + L::gain() * low, high = high_added + L::gain() * high;
             low = activated<L::THEN>(low, L::slope()), high = activated<L::THEN>(high, L::slope());
         }
@@ -280,7 +294,7 @@ template <class L> struct Parts<L, -1> {
 template <class L> INLINE void multiply(char *memory)
 {
     typedef typename L::Type::Sum Sum;
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int thread = threadIdx.x + hidden_zero(), warp = thread / 32, lane = thread % 32;
     for (int job = warp; job < L::ROW_TILES * (L::COLUMN_TILES / L::TILES) * L::PARTS; job += WARPS) {
         int part = job % L::PARTS, tiles = job / L::PARTS % (L::COLUMN_TILES / L::TILES) * L::TILES;
         int row_tile = job / L::PARTS / (L::COLUMN_TILES / L::TILES);
@@ -295,7 +309,7 @@ template <class L> INLINE void multiply(char *memory)
             for (int i = 0; L::CHAINS == 2 && i < 4; i++)
                 sums[0][tile][i] += sums[L::CHAINS - 1][tile][i];
             if (L::PARTS == 1) {
-                store_tile<L>(memory, row_tile, tiles + tile, sums[0][tile]);
+                store_tile<L>(memory, lane, row_tile, tiles + tile, sums[0][tile]);
             } else {
                 Sum *to = (Sum *)(memory + L::SCRATCH)
                         + (((row_tile * L::COLUMN_TILES + tiles + tile) * L::PARTS + part) * 32 + lane) * 4;
@@ -316,7 +330,7 @@ template <class L> INLINE void multiply(char *memory)
 #pragma unroll
             for (int i = 0; i < 4; i++)
                 sums[i] += from[part * 128 + i];
-        store_tile<L>(memory, tile / L::COLUMN_TILES, tile % L::COLUMN_TILES, sums);
+        store_tile<L>(memory, lane, tile / L::COLUMN_TILES, tile % L::COLUMN_TILES, sums);
     }
 }
 
@@ -365,8 +379,8 @@ template <class A> INLINE void as_operand(unsigned (&operand)[A::STEPS][4], cons
 // takes 16 pixels and keeps their scores in registers.
 template <class A, class L> INLINE void attend(char *memory)
 {
-    const int lane = threadIdx.x % 32;
-    for (int row_tile = threadIdx.x / 32; row_tile < L::ROW_TILES; row_tile += WARPS) {
+    const int thread = threadIdx.x + hidden_zero(), lane = thread % 32;
+    for (int row_tile = thread / 32; row_tile < L::ROW_TILES; row_tile += WARPS) {
         // The rows that this lane loads: of theta by 16, of phi by 8, of g by 16.
         const char *map = memory + A::IN;
         int row = row_tile * 16 + lane % 16;
@@ -442,7 +456,7 @@ template <class A, class L> INLINE void attend(char *memory)
                 uint2 b = weights[(tile * A::STEPS + step) * 32];
                 multiply_add(sums, operand[step], b.x, b.y);
             }
-            store_tile<L>(memory, row_tile, tile, sums);
+            store_tile<L>(memory, lane, row_tile, tile, sums);
         }
     }
 }

@@ -159,7 +159,13 @@ def open_fused(
         }
         kernel, origin = _kept(cache, key), "from the cache"
         if kernel is None:
-            kernel = build_fused_kernel(bundle.models[precision], own.capability, room)
+            try:
+                kernel = build_fused_kernel(bundle.models[precision], own.capability, room)
+            except UnsuitableNetworkError as error:
+                if cache is not None:
+                    # So that the next start need not read the network to find this out.
+                    cache.store(KIND, key, {"unsuitable": str(error)}, b"")
+                raise
             origin = f"compiled in {kernel.seconds:.1f} s"
             if cache is not None:
                 described = {
@@ -201,6 +207,8 @@ def _kept(cache: EngineCache | None, key: dict[str, object]) -> FusedKernel | No
     if entry is None:
         return None
     described, content = entry
+    if "unsuitable" in described:
+        raise UnsuitableNetworkError(described["unsuitable"])
     weights = int(described.pop("weights"))
     return FusedKernel(content[weights:], content[:weights], **described)
 

@@ -62,6 +62,8 @@ class Layer:
         What an int8 input of 1 stands for; None where it is not quantised.
     padding
         Rows and columns of zeros around its input: 0 or 1.
+    added_scale
+        What an int8 value of 1 in what is added stands for; None where that is not quantised.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Layer:
     activation: Activation = "none"
     slope: float = 0.0
     added: str | None = None
+    added_scale: float | None = None
     gain: float = 1.0
     then: Activation = "none"
 
@@ -223,7 +226,7 @@ class _Reader:
         if len(inputs) != 1 or len(self._graph.output) != 1:
             raise UnsuitableNetworkError(
                 "the fused engine takes networks of one input and one output; this one has inputs "
-                f"{inputs}"
+                f"{inputs}; specify engine='tensorrt' or 'auto'"
             )
         self._values[inputs[0]] = _Value("value", PATCHES)
         self._widths[PATCHES] = PATCH_SIZE
@@ -308,7 +311,8 @@ class _Reader:
         ]
         if len(slices) != 1:
             raise UnsuitableNetworkError(
-                "the fused engine does not know this network: its output is no sequence of quantiles"
+                "the fused engine does not know this network: its output is no row of quantiles; "
+                "specify engine='tensorrt' or 'auto'"
             )
         middle, node = slices[0]
         while node.op_type == "Slice":
@@ -617,10 +621,10 @@ class _Reader:
         layer = self._sole_layer(node, name)
         same = self._widths.get(first.name) == self._widths[layer.name]
         self._check(
-            layer.added is None and same and first.kind == "value" and first.scale is None,
+            layer.added is None and same and first.kind == "value",
             f"{node.output[0]} adds what does not fit",
         )
-        self._change(node, replace(layer, added=first.name))
+        self._change(node, replace(layer, added=first.name, added_scale=first.scale))
 
     def _sole_layer(self, node: NodeProto, name: str) -> Layer:
         """Return the layer whose output nothing but this node reads: it can be changed."""

@@ -33,8 +33,9 @@ ROWS, COLUMNS = 16, 8
 MOST_TILES, MOST_PARTS = 6, 8
 """Sums of a warp, which are registers, and warps that share a product."""
 
-WARPS = (4, 8, 16)
-"""Numbers of warps that a block may have."""
+WARPS = 8
+"""Of a block. On an H200 four took 10 to 20 % longer for 32 patches; sixteen were 5 % quicker with
+BraggNN, and for thousands of patches up to 70 % slower with all networks of convolutions."""
 
 # Estimates in cycles, which decide how a layer is dealt to warps: one step of a product with its
 # loads, one more product in it, what follows a sum, and one barrier.
@@ -118,14 +119,13 @@ class _Block:
 
 @dataclass(frozen=True)
 class _Deal:
-    """How a layer's products are dealt to warps."""
+    """How a layer's products are dealt to warps: column tiles of each, warps that share them."""
 
     tiles: int = 1
     parts: int = 1
-    cycles: int = 0
 
 
-def write_program(network: Network, shared_bytes: int, *, warps: int | None = None) -> Program:
+def write_program(network: Network, shared_bytes: int) -> Program:
     """Write the kernel of a network.
 
     Parameters
@@ -134,19 +134,13 @@ def write_program(network: Network, shared_bytes: int, *, warps: int | None = No
         What `read_network` returned.
     shared_bytes
         Shared memory that a block may have on the GPU.
-    warps
-        Warps of a block; None for the number that is estimated to be the fastest.
 
     Raises
     ------
     UnsuitableNetworkError
         If its weights and maps do not fit into the shared memory.
     """
-    # Few warps wait less at barriers, many share more; which is better depends on the layers.
-    choices = WARPS if warps is None else (warps,)
-    programs = [_Writer(network, number) for number in choices]
-    best = min(programs, key=lambda writer: writer.cycles)
-    program = best.program()
+    program = _Writer(network).program()
     if program.shared_bytes > shared_bytes:
         raise UnsuitableNetworkError(
             f"the network's weights and maps take {program.shared_bytes} bytes of shared memory, "
@@ -157,8 +151,8 @@ def write_program(network: Network, shared_bytes: int, *, warps: int | None = No
 
 
 class _Writer:
-    def __init__(self, network: Network, warps: int) -> None:
-        self._network, self._warps = network, warps
+    def __init__(self, network: Network) -> None:
+        self._network = network
         self._steps = [self._windowed(step) for step in network.steps]
         self._rows_are_items = all(self._is_dense(step) for step in self._steps)
         self._items = ROWS // (2 if network.symmetric else 1) if self._rows_are_items else 1
@@ -166,7 +160,6 @@ class _Writer:
         self._deals = {
             step.name: self._deal(step) for step in self._steps if isinstance(step, Layer)
         }
-        self.cycles = sum(deal.cycles + BARRIER + 2 * warps for deal in self._deals.values())
 
     # What is known before anything is written.
 
@@ -214,9 +207,9 @@ class _Writer:
                 width = source.width + 2 * step.padding - step.weights.shape[-1] + 1
                 maps[step.name] = _Map(width, step.outputs)
                 source.border = max(source.border, step.padding)
-                self._read(source, step)
+                self._read(source, step.source, step.input_scale)
                 if step.added is not None:
-                    maps[step.added].halves = True
+                    self._read(maps[step.added], step.added, step.added_scale)
                     maps[step.added].last = number
         head = maps[self._network.head.source]
         head.floats, head.last = True, len(self._steps) + 1
@@ -234,38 +227,42 @@ class _Writer:
         return maps
 
     @staticmethod
-    def _read(source: _Map, step: Layer) -> None:
-        if step.input_scale is None:
+    def _read(source: _Map, name: str, scale: float | None) -> None:
+        """Note in which form a value is read: as float16, or as int8 of this scale."""
+        if scale is None:
             source.halves = True
             return
-        if source.scale not in (None, step.input_scale):
+        if source.scale not in (None, scale):
             raise UnsuitableNetworkError(
-                f"{step.source} is quantised with two scales, {source.scale} and "
-                f"{step.input_scale}; specify engine='tensorrt' or 'auto'"
+                f"{name} is quantised with two scales, {source.scale} and {scale}; specify "
+                "engine='tensorrt' or 'auto'"
             )
-        source.scale = step.input_scale
+        source.scale = scale
 
     def _deal(self, layer: Layer) -> _Deal:
         """Choose how many sums a warp has and how many warps share them."""
         row_tiles, column_tiles, steps = self._sizes(layer)
         if self._is_mixed(layer):
-            return _Deal(1, 1, 1500 * -(-row_tiles // self._warps))
-        choices = []
-        for tiles in range(1, min(MOST_TILES, column_tiles) + 1):
-            if column_tiles % tiles:
-                continue
-            for parts in range(1, min(MOST_PARTS, steps) + 1):
-                jobs = row_tiles * column_tiles // tiles * parts
-                rounds = -(-jobs // self._warps)
-                # A tensor core serves four warps' products in turn.
-                shared = max(1, min(jobs, self._warps) // 4)
-                each = -(-steps // parts) * (STEP + tiles * PRODUCT * shared // 2)
-                cycles = rounds * (each + tiles * TILE_END)
-                if parts > 1:
-                    ends = -(-row_tiles * column_tiles // self._warps)
-                    cycles += BARRIER + 2 * self._warps + ends * (TILE_END + 8 * parts)
-                choices.append(_Deal(tiles, parts, cycles))
-        return min(choices, key=lambda deal: deal.cycles)
+            return _Deal()
+        choices = [
+            _Deal(tiles, parts)
+            for tiles in range(1, min(MOST_TILES, column_tiles) + 1)
+            if column_tiles % tiles == 0
+            for parts in range(1, min(MOST_PARTS, steps) + 1)
+        ]
+
+        def cycles(deal: _Deal) -> int:
+            jobs = row_tiles * column_tiles // deal.tiles * deal.parts
+            # A tensor core serves the products of every fourth warp in turn.
+            waits = max(1, min(jobs, WARPS) // 4)
+            each = -(-steps // deal.parts) * (STEP + deal.tiles * PRODUCT * waits // 2)
+            total = -(-jobs // WARPS) * (each + deal.tiles * TILE_END)
+            if deal.parts > 1:
+                ends = -(-row_tiles * column_tiles // WARPS)
+                total += BARRIER + ends * (TILE_END + 8 * deal.parts)
+            return total
+
+        return min(choices, key=cycles)
 
     def _is_mixed(self, layer: Layer) -> bool:
         """Whether the layer is computed together with the attention before it."""
@@ -332,10 +329,10 @@ class _Writer:
             stages="\n        ".join(stages),
         )
         definitions = {
-            "THREADS": str(32 * self._warps), "WARPS": str(self._warps), "ITEMS": str(self._items),
+            "THREADS": str(32 * WARPS), "WARPS": str(WARPS), "ITEMS": str(self._items),
         }  # fmt: skip
         return Program(
-            source, definitions, weights, shared, 32 * self._warps, self._items,
+            source, definitions, weights, shared, 32 * WARPS, self._items,
             self._network.head.levels,
         )  # fmt: skip
 
@@ -419,7 +416,7 @@ class _Writer:
         first, value = self._first(), self._maps[PATCHES]
         form, size = ("bytes", 1) if value.scale is not None else ("halves", 2)
         rows = ROWS if self._rows_are_items else value.width**2
-        pairs = -(-rows * value.channels // 2 // (32 * self._warps))
+        pairs = -(-rows * value.channels // 2 // (32 * WARPS))
         numbers = {
             "AT": blocks[f"{PATCHES} {form}"].at,
             "STRIDE": value.stride(size),
@@ -450,6 +447,7 @@ class _Writer:
         mixed = self._is_mixed(layer)
         begin = 0 if mixed else blocks[f"{layer.source} {form}"].at
         added = None if layer.added is None else self._maps[layer.added]
+        added_size, added_form = (2, "halves") if layer.added_scale is None else (1, "bytes")
         kernel = layer.weights.shape[-1]
         a_pixel = self._chunks_a_pixel(layer)
         numbers = {
@@ -477,10 +475,11 @@ class _Writer:
             "THEN": _ACTIVATIONS[layer.then],
             "BORDER": out.border,
             "PITCH": out.pitch,
-            "ADDED": -1 if added is None else blocks[f"{layer.added} halves"].at,
+            "ADDED": -1 if added is None else blocks[f"{layer.added} {added_form}"].at,
             "ADDED_BORDER": 0 if added is None else added.border,
             "ADDED_PITCH": 0 if added is None else added.pitch,
-            "ADDED_STRIDE": 0 if added is None else added.stride(2),
+            "ADDED_STRIDE": 0 if added is None else added.stride(added_size),
+            "ADDED_SIZE": added_size,
             "FLOATS": blocks[f"{layer.name} floats"].at if out.floats else -1,
             "FLOATS_STRIDE": out.channels * 4,
         }
@@ -489,8 +488,11 @@ class _Writer:
             numbers[f"{form.upper()}_STRIDE"] = out.stride(size)
             numbers[f"{form.upper()}_ITEM"] = out.stride(size)
         constants = {
-            "slope": layer.slope, "gain": layer.gain, "inverse_scale": _inverse(out.scale),
-        }  # fmt: skip
+            "slope": layer.slope,
+            "gain": layer.gain,
+            "added_scale": layer.added_scale or 1.0,
+            "inverse_scale": _inverse(out.scale),
+        }
         return _struct(name, numbers, constants, "Int8" if layer.quantised else "Half")
 
     def _attention_struct(
@@ -557,7 +559,7 @@ _ACTIVATIONS = {"none": 0, "relu": 1, "leaky": 2}
 
 _KERNEL = """
 {structs}
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
 run_network(const float *patches, const char *weights, float *offsets, int most, const int *kept)
 {{
     SHARED_MEMORY(memory);
