@@ -31,6 +31,7 @@ import numpy as np
 from edgexnas.bundle import Bundle, open_bundle
 from edgexnas.device.cache import EngineCache
 from edgexnas.device.cuda import CudaSession
+from edgexnas.device.engines import tensorrt_opening
 from edgexnas.device.engines.gate import prove_engine
 from edgexnas.device.engines.opening import open_engine
 from edgexnas.errors import EdgexnasError
@@ -145,6 +146,8 @@ def start_build(name: str, precision: str, options: argparse.Namespace) -> subpr
         sys.executable, __file__, "--bundles", options.bundles, "--cache", options.cache,
         "--output", report_of(name, precision, options), "--build", name, precision,
     ]  # fmt: skip
+    if options.one_size:
+        command += ["--one-size"]
     if options.builder_level is not None:
         command += ["--builder-level", str(options.builder_level)]
     report_of(name, precision, options).unlink(missing_ok=True)
@@ -199,6 +202,7 @@ def time_engines(
             },
             library=library_version(installed_library()),
             batch=BATCH, repeats=REPEATS, runs=RUNS, builder_level=options.builder_level,
+            one_size=options.one_size, builds_at_once=options.jobs,
         )  # fmt: skip
         content.set(**{"empty graph µs": empty_graph(session)})
         for name in names:
@@ -529,9 +533,7 @@ def opened(
     """Open an engine through the product, its plan from the folder of this network."""
     cache = EngineCache(cache_folder(name, precision, options))
     if engine == "tensorrt" and options.builder_level is not None:
-        from edgexnas.device.engines.tensorrt_opening import open_tensorrt
-
-        return open_tensorrt(
+        return tensorrt_opening.open_tensorrt(
             bundle, precision=precision, batch=BATCH, reason="tensorrt was requested",
             cache=cache, session=session, level=options.builder_level,
         )  # fmt: skip
@@ -582,6 +584,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=540.0, help="time limit of the whole run")
     parser.add_argument("--jobs", type=int, default=6, help="plans built at once")
     parser.add_argument(
+        "--one-size", action="store_true", help="build for batch 32 alone, in half of the time"
+    )
+    parser.add_argument(
         "--builder-level", type=int, help="TensorRT's optimisation level, 0 to 5; lower is quicker"
     )
     parser.add_argument(
@@ -598,6 +603,8 @@ def arguments() -> argparse.Namespace:
     options = parser.parse_args()
     if not options.torch_python:
         options.torch_seconds = 0.0
+    if options.one_size:
+        tensorrt_opening.ladder = lambda batch: (batch,)
     options.cache.mkdir(mode=0o700, parents=True, exist_ok=True)
     return options
 
