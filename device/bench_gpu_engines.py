@@ -604,7 +604,7 @@ def arguments() -> argparse.Namespace:
     if not options.torch_python:
         options.torch_seconds = 0.0
     if options.one_size:
-        tensorrt_opening.ladder = lambda batch: (batch,)
+        tensorrt_opening.ladder = lambda batch: (batch,)  # type: ignore[attr-defined]
     options.cache.mkdir(mode=0o700, parents=True, exist_ok=True)
     return options
 
