@@ -301,7 +301,8 @@ def _none_passed(
     options: EngineOptions,
 ) -> SelectedEngine:
     """Let the CPU step in under engine "auto"; else raise what all candidates said."""
-    said = "; ".join(map(str, refusals.values()))
+    failures = [e for e in refusals.values() if not isinstance(e, UnsuitableNetworkError)]
+    said = "; ".join(map(str, failures or refusals.values()))
     names = {name for name, _ in refusals}
     if options.engine == "auto" and names != {"auto"}:
         return _on_the_cpu(bundle, list(refusals)[-1][1], options, said)
