@@ -190,7 +190,10 @@ def _build(
         builder = trt.Builder(logger)
         config = builder.create_builder_config()
     except Exception as error:
-        raise EngineError(quote("cannot build here", str(error))) from error
+        # TensorRT 8 says why as a warning, and its exception names a factory function alone.
+        said = journal()
+        reasons = dict.fromkeys(said.errors or said.warnings)
+        raise EngineError(quote("cannot build here", "; ".join(reasons) or str(error))) from error
     network = builder.create_network(1 << int(_typing()))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(model if _strongly_typed() else _older(model)):

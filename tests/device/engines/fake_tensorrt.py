@@ -143,7 +143,8 @@ def make(cuda: Any, *, version: str = "10.3.0", name: str = "tensorrt") -> Any:
         def __init__(self, logger: ILogger) -> None:
             self.logger = logger
             if cuda.gone:
-                logger.log(ILogger.Severity.ERROR, "CUDA initialization failure with error: 100")
+                severity = ILogger.Severity.WARNING if weak else ILogger.Severity.ERROR
+                logger.log(severity, "CUDA initialization failure with error: 100")
                 raise TypeError("pybind11::init(): factory function returned nullptr")
 
         def create_builder_config(self) -> Config:

@@ -84,6 +84,16 @@ def test_a_model_that_tensorrt_8_cannot_read_is_refused_by_name(fake_tensorrt: F
         build_plan(OTHER_REDUCTION)
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_builder_without_a_gpu_says_why(
+    fake_tensorrt: Fake, fake_cuda: Any, version: str
+) -> None:
+    fake_tensorrt(version)
+    fake_cuda.gone = True
+    with pytest.raises(EngineError, match="cannot build here: CUDA initialization failure"):
+        build_plan(REDUCTION)
+
+
 @pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
 def test_tensorrt_8_is_allowed_the_arithmetic_that_the_model_states(
     bundle: Bundle, fake_tensorrt: Fake, inputs: Any, precision: Any
