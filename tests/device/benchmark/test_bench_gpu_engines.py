@@ -144,6 +144,7 @@ def test_the_page_shows_times_multiples_and_reasons(
     load_module: Callable[[Path], ModuleType],
 ) -> None:
     fake_tensorrt("8.6.0")
+    options.engines = ["tensorrt", "no such engine"]
     found = time_all(script, options)
     found["empty graph µs"]["p50"] = 2.0
     found["rows"][0]["device µs"] = {"p50": 10.0, "p99": 11.0, "least": 9.0}
@@ -157,6 +158,6 @@ def test_the_page_shows_times_multiples_and_reasons(
     assert "| 10.0 / 11.0 (5.0×) |" in text
     assert "2.000 ± 0.100" in text
     assert "Fault: it throttled" in text
-    assert "unknown engine 'fused'" in text
+    assert "unknown engine 'no such engine'" in text
     prose = text.split("\n| ")[0]
     assert len(prose.split()) <= 150
