@@ -135,6 +135,16 @@ def test_a_level_reaches_the_builder_where_it_has_levels(fake_tensorrt: Fake) ->
         build_plan(REDUCTION, level=1)
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_batch_of_one_is_one_size_alone(
+    bundle: Bundle, fake_tensorrt: Fake, inputs: Any, expected: Any, version: str
+) -> None:
+    fake_tensorrt(version)
+    engine = tensorrt(bundle, batch=1)
+    assert engine.input_shape == (1, 11, 11)
+    np.testing.assert_allclose(engine.run(inputs[:1]), expected[:1], atol=1e-6)
+
+
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="TensorRT-RTX is for x86-64 only")
 def test_the_stand_in_has_no_name_that_tensorrt_lacks(fake_tensorrt: Fake) -> None:
     real = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
