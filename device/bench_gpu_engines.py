@@ -215,14 +215,27 @@ def time_engines(
             for engine in options.engines:
                 for precision in options.precisions:
                     row = {"network": name, "engine": engine, "precision": precision}
+                    folder = cache_folder(name, precision, options)
                     if time.monotonic() > deadline - 2:
                         row["failed"] = "no time was left"
+                    # Building takes minutes, and here it would be one plan at a time.
+                    elif engine == "tensorrt" and not list(folder.glob("plan-*")):
+                        row["failed"] = (
+                            f"no plan was built: {why_no_plan(name, precision, content)}"
+                        )
                     else:
                         row |= timed(name, bundle, engine, precision, session, options)
                     content.add("rows", row, same=("network", "engine", "precision"))
         content.set(**{"empty graph µs at the end": empty_graph(session)})
         if options.energy:
             measure_energies(options, session, content, deadline)
+
+
+def why_no_plan(name: str, precision: str, content: Content) -> str:
+    for build in content.found["builds"]:
+        if (build["network"], build["precision"]) == (name, precision):
+            return str(build.get("failed", "its folder holds none"))
+    return "no build was begun"
 
 
 def timed(

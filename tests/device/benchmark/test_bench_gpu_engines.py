@@ -44,6 +44,12 @@ def options(
 
 
 def time_all(script: ModuleType, options: Namespace) -> dict[str, Any]:
+    output = options.output
+    for precision in options.precisions if "tensorrt" in options.engines else ():
+        options.build = ("centroid", precision)
+        options.output = output.with_suffix(".build.json")
+        script.build_one(options)
+    options.output = output
     content = script.Content(options.output)
     script.time_engines(["centroid"], options, content, deadline=float("inf"))
     found: dict[str, Any] = json.loads(options.output.read_text())
@@ -81,6 +87,23 @@ def test_a_plan_is_built_once_and_started_from_the_cache(
     options.output, options.engines, options.precisions = output, ["tensorrt"], ["int8"]
     (row,) = time_all(script, options)["rows"]
     assert "its plan is from the cache" in row["reason"]
+
+
+def test_what_was_not_built_is_not_built_while_others_are_timed(
+    script: ModuleType, options: Namespace, fake_tensorrt: Callable[..., Any]
+) -> None:
+    library = fake_tensorrt("8.6.0")
+    content = script.Content(options.output)
+    content.found["builds"] = [
+        {"network": "centroid", "precision": "int8", "failed": "it was stopped"}
+    ]
+    options.engines = ["tensorrt"]
+    script.time_engines(["centroid"], options, content, deadline=float("inf"))
+    assert [row["failed"] for row in content.found["rows"]] == [
+        "no plan was built: no build was begun",
+        "no plan was built: it was stopped",
+    ]
+    assert not library.builds
 
 
 def test_builds_that_fail_are_rows_with_the_end_of_their_log(
