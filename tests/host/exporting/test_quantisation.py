@@ -273,3 +273,41 @@ def test_fine_tuning_leaves_a_float_first_layer_unrounded(
         model, data, data.train_x, TrainingSettings(epochs=1, device="cpu"), float_first=True
     )
     assert rounded == [{"encoder.3", "amplitude.0", "phase.0"}]
+
+
+def test_attention_stays_float_where_a_recipe_says_so() -> None:
+    float32, items = random_network("BraggNN")
+    graph = onnx.load_from_string(float32).graph
+    weights = {node.name: node.input[1] for node in graph.node if node.op_type in ("Conv", "Gemm")}
+    kept = quantise(float32, items, Recipe(float_attention=True))
+    assert {weights[name].removesuffix(".weight") for name in kept.left_float} == {
+        "features.0", "features.1.theta", "features.1.phi", "features.1.g", "features.1.out",
+        "head.linear",
+    }  # fmt: skip
+    convolutions = quantise(float32, items, Recipe(float_attention=True, float_dense=True))
+    assert [weights[n] for n in convolutions.quantised] == [
+        "features.3.weight",
+        "features.5.weight",
+    ]
+
+
+def test_a_network_without_attention_loses_nothing_to_a_recipe_that_leaves_it_float() -> None:
+    float32, items = random_network("cnnBragg")
+    plain, kept = (
+        quantise(float32, items, Recipe(float_attention=attention)) for attention in (False, True)
+    )
+    assert plain.model == kept.model
+
+
+def test_what_is_resized_is_rounded_before_and_behind() -> None:
+    float32, items = random_network("cnnPtycho")
+    plain, both = (quantise(float32, items, Recipe(int8_resize=yes)) for yes in (False, True))
+    graph = onnx.load_from_string(both.model).graph
+    producer = {name: node for node in graph.node for name in node.output}
+    before = [producer[n.input[0]].op_type for n in graph.node if n.op_type == "Resize"]
+    # Of three doublings in each decoder one is before an INT8 layer, one before a doubling, and one
+    # before the head.
+    assert before.count("DequantizeLinear") == 2
+    onnx.checker.check_model(onnx.load_from_string(both.model), full_check=True)
+    outputs = [run_onnx(made.model, items) for made in (plain, both)]
+    assert 0 < abs(outputs[0] - outputs[1]).max() < 0.2
