@@ -321,8 +321,8 @@ def run_onnx(model: bytes, items: FloatArray, batch: int = 4096) -> FloatArray:
     return np.concatenate(parts) if parts else np.empty((0, 0, 0), np.float32)
 
 
-def recipes(*, float_first: bool = False, equalised: bool = False) -> Iterator[Recipe]:
+def recipes(**kind: bool) -> Iterator[Recipe]:
     """Yield the recipes of one kind that `export` tries, those with more INT8 first."""
     for float_layers in (1, 2):
         for calibration in ("minmax", "percentile-99.99", "percentile-99.9"):
-            yield Recipe(calibration, float_layers, float_first, equalised)
+            yield Recipe(calibration, float_layers, **kind)

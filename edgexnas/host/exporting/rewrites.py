@@ -2,7 +2,7 @@
 
 A network this small waits for launches, not for arithmetic. Each rewrite takes a trained network
 and returns another that computes the same up to the rounding of sums, or None where it has nothing
-to rewrite. Which of them pay is measured: see `edgexnas.host.exporting.recipe_search`.
+to rewrite. Which of them pay is measured: see `edgexnas.host.measuring.recipe_search`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
+from edgexnas.errors import ConfigurationError
 from edgexnas.host.networks.bragg_models import BraggNN, NonLocalBlock, ResidualConvolution
 from edgexnas.host.networks.ptycho_models import CnnPtycho, Doubling, PtychoNN
 
-__all__ = ["REWRITES", "FoldedAttention", "TwinDecoders", "rewrite"]
+__all__ = ["REWRITES", "FoldedAttention", "TwinDecoders", "rewrite", "rewritten"]
 
 Rewrite = Callable[[nn.Module], "nn.Module | None"]
 
@@ -36,6 +37,18 @@ def rewrite(model: nn.Module, name: str) -> nn.Module | None:
     # A copy, because a rewrite may take parts of the network over.
     rewritten = REWRITES[name](copy.deepcopy(model).cpu().eval())
     return None if rewritten is None else rewritten.eval()
+
+
+def rewritten(model: nn.Module, name: str | None) -> nn.Module:
+    """Rewrite a network that the rewrite is known to apply to; None leaves it alone."""
+    if name is None:
+        return model
+    other = rewrite(model, name)
+    if other is None:
+        raise ConfigurationError(
+            f"rewrite {name!r} does not apply to a {type(model).__name__}; leave it out"
+        )
+    return other
 
 
 # Ptychography: two decoders as one
