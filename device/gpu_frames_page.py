@@ -23,9 +23,8 @@ def frames_page(found: dict[str, Any], checks: list[str]) -> str:
     lines = [
         "# Frames on a GPU",
         "",
-        f"`python device/check_gpu.py --time` on {found['GPU']}, {found['capability']}, CUDA "
-        f"{found['CUDA driver']}, torch {found['torch']}. TensorRT does not run there: the network "
-        "is torch in float16, standing in behind the same interface.",
+        f"`python device/check_gpu.py --bundles bundles --time` on {found['GPU']}, "
+        f"{found['capability']}, CUDA {found['CUDA driver']}.",
         "",
         f"Frames of 2048×2048 uint16, {found['frame bytes'] / 1e6:.1f} MB, from host memory to "
         "positions in host memory. Pinned memory is copied to the device at "
@@ -75,7 +74,9 @@ def _latency(row: dict[str, Any]) -> str:
 
 def _frame_row(row: dict[str, Any], limit: float) -> str:
     name = (
-        row.get("pipeline") or f"edgexnas, {row['network']}, {WHERE[row['frame']].format_map(row)}"
+        row.get("pipeline")
+        or f"{row['network']}, {row['engine']} {row['precision']}, "
+        f"{WHERE[row['frame']].format_map(row)}"
     )
     rate = row["frames/s"]
     return f"| {row['peaks']:,} | {name} | {rate:,.0f} | {rate / limit:.0%} | {_latency(row)} |"
@@ -84,7 +85,8 @@ def _frame_row(row: dict[str, Any], limit: float) -> str:
 def _stage_row(row: dict[str, Any]) -> str:
     times = " | ".join(f"{value:.0f}" for value in row["stages us"].values())
     return (
-        f"| {row['peaks']:,} | {row['network']} | {row['room']:,} | {times} "
+        f"| {row['peaks']:,} | {row['network']}, {row['engine']} {row['precision']} "
+        f"| {row['room']:,} | {times} "
         f"| {row['own MiB']:.0f} | {row['all MiB']:.0f} |"
     )
 
