@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,10 @@ def add_to(commands: Commands) -> None:
     export.add_argument(
         "--no-fine-tuning", action="store_true", help="fail instead of fine-tuning for INT8"
     )
+    export.add_argument(
+        "--quantise-for", metavar="SOURCE",
+        help="measure which precision and placement of INT8 is the fastest: local, ssh://HOST",
+    )  # fmt: skip
     export.set_defaults(run=_export)
 
 
@@ -162,5 +167,9 @@ def _export(options: argparse.Namespace) -> None:
         model_id=options.model_id,
         maximum_loss=options.maximum_loss,
         fine_tune=None if options.no_fine_tuning else FINE_TUNING,
+        quantise_for=options.quantise_for,
+        progress=lambda line: print(line, file=sys.stderr, flush=True),  # noqa: T201
     )
-    print_pairs([*describe(report.manifest), ("file", str(report.path))])
+    choice = report.choice
+    chosen = [] if choice is None else [("recipe", choice.name), ("because", choice.reason)]
+    print_pairs([*describe(report.manifest), *chosen, ("file", str(report.path))])

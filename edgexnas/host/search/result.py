@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -230,6 +230,8 @@ class SearchResult:
         *,
         candidate: Candidate | None = None,
         signing_key: str | Path | None = None,
+        quantise_for: str | None = None,
+        progress: Callable[[str], None] | None = None,
         **options: Any,
     ) -> ExportReport:
         """Quantise a candidate and write it as a signed bundle.
@@ -240,6 +242,12 @@ class SearchResult:
             None takes the best by the first objective.
         signing_key
             Private key file; None takes the one given to `optimize`.
+        quantise_for
+            Where to measure which recipe is the fastest within the accuracy gate, "local" or
+            "ssh://HOST"; see `edgexnas.host.measuring.recipe_search`. Measurements are kept in the
+            run's folder, so that an export that was stopped goes on. None measures nothing.
+        progress
+            Called with a line for each recipe that is measured.
         options
             Passed on to `edgexnas.host.exporting.bundle_export.export_bundle`.
 
@@ -248,7 +256,7 @@ class SearchResult:
         ConfigurationError
             If there is no signing key.
         """
-        from edgexnas.host.exporting.bundle_export import Origin, export_bundle
+        from edgexnas.host.exporting.bundle_export import Origin, check_writable, export_bundle
 
         key = signing_key if signing_key is not None else self.signing_key
         if key is None:
@@ -263,12 +271,23 @@ class SearchResult:
             trial=chosen.trial,
             configuration=dict(chosen.configuration),
         )
+        model = self.model(chosen)
+        # The parts of the search itself: a split follows from the data alone, without a seed.
+        split = dataset.split()
+        if quantise_for is not None:
+            from edgexnas.host.measuring.recipe_search import choose_recipe
+
+            check_writable(path)
+            given = {n: options[n] for n in ("levels", "maximum_loss") if n in options}
+            options["choice"] = choose_recipe(
+                model, dataset, split, quantise_for, signing_key=key,
+                cache=self.folder / "measurements", progress=progress, **given,
+            )  # fmt: skip
         return export_bundle(
             path,
-            model=self.model(chosen),
+            model=model,
             dataset=dataset,
-            # The parts of the search itself: a split follows from the data alone, without a seed.
-            split=dataset.split(),
+            split=split,
             architecture=chosen.space,
             signing_key=key,
             origin=origin,
