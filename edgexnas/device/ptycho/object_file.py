@@ -6,13 +6,13 @@ import os
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-from edgexnas.errors import ConfigurationError, MissingDependencyError
+from edgexnas.errors import ConfigurationError
+from edgexnas.forms.object_nexus import turned_object, write_nexus_object
 from edgexnas.ptycho import ObjectImage
 from edgexnas.whole_files import whole_file, write_whole
 
-__all__ = ["OBJECT_SUFFIXES", "check_object_path", "save_object", "write_nexus_object"]
+__all__ = ["OBJECT_SUFFIXES", "check_object_path", "save_object"]
 
 OBJECT_SUFFIXES = (".npz", ".h5", ".hdf5", ".nxs")
 
@@ -85,71 +85,11 @@ def save_object(image: ObjectImage, path: str | Path) -> tuple[Path, ...]:
     return place, *pictures
 
 
-def write_nexus_object(path: Path, image: ObjectImage, *, title: str) -> None:
-    """Write an object as NeXus, so that its phase is what a NeXus tool plots.
-
-    ::
-
-        /entry               NXentry, default "object"
-            title
-            object           NXdata, signal "phase", auxiliary signals "amplitude" and "coverage"
-                phase        (H, W) float32, rad; its mean over the object is turned to 0
-                amplitude    (H, W) float32; with the phase this is the complex object
-                coverage     (H, W) float32, sum of the weights of the patches that cover a pixel
-                row_px       (H,) and col_px (W,): the pixels in the coordinates of the positions
-
-    Parameters
-    ----------
-    path
-        File to write; one that is there is replaced. Where it has to appear whole, a draft.
-    image
-        The object.
-    title
-        What it shows.
-
-    Raises
-    ------
-    MissingDependencyError
-        If h5py is not installed.
-    OSError
-        If the file cannot be written.
-    """
-    try:
-        import h5py
-    except ImportError:
-        raise MissingDependencyError.of(
-            "h5py", extra="device", purpose="writing an object as HDF5; .npz needs nothing"
-        ) from None
-    rows, cols = image.values.shape
-    (row, col), turned = image.origin_px, _turned(image)
-    with h5py.File(path, "w") as file:
-        file.attrs.update({"NX_class": "NXroot", "default": "entry", "creator": "edgexnas"})
-        entry = file.create_group("entry")
-        entry.attrs.update({"NX_class": "NXentry", "default": "object"})
-        entry["title"] = title
-        data = entry.create_group("object")
-        data.attrs.update({"NX_class": "NXdata", "signal": "phase", "axes": ["row_px", "col_px"]})
-        data.attrs["auxiliary_signals"] = ["amplitude", "coverage"]
-        data["phase"], data["amplitude"] = np.angle(turned), np.abs(turned)
-        data["coverage"] = image.coverage
-        data["row_px"], data["col_px"] = np.arange(row, row + rows), np.arange(col, col + cols)
-        for name, unit in (("phase", "rad"), ("row_px", "px"), ("col_px", "px")):
-            data[name].attrs["units"] = unit
-
-
 def _write_npz(draft: Path, image: ObjectImage) -> None:
     arrays = {
-        "object": _turned(image),
+        "object": turned_object(image),
         "coverage": image.coverage,
         "origin_px": np.array(image.origin_px, np.int64),
     }
     with draft.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
-
-
-def _turned(image: ObjectImage) -> npt.NDArray[np.complex64]:
-    """Turn the mean phase of an object to 0."""
-    # The angle of the sum, not the mean of angles, which is wrong across ±π.
-    constant = np.exp(-1j * np.angle(image.values.sum(dtype=np.complex128)))
-    turned: npt.NDArray[np.complex64] = (image.values * constant).astype(np.complex64)
-    return turned

@@ -366,7 +366,7 @@ class Pipeline:
         if run.begun:
             self._show(run, final=True)
             for sink in self.sinks:
-                sink.tell(SeriesEnded(run.series, dict(run.ledger.counts)))
+                sink.tell(SeriesEnded(run.series, dict(run.ledger.counts), run.ended))
         if run.work is not None:
             run.work.end()
         self._runs.remove(run)

@@ -128,6 +128,8 @@ class SeriesRun:
         By which limits its peaks are found, in words; None before that is known.
     over
         Whether no more frames will come.
+    ended
+        Whether the source has said so, or has begun another series.
     begun
         Whether sinks were told of it.
     readings
@@ -142,6 +144,7 @@ class SeriesRun:
     error: str | None = None
     detection: str | None = None
     over: bool = False
+    ended: bool = False
     begun: bool = False
     readings: deque[SourcePosition] = field(default_factory=lambda: deque(maxlen=65_536))
     _lock: threading.Lock = field(default_factory=threading.Lock)

@@ -29,11 +29,11 @@ from edgexnas.device.sinks.results import (
     ObjectSnapshot,
     SeriesBegun,
     SeriesEnded,
+    SeriesSpots,
     ServiceIdentity,
-    Spots,
 )
-from edgexnas.device.sinks.results_layout import SPOT_COLUMNS
 from edgexnas.errors import ConfigurationError
+from edgexnas.spots import SPOT_COLUMNS
 
 __all__ = ["ZmqSink"]
 
@@ -146,11 +146,10 @@ class ZmqSink(Sink):
             }
             self._send(kind, result.series, result.number, extra, _arrays(result))
 
-    def write_spots(self, spots: Spots) -> None:
+    def write_spots(self, spots: SeriesSpots) -> None:
         """Send merged spots."""
-        arrays = {
-            name: (spots.table[name], unit or "1") for name, (_, unit) in SPOT_COLUMNS.items()
-        }
+        table = spots.spots.table
+        arrays = {name: (table[name], unit or "1") for name, (_, unit) in SPOT_COLUMNS.items()}
         self._send("spots", spots.series, self._newest, {}, arrays)
 
     def begin(self, series: SeriesBegun) -> None:
