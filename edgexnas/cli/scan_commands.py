@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 from edgexnas.cli.arguments import detection_options, predictor_options, reject_given
 from edgexnas.cli.outputs import check_output
 from edgexnas.cli.tally import say_at_end
-from edgexnas.cli.terminal import print_pairs, progress
+from edgexnas.cli.terminal import print_pairs, print_table, progress
 from edgexnas.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from edgexnas.bundle import Bundle
+    from edgexnas.ptycho import Refinement
 
 __all__ = ["label_scan_file", "predict_object", "simulate_scan_file"]
 
@@ -95,11 +96,15 @@ def predict_object(bundle: Bundle, options: argparse.Namespace) -> None:
     given = detection_options(options)
     chosen = {name: given[name] for name in ("mask", "saturation")}
     with PtychoPredictor(bundle, **predictor_options(options), **chosen) as predictor:
-        stream = predictor.stream(options.frames, object_pixel_m=pixel_m)
+        stream = predictor.stream(
+            options.frames, object_pixel_m=pixel_m, refine=options.refine or 0
+        )
         for _ in stream:
             pass
-    image = stream.image()
-    paths = save_object(image, options.output)
+    image, refinement = stream.image(), stream.refinement
+    if refinement is not None:
+        _print_refinement(refinement)
+    paths = save_object(image, options.output, refinement=refinement)
     rows, cols = image.values.shape
     counts = stream.counts
     print_pairs(
@@ -113,4 +118,19 @@ def predict_object(bundle: Bundle, options: argparse.Namespace) -> None:
     say_at_end(
         f"{counts.stitched} of {counts.patches} patches stitched; not placed: {counts.missing} "
         f"without a position, {counts.repeated} repeated, {counts.outside} outside"
+    )
+
+
+def _print_refinement(refinement: Refinement) -> None:
+    """Print residual and time of each sweep."""
+    rows = [
+        (str(sweep), f"{residual:.3%}", f"{seconds:.2f}")
+        for sweep, (residual, seconds) in enumerate(
+            zip(refinement.residuals, refinement.seconds, strict=True)
+        )
+    ]
+    print_table(
+        ("sweep", "residual of the light", "s"),
+        rows,
+        title=f"refinement of {refinement.patterns} patterns",
     )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from edgexnas.errors import ConfigurationError, MissingDependencyError
-from edgexnas.ptycho import ObjectImage
+from edgexnas.ptycho import ObjectImage, Refinement
 from edgexnas.whole_files import whole_file, write_whole
 
 __all__ = ["OBJECT_SUFFIXES", "check_object_path", "save_object", "write_nexus_object"]
@@ -39,20 +40,28 @@ def check_object_path(path: str | Path) -> Path:
     return place
 
 
-def save_object(image: ObjectImage, path: str | Path) -> tuple[Path, ...]:
+def save_object(
+    image: ObjectImage, path: str | Path, *, refinement: Refinement | None = None
+) -> tuple[Path, ...]:
     """Write an object, whole or not at all, then pictures of its phase and amplitude.
 
     Parameters
     ----------
+    image
+        The object as it was stitched.
     path
         NAME.npz with the arrays object (H, W) complex64, coverage (H, W) float32 and origin_px
         (2,); or NAME.h5, as of `write_nexus_object`. The pictures are NAME-phase.png and
         NAME-amplitude.png. In the arrays the mean phase of the object is turned to 0, since a
         constant is not known.
+    refinement
+        What became of the object by refinement: `object` is the refined one then, and the file has
+        besides network (H, W) complex64, the object as it was stitched, and residuals and seconds
+        (sweeps + 1,) float64. NAME-refinement.png shows both phases and their difference.
 
     Returns
     -------
-    The paths of the three files.
+    The paths of the files.
 
     Raises
     ------
@@ -61,20 +70,28 @@ def save_object(image: ObjectImage, path: str | Path) -> tuple[Path, ...]:
     MissingDependencyError
         If h5py is not installed and HDF5 is asked for.
     """
-    from edgexnas.device.pictures.pictures import amplitude_picture, phase_picture
+    from edgexnas.device.pictures.pictures import (
+        amplitude_picture,
+        phase_picture,
+        refinement_picture,
+    )
 
     place = check_object_path(path)
+    shown = image if refinement is None else refinement.image
     pictures = {
-        place.with_name(f"{place.stem}-phase.png"): phase_picture(image).png,
-        place.with_name(f"{place.stem}-amplitude.png"): amplitude_picture(image).png,
+        place.with_name(f"{place.stem}-phase.png"): phase_picture(shown).png,
+        place.with_name(f"{place.stem}-amplitude.png"): amplitude_picture(shown).png,
     }
+    if refinement is not None:
+        compared = refinement_picture(image, refinement.image).png
+        pictures[place.with_name(f"{place.stem}-refinement.png")] = compared
     try:
         # The object first: pictures without it would look like success.
         with whole_file(place) as draft:
             if place.suffix.lower() == ".npz":
-                _write_npz(draft, image)
+                _write_npz(draft, image, refinement)
             else:
-                write_nexus_object(draft, image, title=place.stem)
+                write_nexus_object(draft, image, title=place.stem, refinement=refinement)
         for name, content in pictures.items():
             write_whole(name, content)
     except OSError as error:
@@ -85,7 +102,9 @@ def save_object(image: ObjectImage, path: str | Path) -> tuple[Path, ...]:
     return place, *pictures
 
 
-def write_nexus_object(path: Path, image: ObjectImage, *, title: str) -> None:
+def write_nexus_object(
+    path: Path, image: ObjectImage, *, title: str, refinement: Refinement | None = None
+) -> None:
     """Write an object as NeXus, so that its phase is what a NeXus tool plots.
 
     ::
@@ -97,6 +116,11 @@ def write_nexus_object(path: Path, image: ObjectImage, *, title: str) -> None:
                 amplitude    (H, W) float32; with the phase this is the complex object
                 coverage     (H, W) float32, sum of the weights of the patches that cover a pixel
                 row_px       (H,) and col_px (W,): the pixels in the coordinates of the positions
+            network          NXdata, the same before refinement; only where there was one
+            refinement       NXprocess, only where there was one
+                residual     (sweeps + 1,) float64, part of the light that is not explained: before,
+                             then during each sweep
+                seconds      (sweeps + 1,) float64, s, since the start when each was known
 
     Parameters
     ----------
@@ -106,6 +130,8 @@ def write_nexus_object(path: Path, image: ObjectImage, *, title: str) -> None:
         The object.
     title
         What it shows.
+    refinement
+        What became of it by refinement; None without.
 
     Raises
     ------
@@ -120,29 +146,43 @@ def write_nexus_object(path: Path, image: ObjectImage, *, title: str) -> None:
         raise MissingDependencyError.of(
             "h5py", extra="device", purpose="writing an object as HDF5; .npz needs nothing"
         ) from None
-    rows, cols = image.values.shape
-    (row, col), turned = image.origin_px, _turned(image)
     with h5py.File(path, "w") as file:
         file.attrs.update({"NX_class": "NXroot", "default": "entry", "creator": "edgexnas"})
         entry = file.create_group("entry")
         entry.attrs.update({"NX_class": "NXentry", "default": "object"})
         entry["title"] = title
-        data = entry.create_group("object")
-        data.attrs.update({"NX_class": "NXdata", "signal": "phase", "axes": ["row_px", "col_px"]})
-        data.attrs["auxiliary_signals"] = ["amplitude", "coverage"]
-        data["phase"], data["amplitude"] = np.angle(turned), np.abs(turned)
-        data["coverage"] = image.coverage
-        data["row_px"], data["col_px"] = np.arange(row, row + rows), np.arange(col, col + cols)
-        for name, unit in (("phase", "rad"), ("row_px", "px"), ("col_px", "px")):
-            data[name].attrs["units"] = unit
+        _write_data(entry, "object", image if refinement is None else refinement.image)
+        if refinement is not None:
+            _write_data(entry, "network", image)
+            process = entry.create_group("refinement")
+            process.attrs["NX_class"] = "NXprocess"
+            process["program"] = "edgexnas"
+            process["residual"], process["seconds"] = refinement.residuals, refinement.seconds
+            process["seconds"].attrs["units"] = "s"
 
 
-def _write_npz(draft: Path, image: ObjectImage) -> None:
+def _write_data(entry: Any, name: str, image: ObjectImage) -> None:
+    rows, cols = image.values.shape
+    (row, col), turned = image.origin_px, _turned(image)
+    data = entry.create_group(name)
+    data.attrs.update({"NX_class": "NXdata", "signal": "phase", "axes": ["row_px", "col_px"]})
+    data.attrs["auxiliary_signals"] = ["amplitude", "coverage"]
+    data["phase"], data["amplitude"] = np.angle(turned), np.abs(turned)
+    data["coverage"] = image.coverage
+    data["row_px"], data["col_px"] = np.arange(row, row + rows), np.arange(col, col + cols)
+    for column, unit in (("phase", "rad"), ("row_px", "px"), ("col_px", "px")):
+        data[column].attrs["units"] = unit
+
+
+def _write_npz(draft: Path, image: ObjectImage, refinement: Refinement | None) -> None:
     arrays = {
-        "object": _turned(image),
+        "object": _turned(image if refinement is None else refinement.image),
         "coverage": image.coverage,
         "origin_px": np.array(image.origin_px, np.int64),
     }
+    if refinement is not None:
+        arrays["network"] = _turned(image)
+        arrays["residuals"], arrays["seconds"] = refinement.residuals, refinement.seconds
     with draft.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 

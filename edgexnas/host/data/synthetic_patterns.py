@@ -331,11 +331,13 @@ class PatternSource:
         far = torch.fft.fft2(windows[:, None] * self._probe, norm="ortho")
         # Incoherent modes add in intensity.
         light = (far.real.square() + far.imag.square()).sum(dim=1)
-        counts = torch.poisson(torch.fft.fftshift(light, dim=(1, 2)), generator=self._random)
-        binned = (counts * self._usable).reshape(
+        light = torch.fft.fftshift(light, dim=(1, 2)) * self._usable
+        binned = light.reshape(
             count, PATTERN_SIZE, side // PATTERN_SIZE, PATTERN_SIZE, side // PATTERN_SIZE
-        )
-        scaled = (binned.sum(dim=(2, 4)) / self._scale).sqrt()
+        ).sum(dim=(2, 4))
+        # Sums of Poisson counts are Poisson counts of the sum, and drawing them takes longest.
+        counts = torch.poisson(binned, generator=self._random)
+        scaled = (counts / self._scale).sqrt()
         first = (side - PATTERN_SIZE) // 2
         patch = windows[:, first : first + PATTERN_SIZE, first : first + PATTERN_SIZE]
         return scaled[:, None], torch.stack([patch.abs(), patch.angle()], dim=1)

@@ -171,7 +171,7 @@ class PtychoNN(nn.Module):
         self.amplitude = self._decoder(wide, full)
         self.phase = self._decoder(wide, full)
         he_init(self)
-        _quieten(self.amplitude[-1], self.phase[-1])
+        quieten(self.amplitude[-1], self.phase[-1])
 
     @staticmethod
     def _decoder(wide: int, full: int) -> nn.Sequential:
@@ -198,7 +198,7 @@ class MlpPtycho(nn.Module):
         self.amplitude = nn.Linear(units, PIXELS)
         self.phase = nn.Linear(units, PIXELS)
         he_init(self.hidden)
-        _quieten(self.amplitude, self.phase)
+        quieten(self.amplitude, self.phase)
 
     def forward(self, patterns: Tensor) -> Tensor:
         """Amplitude and phase (n, 2, 64, 64) from patterns (n, 1, 64, 64)."""
@@ -232,7 +232,7 @@ class CnnPtycho(nn.Module):
         self.amplitude = _decoder(filters, decoder1_layers)
         self.phase = _decoder(filters, decoder2_layers)
         he_init(self)
-        _quieten(self.amplitude[-1], self.phase[-1])
+        quieten(self.amplitude[-1], self.phase[-1])
 
     def forward(self, patterns: Tensor) -> Tensor:
         """Amplitude and phase (n, 2, 64, 64) from patterns (n, 1, 64, 64)."""
@@ -245,7 +245,7 @@ def _decoder(filters: int, layers: int) -> nn.Sequential:
     return nn.Sequential(*stages, nn.Conv2d(filters, 1, 3, padding=1))
 
 
-def _quieten(*heads: nn.Module) -> None:
+def quieten(*heads: nn.Module) -> None:
     for head in heads:
         assert isinstance(head, nn.Conv2d | nn.Linear)
         assert head.bias is not None
