@@ -43,6 +43,7 @@ def label_scan_file(path: Path, options: argparse.Namespace) -> None:
         with_probe,
         with_synthetic_patterns,
     )
+    from edgexnas.host.data.ptycho_labels import check_scan
     from edgexnas.host.data.scan_regions import CELLS
     from edgexnas.scans import open_probe, open_scan
 
@@ -50,6 +51,7 @@ def label_scan_file(path: Path, options: argparse.Namespace) -> None:
     if options.probe is not None:
         rows, cols = scan.patterns.shape[1:]
         scan = replace(scan, probe=open_probe(options.probe, (rows, cols)))
+    check_scan(scan)
     offset = beam_offset_px(scan)
     scan, orientation, how = _oriented(scan, options)
     retrieval: dict[str, Any] = {

@@ -174,7 +174,7 @@ class _Solver:
     """State of a reconstruction."""
 
     def __init__(self, scan: Scan, modes: int, seed: int, device: str) -> None:
-        known, first = _origin(scan)
+        known, first = origin_of(scan)
         corners = scan.window_corners_px[known] - first
         self.positions_px = scan.positions_px - first
         # Windows are cut at whole pixels; the probe takes the fraction, by a Fourier shift.
@@ -267,7 +267,7 @@ class _Solver:
         )
 
 
-def _origin(scan: Scan) -> tuple[BoolArray, Float64Array]:
+def origin_of(scan: Scan) -> tuple[BoolArray, Float64Array]:
     """Tell which positions are known (n,), and where the object's first pixel shall lie (2,)."""
     known = np.asarray(np.isfinite(scan.positions_px).all(axis=1))
     if not known.any():

@@ -121,11 +121,11 @@ class PtychoDataset(StoredDataset):
     def _check_probe(self) -> None:
         probe, seen, light = self.probe, self.seen_object, self.seen_illumination
         if probe is not None and (
-            probe.ndim != 3 or not np.iscomplexobj(probe) or not np.isfinite(probe).all()
+            probe.ndim != 3 or probe.dtype != np.complex64 or not np.isfinite(probe).all()
         ):
             raise InputError(
                 f"the probe has shape {probe.shape} and dtype {probe.dtype}; specify finite "
-                "complex (modes, H, W)"
+                "complex64 (modes, H, W)"
             )
         if (seen is None) != (light is None) or (
             seen is not None and light is not None and seen.shape != light.shape

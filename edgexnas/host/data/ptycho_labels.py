@@ -18,7 +18,7 @@ from edgexnas.scans import Scan
 if TYPE_CHECKING:
     from edgexnas.host.data.phase_retrieval import Reconstruction
 
-__all__ = ["cut_patches", "doubt", "label_scan", "labelled_by"]
+__all__ = ["check_scan", "cut_patches", "doubt", "label_scan", "labelled_by"]
 
 ComplexArray = npt.NDArray[np.complex64]
 FloatArray = npt.NDArray[np.float32]
@@ -89,6 +89,21 @@ def label_scan(
         if not found.explains:
             _log.warning("%s", doubt(scan, found))
     return labelled_by(scan, found, intensity_scale=intensity_scale, orientation=orientation)
+
+
+def check_scan(scan: Scan) -> None:
+    """Reject a scan that cannot be labelled, before minutes of work.
+
+    Raises
+    ------
+    InputError
+        If the patterns are not square multiples of 64, a count is negative, not finite or
+        saturated, no position is known, or they span an impossible area.
+    """
+    from edgexnas.host.data.phase_retrieval import origin_of
+
+    _binned(scan)
+    origin_of(scan)
 
 
 def doubt(scan: Scan, found: Reconstruction) -> str:
