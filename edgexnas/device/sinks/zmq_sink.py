@@ -176,9 +176,11 @@ class ZmqSink(Sink):
             "phase": (image.phase_rad, "rad"),
             "coverage": (image.coverage, "1"),
         }
-        extra: dict[str, Any] = {"final": snapshot.final, "origin": list(image.origin_px)}
-        if refinement is not None:
-            extra["residuals"] = refinement.residuals.tolist()
+        extra = {
+            "final": snapshot.final,
+            "origin": list(image.origin_px),
+            "residuals": None if refinement is None else refinement.residuals.tolist(),
+        }
         self._send("object", snapshot.series, snapshot.number, extra, arrays)
 
     def close(self) -> None:

@@ -147,17 +147,20 @@ _DEPTHS = tuple(
 )
 
 _UNET: tuple[Hyperparameter, ...] = (
-    *(Integer(f"width{stage}", 8, 32 << stage, "log-uniform") for stage in (1, 2, 3)),
-    Integer("blocks", 1, 3, "log-uniform"),
-    Choice("stride", (1, 2, 4)),
+    Integer("width1", 16, 64, "log-uniform"),
+    Integer("width2", 16, 128, "log-uniform"),
+    Integer("width3", 32, 256, "log-uniform"),
+    Integer("blocks", 1, 2),
+    # A stride of 1 costs four times as much as 2, and is for a space of one's own.
+    Choice("stride", (2, 4)),
     Choice("skips", (True, False)),
     Choice("separable", (False, True)),
 )
 _UNET_TRAINING: tuple[Hyperparameter, ...] = (
-    Integer("epochs", 8, 200, "log-uniform"),
-    Choice("batch_size", (16, 32, 64)),
+    Integer("epochs", 16, 160, "log-uniform"),
+    Choice("batch_size", (32, 64)),
     # Normalised convolutions train at these and diverge beyond; lower ones are slow.
-    Real("learning_rate", 5e-4, 8e-3, "log-uniform"),
+    Real("learning_rate", 1e-3, 8e-3, "log-uniform"),
 )
 
 SPACES: dict[str, SearchSpace] = {

@@ -144,7 +144,7 @@ def test_the_space_of_few_multiplications_is_searched_if_none_is_named(
     search: Callable[..., SearchResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = SPACES["ptychoUnet"].narrow(
-        width1=8, width2=8, width3=8, blocks=1, stride=4, epochs=8, batch_size=64
+        width1=16, width2=16, width3=32, blocks=1, stride=4, epochs=16, batch_size=64
     )
     monkeypatch.setitem(SPACES, "ptychoUnet", small)
     result = search(space=None, epochs=None, objectives=("error", "parameters", "macs"))
