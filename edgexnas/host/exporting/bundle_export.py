@@ -28,7 +28,7 @@ from edgexnas.bundle import (
     load_signing_key,
     write_bundle,
 )
-from edgexnas.bundle.manifest import IDENTIFIER
+from edgexnas.bundle.manifest import IDENTIFIER, OLDEST_READER, PROBE_READER
 from edgexnas.bundle.strict_json import explain
 from edgexnas.errors import ConfigurationError
 from edgexnas.host.exporting.bundling import make_bundling
@@ -161,8 +161,11 @@ def export_bundle(
     # Whole seconds, as the manifest keeps them.
     created = datetime.now(timezone.utc).replace(microsecond=0)
     inputs, output = bundling.tensors()
+    probe, described = bundling.probe(dataset)
+    old = described is None or described.plain
     try:
         manifest = Manifest(
+            requires_edgexnas=OLDEST_READER if old else PROBE_READER,
             task=bundling.task,
             model_id=name,
             sequence=int(created.timestamp()) if sequence is None else sequence,
@@ -175,6 +178,7 @@ def export_bundle(
             outputs=(output,),
             preprocessing=bundling.preprocessing(dataset),
             detection=bundling.detection(dataset),
+            probe=described,
             accuracy=(
                 *exporter.rows(architecture, outputs, parameters),
                 *bundling.baselines(dataset, split),
@@ -195,7 +199,12 @@ def export_bundle(
     except ValidationError as error:
         raise ConfigurationError(f"bundle {path} cannot be described: {explain(error)}") from None
     written = write_bundle(
-        path, manifest=manifest, models=models, reference=reference, signing_key=key
+        path,
+        manifest=manifest,
+        models=models,
+        reference=reference,
+        signing_key=key,
+        probe=probe,
     )
     return ExportReport(written, manifest, loss, fine_tuned, choice)
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from edgexnas.host.data.dataset import Dataset
     from edgexnas.host.data.splitting import Split
+    from edgexnas.host.data.synthetic_patterns import Drawing
     from edgexnas.host.training.settings import TrainingData
 
 __all__ = [
@@ -80,6 +81,8 @@ class EvaluationContext:
         Epochs without improvement after which a training stops; None never stops early.
     task
         "bragg" or "ptycho".
+    drawing
+        What every training draws its patterns from; None trains on `train_x` and `train_y`.
     """
 
     train_x: FloatArray
@@ -89,6 +92,7 @@ class EvaluationContext:
     device: str = "auto"
     patience: int | None = None
     task: str = "bragg"
+    drawing: Drawing | None = None
 
     @functools.cached_property
     def training_data(self) -> TrainingData:
@@ -102,7 +106,11 @@ class EvaluationContext:
         train_x, train_y, validation_x, validation_y = (
             torch.from_numpy(array).to(where) for array in arrays
         )
-        return TrainingData(train_x, train_y, validation_x, validation_y, self.task)
+        source = None
+        if self.drawing is not None:
+            # Each worker makes its own objects: they are a hundred times what they are made of.
+            source = self.drawing.source(device=str(where))
+        return TrainingData(train_x, train_y, validation_x, validation_y, self.task, source)
 
     def __getstate__(self) -> dict[str, Any]:
         # Fields alone: `training_data`, once used, holds tensors on a device of this process.
@@ -181,7 +189,9 @@ def evaluation_context(
                 f"{dataset.source} leaves {count} {task.items} for {part} and a search needs "
                 f"{least}; label more frames"
             )
-    return EvaluationContext(*training_arrays(dataset, split), device, patience, task.name)
+    arrays = training_arrays(dataset, split)
+    drawing = task.drawing(dataset, split)
+    return EvaluationContext(*arrays, device, patience, task.name, drawing)
 
 
 def trial_seed(seed: int, trial: int) -> int:

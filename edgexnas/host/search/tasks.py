@@ -10,11 +10,16 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from edgexnas.errors import ConfigurationError
 from edgexnas.host.data.dataset import Dataset
 from edgexnas.host.measuring.objectives import OBJECTIVES, PTYCHO_OBJECTIVES, Objective
+
+if TYPE_CHECKING:
+    from edgexnas.host.data.ptycho_dataset import PtychoDataset
+    from edgexnas.host.data.splitting import Split
+    from edgexnas.host.data.synthetic_patterns import Drawing
 
 __all__ = ["TASKS", "Task", "find_task"]
 
@@ -51,6 +56,15 @@ class Task:
         ).load(path)
         return loaded
 
+    def drawing(self, dataset: Dataset, split: Split) -> Drawing | None:
+        """Give what trainings draw their patterns from; None where they train on the dataset."""
+        if getattr(dataset, "probe", None) is None:
+            return None
+        # torch takes seconds to import.
+        from edgexnas.host.data.synthetic_patterns import Drawing
+
+        return Drawing.of(cast("PtychoDataset", dataset), split.train)
+
 
 TASKS: dict[str, Task] = {
     task.name: task
@@ -66,7 +80,7 @@ TASKS: dict[str, Task] = {
         Task(
             name="ptycho",
             items="patterns",
-            spaces=("mlpPtycho", "cnnPtycho"),
+            spaces=("ptychoUnet",),
             objectives=PTYCHO_OBJECTIVES,
             dataset=("ptycho_dataset", "PtychoDataset"),
             # Its plain stacks otherwise hardly leave the mean answer.

@@ -1,4 +1,4 @@
-"""The batches of an epoch: one gather of the permuted, augmented set, then views of it."""
+"""The batches of an epoch: views of the permuted, augmented set, or patterns drawn anew."""
 
 from __future__ import annotations
 
@@ -9,10 +9,17 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from edgexnas.host.data.synthetic_patterns import PatternSource
     from edgexnas.host.training.criteria import Criterion
     from edgexnas.host.training.settings import TrainingData, TrainingSettings
 
-__all__ = ["Epochs"]
+__all__ = ["DrawnEpochs", "Epochs", "fitting_items", "make_epochs"]
+
+DRAWN_PATTERNS = 2048
+"""Drawn patterns that count as an epoch: as many as a scan of some size has."""
+
+FITTING_PATTERNS = 1024
+"""Drawn to fit what a network takes from its inputs without learning it."""
 
 AUGMENTED_BYTES = 1 << 30
 """Above this size the augmented set is not kept; each epoch transforms anew."""
@@ -59,3 +66,33 @@ class Epochs:
         return torch.randint(
             self._folds, (count,), generator=self._generator, device=self._x.device
         )
+
+
+class DrawnEpochs:
+    """Yields batches of patterns that are drawn anew at every step; none is seen twice."""
+
+    def __init__(self, source: PatternSource, settings: TrainingSettings) -> None:
+        # By the training's own seed, so that trainings that share a source do not touch each other.
+        self._source = source.seeded(settings.seed)
+        self._batch = settings.batch_size
+        self.steps = max(1, DRAWN_PATTERNS // self._batch)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for _ in range(self.steps):
+            yield self._source.draw(self._batch)
+
+
+def make_epochs(
+    data: TrainingData, settings: TrainingSettings, criterion: Criterion
+) -> Epochs | DrawnEpochs:
+    """Make the batches of a training: drawn ones where there is a source."""
+    if data.source is not None:
+        return DrawnEpochs(data.source, settings)
+    return Epochs(data, settings, criterion)
+
+
+def fitting_items(data: TrainingData, seed: int) -> tuple[Tensor, Tensor]:
+    """Give inputs and targets of which a network takes constants, such as the mean pattern."""
+    if data.source is not None:
+        return data.source.seeded(seed).draw(FITTING_PATTERNS)
+    return data.train_x, data.train_y

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from edgexnas.errors import SearchError
 from edgexnas.host.training.criteria import CRITERIA, Criterion
-from edgexnas.host.training.epochs import Epochs
+from edgexnas.host.training.epochs import fitting_items, make_epochs
 from edgexnas.host.training.normalisation import normalised
 from edgexnas.host.training.settings import TrainingData, TrainingSettings
 from edgexnas.host.training.steps import make_step
@@ -76,7 +76,7 @@ def train(
     model.to(device).train()
     criterion = CRITERIA[data.task](settings.levels, device)
     # Constants that a network holds, such as the mean pattern: from the training part alone.
-    criterion.prepare(model, data.train_x, data.train_y)
+    criterion.prepare(model, *fitting_items(data, settings.seed))
     with normalised(model) if settings.normalise else nullcontext():
         metrics, history = _best_of_epochs(model, data, settings, criterion, on_epoch)
     model.cpu()
@@ -96,9 +96,11 @@ def _best_of_epochs(
 ) -> tuple[dict[str, float], list[dict[str, float]]]:
     """Train; leave the weights of the best epoch, return its metrics and those of all."""
     started = time.monotonic()
-    epochs = Epochs(data, settings, criterion)
+    epochs = make_epochs(data, settings, criterion)
     step = make_step(model, criterion)
-    schedule = _Schedule(settings.learning_rate, settings.epochs * epochs.steps)
+    # Fresh patterns need no early stopping, so that a limit of time may shorten the schedule.
+    ends_s = settings.time_limit_s if data.source is not None else None
+    schedule = _Schedule(settings.learning_rate, settings.epochs * epochs.steps, ends_s)
     best = _Best(model)
     history: list[dict[str, float]] = []
     for number in range(1, settings.epochs + 1):
@@ -129,19 +131,26 @@ def _best_of_epochs(
 
 
 class _Schedule:
-    """Linear warm-up over 5 % of the steps, then a half cosine to 0."""
+    """Linear warm-up over 5 % of the steps, then a half cosine to 0.
 
-    def __init__(self, peak: float, steps: int) -> None:
+    With a limit of time it follows whichever runs out first.
+    """
+
+    def __init__(self, peak: float, steps: int, ends_s: float | None = None) -> None:
         self._peak, self._steps = peak, steps
+        self._ends_s, self._began = ends_s, time.monotonic()
         self._warm = max(1, steps // 20)
         self._step = 0
 
     def next(self) -> float:
         self._step += 1
-        if self._step <= self._warm:
-            return self._peak * self._step / self._warm
+        step = float(self._step)
+        if self._ends_s is not None:
+            step = max(step, self._steps * (time.monotonic() - self._began) / self._ends_s)
+        if step <= self._warm:
+            return self._peak * step / self._warm
         # From 0 after the warm-up to 1 at the last step.
-        done = (self._step - self._warm) / max(1, self._steps - self._warm)
+        done = (step - self._warm) / max(1, self._steps - self._warm)
         return 0.5 * self._peak * (1 + math.cos(math.pi * min(done, 1.0)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,9 @@ from edgexnas.errors import ConfigurationError
 from edgexnas.host.data.dataset import Dataset, require_finite
 from edgexnas.host.data.splitting import Split
 from edgexnas.host.networks.bragg_models import LEVELS
+
+if TYPE_CHECKING:
+    from edgexnas.host.data.synthetic_patterns import PatternSource
 
 __all__ = ["TrainingData", "TrainingSettings", "training_arrays", "training_device"]
 
@@ -26,7 +30,8 @@ class TrainingSettings:
     Attributes
     ----------
     epochs
-        Upper bound; the learning rate falls to 0 along a cosine that ends here.
+        Upper bound; the learning rate falls to 0 along a cosine that ends here. An epoch of drawn
+        patterns is 2,048 of them.
     batch_size
         Patches a step.
     learning_rate
@@ -42,7 +47,8 @@ class TrainingSettings:
     device
         "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", ...
     time_limit_s
-        Wall-clock bound; training stops at the end of the epoch that passes it.
+        Wall-clock bound; training stops at the end of the epoch that passes it. On drawn patterns
+        the learning rate has fallen to 0 by then.
     levels
         Quantile levels of the head of a network for Bragg peaks.
     """
@@ -78,6 +84,8 @@ class TrainingData:
         "ptycho" (n, 2, 64, 64), amplitude and phase in radians.
     task
         "bragg" or "ptycho".
+    source
+        Draws the batches of a training in place of `train_x` and `train_y`; None takes these.
     """
 
     train_x: Tensor
@@ -85,6 +93,7 @@ class TrainingData:
     validation_x: Tensor
     validation_y: Tensor
     task: str = "bragg"
+    source: PatternSource | None = None
 
     @classmethod
     def from_dataset(cls, dataset: Dataset, split: Split, device: str = "auto") -> TrainingData:
