@@ -37,30 +37,31 @@ def frames_page(found: dict[str, Any], checks: list[str]) -> str:
         "",
         "## Stages, µs, and device memory",
         "",
-        "Each stage as a CUDA graph of its own. The network runs for `room` peaks. Memory of a "
-        "whole pipeline, MiB: what edgexnas takes, and all together with the network in torch, its "
-        "workspaces and the recorded graphs.",
+        "Each stage as a CUDA graph of its own. Memory of a whole pipeline, MiB: what edgexnas "
+        "takes, and all together with the engine, its workspaces and the recorded graphs.",
         "",
-        "| peaks | network | room | copy | find, cut, scale | network | decode | edgexnas MiB "
-        "| all MiB |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| peaks | network | copy | find, cut, scale | network | decode | edgexnas MiB | all MiB |",
+        "|---|---|---|---|---|---|---|---|",
         *(_stage_row(row) for row in _in_order(found["frames"]) if "stages us" in row),
         "",
+        *_copy_lines(found["host copies"]),
+        *(["## Checks", "", *(f"* {said}" for said in checks)] if checks else []),
+        *_resource_lines(),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _copy_lines(rows: list[dict[str, Any]]) -> list[str]:
+    if not rows:
+        return []
+    return [
         "## From ordinary to pinned memory",
         "",
         "| threads | GB/s | ms a frame, p50 / p99 |",
         "|---|---|---|",
-        *(
-            f"| {row['threads']} | {row['GB/s']:.1f} | {_latency(row)} |"
-            for row in found["host copies"]
-        ),
+        *(f"| {row['threads']} | {row['GB/s']:.1f} | {_latency(row)} |" for row in rows),
         "",
-        "## Checks",
-        "",
-        *(f"* {said}" for said in checks),
-        *_resource_lines(),
     ]
-    return "\n".join(lines) + "\n"
 
 
 def _in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -86,7 +87,7 @@ def _stage_row(row: dict[str, Any]) -> str:
     times = " | ".join(f"{value:.0f}" for value in row["stages us"].values())
     return (
         f"| {row['peaks']:,} | {row['network']}, {row['engine']} {row['precision']} "
-        f"| {row['room']:,} | {times} "
+        f"| {times} "
         f"| {row['own MiB']:.0f} | {row['all MiB']:.0f} |"
     )
 
