@@ -126,9 +126,9 @@ def page(found: dict[str, list[Row]]) -> str:
         "## What an Orin may need: an estimate",
         "",
         "INT8, batch 32, by the cost model, which is fitted to the paper's Table 2 (0.17 ms for "
-        "its optimised network); no Orin was measured. Fused is one launch, with activations on the "
-        "chip and weights read once, at the rate of the fit. Most of either is the host's share, "
-        "which a CUDA graph and shared memory lower and the model does not know.",
+        "its optimised network); no Orin was measured. Fused is one launch, with activations on "
+        "the chip and weights read once, at the rate of the fit. Most of either is the host's "
+        "share, which a CUDA graph and shared memory lower and the model does not know.",
         "",
         "| network | layer by layer, ms | fused, ms | of these the host, ms |",
         "|---|---|---|---|",
