@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -69,16 +71,24 @@ class Epochs:
 
 
 class DrawnEpochs:
-    """Yields batches of patterns that are drawn anew at every step; none is seen twice."""
+    """Yields batches of patterns that are drawn anew at every step; none is seen twice.
+
+    An epoch ends early once the limit of time has passed: the learning rate is 0 from there on.
+    """
 
     def __init__(self, source: PatternSource, settings: TrainingSettings) -> None:
         # By the training's own seed, so that trainings that share a source do not touch each other.
         self._source = source.seeded(settings.seed)
         self._batch = settings.batch_size
+        limit = settings.time_limit_s
+        self._ends = math.inf if limit is None else time.monotonic() + limit
         self.steps = max(1, DRAWN_PATTERNS // self._batch)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for _ in range(self.steps):
+        for step in range(self.steps):
+            # The first of an epoch always: a training has at least one.
+            if step and time.monotonic() > self._ends:
+                return
             yield self._source.draw(self._batch)
 
 

@@ -300,3 +300,18 @@ def test_parts_that_do_not_fit_are_rejected(
 ) -> None:
     with pytest.raises(InputError, match=message):
         replace(with_all(tiny_patterns), **change)
+
+
+@pytest.mark.parametrize(("version", "readable"), [(0, False), (1, True), (2, True), (3, False)])
+def test_labels_of_version_1_are_read_and_newer_ones_than_2_are_not(
+    tmp_path: Path, version: int, readable: bool
+) -> None:
+    dataset = tiny()
+    path = dataset.save(tmp_path / "labels.h5")
+    with h5py.File(path, "r+") as file:
+        file.attrs["version"] = version
+    if readable:
+        assert PtychoDataset.load(path).digest == dataset.digest
+        return
+    with pytest.raises(SourceError, match="label the scan again"):
+        PtychoDataset.load(path)

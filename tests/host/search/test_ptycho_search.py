@@ -295,6 +295,18 @@ def test_a_limit_of_time_ends_the_schedule_of_drawn_patterns_and_not_of_others(
     assert timed.next() == pytest.approx(0, abs=1e-6)
 
 
+def test_a_training_on_drawn_patterns_ends_with_its_time_within_an_epoch(
+    drawn_patterns: PtychoDataset,
+) -> None:
+    context = evaluation_context(drawn_patterns, drawn_patterns.split(), device="cpu")
+    training = {"epochs": 1000, "batch_size": 8, "learning_rate": 1e-3}
+    request = EvaluationRequest(
+        0, SPACE, {"units": 8, "layers": 1} | training, seed=1, time_limit_s=1e-3
+    )
+    result = evaluate(request, context)
+    assert result.metrics["epochs"] == 1
+
+
 def test_the_bundle_carries_probe_and_orientation(
     drawn_patterns: PtychoDataset, network: CnnPtycho, keys: Path, tmp_path: Path
 ) -> None:
