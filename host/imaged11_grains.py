@@ -52,7 +52,8 @@ def main() -> None:
 
 def fitted_parameters(geometry: dict[str, Any]) -> dict[str, Any]:
     """Find the parameters with which ImageD11 places pixels where they are."""
-    pixels, places = np.array(geometry["pixels"]).T, np.array(geometry["places_um"]).T
+    # As floats: ImageD11 subtracts in place, and would round whole numbers.
+    pixels, places = (np.array(geometry[name], float).T for name in ("pixels", "places_um"))
     size = geometry["pixel_um"]
     best = None
     for flip in FLIPS:
@@ -63,7 +64,10 @@ def fitted_parameters(geometry: dict[str, Any]) -> dict[str, Any]:
             return (transform.compute_xyz_lab(pixels, **named(x), **fixed) - places).ravel()
 
         start = [*pixels.mean(axis=1)[::-1], 0, 0, 0, places[0].mean()]
-        found = least_squares(apart, start, x_scale=[100, 100, 0.01, 0.01, 0.01, 1e4])
+        exact = {"ftol": 1e-15, "xtol": 1e-15, "gtol": 1e-15}
+        found = least_squares(
+            apart, start, x_scale=[100, 100, 0.01, 0.01, 0.01, 1e4], max_nfev=200, **exact
+        )
         if best is None or found.cost < best[0]:
             best = found.cost, {**named(found.x), **fixed}
     assert best is not None

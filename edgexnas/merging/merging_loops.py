@@ -129,7 +129,7 @@ def _omega(count: float, width: float, centroid: float, middle: float, frames: f
     curves are. How narrow is known from how many frames spots are on.
     """
     if count == 1:
-        return centroid, width * 0.289 * math.exp(-0.33 * (frames - 1))
+        return centroid, width * 0.265 * math.exp(-0.33 * (frames - 1))
     if count == 2:
         share = min(0.25 + 0.24 * (frames - 1), 1.0)
         return middle + share * (centroid - middle), width * max(0.085 - 0.015 * (frames - 1), 0.04)
@@ -174,7 +174,8 @@ def _emit(
     ended[at, 2] = omega
     ended[at, 3] = _scattered(own[_ROW_WEIGHT], own[_ROW_SUM], own[_ROW_SQUARES], count)
     ended[at, 4] = _scattered(own[_COL_WEIGHT], own[_COL_SUM], own[_COL_SQUARES], count)
-    unseen = UNSEEN * width * min(seen[2] / counts, 1.0)
+    # Narrow curves do not reach a next frame, where they might stay unseen.
+    unseen = UNSEEN * width * min(seen[2] / counts, 1.0) * min(frames - 1, 1.0)
     ended[at, 5] = math.sqrt(deviation**2 + unseen**2)
     ended[at, 6] = own[_COUNTS]
     ended[at, 7] = count
