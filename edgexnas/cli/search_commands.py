@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,13 +53,23 @@ def _add_optimize(commands: Commands) -> None:
     optimize.add_argument("--config", type=Path, help="TOML file with the options of optimize()")
     optimize.add_argument("--data", type=Path, help="labelled data, from edgexnas label")
     optimize.add_argument("--output", type=Path, help="run folder")
-    optimize.add_argument("--space", nargs="+", help="search spaces, such as mlpBragg cnnBragg")
+    optimize.add_argument(
+        "--space", nargs="+", help="search spaces, such as mlpBragg cnnBragg, or paper"
+    )
     optimize.add_argument("--objectives", nargs="+", help="such as error parameters latency")
     optimize.add_argument(
         "--constraint", action="append", metavar="NAME=BOUND", help="upper bound; repeatable"
     )
     optimize.add_argument("--search", help="strategy: cbo, random, evolution, hyperband, ...")
-    optimize.add_argument("--max-evals", type=positive_int, help="total number of evaluations")
+    optimize.add_argument(
+        "--budget", help="time for everything: seconds, 30min, 2h (default: 10min, ptycho 30min)"
+    )
+    optimize.add_argument(
+        "--synthetic", type=int, metavar="N", help="fill the training part up with synthetic peaks"
+    )
+    optimize.add_argument(
+        "--max-evals", type=positive_int, help="total number of evaluations, without a budget"
+    )
     optimize.add_argument("--timeout", type=positive_float, help="seconds of this session")
     optimize.add_argument("--workers", type=positive_int, help="number of parallel evaluations")
     optimize.add_argument("--evaluator", help="evaluator: process, serial or ray")
@@ -70,6 +82,9 @@ def _add_optimize(commands: Commands) -> None:
     optimize.set_defaults(run=_optimize)
 
 
+_LIMITS = ("max_evals", "timeout", "epochs", "patience", "time_limit_s")
+"""What does not go with a budget."""
+
 # Entries of argparse itself, and what `_optimize` passes on in its own way.
 _NOT_PASSED_ON = {"command", "config", "constraint", "resume", "run", "typed"}
 
@@ -79,7 +94,10 @@ def _optimize(options: argparse.Namespace) -> None:
 
     arguments: dict[str, Any] = {} if options.config is None else load_configuration(options.config)
     given = {name: value for name, value in vars(options).items() if value is not None}
-    # What is typed goes before what the file says.
+    # What is typed goes before what the file says, and one way of bounding a search before another.
+    for name, others in {"budget": _LIMITS, **dict.fromkeys(_LIMITS, ("budget",))}.items():
+        if name in given:
+            arguments = {n: value for n, value in arguments.items() if n not in others}
     arguments |= {name: value for name, value in given.items() if name not in _NOT_PASSED_ON}
     if options.constraint:
         bounds = dict(_bound(text) for text in options.constraint)
@@ -87,7 +105,18 @@ def _optimize(options: argparse.Namespace) -> None:
     for name in ("task", "data", "output"):
         if name not in arguments:
             raise ConfigurationError(f"{name} is missing; specify it here or in a --config file")
-    result = optimize(arguments.pop("task"), resume=options.resume, **arguments)
+    output = arguments["output"]
+    try:
+        result = optimize(arguments.pop("task"), resume=options.resume, **arguments)
+    except KeyboardInterrupt:
+        if (Path(output) / "journal.jsonl").exists():
+            again = shlex.join(word for word in options.typed if word != "--resume")
+            # Before "interrupted", which is printed for every command.
+            print(  # noqa: T201
+                f"{output} keeps what has ended; continue with: edgexnas {again} --resume",
+                file=sys.stderr,
+            )
+        raise
     _print_front(result)
 
 

@@ -170,9 +170,11 @@ class SearchResult:
         """Return every evaluation that ended, one a row, by trial number.
 
         Columns: trial, the objectives, pareto, space, status, reason, message, then the
-        hyperparameters as ``config.NAME``, then all other metrics, then ``seconds`` (wall time of
-        the evaluation) and ``finished`` (seconds since the search began) and, where latency or
-        energy were measured, ``measure``, their source.
+        hyperparameters as ``config.NAME``, then all other metrics and, of a search with a budget,
+        ``stage``, ``slot_s``, ``parent`` and ``repeats`` (see
+        `edgexnas.host.search.journal.Trial`), then ``seconds`` (wall time of the evaluation) and
+        ``finished`` (seconds since the search began) and, where latency or energy were measured,
+        ``measure``, their source.
         """
         import pandas as pd
 
@@ -314,6 +316,18 @@ def _row(trial: Trial, front: set[int]) -> dict[str, Any]:
         "pareto": trial.number in front,
         **{f"config.{name}": value for name, value in trial.configuration.items()},
         **trial.metrics,
+        **_place_on_ladder(trial),
         "seconds": trial.seconds,
         "finished": trial.finished,
+    }
+
+
+def _place_on_ladder(trial: Trial) -> dict[str, Any]:
+    if not trial.slot_s:
+        return {}
+    return {
+        "stage": trial.stage,
+        "slot_s": trial.slot_s,
+        "parent": trial.parent,
+        "repeats": trial.repeats,
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +43,12 @@ class TrainingSettings:
         "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", ...
     time_limit_s
         Wall-clock bound; training stops at the end of the epoch that passes it.
+    seconds
+        Train for as long instead of for a number of epochs: the learning rate falls to 0 along a
+        cosine that ends then, whatever a step takes on this machine. `epochs` and `patience` are
+        not looked at.
+    continued
+        The network has trained before: the weights that it comes with count as a first round.
     levels
         Quantile levels of the head of a network for Bragg peaks.
     """
@@ -56,12 +62,16 @@ class TrainingSettings:
     normalise: bool = False
     device: str = "auto"
     time_limit_s: float | None = None
+    seconds: float | None = None
+    continued: bool = False
     levels: tuple[float, ...] = LEVELS
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "learning_rate"):
             if not getattr(self, name) > 0:
                 raise ConfigurationError(f"{name} is {getattr(self, name)}; specify more than 0")
+        if self.seconds is not None and not self.seconds > 0:
+            raise ConfigurationError(f"seconds is {self.seconds}; specify more than 0, or None")
 
 
 @dataclass(frozen=True)
@@ -78,6 +88,9 @@ class TrainingData:
         "ptycho" (n, 2, 64, 64), amplitude and phase in radians.
     task
         "bragg" or "ptycho".
+    turned
+        Number of symmetries → the training part in all of them, kept by `Epochs` for the next
+        training on the same data.
     """
 
     train_x: Tensor
@@ -85,6 +98,9 @@ class TrainingData:
     validation_x: Tensor
     validation_y: Tensor
     task: str = "bragg"
+    turned: dict[int, tuple[Tensor, Tensor]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @classmethod
     def from_dataset(cls, dataset: Dataset, split: Split, device: str = "auto") -> TrainingData:
