@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import platform
 import re
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ from edgexnas.bundle import (
     Precision,
     Provenance,
     Quantisation,
+    QuantisationRecipe,
     load_signing_key,
     write_bundle,
 )
@@ -54,6 +56,17 @@ MAXIMUM_LOSS = 0.10
 
 FINE_TUNING = TrainingSettings(epochs=60, batch_size=32, learning_rate=5e-4)
 """Quantisation-aware fine-tuning where post-training quantisation loses too much."""
+
+KINDS: tuple[Mapping[str, bool], ...] = (
+    {},
+    {"equalised": True},
+    {"float_first": True},
+    {"float_first": True, "equalised": True},
+)
+"""Of recipes, in the order in which they are tried: equalising costs a device nothing, a first
+layer in float costs it the integer arithmetic of that layer."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,10 +135,11 @@ def export_bundle(
         Number of this version; seconds since 1970 by default, so that it rises by itself.
     maximum_loss
         Largest share that INT8 may add to the mean error of float32: the distance of peaks, the
-        phase error of patches.
+        phase error of patches. Where it would add more than half of that on the validation part,
+        channels are equalised, then the first layer stays in float; that is logged and recorded.
     fine_tune
-        Settings of quantisation-aware fine-tuning, used if post-training quantisation loses more
-        than half of `maximum_loss` on the validation part; None never fine-tunes.
+        Settings of quantisation-aware fine-tuning, used if that does not suffice; None never
+        fine-tunes.
 
     Raises
     ------
@@ -143,7 +157,7 @@ def export_bundle(
     exporter = _Exporter(dataset, split, bundling)
     models, quantised, fine_tuned = exporter.models(model.cpu().eval(), maximum_loss, fine_tune)
     outputs = exporter.test_outputs(models)
-    loss = exporter.int8_loss(outputs, maximum_loss)
+    loss = exporter.int8_loss(outputs, maximum_loss, quantised)
     parameters = count_parameters(model)
     reference = {
         "input": exporter.x[split.test][: bundling.references],
@@ -171,7 +185,13 @@ def export_bundle(
                 *bundling.baselines(dataset, split),
                 *rows,
             ),
-            quantisation=exporter.recipe(quantised, loss, fine_tuned),
+            quantisation=exporter.quantisation(quantised, loss, fine_tuned),
+            quantisation_recipe=QuantisationRecipe(
+                placement="weights-and-activations",
+                per_channel=True,
+                float_first_layer=quantised.recipe.float_first,
+                float_last_layer=True,
+            ),
             # Of the items that travel along, on which a device measures its engine.
             gate=bundling.gate({p: o[: bundling.references] for p, o in outputs.items()}),
             provenance=_provenance(origin or Origin(), dataset),
@@ -204,22 +224,30 @@ class _Exporter:
         float16 = self._to_onnx(model, half=True)
         # Half, because what is measured here on one part must hold on another.
         limit = (1 + maximum_loss / 2) * self._validation_error(float32)
-        error, int8 = self._best_recipe(float32)
+        error, int8 = self._best_recipe(float32, limit)
         tuned = False
         if error > limit and fine_tune is not None:
             data = TrainingData.from_dataset(self._dataset, self._split, fine_tune.device)
             calibration = torch.from_numpy(self._calibration)
-            result = fine_tune_for_int8(model, data, calibration, fine_tune)
-            tuned_error, tuned_int8 = self._best_recipe(self._to_onnx(result.model))
+            result = fine_tune_for_int8(
+                model, data, calibration, fine_tune, float_first=int8.recipe.float_first
+            )
+            tuned_error, tuned_int8 = self._best_recipe(self._to_onnx(result.model), limit)
             if tuned_error < error:
                 int8, tuned = tuned_int8, True
+        if int8.recipe.float_first:
+            _log.warning(
+                "the first layer stays in float: in INT8 it costs more accuracy than is allowed"
+            )
         return {"float32": float32, "float16": float16, "int8": int8.model}, int8, tuned
 
     def test_outputs(self, models: Mapping[Precision, bytes]) -> dict[Precision, FloatArray]:
         """Run every model on the test part."""
         return {p: self._run(model, self._split.test) for p, model in models.items()}
 
-    def int8_loss(self, outputs: Mapping[Precision, FloatArray], maximum: float) -> float:
+    def int8_loss(
+        self, outputs: Mapping[Precision, FloatArray], maximum: float, made: QuantisedModel
+    ) -> float:
         """Share of the float32 error on the test part that INT8 adds; rejected above `maximum`."""
         truth, of = self.y[self._split.test], self._bundling
         float32, int8 = (of.error(outputs[p], truth) for p in ("float32", "int8"))
@@ -227,8 +255,8 @@ class _Exporter:
         if loss > maximum:
             raise QuantisationError(
                 f"INT8 loses {loss:.1%} of {of.measure} on held-out data ({int8:.4f} {of.unit} "
-                f"against {float32:.4f} {of.unit} in float32) and {maximum:.0%} is allowed: pass "
-                "fine_tune settings, or choose a wider network"
+                f"against {float32:.4f} {of.unit} in float32; the best recipe: {made.recipe}) and "
+                f"{maximum:.0%} is allowed: pass fine_tune settings, or choose a wider network"
             )
         return loss
 
@@ -256,21 +284,28 @@ class _Exporter:
     def _run(self, model: bytes, part: npt.NDArray[np.intp]) -> FloatArray:
         return run_onnx(model, self.x[part], self._bundling.batch)
 
-    def _best_recipe(self, float32: bytes) -> tuple[float, QuantisedModel]:
-        """Quantise by every recipe; a layer more in float must earn itself 2 %."""
+    def _best_recipe(self, float32: bytes, limit: float) -> tuple[float, QuantisedModel]:
+        """Quantise by one kind of recipe after another until the error is within a limit."""
         best: tuple[float, QuantisedModel] | None = None
-        for recipe in recipes():
-            try:
-                candidate = quantise(float32, self._calibration, recipe)
-            # More float layers may leave a shallow network nothing; the first recipe must work.
-            except QuantisationError:
-                if best is None:
-                    raise
-                continue
-            error = self._validation_error(candidate.model)
-            fewer_float = best is None or recipe.float_layers == best[1].recipe.float_layers
-            if best is None or error < best[0] * (1.0 if fewer_float else 0.98):
-                best = error, candidate
+        for kind in KINDS:
+            for recipe in recipes(**kind):
+                try:
+                    candidate = quantise(float32, self._calibration, recipe)
+                # More float layers may leave a shallow network nothing; the first recipe must work.
+                except QuantisationError:
+                    if best is None:
+                        raise
+                    continue
+                error = self._validation_error(candidate.model)
+                if best is None or error < best[0] * _share_to_earn(candidate, best[1]):
+                    best = error, candidate
+            assert best is not None
+            if best[0] <= limit:
+                break
+            _log.info(
+                "INT8 is %.4f %s on the validation part and %.4f is wanted: trying other recipes",
+                best[0], self._bundling.unit, limit,
+            )  # fmt: skip
         assert best is not None
         return best
 
@@ -278,17 +313,23 @@ class _Exporter:
         part = self._split.validation
         return self._bundling.error(self._run(model, part), self.y[part])
 
-    def recipe(self, int8: QuantisedModel, loss: float, fine_tuned: bool) -> Quantisation:
+    def quantisation(self, int8: QuantisedModel, loss: float, fine_tuned: bool) -> Quantisation:
         items = np.ascontiguousarray(self._calibration)
+        equalised = " after equalisation of channels" * int8.recipe.equalised
         return Quantisation(
             method="qat" if fine_tuned else "ptq",
-            calibration_method=int8.recipe.calibration,
+            calibration_method=int8.recipe.calibration + equalised,
             float_layers=int8.left_float,
             quantised_layers=int8.quantised,
             calibration_items=len(items),
             calibration_digest=hashlib.sha256(items.tobytes()).hexdigest(),
             loss_fraction=loss,
         )
+
+
+def _share_to_earn(candidate: QuantisedModel, best: QuantisedModel) -> float:
+    """Share of the best error that a candidate must stay below: layers in float must pay."""
+    return 0.98 if len(candidate.left_float) > len(best.left_float) else 1.0
 
 
 def _checked_name(model_id: str | None, architecture: str) -> str:

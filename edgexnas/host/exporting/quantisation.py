@@ -2,8 +2,8 @@
 
 Weighted layers get quantised inputs (symmetric, per tensor) and weights (symmetric, per output
 channel); outputs stay as they are, so that a runtime can fuse what follows. The last layer of each
-head stays float, because a quantised output leaves a few dozen distinct values. Whether the layer
-before it stays float too, and how activations are calibrated, is chosen on the validation part.
+head stays float, because a quantised output leaves a few dozen distinct values. What else stays
+float, and how activations are calibrated, is a `Recipe`, chosen on the validation part.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import onnx
 from onnx import ModelProto, NodeProto, numpy_helper
 
 from edgexnas.errors import QuantisationError
+from edgexnas.host.exporting.equalisation import equalise
 from edgexnas.host.exporting.quiet import quiet
 
 __all__ = ["QuantisedModel", "Recipe", "quantise", "run_onnx", "weighted_layers"]
@@ -39,10 +40,21 @@ class Recipe:
         "minmax", or a percentile of the absolute activations, such as "percentile-99.99".
     float_layers
         How many of the last weighted layers of each head stay float; at least 1.
+    float_first
+        Whether the layers that read the input stay float, so that it is not rounded to 8 bits.
+    equalised
+        Whether channels are brought to like ranges first; see `equalise`.
     """
 
     calibration: str = "minmax"
     float_layers: int = 1
+    float_first: bool = False
+    equalised: bool = False
+
+    def __str__(self) -> str:
+        words = [self.calibration, f"last {self.float_layers} in float"]
+        words += ["first in float"] * self.float_first + ["channels equalised"] * self.equalised
+        return ", ".join(words)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +97,20 @@ def layers_behind(model: ModelProto) -> dict[str, int]:
     return dict(reversed(counts.items()))
 
 
+def first_layers(model: ModelProto) -> set[str]:
+    """Names of the weighted layers that read the input and nothing of another weighted layer."""
+    weighted = {node.name for node in weighted_layers(model)}
+    behind_one: set[str] = set()
+    first = set()
+    for node in model.graph.node:
+        later = bool(behind_one & set(node.input))
+        if node.name in weighted and not later:
+            first.add(node.name)
+        if node.name in weighted or later:
+            behind_one.update(node.output)
+    return first
+
+
 def quantise(model: bytes, calibration: FloatArray, recipe: Recipe) -> QuantisedModel:
     """Quantise a float32 graph after training.
 
@@ -104,10 +130,12 @@ def quantise(model: bytes, calibration: FloatArray, recipe: Recipe) -> Quantised
         raise QuantisationError(
             f"the {len(calibration)} calibration items hold no contrast; specify real data"
         )
-    proto = onnx.load_from_string(model)
+    proto = onnx.load_from_string(equalise(model, calibration) if recipe.equalised else model)
     behind = layers_behind(proto)
-    chosen = [name for name, count in behind.items() if count >= recipe.float_layers]
     left = [name for name, count in behind.items() if count < recipe.float_layers]
+    if recipe.float_first:
+        left += sorted(first_layers(proto) - set(left), key=list(behind).index)
+    chosen = [name for name in behind if name not in left]
     if not chosen:
         raise QuantisationError(
             f"the network has {len(behind)} weighted layers and {len(left)} stay float, "
@@ -228,8 +256,8 @@ def run_onnx(model: bytes, items: FloatArray, batch: int = 4096) -> FloatArray:
     return np.concatenate(parts) if parts else np.empty((0, 0, 0), np.float32)
 
 
-def recipes() -> Iterator[Recipe]:
-    """Yield the recipes that `export` tries, those with more INT8 first."""
+def recipes(*, float_first: bool = False, equalised: bool = False) -> Iterator[Recipe]:
+    """Yield the recipes of one kind that `export` tries, those with more INT8 first."""
     for float_layers in (1, 2):
         for calibration in ("minmax", "percentile-99.99", "percentile-99.9"):
-            yield Recipe(calibration, float_layers)
+            yield Recipe(calibration, float_layers, float_first, equalised)

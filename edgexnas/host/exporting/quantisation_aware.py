@@ -40,7 +40,12 @@ class _RoundedWeight(nn.Module):
 
 
 def fine_tune_for_int8(
-    model: nn.Module, data: TrainingData, calibration: Tensor, settings: TrainingSettings
+    model: nn.Module,
+    data: TrainingData,
+    calibration: Tensor,
+    settings: TrainingSettings,
+    *,
+    float_first: bool = False,
 ) -> TrainingResult:
     """Train on with INT8 rounding in every weighted layer but the last of each head.
 
@@ -52,24 +57,25 @@ def fine_tune_for_int8(
         Inputs, such as (n, 1, 11, 11), that fix the grids of the activations.
     settings
         Of the fine-tuning; a tenth of the original learning rate is a good start.
+    float_first
+        Leave the layers that read the input without rounding, as `Recipe.float_first` will.
 
     Returns
     -------
     A float network whose weights suit INT8. Its metrics are those with rounding.
     """
     model = copy.deepcopy(model).to(data.device).eval()
-    behind = _layers_behind(model, calibration[:1].to(data.device))
-    layers = [layer for layer, count in behind.items() if count > 0]
+    sources = _layer_sources(model, calibration[:1].to(data.device))
+    behind = _layers_behind(sources)
+    left = {layer for layer, before in sources.items() if float_first and not before}
+    layers = [layer for layer, count in behind.items() if count > 0 and layer not in left]
     scales = _activation_scales(model, layers, calibration.to(data.device))
     with _rounding(layers, scales):
         return train(model, data, settings)
 
 
-def _layers_behind(model: nn.Module, example: Tensor) -> dict[nn.Module, int]:
-    """Count the layers between each one and its furthest output, as for the exported graph.
-
-    0 is the last layer of a head; a network with two heads has two of them.
-    """
+def _layer_sources(model: nn.Module, example: Tensor) -> dict[nn.Module, set[nn.Module]]:
+    """Find the layers that each one's input was computed from, in the order in which they run."""
     layers: list[nn.Module] = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     sources: dict[nn.Module, set[nn.Module]] = {}
     of_weight = {id(layer.weight): layer for layer in layers}
@@ -83,8 +89,16 @@ def _layers_behind(model: nn.Module, example: Tensor) -> dict[nn.Module, int]:
     finally:
         for handle in handles:
             handle.remove()
-    counts = dict.fromkeys(layers, 0)
-    # Layers ran in the order of `sources`, so each is counted before what feeds it.
+    return sources
+
+
+def _layers_behind(sources: dict[nn.Module, set[nn.Module]]) -> dict[nn.Module, int]:
+    """Count the layers between each one and its furthest output, as for the exported graph.
+
+    0 is the last layer of a head; a network with two heads has two of them.
+    """
+    counts = dict.fromkeys(sources, 0)
+    # In the order of the run, so each is counted before what feeds it.
     for layer in reversed(sources):
         for source in sources[layer]:
             counts[source] = max(counts[source], counts[layer] + 1)
