@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -184,12 +187,29 @@ def _export(options: argparse.Namespace) -> None:
                 f"specify one of {', '.join(map(str, sorted(known)))}"
             )
         candidate = known[options.trial]
-    report = result.export(
-        options.output,
-        candidate=candidate,
-        signing_key=options.signing_key,
-        model_id=options.model_id,
-        maximum_loss=options.maximum_loss,
-        fine_tune=None if options.no_fine_tuning else FINE_TUNING,
-    )
+    with _told("edgexnas.host.exporting"):
+        report = result.export(
+            options.output,
+            candidate=candidate,
+            signing_key=options.signing_key,
+            model_id=options.model_id,
+            maximum_loss=options.maximum_loss,
+            fine_tune=None if options.no_fine_tuning else FINE_TUNING,
+        )
     print_pairs([*describe(report.manifest), ("file", str(report.path))])
+
+
+@contextmanager
+def _told(part: str) -> Iterator[None]:
+    """Print what a part of the package logs, a line each on standard error, for the block."""
+    logger, handler = logging.getLogger(part), logging.StreamHandler()
+    # Warnings are printed for every command already.
+    handler.addFilter(lambda record: record.levelno < logging.WARNING)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)

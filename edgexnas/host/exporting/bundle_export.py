@@ -8,7 +8,7 @@ import platform
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -56,6 +56,10 @@ MAXIMUM_LOSS = 0.10
 
 FINE_TUNING = TrainingSettings(epochs=60, batch_size=32, learning_rate=5e-4)
 """Quantisation-aware fine-tuning where post-training quantisation loses too much."""
+
+MOST_SEEN = 600_000
+"""Items that the default fine-tuning sees at most, some 20,000 steps: with many synthetic peaks
+sixty epochs would take longer than the search did."""
 
 KINDS: tuple[Mapping[str, bool], ...] = (
     {},
@@ -220,14 +224,23 @@ class _Exporter:
         self, model: nn.Module, maximum_loss: float, fine_tune: TrainingSettings | None
     ) -> tuple[dict[Precision, bytes], QuantisedModel, bool]:
         """Export float32 and float16, and the best INT8 graph."""
+        _log.info("writing the network in float32 and float16")
         float32 = self._to_onnx(model)
         float16 = self._to_onnx(model, half=True)
+        _log.info("quantising it to INT8 by several recipes")
         # Half, because what is measured here on one part must hold on another.
         limit = (1 + maximum_loss / 2) * self._validation_error(float32)
         error, int8 = self._best_recipe(float32, limit)
         tuned = False
         if error > limit and fine_tune is not None:
             data = TrainingData.from_dataset(self._dataset, self._split, fine_tune.device)
+            if fine_tune is FINE_TUNING:
+                most = max(1, MOST_SEEN // len(data.train_x))
+                fine_tune = replace(fine_tune, epochs=min(fine_tune.epochs, most))
+            _log.info(
+                "fine-tuning it for INT8: %d steps",
+                fine_tune.epochs * max(1, len(data.train_x) // fine_tune.batch_size),
+            )
             calibration = torch.from_numpy(self._calibration)
             result = fine_tune_for_int8(
                 model, data, calibration, fine_tune, float_first=int8.recipe.float_first
@@ -243,6 +256,7 @@ class _Exporter:
 
     def test_outputs(self, models: Mapping[Precision, bytes]) -> dict[Precision, FloatArray]:
         """Run every model on the test part."""
+        _log.info("scoring it on the test part")
         return {p: self._run(model, self._split.test) for p, model in models.items()}
 
     def int8_loss(

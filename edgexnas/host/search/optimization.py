@@ -33,7 +33,7 @@ from edgexnas.host.search.progress import SearchProgress
 from edgexnas.host.search.result import Candidate, SearchResult, front_of
 from edgexnas.host.search.run_folder import checkpoint_path, write_run
 from edgexnas.host.search.strategies import Outcome, Proposal, Strategy
-from edgexnas.host.search.synthetic_data import fill_up
+from edgexnas.host.search.synthetic_data import fill_up, repeat_measured
 from edgexnas.host.search.tasks import find_task
 
 if TYPE_CHECKING:
@@ -128,10 +128,10 @@ def optimize(
         "hyperband", none of which goes with a budget.
     synthetic
         Add synthetic peaks to the training part until it has so many; None takes 100,000 with a
-        budget, as far as an eighth of it suffices to draw them, and none without. 0 adds none. They
+        budget, as far as a twelfth of it suffices to draw them, and none without. 0 adds none. They
         are resampled from the training part, see
-        `edgexnas.host.data.synthetic_peaks.with_synthetic_peaks`. No part but the training part
-        changes.
+        `edgexnas.host.data.synthetic_peaks.with_synthetic_peaks`, and trainings see measured ones
+        every fifth time. No part but the training part changes.
     max_evals
         Evaluations in total, those of earlier sessions of the run included; 100 in a search
         without a budget.
@@ -234,10 +234,12 @@ def _filled_up(plan: SearchPlan, display: SearchProgress) -> SearchPlan:
         seconds=None if plan.budget is None else TimeShares.of(plan.budget).preparation_s,
         say=display.say,
     )
+    if filled is plan.dataset:
+        return plan
     context = evaluation_context(
         filled, filled.split(), device=plan.context.device, patience=plan.context.patience
     )
-    return dataclasses.replace(plan, dataset=filled, context=context)
+    return dataclasses.replace(plan, dataset=filled, context=repeat_measured(context, plan.context))
 
 
 class _Run:

@@ -121,7 +121,9 @@ class SearchPlan:
     def description(self) -> dict[str, Any]:
         """Describe what a resumed run must agree on, as plain values."""
         # Latencies of two devices, or measured and estimated ones, must not meet in one run.
-        source = {} if self.measure_source is None else {"measure": self.measure_source}
+        source: dict[str, Any] = (
+            {} if self.measure_source is None else {"measure": self.measure_source}
+        )
         if self.budget is not None:
             # Its slots follow from it.
             source |= {"budget": self.budget, "priors": self.priors}
@@ -205,7 +207,7 @@ def make_plan(
     for name, table in {"constraints": constraints, "search_options": search_options}.items():
         if table is not None and not isinstance(table, Mapping):
             raise ConfigurationError(f"{name} is {table!r}; specify a dictionary")
-    limits = {
+    limits: dict[str, Any] = {
         "max_evals": max_evals, "timeout": timeout, "epochs": epochs, "patience": patience,
         "time_limit_s": time_limit_s,
     }  # fmt: skip
@@ -234,8 +236,8 @@ def make_plan(
     if workers is None:
         workers = 1 if seconds is None or evaluator == "serial" else _workers(device)
     check_evaluator(evaluator, workers)
-    limits = {"max_evals": max_evals, "timeout": timeout, "time_limit_s": time_limit_s}
-    _check_numbers({"epochs": epochs, "patience": patience, **limits, **rest})
+    limits |= {"max_evals": max_evals, "time_limit_s": time_limit_s}
+    _check_numbers(limits | rest)
     # Cheap checks first: a mistyped name must not cost the reading of data.
     _check_device(device)
     check_reachable(spaces, bounds)
@@ -262,7 +264,8 @@ def make_plan(
         objectives=resolved, constraints=bounds, search=search,
         search_options=dict(search_options or {}), evaluator=evaluator, workers=workers,
         output=folder, epochs=epochs, measure=measure, measure_source=source, budget=seconds,
-        priors=seconds is not None and PAPER not in given, **limits, **rest,
+        priors=seconds is not None and PAPER not in given, max_evals=max_evals, timeout=timeout,
+        time_limit_s=time_limit_s, **rest,
     )  # fmt: skip
     # Strategies check their own options and whether they are installed.
     plan.strategies()

@@ -6,22 +6,52 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from edgexnas.errors import ConfigurationError
+from edgexnas.host.search.evaluation import EvaluationContext
 from edgexnas.host.search.run_folder import SYNTHETIC_FILE
 from edgexnas.host.search.tasks import find_task
 
 if TYPE_CHECKING:
     from edgexnas.host.data.dataset import Dataset
 
-__all__ = ["fill_up"]
+__all__ = ["fill_up", "repeat_measured"]
 
 logger = logging.getLogger(__name__)
 
 TIMED = 1_000
 """Items that are drawn first, to see how long one takes; fewer are not worth having."""
+
+
+MEASURED_SHARE = 0.2
+"""Of what a training sees. Synthetic peaks have fewer of the odd ones, where networks err most: on
+ruby seeing measured peaks as often took the mean test error of a small network from 0.0066 px to
+0.0051–0.0057 after as many steps."""
+
+
+def repeat_measured(filled: EvaluationContext, measured: EvaluationContext) -> EvaluationContext:
+    """Repeat the measured training items beside synthetic ones until they are a fifth of all.
+
+    Parameters
+    ----------
+    filled
+        Has both.
+    measured
+        Has the measured ones alone.
+    """
+    count, own = len(filled.train_x), len(measured.train_x)
+    wanted = MEASURED_SHARE / (1 - MEASURED_SHARE) * (count - own)
+    times = max(0, round(wanted / own) - 1)
+    return replace(
+        filled,
+        train_x=np.concatenate([filled.train_x, *[measured.train_x] * times]),
+        train_y=np.concatenate([filled.train_y, *[measured.train_y] * times]),
+    )
 
 
 def fill_up(

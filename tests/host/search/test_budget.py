@@ -9,9 +9,11 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,6 +24,7 @@ from edgexnas.host.measuring.objectives import OBJECTIVES
 from edgexnas.host.networks.search_space import ModelSize
 from edgexnas.host.networks.spaces import SPACES
 from edgexnas.host.search.budget import SLOT_FACTOR, TimeShares, parse_budget
+from edgexnas.host.search.evaluation import evaluation_context
 from edgexnas.host.search.journal import Trial
 from edgexnas.host.search.ladder import Ladder, ranked
 from edgexnas.host.search.optimization import SearchResult, optimize
@@ -30,6 +33,7 @@ from edgexnas.host.search.priors import Prior, find_prior
 from edgexnas.host.search.run_folder import load_run_dataset
 from edgexnas.host.search.step_cost import StepCost
 from edgexnas.host.search.strategies import SearchProblem
+from edgexnas.host.search.synthetic_data import repeat_measured
 
 TWO = (OBJECTIVES["error"], OBJECTIVES["parameters"])
 SMALL = SPACES["mlpBragg"].narrow(units=(2, 16), layers=(1, 2))
@@ -280,6 +284,23 @@ def test_synthetic_peaks_fill_the_training_part_and_are_kept_for_the_export(
     assert (
         load_run_dataset(tmp_path / "run", simulated_peaks.digest).digest == result.dataset.digest
     )
+
+
+def test_measured_peaks_are_a_fifth_of_what_a_training_sees(tiny_peaks: PeakDataset) -> None:
+    measured = evaluation_context(tiny_peaks, tiny_peaks.split())
+    own = len(measured.train_x)
+    synthetic = np.zeros((40 * own, 1, 11, 11), np.float32)
+    filled = replace(
+        measured,
+        train_x=np.concatenate([measured.train_x, synthetic]),
+        train_y=np.concatenate([measured.train_y, np.zeros((40 * own, 2), np.float32)]),
+    )
+    seen = repeat_measured(filled, measured)
+    share = np.mean(seen.train_x.any(axis=(1, 2, 3)))
+    assert share == pytest.approx(0.2, abs=0.005)
+    assert len(seen.train_y) == len(seen.train_x)
+    assert np.array_equal(seen.train_x[-own:], measured.train_x)
+    assert seen.validation_x is measured.validation_x
 
 
 def test_an_interrupt_names_resume_and_lines_tell_what_happens(
