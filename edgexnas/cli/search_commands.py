@@ -140,7 +140,12 @@ def _print_front(result: SearchResult) -> None:
             str(candidate.trial),
             candidate.space,
             *(f"{candidate.objectives[name]:.6g}" for name in names),
-            ", ".join(f"{key}={value}" for key, value in candidate.configuration.items()),
+            ", ".join(
+                f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
+                for key, value in candidate.configuration.items()
+                # With a budget the time has decided.
+                if key != "epochs" or "budget" not in result.description
+            ),
         )
         for candidate in result.pareto
     ]

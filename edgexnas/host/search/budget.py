@@ -33,7 +33,7 @@ SEARCH_SHARE = 0.5
 RESERVE_SHARE, RESERVE_AT_MOST_S = 0.02, 10.0
 """What is left for the last scores and for writing."""
 
-PREPARATION_SHARE = 0.08
+PREPARATION_SHARE = 0.1
 """Share of the budget that drawing synthetic data may take."""
 
 

@@ -13,7 +13,8 @@ kept two of the final front's six. They also stop trainings for good, where here
 checkpoint from which it goes on; its learning-curve model takes seconds a decision.
 
 When the search has had its share of the budget, finalists have the rest: a few networks along the
-front, each trained on from its weights and anew with other seeds. The best by validation stays.
+front, each trained on from its weights and the first of them anew with other seeds as well. The
+best by validation stays.
 
 Everything follows from the journal's trials, so that a resumed run decides as if it had gone on.
 """
@@ -34,10 +35,15 @@ __all__ = ["Job", "Ladder", "choose_space", "ranked"]
 FINALS = 6
 """Trainings of finalists, or as many as there are workers."""
 
-SEEDS = 2
-"""Trainings of each finalist at least: on from its weights, and anew."""
-
 MOST_FINALISTS = 4
+
+GOING_ON_SHARE = 2 / 3
+"""Of the finalists' trainings go on from the weights there are; the others train the first ones
+anew with another seed."""
+
+WORTH_A_FINAL = 3.0
+"""Finalists are at most so many times worse than the best by the first objective: what is smaller
+still will not do, however long it trains."""
 
 Positions = tuple[float, ...]
 
@@ -146,13 +152,13 @@ class Ladder:
         waves = max(1, round(FINALS / self._workers))
         count = waves * self._workers
         left = self.shares.end_s - elapsed_s
+        first = self._objectives[0]
+        least = min(t.metrics[first.name] for t in done)
+        good = [t for t in done if t.metrics[first.name] <= WORTH_A_FINAL * least]
+        most = min(MOST_FINALISTS, max(1, int(count * GOING_ON_SHARE)))
         finalists = [
-            done[place]
-            for place in ranked(
-                [self.positions(t) for t in done],
-                min(MOST_FINALISTS, max(1, count // SEEDS)),
-                front_only=True,
-            )
+            good[place]
+            for place in ranked([self.positions(t) for t in good], most, front_only=True)
         ]
         # What a resumed run has trained or begun already.
         begun = [t for t in trials.values() if t.stage == "final"]

@@ -128,7 +128,7 @@ def optimize(
         "hyperband", none of which goes with a budget.
     synthetic
         Add synthetic peaks to the training part until it has so many; None takes 100,000 with a
-        budget, as far as a twelfth of it suffices to draw them, and none without. 0 adds none. They
+        budget, as far as a tenth of it suffices to draw them, and none without. 0 adds none. They
         are resampled from the training part, see
         `edgexnas.host.data.synthetic_peaks.with_synthetic_peaks`, and trainings see measured ones
         every fifth time. No part but the training part changes.

@@ -123,8 +123,13 @@ class SearchResult:
 
     @property
     def pareto(self) -> list[Candidate]:
-        """Candidates on the Pareto front, sorted by the first objective."""
-        return front_of(self.candidates, self.objectives)
+        """Candidates on the Pareto front, sorted by the first objective.
+
+        Of a training that went on, the last part alone.
+        """
+        went_on = {trial.parent for trial in self.trials if trial.status == "done"}
+        last = [c for c in self.candidates if c.trial not in went_on]
+        return front_of(last, self.objectives)
 
     def best(self, objective: str) -> Candidate:
         """Return the candidate with the lowest value of an objective, or of any metric.
@@ -147,7 +152,12 @@ class SearchResult:
         # Ties go to what is better otherwise, so that the best is on the front.
         return min(
             self.candidates,
-            key=lambda c: (c.metrics[objective], *(c.objectives[name] for name in others), c.trial),
+            key=lambda c: (
+                c.metrics[objective],
+                *(c.objectives[name] for name in others),
+                # Of a training that went on and found nothing better, the last part.
+                c.trial if "budget" not in self.description else -c.trial,
+            ),
         )
 
     @property

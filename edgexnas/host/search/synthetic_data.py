@@ -98,8 +98,10 @@ def fill_up(
         if seconds is not None:
             started = time.monotonic()
             with_synthetic_peaks(dataset, TIMED, seed=seed, threads=threads)
-            each = (time.monotonic() - started) / TIMED
-            missing = min(missing, int(seconds / each))
+            spent, measured = time.monotonic() - started, count - missing
+            # The measured ones are fitted first, and two draws make about one peak.
+            fits = (seconds - spent) * (measured + 2 * TIMED) / spent - measured
+            missing = min(missing, int(fits / 2))
         if missing < TIMED:
             say(f"no synthetic peaks: {TIMED} would take longer than {seconds:.0f} s")
             return dataset

@@ -115,7 +115,9 @@ def test_nothing_starts_that_would_end_after_the_search() -> None:
 def test_finalists_share_the_rest_on_from_their_weights_and_anew(workers: int, count: int) -> None:
     rungs = ladder(workers=workers)
     slots = rungs.shares.slots_s
-    trials = {n: done(n, 0.005 * (n + 1), 60_000 / 3**n, slots[-1]) for n in range(6)}
+    trials = {n: done(n, 0.005 * 1.3**n, 60_000 / 3**n, slots[-1]) for n in range(6)}
+    # The smallest of all errs four times as much as the best.
+    trials[6] = done(6, 0.0201, 50, slots[-1])
     jobs = []
     while (job := rungs.next(trials, 0, 300.0)) is not None:
         jobs.append(job)
@@ -124,7 +126,10 @@ def test_finalists_share_the_rest_on_from_their_weights_and_anew(workers: int, c
     going_on = [job.parent for job in jobs if job.parent is not None]
     assert going_on[0] == 0
     assert len(set(going_on)) == len(going_on) > 1
-    assert {job.repeats for job in jobs if job.parent is None} == set(going_on)
+    assert 6 not in going_on
+    anew = [job.repeats for job in jobs if job.parent is None]
+    assert set(anew) <= set(going_on)
+    assert anew[0] == 0
     waves = -(-count // workers)
     assert waves * jobs[0].seconds == pytest.approx(rungs.shares.end_s - 300.0)
 
