@@ -23,6 +23,9 @@ from edgexnas.host.training.settings import training_device
 BEST = 8
 """Networks of each space and run."""
 
+NEAR_BEST, NEAR_FRONT = 2.0, 1.3
+"""How many times the error of the best, and of the best that is no larger, they may have."""
+
 
 def good_networks(result: SearchResult, space: str) -> list[dict[str, Any]]:
     """Return configurations of a space that a run found best."""
@@ -30,6 +33,19 @@ def good_networks(result: SearchResult, space: str) -> list[dict[str, Any]]:
     # Of a network that went on, its last training alone; its first ones say less.
     went_on = {t.parent for t in trials}
     last = [t for t in trials if t.number not in went_on]
+    least = min((t.metrics["error"] for t in last), default=0.0)
+    last = [
+        t
+        for t in last
+        if t.metrics["error"] <= NEAR_BEST * least
+        and t.metrics["error"]
+        <= NEAR_FRONT
+        * min(
+            o.metrics["error"]
+            for o in last
+            if o.metrics["parameters"] <= t.metrics["parameters"]
+        )
+    ]
     positions = [tuple(o.position(t.metrics[o.name]) for o in result.objectives) for t in last]
     found: list[dict[str, Any]] = []
     for place in ranked(positions, len(last)):

@@ -129,6 +129,8 @@ class EvaluationRequest:
         Seconds after which this evaluation is killed; None leaves it to the evaluator.
     weights
         Checkpoint to go on from, as bytes.
+    rate_share
+        Share of the configuration's learning rate to train with.
     """
 
     trial: int
@@ -140,6 +142,7 @@ class EvaluationRequest:
     seconds: float | None = None
     kill_after_s: float | None = None
     weights: bytes | None = None
+    rate_share: float = 1.0
 
     def kill_limit(self, usual: float | None) -> float | None:
         """Seconds after which it is killed: its own, or the evaluator's."""
@@ -237,7 +240,7 @@ def _train(
     settings = TrainingSettings(
         epochs=int(configuration["epochs"]),
         batch_size=int(configuration["batch_size"]),
-        learning_rate=float(configuration["learning_rate"]),
+        learning_rate=request.rate_share * float(configuration["learning_rate"]),
         patience=context.patience,
         seed=request.seed,
         # Put behind trained weights it would change what they say.

@@ -46,6 +46,10 @@ logger = logging.getLogger(__name__)
 KILL_AFTER_S = 5.0
 """How much longer than its slot a short training may run before it is killed."""
 
+GOING_ON_RATE = 0.5
+"""A training that goes on has this share of its last learning rate: what is best for a short one
+is too high for a long one."""
+
 HOPELESS_FAILURES = 30
 
 
@@ -519,9 +523,12 @@ class _BudgetedRun(_Run):
         elapsed = self._before + self._elapsed()
         # An interrupted one of a resumed run may have less left than it was to have.
         seconds = max(min(trial.slot_s, self._shares.end_s - elapsed), 0.1)
-        weights = None
+        weights, rate, ancestor = None, 1.0, trial.parent
         if trial.parent is not None:
             weights = checkpoint_path(self._plan.output, trial.parent).read_bytes()
+        while ancestor is not None:
+            rate *= GOING_ON_RATE
+            ancestor = self._journal.trials[ancestor].parent
         return dataclasses.replace(
             super()._request(number),
             seconds=seconds,
@@ -529,6 +536,7 @@ class _BudgetedRun(_Run):
             # A single step may take longer than its slot.
             kill_after_s=min(seconds + max(KILL_AFTER_S, seconds / 2), max(self._left(), 0.1)),
             weights=weights,
+            rate_share=rate,
         )
 
     def _fidelity(self, trial: Trial) -> float:
