@@ -32,7 +32,7 @@ from edgexnas.bundle.manifest import IDENTIFIER, OLDEST_READER, PROBE_READER
 from edgexnas.bundle.strict_json import explain
 from edgexnas.errors import ConfigurationError
 from edgexnas.host.exporting.bundling import make_bundling
-from edgexnas.host.exporting.exporter import Exporter
+from edgexnas.host.exporting.exporter import FINE_TUNING, Exporter
 from edgexnas.host.exporting.quantisation import first_layers
 from edgexnas.host.networks.bragg_models import LEVELS, count_parameters
 from edgexnas.host.training.settings import TrainingSettings
@@ -43,15 +43,12 @@ if TYPE_CHECKING:
     from edgexnas.host.data.splitting import Split
     from edgexnas.host.exporting.recipe_choice import RecipeChoice
 
-__all__ = ["MAXIMUM_LOSS", "ExportReport", "Origin", "export_bundle"]
+__all__ = ["FINE_TUNING", "MAXIMUM_LOSS", "ExportReport", "Origin", "export_bundle"]
 
 FloatArray = npt.NDArray[np.float32]
 
 MAXIMUM_LOSS = 0.10
 """Largest share of the mean error that INT8 may lose against float32 on held-out data."""
-
-FINE_TUNING = TrainingSettings(epochs=60, batch_size=32, learning_rate=5e-4)
-"""Quantisation-aware fine-tuning where post-training quantisation loses too much."""
 
 
 @dataclass(frozen=True, kw_only=True)

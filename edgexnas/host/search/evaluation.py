@@ -131,6 +131,14 @@ class EvaluationRequest:
         Epoch → error; a training that is not below it then is stopped.
     time_limit_s
         Training ends after the epoch that passes it and counts with the weights it has.
+    seconds
+        Train for as long, whatever epochs the configuration has.
+    kill_after_s
+        Seconds after which this evaluation is killed; None leaves it to the evaluator.
+    weights
+        Checkpoint to go on from, as bytes.
+    rate_share
+        Share of the configuration's learning rate to train with.
     """
 
     trial: int
@@ -139,6 +147,14 @@ class EvaluationRequest:
     seed: int
     stop_above: Mapping[int, float] = field(default_factory=dict)
     time_limit_s: float | None = None
+    seconds: float | None = None
+    kill_after_s: float | None = None
+    weights: bytes | None = None
+    rate_share: float = 1.0
+
+    def kill_limit(self, usual: float | None) -> float | None:
+        """Seconds after which it is killed: its own, or the evaluator's."""
+        return usual if self.kill_after_s is None else self.kill_after_s
 
 
 @dataclass(frozen=True)
@@ -152,8 +168,8 @@ class EvaluationResult:
     message
         One sentence of detail, or "".
     metrics
-        The scores of the task's criterion, ``error`` among them, and ``epochs``, the number that
-        was trained.
+        The scores of the task's criterion, ``error`` among them, ``epochs``, the number that was
+        trained, and ``steps`` of a training that was given a time.
     rungs
         Epoch → best validation error so far, at epochs 1, 3, 9, …
     checkpoint
@@ -234,20 +250,29 @@ def _train(
     settings = TrainingSettings(
         epochs=int(configuration["epochs"]),
         batch_size=int(configuration["batch_size"]),
-        learning_rate=float(configuration["learning_rate"]),
+        learning_rate=request.rate_share * float(configuration["learning_rate"]),
         patience=context.patience,
         seed=request.seed,
-        normalise=find_task(context.task).normalise,
+        # Put behind trained weights it would change what they say.
+        normalise=find_task(context.task).normalise and request.weights is None,
         device=context.device,
         time_limit_s=request.time_limit_s,
+        seconds=request.seconds,
+        continued=request.weights is not None,
     )
     # The caller's own random numbers are left as they were.
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(request.seed)
         model = request.space.build(configuration)
+        if request.weights is not None:
+            saved = torch.load(io.BytesIO(request.weights), map_location="cpu", weights_only=True)
+            model.load_state_dict(saved["weights"])
         result = train(model, context.training_data, settings, on_epoch=_rung_hook(request, rungs))
     metrics = {name: float(value) for name, value in result.metrics.items()}
-    return metrics | {"epochs": float(result.epochs)}, _checkpoint(request, result.model)
+    metrics["epochs"] = float(result.epochs)
+    if request.seconds is not None:
+        metrics["steps"] = float(result.steps)
+    return metrics, _checkpoint(request, result.model)
 
 
 def _rung_hook(

@@ -7,7 +7,7 @@ exporting, from a task to the form of its bundles (`exporting.bundling`).
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
@@ -15,13 +15,16 @@ from typing import TYPE_CHECKING, Literal, cast
 from edgexnas.errors import ConfigurationError
 from edgexnas.host.data.dataset import Dataset
 from edgexnas.host.measuring.objectives import OBJECTIVES, PTYCHO_OBJECTIVES, Objective
+from edgexnas.host.networks.search_space import SearchSpace
 
 if TYPE_CHECKING:
     from edgexnas.host.data.ptycho_dataset import PtychoDataset
     from edgexnas.host.data.splitting import Split
     from edgexnas.host.data.synthetic_patterns import Drawing
 
-__all__ = ["TASKS", "Task", "find_task"]
+__all__ = ["PAPER", "TASKS", "Task", "expand_spaces", "find_task"]
+
+SpaceName = str | SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +42,13 @@ class Task:
         h5py and what reads frames take a while.
     normalise
         Whether a search normalises convolutions while it trains; see `TrainingSettings`.
+    paper
+        The spaces of the paper's Table 1, which ``"paper"`` names.
+    budget
+        Budget of a search that is told neither a time nor a number of evaluations.
+    synthetic
+        To how many items a search with a budget fills the training part up with synthetic ones; 0
+        where it draws none.
     """
 
     name: Literal["bragg", "ptycho"]
@@ -47,6 +57,9 @@ class Task:
     objectives: Mapping[str, Objective]
     dataset: tuple[str, str]
     normalise: bool
+    paper: tuple[str, ...]
+    budget: str
+    synthetic: int
 
     def load(self, path: str | Path) -> Dataset:
         """Read a dataset's file; SourceError if that fails."""
@@ -72,10 +85,13 @@ TASKS: dict[str, Task] = {
         Task(
             name="bragg",
             items="good peaks",
-            spaces=("mlpBraggSymmetric", "mlpBragg", "cnnBragg"),
+            spaces=("mlpBraggSmooth", "mlpBragg", "cnnBragg"),
             objectives=OBJECTIVES,
             dataset=("peak_dataset", "PeakDataset"),
             normalise=False,
+            paper=("mlpBragg", "cnnBragg"),
+            budget="10min",
+            synthetic=100_000,
         ),
         Task(
             name="ptycho",
@@ -85,10 +101,25 @@ TASKS: dict[str, Task] = {
             dataset=("ptycho_dataset", "PtychoDataset"),
             # Its plain stacks otherwise hardly leave the mean answer.
             normalise=True,
+            paper=("mlpPtycho", "cnnPtycho"),
+            budget="30min",
+            synthetic=0,
         ),
     )
 }
 """The tasks by name."""
+
+
+PAPER = "paper"
+"""Stands for the task's spaces of the paper's Table 1, with every range as printed."""
+
+
+def expand_spaces(given: Iterable[SpaceName], task: Task) -> list[SpaceName]:
+    """Put the spaces that "paper" stands for in its place."""
+    names: list[SpaceName] = []
+    for item in given:
+        names += task.paper if item == PAPER else [item]
+    return names
 
 
 def find_task(name: str) -> Task:

@@ -41,9 +41,13 @@ class Epochs:
         self._keep = size * self._folds <= AUGMENTED_BYTES
         # All symmetries side by side: an epoch then draws one for each item by index alone.
         if self._keep and self._folds > 1:
-            turned = [self._symmetry(self._x, self._y, fold) for fold in range(self._folds)]
-            self._x = torch.cat([x for x, _ in turned])
-            self._y = torch.cat([y for _, y in turned])
+            if self._folds not in data.turned:
+                turned = [self._symmetry(self._x, self._y, fold) for fold in range(self._folds)]
+                data.turned[self._folds] = (
+                    torch.cat([x for x, _ in turned]),
+                    torch.cat([y for _, y in turned]),
+                )
+            self._x, self._y = data.turned[self._folds]
         self._count = len(data.train_x)
         # A last batch of one or two items is noise, so it is dropped where others exist.
         self.steps = max(1, self._count // self._batch)

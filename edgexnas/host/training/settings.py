@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -49,6 +49,12 @@ class TrainingSettings:
     time_limit_s
         Wall-clock bound; training stops at the end of the epoch that passes it. On drawn patterns
         the learning rate has fallen to 0 by then.
+    seconds
+        Train for as long instead of for a number of epochs: the learning rate falls to 0 along a
+        cosine that ends then, whatever a step takes on this machine. `epochs` and `patience` are
+        not looked at.
+    continued
+        The network has trained before: the weights that it comes with count as a first round.
     levels
         Quantile levels of the head of a network for Bragg peaks.
     """
@@ -62,12 +68,16 @@ class TrainingSettings:
     normalise: bool = False
     device: str = "auto"
     time_limit_s: float | None = None
+    seconds: float | None = None
+    continued: bool = False
     levels: tuple[float, ...] = LEVELS
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "learning_rate"):
             if not getattr(self, name) > 0:
                 raise ConfigurationError(f"{name} is {getattr(self, name)}; specify more than 0")
+        if self.seconds is not None and not self.seconds > 0:
+            raise ConfigurationError(f"seconds is {self.seconds}; specify more than 0, or None")
 
 
 @dataclass(frozen=True)
@@ -86,6 +96,9 @@ class TrainingData:
         "bragg" or "ptycho".
     source
         Draws the batches of a training in place of `train_x` and `train_y`; None takes these.
+    turned
+        Number of symmetries → the training part in all of them, kept by `Epochs` for the next
+        training on the same data.
     """
 
     train_x: Tensor
@@ -94,6 +107,9 @@ class TrainingData:
     validation_y: Tensor
     task: str = "bragg"
     source: PatternSource | None = None
+    turned: dict[int, tuple[Tensor, Tensor]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @classmethod
     def from_dataset(cls, dataset: Dataset, split: Split, device: str = "auto") -> TrainingData:
