@@ -23,6 +23,9 @@ from edgexnas.host.training.settings import training_device
 BEST = 8
 """Networks of each space and run."""
 
+MOST_LAYERS = 3
+"""Rounding to INT8 adds up from layer to layer, which runs by the error in float do not see."""
+
 NEAR_BEST, NEAR_FRONT = 2.0, 1.3
 """How many times the error of the best, and of the best that is no larger, they may have."""
 
@@ -52,7 +55,7 @@ def good_networks(result: SearchResult, space: str) -> list[dict[str, Any]]:
             for name, value in last[place].configuration.items()
             if name != "epochs"
         }
-        if configuration not in found:
+        if configuration not in found and int(configuration.get("layers", 0)) <= MOST_LAYERS:
             found.append(configuration)
     return found[:BEST]
 

@@ -64,15 +64,16 @@ def searched(peaks: Path, folder: Path, seed: int, budget: str) -> dict[str, Any
     )  # fmt: skip
     result = SearchResult.load(place)
     small = [c for c in result.candidates if c.metrics["parameters"] <= SMALL]
-    chosen = {"best": result.best("error")}
+    first = result.objectives[0].name
+    chosen = {"best": result.best(first)}
     if small:
-        chosen["small"] = min(small, key=lambda c: c.objectives["error"])
+        chosen["small"] = min(small, key=lambda c: c.objectives[first])
     networks = {}
     for name, candidate in chosen.items():
         bundle = folder / f"seed-{seed}-{name}.edgex"
         export = run(
             ["export", str(place), "--trial", str(candidate.trial), "--output", str(bundle),
-             "--signing-key", str(folder / "keys" / "search.key.pem"), "--maximum-loss", "1"],
+             "--signing-key", str(folder / "keys" / "search.key.pem"), "--maximum-loss", "9"],
             log,
         )  # fmt: skip
         opened = open_bundle(bundle, trust=folder / "keys")
@@ -86,7 +87,8 @@ def searched(peaks: Path, folder: Path, seed: int, budget: str) -> dict[str, Any
         networks[name] = {
             "space": candidate.space, "configuration": dict(candidate.configuration),
             "parameters": int(candidate.metrics["parameters"]),
-            "validation_px": candidate.objectives["error"], "test_px": errors,
+            "validation_px": candidate.metrics["error"],
+            "int8_validation_px": candidate.metrics.get("int8_error"), "test_px": errors,
             "float_layers": list(made.float_layers),
             "fine_tuned": made.method == "qat", "export": export,
         }  # fmt: skip

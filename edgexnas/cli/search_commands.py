@@ -36,7 +36,9 @@ def add_to(commands: Commands) -> None:
     export.add_argument("--output", type=Path, required=True, help="*.edgex to write")
     export.add_argument("--signing-key", type=Path, required=True, help="private key, *.key.pem")
     chosen = export.add_mutually_exclusive_group()
-    chosen.add_argument("--best", default="error", help="objective to select the best network by")
+    chosen.add_argument(
+        "--best", help="objective to select the best network by (default: first of the run)"
+    )
     chosen.add_argument("--trial", type=int, help="select the network of this trial")
     export.add_argument("--model-id", help="name of the model (default: name of its search space)")
     export.add_argument(
@@ -187,7 +189,7 @@ def _export(options: argparse.Namespace) -> None:
     # Before the network is quantised, which takes minutes.
     load_signing_key(options.signing_key)
     result = SearchResult.load(options.folder)
-    candidate = result.best(options.best)
+    candidate = result.best(options.best or result.objectives[0].name)
     if options.trial is not None:
         known = {candidate.trial: candidate for candidate in result.candidates}
         if options.trial not in known:

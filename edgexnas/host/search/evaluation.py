@@ -61,6 +61,9 @@ FAILURES: dict[str, str] = {
 RUNG_BASE = 3
 """Errors are kept at epochs 1, 3, 9, …, where Hyperband compares them."""
 
+CALIBRATION_ITEMS = 512
+"""Training items that fix the grids where networks are scored with INT8 rounding."""
+
 LEAST_TRAINING, LEAST_VALIDATION = 64, 16
 """Fewest labelled items for which a search says anything."""
 
@@ -83,6 +86,8 @@ class EvaluationContext:
         "bragg" or "ptycho".
     drawing
         What every training draws its patterns from; None trains on `train_x` and `train_y`.
+    int8
+        Score networks with INT8 rounding too.
     """
 
     train_x: FloatArray
@@ -93,6 +98,7 @@ class EvaluationContext:
     patience: int | None = None
     task: str = "bragg"
     drawing: Drawing | None = None
+    int8: bool = False
 
     @functools.cached_property
     def training_data(self) -> TrainingData:
@@ -272,6 +278,11 @@ def _train(
     metrics["epochs"] = float(result.epochs)
     if request.seconds is not None:
         metrics["steps"] = float(result.steps)
+    if context.int8:
+        from edgexnas.host.exporting.quantisation_aware import rounded_error
+
+        data = context.training_data
+        metrics["int8_error"] = rounded_error(result.model, data, data.train_x[:CALIBRATION_ITEMS])
     return metrics, _checkpoint(request, result.model)
 
 

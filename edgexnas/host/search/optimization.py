@@ -59,7 +59,7 @@ def optimize(
     data: str | Path | Dataset,
     output: str | Path,
     space: SpaceArgument | None = None,
-    objectives: Sequence[str] = ("error", "parameters"),
+    objectives: Sequence[str] | None = None,
     constraints: Mapping[str, float] | None = None,
     search: str = "cbo",
     search_options: Mapping[str, Any] | None = None,
@@ -115,7 +115,8 @@ def optimize(
         What to minimise: names of `edgexnas.host.measuring.objectives.OBJECTIVES`, or of its
         `PTYCHO_OBJECTIVES` for "ptycho", where ``error`` is the mean absolute phase error. All
         errors are on the validation part of the data; neither the calibration nor the test part
-        is touched.
+        is touched. None takes error and parameters; for "bragg" with a budget int8_error, the
+        error with INT8 rounding as a device has it, and parameters.
     constraints
         Upper bounds on parameters, macs, latency or energy. They reject a configuration before it
         trains.
@@ -243,6 +244,7 @@ def _filled_up(plan: SearchPlan, display: SearchProgress) -> SearchPlan:
     context = evaluation_context(
         filled, filled.split(), device=plan.context.device, patience=plan.context.patience
     )
+    context = dataclasses.replace(context, int8=plan.context.int8)
     return dataclasses.replace(plan, dataset=filled, context=repeat_measured(context, plan.context))
 
 

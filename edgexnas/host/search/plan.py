@@ -40,6 +40,7 @@ LEAST_FREE_BYTES = 16 << 20
 LEAST_STEPS = 30
 """A network that cannot take so many in its first training tells nothing there."""
 
+OBJECTIVES_ONCE = ("error", "parameters")
 DEFAULT_EVALUATIONS, DEFAULT_TIME_LIMIT_S = 100, 600.0
 """Of a search without a budget."""
 
@@ -183,7 +184,7 @@ def make_plan(
     *,
     data: str | Path | Dataset,
     space: SpaceArgument | None,
-    objectives: Sequence[str],
+    objectives: Sequence[str] | None,
     constraints: Mapping[str, float] | None,
     search: str,
     search_options: Mapping[str, Any] | None,
@@ -215,6 +216,8 @@ def make_plan(
     if seconds is None:
         max_evals = DEFAULT_EVALUATIONS if max_evals is None else max_evals
         time_limit_s = DEFAULT_TIME_LIMIT_S if time_limit_s is None else time_limit_s
+    if objectives is None:
+        objectives = OBJECTIVES_ONCE if seconds is None else application.objectives_of_budget
     space = application.spaces if space is None else space
     if not isinstance(space, str | SearchSpace | Iterable):
         raise ConfigurationError(
@@ -259,6 +262,7 @@ def make_plan(
         )
     dataset, path = _load(data, application)
     context = evaluation_context(dataset, dataset.split(), device=device, patience=patience)
+    context = dataclasses.replace(context, int8="int8_error" in objectives)
     plan = SearchPlan(
         task=task, data=path, dataset=dataset, context=context, given=given, spaces=spaces,
         objectives=resolved, constraints=bounds, search=search,

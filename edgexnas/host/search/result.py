@@ -125,10 +125,16 @@ class SearchResult:
     def pareto(self) -> list[Candidate]:
         """Candidates on the Pareto front, sorted by the first objective.
 
-        Of a training that went on, the last part alone.
+        A training that went on and came to nothing worse counts once, by its last part.
         """
-        went_on = {trial.parent for trial in self.trials if trial.status == "done"}
-        last = [c for c in self.candidates if c.trial not in went_on]
+        known = {candidate.trial: candidate for candidate in self.candidates}
+        surpassed: set[int] = set()
+        for trial in self.trials:
+            if trial.parent in known and trial.number in known:
+                before, after = known[trial.parent].objectives, known[trial.number].objectives
+                if all(after[name] <= before[name] for name in before):
+                    surpassed.add(trial.parent)
+        last = [c for c in self.candidates if c.trial not in surpassed]
         return front_of(last, self.objectives)
 
     def best(self, objective: str) -> Candidate:

@@ -381,8 +381,11 @@ def install_tensorrt(load_module: Any, monkeypatch: pytest.MonkeyPatch, cuda: An
 
 
 def test_auto_goes_on_where_the_network_is_another_one(
-    session: Any, bundle_path: Path, keys: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    session: Any, bundle_path: Path, keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from edgexnas.device.engines import tensorrt_library
+
+    monkeypatch.setattr(tensorrt_library, "why_not_runnable", lambda: "it is not installed")
     with Predictor(bundle_path, trust=keys, cache=tmp_path / "cache") as predictor:
         assert predictor.engine.name == "onnxruntime"
     with Predictor(bundle_path, trust=keys, cache=tmp_path / "cache") as predictor:

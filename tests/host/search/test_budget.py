@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgexnas.cli import main
 from edgexnas.errors import ConfigurationError
 from edgexnas.host.data.peak_dataset import PeakDataset
 from edgexnas.host.measuring.objectives import OBJECTIVES
@@ -231,6 +232,21 @@ def test_a_search_ends_within_its_budget_and_trains_finalists_with_seeds(
     # Training on keeps the best weights, so it loses nothing.
     assert all(row.error <= errors[int(row.parent)] for row in went_on.itertuples())
     assert SearchResult.load(tmp_path / "run").best("error").trial == result.best("error").trial
+
+
+def test_an_export_of_it_says_what_it_does(
+    tiny_peaks: PeakDataset, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    budgeted(tiny_peaks, run)
+    assert main(["keys", "generate", "--output", str(tmp_path / "keys"), "--name", "beam"]) == 0
+    capfd.readouterr()
+    arguments = ["export", str(run), "--output", str(tmp_path / "a.edgex"), "--signing-key",
+                 str(tmp_path / "keys" / "beam.key.pem"), "--maximum-loss", "9"]  # fmt: skip
+    assert main(arguments) == 0
+    told = capfd.readouterr().err
+    steps = ["float32 and float16", "quantising it to INT8", "scoring it on the test part"]
+    assert [told.count(step) for step in steps] == [1, 1, 1]
 
 
 def test_a_killed_run_goes_on_with_what_is_left_of_its_budget(
