@@ -64,9 +64,14 @@ def fitted_parameters(geometry: dict[str, Any]) -> dict[str, Any]:
             return (transform.compute_xyz_lab(pixels, **named(x), **fixed) - places).ravel()
 
         start = [*pixels.mean(axis=1)[::-1], 0, 0, 0, places[0].mean()]
-        exact: Any = {"ftol": 1e-15, "xtol": 1e-15, "gtol": 1e-15}
         found = least_squares(
-            apart, start, x_scale=[100, 100, 0.01, 0.01, 0.01, 1e4], max_nfev=200, **exact
+            apart,
+            start,
+            x_scale=[100, 100, 0.01, 0.01, 0.01, 1e4],
+            max_nfev=200,
+            ftol=1e-15,
+            xtol=1e-15,
+            gtol=1e-15,
         )
         if best is None or found.cost < best[0]:
             best = found.cost, {**named(found.x), **fixed}

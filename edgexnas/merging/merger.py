@@ -161,9 +161,11 @@ class SpotMerger:
         begin = self._follow_rotation(start, end, parts)
         self._reserve(self._count + len(positions))
         settings, middle = self.settings, (start + end) / 2 + self._turns_deg
+        # Of these types alone: numba compiles anew for each other, which takes seconds.
         self._count, ended = self._loops.merge_frame(
-            self._open, self._count, frame_number, middle, abs(end - start), positions, sigmas,
-            counts, bits, begin, settings.tolerance_px, settings.valley, self._seen, self._ended,
+            self._open, self._count, int(frame_number), middle, abs(end - start), positions,
+            sigmas, counts, bits, begin, float(settings.tolerance_px), float(settings.valley),
+            self._seen, self._ended,
         )  # fmt: skip
         self._last, self._end_deg = frame_number, end + self._turns_deg
         self._step_deg = end - start
@@ -181,7 +183,7 @@ class SpotMerger:
         if self._last is None:
             return SpotFlag.CUT.value
         # A table may go on at 0 after 360, or at -180 after 180.
-        turns = 360 * round((self._end_deg - start) / 360)
+        turns = 360.0 * round((self._end_deg - start) / 360)
         missing = abs(start + turns - self._end_deg) / abs(end - start)
         turned_back = (end - start) * self._step_deg < 0
         if missing > self.settings.gap_frames + 0.5 or turned_back:

@@ -39,7 +39,7 @@ class Rotation:
         *,
         table_deg: npt.ArrayLike | None = None,
     ) -> None:
-        self.start_deg, self.step_deg = start_deg, step_deg
+        self.start_deg, self.step_deg = float(start_deg), float(step_deg)
         self._table = None if table_deg is None else np.asarray(table_deg, np.float64)
         table = self._table
         if table is None:

@@ -99,6 +99,10 @@ class MergingSink(Sink):
 
     def open(self, identity: ServiceIdentity) -> None:
         """See `Sink.open`."""
+        # Compiled, or loaded, before the first frame would wait for it.
+        warm = self._new_merger()
+        warm.add_arrays(0, [[0.0, 0.0]], [[0.1, 0.1]], [1.0], [0])
+        warm.finish()
         self.sink.open(identity)
         self._identity = identity
 
@@ -106,7 +110,7 @@ class MergingSink(Sink):
         """Begin a series, or go on where an earlier run, or this one, has stopped."""
         self.sink.begin(series)
         self._begun = series
-        self._merger = SpotMerger(self._rotation, self._settings, coverage=self._coverage)
+        self._merger = self._new_merger()
         self._late = 0
         if self._stored is not None:
             self._resume()
@@ -151,6 +155,9 @@ class MergingSink(Sink):
     def close(self) -> None:
         """See `Sink.close`."""
         self.sink.close()
+
+    def _new_merger(self) -> SpotMerger:
+        return SpotMerger(self._rotation, self._settings, coverage=self._coverage)
 
     def _is_next(self, number: int) -> bool:
         last = self._merger.last_frame
