@@ -2,11 +2,12 @@
 
     python device/check_gpu.py                              # kernels against the CPU
     python device/check_gpu.py --frames crops.npz           # also on real frames of this file
-    python device/check_gpu.py --sanitize memcheck racecheck --time --time-scans \
+    python device/gpu_bundles.py --output bundles
+    python device/check_gpu.py --bundles bundles --sanitize memcheck racecheck --time --time-scans \
         --output docs/results
 
-TensorRT is not needed: torch stands in for the network, and the page says so. Exit status 0 only if
-everything agrees.
+With `--bundles` the fused engine is compared with onnxruntime, and frames are timed with every
+engine that runs here. Exit status 0 only if everything agrees.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 
 from gpu_comparisons import (
     cases,
+    compare_fused,
     compare_patterns,
     compare_peaks,
     compare_pipeline,
@@ -39,6 +41,8 @@ def compare(session: CudaSession, options: argparse.Namespace) -> tuple[bool, st
         for name, frame, finder in cases(options.frames, options.small)
     ]
     outcomes += [compare_patterns(session), compare_stitching(session)]
+    if options.bundles is not None:
+        outcomes += compare_fused(session, options.bundles)
     if not options.small:
         # With torch, which takes long under a sanitizer.
         from gpu_scans import compare_scan
@@ -50,11 +54,13 @@ def compare(session: CudaSession, options: argparse.Namespace) -> tuple[bool, st
     return all(outcomes), said
 
 
-def sanitize(tool: str, frames: Path | None) -> tuple[bool, str]:
+def sanitize(tool: str, options: argparse.Namespace) -> tuple[bool, str]:
     """Run the comparison on small frames under compute-sanitizer; give its verdict."""
     path = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     command = [path, "--tool", tool, "--error-exitcode", "9", sys.executable, __file__, "--small"]
-    command += [] if frames is None else ["--frames", str(frames)]
+    for name in ("frames", "bundles"):
+        value = getattr(options, name)
+        command += [] if value is None else [f"--{name}", str(value)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     verdicts = [line.strip("= ") for line in done.stdout.splitlines() if "SUMMARY" in line]
     said = f"compute-sanitizer {tool}: {' '.join(verdicts) or 'no verdict'}"
@@ -69,17 +75,24 @@ def main() -> int:
     parser.add_argument("--frames", type=Path, help=".npz of real frames")
     parser.add_argument("--small", action="store_true", help="small frames only, no network")
     parser.add_argument("--sanitize", nargs="*", default=[], metavar="TOOL")
-    parser.add_argument("--time", action="store_true", help="time frames")
+    parser.add_argument("--bundles", type=Path, help="folder that gpu_bundles.py wrote")
+    parser.add_argument("--time", action="store_true", help="time frames, with --bundles")
+    parser.add_argument(
+        "--engines", nargs="+", default=["fused", "tensorrt", "torch"], help="which to time"
+    )
+    parser.add_argument("--quick", action="store_true", help="time pinned frames only")
     parser.add_argument("--time-scans", action="store_true")
     parser.add_argument("--output", type=Path, help="folder for the pages, with --time")
     options = parser.parse_args()
+    if options.time and options.bundles is None:
+        parser.error("--time needs --bundles")
     try:
         with CudaSession() as session:
             print(f"{session.name}, {session.capability}, CUDA {session.driver}", flush=True)
             verdicts = [compare(session, options)]
             # Before the sanitizers, which take long: what is measured is kept first.
-            found = timings(session, options.output) if options.time else None
-            verdicts += [sanitize(tool, options.frames) for tool in options.sanitize]
+            found = timings(session, options) if options.time else None
+            verdicts += [sanitize(tool, options) for tool in options.sanitize]
             if found is not None and options.output is not None:
                 from gpu_frames_page import frames_page
 
@@ -99,9 +112,11 @@ def main() -> int:
     return 0 if good else 1
 
 
-def timings(session: CudaSession, folder: Path | None) -> dict[str, Any]:
+def timings(session: CudaSession, options: argparse.Namespace) -> dict[str, Any]:
     """Time everything, and write what was measured if a folder is given."""
     from gpu_timings import measure
+
+    folder = options.output
 
     def keep(found: dict[str, Any]) -> None:
         if folder is not None:
@@ -109,7 +124,9 @@ def timings(session: CudaSession, folder: Path | None) -> dict[str, Any]:
             text = json.dumps(found, indent=1, ensure_ascii=False)
             write_whole(folder / "gpu-frames.json", (text + "\n").encode())
 
-    return measure(session, keep)
+    return measure(
+        session, keep, options.bundles, engines=options.engines, decoding=not options.quick
+    )
 
 
 if __name__ == "__main__":

@@ -10,8 +10,13 @@ import numpy as np
 from made_frames import crowded_frame, spotty_frame
 
 from edgexnas.bragg import PATCH_SIZE, decode_offsets, scale_patches
+from edgexnas.bundle import Precision, open_bundle
 from edgexnas.device.bragg.gpu_pipeline import FramePipeline
 from edgexnas.device.cuda import CudaSession
+from edgexnas.device.engines.fused.engine import open_fused
+from edgexnas.device.engines.fused.graph import UnsuitableNetworkError
+from edgexnas.device.engines.gate import run_in_batches
+from edgexnas.device.engines.onnx_engine import OnnxEngine
 from edgexnas.device.kernels import PatternKernels, PeakKernels
 from edgexnas.device.kernels.pattern_kernels import NO_BAD_PIXEL
 from edgexnas.device.kernels.peak_kernels import HEADER_ITEMS
@@ -210,6 +215,39 @@ def compare_stitching(session: CudaSession) -> bool:
         )
         one.close()
     return good
+
+
+def compare_fused(session: CudaSession, bundles: Path) -> list[bool]:
+    """Compare the fused engine with onnxruntime on the reference inputs of each Bragg bundle."""
+    outcomes = []
+    for path in sorted(bundles.glob("*.edgex")):
+        bundle = open_bundle(path, trust=bundles / "keys")
+        if bundle.manifest.task != "bragg":
+            continue
+        inputs = bundle.reference["input"]
+        precisions: tuple[Precision, ...] = ("float16", "int8")
+        for precision in precisions:
+            try:
+                engine = open_fused(
+                    bundle, precision=precision, batch=32, reason="checked", session=session
+                )
+            except UnsuitableNetworkError as error:
+                print(f"     {path.stem} {precision}: {error}")
+                continue
+            usual = OnnxEngine(bundle.models[precision], precision=precision, batch=32)
+            got, wanted = (run_in_batches(e, inputs, engine.output_shape) for e in (engine, usual))
+            truth = bundle.reference["output"]
+            apart = [float(np.abs(answer - truth).mean()) for answer in (got, wanted)]
+            # As near to float32 as onnxruntime is: in INT8 both round, in other places.
+            fine = apart[0] <= 1.5 * apart[1] + 1e-4
+            outcomes.append(fine)
+            engine.close()
+            each = float(np.abs(got - wanted).max())
+            print(
+                f"{'ok  ' if fine else 'FAIL'} fused {path.stem} {precision}: {apart[0]:.1e} px "
+                f"from float32, onnxruntime {apart[1]:.1e}; at most {each:.1e} apart"
+            )
+    return outcomes
 
 
 def compare_pipeline(session: CudaSession, peaks: int) -> bool:

@@ -23,9 +23,8 @@ def frames_page(found: dict[str, Any], checks: list[str]) -> str:
     lines = [
         "# Frames on a GPU",
         "",
-        f"`python device/check_gpu.py --time` on {found['GPU']}, {found['capability']}, CUDA "
-        f"{found['CUDA driver']}, torch {found['torch']}. TensorRT does not run there: the network "
-        "is torch in float16, standing in behind the same interface.",
+        f"`python device/check_gpu.py --bundles bundles --time` on {found['GPU']}, "
+        f"{found['capability']}, CUDA {found['CUDA driver']}.",
         "",
         f"Frames of 2048×2048 uint16, {found['frame bytes'] / 1e6:.1f} MB, from host memory to "
         "positions in host memory. Pinned memory is copied to the device at "
@@ -38,30 +37,31 @@ def frames_page(found: dict[str, Any], checks: list[str]) -> str:
         "",
         "## Stages, µs, and device memory",
         "",
-        "Each stage as a CUDA graph of its own. The network runs for `room` peaks. Memory of a "
-        "whole pipeline, MiB: what edgexnas takes, and all together with the network in torch, its "
-        "workspaces and the recorded graphs.",
+        "Each stage as a CUDA graph of its own. Memory of a whole pipeline, MiB: what edgexnas "
+        "takes, and all together with the engine, its workspaces and the recorded graphs.",
         "",
-        "| peaks | network | room | copy | find, cut, scale | network | decode | edgexnas MiB "
-        "| all MiB |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| peaks | network | copy | find, cut, scale | network | decode | edgexnas MiB | all MiB |",
+        "|---|---|---|---|---|---|---|---|",
         *(_stage_row(row) for row in _in_order(found["frames"]) if "stages us" in row),
         "",
+        *_copy_lines(found["host copies"]),
+        *(["## Checks", "", *(f"* {said}" for said in checks)] if checks else []),
+        *_resource_lines(),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _copy_lines(rows: list[dict[str, Any]]) -> list[str]:
+    if not rows:
+        return []
+    return [
         "## From ordinary to pinned memory",
         "",
         "| threads | GB/s | ms a frame, p50 / p99 |",
         "|---|---|---|",
-        *(
-            f"| {row['threads']} | {row['GB/s']:.1f} | {_latency(row)} |"
-            for row in found["host copies"]
-        ),
+        *(f"| {row['threads']} | {row['GB/s']:.1f} | {_latency(row)} |" for row in rows),
         "",
-        "## Checks",
-        "",
-        *(f"* {said}" for said in checks),
-        *_resource_lines(),
     ]
-    return "\n".join(lines) + "\n"
 
 
 def _in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -75,7 +75,9 @@ def _latency(row: dict[str, Any]) -> str:
 
 def _frame_row(row: dict[str, Any], limit: float) -> str:
     name = (
-        row.get("pipeline") or f"edgexnas, {row['network']}, {WHERE[row['frame']].format_map(row)}"
+        row.get("pipeline")
+        or f"{row['network']}, {row['engine']} {row['precision']}, "
+        f"{WHERE[row['frame']].format_map(row)}"
     )
     rate = row["frames/s"]
     return f"| {row['peaks']:,} | {name} | {rate:,.0f} | {rate / limit:.0%} | {_latency(row)} |"
@@ -84,7 +86,8 @@ def _frame_row(row: dict[str, Any], limit: float) -> str:
 def _stage_row(row: dict[str, Any]) -> str:
     times = " | ".join(f"{value:.0f}" for value in row["stages us"].values())
     return (
-        f"| {row['peaks']:,} | {row['network']} | {row['room']:,} | {times} "
+        f"| {row['peaks']:,} | {row['network']}, {row['engine']} {row['precision']} "
+        f"| {times} "
         f"| {row['own MiB']:.0f} | {row['all MiB']:.0f} |"
     )
 

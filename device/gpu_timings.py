@@ -5,9 +5,10 @@ from __future__ import annotations
 import gc
 import itertools
 import statistics
+import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,19 +16,17 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import torch
-from label_baseline import label_pipelines
 from made_frames import spotty_frame
-from torch_stand_in import TorchStandIn
 
 from edgexnas.bragg import PATCH_SIZE, scale_patches
+from edgexnas.bundle import Bundle, open_bundle
 from edgexnas.device.bragg.gpu_pipeline import SLOTS, FramePipeline
 from edgexnas.device.cache import EngineCache
 from edgexnas.device.cuda import CudaSession, PinnedPool
 from edgexnas.device.cuda.host_copy import HostCopy
+from edgexnas.device.engines.opening import open_engine
 from edgexnas.device.sources.compression import compress, decompress
-from edgexnas.errors import MissingDependencyError
-from edgexnas.host.networks.bragg_models import BraggNN, MlpBragg
+from edgexnas.errors import EdgexnasError, MissingDependencyError
 from edgexnas.peak_finding import PeakFinder, estimate_background
 
 PATCH = (1, PATCH_SIZE, PATCH_SIZE)
@@ -45,23 +44,43 @@ DECODERS = (4, 14)
 DECODED = 50
 """Frames that each of them decodes in one round."""
 
-NETWORKS: dict[str, Callable[[], torch.nn.Module]] = {
-    "mlpBragg 50×5": lambda: MlpBragg(50, 5),
-    "BraggNN": lambda: BraggNN(),
-}
+NETWORKS = {"mlpBragg 50×5": "mlpBragg-50x5.edgex", "BraggNN": "BraggNN.edgex"}
+"""Names on the page, and of the bundles that `gpu_bundles.py` writes."""
+
+ENGINES = (
+    ("fused", "int8"), ("fused", "float16"), ("tensorrt", "int8"), ("tensorrt", "float16"),
+    ("torch", "float16"),
+)  # fmt: skip
+"""Engines and precisions that are compared, where they run; torch stands in for none of them."""
 
 Row = dict[str, Any]
 
 
-def measure(session: CudaSession, keep: Callable[[Row], None]) -> Row:
-    """Time everything; each row is printed, and all of them are kept, as soon as they are there."""
+def measure(
+    session: CudaSession,
+    keep: Callable[[Row], None],
+    bundles: Path,
+    *,
+    engines: Sequence[str] = ("fused", "tensorrt", "torch"),
+    decoding: bool = True,
+) -> Row:
+    """Time everything; each row is printed, and all of them are kept, as soon as they are there.
+
+    Parameters
+    ----------
+    bundles
+        Folder that `gpu_bundles.py` wrote.
+    engines
+        Which engines; one that does not run here is printed and left out.
+    decoding
+        Whether frames in other memory and encoded frames are timed too.
+    """
     rate = bandwidth(session)
     frame_bytes = 2 * SHAPE[0] * SHAPE[1]
     found: dict[str, Any] = {
         "GPU": session.name,
         "capability": session.capability,
         "CUDA driver": session.driver,
-        "torch": torch.__version__,
         "copy bytes/s": rate,
         "limit frames/s": rate / frame_bytes,
         "frame bytes": frame_bytes,
@@ -70,16 +89,28 @@ def measure(session: CudaSession, keep: Callable[[Row], None]) -> Row:
     }
     print(f"{rate / 1e9:.1f} GB/s, {found['limit frames/s']:.0f} frames/s", flush=True)
     fields = [Field.with_spots(spots) for spots in SPOTS]
-    found["host copies"] = time_host_copies(session, fields[0].frames)
-    for turn, (name, build) in enumerate(NETWORKS.items()):
-        # Decoding is the same with every network.
-        for row in time_network(session, name, build().eval(), fields, decoding=turn == 0):
-            found["frames"].append(row)
-            keep(found)
-        if turn == 0:
-            for row in (row for field in fields for row in time_others(field)):
-                found["frames"].append(printed(row))
-            keep(found)
+    if decoding:
+        found["host copies"] = time_host_copies(session, fields[0].frames)
+    first = True
+    for name, file in NETWORKS.items():
+        bundle = open_bundle(bundles / file, trust=bundles / "keys")
+        for engine, precision in ENGINES:
+            if engine not in engines:
+                continue
+            about = {"network": name, "engine": engine, "precision": precision}
+            try:
+                for row in time_network(session, bundle, about, fields, decoding and first):
+                    found["frames"].append(row)
+                    keep(found)
+            except (EdgexnasError, ImportError) as error:
+                print(f"{about}: {error}", flush=True)
+                continue
+            # Decoding is the same with every network.
+            first = False
+    if decoding:
+        for field in fields:
+            found["frames"] += [printed(row) for row in time_others(field)]
+        keep(found)
     return found
 
 
@@ -103,7 +134,8 @@ class Field:
 def free_bytes(session: CudaSession) -> int:
     """Give the GPU's free memory, without what only waits to be collected."""
     gc.collect()
-    torch.cuda.empty_cache()
+    if torch := sys.modules.get("torch"):
+        torch.cuda.empty_cache()
     return session.free_bytes()[0]
 
 
@@ -153,32 +185,47 @@ def bandwidth(session: CudaSession) -> float:
     return max(rates)
 
 
-def time_network(
-    session: CudaSession, name: str, network: Any, fields: list[Field], *, decoding: bool
-) -> Iterator[Row]:
-    """Time one network behind the pipeline, for each number of peaks."""
-    levels = tuple(np.linspace(0.1, 0.9, network(torch.zeros(1, *PATCH)).shape[-1]))
-    free = free_bytes(session)
-    engine = TorchStandIn(
-        network, PATCH, session=session, precision="float16", sizes=SIZES, graph=False
+def opened(session: CudaSession, bundle: Bundle, engine: str, precision: Any, cache: Any) -> Any:
+    """Open an engine for thousands of peaks."""
+    if engine != "torch":
+        most = SIZES[-1] if engine == "fused" else SIZES[2]
+        return open_engine(
+            bundle, engine=engine, precision=precision, batch=most, cache=cache, session=session
+        )
+    from torch_stand_in import TorchStandIn
+
+    from edgexnas.host.networks.bragg_models import BraggNN, MlpBragg
+
+    network = BraggNN() if bundle.manifest.architecture == "BraggNN" else MlpBragg(50, 5)
+    return TorchStandIn(
+        network.eval(), PATCH, session=session, precision="float16", sizes=SIZES, graph=False
     )
-    print(f"{name}: {engine.describe()}", flush=True)
+
+
+def time_network(
+    session: CudaSession, bundle: Bundle, about: Row, fields: list[Field], decoding: bool
+) -> Iterator[Row]:
+    """Time one engine of a network behind the pipeline, for each number of peaks."""
+    levels = bundle.manifest.quantile_levels or (0.5,)
+    free = free_bytes(session)
     with TemporaryDirectory() as folder:
+        cache = EngineCache(Path(folder))
+        engine = opened(session, bundle, about["engine"], about["precision"], cache)
+        print(f"{about}: {engine.describe()}", flush=True)
         for field in fields:
             own = session.device_bytes
-            pipeline = FramePipeline(
-                engine, field.finder, np.uint16, levels=levels, cache=EngineCache(Path(folder))
-            )
+            pipeline = FramePipeline(engine, field.finder, np.uint16, levels=levels, cache=cache)
             memory = {
                 "own MiB": (session.device_bytes - own) / 2**20,
                 "all MiB": (free - free_bytes(session)) / 2**20,
             }
-            about = {"peaks": field.peaks, "network": name}
             for number, row in enumerate(time_pipeline(pipeline, field, decoding)):
                 more = {} if number else memory | {"stages us": stage_times_us(session, pipeline)}
-                yield printed(about | row | {"room": pipeline._room} | more)
+                yield printed(
+                    {"peaks": field.peaks} | about | row | {"room": pipeline._room} | more
+                )
             pipeline.close()
-    engine.close()
+        engine.close()
 
 
 def time_pipeline(pipeline: FramePipeline, field: Field, decoding: bool) -> Iterator[Row]:
@@ -190,10 +237,10 @@ def time_pipeline(pipeline: FramePipeline, field: Field, decoding: bool) -> Iter
     ring[:] = frames
     yield time_frames(pipeline, itertools.repeat(None), "slot", 1000)
     yield time_frames(pipeline, itertools.cycle(ring), "ring", 1000)
-    yield time_frames(pipeline, itertools.cycle(frames), "copied", 300)
     del ring
     if not decoding:
         return
+    yield time_frames(pipeline, itertools.cycle(frames), "copied", 300)
     try:
         payloads = [compress(CODEC, frame) for frame in frames]
     except MissingDependencyError as error:
@@ -270,9 +317,7 @@ def stage_times_us(session: CudaSession, pipeline: FramePipeline) -> dict[str, f
     stages: dict[str, Callable[[Any], None]] = {
         "copy": lambda stream: slot.input.upload(stream),
         "find, cut, scale": lambda stream: kernels.enqueue_find(slot.input.pointer, stream),
-        "network": lambda stream: pipeline._engine.enqueue(
-            kernels.scaled.pointer, pipeline._offsets.pointer, pipeline._room, stream
-        ),
+        "network": lambda stream: pipeline._enqueue_network(slot.size, stream),
         "decode": lambda stream: kernels.enqueue_decode(
             pipeline._offsets.pointer, pipeline._levels, pipeline._middle, pointers, stream
         ),
@@ -307,6 +352,11 @@ def graph_times_us(
 
 def time_others(field: Field) -> list[Row]:
     """Time the CPU implementation, and connected components on both, with the same network."""
+    import torch
+    from label_baseline import label_pipelines
+
+    from edgexnas.host.networks.bragg_models import MlpBragg
+
     frames, finder = field.frames, field.finder
     network = MlpBragg(50, 5).eval()
     torch.set_num_threads(1)

@@ -82,6 +82,7 @@ class TorchStandIn:
         self.session = session
         self.precision: Precision = precision
         self.sizes = ladder(batch) if sizes is None else sizes
+        self.any_count = False
         self.batch = self.sizes[-1]
         self.reason: str = "TensorRT does not run here, torch stands in"
         self.input_shape = tuple(input_shape)
@@ -128,7 +129,7 @@ class TorchStandIn:
         """Give the least size that holds `count` items."""
         return least_size(self.sizes, count)
 
-    def enqueue(self, inputs: int, outputs: int, count: int, stream: Any) -> None:
+    def enqueue(self, inputs: int, outputs: int, count: int, stream: Any, *, kept: int = 0) -> None:
         """Put one run into a stream; see `DeviceEngine.enqueue`."""
         if self._closed:
             raise EngineError(f"this {self.name} is closed; open a new one")

@@ -59,6 +59,13 @@ def add_to(commands: Commands) -> None:
         metavar=("ROW", "COL"),
         help="size of an object pixel, for a scan from a URL, whose positions are in metres",
     )
+    predict.add_argument(
+        "--refine",
+        type=positive_int,
+        metavar="SWEEPS",
+        help="refine the object of a scan by so many sweeps of phase retrieval, with the probe of "
+        "the bundle",
+    )
     predict.add_argument("--dataset", help="dataset of the HDF5 file that holds the frames")
     add_detection(predict)
     add_acceptance(predict)
@@ -109,7 +116,7 @@ def _predict(options: argparse.Namespace) -> None:
         predict_object(bundle, options)
         return
     reason = f"{options.bundle} is for Bragg peaks and not for ptychography"
-    reject_given(options, ("object_pixel_nm",), reason)
+    reject_given(options, ("object_pixel_nm", "refine"), reason)
     if not isinstance(options.frames, Path):
         reject_given(options, ("dataset",), "the frames come from a URL, which can say dataset=")
     if not options.merge:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from edgexnas.errors import MissingDependencyError, SourceError
-from edgexnas.ptycho import ObjectImage
+from edgexnas.ptycho import ObjectImage, Refinement
 
 __all__ = ["read_object", "turned_object", "write_nexus_object"]
 
 
-def write_nexus_object(path: Path, image: ObjectImage, *, title: str) -> None:
+def write_nexus_object(
+    path: Path, image: ObjectImage, *, title: str, refinement: Refinement | None = None
+) -> None:
     """Write an object as NeXus, so that its phase is what a NeXus tool plots.
 
     ::
@@ -25,6 +28,11 @@ def write_nexus_object(path: Path, image: ObjectImage, *, title: str) -> None:
                 amplitude    (H, W) float32; with the phase this is the complex object
                 coverage     (H, W) float32, sum of the weights of the patches that cover a pixel
                 row_px       (H,) and col_px (W,): the pixels in the coordinates of the positions
+            network          NXdata, the same before refinement; only where there was one
+            refinement       NXprocess, only where there was one
+                residual     (sweeps + 1,) float64, part of the light that is not explained: before,
+                             then during each sweep
+                seconds      (sweeps + 1,) float64, s, since the start when each was known
 
     Parameters
     ----------
@@ -34,6 +42,8 @@ def write_nexus_object(path: Path, image: ObjectImage, *, title: str) -> None:
         The object.
     title
         What it shows.
+    refinement
+        What became of it by refinement; None without.
 
     Raises
     ------
@@ -48,21 +58,32 @@ def write_nexus_object(path: Path, image: ObjectImage, *, title: str) -> None:
         raise MissingDependencyError.of(
             "h5py", extra="device", purpose="writing an object as HDF5; .npz needs nothing"
         ) from None
-    rows, cols = image.values.shape
-    (row, col), turned = image.origin_px, turned_object(image)
     with h5py.File(path, "w") as file:
         file.attrs.update({"NX_class": "NXroot", "default": "entry", "creator": "edgexnas"})
         entry = file.create_group("entry")
         entry.attrs.update({"NX_class": "NXentry", "default": "object"})
         entry["title"] = title
-        data = entry.create_group("object")
-        data.attrs.update({"NX_class": "NXdata", "signal": "phase", "axes": ["row_px", "col_px"]})
-        data.attrs["auxiliary_signals"] = ["amplitude", "coverage"]
-        data["phase"], data["amplitude"] = np.angle(turned), np.abs(turned)
-        data["coverage"] = image.coverage
-        data["row_px"], data["col_px"] = np.arange(row, row + rows), np.arange(col, col + cols)
-        for name, unit in (("phase", "rad"), ("row_px", "px"), ("col_px", "px")):
-            data[name].attrs["units"] = unit
+        _write_data(entry, "object", image if refinement is None else refinement.image)
+        if refinement is not None:
+            _write_data(entry, "network", image)
+            process = entry.create_group("refinement")
+            process.attrs["NX_class"] = "NXprocess"
+            process["program"] = "edgexnas"
+            process["residual"], process["seconds"] = refinement.residuals, refinement.seconds
+            process["seconds"].attrs["units"] = "s"
+
+
+def _write_data(entry: Any, name: str, image: ObjectImage) -> None:
+    rows, cols = image.values.shape
+    (row, col), turned = image.origin_px, turned_object(image)
+    data = entry.create_group(name)
+    data.attrs.update({"NX_class": "NXdata", "signal": "phase", "axes": ["row_px", "col_px"]})
+    data.attrs["auxiliary_signals"] = ["amplitude", "coverage"]
+    data["phase"], data["amplitude"] = np.angle(turned), np.abs(turned)
+    data["coverage"] = image.coverage
+    data["row_px"], data["col_px"] = np.arange(row, row + rows), np.arange(col, col + cols)
+    for column, unit in (("phase", "rad"), ("row_px", "px"), ("col_px", "px")):
+        data[column].attrs["units"] = unit
 
 
 def read_object(path: Path) -> ObjectImage:

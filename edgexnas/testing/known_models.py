@@ -17,7 +17,7 @@ def onnx_file(graph: str, constants: Mapping[str, Any]) -> bytes:
     """Compile a graph in ONNX's textual form with its constants; checked in full."""
     from onnx import checker, numpy_helper, parser
 
-    model = parser.parse_model(f'<ir_version: 9, opset_import: ["": 18]>{graph}')
+    model = parser.parse_model(f'<ir_version: 9, opset_import: ["": 17]>{graph}')
     for name, value in constants.items():
         model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
     checker.check_model(model, full_check=True)

@@ -11,10 +11,14 @@ import torch
 from scipy.optimize import least_squares
 
 from edgexnas.bragg import PATCH_SIZE, PeakFlag, centroid
+from edgexnas.bundle import generate_keys
 from edgexnas.frames import open_frames
+from edgexnas.host import TrainingData, TrainingSettings, train, with_synthetic_peaks
 from edgexnas.host.data.matching import match_peaks
 from edgexnas.host.data.peak_dataset import PeakDataset
 from edgexnas.host.data.peak_labels import label_frames
+from edgexnas.host.exporting.bundle_export import export_bundle
+from edgexnas.host.networks.symmetric_mlp import mlp_bragg_symmetric
 
 pytestmark = pytest.mark.real
 
@@ -161,3 +165,24 @@ def test_few_of_the_grains_on_a_spotty_powder_ring_become_labels(real_data):
         dataset = label_frames(series)
     assert len(dataset) > 1000
     assert dataset.good.sum() < 120
+
+
+@pytest.mark.long
+def test_a_network_as_accurate_as_8_bit_patches_exports_within_the_default_loss(ruby, tmp_path):
+    """mlpBraggSymmetric, trained for seconds; plain INT8 loses 12 to 25 %."""
+    key, _ = generate_keys(tmp_path, name="beam")
+    more = with_synthetic_peaks(ruby, 20_000, device="cpu")
+    data = TrainingData.from_dataset(more, more.split(), "cpu")
+    torch.manual_seed(0)
+    network = mlp_bragg_symmetric(129, 2)
+    train(network, data, TrainingSettings(epochs=73, batch_size=128, learning_rate=3e-3))
+    report = export_bundle(
+        tmp_path / "ruby.edgex", model=network, dataset=ruby, split=ruby.split(),
+        architecture="mlpBraggSymmetric", signing_key=key, fine_tune=None,
+    )  # fmt: skip
+    float32, int8 = (
+        next(row.mean_px for row in report.manifest.accuracy if row.precision == precision)
+        for precision in ("float32", "int8")
+    )
+    assert float32 < 0.006
+    assert int8 < 1.1 * float32

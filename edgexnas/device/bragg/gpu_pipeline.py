@@ -274,20 +274,27 @@ class FramePipeline:
     def _work(self, slot: Slot, stream: Any) -> None:
         """Put into the stream what leads from the slot's frame to its outputs."""
         self._kernels.enqueue_find(slot.input.pointer, stream)
-        batch, engine = self._engine.batch, self._engine
-        input_bytes = 4 * PATCH_SIZE**2
-        output_bytes = 4 * int(np.prod(engine.output_shape))
-        for start in range(0, slot.size, batch):
-            engine.enqueue(
-                self._kernels.scaled.pointer + start * input_bytes,
-                self._offsets.pointer + start * output_bytes,
-                min(batch, slot.size - start),
-                stream,
-            )
+        self._enqueue_network(slot.size, stream)
         pointers = {name: buffer.pointer for name, buffer in slot.outputs.items()}
         self._kernels.enqueue_decode(
             self._offsets.pointer, self._levels, self._middle, pointers, stream
         )
+
+    def _enqueue_network(self, size: int, stream: Any) -> None:
+        engine = self._engine
+        input_bytes = 4 * PATCH_SIZE**2
+        output_bytes = 4 * int(np.prod(engine.output_shape))
+        # The header's second number is that of the peaks kept, which the GPU alone knows by now.
+        kept = self._kernels.header.pointer + 4
+        each = size if engine.any_count else engine.batch
+        for start in range(0, size, each):
+            engine.enqueue(
+                self._kernels.scaled.pointer + start * input_bytes,
+                self._offsets.pointer + start * output_bytes,
+                min(each, size - start),
+                stream,
+                kept=kept,
+            )
 
     def _room_for(self, count: int) -> int:
         return next((room for room in self._rooms if room >= count), self._rooms[-1])
@@ -304,6 +311,9 @@ def _copied(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 def _rooms(capacity: int, engine: DeviceEngine) -> tuple[int, ...]:
     """For how many peaks the network can run: a few numbers up to the capacity."""
+    # One that counts the peaks itself does no more for the capacity than for those that are there.
+    if engine.any_count:
+        return (capacity,)
     numbers = []
     octave = LEAST_ROOM
     while octave < capacity:

@@ -47,6 +47,10 @@ class DeviceEngine(Engine, Protocol):
     def sizes(self) -> tuple[int, ...]:
         """Batch sizes that it runs, ascending; the last is `batch`."""
 
+    @property
+    def any_count(self) -> bool:
+        """Whether `enqueue` takes any count at once, beyond `batch` too, and heeds `kept`."""
+
     def size_of(self, count: int) -> int:
         """Return the least of `sizes` that holds `count` items.
 
@@ -56,7 +60,7 @@ class DeviceEngine(Engine, Protocol):
             If there is none.
         """
 
-    def enqueue(self, inputs: int, outputs: int, count: int, stream: Any) -> None:
+    def enqueue(self, inputs: int, outputs: int, count: int, stream: Any, *, kept: int = 0) -> None:
         """Put one run into a stream; it can be recorded in a CUDA graph.
 
         Parameters
@@ -68,6 +72,9 @@ class DeviceEngine(Engine, Protocol):
             Number of items.
         stream
             A `pycuda.driver.Stream`.
+        kept
+            Device address of an int32: items beyond that many mean nothing, and an engine of
+            `any_count` leaves them out. 0 for none.
 
         Raises
         ------

@@ -20,7 +20,7 @@ __all__ = ["ENGINES", "checked_counts", "fallback_reason", "open_engine", "resol
 MOST_BATCH, MOST_THREADS = 65536, 1024
 """Memory is allocated for a whole batch: more is a slip of the finger, and no memory holds it."""
 
-ENGINES = ("auto", "onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt")
+ENGINES = ("auto", "fused", "onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt")
 """Names that `open_engine` knows."""
 
 _log = logging.getLogger(__name__)
@@ -44,9 +44,11 @@ def open_engine(
     bundle
         A verified bundle.
     engine
-        A name of `ENGINES` for that one and no other ("onnxruntime" on the CPU, "tensorrt", or
-        onnxruntime's CUDA and TensorRT providers), or "auto": TensorRT where it can run, else
-        onnxruntime on the CPU. The engine's `reason`, which is also logged, says which and why.
+        A name of `ENGINES` for that one and no other ("fused", which runs a Bragg network as one
+        kernel; "tensorrt"; "onnxruntime" on the CPU, or its CUDA and TensorRT providers), or
+        "auto": TensorRT where it can run, else onnxruntime on the CPU. The engine's `reason`, which
+        is also logged, says which and why. `select_engine` measures "fused" and "tensorrt" for
+        "auto".
     precision
         Which of the bundle's models: "float32", "float16" or "int8".
     batch
@@ -56,8 +58,8 @@ def open_engine(
     cache
         Where TensorRT plans are kept; None to build at each start.
     session
-        CUDA session for TensorRT, to share its GPU memory; None for one of the engine's own. With
-        "tensorrt" or "auto" the engine is then a `DeviceEngine`, unless "auto" falls back.
+        CUDA session for "fused" and TensorRT, to share its GPU memory; None for one of the engine's
+        own. The engine is then a `DeviceEngine`, unless "auto" falls back.
     progress
         Called with (phase, steps done, steps in all) while TensorRT builds; None shows it on the
         terminal.
@@ -76,6 +78,12 @@ def open_engine(
     model = _model_of(bundle, precision)
     name, reason, level = resolve_engine(engine)
     _log.log(level, "%s", reason)
+    if name == "fused":
+        from edgexnas.device.engines.fused.engine import open_fused
+
+        return open_fused(
+            bundle, precision=precision, batch=batch, reason=reason, cache=cache, session=session
+        )
     if name == "tensorrt":
         # Imported late: an inference library is loaded by the engine that uses it.
         from edgexnas.device.engines.tensorrt_opening import open_tensorrt
@@ -117,6 +125,8 @@ def resolve_engine(engine: str) -> tuple[str, str, int]:
     EngineError
         If "tensorrt" is requested and cannot run here.
     """
+    if engine == "fused":
+        return engine, "the whole network runs as one kernel", logging.DEBUG
     if engine not in ("auto", "tensorrt"):
         return engine, f"{engine} was requested", logging.DEBUG
     from edgexnas.device.engines.tensorrt_library import installed_library, why_not_runnable

@@ -1,4 +1,4 @@
-"""Engine selection: one precision, or the faster of those that pass the accuracy gate."""
+"""Engine selection: of engines and precisions, the fastest that passes the accuracy gate."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np
 
 from edgexnas.device.cache import EngineCache, open_cache
 from edgexnas.device.engines.engine import Engine
+from edgexnas.device.engines.fused.graph import UnsuitableNetworkError
 from edgexnas.device.engines.gate import EngineProof, ObjectProof, prove_engine
 from edgexnas.device.engines.opening import (
     checked_counts,
@@ -39,15 +40,20 @@ CANDIDATES: tuple[Precision, ...] = ("float16", "int8")
 ROUNDS, ROUND_SECONDS, MOST_RUNS = 5, 0.05, 200
 MEASURED = "measured"
 
+Candidate = tuple[str, "Precision"]
+"""Names of an engine and of a precision."""
+
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class PrecisionTrial:
-    """What one precision did on this device.
+    """What one engine did with one precision on this device.
 
     Attributes
     ----------
+    engine
+        Name of the engine, such as "fused".
     precision
         The bundle's model.
     median_ms, fastest_ms
@@ -58,6 +64,7 @@ class PrecisionTrial:
         Why it cannot be used, such as how far it deviates; None if it passes.
     """
 
+    engine: str
     precision: Precision
     median_ms: float | None
     fastest_ms: float | None
@@ -76,7 +83,7 @@ class SelectedEngine:
     proof
         How far its outputs lie from the reference outputs, and the gate.
     trials
-        What precision="auto" measured; empty for a precision that was requested.
+        What was measured to choose; empty where there was one choice.
     """
 
     engine: Engine
@@ -118,9 +125,10 @@ def select_engine(
 ) -> SelectedEngine:
     """Open an engine and check it on the bundle's reference vectors.
 
-    With precision "auto" the float16 and the INT8 model are both opened, checked, and timed in
-    turn; the faster that passes is kept. What was measured is cached, and the next start opens
-    that model alone.
+    With engine "auto" on a GPU, the fused engine and TensorRT are candidates where they can run;
+    with precision "auto", the float16 and the INT8 model. All candidates are opened, checked, and
+    timed in turn; the fastest that passes is kept. What was measured is cached, and the next start
+    opens that one alone.
 
     Raises
     ------
@@ -128,39 +136,76 @@ def select_engine(
         If an option is out of range, or the bundle has no model of this precision.
     EngineError
         If the engine cannot be opened (`EngineAccuracyError`: it deviates beyond the gate). With
-        engine "auto", onnxruntime takes the place of an engine that fails; that is logged.
+        engine "auto", onnxruntime takes the place of engines that fail; that is logged.
     MissingDependencyError
         If the inference library is not installed.
     """
-    if precision != "auto":
-        return _checked(bundle, precision, options)
     # TensorRT 8.5.3 took 145 µs for BraggNN in INT8 and 79 in float16 (H200, batch 32): only
     # measuring tells which is the faster.
-    names = [name for name in CANDIDATES if name in bundle.models] or ["float32"]
-    key = _measurement_key(bundle, names, options)
+    both = [name for name in CANDIDATES if name in bundle.models] or ["float32"]
+    precisions = both if precision == "auto" else [precision]
+    candidates = [(engine, name) for engine in _engines(bundle, options) for name in precisions]
+    if len(candidates) == 1:
+        return _checked(bundle, *candidates[0], options)
+    key = _measurement_key(bundle, candidates, options)
     kept = _kept_choice(bundle, key, options)
     # Measured once a device: timing at each start could choose differently from run to run.
-    return kept or _measured_choice(bundle, names, key, options)
+    return kept or _measured_choice(bundle, candidates, key, options)
 
 
-def _checked(bundle: Bundle, precision: Precision, options: EngineOptions) -> SelectedEngine:
-    """Open and check one precision; onnxruntime steps in only under engine "auto"."""
-    engine = _opened(bundle, precision, options, options.engine)
+def _engines(bundle: Bundle, options: EngineOptions) -> list[str]:
+    """Names of the engines to compare; "auto" for TensorRT with the CPU in its place."""
+    if options.engine != "auto" or bundle.manifest.task != "bragg":
+        return [options.engine]
+    from edgexnas.device.cuda import why_no_cuda
+
+    if why_no_cuda() is not None:
+        return ["auto"]
+    from edgexnas.device.engines.tensorrt_library import why_not_runnable
+
+    # Without TensorRT the CPU is no candidate: it only steps in where nothing runs on the GPU.
+    return ["fused", "tensorrt"] if why_not_runnable() is None else ["fused"]
+
+
+def _checked(
+    bundle: Bundle,
+    name: str,
+    precision: Precision,
+    options: EngineOptions,
+    *,
+    alone: bool = False,
+) -> SelectedEngine:
+    """Open and check one engine; onnxruntime steps in under engine "auto", unless it is `alone`."""
+    stands_in = options.engine == "auto" and not alone
+    try:
+        engine = _opened(bundle, precision, options, name)
+    except EngineError as error:
+        # "auto" itself has fallen back already.
+        if not stands_in or name == "auto":
+            raise
+        return _on_the_cpu(bundle, precision, options, str(error))
     try:
         return SelectedEngine(engine, prove_engine(engine, bundle))
     except EngineError as error:
         engine.close()
         # What was built once and deviates would deviate at each start, as the cache returns it.
-        _discard_plan(engine)
+        _discard_built(engine)
         # onnxruntime itself has no stand-in: its failure is the bundle's.
-        if options.engine != "auto" or engine.name == "onnxruntime":
+        if not stands_in or engine.name == "onnxruntime":
             raise
-        reason = fallback_reason(str(error))
-        _log.warning("%s", reason)
+        said = str(error)
     except BaseException:
         engine.close()
         raise
-    # The CPU is checked as well: what replaces a failed engine must hold the same gate.
+    return _on_the_cpu(bundle, precision, options, said)
+
+
+def _on_the_cpu(
+    bundle: Bundle, precision: Precision, options: EngineOptions, obstacle: str
+) -> SelectedEngine:
+    """Open and check onnxruntime: what replaces a failed engine must hold the same gate."""
+    reason = fallback_reason(obstacle)
+    _log.warning("%s", reason)
     engine = _opened(bundle, precision, options, "onnxruntime")
     engine.reason = reason
     try:
@@ -177,13 +222,15 @@ def _opened(bundle: Bundle, precision: Precision, options: EngineOptions, name: 
         precision=precision,
         batch=options.batch,
         threads=options.threads,
-        # Only TensorRT keeps plans; nothing is made on disk for the others.
-        cache=options.opened_cache if _builds_plans(name) else None,
+        # Nothing is made on disk for engines that build nothing.
+        cache=options.opened_cache if _builds(name) else None,
         session=options.session,
     )
 
 
-def _builds_plans(name: str) -> bool:
+def _builds(name: str) -> bool:
+    if name == "fused":
+        return True
     if name not in ("auto", "tensorrt"):
         return False
     from edgexnas.device.engines.tensorrt_library import why_not_runnable
@@ -191,63 +238,92 @@ def _builds_plans(name: str) -> bool:
     return why_not_runnable() is None
 
 
-def _discard_plan(engine: Engine) -> None:
+def _discard_built(engine: Engine) -> None:
     """Let the next start build again what did not hold the gate."""
-    from edgexnas.device.engines.tensorrt_engine import TensorRTEngine
-
-    if isinstance(engine, TensorRTEngine):
-        engine.discard_plan()
+    discard = getattr(engine, "discard_built", None)
+    if discard is not None:
+        discard()
 
 
 def _measured_choice(
-    bundle: Bundle, names: Sequence[Precision], key: dict[str, object], options: EngineOptions
+    bundle: Bundle,
+    candidates: Sequence[Candidate],
+    key: dict[str, object],
+    options: EngineOptions,
 ) -> SelectedEngine:
     """Open all, time them in turn, keep the fastest and write down what each did."""
-    passed: dict[Precision, SelectedEngine] = {}
-    refusals: dict[Precision, Exception] = {}
+    passed: dict[Candidate, SelectedEngine] = {}
+    refusals: dict[Candidate, Exception] = {}
     try:
-        for name in names:
+        for candidate in candidates:
+            name, precision = candidate
             try:
-                passed[name] = _checked(bundle, name, options)
+                # One that is named has the other candidates in its place, and the CPU behind all.
+                passed[candidate] = _checked(bundle, name, precision, options, alone=name != "auto")
+            except UnsuitableNetworkError as error:
+                # An engine for some networks only: that this is another one is no failure.
+                _log.info("%s", error)
+                refusals[candidate] = error
+                candidates = [other for other in candidates if other != candidate]
             except (EngineError, MissingDependencyError) as error:
-                refusals[name] = error
+                refusals[candidate] = error
         if not passed:
-            inaccurate = any(isinstance(error, EngineAccuracyError) for error in refusals.values())
-            kind = EngineAccuracyError if inaccurate else EngineError
-            said = "; ".join(map(str, refusals.values()))
-            raise kind(f"precision='auto' found none that works: {said}")
+            return _none_passed(bundle, refusals, options)
+        if len(candidates) == 1:
+            return passed[candidates[0]]
         times = _times_ms({name: kept.engine for name, kept in passed.items()}, bundle)
-        trials = tuple(_trial(name, times.get(name, []), refusals.get(name)) for name in names)
+        trials = tuple(
+            _trial(candidate, times.get(candidate, []), refusals.get(candidate))
+            for candidate in candidates
+        )
         # The median, because one stall of the host would decide over a mean.
         best = min(times, key=lambda name: statistics.median(times[name]))
     except BaseException:
         for kept in passed.values():
             kept.engine.close()
         raise
-    for name, kept in passed.items():
-        if name != best:
+    for candidate, kept in passed.items():
+        if candidate != best:
             kept.engine.close()
     chosen = passed[best].engine
     chosen.reason = f"{chosen.reason}; {_sentence(best, trials)}"
-    _log.info("precision='auto': %s", _sentence(best, trials))
+    _log.info("%s", _sentence(best, trials))
     if options.opened_cache is not None:
-        described = {"best": best, "trials": [asdict(trial) for trial in trials]}
+        described = {"best": list(best), "trials": [asdict(trial) for trial in trials]}
         # Only now, when all were measured: half a measurement would be believed for good.
         options.opened_cache.store(MEASURED, key, described, b"")
     return SelectedEngine(chosen, passed[best].proof, trials)
 
 
-def _trial(name: Precision, times: Sequence[float], refusal: Exception | None) -> PrecisionTrial:
+def _none_passed(
+    bundle: Bundle,
+    refusals: Mapping[Candidate, Exception],
+    options: EngineOptions,
+) -> SelectedEngine:
+    """Let the CPU step in under engine "auto"; else raise what all candidates said."""
+    failures = [e for e in refusals.values() if not isinstance(e, UnsuitableNetworkError)]
+    said = "; ".join(map(str, failures or refusals.values()))
+    names = {name for name, _ in refusals}
+    if options.engine == "auto" and names != {"auto"}:
+        return _on_the_cpu(bundle, list(refusals)[-1][1], options, said)
+    inaccurate = any(isinstance(error, EngineAccuracyError) for error in refusals.values())
+    kind = EngineAccuracyError if inaccurate else EngineError
+    raise kind(f"precision='auto' found none that works: {said}")
+
+
+def _trial(
+    candidate: Candidate, times: Sequence[float], refusal: Exception | None
+) -> PrecisionTrial:
     said = None if refusal is None else str(refusal)
     if not times:
-        return PrecisionTrial(name, None, None, 0, said)
+        return PrecisionTrial(*candidate, None, None, 0, said)
     median, fastest = statistics.median(times), min(times)
-    return PrecisionTrial(name, round(median, 6), round(fastest, 6), len(times), said)
+    return PrecisionTrial(*candidate, round(median, 6), round(fastest, 6), len(times), said)
 
 
-def _times_ms(engines: dict[Precision, Engine], bundle: Bundle) -> dict[Precision, list[float]]:
+def _times_ms(engines: dict[Candidate, Engine], bundle: Bundle) -> dict[Candidate, list[float]]:
     """Time full batches, the engines by turns, so that a clock that drifts hits all alike."""
-    times: dict[Precision, list[float]] = {name: [] for name in engines}
+    times: dict[Candidate, list[float]] = {name: [] for name in engines}
     for round_number in range(ROUNDS + 1):
         for name, engine in engines.items():
             inputs = np.resize(
@@ -266,14 +342,19 @@ def _times_ms(engines: dict[Precision, Engine], bundle: Bundle) -> dict[Precisio
     return times
 
 
-def _sentence(best: Precision, trials: Sequence[PrecisionTrial]) -> str:
+def _sentence(best: Candidate, trials: Sequence[PrecisionTrial]) -> str:
+    several = len({trial.engine for trial in trials}) > 1
+
+    def named(engine: str, precision: str) -> str:
+        return f"{engine} in {precision}" if several else precision
+
     said = [
-        f"{trial.precision} is rejected ({trial.refusal})"
+        f"{named(trial.engine, trial.precision)} is rejected ({trial.refusal})"
         if trial.median_ms is None
-        else f"{trial.precision} takes {trial.median_ms:.3f} ms a batch"
+        else f"{named(trial.engine, trial.precision)} takes {trial.median_ms:.3f} ms a batch"
         for trial in trials
     ]
-    return f"{best} was chosen on this device: {', '.join(said)}"
+    return f"{named(*best)} was chosen on this device: {', '.join(said)}"
 
 
 def _kept_choice(
@@ -287,30 +368,32 @@ def _kept_choice(
         return None
     try:
         trials = tuple(PrecisionTrial(**trial) for trial in entry[0]["trials"])
-        best = cast("Precision", entry[0]["best"])
-    except (KeyError, TypeError):
+        name, best = cast("Candidate", entry[0]["best"])
+    except (KeyError, TypeError, ValueError):
         # Of this device and this bundle, but written by another version of edgexnas.
-        _log.warning("discarding precision timings from another version")
+        _log.warning("discarding timings from another version")
         options.opened_cache.discard(MEASURED, key)
         return None
     try:
-        checked = _checked(bundle, best, options)
+        checked = _checked(bundle, name, best, options, alone=name != "auto")
     except EngineError as error:
-        _log.warning("the precision chosen earlier fails (%s): both are measured again", error)
+        _log.warning("what was chosen earlier fails (%s): all are measured again", error)
         options.opened_cache.discard(MEASURED, key)
         return None
-    checked.engine.reason = f"{checked.engine.reason}; {_sentence(best, trials)}, measured earlier"
+    checked.engine.reason = (
+        f"{checked.engine.reason}; {_sentence((name, best), trials)}, measured earlier"
+    )
     return SelectedEngine(checked.engine, checked.proof, trials)
 
 
 def _measurement_key(
-    bundle: Bundle, names: Sequence[Precision], options: EngineOptions
+    bundle: Bundle, candidates: Sequence[Candidate], options: EngineOptions
 ) -> dict[str, object]:
     """Name everything that the choice depends on."""
     name, _, _ = resolve_engine(options.engine)
     return {
         "bundle": bundle.digest,
-        "precisions": list(names),
+        "candidates": [list(candidate) for candidate in candidates],
         "batch": options.batch,
         "threads": options.threads,
         "engine": name,
@@ -318,7 +401,7 @@ def _measurement_key(
         "library": _library_version(name),
         # The cache folder may be on a network disk, or a card that moves to another device.
         "processor": _processor(),
-        "GPU": _gpu() if name != "onnxruntime" else None,
+        "GPU": _gpu() if candidates[0][0] == "fused" or name != "onnxruntime" else None,
     }
 
 

@@ -58,7 +58,7 @@ class TensorRTEngine:
     ----------
     owns_session
         Whether closing the engine closes the session.
-    discard_plan
+    discard_built
         Removes the plan from the cache that it came from.
     device_memory_bytes
         Device memory that activations and buffers take, and the weights at the size of the plan.
@@ -70,6 +70,8 @@ class TensorRTEngine:
     EngineError
         If its tensors are other ones, or the GPU fails or has not enough memory.
     """
+
+    any_count = False
 
     def __init__(
         self,
@@ -90,7 +92,7 @@ class TensorRTEngine:
         # Profiles are in increasing order; `least_size` relies on it.
         self.batch = self.sizes[-1]
         self.owns_session = False
-        self.discard_plan: Callable[[], None] = _nothing
+        self.discard_built: Callable[[], None] = _nothing
         self._contexts: dict[int, trt.IExecutionContext] = {}
         self._addresses: dict[int, tuple[int, int]] = {}
         self._runs: HostRuns | None = None
@@ -129,7 +131,9 @@ class TensorRTEngine:
         names = [name for name in every if engine.get_tensor_mode(name) == mode]
         shapes = [lengths(engine.get_tensor_shape(name)) for name in names]
         floats = all(engine.get_tensor_dtype(name) == trt.DataType.FLOAT for name in names)
-        if len(names) != 1 or not floats or shapes[0][:1] != (-1,) or -1 in shapes[0][1:]:
+        # TensorRT 8.6 fixes the first axis of a plan whose one profile has one size.
+        batches = {(-1,), self.sizes} if len(self.sizes) == 1 else {(-1,)}
+        if len(names) != 1 or not floats or shapes[0][:1] not in batches or -1 in shapes[0][1:]:
             raise EngineError(
                 f"the plan has {mode.name} tensors {dict(zip(names, shapes, strict=True))}; export "
                 "the model with one of float32 whose first axis alone is free"
@@ -181,7 +185,7 @@ class TensorRTEngine:
         """Return the least of `sizes` that holds `count` items; see `DeviceEngine.size_of`."""
         return least_size(self.sizes, count)
 
-    def enqueue(self, inputs: int, outputs: int, count: int, stream: Any) -> None:
+    def enqueue(self, inputs: int, outputs: int, count: int, stream: Any, *, kept: int = 0) -> None:
         """Put one run into a stream; see `DeviceEngine.enqueue`."""
         size = self.size_of(count)
         context = self._contexts.get(size)

@@ -30,6 +30,7 @@ _LOG_DTYPE = re.compile(r"Datatype: (\w+)")
 _LOG_LAYER = re.compile(r"Name: (?P<name>.*?), LayerType: (?P<kind>\w+), (?P<rest>.*)")
 _LOG_SECTION = re.compile(r"(?:^|, )(Inputs|Constants|Outputs|TacticName|StreamId|Metadata): ")
 _ONNX_NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
+_PROFILE = re.compile(r" \[profile \d+\]$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class PlanLayer:
     outputs
         dtype of each output.
     nodes
-        Names of the ONNX nodes that the layer computes.
+        Names of the ONNX nodes that the layer computes, as far as TensorRT tells.
     """
 
     name: str
@@ -63,13 +64,14 @@ class PlanLayer:
 
 
 def layers_from_inspector(report: str) -> tuple[PlanLayer, ...]:
-    """Read the JSON of TensorRT's engine inspector, as TensorRT 10 and 11 write it.
+    """Read the JSON of TensorRT's engine inspector, as TensorRT 8 to 11 write it.
 
     Layers that a plan without detailed profiling gives by name only are left out. A report that
     is not such JSON gives no layers.
     """
     try:
-        content = json.loads(report)
+        # TensorRT 8.6 leaves control characters in its strings as they are.
+        content = json.loads(report, strict=False)
     except ValueError:
         return ()
     layers = content.get("Layers") if isinstance(content, dict) else None
@@ -79,17 +81,23 @@ def layers_from_inspector(report: str) -> tuple[PlanLayer, ...]:
 
 
 def _inspected(layer: Mapping[str, object]) -> PlanLayer:
+    name = str(layer.get("Name", ""))
+    if "Metadata" in layer:
+        nodes = _ONNX_NODE.findall(str(layer["Metadata"]))
+    else:
+        # TensorRT 8.5 tells the nodes by the layer's name alone: "dense.0.weight + /fc/Gemm".
+        nodes = _PROFILE.sub("", name).split(" + ")
     return PlanLayer(
-        name=str(layer.get("Name", "")),
+        name=name,
         kind=str(layer.get("LayerType", "")),
         inputs=_tensor_dtypes(layer.get("Inputs")),
         outputs=_tensor_dtypes(layer.get("Outputs")),
-        nodes=tuple(_ONNX_NODE.findall(str(layer.get("Metadata", "")))),
+        nodes=tuple(nodes),
     )
 
 
 def _tensor_dtypes(tensors: object) -> tuple[str, ...]:
-    """Dtype of each tensor: TensorRT 10 says "Format/Datatype", TensorRT 11 "Datatype"."""
+    """Dtype of each tensor: up to TensorRT 10 "Format/Datatype", in TensorRT 11 "Datatype"."""
     if not isinstance(tensors, list):
         return ()
     described = (tensor for tensor in tensors if isinstance(tensor, dict))

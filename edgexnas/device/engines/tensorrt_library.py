@@ -1,6 +1,6 @@
 """The TensorRT that is installed: loaded at its first use, quoted in one sentence.
 
-TensorRT from 10.0 on and TensorRT-RTX are asked for features, not for their version. Modules that
+TensorRT from 8.5 on and TensorRT-RTX are asked for features, not for their version. Modules that
 call TensorRT write ::
 
     if TYPE_CHECKING:

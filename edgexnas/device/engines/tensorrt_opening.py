@@ -14,7 +14,7 @@ from edgexnas.device.engines.device_engine import ladder
 from edgexnas.device.engines.tensorrt_engine import PlanUnusableError, TensorRTEngine
 from edgexnas.device.engines.tensorrt_layers import PlanLayer
 from edgexnas.device.engines.tensorrt_library import Progress, import_tensorrt
-from edgexnas.device.engines.tensorrt_plan import Plan, build_plan
+from edgexnas.device.engines.tensorrt_plan import Plan, build_options, build_plan
 
 if TYPE_CHECKING:
     from edgexnas.bundle import Bundle, Precision
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["open_tensorrt"]
 
 PLAN, TIMINGS, KERNELS = "plan", "timings", "kernels"
-
-BUILD_OPTIONS = {"format": 1, "strongly_typed": True, "verbosity": "detailed"}
-"""What `build_plan` asks for; a change of it, or of how plans are kept, makes plans anew."""
 
 DRIVER_FILES = (Path("/proc/driver/nvidia/version"), Path("/etc/nv_tegra_release"))
 
@@ -40,6 +37,7 @@ def open_tensorrt(
     reason: str,
     cache: EngineCache | None = None,
     session: CudaSession | None = None,
+    level: int | None = None,
     progress: Progress | None = None,
 ) -> TensorRTEngine:
     """Open a TensorRT engine; see `open_engine`.
@@ -54,6 +52,8 @@ def open_tensorrt(
         Where plans and kernel timings are kept; None to build each time.
     session
         The session to run in; None for one that the engine owns.
+    level
+        As of `build_plan`.
     progress
         As of `build_plan`; None shows it on the terminal, or in the log where there is none.
 
@@ -72,13 +72,13 @@ def open_tensorrt(
         profiles = [(size, size, size) for size in ladder(batch)]
         place = _place(library, own)
         # A plan is code for one GPU, driver and version; anything else must miss the cache.
-        key = _plan_key(bundle, precision, profiles, place)
+        key = _plan_key(bundle, precision, profiles, place, level)
         plan, origin = _cached(cache, key), "from the cache"
         kept = None if plan is None or cache is None else cache.load(KERNELS, key)
         kernels = None if kept is None else kept[1]
         engine = None if plan is None else _started(plan, key, cache, own, precision, kernels)
         if engine is None:
-            plan = _built(bundle.models[precision], key, place, cache, progress)
+            plan = _built(bundle.models[precision], key, place, cache, progress, level)
             origin = f"built in {plan.seconds:.1f} s"
             engine, kernels = TensorRTEngine(plan, session=own, precision=precision), None
         compiled = engine.compiled_kernels()
@@ -95,7 +95,7 @@ def open_tensorrt(
     engine.reason = f"{reason}; its plan is {origin}"
     engine.owns_session = session is None
     if cache is not None:
-        engine.discard_plan = lambda: cache.discard(PLAN, key)
+        engine.discard_built = lambda: cache.discard(PLAN, key)
     return engine
 
 
@@ -104,6 +104,7 @@ def _plan_key(
     precision: Precision,
     profiles: list[tuple[int, int, int]],
     place: dict[str, object],
+    level: int | None,
 ) -> dict[str, object]:
     """Everything that a plan depends on."""
     return {
@@ -111,7 +112,7 @@ def _plan_key(
         "model": hashlib.sha256(bundle.models[precision]).hexdigest(),
         "precision": precision,
         "profiles": [list(sizes) for sizes in profiles],
-        "options": BUILD_OPTIONS,
+        "options": build_options(level),
         **place,
     }
 
@@ -188,6 +189,7 @@ def _built(
     place: dict[str, object],
     cache: EngineCache | None,
     progress: Progress | None,
+    level: int | None,
 ) -> Plan:
     """Build a plan with the timings of earlier builds, and keep both."""
     timings = None if cache is None else cache.load(TIMINGS, place)
@@ -197,6 +199,7 @@ def _built(
             model,
             batch_sizes=[tuple(sizes) for sizes in profiles],
             timing_cache=None if timings is None else timings[1],
+            level=level,
             progress=progress or shown,
         )
     _log.info("TensorRT built the %s plan in %.1f s", key["precision"], plan.seconds)

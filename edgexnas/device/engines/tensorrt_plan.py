@@ -1,4 +1,8 @@
-"""Build TensorRT plans: strongly typed networks, INT8 from the model's explicit Q/DQ nodes."""
+"""Build TensorRT plans: the model states the arithmetic, INT8 by its explicit Q/DQ nodes.
+
+Networks are strongly typed wherever the library has that. TensorRT 8 has not: there builder flags
+allow the arithmetic that the model states, and TensorRT may still run a layer in a wider one.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
+from edgexnas.bundle.opset import at_most_opset
 from edgexnas.device.engines.tensorrt_layers import (
     PlanLayer,
     layers_from_inspector,
@@ -23,14 +28,18 @@ from edgexnas.device.engines.tensorrt_library import (
     new_runtime,
     quote,
 )
-from edgexnas.errors import ConfigurationError, EngineError
+from edgexnas.errors import BundleError, ConfigurationError, EngineError
 
 if TYPE_CHECKING:
     import tensorrt as trt
 else:
     trt = THE_LIBRARY
 
-__all__ = ["Plan", "Profile", "build_plan", "lengths"]
+__all__ = ["Plan", "Profile", "build_options", "build_plan", "lengths"]
+
+WEAKLY_TYPED_OPSET = 17
+"""The newest operator set that the ONNX parsers of TensorRT 8.5 and 8.6 read. Newer operators they
+would misread rather than reject: reductions at 18 take their axes from an input."""
 
 # TensorRT keeps one logger for a process, so builds share it and take turns.
 _BUILDING = threading.Lock()
@@ -90,12 +99,15 @@ def build_plan(
     batch_sizes: Sequence[int | tuple[int, int, int]] = (1, 32),
     compute_capability: str | None = None,
     timing_cache: bytes | None = None,
+    level: int | None = None,
     progress: Progress | None = None,
 ) -> Plan:
     """Build a TensorRT plan from an ONNX model.
 
     The model decides the arithmetic: layers between Q/DQ nodes run in INT8, all others in the
-    dtype that the graph states.
+    dtype that the graph states. Without strongly typed networks (TensorRT 8) it decides what is
+    allowed: INT8 where it has Q/DQ nodes, float16 where it has float16 tensors. There the model
+    is also converted to opset 17, in memory, after whatever check of its bytes came before.
 
     Parameters
     ----------
@@ -110,6 +122,9 @@ def build_plan(
     timing_cache
         `Plan.timing_cache` of an earlier build on this GPU, which makes this one quicker. One from
         another GPU or version is left out.
+    level
+        TensorRT's builder optimisation level, 0 to 5: lower ones build faster and run slower; None
+        for the library's own.
     progress
         Called with (phase, steps done, steps in all) while building, possibly from other threads.
         What it raises stops the build and is raised again.
@@ -131,7 +146,7 @@ def build_plan(
         said.clear()
         watcher = None if progress is None else monitor(progress)
         started = time.monotonic()
-        data, timings = _build(model, profiles, compute_capability, timing_cache, watcher)
+        data, timings = _build(model, profiles, compute_capability, timing_cache, level, watcher)
         return Plan(
             data=data,
             layers=_layers(data, compute_capability),
@@ -165,6 +180,7 @@ def _build(
     profiles: tuple[Profile, ...],
     compute_capability: str | None,
     timing_cache: bytes | None,
+    level: int | None,
     watcher: Any,
 ) -> tuple[bytes, bytes | None]:
     """Parse and build; every TensorRT object lives until the plan is there."""
@@ -174,15 +190,22 @@ def _build(
         builder = trt.Builder(logger)
         config = builder.create_builder_config()
     except Exception as error:
-        raise EngineError(quote("cannot build here", str(error))) from error
-    network = builder.create_network(_network_flags())
+        # TensorRT 8 says why as a warning, and its exception names a factory function alone.
+        said = journal()
+        reasons = dict.fromkeys(said.errors or said.warnings)
+        raise EngineError(quote("cannot build here", "; ".join(reasons) or str(error))) from error
+    network = builder.create_network(1 << int(_typing()))
     parser = trt.OnnxParser(network, logger)
-    if not parser.parse(model):
+    if not parser.parse(model if _strongly_typed() else _older(model)):
         said = "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors))
         raise EngineError(quote("cannot read the model", said))
     # Only a detailed plan tells the inspector and the log which layers run in INT8.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     _target(config, compute_capability)
+    if not _strongly_typed():
+        _allow_arithmetic(config, model)
+    if level is not None:
+        _set_level(config, level)
     tensor = _batched_input(network)
     # One profile for each size, so that kernels are chosen for it and not for the largest.
     for sizes in profiles:
@@ -213,16 +236,68 @@ def lengths(shape: trt.Dims) -> tuple[int, ...]:
     return tuple(cast("Sequence[int]", shape))
 
 
-def _network_flags() -> int:
+def build_options(level: int | None = None) -> dict[str, object]:
+    """Name what `build_plan` asks of this library, for keys of plans that are kept."""
+    options: dict[str, object] = {
+        "format": 1,
+        "strongly_typed": _strongly_typed(),
+        "verbosity": "detailed",
+    }
+    if not _strongly_typed():
+        options["opset"] = WEAKLY_TYPED_OPSET
+    if level is not None:
+        options["level"] = level
+    return options
+
+
+def _strongly_typed() -> bool:
+    """Whether this TensorRT takes each layer's arithmetic from the graph; 8.x does not."""
+    return has_feature(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
+
+
+def _typing() -> trt.NetworkDefinitionCreationFlag:
     flags = trt.NetworkDefinitionCreationFlag
-    if not has_feature(flags, "STRONGLY_TYPED"):
-        library = import_tensorrt()
+    # TensorRT 11 has no weakly typed networks any more.
+    return flags.STRONGLY_TYPED if _strongly_typed() else flags.EXPLICIT_BATCH
+
+
+def _older(model: bytes) -> bytes:
+    """Convert a model for the parser of a TensorRT without strongly typed networks."""
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    try:
+        return at_most_opset(model, WEAKLY_TYPED_OPSET)
+    except BundleError as error:
+        raise EngineError(quote("cannot read the model", str(error))) from error
+    except DecodeError:
+        # The parser says itself what it cannot read.
+        return model
+
+
+def _allow_arithmetic(config: trt.IBuilderConfig, model: bytes) -> None:
+    """Allow what the model states: INT8 for Q/DQ nodes, float16 for float16 tensors."""
+    import onnx
+
+    graph = onnx.load_from_string(model).graph
+    if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in graph.node):
+        config.set_flag(trt.BuilderFlag.INT8)
+    half = onnx.TensorProto.FLOAT16
+    casts = (a.i for node in graph.node if node.op_type == "Cast" for a in node.attribute)
+    # Without the flag a network with float16 tensors is rejected.
+    if half in casts or any(tensor.data_type == half for tensor in graph.initializer):
+        config.set_flag(trt.BuilderFlag.FP16)
+
+
+def _set_level(config: trt.IBuilderConfig, level: int) -> None:
+    library = import_tensorrt()
+    if not has_feature(config, "builder_optimization_level"):
         raise EngineError(
-            f"{library.__name__} {library.__version__} builds no strongly typed networks; "
-            "use TensorRT 10 or newer"
+            f"{library.__name__} {library.__version__} has no optimisation levels; specify "
+            "level=None"
         )
-    # Types come from the Q/DQ nodes; TensorRT 11 has no weakly typed networks any more.
-    return 1 << int(flags.STRONGLY_TYPED)
+    if not 0 <= level <= 5:
+        raise ConfigurationError(f"level is {level}; specify 0 to 5, or None")
+    config.builder_optimization_level = level
 
 
 def _target(config: Any, compute_capability: str | None) -> None:

@@ -111,6 +111,7 @@ def compile_kernels(
     capability: str,
     definitions: Mapping[str, str] | None = None,
     *,
+    appended: str = "",
     cache: EngineCache | None = None,
 ) -> bytes:
     """Compile one source of this folder to a cubin.
@@ -118,11 +119,13 @@ def compile_kernels(
     Parameters
     ----------
     source
-        "peaks.cu", "patterns.cu" or "object.cu".
+        "peaks.cu", "patterns.cu", "object.cu" or "fused.cu".
     capability
         Compute capability of the GPU, as "SM87".
     definitions
         Macros, such as `pixel_definitions` gives.
+    appended
+        Code that follows the source, for kernels that are composed of its parts.
     cache
         Where cubins are kept between starts; None for nowhere.
 
@@ -131,7 +134,7 @@ def compile_kernels(
     EngineError
         If neither NVRTC nor nvcc is installed, or the compiler reports an error.
     """
-    text = (_FOLDER / source).read_text()
+    text = (_FOLDER / source).read_text() + appended
     macros = dict(definitions or {})
     # All that changes the code: a cubin for another GPU or other flags must not be found.
     key = {
@@ -156,7 +159,11 @@ def compile_kernels(
 
 
 def kernel_resources(
-    source: str, capability: str, definitions: Mapping[str, str] | None = None
+    source: str,
+    capability: str,
+    definitions: Mapping[str, str] | None = None,
+    *,
+    appended: str = "",
 ) -> list[KernelResources]:
     """Compile one source with nvcc, for a GPU that need not be there, and report its kernels.
 
@@ -166,7 +173,7 @@ def kernel_resources(
         If nvcc is not installed or reports an error.
     """
     options = [*_FLAGS, *(f"-D{name}={value}" for name, value in (definitions or {}).items())]
-    text = (_FOLDER / source).read_text()
+    text = (_FOLDER / source).read_text() + appended
     architecture = f"sm_{capability.removeprefix('SM')}"
     _, said = _run_nvcc(text, source, architecture, [*options, "-Xptxas", "-v"])
     # Each kernel's report starts with its name, so that none reaches into the next.

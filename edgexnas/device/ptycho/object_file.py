@@ -9,7 +9,7 @@ import numpy as np
 
 from edgexnas.errors import ConfigurationError
 from edgexnas.forms.object_nexus import turned_object, write_nexus_object
-from edgexnas.ptycho import ObjectImage
+from edgexnas.ptycho import ObjectImage, Refinement
 from edgexnas.whole_files import whole_file, write_whole
 
 __all__ = ["OBJECT_SUFFIXES", "check_object_path", "save_object"]
@@ -39,20 +39,28 @@ def check_object_path(path: str | Path) -> Path:
     return place
 
 
-def save_object(image: ObjectImage, path: str | Path) -> tuple[Path, ...]:
+def save_object(
+    image: ObjectImage, path: str | Path, *, refinement: Refinement | None = None
+) -> tuple[Path, ...]:
     """Write an object, whole or not at all, then pictures of its phase and amplitude.
 
     Parameters
     ----------
+    image
+        The object as it was stitched.
     path
         NAME.npz with the arrays object (H, W) complex64, coverage (H, W) float32 and origin_px
         (2,); or NAME.h5, as of `write_nexus_object`. The pictures are NAME-phase.png and
         NAME-amplitude.png. In the arrays the mean phase of the object is turned to 0, since a
         constant is not known.
+    refinement
+        What became of the object by refinement: `object` is the refined one then, and the file has
+        besides network (H, W) complex64, the object as it was stitched, and residuals and seconds
+        (sweeps + 1,) float64. NAME-refinement.png shows both phases and their difference.
 
     Returns
     -------
-    The paths of the three files.
+    The paths of the files.
 
     Raises
     ------
@@ -61,20 +69,28 @@ def save_object(image: ObjectImage, path: str | Path) -> tuple[Path, ...]:
     MissingDependencyError
         If h5py is not installed and HDF5 is asked for.
     """
-    from edgexnas.device.pictures.pictures import amplitude_picture, phase_picture
+    from edgexnas.device.pictures.pictures import (
+        amplitude_picture,
+        phase_picture,
+        refinement_picture,
+    )
 
     place = check_object_path(path)
+    shown = image if refinement is None else refinement.image
     pictures = {
-        place.with_name(f"{place.stem}-phase.png"): phase_picture(image).png,
-        place.with_name(f"{place.stem}-amplitude.png"): amplitude_picture(image).png,
+        place.with_name(f"{place.stem}-phase.png"): phase_picture(shown).png,
+        place.with_name(f"{place.stem}-amplitude.png"): amplitude_picture(shown).png,
     }
+    if refinement is not None:
+        compared = refinement_picture(image, refinement.image).png
+        pictures[place.with_name(f"{place.stem}-refinement.png")] = compared
     try:
         # The object first: pictures without it would look like success.
         with whole_file(place) as draft:
             if place.suffix.lower() == ".npz":
-                _write_npz(draft, image)
+                _write_npz(draft, image, refinement)
             else:
-                write_nexus_object(draft, image, title=place.stem)
+                write_nexus_object(draft, image, title=place.stem, refinement=refinement)
         for name, content in pictures.items():
             write_whole(name, content)
     except OSError as error:
@@ -85,11 +101,14 @@ def save_object(image: ObjectImage, path: str | Path) -> tuple[Path, ...]:
     return place, *pictures
 
 
-def _write_npz(draft: Path, image: ObjectImage) -> None:
+def _write_npz(draft: Path, image: ObjectImage, refinement: Refinement | None) -> None:
     arrays = {
-        "object": turned_object(image),
+        "object": turned_object(image if refinement is None else refinement.image),
         "coverage": image.coverage,
         "origin_px": np.array(image.origin_px, np.int64),
     }
+    if refinement is not None:
+        arrays["network"] = turned_object(image)
+        arrays["residuals"], arrays["seconds"] = refinement.residuals, refinement.seconds
     with draft.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]

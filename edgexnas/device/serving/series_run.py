@@ -315,6 +315,12 @@ class SeriesWork(Protocol):
     def snapshot(self, *, final: bool) -> ObjectSnapshot | None:
         """Show what grows over a series, if it is time to; None otherwise."""
 
+    def afterwards(self) -> Callable[[threading.Event], ObjectSnapshot | None] | None:
+        """Give what is to be done after the last snapshot, in a thread of its own; None: nothing.
+
+        It uses nothing of the engine, and ends early, with None, once the event is set.
+        """
+
     def end(self) -> None:
         """Give back what was taken for the series; called after its last frame was delivered."""
 

@@ -335,7 +335,7 @@ class Hdf5Sink(Sink):
         self._check_free(self.folder)
         with whole_file(path) as draft:
             title = f"{snapshot.series} up to frame {snapshot.number}"
-            write_nexus_object(draft, snapshot.image, title=title)
+            write_nexus_object(draft, snapshot.image, title=title, refinement=snapshot.refinement)
 
     def close(self) -> None:
         """Close the file and return the space it does not use; closing again does nothing."""

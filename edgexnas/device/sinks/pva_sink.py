@@ -115,7 +115,7 @@ class PvaSink(Sink):
 
     def show(self, snapshot: ObjectSnapshot) -> None:
         """Post the object."""
-        image = snapshot.image
+        image = snapshot.best
         for part, values in (("Phase", image.phase_rad), ("Amplitude", image.amplitude)):
             self._post(f"Object:{part}", _image(np.ascontiguousarray(values), snapshot.number))
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 if TYPE_CHECKING:
     from edgexnas.bragg import Peaks
-    from edgexnas.ptycho import ObjectImage
+    from edgexnas.ptycho import ObjectImage, Refinement
     from edgexnas.spots import Spots
 
 __all__ = [
@@ -214,15 +214,24 @@ class ObjectSnapshot:
     series, number
         Up to which frame.
     image
-        The object.
+        The object as it was stitched.
     final
         Whether the series has ended.
+    refinement
+        What became of the object by refinement, in a further snapshot after the final one; None
+        without.
     """
 
     series: str
     number: int
     image: ObjectImage
     final: bool
+    refinement: Refinement | None = None
+
+    @property
+    def best(self) -> ObjectImage:
+        """The refined object if there is one, else the stitched one."""
+        return self.image if self.refinement is None else self.refinement.image
 
 
 @dataclass(frozen=True, slots=True)

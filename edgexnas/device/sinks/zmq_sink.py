@@ -169,13 +169,17 @@ class ZmqSink(Sink):
 
     def show(self, snapshot: ObjectSnapshot) -> None:
         """Send the object."""
-        image = snapshot.image
+        image, refinement = snapshot.best, snapshot.refinement
         arrays = {
             "amplitude": (image.amplitude, "1"),
             "phase": (image.phase_rad, "rad"),
             "coverage": (image.coverage, "1"),
         }
-        extra = {"final": snapshot.final, "origin": list(image.origin_px)}
+        extra = {
+            "final": snapshot.final,
+            "origin": list(image.origin_px),
+            "residuals": None if refinement is None else refinement.residuals.tolist(),
+        }
         self._send("object", snapshot.series, snapshot.number, extra, arrays)
 
     def close(self) -> None:

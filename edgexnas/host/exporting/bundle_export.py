@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import re
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
+import onnx
 from pydantic import ValidationError
 from torch import nn
 
@@ -23,37 +22,33 @@ from edgexnas import __version__
 from edgexnas.bundle import (
     AccuracyRow,
     Manifest,
-    Precision,
+    MeasuredLatency,
     Provenance,
-    Quantisation,
+    QuantisationRecipe,
     load_signing_key,
     write_bundle,
 )
-from edgexnas.bundle.manifest import IDENTIFIER
+from edgexnas.bundle.manifest import IDENTIFIER, OLDEST_READER, PROBE_READER
 from edgexnas.bundle.strict_json import explain
-from edgexnas.errors import ConfigurationError, QuantisationError
+from edgexnas.errors import ConfigurationError
 from edgexnas.host.exporting.bundling import make_bundling
-from edgexnas.host.exporting.onnx_export import to_onnx
-from edgexnas.host.exporting.quantisation import QuantisedModel, quantise, recipes, run_onnx
-from edgexnas.host.exporting.quantisation_aware import fine_tune_for_int8
+from edgexnas.host.exporting.exporter import FINE_TUNING, Exporter
+from edgexnas.host.exporting.quantisation import first_layers
 from edgexnas.host.networks.bragg_models import LEVELS, count_parameters
-from edgexnas.host.training.settings import TrainingData, TrainingSettings
+from edgexnas.host.training.settings import TrainingSettings
 from edgexnas.printing import printable
 
 if TYPE_CHECKING:
     from edgexnas.host.data.dataset import Dataset
     from edgexnas.host.data.splitting import Split
-    from edgexnas.host.exporting.bundling import Bundling
+    from edgexnas.host.exporting.recipe_choice import RecipeChoice
 
-__all__ = ["MAXIMUM_LOSS", "ExportReport", "Origin", "export_bundle"]
+__all__ = ["FINE_TUNING", "MAXIMUM_LOSS", "ExportReport", "Origin", "export_bundle"]
 
 FloatArray = npt.NDArray[np.float32]
 
 MAXIMUM_LOSS = 0.10
 """Largest share of the mean error that INT8 may lose against float32 on held-out data."""
-
-FINE_TUNING = TrainingSettings(epochs=60, batch_size=32, learning_rate=5e-4)
-"""Quantisation-aware fine-tuning where post-training quantisation loses too much."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,12 +71,16 @@ class Origin:
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written: the bundle, its manifest, and the share of accuracy that INT8 loses."""
+    """What was written: the bundle, its manifest, and the share of accuracy that INT8 loses.
+
+    `choice` is the recipe that was chosen by latency, if there is one.
+    """
 
     path: Path
     manifest: Manifest
     int8_loss: float
     fine_tuned: bool
+    choice: RecipeChoice | None = None
 
 
 def export_bundle(
@@ -100,6 +99,7 @@ def export_bundle(
     expires: datetime | None = None,
     maximum_loss: float = MAXIMUM_LOSS,
     fine_tune: TrainingSettings | None = FINE_TUNING,
+    choice: RecipeChoice | None = None,
 ) -> ExportReport:
     """Quantise, score, sign and write a network.
 
@@ -122,10 +122,13 @@ def export_bundle(
         Number of this version; seconds since 1970 by default, so that it rises by itself.
     maximum_loss
         Largest share that INT8 may add to the mean error of float32: the distance of peaks, the
-        phase error of patches.
+        phase error of patches. Where it would add more than half of that on the validation part,
+        channels are equalised, then the first layer stays in float; that is logged and recorded.
     fine_tune
-        Settings of quantisation-aware fine-tuning, used if post-training quantisation loses more
-        than half of `maximum_loss` on the validation part; None never fine-tunes.
+        Settings of quantisation-aware fine-tuning, used if that does not suffice; None never
+        fine-tunes.
+    choice
+        Recipe that was chosen by measured latency; see `edgexnas.host.measuring.recipe_search`.
 
     Raises
     ------
@@ -140,11 +143,14 @@ def export_bundle(
     check_writable(path)
     name, architecture = _checked_name(model_id, architecture), printable(architecture)
     bundling = make_bundling(dataset.task, tuple(levels))
-    exporter = _Exporter(dataset, split, bundling)
-    models, quantised, fine_tuned = exporter.models(model.cpu().eval(), maximum_loss, fine_tune)
+    exporter = Exporter(dataset, split, bundling)
+    models, quantised, fine_tuned = exporter.models(
+        model.cpu().eval(), maximum_loss, fine_tune, choice
+    )
     outputs = exporter.test_outputs(models)
-    loss = exporter.int8_loss(outputs, maximum_loss)
+    loss = exporter.int8_loss(outputs, maximum_loss, quantised)
     parameters = count_parameters(model)
+    first = first_layers(onnx.load_from_string(models["float32"]))
     reference = {
         "input": exporter.x[split.test][: bundling.references],
         "output": outputs["float32"][: bundling.references],
@@ -152,8 +158,11 @@ def export_bundle(
     # Whole seconds, as the manifest keeps them.
     created = datetime.now(timezone.utc).replace(microsecond=0)
     inputs, output = bundling.tensors()
+    probe, described = bundling.probe(dataset)
+    old = described is None or described.plain
     try:
         manifest = Manifest(
+            requires_edgexnas=OLDEST_READER if old else PROBE_READER,
             task=bundling.task,
             model_id=name,
             sequence=int(created.timestamp()) if sequence is None else sequence,
@@ -166,129 +175,35 @@ def export_bundle(
             outputs=(output,),
             preprocessing=bundling.preprocessing(dataset),
             detection=bundling.detection(dataset),
+            probe=described,
             accuracy=(
                 *exporter.rows(architecture, outputs, parameters),
                 *bundling.baselines(dataset, split),
                 *rows,
             ),
-            quantisation=exporter.recipe(quantised, loss, fine_tuned),
+            quantisation=exporter.quantisation(quantised, loss, fine_tuned),
+            quantisation_recipe=QuantisationRecipe(
+                placement="weights-and-activations",
+                per_channel=True,
+                float_first_layer=first <= set(quantised.left_float),
+                float_last_layer=True,
+                latencies=_latencies(choice),
+            ),
             # Of the items that travel along, on which a device measures its engine.
             gate=bundling.gate({p: o[: bundling.references] for p, o in outputs.items()}),
-            provenance=_provenance(origin or Origin(), dataset),
+            provenance=_provenance(origin or Origin(), dataset, choice),
         )
     except ValidationError as error:
         raise ConfigurationError(f"bundle {path} cannot be described: {explain(error)}") from None
     written = write_bundle(
-        path, manifest=manifest, models=models, reference=reference, signing_key=key
+        path,
+        manifest=manifest,
+        models=models,
+        reference=reference,
+        signing_key=key,
+        probe=probe,
     )
-    return ExportReport(written, manifest, loss, fine_tuned)
-
-
-class _Exporter:
-    """The data of one export, and the steps that need all of it."""
-
-    def __init__(self, dataset: Dataset, split: Split, bundling: Bundling) -> None:
-        self.x = dataset.inputs()
-        self.y = dataset.network_targets()
-        # Spread over the part: neighbours on a series or scan are nearly alike.
-        spread = np.linspace(0, len(split.calibration) - 1, bundling.calibration_items)
-        # Each once, where there are fewer items than are wanted.
-        self._calibration = self.x[split.calibration[np.unique(spread.astype(int))]]
-        self._dataset, self._split, self._bundling = dataset, split, bundling
-
-    def models(
-        self, model: nn.Module, maximum_loss: float, fine_tune: TrainingSettings | None
-    ) -> tuple[dict[Precision, bytes], QuantisedModel, bool]:
-        """Export float32 and float16, and the best INT8 graph."""
-        float32 = self._to_onnx(model)
-        float16 = self._to_onnx(model, half=True)
-        # Half, because what is measured here on one part must hold on another.
-        limit = (1 + maximum_loss / 2) * self._validation_error(float32)
-        error, int8 = self._best_recipe(float32)
-        tuned = False
-        if error > limit and fine_tune is not None:
-            data = TrainingData.from_dataset(self._dataset, self._split, fine_tune.device)
-            calibration = torch.from_numpy(self._calibration)
-            result = fine_tune_for_int8(model, data, calibration, fine_tune)
-            tuned_error, tuned_int8 = self._best_recipe(self._to_onnx(result.model))
-            if tuned_error < error:
-                int8, tuned = tuned_int8, True
-        return {"float32": float32, "float16": float16, "int8": int8.model}, int8, tuned
-
-    def test_outputs(self, models: Mapping[Precision, bytes]) -> dict[Precision, FloatArray]:
-        """Run every model on the test part."""
-        return {p: self._run(model, self._split.test) for p, model in models.items()}
-
-    def int8_loss(self, outputs: Mapping[Precision, FloatArray], maximum: float) -> float:
-        """Share of the float32 error on the test part that INT8 adds; rejected above `maximum`."""
-        truth, of = self.y[self._split.test], self._bundling
-        float32, int8 = (of.error(outputs[p], truth) for p in ("float32", "int8"))
-        loss = int8 / float32 - 1
-        if loss > maximum:
-            raise QuantisationError(
-                f"INT8 loses {loss:.1%} of {of.measure} on held-out data ({int8:.4f} {of.unit} "
-                f"against {float32:.4f} {of.unit} in float32) and {maximum:.0%} is allowed: pass "
-                "fine_tune settings, or choose a wider network"
-            )
-        return loss
-
-    def rows(
-        self, name: str, outputs: Mapping[Precision, FloatArray], parameters: int
-    ) -> list[AccuracyRow]:
-        """Score every model on the test part."""
-        return [
-            self._bundling.row(
-                name,
-                output,
-                self.y[self._split.test],
-                against=self._dataset.against,
-                precision=precision,
-                parameters=parameters,
-            )
-            for precision, output in outputs.items()
-        ]
-
-    def _to_onnx(self, model: nn.Module, *, half: bool = False) -> bytes:
-        example = torch.from_numpy(self.x[:4])
-        inputs, output = self._bundling.tensors()
-        return to_onnx(model, example, half=half, input_name=inputs.name, output_name=output.name)
-
-    def _run(self, model: bytes, part: npt.NDArray[np.intp]) -> FloatArray:
-        return run_onnx(model, self.x[part], self._bundling.batch)
-
-    def _best_recipe(self, float32: bytes) -> tuple[float, QuantisedModel]:
-        """Quantise by every recipe; a layer more in float must earn itself 2 %."""
-        best: tuple[float, QuantisedModel] | None = None
-        for recipe in recipes():
-            try:
-                candidate = quantise(float32, self._calibration, recipe)
-            # More float layers may leave a shallow network nothing; the first recipe must work.
-            except QuantisationError:
-                if best is None:
-                    raise
-                continue
-            error = self._validation_error(candidate.model)
-            fewer_float = best is None or recipe.float_layers == best[1].recipe.float_layers
-            if best is None or error < best[0] * (1.0 if fewer_float else 0.98):
-                best = error, candidate
-        assert best is not None
-        return best
-
-    def _validation_error(self, model: bytes) -> float:
-        part = self._split.validation
-        return self._bundling.error(self._run(model, part), self.y[part])
-
-    def recipe(self, int8: QuantisedModel, loss: float, fine_tuned: bool) -> Quantisation:
-        items = np.ascontiguousarray(self._calibration)
-        return Quantisation(
-            method="qat" if fine_tuned else "ptq",
-            calibration_method=int8.recipe.calibration,
-            float_layers=int8.left_float,
-            quantised_layers=int8.quantised,
-            calibration_items=len(items),
-            calibration_digest=hashlib.sha256(items.tobytes()).hexdigest(),
-            loss_fraction=loss,
-        )
+    return ExportReport(written, manifest, loss, fine_tuned, choice)
 
 
 def _checked_name(model_id: str | None, architecture: str) -> str:
@@ -303,12 +218,20 @@ def _checked_name(model_id: str | None, architecture: str) -> str:
     return model_id
 
 
-def _provenance(origin: Origin, dataset: Dataset) -> Provenance:
+def _latencies(choice: RecipeChoice | None) -> tuple[MeasuredLatency, ...]:
+    trials = () if choice is None else choice.trials
+    return tuple(trial.latency for trial in trials if trial.latency is not None)
+
+
+def _provenance(origin: Origin, dataset: Dataset, choice: RecipeChoice | None) -> Provenance:
     # edgexnas says it itself: a source tree that is not installed has no metadata.
     versions = {"python": platform.python_version(), "edgexnas": __version__}
     for name in ("torch", "onnx", "onnxruntime", "numpy"):
         with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
+    configuration = dict(origin.configuration or {})
+    if choice is not None:
+        configuration |= {"recipe": choice.name, "recipe_reason": printable(choice.reason)}
     return Provenance(
         search=origin.search,
         trial=origin.trial,
@@ -316,7 +239,7 @@ def _provenance(origin: Origin, dataset: Dataset) -> Provenance:
         data_digest=dataset.digest,
         data_source=printable(dataset.source),
         label_residual=getattr(dataset, "residual", None),
-        configuration=dict(origin.configuration or {}),
+        configuration=configuration,
         versions=versions,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import re
 from contextlib import redirect_stderr
 
@@ -10,13 +11,20 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from edgexnas.errors import ConfigurationError
+from edgexnas.bundle.opset import at_most_opset
+from edgexnas.errors import BundleError, ConfigurationError
 from edgexnas.host.exporting.quiet import quiet
 
 __all__ = ["OPSET", "to_onnx"]
 
-OPSET = 18
-"""Read by TensorRT 10.3 and later and by onnxruntime 1.20 and later."""
+OPSET = 17
+"""The newest that TensorRT 8.5 and 8.6 read."""
+
+EXPORTER_OPSET = 18
+"""The oldest that torch translates to, kept where a network needs it."""
+
+
+_log = logging.getLogger(__name__)
 
 
 class _HalfPrecision(nn.Module):
@@ -40,6 +48,8 @@ def to_onnx(
     output_name: str = "offsets_px",
 ) -> bytes:
     """Export a network with a free batch axis named "n" and no external data.
+
+    In opset 17, which every supported TensorRT reads, unless an operation needs 18.
 
     Parameters
     ----------
@@ -69,22 +79,27 @@ def to_onnx(
                 (example,),
                 input_names=[input_name],
                 output_names=[output_name],
-                opset_version=OPSET,
+                opset_version=EXPORTER_OPSET,
                 dynamic_shapes=({0: batch},),
                 dynamo=True,
                 external_data=False,
                 verbose=False,
             )
         assert program is not None
-        return _without_notes(program.model_proto)
+        exported = _without_notes(program.model_proto)
     # Each of torch's three steps and onnx's checker has errors of its own, most of them private.
     except Exception as error:
         precision = "float16" if half else "float32"
         raise ConfigurationError(
             f"the network cannot be exported to ONNX in {precision} ({_reason(error)}); in its "
-            f"forward use operations that opset {OPSET} has, cast with x.to(other.dtype) and not "
-            "to float32, and branch on no values"
+            f"forward use operations that opset {EXPORTER_OPSET} has, cast with "
+            "x.to(other.dtype) and not to float32, and branch on no values"
         ) from error
+    try:
+        return at_most_opset(exported, OPSET)
+    except BundleError as error:
+        _log.info("exported at opset %d, for TensorRT 10 or newer: %s", EXPORTER_OPSET, error)
+        return exported
 
 
 def _reason(error: BaseException) -> str:

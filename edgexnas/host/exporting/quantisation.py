@@ -2,8 +2,8 @@
 
 Weighted layers get quantised inputs (symmetric, per tensor) and weights (symmetric, per output
 channel); outputs stay as they are, so that a runtime can fuse what follows. The last layer of each
-head stays float, because a quantised output leaves a few dozen distinct values. Whether the layer
-before it stays float too, and how activations are calibrated, is chosen on the validation part.
+head stays float, because a quantised output leaves a few dozen distinct values. What else stays
+float, and how activations are calibrated, is a `Recipe`, chosen on the validation part.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import ModelProto, NodeProto, numpy_helper
+from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from edgexnas.errors import QuantisationError
+from edgexnas.host.exporting.equalisation import equalise
 from edgexnas.host.exporting.quiet import quiet
 
 __all__ = ["QuantisedModel", "Recipe", "quantise", "run_onnx", "weighted_layers"]
@@ -39,10 +40,34 @@ class Recipe:
         "minmax", or a percentile of the absolute activations, such as "percentile-99.99".
     float_layers
         How many of the last weighted layers of each head stay float; at least 1.
+    float_first
+        Whether the layers that read the input stay float, so that it is not rounded to 8 bits.
+    equalised
+        Whether channels are brought to like ranges first; see `equalise`.
+    float_attention
+        Whether the layers of attention stay float: those that feed a product of two activations,
+        and those that read its result.
+    float_dense
+        Whether dense layers stay float, where convolutions are there for INT8.
+    int8_resize
+        Whether what is resized in front of an INT8 layer is rounded before as well, so that it
+        moves as INT8 and needs no rounding of its own.
     """
 
     calibration: str = "minmax"
     float_layers: int = 1
+    float_first: bool = False
+    equalised: bool = False
+    float_attention: bool = False
+    float_dense: bool = False
+    int8_resize: bool = False
+
+    def __str__(self) -> str:
+        words = [self.calibration, f"last {self.float_layers} in float"]
+        for part in ("first", "attention", "dense"):
+            words += [f"{part} in float"] * getattr(self, f"float_{part}")
+        words += ["channels equalised"] * self.equalised + ["resizing in INT8"] * self.int8_resize
+        return ", ".join(words)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +110,41 @@ def layers_behind(model: ModelProto) -> dict[str, int]:
     return dict(reversed(counts.items()))
 
 
+def first_layers(model: ModelProto) -> set[str]:
+    """Names of the weighted layers that read the input and nothing of another weighted layer."""
+    weighted = {node.name for node in weighted_layers(model)}
+    behind_one: set[str] = set()
+    first = set()
+    for node in model.graph.node:
+        later = bool(behind_one & set(node.input))
+        if node.name in weighted and not later:
+            first.add(node.name)
+        if node.name in weighted or later:
+            behind_one.update(node.output)
+    return first
+
+
+def attention_layers(model: ModelProto) -> set[str]:
+    """Names of the weighted layers that feed a product of two activations, or read its result."""
+    weighted = {node.name for node in weighted_layers(model)}
+    products = [n for n in model.graph.node if n.op_type == "MatMul" and n.name not in weighted]
+    feeding = {name for node in products for name in node.input}
+    chosen = set()
+    for node in reversed(model.graph.node):
+        if feeding & set(node.output):
+            feeding.update(node.input)
+            chosen |= {node.name} & weighted
+    # Forwards, up to the first weighted layer on each way.
+    reading = {name for node in products for name in node.output}
+    for node in model.graph.node:
+        if reading & set(node.input):
+            if node.name in weighted:
+                chosen.add(node.name)
+            else:
+                reading.update(node.output)
+    return chosen
+
+
 def quantise(model: bytes, calibration: FloatArray, recipe: Recipe) -> QuantisedModel:
     """Quantise a float32 graph after training.
 
@@ -104,10 +164,18 @@ def quantise(model: bytes, calibration: FloatArray, recipe: Recipe) -> Quantised
         raise QuantisationError(
             f"the {len(calibration)} calibration items hold no contrast; specify real data"
         )
-    proto = onnx.load_from_string(model)
+    proto = onnx.load_from_string(equalise(model, calibration) if recipe.equalised else model)
     behind = layers_behind(proto)
-    chosen = [name for name, count in behind.items() if count >= recipe.float_layers]
     left = [name for name, count in behind.items() if count < recipe.float_layers]
+    further: set[str] = set()
+    if recipe.float_first:
+        further |= first_layers(proto)
+    if recipe.float_attention:
+        further |= attention_layers(proto)
+    if recipe.float_dense:
+        further |= {n.name for n in weighted_layers(proto) if n.op_type in ("Gemm", "MatMul")}
+    left += sorted(further - set(left), key=list(behind).index)
+    chosen = [name for name in behind if name not in left]
     if not chosen:
         raise QuantisationError(
             f"the network has {len(behind)} weighted layers and {len(left)} stay float, "
@@ -156,6 +224,8 @@ def _quantize_static(
         )
         quantised = onnx.load(str(target), load_external_data=False)
     _keep_input_for_others(quantised, chosen)
+    if recipe.int8_resize:
+        _round_before_resize(quantised)
     quantised.ClearField("metadata_props")
     return bytes(quantised.SerializeToString(deterministic=True))
 
@@ -171,6 +241,29 @@ def _keep_input_for_others(proto: ModelProto, chosen: Sequence[str]) -> None:
             for slot, source in enumerate(node.input):
                 if source in rounded:
                     node.input[slot] = name
+
+
+def _round_before_resize(proto: ModelProto) -> None:
+    """Put the Q/DQ pair behind a resize in front of it too: its range is no larger there."""
+    readers: dict[str, list[NodeProto]] = {}
+    for node in proto.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    nodes: list[NodeProto] = []
+    for node in proto.graph.node:
+        behind = readers.get(node.output[0], [])
+        if node.op_type == "Resize" and [n.op_type for n in behind] == ["QuantizeLinear"]:
+            # Of one tensor and for one reader, so that a runtime can fuse it with what is before.
+            integer, rounded = (f"{node.input[0]}_{node.name}_{n}" for n in ("integer", "rounded"))
+            grid = behind[0].input[1:]
+            nodes += [
+                helper.make_node("QuantizeLinear", [node.input[0], *grid], [integer]),
+                helper.make_node("DequantizeLinear", [integer, *grid], [rounded]),
+            ]
+            node.input[0] = rounded
+        nodes.append(node)
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
 
 
 class _CalibrationReader:
@@ -228,8 +321,8 @@ def run_onnx(model: bytes, items: FloatArray, batch: int = 4096) -> FloatArray:
     return np.concatenate(parts) if parts else np.empty((0, 0, 0), np.float32)
 
 
-def recipes() -> Iterator[Recipe]:
-    """Yield the recipes that `export` tries, those with more INT8 first."""
+def recipes(**kind: bool) -> Iterator[Recipe]:
+    """Yield the recipes of one kind that `export` tries, those with more INT8 first."""
     for float_layers in (1, 2):
         for calibration in ("minmax", "percentile-99.99", "percentile-99.9"):
-            yield Recipe(calibration, float_layers)
+            yield Recipe(calibration, float_layers, **kind)

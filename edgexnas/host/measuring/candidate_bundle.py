@@ -10,7 +10,7 @@ import copy
 import functools
 import hashlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -25,9 +25,10 @@ from edgexnas.host.networks.search_space import INPUT_SHAPES
 if TYPE_CHECKING:
     from torch import nn
 
-    from edgexnas.bundle import Precision
+    from edgexnas.bundle import Gate, Precision
+    from edgexnas.host.exporting.bundling import Bundling
 
-__all__ = ["CandidateBundle", "make_candidate_bundle"]
+__all__ = ["CandidateBundle", "make_candidate_bundle", "sign_candidate"]
 
 ITEMS = 16
 """Reference inputs; the device repeats them to fill its batch."""
@@ -76,14 +77,7 @@ def make_candidate_bundle(
     """
     import torch
 
-    from edgexnas.bundle import (
-        BraggPreprocessing,
-        Gate,
-        Manifest,
-        Provenance,
-        PtychoPreprocessing,
-        write_bundle,
-    )
+    from edgexnas.bundle import Gate
     from edgexnas.host.exporting.bundling import make_bundling
     from edgexnas.host.exporting.onnx_export import to_onnx
     from edgexnas.host.exporting.quantisation import run_onnx
@@ -112,26 +106,69 @@ def make_candidate_bundle(
     if not np.isfinite(expected).all():
         raise InputError("the untrained network gives numbers that are not finite")
     content = _in_precision(export, float32, items, precision)
+    return sign_candidate(
+        content,
+        precision,
+        bundling=bundling,
+        architecture=type(model).__name__,
+        parameters=count_parameters(model),
+        reference={"input": items[:ITEMS], "output": expected},
+        gate=Gate(unit=bundling.unit, float32=NO_GATE, float16=NO_GATE, int8=NO_GATE),
+        signing_key=signing_key,
+    )
+
+
+def sign_candidate(
+    content: bytes,
+    precision: Precision,
+    *,
+    bundling: Bundling,
+    architecture: str,
+    parameters: int,
+    reference: Mapping[str, FloatArray],
+    gate: Gate,
+    signing_key: Path,
+) -> CandidateBundle:
+    """Sign one model as a bundle that is measured and then forgotten.
+
+    Parameters
+    ----------
+    content
+        ONNX of this precision.
+    reference
+        "input" and the "output" that an engine is checked against, by the gate.
+    """
+    from edgexnas.bundle import (
+        BraggPreprocessing,
+        Manifest,
+        Provenance,
+        PtychoPreprocessing,
+        write_bundle,
+    )
+
+    inputs, output = bundling.tensors()
     manifest = Manifest(
         task=bundling.task,
         model_id="candidate",
         sequence=0,
         created=CREATED,
-        architecture=type(model).__name__,
-        parameters=count_parameters(model),
+        architecture=architecture,
+        parameters=parameters,
         quantile_levels=bundling.levels,
         precisions=(precision,),
         inputs=(inputs,),
         outputs=(output,),
         preprocessing=(
-            BraggPreprocessing() if task == "bragg" else PtychoPreprocessing(intensity_scale=1.0)
+            BraggPreprocessing()
+            if bundling.task == "bragg"
+            else PtychoPreprocessing(intensity_scale=1.0)
         ),
         accuracy=(),
-        gate=Gate(unit=bundling.unit, float32=NO_GATE, float16=NO_GATE, int8=NO_GATE),
+        gate=gate,
         provenance=Provenance(
             seed=0,
-            data_digest=hashlib.sha256(items.tobytes()).hexdigest(),
-            data_source="random numbers",
+            data_digest=hashlib.sha256(reference["input"].tobytes()).hexdigest(),
+            data_source="candidate of a search",
             configuration={},
             versions={},
         ),
@@ -141,7 +178,7 @@ def make_candidate_bundle(
             Path(folder) / "candidate.edgex",
             manifest=manifest,
             models={precision: content},
-            reference={"input": items[:ITEMS], "output": expected},
+            reference=reference,
             signing_key=signing_key,
         )
         raw = path.read_bytes()

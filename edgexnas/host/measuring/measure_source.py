@@ -20,7 +20,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from edgexnas.errors import ConfigurationError
 from edgexnas.host.measuring.bench_transports import BenchTransport, LocalBench, SshBench
-from edgexnas.host.measuring.candidate_bundle import make_candidate_bundle
+from edgexnas.host.measuring.candidate_bundle import CandidateBundle, make_candidate_bundle
 from edgexnas.host.measuring.cost_model import CostModel, count_cost
 from edgexnas.host.networks.search_space import INPUT_SHAPES
 from edgexnas.host.run_files import write_run_file
@@ -28,6 +28,7 @@ from edgexnas.host.run_files import write_run_file
 if TYPE_CHECKING:
     from torch import nn
 
+    from edgexnas.bundle import Precision
     from edgexnas.host.measuring.objectives import Measure, Objective
 
 __all__ = [
@@ -66,7 +67,7 @@ class BenchMeasure:
     task
         "bragg" or "ptycho".
     signing_key
-        Signs the bundles that are sent.
+        Signs the bundles that are sent; kept as an attribute.
     trust
         Folder of trusted keys, at the place where the bench runs.
     options
@@ -89,9 +90,9 @@ class BenchMeasure:
         cache: Path | None = None,
     ) -> None:
         self.transport, self._task = transport, task
-        self._signing_key, self._trust = signing_key, trust
+        self.signing_key, self._trust = signing_key, trust
         self._options, self._energy, self._cache = dict(options), energy, cache
-        self._known: dict[str, dict[str, float]] = {}
+        self._known: dict[str, dict[str, Any]] = {}
         self._one_at_a_time = threading.Lock()
         self.measurements = 0
 
@@ -111,25 +112,45 @@ class BenchMeasure:
         QuantisationError
             If the network cannot be quantised.
         """
-        options = self._options
-        candidate = make_candidate_bundle(
-            model, self._task, options["precision"], self._signing_key
-        )
+        precision = self._options["precision"]
+        candidate = make_candidate_bundle(model, self._task, precision, self.signing_key)
+        kept = self.measure_bundle(candidate, precision)
+        return {name: float(value) for name, value in kept["measured"].items()}
+
+    def measure_bundle(self, candidate: CandidateBundle, precision: Precision) -> Mapping[str, Any]:
+        """Measure a bundle in one precision, unless this was done before.
+
+        Returns
+        -------
+        "measured", as of `__call__`, and "report", that of `edgexnas bench`.
+
+        Raises
+        ------
+        SourceError
+            If the device cannot be reached.
+        MeasurementError
+            If the measurement fails, also because the engine deviates, or is void.
+        """
+        options = {**self._options, "precision": precision}
         # An entry without energy must not answer a search that wants it.
         key = f"{candidate.content_digest[:32]}-{'energy' if self._energy else 'latency'}"
         # Two measurements at once would disturb each other.
         with self._one_at_a_time:
-            known = self._known.get(key) or self._read(key)
+            known = self._known.get(key) or self._read(key, options)
             if known is None:
-                report = self.transport.bench(candidate.raw, self._trust, self._arguments())
+                report = self.transport.bench(candidate.raw, self._trust, self._arguments(options))
                 self.measurements += 1
-                known = _numbers(report)
-                self._write(key, known, report)
+                known = {
+                    "source": self.transport.name,
+                    "options": options,
+                    "measured": _numbers(report),
+                    "report": report,
+                }
+                self._write(key, known)
             self._known[key] = known
             return known
 
-    def _arguments(self) -> list[str]:
-        options = self._options
+    def _arguments(self, options: Mapping[str, Any]) -> list[str]:
         names = ["precision", "engine", "batch", "runs", "calls", "spread", "threads"]
         arguments = [part for name in names for part in (f"--{name}", str(options[name]))]
         # Without sizes: no batch but the one that is asked about.
@@ -142,27 +163,21 @@ class BenchMeasure:
     def _place(self, key: str) -> Path | None:
         return None if self._cache is None else self._cache / f"{key}.json"
 
-    def _read(self, key: str) -> dict[str, float] | None:
+    def _read(self, key: str, options: Mapping[str, Any]) -> dict[str, Any] | None:
         place = self._place(key)
         if place is None or not place.exists():
             return None
-        kept = json.loads(place.read_text())
+        kept: dict[str, Any] = json.loads(place.read_text())
         # The same network elsewhere, or with other options, is another measurement.
-        if kept["source"] != self.transport.name or kept["options"] != self._options:
+        if kept["source"] != self.transport.name or kept["options"] != options:
             return None
-        return {name: float(value) for name, value in kept["measured"].items()}
+        return kept
 
-    def _write(self, key: str, measured: Mapping[str, float], report: Mapping[str, Any]) -> None:
+    def _write(self, key: str, content: Mapping[str, Any]) -> None:
         place = self._place(key)
         if place is None:
             return
         place.parent.mkdir(parents=True, exist_ok=True)
-        content = {
-            "source": self.transport.name,
-            "options": self._options,
-            "measured": dict(measured),
-            "report": dict(report),
-        }
         write_run_file(place, json.dumps(content).encode())
 
 

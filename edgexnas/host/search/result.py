@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -123,8 +123,19 @@ class SearchResult:
 
     @property
     def pareto(self) -> list[Candidate]:
-        """Candidates on the Pareto front, sorted by the first objective."""
-        return front_of(self.candidates, self.objectives)
+        """Candidates on the Pareto front, sorted by the first objective.
+
+        A training that went on and came to nothing worse counts once, by its last part.
+        """
+        known = {candidate.trial: candidate for candidate in self.candidates}
+        surpassed: set[int] = set()
+        for trial in self.trials:
+            if trial.parent in known and trial.number in known:
+                before, after = known[trial.parent].objectives, known[trial.number].objectives
+                if all(after[name] <= before[name] for name in before):
+                    surpassed.add(trial.parent)
+        last = [c for c in self.candidates if c.trial not in surpassed]
+        return front_of(last, self.objectives)
 
     def best(self, objective: str) -> Candidate:
         """Return the candidate with the lowest value of an objective, or of any metric.
@@ -147,7 +158,12 @@ class SearchResult:
         # Ties go to what is better otherwise, so that the best is on the front.
         return min(
             self.candidates,
-            key=lambda c: (c.metrics[objective], *(c.objectives[name] for name in others), c.trial),
+            key=lambda c: (
+                c.metrics[objective],
+                *(c.objectives[name] for name in others),
+                # Of a training that went on and found nothing better, the last part.
+                c.trial if "budget" not in self.description else -c.trial,
+            ),
         )
 
     @property
@@ -170,9 +186,11 @@ class SearchResult:
         """Return every evaluation that ended, one a row, by trial number.
 
         Columns: trial, the objectives, pareto, space, status, reason, message, then the
-        hyperparameters as ``config.NAME``, then all other metrics, then ``seconds`` (wall time of
-        the evaluation) and ``finished`` (seconds since the search began) and, where latency or
-        energy were measured, ``measure``, their source.
+        hyperparameters as ``config.NAME``, then all other metrics and, of a search with a budget,
+        ``stage``, ``slot_s``, ``parent`` and ``repeats`` (see
+        `edgexnas.host.search.journal.Trial`), then ``seconds`` (wall time of the evaluation) and
+        ``finished`` (seconds since the search began) and, where latency or energy were measured,
+        ``measure``, their source.
         """
         import pandas as pd
 
@@ -230,6 +248,8 @@ class SearchResult:
         *,
         candidate: Candidate | None = None,
         signing_key: str | Path | None = None,
+        quantise_for: str | None = None,
+        progress: Callable[[str], None] | None = None,
         **options: Any,
     ) -> ExportReport:
         """Quantise a candidate and write it as a signed bundle.
@@ -240,6 +260,12 @@ class SearchResult:
             None takes the best by the first objective.
         signing_key
             Private key file; None takes the one given to `optimize`.
+        quantise_for
+            Where to measure which recipe is the fastest within the accuracy gate, "local" or
+            "ssh://HOST"; see `edgexnas.host.measuring.recipe_search`. Measurements are kept in the
+            run's folder, so that an export that was stopped goes on. None measures nothing.
+        progress
+            Called with a line for each recipe that is measured.
         options
             Passed on to `edgexnas.host.exporting.bundle_export.export_bundle`.
 
@@ -248,7 +274,7 @@ class SearchResult:
         ConfigurationError
             If there is no signing key.
         """
-        from edgexnas.host.exporting.bundle_export import Origin, export_bundle
+        from edgexnas.host.exporting.bundle_export import Origin, check_writable, export_bundle
 
         key = signing_key if signing_key is not None else self.signing_key
         if key is None:
@@ -263,12 +289,23 @@ class SearchResult:
             trial=chosen.trial,
             configuration=dict(chosen.configuration),
         )
+        model = self.model(chosen)
+        # The parts of the search itself: a split follows from the data alone, without a seed.
+        split = dataset.split()
+        if quantise_for is not None:
+            from edgexnas.host.measuring.recipe_search import choose_recipe
+
+            check_writable(path)
+            given = {n: options[n] for n in ("levels", "maximum_loss") if n in options}
+            options["choice"] = choose_recipe(
+                model, dataset, split, quantise_for, signing_key=key,
+                cache=self.folder / "measurements", progress=progress, **given,
+            )  # fmt: skip
         return export_bundle(
             path,
-            model=self.model(chosen),
+            model=model,
             dataset=dataset,
-            # The parts of the search itself: a split follows from the data alone, without a seed.
-            split=dataset.split(),
+            split=split,
             architecture=chosen.space,
             signing_key=key,
             origin=origin,
@@ -314,6 +351,18 @@ def _row(trial: Trial, front: set[int]) -> dict[str, Any]:
         "pareto": trial.number in front,
         **{f"config.{name}": value for name, value in trial.configuration.items()},
         **trial.metrics,
+        **_place_on_ladder(trial),
         "seconds": trial.seconds,
         "finished": trial.finished,
+    }
+
+
+def _place_on_ladder(trial: Trial) -> dict[str, Any]:
+    if not trial.slot_s:
+        return {}
+    return {
+        "stage": trial.stage,
+        "slot_s": trial.slot_s,
+        "parent": trial.parent,
+        "repeats": trial.repeats,
     }

@@ -42,6 +42,8 @@ class FakeCuda:
         integrated: bool = False,
         memory_bytes: int = 1 << 30,
         devices: int = 1,
+        multiprocessors: int = 16,
+        block_bytes: int = 163 << 10,
     ) -> None:
         self.calls: list[str] = []
         self.gone = False
@@ -49,6 +51,8 @@ class FakeCuda:
         self.integrated = integrated
         self.memory_bytes = memory_bytes
         self.devices = devices
+        self.multiprocessors = multiprocessors
+        self.block_bytes = block_bytes
         self.allocations: dict[int, ctypes.Array[ctypes.c_char]] = {}
         self.host: dict[int, int] = {}
         self.pinned: dict[int, int] = {}
@@ -209,6 +213,11 @@ class FakeCuda:
                 fake.contexts().pop()
 
             @staticmethod
+            def get_device() -> Device:
+                fake.need_context("Context.get_device")
+                return Device(0)
+
+            @staticmethod
             def synchronize() -> None:
                 fake.need_context("Context.synchronize")
                 for stream in fake.streams.values():
@@ -229,7 +238,14 @@ class FakeCuda:
                 return fake.capability
 
             def get_attribute(self, attribute: str) -> int:
-                return {"INTEGRATED": int(fake.integrated)}[attribute]
+                return {
+                    "INTEGRATED": int(fake.integrated),
+                    "MULTIPROCESSOR_COUNT": fake.multiprocessors,
+                    "MAX_SHARED_MEMORY_PER_BLOCK_OPTIN": fake.block_bytes,
+                    "MAX_SHARED_MEMORY_PER_MULTIPROCESSOR": fake.block_bytes + 1024,
+                    "MAX_THREADS_PER_MULTIPROCESSOR": 1536,
+                    "MAX_REGISTERS_PER_MULTIPROCESSOR": 65536,
+                }[attribute]
 
             def retain_primary_context(self) -> Context:
                 fake.note("retain_primary_context")
@@ -339,7 +355,18 @@ class FakeCuda:
         drv.pagelocked_zeros = pagelocked_zeros
         drv.host_alloc_flags = SimpleNamespace(DEVICEMAP=2)
         drv.event_flags = SimpleNamespace(DEFAULT=0, DISABLE_TIMING=2)
-        drv.device_attribute = SimpleNamespace(INTEGRATED="INTEGRATED")
+        names = (
+            "INTEGRATED",
+            "MULTIPROCESSOR_COUNT",
+            "MAX_SHARED_MEMORY_PER_BLOCK_OPTIN",
+            "MAX_SHARED_MEMORY_PER_MULTIPROCESSOR",
+            "MAX_THREADS_PER_MULTIPROCESSOR",
+            "MAX_REGISTERS_PER_MULTIPROCESSOR",
+        )
+        drv.device_attribute = SimpleNamespace(**{name: name for name in names})
+        drv.function_attribute = SimpleNamespace(
+            MAX_DYNAMIC_SHARED_SIZE_BYTES="MAX_DYNAMIC_SHARED_SIZE_BYTES"
+        )
         drv.memcpy_htod_async, drv.memcpy_dtoh_async = memcpy_htod_async, memcpy_dtoh_async
         drv.memcpy_dtod_async = memcpy_dtod_async
         drv.memset_d8_async, drv.mem_get_info = memset_d8_async, mem_get_info

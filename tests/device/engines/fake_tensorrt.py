@@ -1,6 +1,6 @@
 """TensorRT's Python API without TensorRT: plans hold the ONNX model, onnxruntime computes it.
 
-Only names that TensorRT 10.3 to 11 have are there, with the names that came or went between them
+Only names that TensorRT 8.5 to 11 have are there, with the names that came or went between them
 chosen by version. What TensorRT refuses is refused: a shape outside the profile, a run without
 addresses, a plan of another version or GPU. A run happens when its stream gets there, on whatever
 the addresses hold then, so wrong order, address, shape or stream shows as a wrong result.
@@ -33,10 +33,13 @@ def make(cuda: Any, *, version: str = "10.3.0", name: str = "tensorrt") -> Any:
     trt.__version__ = version
     trt.faults = {}
     trt.builds = []
+    trt.levels = []
     trt.timing_hits = []
     trt.compiled = []
     rtx = name == "tensorrt_rtx"
     major = int(version.split(".")[0])
+    # Strongly typed networks, progress and metadata of layers came after 8.6.
+    weak = major < 9 and not rtx
 
     class ILogger:
         class Severity(enum.IntEnum):
@@ -52,8 +55,17 @@ def make(cuda: Any, *, version: str = "10.3.0", name: str = "tensorrt") -> Any:
     class IProgressMonitor:
         pass
 
-    class Flags(enum.IntEnum):
+    class WeakFlags(enum.IntEnum):
+        EXPLICIT_BATCH = 0
+        EXPLICIT_PRECISION = 1
+
+    class StrongFlags(enum.IntEnum):
+        EXPLICIT_BATCH = 0
         STRONGLY_TYPED = 1
+
+    class BuilderFlag(enum.IntEnum):
+        FP16 = 0
+        INT8 = 1
 
     class TensorIOMode(enum.Enum):
         NONE = 0
@@ -83,9 +95,22 @@ def make(cuda: Any, *, version: str = "10.3.0", name: str = "tensorrt") -> Any:
     class Config:
         def __init__(self) -> None:
             self.profiling_verbosity: Any = None
-            self.progress_monitor: Any = None
+            self.flags: set[int] = set()
+            if not weak:
+                self.progress_monitor: Any = None
+            if not version.startswith("8.5"):
+                self.builder_optimization_level = 3
             self.profiles: list[Profile] = []
             self.timings: TimingCache | None = None
+
+        def set_flag(self, flag: BuilderFlag) -> None:
+            assert weak, "strongly typed networks take no flags of precision"
+            self.flags.add(flag)
+
+        def __setattr__(self, attribute: str, value: Any) -> None:
+            # pybind11 rejects attributes that its class does not have.
+            assert attribute != "progress_monitor" or not weak
+            super().__setattr__(attribute, value)
 
         def add_optimization_profile(self, profile: Profile) -> int:
             self.profiles.append(profile)
@@ -118,21 +143,22 @@ def make(cuda: Any, *, version: str = "10.3.0", name: str = "tensorrt") -> Any:
         def __init__(self, logger: ILogger) -> None:
             self.logger = logger
             if cuda.gone:
-                logger.log(ILogger.Severity.ERROR, "CUDA initialization failure with error: 100")
+                severity = ILogger.Severity.WARNING if weak else ILogger.Severity.ERROR
+                logger.log(severity, "CUDA initialization failure with error: 100")
                 raise TypeError("pybind11::init(): factory function returned nullptr")
 
         def create_builder_config(self) -> Config:
             return Config()
 
         def create_network(self, flags: int) -> Network:
-            assert flags == 1 << Flags.STRONGLY_TYPED
+            assert flags == 1 << (WeakFlags.EXPLICIT_BATCH if weak else StrongFlags.STRONGLY_TYPED)
             return Network()
 
         def create_optimization_profile(self) -> Profile:
             return Profile()
 
         def build_serialized_network(self, network: Network, config: Config) -> bytes | None:
-            watcher = config.progress_monitor
+            watcher = getattr(config, "progress_monitor", None)
             if watcher is not None:
                 watcher.phase_start("Building", None, 2)
                 for step in range(2):
@@ -143,8 +169,14 @@ def make(cuda: Any, *, version: str = "10.3.0", name: str = "tensorrt") -> Any:
                 self.logger.log(ILogger.Severity.ERROR, "could not find any implementation")
                 return None
             assert network.model is not None
+            if weak and (needed := arithmetic(network.model)) != config.flags:
+                self.logger.log(
+                    ILogger.Severity.ERROR, f"flags {config.flags}, where the network has {needed}"
+                )
+                return None
             model = network.model.SerializeToString()
             trt.builds.append(model)
+            trt.levels.append(getattr(config, "builder_optimization_level", None))
             trt.timing_hits.append(
                 config.timings is not None and b"timed;" in config.timings.content
             )
@@ -162,6 +194,7 @@ def make(cuda: Any, *, version: str = "10.3.0", name: str = "tensorrt") -> Any:
             except Exception:
                 self.num_errors = 1
                 return False
+            assert not weak or self.network.model.opset_import[0].version <= 17
             return True
 
         def get_error(self, index: int) -> Any:
@@ -213,7 +246,11 @@ def make(cuda: Any, *, version: str = "10.3.0", name: str = "tensorrt") -> Any:
             return DataType.FLOAT
 
         def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-            return {**self.inputs, **self.outputs}[name]
+            shape = {**self.inputs, **self.outputs}[name]
+            (least, _, most), *others = (s for p in self.profiles for s in p.values())
+            # Seen of 8.6.0: one size alone is no free axis any more.
+            fixed = weak and not others and least == most
+            return (least[0], *shape[1:]) if fixed else shape
 
         def create_execution_context(self, settings: Any = None) -> Context | None:
             assert (settings is not None) == rtx, "TensorRT-RTX alone takes runtime settings"
@@ -235,12 +272,15 @@ def make(cuda: Any, *, version: str = "10.3.0", name: str = "tensorrt") -> Any:
                     "LayerType": node.op_type.lower(),
                     "Inputs": [{"Format/Datatype": f"Row major {dtype} format"}],
                     "Outputs": [{"Format/Datatype": "Row major Float format"}],
-                    "Metadata": f"[ONNX Layer: {node.name}]",
                 }
+                | ({} if weak else {"Metadata": f"[ONNX Layer: {node.name}]"})
                 for node in self.model.graph.node
                 if node.op_type in {"Gemm", "Conv", "MatMul"}
             ]
             report = json.dumps({"Layers": layers})
+            if weak:
+                # Separators inside of strings are written as they are.
+                report = report.replace('"LayerType": "', '"LayerType": "\x1e')
             return SimpleNamespace(get_engine_information=lambda form: report)
 
     if rtx:
@@ -269,7 +309,8 @@ def make(cuda: Any, *, version: str = "10.3.0", name: str = "tensorrt") -> Any:
         Engine.create_runtime_config = lambda self: RuntimeConfig()  # type: ignore[attr-defined]
 
     # The device memory of one context: TensorRT 11 dropped the older name.
-    Engine.device_memory_size_v2 = 4096  # type: ignore[attr-defined]
+    if not weak:
+        Engine.device_memory_size_v2 = 4096  # type: ignore[attr-defined]
     if major < 11 and not rtx:
         Engine.device_memory_size = 4096  # type: ignore[attr-defined]
 
@@ -345,6 +386,13 @@ def make(cuda: Any, *, version: str = "10.3.0", name: str = "tensorrt") -> Any:
     def place() -> str:
         return f"{name} {version} SM{cuda.capability[0]}{cuda.capability[1]}"
 
+    def arithmetic(model: onnx.ModelProto) -> set[int]:
+        """Flags without which the network does not build."""
+        elements = {tensor.data_type for tensor in model.graph.initializer}
+        kinds = {node.op_type for node in model.graph.node}
+        half = onnx.TensorProto.FLOAT16 in elements
+        return {flag for flag, has in ((0, half), (1, "QuantizeLinear" in kinds)) if has}
+
     def dims(value: Any) -> tuple[int, ...]:
         lengths = value.type.tensor_type.shape.dim
         return tuple(d.dim_value if d.HasField("dim_value") else -1 for d in lengths)
@@ -363,7 +411,11 @@ def make(cuda: Any, *, version: str = "10.3.0", name: str = "tensorrt") -> Any:
     if rtx:
         trt.stand_ins |= {"IRuntimeCache": IRuntimeCache, "IRuntimeConfig": RuntimeConfig}
     trt.ILogger, trt.Builder, trt.OnnxParser, trt.Runtime = ILogger, Builder, OnnxParser, Runtime
-    trt.IProgressMonitor, trt.NetworkDefinitionCreationFlag = IProgressMonitor, Flags
+    if weak:
+        trt.BuilderFlag = BuilderFlag
+    else:
+        trt.IProgressMonitor = IProgressMonitor
+    trt.NetworkDefinitionCreationFlag = WeakFlags if weak else StrongFlags
     trt.TensorIOMode, trt.DataType = TensorIOMode, DataType
     trt.ProfilingVerbosity = SimpleNamespace(DETAILED=2)
     trt.LayerInformationFormat = SimpleNamespace(JSON=1)

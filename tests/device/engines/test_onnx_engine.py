@@ -148,7 +148,7 @@ def test_tensorrt_by_name_is_not_replaced_by_another_engine(bundle: Bundle) -> N
     [
         (
             {"engine": "openvino"},
-            "unknown engine 'openvino'; specify one of auto, onnxruntime, onnxruntime-cuda, ",
+            "unknown engine 'openvino'; specify one of auto, fused, onnxruntime, ",
         ),
         ({"precision": "int4"}, "unknown precision 'int4'; specify one of float32, float16, int8"),
         ({"batch": 0}, "batch is 0; specify a whole number from 1"),

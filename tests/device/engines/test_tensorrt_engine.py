@@ -12,19 +12,29 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from edgexnas.bragg import scale_patches
 from edgexnas.bundle import Bundle, open_bundle
-from edgexnas.device import OnnxEngine, Predictor, open_engine
+from edgexnas.device import OnnxEngine, Predictor, build_plan, open_engine
 from edgexnas.device.cache import EngineCache
 from edgexnas.device.cuda import CudaSession
 from edgexnas.device.engines.device_engine import DeviceEngine, ladder
 from edgexnas.device.engines.tensorrt_engine import TensorRTEngine
-from edgexnas.errors import EngineAccuracyError, EngineError, InputError
+from edgexnas.device.engines.tensorrt_plan import build_options
+from edgexnas.errors import ConfigurationError, EngineAccuracyError, EngineError, InputError
 
 Fake = Callable[..., Any]
-VERSIONS = ("10.3.0", "10.16.2.10", "11.4.1")
+VERSIONS = ("8.5.2.2", "8.6.2", "10.3.0", "10.16.2.10", "11.4.1")
+
+# Operator set 18 moved the axes of a reduction from an attribute to an input.
+AT_18 = """<ir_version: 8, opset_import: ["": 18]>
+graph (float[n, 4, 8] x) => (float[n, 1, 8] y) <int64[1] axes = {1}> { y = """
+REDUCTION = onnx.parser.parse_model(AT_18 + "ReduceMean(x, axes) }").SerializeToString()
+OTHER_REDUCTION = onnx.parser.parse_model(
+    AT_18 + "ReduceMean<noop_with_empty_axes=1>(x) }"
+).SerializeToString()
 
 
 @pytest.fixture
@@ -55,6 +65,84 @@ def test_a_plan_gives_what_its_model_says(
     for count in (1, 7, 32, 33, 100, 7):
         np.testing.assert_allclose(engine.run(inputs[:count]), expected[:count], atol=1e-6)
     engine.close()
+
+
+@pytest.mark.parametrize(("version", "opset"), [("8.5.2.2", 17), ("8.6.2", 17), ("10.3.0", 18)])
+def test_a_model_of_opset_18_is_converted_in_memory_for_tensorrt_8_alone(
+    fake_tensorrt: Fake, version: str, opset: int
+) -> None:
+    library = fake_tensorrt(version)
+    build_plan(REDUCTION)
+    built = onnx.load_from_string(library.builds[-1])
+    assert built.opset_import[0].version == opset
+    assert len(built.graph.node[0].input) == (1 if opset == 17 else 2)
+
+
+def test_a_model_that_tensorrt_8_cannot_read_is_refused_by_name(fake_tensorrt: Fake) -> None:
+    fake_tensorrt("8.6.2")
+    with pytest.raises(EngineError, match=r"8\.6\.2 cannot read the model: .*from opset 18 to 17"):
+        build_plan(OTHER_REDUCTION)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_builder_without_a_gpu_says_why(
+    fake_tensorrt: Fake, fake_cuda: Any, version: str
+) -> None:
+    fake_tensorrt(version)
+    fake_cuda.gone = True
+    with pytest.raises(EngineError, match="cannot build here: CUDA initialization failure"):
+        build_plan(REDUCTION)
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
+def test_tensorrt_8_is_allowed_the_arithmetic_that_the_model_states(
+    bundle: Bundle, fake_tensorrt: Fake, inputs: Any, precision: Any
+) -> None:
+    # The stand-in builds with no flag too few and none too many.
+    fake_tensorrt("8.6.2")
+    engine = tensorrt(bundle, precision=precision)
+    expected = OnnxEngine(bundle.models[precision], precision=precision).run(inputs[:32])
+    np.testing.assert_allclose(engine.run(inputs[:32]), expected, atol=1e-6)
+
+
+def test_a_layer_of_tensorrt_8_5_is_told_by_its_name(bundle: Bundle, fake_tensorrt: Fake) -> None:
+    fake_tensorrt("8.5.2.2")
+    (layer,) = tensorrt(bundle).plan.int8_layers
+    assert layer.nodes == ("moments",)
+
+
+def test_plans_of_weakly_and_strongly_typed_networks_and_of_levels_are_kept_apart(
+    fake_tensorrt: Fake,
+) -> None:
+    fake_tensorrt("8.6.2")
+    weak, low = build_options(), build_options(0)
+    fake_tensorrt("10.3.0")
+    strong = build_options()
+    assert not weak["strongly_typed"]
+    assert strong["strongly_typed"]
+    assert len({str(options) for options in (weak, low, strong)}) == 3
+
+
+def test_a_level_reaches_the_builder_where_it_has_levels(fake_tensorrt: Fake) -> None:
+    library = fake_tensorrt("8.6.2")
+    build_plan(REDUCTION)
+    build_plan(REDUCTION, level=1)
+    assert library.levels == [3, 1]
+    with pytest.raises(ConfigurationError, match="level is 6; specify 0 to 5"):
+        build_plan(REDUCTION, level=6)
+    fake_tensorrt("8.5.2.2")
+    with pytest.raises(EngineError, match="has no optimisation levels"):
+        build_plan(REDUCTION, level=1)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_batch_of_one_is_one_size_alone(
+    bundle: Bundle, fake_tensorrt: Fake, inputs: Any, expected: Any, version: str
+) -> None:
+    fake_tensorrt(version)
+    engine = tensorrt(bundle, batch=1)
+    assert engine.input_shape == (1, 11, 11)
+    np.testing.assert_allclose(engine.run(inputs[:1]), expected[:1], atol=1e-6)
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="TensorRT-RTX is for x86-64 only")

@@ -159,12 +159,6 @@ def other_tensorrt(monkeypatch: pytest.MonkeyPatch) -> MagicMock:
     return library
 
 
-def test_a_tensorrt_without_strongly_typed_networks_is_refused(other_tensorrt: MagicMock) -> None:
-    other_tensorrt.NetworkDefinitionCreationFlag = SimpleNamespace(EXPLICIT_BATCH=0)
-    with pytest.raises(EngineError, match=r"8\.6\.1 builds no strongly typed networks"):
-        build_plan(b"")
-
-
 def test_a_tensorrt_that_builds_for_its_own_gpu_only_is_not_asked_for_another(
     other_tensorrt: MagicMock,
 ) -> None:
@@ -184,6 +178,20 @@ def test_the_inspector_reports_of_tensorrt_10_and_11_are_read(dtype: dict[str, s
     (read,) = layers_from_inspector(json.dumps({"Layers": [layer, "name only"], "Bindings": []}))
     assert read.int8
     assert read.nodes == ("moments", "flat")
+
+
+def test_the_inspector_report_of_tensorrt_8_is_read_with_its_control_characters() -> None:
+    report = """{"Layers": [
+    {"Name": "fc1 + relu [profile 1]", "LayerType": "CaskGemm",
+     "Inputs": [{"Name": "x", "Format/Datatype": "Row major linear INT8 format"}],
+     "Outputs": [{"Name": "y", "Format/Datatype": "Row major linear FP16 format"}]},
+    {"Name": "fc2", "LayerType": "gemm", "Inputs": [], "Outputs": [],
+     "Metadata": "[ONNX Layer: a]\x1e[ONNX Layer: b]"}], "Bindings": []}"""
+    first, second = layers_from_inspector(report)
+    assert first.inputs == ("int8",)
+    assert first.outputs == ("float16",)
+    assert first.nodes == ("fc1", "relu")
+    assert second.nodes == ("a", "b")
 
 
 @given(st.text())

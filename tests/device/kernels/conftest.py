@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -70,7 +71,10 @@ def kernels_on_cpu(monkeypatch: pytest.MonkeyPatch, libraries: Path, fake_gpu: A
         macros = {**definitions, **{name: str(threads) for name, threads in fewer.items()}}
         return on_cpu.build(libraries, source, macros, names)
 
-    fake_gpu.driver.module_from_buffer = lambda library: on_cpu.ModuleOnCpu(fake_gpu, library)
+    # As bytes where a cache kept it.
+    fake_gpu.driver.module_from_buffer = lambda library: on_cpu.ModuleOnCpu(
+        fake_gpu, Path(os.fsdecode(library))
+    )
     monkeypatch.setattr(kernel_set, "compile_kernels", compile_for_cpu)
     monkeypatch.setattr(peak_kernels, "CUT_BLOCKS", 12)
     monkeypatch.setattr(peak_kernels, "DECODE_BLOCKS", 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -25,13 +26,25 @@ class KernelOnCpu:
         self._fake = fake
         self._launcher = launcher
         self._types: list[Any] = []
+        self.num_regs = 64
+        self.most_shared_bytes = 48 << 10
+
+    def set_attribute(self, attribute: str, value: int) -> None:
+        assert attribute == "MAX_DYNAMIC_SHARED_SIZE_BYTES"
+        self.most_shared_bytes = value
 
     def prepare(self, signature: str) -> None:
         self._types = [CTYPES[letter] for letter in signature]
 
     def prepared_async_call(
-        self, grid: tuple[int, int], block: tuple[int, int, int], stream: Any, *given: Any
+        self,
+        grid: tuple[int, int],
+        block: tuple[int, int, int],
+        stream: Any,
+        *given: Any,
+        shared_size: int = 0,
     ) -> None:
+        assert shared_size <= self.most_shared_bytes
         assert len(given) == len(self._types)
         values = [kind(value) for kind, value in zip(self._types, given, strict=True)]
         pointers = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
@@ -55,18 +68,28 @@ class ModuleOnCpu:
         return KernelOnCpu(self._fake, getattr(self._library, f"launch_{name}"))
 
 
-def build(folder: Path, source: str, definitions: Mapping[str, str], names: list[str]) -> Path:
+def build(
+    folder: Path,
+    source: str,
+    definitions: Mapping[str, str],
+    names: list[str],
+    *,
+    appended: str = "",
+) -> Path:
     """Compile a source of the package with g++; skip the test where there is none."""
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("g++ is not installed, which runs CUDA kernels on the CPU for this test")
-    tag = "".join(letter for letter in definitions["PIXEL"] if letter.isalpha())
+    pixel = definitions.get("PIXEL", "")
+    tag = "".join(letter for letter in pixel if letter.isalpha())
+    if appended:
+        tag = hashlib.sha256(f"{definitions}{appended}".encode()).hexdigest()[:16]
     library = folder / f"{Path(source).stem}-{tag}.so"
     if library.exists():
         return library
     program = folder / f"{library.stem}.cpp"
     exports = "\n".join(f"EXPORT({name})" for name in names)
-    program.write_text(f'#include "cuda_on_cpu.h"\n#include "{source}"\n{exports}\n')
+    program.write_text(f'#include "cuda_on_cpu.h"\n#include "{source}"\n{appended}\n{exports}\n')
     # No contraction here either; aliasing is what CUDA allows.
     flags = [
         "-O1",

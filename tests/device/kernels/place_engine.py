@@ -19,6 +19,7 @@ class PlaceEngine:
     def __init__(self, session: Any, sizes: tuple[int, ...] = (1, 32, 128)) -> None:
         self.session = session
         self.sizes = sizes
+        self.any_count = False
         self.batch = sizes[-1]
         self.runs: list[int] = []
 
@@ -30,7 +31,7 @@ class PlaceEngine:
         middle = centroid(patches) - np.float32(CENTRE)
         return np.stack([middle - 0.25, middle, middle + 0.5], axis=2).astype(np.float32)
 
-    def enqueue(self, inputs: int, outputs: int, count: int, stream: Any) -> None:
+    def enqueue(self, inputs: int, outputs: int, count: int, stream: Any, *, kept: int = 0) -> None:
         size = self.size_of(count)
 
         def run() -> None:

@@ -19,6 +19,7 @@ class RootEngine:
     def __init__(self, session: Any, fake: Any, sizes: tuple[int, ...] = (1, 8)) -> None:
         self.session = session
         self.sizes = sizes
+        self.any_count = False
         self.batch = sizes[-1]
         self.runs: list[int] = []
         self._fake = fake
@@ -30,7 +31,7 @@ class RootEngine:
     def answer(scaled: np.ndarray) -> np.ndarray:
         return np.stack([scaled, 2 * scaled - 1], axis=1).astype(np.float32)
 
-    def enqueue(self, inputs: int, outputs: int, count: int, stream: Any) -> None:
+    def enqueue(self, inputs: int, outputs: int, count: int, stream: Any, *, kept: int = 0) -> None:
         size = self.size_of(count)
 
         def run() -> None:

@@ -36,7 +36,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def export(
-    folder: Path, model: MlpBragg, peaks: PeakDataset, keys: Path, **options: object
+    folder: Path, model: torch.nn.Module, peaks: PeakDataset, keys: Path, **options: object
 ) -> ExportReport:
     return export_bundle(
         folder / "bragg.edgex",
@@ -169,6 +169,48 @@ def test_int8_that_loses_too_much_is_refused_and_nothing_is_written(
     with pytest.raises(QuantisationError, match=r"INT8 loses .* and 10% is allowed"):
         export(tmp_path, hostile_to_int8(network), simulated_peaks, keys, fine_tune=None)
     assert list(tmp_path.iterdir()) == []
+
+
+class Lamp(torch.nn.Module):
+    """Brightens a pixel that the network does not look at, which sets the INT8 scale of patches."""
+
+    def __init__(self, network: MlpBragg) -> None:
+        super().__init__()
+        self.network = MlpBragg(24, 3)
+        self.network.load_state_dict(network.state_dict())
+        with torch.no_grad():
+            self.network.hidden[1].weight[:, 0] = 0  # type: ignore[index,operator]
+        lamp = torch.zeros(1, 1, 11, 11)
+        lamp[0, 0, 0, 0] = 100.0
+        self.register_buffer("lamp", lamp)
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        offsets: torch.Tensor = self.network(patches + self.lamp)
+        return offsets
+
+
+def test_a_network_that_rounded_patches_would_spoil_keeps_its_first_layer_in_float_and_says_so(
+    network: MlpBragg,
+    simulated_peaks: PeakDataset,
+    keys: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    report = export(tmp_path, Lamp(network), simulated_peaks, keys, fine_tune=None)
+    assert report.int8_loss < 0.1
+    recipe, made = report.manifest.quantisation_recipe, report.manifest.quantisation
+    assert recipe is not None
+    assert recipe.float_first_layer
+    # The first and the last of four layers.
+    assert made is not None
+    assert len(made.float_layers) >= 2
+    assert "the first layer stays in float" in caplog.text
+
+
+def test_the_manifest_says_that_every_layer_but_the_last_is_int8(bundle: Bundle) -> None:
+    recipe = bundle.manifest.quantisation_recipe
+    assert recipe is not None
+    assert (recipe.float_first_layer, recipe.float_last_layer) == (False, True)
 
 
 def test_a_signing_key_that_does_not_fit_is_refused_before_any_work(

@@ -1,22 +1,30 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+
 import numpy as np
 import onnx
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from edgexnas.errors import QuantisationError
+from edgexnas.host.exporting.equalisation import equalise
 from edgexnas.host.exporting.onnx_export import to_onnx
 from edgexnas.host.exporting.quantisation import Recipe, quantise, run_onnx, weighted_layers
 from edgexnas.host.exporting.quantisation_aware import fine_tune_for_int8
 from edgexnas.host.networks.bragg_models import BraggNN, CnnBragg, MlpBragg
-from edgexnas.host.networks.ptycho_models import CnnPtycho
+from edgexnas.host.networks.ptycho_models import CnnPtycho, MlpPtycho
+from edgexnas.host.networks.symmetric_mlp import mlp_bragg_symmetric
 from edgexnas.host.training.bragg_criterion import score_offsets
 from edgexnas.host.training.loop import train
 from edgexnas.host.training.settings import TrainingData, TrainingSettings
 
 LEVELS = (0.05, 0.5, 0.95)
+PATCH, PATTERN = (1, 11, 11), (1, 64, 64)
 
 
 @pytest.fixture(scope="module")
@@ -175,3 +183,131 @@ def test_fine_tuning_rounds_the_layers_that_the_graph_will_have_in_int8(
     monkeypatch.setattr("edgexnas.host.exporting.quantisation_aware.train", watch)
     fine_tune_for_int8(model, data, data.train_x, TrainingSettings(epochs=1, device="cpu"))
     assert rounded == [{"encoder.0", "encoder.3", "amplitude.0", "phase.0"}]
+
+
+# Layers in float, and equalised channels
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], set[str]]] = {
+    "mlpBragg": (lambda: MlpBragg(8, 3), PATCH, {"hidden.1"}),
+    "one hidden layer": (lambda: MlpBragg(8, 1), PATCH, {"hidden.1"}),
+    # The centroid is a head and a first layer at once.
+    "mlpBraggSymmetric": (
+        lambda: mlp_bragg_symmetric(8, 3), PATCH, {"network.hidden.0", "centroid.moments"},
+    ),
+    "cnnBragg": (lambda: CnnBragg(4, 9), PATCH, {"features.0"}),
+    "BraggNN": (BraggNN, PATCH, {"features.0"}),
+    "mlpPtycho": (lambda: MlpPtycho(8, 2), PATTERN, {"hidden.1"}),
+    "cnnPtycho": (lambda: CnnPtycho(4, 3, 2, 2), PATTERN, {"encoder.0"}),
+}  # fmt: skip
+
+
+@cache
+def random_network(name: str) -> tuple[bytes, np.ndarray]:
+    """A network with random weights and biases, as ONNX, and random inputs."""
+    torch.manual_seed(0)
+    build, shape, _ = NETWORKS[name]
+    model, items = build().eval(), torch.rand(16, *shape)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.normal_(std=0.1)
+    return to_onnx(model, items), items.numpy()
+
+
+@pytest.mark.parametrize("name", sorted({*NETWORKS} - {"one hidden layer"}))
+def test_a_float_first_layer_reads_the_input_as_it_is(name: str) -> None:
+    float32, items = random_network(name)
+    plain, kept = (quantise(float32, items, Recipe(float_first=first)) for first in (False, True))
+    weights = {n.name: n.input[1] for n in onnx.load_from_string(float32).graph.node if n.input[1:]}
+    left = {weights[node].removesuffix(".weight") for node in kept.left_float}
+    assert left >= NETWORKS[name][2]
+    assert set(plain.quantised) - set(kept.quantised) == set(kept.left_float) - {*plain.left_float}
+    graph = onnx.load_from_string(kept.model).graph
+    rounding = {node.input[0] for node in graph.node if node.op_type == "QuantizeLinear"}
+    assert graph.input[0].name not in rounding
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_equalised_channels_compute_the_same(name: str) -> None:
+    float32, items = random_network(name)
+    equalised = equalise(float32, items)
+    expected = run_onnx(float32, items)
+    np.testing.assert_allclose(run_onnx(equalised, items), expected, atol=1e-5, rtol=1e-5)
+
+
+@given(factors=st.lists(st.floats(1e-3, 1e3), min_size=8, max_size=8))
+def test_a_channels_range_becomes_that_of_the_weights_that_read_it(factors: list[float]) -> None:
+    float32, items = random_network("one hidden layer")
+    proto, scale = onnx.load_from_string(float32), np.array(factors, np.float32)
+    first, second = weighted_layers(proto)
+    stored = {tensor.name: tensor for tensor in proto.graph.initializer}
+    for name, by in (
+        (first.input[1], scale[:, None]), (first.input[2], scale), (second.input[1], 1 / scale),
+    ):  # fmt: skip
+        array = onnx.numpy_helper.to_array(stored[name]) * by
+        stored[name].CopyFrom(onnx.numpy_helper.from_array(array, name))
+    graph = onnx.load_from_string(equalise(proto.SerializeToString(), items)).graph
+    weight, bias, reading = (
+        onnx.numpy_helper.to_array(next(t for t in graph.initializer if t.name == name))
+        for name in (first.input[1], first.input[2], second.input[1])
+    )
+    ranges = np.maximum(items.reshape(len(items), -1) @ weight.T + bias, 0).max(0)
+    alive = ranges > 0
+    assert alive.any()
+    np.testing.assert_allclose(ranges[alive], abs(reading).max(0)[alive], rtol=1e-3)
+
+
+def test_fine_tuning_leaves_a_float_first_layer_unrounded(
+    two_heads: tuple[CnnPtycho, TrainingData], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, data = two_heads
+    rounded: list[set[str]] = []
+    monkeypatch.setattr(
+        "edgexnas.host.exporting.quantisation_aware.train",
+        lambda model, *_: rounded.append(
+            {n.split(".parametrizations")[0] for n, _ in model.named_parameters()
+             if ".parametrizations" in n}
+        ),
+    )  # fmt: skip
+    fine_tune_for_int8(
+        model, data, data.train_x, TrainingSettings(epochs=1, device="cpu"), float_first=True
+    )
+    assert rounded == [{"encoder.3", "amplitude.0", "phase.0"}]
+
+
+def test_attention_stays_float_where_a_recipe_says_so() -> None:
+    float32, items = random_network("BraggNN")
+    graph = onnx.load_from_string(float32).graph
+    weights = {node.name: node.input[1] for node in graph.node if node.op_type in ("Conv", "Gemm")}
+    kept = quantise(float32, items, Recipe(float_attention=True))
+    assert {weights[name].removesuffix(".weight") for name in kept.left_float} == {
+        "features.0", "features.1.theta", "features.1.phi", "features.1.g", "features.1.out",
+        "head.linear",
+    }  # fmt: skip
+    convolutions = quantise(float32, items, Recipe(float_attention=True, float_dense=True))
+    assert [weights[n] for n in convolutions.quantised] == [
+        "features.3.weight",
+        "features.5.weight",
+    ]
+
+
+def test_a_network_without_attention_loses_nothing_to_a_recipe_that_leaves_it_float() -> None:
+    float32, items = random_network("cnnBragg")
+    plain, kept = (
+        quantise(float32, items, Recipe(float_attention=attention)) for attention in (False, True)
+    )
+    assert plain.model == kept.model
+
+
+def test_what_is_resized_is_rounded_before_and_behind() -> None:
+    float32, items = random_network("cnnPtycho")
+    plain, both = (quantise(float32, items, Recipe(int8_resize=yes)) for yes in (False, True))
+    graph = onnx.load_from_string(both.model).graph
+    producer = {name: node for node in graph.node for name in node.output}
+    before = [producer[n.input[0]].op_type for n in graph.node if n.op_type == "Resize"]
+    # Of three doublings in each decoder one is before an INT8 layer, one before a doubling, and one
+    # before the head.
+    assert before.count("DequantizeLinear") == 2
+    onnx.checker.check_model(onnx.load_from_string(both.model), full_check=True)
+    outputs = [run_onnx(made.model, items) for made in (plain, both)]
+    assert 0 < abs(outputs[0] - outputs[1]).max() < 0.2

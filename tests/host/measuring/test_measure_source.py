@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import socket
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +26,9 @@ from edgexnas.host.search.configuration import load_configuration
 from edgexnas.host.search.optimization import SearchResult, optimize
 
 ROOT = Path(__file__).resolve().parents[3]
+Device = Any
+"""The device of conftest.py."""
+
 FAST = "runs=3&calls=2&spread=0.01"
 SPACE = SPACES["mlpBragg"].narrow(units=(4, 16), layers=(1, 2))
 
@@ -118,95 +117,6 @@ def test_sources_that_cannot_be_are_refused_in_one_sentence(
 
 
 # Over ssh
-
-
-class Device:
-    """A real sshd on a loopback port, and an `edgexnas` that stands where a device has it."""
-
-    def __init__(self, folder: Path, server: str) -> None:
-        self.folder = folder
-        self.signing_key, _ = generate_keys(folder, name="beam")
-        for key in ("host", "user"):
-            command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / key)]
-            subprocess.run(command, check=True)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        (folder / "authorized").write_text((folder / "user.pub").read_text())
-        (folder / "sshd_config").write_text(
-            f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\n"
-            f"AuthorizedKeysFile {folder}/authorized\nStrictModes no\nUsePAM no\n"
-            f"PasswordAuthentication no\nPermitRootLogin prohibit-password\nPidFile none\n"
-        )
-        public = (folder / "host.pub").read_text().split()
-        self.known_hosts = folder / "known_hosts"
-        self.known_hosts.write_text(f"[127.0.0.1]:{self.port} {public[0]} {public[1]}\n")
-        (folder / "ssh_config").write_text(
-            f"Host orin\n HostName 127.0.0.1\n Port {self.port}\n IdentitiesOnly yes\n"
-            f" IdentityFile {folder}/user\n UserKnownHostsFile {self.known_hosts}\n"
-            " GlobalKnownHostsFile none\n StrictHostKeyChecking yes\n"
-        )
-        self.edgexnas = folder / "edgexnas"
-        self.install(f'exec env PYTHONPATH={ROOT} {sys.executable} -m edgexnas.cli "$@"')
-        log = (folder / "sshd.log").open("w")
-        self.server = subprocess.Popen(
-            [server, "-D", "-e", "-f", str(folder / "sshd_config")], stderr=log
-        )
-        log.close()
-        self._await()
-
-    def install(self, script: str) -> None:
-        self.edgexnas.write_text(f"#!/bin/sh\n{script}\n")
-        self.edgexnas.chmod(0o755)
-
-    def url(self, **options: Any) -> str:
-        fixed = {"edgexnas": self.edgexnas, "trust": self.folder, "runs": 3, "calls": 2}
-        return "ssh://orin?" + "&".join(f"{k}={v}" for k, v in (fixed | options).items())
-
-    def open(self, **options: Any) -> BenchMeasure:
-        measure = open_measure(
-            self.url(**options), task="bragg", wanted=("latency",), signing_key=self.signing_key
-        )
-        assert isinstance(measure, BenchMeasure)
-        return measure
-
-    def _await(self) -> None:
-        for _ in range(200):
-            try:
-                socket.create_connection(("127.0.0.1", self.port), 1).close()
-            except OSError:
-                time.sleep(0.02)
-            else:
-                return
-        pytest.fail((self.folder / "sshd.log").read_text())
-
-
-@pytest.fixture(scope="module")
-def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Device]:
-    server = shutil.which("sshd") or shutil.which("sshd", path="/usr/sbin")
-    if server is None or shutil.which("ssh") is None:
-        pytest.skip("no sshd or no ssh here: install Debian's openssh-server and openssh-client")
-    if os.geteuid() == 0:
-        # Where sshd, run by root, locks its unprivileged half in.
-        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
-    device = Device(tmp_path_factory.mktemp("device"), server)
-    yield device
-    device.server.terminate()
-    device.server.wait(10)
-
-
-@pytest.fixture
-def device(sshd: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Device:
-    """The device, as the `ssh` of this machine knows it by its configuration."""
-    real = shutil.which("ssh")
-    wrapper = tmp_path / "bin" / "ssh"
-    wrapper.parent.mkdir()
-    wrapper.write_text(f'#!/bin/sh\nexec {real} -F {sshd.folder}/ssh_config "$@"\n')
-    wrapper.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{wrapper.parent}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setattr(bench_transports, "PAUSES_S", (0.0,))
-    sshd.install(f'exec env PYTHONPATH={ROOT} {sys.executable} -m edgexnas.cli "$@"')
-    return sshd
 
 
 def test_a_device_measures_over_a_real_ssh_server(device: Device, ready: Path) -> None:
