@@ -288,7 +288,10 @@ def _measured_choice(
     chosen = passed[best].engine
     chosen.reason = f"{chosen.reason}; {_sentence(best, trials)}"
     _log.info("%s", _sentence(best, trials))
-    if options.opened_cache is not None:
+    # A refusal that may pass, as for want of a compiler, is not remembered.
+    lasting = (EngineAccuracyError, UnsuitableNetworkError)
+    kept_for_good = all(isinstance(error, lasting) for error in refusals.values())
+    if options.opened_cache is not None and kept_for_good:
         described = {"best": list(best), "trials": [asdict(trial) for trial in trials]}
         # Only now, when all were measured: half a measurement would be believed for good.
         options.opened_cache.store(MEASURED, key, described, b"")
@@ -394,6 +397,7 @@ def _measurement_key(
     return {
         "bundle": bundle.digest,
         "candidates": [list(candidate) for candidate in candidates],
+        "fused": _fused_parts() if candidates[0][0] == "fused" else None,
         "batch": options.batch,
         "threads": options.threads,
         "engine": name,
@@ -403,6 +407,12 @@ def _measurement_key(
         "processor": _processor(),
         "GPU": _gpu() if candidates[0][0] == "fused" or name != "onnxruntime" else None,
     }
+
+
+def _fused_parts() -> str:
+    from edgexnas.device.engines.fused.engine import parts_digest
+
+    return parts_digest()
 
 
 def _library_version(name: str) -> str:

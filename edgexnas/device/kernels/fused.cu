@@ -1,4 +1,4 @@
-// The parts of which `engines/fused_program.py` composes a kernel that runs a whole Bragg network: one launch for a
+// The parts of which `engines/fused/program.py` composes a kernel that runs a whole Bragg network: one launch for a
 // batch, every activation in shared memory, products by tensor cores.
 //
 // All layers are one kind of product. A feature map lies in shared memory with its channels last, and `multiply` takes
@@ -243,7 +243,7 @@ INLINE void store_tile(char *memory, int lane, int row_tile, int column_tile, co
         int item = row / L::PIXELS, pixel = row % L::PIXELS, y = pixel / L::WIDTH, x = pixel % L::WIDTH;
         if (L::ADDED >= 0) {
             const char *from = memory + L::ADDED + L::ADDED_SIZE * column
-                             + ((y + L::ADDED_BORDER) * L::ADDED_PITCH + x + L::ADDED_BORDER) * L::ADDED_STRIDE;
+                             + (item + (y + L::ADDED_BORDER) * L::ADDED_PITCH + x + L::ADDED_BORDER) * L::ADDED_STRIDE;
             float low_added = ((const signed char *)from)[0] * L::added_scale();
             float high_added = ((const signed char *)from)[1] * L::added_scale();
             if (L::ADDED_SIZE == 2)

@@ -23,6 +23,9 @@ struct uint2 { unsigned x, y; };
 struct uint4 { unsigned x, y, z, w; };
 
 #define CUDA_ON_CPU
+#ifndef LAST_FIRST
+#define LAST_FIRST 0
+#endif
 #define __global__
 #define __device__
 #define __host__
@@ -96,7 +99,9 @@ static void run_block()
     for (bool some = true; some;) {
         some = false;
         bool all_wait = true;
-        for (int t = 0; t < blockDim.x; t++) {
+        for (int turn = 0; turn < blockDim.x; turn++) {
+            // The last first shows what must not run ahead of the first threads.
+            int t = LAST_FIRST ? blockDim.x - 1 - turn : turn;
             if (threads[t].done || threads[t].waits)
                 continue;
             running = t;

@@ -24,7 +24,13 @@ from edgexnas.device.engines.fused.graph import UnsuitableNetworkError, read_net
 from edgexnas.device.engines.fused.program import write_program
 from edgexnas.device.kernels.compilation import kernel_resources, nvcc_path
 from edgexnas.errors import EngineError
-from edgexnas.host.networks.bragg_models import BRAGGNN_DENSE, BraggNN, CnnBragg, MlpBragg
+from edgexnas.host.networks.bragg_models import (
+    BRAGGNN_DENSE,
+    BraggNN,
+    CnnBragg,
+    MlpBragg,
+    QuantileHead,
+)
 from edgexnas.host.networks.symmetric_mlp import mlp_bragg_smooth, mlp_bragg_symmetric
 
 HERE = Path(__file__).parent
@@ -209,7 +215,24 @@ def test_networks_of_any_size_are_computed(
     np.testing.assert_allclose(got, reference(model, given), atol=6e-3)
 
 
-def run_alone(library: Path, program: Any, given: np.ndarray) -> np.ndarray:
+@pytest.mark.parametrize(
+    "name", ["mlpBraggSymmetric 23x3", "mlpBragg 50x5", "cnnBragg 8x10, residual"]
+)
+def test_no_warp_runs_ahead_of_another(tmp_path: Path, name: str) -> None:
+    """A block that goes on to further items gives the same, whichever warp runs first."""
+    program = write_program(read_network(model_of(name, "int8")), BLOCK_BYTES["87"])
+    given = networks.patches(3 * program.items)
+    answers = []
+    for last_first in ("0", "1"):
+        library = on_cpu.build(
+            tmp_path, fused.SOURCE, program.definitions | {"LAST_FIRST": last_first},
+            [fused.KERNEL], appended=program.source,
+        )  # fmt: skip
+        answers.append(run_alone(library, program, given, blocks=1))
+    np.testing.assert_array_equal(*answers)
+
+
+def run_alone(library: Path, program: Any, given: np.ndarray, *, blocks: int = 2) -> np.ndarray:
     import ctypes
 
     answer = np.full((len(given), 2, program.levels), np.nan, np.float32)
@@ -217,7 +240,7 @@ def run_alone(library: Path, program: Any, given: np.ndarray) -> np.ndarray:
     values: list[Any] = [ctypes.c_void_p(array.ctypes.data) for array in (given, weights, answer)]
     values += [ctypes.c_int(len(given)), ctypes.c_void_p(0)]
     pointers = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
-    getattr(ctypes.CDLL(str(library)), f"launch_{fused.KERNEL}")(2, program.threads, pointers)
+    getattr(ctypes.CDLL(str(library)), f"launch_{fused.KERNEL}")(blocks, program.threads, pointers)
     return answer
 
 
@@ -260,9 +283,58 @@ class Strange(torch.nn.Module):
         return offsets
 
 
+class Odd(torch.nn.Module):
+    """An MLP with one step that a plain one does not have."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.first, self.second = torch.nn.Linear(121, 16), torch.nn.Linear(16, 16)
+        self.head = QuantileHead(16)
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.first(patches.flatten(1)))
+        y = self.second(x)
+        if self.how == "residual":
+            y = x + torch.relu(y)
+        elif self.how == "gain alone":
+            y = torch.relu(y) * 0.3
+        elif self.how == "gain before":
+            y = x + torch.relu(y * -0.7)
+        offsets: torch.Tensor = self.head(y)
+        return offsets
+
+
+def test_a_residual_between_dense_layers_is_each_items_own(session: Any) -> None:
+    model = networks.exported(networks.lively(Odd("residual")), "float16")
+    given = networks.patches(12)
+    np.testing.assert_allclose(
+        opened(session, model).run(given), reference(model, given), atol=4e-3
+    )
+
+
+def test_a_fault_of_reading_is_another_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fault(model: bytes) -> None:
+        raise KeyError("axis")
+
+    monkeypatch.setattr(fused, "read_network", fault)
+    with pytest.raises(UnsuitableNetworkError, match=r"KeyError: 'axis'\); specify engine="):
+        fused.build_fused_kernel(b"", "SM87", 1 << 16)
+
+
+def test_weights_that_are_nan_are_rejected() -> None:
+    network = networks.lively(MlpBragg(8, 1))
+    with torch.no_grad():
+        network.hidden[1].weight[0, 0] = torch.nan
+    assert "are NaN" in refusal(network)
+
+
 @pytest.mark.parametrize(
     ("network", "said"),
     [
+        (lambda: Odd("gain alone"), "is multiplied by is added to nothing"),
+        (lambda: Odd("gain before"), "is a second activation"),
+        (lambda: CnnBragg(1, 9), "adds what does not fit"),
         (lambda: Strange(torch.nn.Sigmoid()), "it has no Sigmoid as in sigmoid"),
         (lambda: Strange(torch.nn.AvgPool2d(3, 1, 1)), "it has no AveragePool"),
         (lambda: MlpBragg(400, 3), "bytes of shared memory, this GPU has 166912"),
@@ -378,6 +450,29 @@ def install_tensorrt(load_module: Any, monkeypatch: pytest.MonkeyPatch, cuda: An
     library.__spec__ = importlib.machinery.ModuleSpec("tensorrt", None, origin="fake")
     monkeypatch.setitem(sys.modules, "tensorrt", library)
     monkeypatch.setattr(tensorrt_library, "LIBRARIES", ("tensorrt",))
+
+
+def test_a_refusal_that_may_pass_is_not_remembered(
+    session: Any,
+    bragg: Path,
+    keys: Path,
+    tmp_path: Path,
+    fake_gpu: Any,
+    load_module: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    install_tensorrt(load_module, monkeypatch, fake_gpu)
+    monkeypatch.setattr(selection, "ROUND_SECONDS", 0.002)
+
+    def no_compiler(*_: Any, **__: Any) -> bytes:
+        raise EngineError("there is no CUDA compiler; install NVRTC")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fused, "compile_kernels", no_compiler)
+        with Predictor(bragg, trust=keys, cache=tmp_path / "cache") as first:
+            assert first.engine.name == "tensorrt"
+    with Predictor(bragg, trust=keys, cache=tmp_path / "cache") as second:
+        assert {trial.refusal for trial in second.precision_trials} == {None}
 
 
 def test_auto_goes_on_where_the_network_is_another_one(

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from edgexnas.device.cache import EngineCache
     from edgexnas.device.cuda import DeviceBuffer
 
-__all__ = ["FusedEngine", "FusedKernel", "build_fused_kernel", "open_fused"]
+__all__ = ["FusedEngine", "FusedKernel", "build_fused_kernel", "open_fused", "parts_digest"]
 
 SOURCE = "fused.cu"
 KERNEL = "run_network"
@@ -90,7 +90,16 @@ def build_fused_kernel(model: bytes, capability: str, shared_bytes: int) -> Fuse
         If there is no CUDA compiler, or it reports an error.
     """
     started = time.monotonic()
-    program = write_program(read_network(model), shared_bytes)
+    try:
+        program = write_program(read_network(model), shared_bytes)
+    except EngineError:
+        raise
+    # A graph may hold what nobody thought of: that makes it another network, and no fault.
+    except Exception as error:
+        raise UnsuitableNetworkError(
+            f"the fused engine does not know this network ({type(error).__name__}: {error}); "
+            "specify engine='tensorrt' or 'auto'"
+        ) from error
     image = compile_kernels(SOURCE, capability, program.definitions, appended=program.source)
     return FusedKernel(
         image, program.weights, program.shared_bytes, program.threads, program.items,
@@ -155,7 +164,7 @@ def open_fused(
             "format": FORMAT,
             "capability": own.capability,
             "shared_bytes": room,
-            "parts": _parts_digest(),
+            "parts": parts_digest(),
         }
         kernel, origin = _kept(cache, key), "from the cache"
         if kernel is None:
@@ -190,7 +199,7 @@ def open_fused(
     return engine
 
 
-def _parts_digest() -> str:
+def parts_digest() -> str:
     """Tell one version of the kernel's parts, and of what composes them, from another."""
     from pathlib import Path
 

@@ -195,8 +195,11 @@ class _Value:
 
 @dataclass(frozen=True)
 class _Weights:
+    """Stored weights; `axis` is that of the scales, None where one scale serves all."""
+
     values: Array
     scales: Array | None
+    axis: int | None = None
 
 
 class _Reader:
@@ -267,6 +270,8 @@ class _Reader:
             isinstance(layer, Layer) and layer.outputs == outputs,
             f"its last layer has not {outputs} outputs",
         )
+        lost = [s.name for s in self._steps.values() if isinstance(s, Layer) and _gain_alone(s)]
+        self._check(not lost, f"what {', '.join(lost)} is multiplied by is added to nothing")
         head = Head(source.name, levels, middle, centroid)
         return Network(tuple(self._steps.values()), head, self._symmetric)
 
@@ -405,7 +410,9 @@ class _Reader:
         from onnx import numpy_helper
 
         (attribute,) = node.attribute
-        self._constants[node.output[0]] = numpy_helper.to_array(attribute.t)
+        tensor = attribute.name == "value"
+        given = numpy_helper.to_array(attribute.t) if tensor else _attributes(node)[attribute.name]
+        self._constants[node.output[0]] = np.asarray(given)
 
     def _quantize(self, node: NodeProto) -> None:
         source, scale = node.input[0], self._constants[node.input[1]].astype(np.float32)
@@ -415,8 +422,10 @@ class _Reader:
             )
         if source in self._constants:
             values = self._constants[source].astype(np.float32)
-            along = scale.reshape(-1, *([1] * (values.ndim - 1))) if scale.ndim else scale
-            rounded = np.clip(np.rint(values / along), -128, 127).astype(np.int8)
+            shape = [1] * values.ndim
+            if scale.size > 1:
+                shape[_attributes(node).get("axis", 1)] = -1
+            rounded = np.clip(np.rint(values / scale.reshape(shape)), -128, 127).astype(np.int8)
             self._quantised[node.output[0]] = (rounded, scale)
             return
         value = self._value(node, source)
@@ -429,7 +438,10 @@ class _Reader:
             values = (
                 self._quantised[source][0] if source in self._quantised else self._constants[source]
             )
-            self._weights[node.output[0]] = _Weights(values, np.atleast_1d(scale))
+            axis = (
+                _attributes(node).get("axis", 1) % max(1, values.ndim) if scale.size > 1 else None
+            )
+            self._weights[node.output[0]] = _Weights(values, np.atleast_1d(scale), axis)
         else:
             self._values[node.output[0]] = self._value(node, source)
 
@@ -458,7 +470,8 @@ class _Reader:
         kinds = [self._value(node, name) for name in node.input]
         self._check(
             [(value.kind, value.name) for value in kinds]
-            == [("value", PATCHES), ("exchanged", PATCHES)],
+            == [("value", PATCHES), ("exchanged", PATCHES)]
+            and _attributes(node).get("axis") == 1,
             f"{node.output[0]} joins other things than patches and their transposes",
         )
         self._symmetric = True
@@ -470,14 +483,15 @@ class _Reader:
         settings = _attributes(node)
         usual = settings.get("alpha", 1.0) == settings.get("beta", 1.0) == 1.0
         self._check(usual and not settings.get("transA", 0), f"{node.output[0]} is no plain layer")
-        weights = self._weights_of(node, node.input[1])
-        if not settings.get("transB", 0):
+        transposed = bool(settings.get("transB", 0))
+        weights = self._weights_of(node, node.input[1], outputs=0 if transposed else 1)
+        if not transposed:
             weights = _Weights(weights.values.T, weights.scales)
         self._dense(node, weights, self._bias_of(node, len(weights.values)))
 
     def _matmul(self, node: NodeProto) -> None:
         if node.input[1] in self._constants or node.input[1] in self._weights:
-            weights = self._weights_of(node, node.input[1])
+            weights = self._weights_of(node, node.input[1], outputs=1)
             weights = _Weights(weights.values.T, weights.scales)
             self._dense(node, weights, np.zeros(len(weights.values), np.float32))
             return
@@ -505,7 +519,10 @@ class _Reader:
         alike = {(x.source, x.input_scale, x.outputs, x.weights.shape, x.quantised) for x in three}
         plain = all(x.activation == "none" and x.added is None and not x.padding for x in three)
         self._check(
-            len(three) == 3 and len(alike) == 1 and plain and three[0].outputs % 32 == 0,
+            len({x.name for x in three}) == 3
+            and len(alike) == 1
+            and plain
+            and three[0].outputs % 32 == 0,
             f"{node.output[0]} is no attention of three equal layers of 32 channels or a multiple",
         )
         scales = [layer.scales for layer in three if layer.scales is not None]
@@ -543,7 +560,7 @@ class _Reader:
     def _conv(self, node: NodeProto) -> None:
         settings = _attributes(node)
         value = self._value(node, node.input[0])
-        weights = self._weights_of(node, node.input[1])
+        weights = self._weights_of(node, node.input[1], outputs=0)
         pads = set(settings.get("pads", [0]))
         kernel = weights.values.shape[2:]
         plain = (
@@ -582,7 +599,9 @@ class _Reader:
         slope = 0.0 if relu else float(_attributes(node).get("alpha", 0.01))
         layer = self._sole_layer(node, node.input[0])
         other_slope = layer.activation == "leaky" and layer.slope != slope
-        free = layer.then == "none" if layer.added else layer.activation == "none"
+        # A gain behind an activation is kept apart from one before it by what is added.
+        first = layer.activation == "none" and layer.gain == 1.0
+        free = layer.then == "none" if layer.added else first
         self._check(free and not other_slope, f"{node.output[0]} is a second activation")
         changed = {"then" if layer.added else "activation": activation}
         # One slope for both places: that of whichever is leaky.
@@ -633,12 +652,22 @@ class _Reader:
         first, last = pair
         name = next(name for name in node.input if self._values[name] is last)
         layer = self._sole_layer(node, name)
-        same = self._widths.get(first.name) == self._widths[layer.name]
+        same = self._sizes_of(first.name) == self._sizes_of(layer.name)
         self._check(
-            layer.added is None and same and first.kind == "value",
+            layer.added is None and same and first.kind == "value" and first.name != PATCHES,
             f"{node.output[0]} adds what does not fit",
         )
         self._change(node, replace(layer, added=first.name, added_scale=first.scale))
+
+    def _sizes_of(self, name: str) -> tuple[int, int] | None:
+        """Give channels and width of a value."""
+        step = self._steps.get(name)
+        while isinstance(step, Pool):
+            step = self._steps.get(step.source)
+        if step is None:
+            return None
+        channels = step.inner if isinstance(step, Attention) else step.outputs
+        return channels, self._widths[name]
 
     def _sole_layer(self, node: NodeProto, name: str, *, uses: int = 1) -> Layer:
         """Return a layer whose output is read so often and no more: it can be changed."""
@@ -667,9 +696,12 @@ class _Reader:
             raise self._unknown(node)
         return value
 
-    def _weights_of(self, node: NodeProto, name: str) -> _Weights:
+    def _weights_of(self, node: NodeProto, name: str, *, outputs: int) -> _Weights:
+        """Return stored weights, whose scales must be those of the axis of outputs."""
         if name in self._weights:
-            return self._weights[name]
+            found = self._weights[name]
+            self._check(found.axis in (None, outputs), f"scales of {name} are none of its outputs")
+            return found
         if name not in self._constants:
             raise self._unknown(node)
         return _Weights(self._constants[name].astype(np.float32), None)
@@ -705,6 +737,10 @@ class _Reader:
             f"the fused engine does not know this network: it has no {node.op_type} as in "
             f"{node.output[0]}; specify engine='tensorrt' or 'auto'"
         )
+
+
+def _gain_alone(layer: Layer) -> bool:
+    return layer.gain != 1.0 and layer.added is None
 
 
 def _attributes(node: NodeProto) -> dict[str, Any]:

@@ -213,18 +213,47 @@ class _Writer:
                     maps[step.added].last = number
         head = maps[self._network.head.source]
         head.floats, head.last = True, len(self._steps) + 1
-        # Attention keeps what it mixes in registers, for the layer behind it.
+        self._check_attention()
         for step in reversed(self._steps):
             if isinstance(step, Pool):
-                maps[step.source].halves |= maps[step.name].halves
-                if maps[step.name].scale is not None:
-                    maps[step.source].scale = maps[step.name].scale
+                pooled = maps[step.name]
+                if pooled.halves:
+                    self._read(maps[step.source], step.source, None)
+                if pooled.scale is not None:
+                    self._read(maps[step.source], step.source, pooled.scale)
         for value in maps.values():
             value.pad()
-        for step in self._steps:
-            if isinstance(step, Pool):
-                maps[step.name].channels = maps[step.source].channels
+        self._pad_alike(maps)
         return maps
+
+    def _check_attention(self) -> None:
+        """Reject what attention's registers cannot serve: another reader than the layer behind."""
+        for number, step in enumerate(self._steps):
+            if not isinstance(step, Attention):
+                continue
+            readers = [
+                s
+                for s in self._steps
+                if s.source == step.name or (isinstance(s, Layer) and s.added == step.name)
+            ]
+            behind = self._steps[number + 1] if number + 1 < len(self._steps) else None
+            fits = isinstance(behind, Layer) and behind.weights.shape[2:] == (1, 1)
+            if readers != [behind] or not fits or behind.added == step.name:  # type: ignore[union-attr]
+                raise UnsuitableNetworkError(
+                    f"attention {step.name} is read by more than one layer of 1×1 behind it; "
+                    "specify engine='tensorrt' or 'auto'"
+                )
+
+    def _pad_alike(self, maps: dict[str, _Map]) -> None:
+        """Give maps that are read pixel by pixel beside each other the same channels."""
+        pairs = [(s.source, s.name) for s in self._steps if isinstance(s, Pool)]
+        pairs += [(s.added, s.name) for s in self._steps if isinstance(s, Layer) and s.added]
+        # Each pass may widen a map that another pair has.
+        for _ in pairs:
+            for pair in pairs:
+                most = max(maps[name].channels for name in pair)
+                for name in pair:
+                    maps[name].channels = most
 
     @staticmethod
     def _read(source: _Map, name: str, scale: float | None) -> None:
@@ -326,6 +355,8 @@ class _Writer:
             structs="\n".join(structs),
             copies="\n    ".join(copies),
             centroids="" if centroid is None else find,
+            # The next round's centroids must not be written while this one's are read.
+            end="" if centroid is None else "__syncthreads();",
             stages="\n        ".join(stages),
         )
         definitions = {
@@ -373,9 +404,11 @@ class _Writer:
         full[: taps.shape[0], :, : taps.shape[2]] = taps
         rows = np.zeros((len(full), steps * 2 * each), np.float32)
         rows[:, : kernel * a_pixel * each] = full.reshape(len(full), -1)
-        if not layer.quantised and np.abs(rows).max(initial=0) > np.finfo(np.float16).max:
+        # Stated so that NaN, which compares false with everything, is rejected.
+        if not np.abs(rows).max(initial=0) <= np.finfo(np.float16).max:
             raise UnsuitableNetworkError(
-                f"weights of {layer.name} exceed float16; specify engine='onnxruntime'"
+                f"weights of {layer.name} exceed float16 or are NaN; specify engine='onnxruntime' "
+                "or 'auto'"
             )
         # A lane holds column lane // 4 and, of each chunk, the elements from lane % 4 on.
         split = rows.reshape(column_tiles, COLUMNS, steps, 2, 4, each // 4)
@@ -578,6 +611,7 @@ run_network(const float *patches, const char *weights, float *offsets, int most,
         {stages}
         __syncthreads();
         write_quantiles<Quantiles>(memory, offsets, group, count);
+        {end}
     }}
 }}
 """
@@ -593,6 +627,10 @@ def _struct(
     lines.append(f"    static constexpr int {given};")
     for key, value in constants.items():
         # Written so that C++ reads the very same float back.
+        if not np.isfinite(value):
+            raise UnsuitableNetworkError(
+                f"{key} of {name} is {value}; specify engine='tensorrt' or 'auto'"
+            )
         literal = float(np.float32(value)).hex()
         lines.append(
             f"    __host__ __device__ static constexpr float {key}() {{ return {literal}f; }}"
