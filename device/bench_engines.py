@@ -197,32 +197,25 @@ def page(found: dict[str, Any]) -> str:
         f"`python device/bench_engines.py --output docs/results` on one {found['GPU']} "
         f"({found['capability']}, driver for CUDA {found['CUDA driver']}), torch {found['torch']}.",
         "",
-        "**TensorRT does not run here**: torch stands in for it behind the same interface "
-        "(`device/torch_stand_in.py`), in float16 or float32 and without TensorRT's fusions. "
-        "What is edgexnas' own, and measured for real, is what surrounds it: context, pinned "
-        "buffers, streams, copies, CUDA graphs.",
+        "**TensorRT does not run here**: torch stands in for it (`device/torch_stand_in.py`). "
+        "Context, pinned buffers, streams, copies and graphs are edgexnas' own.",
         "",
         f"## Latency of a batch of {BATCH}",
         "",
-        f"From host memory to host memory by the paper's protocol: {REPEATS} times the mean of "
-        f"{RUNS} runs; median and 99th percentile of these in µs. Weights are random. The last "
-        "columns: the graph alone on device memory, and the device memory that the engine took "
-        "(weights, intermediate results, buffers, graphs; torch takes it in blocks of 2 MiB and "
-        "up, networks with dense layers include cuBLAS' workspace; without the CUDA context).",
+        f"From host memory to host memory: {REPEATS} times the mean of {RUNS} runs, median and "
+        "99th percentile in µs. Random weights. Memory without the CUDA context.",
         "",
         "| network | parameters | arithmetic | without graph | with graph | gain | device only "
         "| MiB |",
         "|---|---|---|---|---|---|---|---|",
         *map(row_of, found["rows"]),
         "",
-        f"With and without a graph give identical results: {same}. The largest difference of any "
-        f"output to the same network on the CPU is {difference(found['rows'])}.",
+        f"With and without a graph identical: {same}. Largest difference to the CPU: "
+        f"{difference(found['rows'])}.",
         "",
         "## First start",
         "",
-        "One fresh process each, in seconds, without importing torch; "
-        "without a search for faster kernels, which TensorRT does when it builds a plan and not "
-        "when it starts from one:",
+        "A fresh process each, in seconds, without importing torch:",
         "",
         "| network | context | engine opened, graphs recorded | first run |",
         "|---|---|---|---|",
@@ -230,14 +223,11 @@ def page(found: dict[str, Any]) -> str:
         "",
         "## Double buffer",
         "",
-        "2048×2048 uint16 frames, one uploaded while the one before is worked on:",
+        "2048×2048 uint16 frames, one frame uploaded while the one before is worked on:",
         "",
         "| what | value |",
         "|---|---|",
         *(f"| {name} | {value:,} |" for name, value in found["double buffer"].items()),
-        "",
-        "A frame that is decoded straight into the pinned buffer (`next_input()`) costs no host "
-        "copy.",
         "",
     ]
     return "\n".join(lines)
