@@ -72,8 +72,9 @@ napoleon_use_ivar = True
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
-# Source files are shown as they are: not all that is valid there is so for a highlighter.
-suppress_warnings = ["misc.highlighting_failure"]
+# Source files are shown as they are: not all that is valid there is so for a highlighter. Names of
+# fields, which Sphinx would link, are those of several classes.
+suppress_warnings = ["misc.highlighting_failure", "ref.python"]
 
 
 def setup(app):
@@ -327,7 +328,6 @@ def stage(source: Path) -> None:
     """Write the whole source of the site."""
     from edgexnas import __version__
 
-    shutil.rmtree(source, ignore_errors=True)
     wanted: set[Path] = {ROOT / "host/bragg.toml"}
     pages: dict[str, str] = {}
     originals = {ROOT / place: page for place, page in ADOPTED.items()}
@@ -363,6 +363,8 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=ROOT / "build/site", help="folder")
     options = parser.parse_args()
     source = options.output / "source"
+    # Anew, because Sphinx would compare pages with those of an earlier build.
+    shutil.rmtree(options.output, ignore_errors=True)
     stage(source)
     from sphinx.cmd.build import build_main
 

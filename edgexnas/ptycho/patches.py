@@ -90,7 +90,8 @@ def align_phase(
     """Turn `values` by the constant phase that brings them nearest to `reference`.
 
     The constant is the argument of ``Σ reference · values*``, which minimises
-    ``Σ |values·e^{iφ} - reference|²``. Values of zero weigh nothing, so uncovered pixels do no harm.
+    ``Σ |values·e^{iφ} - reference|²``. Values of zero weigh nothing, so uncovered pixels do no
+    harm.
 
     Parameters
     ----------
