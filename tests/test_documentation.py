@@ -8,6 +8,7 @@ pages begin with are those of `START`.
 
 from __future__ import annotations
 
+import html
 import os
 import re
 import shlex
@@ -17,6 +18,11 @@ import sys
 from pathlib import Path
 
 import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 from edgexnas.bundle import generate_keys
 from edgexnas.cli import build_parser, main
@@ -151,10 +157,53 @@ def test_the_readme_is_read_in_two_minutes() -> None:
     assert (ROOT / "README.md").stat().st_size <= 6_000
 
 
-def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the site's pages, built without a warning."""
     pytest.importorskip("sphinx", reason="the extra docs is not installed")
-    command = [sys.executable, ROOT / "tools/build_site.py", "--output", tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    folder = tmp_path_factory.mktemp("site") / "site"
+    command = [sys.executable, ROOT / "tools/build_site.py", "--output", folder]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
+    return folder / "html"
+
+
+def content_of(page: Path) -> str:
+    """The HTML of a page's own text, without navigation."""
+    text = page.read_text()
+    return text[text.index("<article") : text.index("</article>")]
+
+
+def near_pages(site: Path) -> set[Path]:
+    """Pages at most two clicks from the front page, by links of their text."""
+    found, newest = {site / "index.html"}, {site / "index.html"}
+    for _ in range(2):
+        links = {
+            (page.parent / link.partition("#")[0]).resolve()
+            for page in newest
+            for link in re.findall(r'href="([^":?]+)"', content_of(page))
+        }
+        newest = {link for link in links if link.suffix == ".html" and link.is_file()} - found
+        found |= newest
+    return found
+
+
+def test_the_site_builds_without_a_warning(site: Path) -> None:
     for page in ("index", "reference/commands", "reference/edgexnas.device", "results/index"):
-        assert (tmp_path / "html" / f"{page}.html").is_file()
+        assert (site / f"{page}.html").is_file()
+
+
+def test_ninety_of_a_hundred_questions_are_answered_within_two_clicks(site: Path) -> None:
+    tables = tomllib.loads((ROOT / "tests/lookups.toml").read_text())
+    questions = {q: answer for table in tables.values() for q, answer in table.items()}
+    assert len(questions) == 100
+    texts = [
+        " ".join(html.unescape(re.sub(r"<[^>]+>", "", content_of(page))).split()).lower()
+        for page in near_pages(site)
+    ]
+    missing = [
+        question
+        for question, answers in questions.items()
+        if not any(a.lower() in text for a in answers.split("|") for text in texts)
+    ]
+    assert len(missing) <= 10, missing

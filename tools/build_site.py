@@ -62,6 +62,8 @@ html_theme = "furo"
 html_title = "edgexnas " + release
 html_theme_options = {{"navigation_with_keys": True}}
 html_show_copyright = False
+# Quotes in commands and keys stay as they are typed.
+smartquotes = False
 html_show_sourcelink = False
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 4
