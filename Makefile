@@ -16,9 +16,16 @@ demo: $(STAMP)
 test: $(STAMP) lint
 	$(BIN)/python -m pytest $(PARALLEL)
 
-# What takes minutes: every interpreter, clusters on one machine, long searches.
-test-long: $(STAMP) lint
-	$(BIN)/python -m pytest $(PARALLEL) -m "long or not long" --timeout=1800
+# What takes minutes: every interpreter, clusters on one machine, long searches, grains.
+test-long: $(STAMP) .readers/.installed lint
+	EDGEXNAS_READERS=$(CURDIR)/.readers/bin/python $(BIN)/python -m pytest $(PARALLEL) -m "long or not long" --timeout=1800
+
+# Programs that read our forms, whose licences and dependencies stay apart.
+.readers/.installed: tests/forms/readers.txt
+	$(PYTHON) -m venv .readers
+	.readers/bin/python -m pip install --quiet -r tests/forms/readers.txt
+	.readers/bin/python -m pip install --quiet --no-deps midas-transforms==0.12.0
+	touch $@
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -48,4 +55,4 @@ $(STAMP): pyproject.toml constraints.txt tests/tensorrt_stubs.py
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs dist build
+	rm -rf $(VENV) .readers runs dist build

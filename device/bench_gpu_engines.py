@@ -204,7 +204,8 @@ def time_engines(
             batch=BATCH, repeats=REPEATS, runs=RUNS, builder_level=options.builder_level,
             one_size=options.one_size, builds_at_once=options.jobs,
         )  # fmt: skip
-        content.set(**{"empty graph µs": empty_graph(session)})
+        floor = empty_graph(session)
+        content.set(**{"empty graph µs": floor})
         for name in names:
             try:
                 bundle = bundle_of(name, options)

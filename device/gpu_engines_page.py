@@ -20,7 +20,10 @@ Row = dict[str, Any]
 
 def page(found: dict[str, Any]) -> str:
     """Write the page: what ran where, latencies, energies, and what failed."""
-    hardware, floor = found["hardware"], found["empty graph µs"]
+    hardware = found["hardware"]
+    measured = sorted({row["empty graph µs"] for row in found["rows"] if "failed" not in row})
+    floors = " or ".join(f"{floor:.1f} µs" for floor in measured)
+    floors += " in the run of its row" if len(measured) > 1 else ""
     rows = {(row["network"], row["engine"], row["precision"]): row for row in found["rows"]}
     networks = list(dict.fromkeys(row["network"] for row in found["rows"]))
     columns = [column for column in COLUMNS if any(row_of(rows, name, column) for name in networks)]
@@ -31,8 +34,8 @@ def page(found: dict[str, Any]) -> str:
         f"({hardware['capability']}, CUDA {hardware['CUDA']}): {found['library']}, "
         f"torch {found.get('torch', 'not run')}. Batch {found['batch']}, one CUDA graph on device "
         f"memory, {found['repeats']} means of {found['runs']} launches by the GPU's clock: p50 / "
-        f"p99 in µs, and p50 as a multiple of an empty graph ({floor['p50']} / {floor['p99']} µs). "
-        "Weights are random; every engine timed holds its bundle's gate.",
+        f"p99 in µs, and p50 as a multiple of an empty graph, {floors}. Weights "
+        "are random; every engine timed holds its bundle's gate.",
         "",
         "| network | "
         + " | ".join(f"{engine} {precision}" for engine, precision in columns)
@@ -40,24 +43,40 @@ def page(found: dict[str, Any]) -> str:
         "|---|" + "---|" * len(columns),
     ]
     for name in networks:
-        cells = [cell(row_of(rows, name, column), floor["p50"]) for column in columns]
+        cells = [cell(row_of(rows, name, column)) for column in columns]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines += gains(rows, networks)
     lines += energies(found.get("energy", []))
     lines += failures(found["rows"])
     return "\n".join(lines) + "\n"
+
+
+def gains(rows: dict[tuple[str, str, str], Row], networks: list[str]) -> list[str]:
+    """Say how much faster the fused engine is than TensorRT, in one sentence for each network."""
+    lines = []
+    for name in networks:
+        said = []
+        for precision in ("float16", "int8"):
+            pair = [row_of(rows, name, (engine, precision)) for engine in ("tensorrt", "fused")]
+            times = [row["device µs"]["p50"] for row in pair if row and "failed" not in row]
+            if len(times) == 2:
+                said.append(f"{times[0] / times[1]:.1f} times in {precision}")
+        if said:
+            lines.append(f"- {name}: fused is faster than TensorRT {' and '.join(said)}.")
+    return ["", *lines] if lines else []
 
 
 def row_of(rows: dict[tuple[str, str, str], Row], name: str, column: tuple[str, str]) -> Row | None:
     return rows.get((name, *column))
 
 
-def cell(row: Row | None, floor: float) -> str:
+def cell(row: Row | None) -> str:
     if row is None:
         return "–"
     if "failed" in row:
         return "no"
     time = row["device µs"]
-    return f"{time['p50']:.1f} / {time['p99']:.1f} ({time['p50'] / floor:.1f}×)"
+    return f"{time['p50']:.1f} / {time['p99']:.1f} ({time['p50'] / row['empty graph µs']:.1f}×)"
 
 
 def energies(rows: list[Row]) -> list[str]:

@@ -27,9 +27,9 @@ def frames_page(found: dict[str, Any], checks: list[str]) -> str:
         f"{found['capability']}, CUDA {found['CUDA driver']}.",
         "",
         f"Frames of 2048×2048 uint16, {found['frame bytes'] / 1e6:.1f} MB, from host memory to "
-        f"positions in host memory. Pinned memory is copied at {found['copy bytes/s'] / 1e9:.1f} "
-        f"GB/s, which allows {limit:,.0f} frames/s. Frames/s with two frames in flight, latency "
-        "with one.",
+        "positions in host memory. Pinned memory is copied at "
+        f"{found['copy bytes/s'] / 1e9:.1f} GB/s, which allows {limit:,.0f} frames/s. Frames/s "
+        "with two frames in flight, latency with one.",
         "",
         "| peaks | pipeline | frames/s | of the limit | latency p50 / p99, ms |",
         "|---|---|---|---|---|",
@@ -39,26 +39,28 @@ def frames_page(found: dict[str, Any], checks: list[str]) -> str:
         "",
         "Each stage as a CUDA graph of its own.",
         "",
-        "| peaks | network | room | copy | find, cut, scale | network | decode | edgexnas MiB "
-        "| all MiB |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| peaks | network | copy | find, cut, scale | network | decode | edgexnas MiB | all MiB |",
+        "|---|---|---|---|---|---|---|---|",
         *(_stage_row(row) for row in _in_order(found["frames"]) if "stages us" in row),
         "",
+        *_copy_lines(found["host copies"]),
+        *(["## Checks", "", *(f"* {said}" for said in checks)] if checks else []),
+        *_resource_lines(),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _copy_lines(rows: list[dict[str, Any]]) -> list[str]:
+    if not rows:
+        return []
+    return [
         "## From ordinary to pinned memory",
         "",
         "| threads | GB/s | ms a frame, p50 / p99 |",
         "|---|---|---|",
-        *(
-            f"| {row['threads']} | {row['GB/s']:.1f} | {_latency(row)} |"
-            for row in found["host copies"]
-        ),
+        *(f"| {row['threads']} | {row['GB/s']:.1f} | {_latency(row)} |" for row in rows),
         "",
-        "## Checks",
-        "",
-        *(f"* {said}" for said in checks),
-        *_resource_lines(),
     ]
-    return "\n".join(lines) + "\n"
 
 
 def _in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -84,7 +86,7 @@ def _stage_row(row: dict[str, Any]) -> str:
     times = " | ".join(f"{value:.0f}" for value in row["stages us"].values())
     return (
         f"| {row['peaks']:,} | {row['network']}, {row['engine']} {row['precision']} "
-        f"| {row['room']:,} | {times} "
+        f"| {times} "
         f"| {row['own MiB']:.0f} | {row['all MiB']:.0f} |"
     )
 

@@ -31,7 +31,7 @@ from edgexnas.frames.series import existing_frames
 from edgexnas.frames.units import units_scale
 from edgexnas.ptycho import PATTERN_SIZE
 
-__all__ = ["Scan", "holds_scan", "open_scan"]
+__all__ = ["Scan", "holds_scan", "open_probe", "open_scan"]
 
 MARGIN_PX = 2.0
 """Where positions have no origin of their own, the first window starts this far inside."""
@@ -98,6 +98,8 @@ class Scan:
         (H, W) bool, True where a pixel is unusable; None if all are usable.
     truth
         Complex64 object that `positions_px` point into; None where it is not known.
+    object_pixel_m
+        (row, col) size of an object pixel in metres; None where it is not known.
     """
 
     patterns: AnyArray
@@ -106,6 +108,7 @@ class Scan:
     probe: ComplexArray | None = None
     mask: npt.NDArray[np.bool_] | None = None
     truth: ComplexArray | None = None
+    object_pixel_m: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         """Refuse parts that do not fit each other.
@@ -311,8 +314,9 @@ def _open_hdf5(path: Path) -> Scan:
     with open_hdf5_file(path) as file, reading(str(path)):
         probe, truth = _values(file, _PROBE_PLACES), _values(file, (_OBJECT_PLACE,))
         positions = _values(file, _POSITION_PLACES)
+        pixel_m: tuple[float, float] | None = None
         if positions is None:
-            places = _translations_px(file, path, patterns.shape[1:])
+            places, pixel_m = _translations_px(file, path, patterns.shape[1:])
             positions = _inside(places, patterns.shape[1:], str(path))
         return Scan(
             patterns=patterns,
@@ -321,7 +325,59 @@ def _open_hdf5(path: Path) -> Scan:
             probe=None if probe is None else _modes(probe),
             mask=mask,
             truth=None if truth is None else truth.astype(np.complex64),
+            object_pixel_m=pixel_m,
         )
+
+
+def open_probe(path: str | Path, shape: tuple[int, int]) -> ComplexArray:
+    """Read a probe, known or estimated by another program.
+
+    Parameters
+    ----------
+    path
+        A .npy file of complex (…, modes, H, W) or (H, W); a .npz file with such an array as
+        "probe"; or an HDF5 file that has one where scans and labels have theirs.
+    shape
+        (H, W) of the patterns that it is for.
+
+    Returns
+    -------
+    (modes, H, W) complex64.
+
+    Raises
+    ------
+    SourceError
+        If nothing is there, it holds no such array, or one of another shape, or NaN.
+    MissingDependencyError
+        If h5py is not installed and the file is HDF5.
+    """
+    place = Path(path)
+    if not place.is_file():
+        raise SourceError(f"there is no file {place}; check the path")
+    with reading(str(place)), place.open("rb") as file:
+        start = file.read(6)
+        file.seek(0)
+        found: AnyArray | None = None
+        if start == b"\x93NUMPY":
+            # Never a pickle: loading one runs code.
+            found = np.lib.format.read_array(file, allow_pickle=False)
+        elif start.startswith(b"PK\x03\x04"):
+            with ZipFile(file) as archive:
+                if "probe.npy" in archive.namelist():
+                    found = _member(archive, "probe")
+        else:
+            with open_hdf5_file(place) as hdf5:
+                found = _values(hdf5, _PROBE_PLACES)
+    if found is None or not np.iscomplexobj(found) or found.shape[-2:] != shape:
+        held = "no probe" if found is None else f"a probe of {found.dtype} {found.shape}"
+        raise SourceError(
+            f"{place} holds {held}; specify complex numbers of (modes, {shape[0]}, {shape[1]}), "
+            "the shape of the patterns, as .npy, or as 'probe' of .npz or HDF5"
+        )
+    probe = _modes(found)
+    if not np.isfinite(probe).all() or not probe.any():
+        raise SourceError(f"the probe of {place} is dark or holds NaN; specify one with light")
+    return probe
 
 
 def _patterns(path: Path) -> tuple[AnyArray, npt.NDArray[np.bool_] | None]:
@@ -368,8 +424,13 @@ def _values(file: Any, places: Iterable[str]) -> AnyArray | None:
     return None if found is None else np.asarray(found[()])
 
 
-def _translations_px(file: Any, path: Path, shape: tuple[int, ...]) -> Float64Array:
-    """Positions of the probe on the sample in object pixels, (n, 2) as (row, col), from CXI."""
+def _translations_px(
+    file: Any, path: Path, shape: tuple[int, ...]
+) -> tuple[Float64Array, tuple[float, float]]:
+    """Positions of the probe on the sample in object pixels, from CXI, and the pixel in metres.
+
+    Positions are (n, 2) as (row, col).
+    """
     metres = _translations_m(file, path)
     axes, stated = _detector_axes(file, path)
     if stated is None:
@@ -382,7 +443,8 @@ def _translations_px(file: Any, path: Path, shape: tuple[int, ...]) -> Float64Ar
     object_pixels = wavelength * distance / (np.array(shape) * stated)
     # The sample moves one way, and the probe the other way on it.
     places: Float64Array = -(metres @ axes.T) / object_pixels
-    return places
+    row_m, col_m = object_pixels.tolist()
+    return places, (row_m, col_m)
 
 
 def _translations_m(file: Any, path: Path) -> Float64Array:

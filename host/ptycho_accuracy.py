@@ -44,11 +44,11 @@ from edgexnas.host import (
     train,
 )
 from edgexnas.host.data.ptycho_labels import cut_patches
+from edgexnas.host.data.scan_parts import part_of_scan
 from edgexnas.host.data.synthetic_patterns import (
     ObjectVariety,
     PatternSource,
     draw_objects,
-    part_of_scan,
     reconstruct_part,
 )
 from edgexnas.host.exporting.ptycho_baselines import ridge_prediction

@@ -5,7 +5,8 @@ Run: python samples/03_stream_ptycho.py BUNDLE KEYS SCAN OBJECT
 BUNDLE is a signed model, KEYS the folder of the public keys you trust, SCAN an HDF5, CXI or .npz
 file of patterns with positions, OBJECT an .npz or .h5 file to write, with pictures beside it. Live
 patterns work alike: give `stream` an iterable of (pattern, position) pairs, with None for a
-position that comes later as a `PositionReading`.
+position that comes later as a `PositionReading`. A bundle that holds its probe can refine the
+object after the last pattern: `predictor.stream(scan, refine=10)`, then `stream.refinement`.
 """
 
 import sys

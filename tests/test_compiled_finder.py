@@ -185,7 +185,7 @@ def test_without_numba_the_reference_works_and_asking_for_the_twin_names_the_ext
 
 def test_code_is_kept_only_where_no_other_user_can_write(tmp_path: Path):
     """Kept code is loaded as it is, so whoever writes it runs what they like."""
-    from edgexnas.peak_finding.compiled_loops import _is_ours
+    from edgexnas.compiled_code import _is_ours
 
     open_to_all, own = tmp_path / "open", tmp_path / "own"
     open_to_all.mkdir()

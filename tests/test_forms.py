@@ -22,11 +22,11 @@ from edgexnas.device.sinks.results import (
     ObjectSnapshot,
     SeriesBegun,
     SeriesEnded,
+    SeriesSpots,
     ServiceIdentity,
-    Spots,
 )
-from edgexnas.device.sinks.results_layout import SPOT, SPOT_COLUMNS
 from edgexnas.ptycho import ObjectImage
+from edgexnas.spots import SPOT, SPOT_COLUMNS, Spots
 
 PAGE = (Path(__file__).parents[1] / "docs/forms.md").read_text()
 PATCH = np.ones((64, 64), np.float32)
@@ -153,7 +153,7 @@ def messages() -> list[tuple[dict[str, Any], list[bytes]]]:
         image = ObjectImage(np.ones((3, 4), np.complex64), np.ones((3, 4), np.float32), 0, (5, 6))
         sink.begin(SeriesBegun("a"))
         sink.write(results())
-        sink.write_spots(Spots("a", np.zeros(2, SPOT)))
+        sink.write_spots(SeriesSpots("a", Spots.from_table(np.zeros(2, SPOT))))
         sink.show(ObjectSnapshot("a", 1, image, final=True))
         sink.end(SeriesEnded("a", {}))
         received = [socket.recv_multipart() for _ in range(6)]

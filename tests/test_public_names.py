@@ -47,8 +47,10 @@ EXPORTING = (
     "edgexnas.errors",
     "edgexnas.frames",
     "edgexnas.host",
+    "edgexnas.merging",
     "edgexnas.ptycho",
     "edgexnas.simulate",
+    "edgexnas.spots",
     "edgexnas.testing",
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -12,8 +13,15 @@ import pytest
 from edgexnas.bundle import generate_keys
 from edgexnas.cli import main
 from edgexnas.host.data.ptycho_dataset import PtychoDataset
+from edgexnas.ptycho import oriented
 from edgexnas.scans import holds_scan, open_scan
-from edgexnas.simulate import HedmSettings, save_series, simulate_hedm
+from edgexnas.simulate import (
+    HedmSettings,
+    PtychographySettings,
+    save_series,
+    simulate_hedm,
+    simulate_scan,
+)
 
 PATTERNS = np.random.default_rng(0).poisson(3, (6, 64, 64)).astype(np.uint16)
 POSITIONS = np.stack([np.arange(6.0) * 7, 40 - np.arange(6.0)], axis=1)
@@ -53,13 +61,67 @@ def test_a_simulated_scan_is_labelled_by_its_truth(
     assert "784" in capsys.readouterr().out
 
 
-def test_a_measured_scan_is_labelled_by_phase_retrieval(beamline: Path, tmp_path: Path) -> None:
-    labels = tmp_path / "labels.h5"
-    command = ["label", beamline / "scan.h5", "--iterations", 1, "--modes", 1, "--output", labels]
-    assert run("", *command) == 0
+SMALL = simulate_scan(PtychographySettings(scan_shape_px=(36, 36), step_px=9), seed=3)
+
+
+def test_a_scan_too_small_to_split_is_labelled_with_simulated_objects_and_all_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scan, probe, labels = (tmp_path / name for name in ("scan.h5", "probe.npy", "labels.h5"))
+    turned = np.ascontiguousarray(oriented(SMALL.patterns, "rotate-clockwise", inverse=True))
+    write(scan, turned, SMALL.positions_px)
+    np.save(probe, SMALL.probe)
+    assert run("label --iterations 15", scan, "--probe", probe, "--output", labels) == 0
     dataset = PtychoDataset.load(labels)
-    assert dataset.against == "iterative"
-    assert len(dataset) == 35
+    assert (dataset.against, dataset.orientation) == ("iterative", "rotate-clockwise")
+    assert len(dataset.split().test) == len(SMALL)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "the 25 measured ones test, 1280 of simulated objects" in said
+    assert "orientation rotate-clockwise" in said
+    assert "direct beam" in said
+
+
+def test_a_scan_that_is_not_explained_makes_no_small_dataset(
+    beamline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = tmp_path / "labels.h5"
+    command = ["label", beamline / "scan.h5", "--orientation", "as-is", "--iterations", 2]
+    assert run("", *command, "--output", labels) == 1
+    assert "does not explain the patterns" in capsys.readouterr().err
+    assert not labels.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (np.ones((2, 64, 64)), "a probe of float64"),
+        (np.ones((128, 128), np.complex64), r"a probe of complex64 \(128, 128\)"),
+        (np.zeros((64, 64), np.complex64), "is dark or holds NaN"),
+    ],
+)
+def test_what_is_no_probe_of_the_scan_is_rejected_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: np.ndarray, message: str
+) -> None:
+    write(tmp_path / "scan.h5", SMALL.patterns, SMALL.positions_px)
+    np.savez(tmp_path / "probe.npz", probe=content)
+    command = ["label", tmp_path / "scan.h5", "--probe", tmp_path / "probe.npz", "--output"]
+    assert run("", *command, tmp_path / "labels.h5") == 1
+    assert re.search(message, " ".join(capsys.readouterr().err.split()))
+
+
+def test_a_refined_object_is_printed_sweep_by_sweep_and_saved_with_a_picture(
+    visible: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    signing_key, _ = generate_keys(tmp_path / "keys")
+    bundle = tmp_path / "v.edgex"
+    visible.write_visible_bundle(bundle, signing_key=signing_key, probe=SMALL.probe)
+    write(tmp_path / "scan.h5", SMALL.patterns, SMALL.positions_px)
+    inputs = bundle, tmp_path / "scan.h5", "--trust", tmp_path / "keys"
+    assert run("predict --refine 3", *inputs, "--output", tmp_path / "object.npz") == 0
+    assert "refinement of 25 patterns" in " ".join(capsys.readouterr().out.split())
+    assert (tmp_path / "object-refinement.png").exists()
+    with np.load(tmp_path / "object.npz") as kept:
+        assert kept["residuals"].shape == (4,)
 
 
 @pytest.mark.parametrize("name", ["object.npz", "object.h5"])

@@ -69,6 +69,7 @@ def test_the_window_of_a_large_pattern_starts_before_its_patch() -> None:
 
 def test_translations_of_a_cxi_file_become_object_pixels(tmp_path: Path) -> None:
     scan = open_scan(cxi_file(tmp_path / "scan.cxi"))
+    assert scan.object_pixel_m == pytest.approx((51.7e-9, 51.7e-9), rel=1e-3)
     np.testing.assert_allclose(scan.positions_px, POSITIONS - POSITIONS.min(axis=0) + 2, atol=1e-6)
     np.testing.assert_array_equal(scan.patterns, PATTERNS)
 

@@ -95,7 +95,7 @@ class Bundle:
     state
         What remembers the newest bundle; None without protection against older ones.
     probe
-        (H, W) complex64, read-only: what `manifest.probe` describes; None without one.
+        (modes, H, W) complex64, read-only: what `manifest.probe` describes; None without one.
     """
 
     manifest: Manifest
@@ -153,7 +153,8 @@ def write_bundle(
     signing_key
         Private key on P-256, or its PEM file.
     probe
-        (H, W) complex: what `manifest.probe` describes, which `describe_probe` makes.
+        (modes, H, W) or (H, W) complex: what `manifest.probe` describes, which `describe_probe`
+        makes.
 
     Returns
     -------

@@ -20,6 +20,7 @@ from edgexnas.bundle.record import (
     Record,
     Text,
 )
+from edgexnas.ptycho import Orientation
 
 __all__ = [
     "Distribution",
@@ -139,11 +140,20 @@ class Probe(Record):
     """The illumination of the training data; the array is the bundle's member `probe.npz`."""
 
     shape: tuple[Pixels, Pixels]
-    """(rows, columns) of the array."""
-    pixel_m: tuple[LengthM, LengthM]
-    """(row, col) size of its pixels in metres, at the object."""
+    """(rows, columns) of each mode: those of the detector's patterns."""
+    pixel_m: tuple[LengthM, LengthM] | None = None
+    """(row, col) size of its pixels in metres, at the object; None if unknown."""
     digest: Digest
     """SHA-256 of the member."""
+    modes: Annotated[int, Field(ge=1, le=64)] = 1
+    """Number of incoherent modes."""
+    orientation: Orientation = "as-is"
+    """What brings the detector's patterns into the axes of the positions."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether edgexnas 0.2.0 reads it: one mode, of known pixel size, patterns as they are."""
+        return self.modes == 1 and self.orientation == "as-is" and self.pixel_m is not None
 
 
 class MeasuredLatency(Record):

@@ -71,6 +71,10 @@ SCHEMA_VERSION: Literal[2] = 2
 OLDEST_READER = "0.2.0"
 """The first edgexnas that reads `SCHEMA_VERSION`."""
 
+PROBE_READER = "0.3.0"
+"""The first edgexnas that reads probes of several modes, of patterns that are to be turned, or of
+unknown pixel size."""
+
 MODEL_MEMBERS: dict[Precision, str] = {
     "float32": "model.onnx",
     "float16": "model.fp16.onnx",
@@ -354,8 +358,11 @@ def encode_manifest(manifest: Manifest) -> bytes:
     # A manifest of schema 1 is written as it was read.
     later: dict[str, bool | set[str]] = dict.fromkeys(OPTIONAL_FIELDS, True)
     later["provenance"] = {"label_residual"}
-    old = manifest.schema_version == 1
-    return _canonical(manifest.model_dump(mode="json", exclude=later if old else None))
+    if manifest.schema_version == 2:
+        # Nor does one that 0.2.0 can read hold what that does not know.
+        plain = manifest.probe is not None and manifest.probe.plain
+        later = {"probe": {"modes", "orientation"}} if plain else {}
+    return _canonical(manifest.model_dump(mode="json", exclude=later))
 
 
 def parse_manifest(raw: bytes, *, what: str = "manifest.json") -> Manifest:

@@ -13,6 +13,7 @@ from edgexnas import __version__
 from edgexnas.cli import (
     bench_command,
     bundle_commands,
+    convert_command,
     demo_command,
     device_commands,
     host_commands,
@@ -104,6 +105,7 @@ def build_parser() -> argparse.ArgumentParser:
         search_commands,
         bundle_commands,
         device_commands,
+        convert_command,
         power_command,
         bench_command,
         serve_command,

@@ -11,15 +11,20 @@ from typing import TYPE_CHECKING, Any
 from edgexnas.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from edgexnas.merging import MergeSettings
+
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 __all__ = [
+    "MERGE_OPTIONS",
     "PEAK_OPTIONS",
     "acceptance",
     "add_acceptance",
     "add_command",
     "add_detection",
+    "add_merging",
     "detection_options",
+    "merge_settings",
     "number",
     "path_or_url",
     "positive_float",
@@ -120,6 +125,46 @@ def detection_options(options: argparse.Namespace) -> dict[str, Any]:
     return {**chosen, "mask": mask, "mask_hot": False if options.keep_hot else None}
 
 
+MERGE_OPTIONS = ("omega_start_deg", "omega_step_deg", "tolerance_px", "gap_frames")
+"""Options of `add_merging` that frames without a rotation do not have."""
+
+
+def add_merging(command: argparse.ArgumentParser) -> None:
+    """Add the options that say how peaks are merged into spots; see `merge_settings`."""
+    command.add_argument(
+        "--omega-start-deg",
+        type=angle,
+        metavar="DEG",
+        help="rotation angle at the start of frame 0; otherwise what the frames say",
+    )
+    command.add_argument(
+        "--omega-step-deg",
+        type=angle,
+        metavar="DEG",
+        help="how far each frame turns, negative for backwards",
+    )
+    command.add_argument(
+        "--tolerance-px",
+        type=positive_float,
+        metavar="PX",
+        help="largest distance of peaks on successive frames that belong to one spot (default: 2)",
+    )
+    command.add_argument(
+        "--gap-frames",
+        type=whole_number,
+        metavar="N",
+        help="most missing frames that a spot is followed over (default: 1)",
+    )
+
+
+def merge_settings(options: argparse.Namespace) -> MergeSettings:
+    """Give the options of `add_merging` as settings."""
+    from edgexnas.merging import MergeSettings
+
+    given = {name: getattr(options, name) for name in MERGE_OPTIONS}
+    return MergeSettings(**{name: value for name, value in given.items() if value is not None})
+
+
 def path_or_url(text: str) -> Path | str:
     """Keep a URL as it is: a path would lose one of its slashes."""
     return text if "://" in text else Path(text)
@@ -142,6 +187,22 @@ def reject_given(options: argparse.Namespace, names: Sequence[str], reason: str)
     given = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) is not None]
     if given:
         raise ConfigurationError(f"{' and '.join(given)} would be ignored: {reason}; leave it out")
+
+
+def angle(text: str) -> float:
+    """Parse a finite number of degrees."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{value} is not finite")
+    return value
+
+
+def whole_number(text: str) -> int:
+    """Parse a whole number of at least 0."""
+    return _whole(text, 0)
 
 
 def seed(text: str) -> int:

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from edgexnas.cli.arguments import (
+    MERGE_OPTIONS,
     PEAK_OPTIONS,
     acceptance,
     add_acceptance,
     add_command,
     add_detection,
+    add_merging,
     detection_options,
+    merge_settings,
     path_or_url,
     positive_float,
     positive_int,
@@ -32,12 +35,9 @@ from edgexnas.whole_files import whole_file
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from edgexnas.bragg import Peaks
     from edgexnas.cli.arguments import Commands
 
 __all__ = ["add_to"]
-
-COLUMNS = ("frame", "row_px", "col_px", "row_interval_px", "col_interval_px", "counts", "flags")
 
 
 def add_to(commands: Commands) -> None:
@@ -59,6 +59,13 @@ def add_to(commands: Commands) -> None:
         metavar=("ROW", "COL"),
         help="size of an object pixel, for a scan from a URL, whose positions are in metres",
     )
+    predict.add_argument(
+        "--refine",
+        type=positive_int,
+        metavar="SWEEPS",
+        help="refine the object of a scan by so many sweeps of phase retrieval, with the probe of "
+        "the bundle",
+    )
     predict.add_argument("--dataset", help="dataset of the HDF5 file that holds the frames")
     add_detection(predict)
     add_acceptance(predict)
@@ -75,10 +82,17 @@ def add_to(commands: Commands) -> None:
     )
     predict.add_argument("--batch", type=positive_int, default=32, help="batch size of the engine")
     predict.add_argument(
+        "--merge",
+        action="store_true",
+        default=None,
+        help="merge the peaks of successive frames into spots in three dimensions",
+    )
+    add_merging(predict)
+    predict.add_argument(
         "--output",
         type=Path,
-        help="CSV file of peaks (default: standard output); .npz or .h5 file of an object, with "
-        "pictures beside it",
+        help="CSV file of peaks or spots (default: standard output); .npz or .h5 file of an "
+        "object, with pictures beside it",
     )
     predict.set_defaults(run=_predict)
 
@@ -86,22 +100,30 @@ def add_to(commands: Commands) -> None:
 def _predict(options: argparse.Namespace) -> None:
     from edgexnas.bundle import open_bundle
     from edgexnas.device import PeakPredictor
+    from edgexnas.device.bragg.predictor import interval_coverage
+    from edgexnas.forms.csv_tables import PEAK_HEADER, peak_rows, spot_rows
     from edgexnas.frames import open_frames
+    from edgexnas.merging import Rotation, SpotMerger, merge_peaks
+    from edgexnas.spots import SPOT_COLUMNS
 
     bundle = open_bundle(options.bundle, trust=options.trust, **acceptance(options))
     if bundle.manifest.task == "ptycho":
         reject_given(
             options, ("dataset",), f"{options.bundle} is for scans, which have their place"
         )
-        reject_given(options, PEAK_OPTIONS, f"{options.bundle} is for scans, which have no peaks")
+        for names in (PEAK_OPTIONS, ("merge", *MERGE_OPTIONS)):
+            reject_given(options, names, f"{options.bundle} is for scans, which have no peaks")
         predict_object(bundle, options)
         return
     reason = f"{options.bundle} is for Bragg peaks and not for ptychography"
-    reject_given(options, ("object_pixel_nm",), reason)
+    reject_given(options, ("object_pixel_nm", "refine"), reason)
     if not isinstance(options.frames, Path):
         reject_given(options, ("dataset",), "the frames come from a URL, which can say dataset=")
+    if not options.merge:
+        reject_given(options, MERGE_OPTIONS, "peaks are merged only with --merge")
     if options.output is not None:
         check_output(options.output, inputs=(options.bundle, options.frames))
+    merged = 0
     with (
         PeakPredictor(
             bundle, **predictor_options(options), **detection_options(options)
@@ -113,31 +135,26 @@ def _predict(options: argparse.Namespace) -> None:
         if isinstance(source, Path):
             source = stack.enter_context(open_frames(source, dataset=options.dataset))
         writer = csv.writer(sink)
-        writer.writerow(COLUMNS)
         tally = PeakTally()
-        for peaks in predictor.stream(source):
-            writer.writerows(_rows(peaks))
-            tally.add(peaks.flags, number=peaks.frame_number)
+        peaks = tally.counted(predictor.stream(source))
+        if not options.merge:
+            writer.writerow(PEAK_HEADER)
+            for frame in peaks:
+                writer.writerows(peak_rows(frame))
+        else:
+            settings = merge_settings(options)
+            rotation = Rotation.of(settings, getattr(source, "omega_deg", None))
+            merger = SpotMerger(rotation, settings, coverage=interval_coverage(bundle.manifest))
+            writer.writerow(SPOT_COLUMNS)
+            for spots in merge_peaks(peaks, merger):
+                writer.writerows(spot_rows(spots))
+                merged += len(spots)
     # Of a live source only the numbers say how many there were.
     there = tally.numbers if isinstance(source, str) else len(source)
     say_at_end(f"peaks found with {predictor.finder_report}")
     tally.say(options.frames, missing=there - tally.frames)
-
-
-def _rows(peaks: Peaks) -> Iterator[tuple[str, ...]]:
-    from edgexnas.bragg import PeakFlag
-
-    for position, interval, counts, flags in zip(
-        peaks.positions_px, peaks.intervals_px, peaks.intensities, peaks.flags, strict=True
-    ):
-        names = "|".join(flag.name.lower() for flag in PeakFlag if flag & flags and flag.name)
-        numbers = (*position, *interval)
-        yield (
-            str(peaks.frame_number),
-            *(f"{number:.4f}" for number in numbers),
-            f"{counts:.0f}",
-            names,
-        )
+    if options.merge:
+        say_at_end(f"{merged} spots")
 
 
 @contextmanager

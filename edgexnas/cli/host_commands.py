@@ -19,6 +19,7 @@ from edgexnas.cli.outputs import check_output
 from edgexnas.cli.scan_commands import label_scan_file, simulate_scan_file
 from edgexnas.cli.tally import PeakTally, say_at_end
 from edgexnas.cli.terminal import print_pairs, progress
+from edgexnas.ptycho import ORIENTATIONS
 
 if TYPE_CHECKING:
     from edgexnas.cli.arguments import Commands
@@ -67,6 +68,18 @@ def add_to(commands: Commands) -> None:
         "--modes",
         type=positive_int,
         help="number of incoherent probe modes, for scans (default: 3)",
+    )
+    label.add_argument(
+        "--probe",
+        type=Path,
+        metavar="FILE",
+        help="known or estimated probe of a scan, to begin with: .npy, .npz or HDF5 (default: that "
+        "of the scan's file, or a defocused beam)",
+    )
+    label.add_argument(
+        "--orientation",
+        choices=ORIENTATIONS,
+        help="how a scan's detector is turned against its positions (default: it is found)",
     )
     label.add_argument(
         "--threads",
@@ -118,14 +131,15 @@ def _label(options: argparse.Namespace) -> None:
     from edgexnas.host import label_frames, with_synthetic_peaks
     from edgexnas.scans import holds_scan
 
-    check_output(options.output, inputs=(options.frames,))
+    check_output(options.output, inputs=(options.frames, options.probe))
     # Positions beside the patterns make a scan; frames have none.
     if holds_scan(options.frames):
         reason = f"{options.frames} holds a scan and not frames"
         reject_given(options, (*PEAK_OPTIONS, "mask", "saturation", "dataset"), reason)
         label_scan_file(options.frames, options)
         return
-    reject_given(options, ("iterations", "modes"), f"{options.frames} holds frames and no scan")
+    of_scans = ("iterations", "modes", "probe", "orientation")
+    reject_given(options, of_scans, f"{options.frames} holds frames and no scan")
     chosen = detection_options(options)
     with (
         open_frames(options.frames, dataset=options.dataset) as series,

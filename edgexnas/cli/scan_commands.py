@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgexnas.cli.arguments import detection_options, predictor_options, reject_given
 from edgexnas.cli.outputs import check_output
 from edgexnas.cli.tally import say_at_end
-from edgexnas.cli.terminal import print_pairs, progress
+from edgexnas.cli.terminal import print_pairs, print_table, progress
 from edgexnas.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from edgexnas.bundle import Bundle
+    from edgexnas.ptycho import Orientation, Refinement
+    from edgexnas.scans import Scan
 
 __all__ = ["label_scan_file", "predict_object", "simulate_scan_file"]
 
@@ -32,45 +35,79 @@ def simulate_scan_file(options: argparse.Namespace) -> None:
 
 def label_scan_file(path: Path, options: argparse.Namespace) -> None:
     """Pair the patterns of a scan with the object under each and save the dataset."""
-    from edgexnas.host import label_scan, with_synthetic_patterns
-    from edgexnas.scans import open_scan
+    from edgexnas.host import (
+        beam_offset_px,
+        can_split,
+        label_scan,
+        label_small_scan,
+        with_probe,
+        with_synthetic_patterns,
+    )
+    from edgexnas.host.data.ptycho_labels import check_scan
+    from edgexnas.host.data.scan_regions import CELLS
+    from edgexnas.scans import open_probe, open_scan
 
     scan = open_scan(path)
-    iterations, modes = options.iterations or 50, options.modes or 3
+    if options.probe is not None:
+        rows, cols = scan.patterns.shape[1:]
+        scan = replace(scan, probe=open_probe(options.probe, (rows, cols)))
+    check_scan(scan)
+    offset = beam_offset_px(scan)
+    scan, orientation, how = _oriented(scan, options)
+    retrieval: dict[str, Any] = {
+        "iterations": options.iterations or 50,
+        "threads": options.threads,
+    }
+    chosen = {"orientation": orientation, "modes": options.modes or 3, **retrieval}
+    small = not can_split(scan)
     with progress(f"label {len(scan)} patterns") as step:
-        dataset = label_scan(
-            scan,
-            iterations=iterations,
-            modes=modes,
-            threads=options.threads,
-            progress=step,
-        )
-    count, left_out = len(dataset), len(scan) - len(dataset)
+        label = label_small_scan if small else label_scan
+        dataset = label(scan, **chosen, progress=step)
+    # Those of the scan come first, simulated ones behind them as scans of their own.
+    count = int((dataset.region < CELLS**2).sum())
+    if not small:
+        with progress("find the probe of the training part") as step:
+            dataset = with_probe(dataset, scan, **retrieval, progress=step)
     if options.synthetic:
         with progress(f"generate {options.synthetic} synthetic patterns"):
-            dataset = with_synthetic_patterns(
-                dataset,
-                scan,
-                options.synthetic,
-                iterations=iterations,
-                threads=options.threads,
-            )
+            dataset = with_synthetic_patterns(dataset, scan, options.synthetic, **retrieval)
     dataset.save(options.output)
+    left_out = len(scan) - count
     without = f", {left_out} left out without a usable position or light" if left_out else ""
-    print_pairs(
-        [
-            ("patterns", f"{len(dataset)}{without}"),
-            ("scored against", dataset.against),
-            *(
-                [("residual", f"{dataset.residual:.2%} of the light, after phase retrieval")]
-                if dataset.residual is not None
-                else []
-            ),
-            ("intensity scale", f"{dataset.intensity_scale:g} counts"),
-            ("file", str(options.output)),
-        ]
-    )
+    facts = [("patterns", f"{len(dataset)}{without}")]
+    if small:
+        drawn = f"{len(dataset) - count} of simulated objects under their beam train and choose"
+        facts.append(("too few to split", f"the {count} measured ones test, {drawn}"))
+    facts += [
+        ("direct beam", f"{offset[0]:+.1f} rows, {offset[1]:+.1f} columns beside the middle"),
+        ("orientation", how),
+        ("scored against", dataset.against),
+    ]
+    if dataset.residual is not None:
+        facts.append(("residual", f"{dataset.residual:.2%} of the light, after phase retrieval"))
+    if dataset.probe is not None:
+        modes, rows, cols = dataset.probe.shape
+        facts.append(("probe", f"{modes} modes of {rows}×{cols}"))
+    facts += [
+        ("intensity scale", f"{dataset.intensity_scale:g} counts"),
+        ("file", str(options.output)),
+    ]
+    print_pairs(facts)
     say_at_end(f"{count} of {len(scan)} patterns labelled, {left_out} left out")
+
+
+def _oriented(scan: Scan, options: argparse.Namespace) -> tuple[Scan, Orientation, str]:
+    """Find how the detector is turned, unless it is said or the object is known."""
+    from edgexnas.host import find_orientation
+
+    if options.orientation is not None:
+        return scan, options.orientation, f"{options.orientation}, as specified"
+    if scan.truth is not None:
+        return scan, "as-is", "as-is, that of the known object"
+    with progress("find the orientation of the patterns") as step:
+        found = find_orientation(scan, threads=options.threads, progress=step)
+    # A probe that explained the patterns in short is a better guess than none.
+    return replace(scan, probe=found.probe), found.orientation, found.sentence
 
 
 def predict_object(bundle: Bundle, options: argparse.Namespace) -> None:
@@ -95,11 +132,15 @@ def predict_object(bundle: Bundle, options: argparse.Namespace) -> None:
     given = detection_options(options)
     chosen = {name: given[name] for name in ("mask", "saturation")}
     with PtychoPredictor(bundle, **predictor_options(options), **chosen) as predictor:
-        stream = predictor.stream(options.frames, object_pixel_m=pixel_m)
+        stream = predictor.stream(
+            options.frames, object_pixel_m=pixel_m, refine=options.refine or 0
+        )
         for _ in stream:
             pass
-    image = stream.image()
-    paths = save_object(image, options.output)
+    image, refinement = stream.image(), stream.refinement
+    if refinement is not None:
+        _print_refinement(refinement)
+    paths = save_object(image, options.output, refinement=refinement)
     rows, cols = image.values.shape
     counts = stream.counts
     print_pairs(
@@ -113,4 +154,19 @@ def predict_object(bundle: Bundle, options: argparse.Namespace) -> None:
     say_at_end(
         f"{counts.stitched} of {counts.patches} patches stitched; not placed: {counts.missing} "
         f"without a position, {counts.repeated} repeated, {counts.outside} outside"
+    )
+
+
+def _print_refinement(refinement: Refinement) -> None:
+    """Print residual and time of each sweep."""
+    rows = [
+        (str(sweep), f"{residual:.3%}", f"{seconds:.2f}")
+        for sweep, (residual, seconds) in enumerate(
+            zip(refinement.residuals, refinement.seconds, strict=True)
+        )
+    ]
+    print_table(
+        ("sweep", "residual of the light", "s"),
+        rows,
+        title=f"refinement of {refinement.patterns} patterns",
     )

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +36,9 @@ def add_to(commands: Commands) -> None:
     export.add_argument("--output", type=Path, required=True, help="*.edgex to write")
     export.add_argument("--signing-key", type=Path, required=True, help="private key, *.key.pem")
     chosen = export.add_mutually_exclusive_group()
-    chosen.add_argument("--best", default="error", help="objective to select the best network by")
+    chosen.add_argument(
+        "--best", help="objective to select the best network by (default: first of the run)"
+    )
     chosen.add_argument("--trial", type=int, help="select the network of this trial")
     export.add_argument("--model-id", help="name of the model (default: name of its search space)")
     export.add_argument(
@@ -56,13 +62,23 @@ def _add_optimize(commands: Commands) -> None:
     optimize.add_argument("--config", type=Path, help="TOML file with the options of optimize()")
     optimize.add_argument("--data", type=Path, help="labelled data, from edgexnas label")
     optimize.add_argument("--output", type=Path, help="run folder")
-    optimize.add_argument("--space", nargs="+", help="search spaces, such as mlpBragg cnnBragg")
+    optimize.add_argument(
+        "--space", nargs="+", help="search spaces, such as mlpBragg cnnBragg, or paper"
+    )
     optimize.add_argument("--objectives", nargs="+", help="such as error parameters latency")
     optimize.add_argument(
         "--constraint", action="append", metavar="NAME=BOUND", help="upper bound; repeatable"
     )
     optimize.add_argument("--search", help="strategy: cbo, random, evolution, hyperband, ...")
-    optimize.add_argument("--max-evals", type=positive_int, help="total number of evaluations")
+    optimize.add_argument(
+        "--budget", help="time for everything: seconds, 30min, 2h (default: 10min, ptycho 30min)"
+    )
+    optimize.add_argument(
+        "--synthetic", type=int, metavar="N", help="fill the training part up with synthetic peaks"
+    )
+    optimize.add_argument(
+        "--max-evals", type=positive_int, help="total number of evaluations, without a budget"
+    )
     optimize.add_argument("--timeout", type=positive_float, help="seconds of this session")
     optimize.add_argument("--workers", type=positive_int, help="number of parallel evaluations")
     optimize.add_argument("--evaluator", help="evaluator: process, serial or ray")
@@ -75,6 +91,9 @@ def _add_optimize(commands: Commands) -> None:
     optimize.set_defaults(run=_optimize)
 
 
+_LIMITS = ("max_evals", "timeout", "epochs", "patience", "time_limit_s")
+"""What does not go with a budget."""
+
 # Entries of argparse itself, and what `_optimize` passes on in its own way.
 _NOT_PASSED_ON = {"command", "config", "constraint", "resume", "run", "typed"}
 
@@ -84,7 +103,10 @@ def _optimize(options: argparse.Namespace) -> None:
 
     arguments: dict[str, Any] = {} if options.config is None else load_configuration(options.config)
     given = {name: value for name, value in vars(options).items() if value is not None}
-    # What is typed goes before what the file says.
+    # What is typed goes before what the file says, and one way of bounding a search before another.
+    for name, others in {"budget": _LIMITS, **dict.fromkeys(_LIMITS, ("budget",))}.items():
+        if name in given:
+            arguments = {n: value for n, value in arguments.items() if n not in others}
     arguments |= {name: value for name, value in given.items() if name not in _NOT_PASSED_ON}
     if options.constraint:
         bounds = dict(_bound(text) for text in options.constraint)
@@ -92,7 +114,18 @@ def _optimize(options: argparse.Namespace) -> None:
     for name in ("task", "data", "output"):
         if name not in arguments:
             raise ConfigurationError(f"{name} is missing; specify it here or in a --config file")
-    result = optimize(arguments.pop("task"), resume=options.resume, **arguments)
+    output = arguments["output"]
+    try:
+        result = optimize(arguments.pop("task"), resume=options.resume, **arguments)
+    except KeyboardInterrupt:
+        if (Path(output) / "journal.jsonl").exists():
+            again = shlex.join(word for word in options.typed if word != "--resume")
+            # Before "interrupted", which is printed for every command.
+            print(  # noqa: T201
+                f"{output} keeps what has ended; continue with: edgexnas {again} --resume",
+                file=sys.stderr,
+            )
+        raise
     _print_front(result)
 
 
@@ -113,7 +146,12 @@ def _print_front(result: SearchResult) -> None:
             str(candidate.trial),
             candidate.space,
             *(f"{candidate.objectives[name]:.6g}" for name in names),
-            ", ".join(f"{key}={value}" for key, value in candidate.configuration.items()),
+            ", ".join(
+                f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
+                for key, value in candidate.configuration.items()
+                # With a budget the time has decided.
+                if key != "epochs" or "budget" not in result.description
+            ),
         )
         for candidate in result.pareto
     ]
@@ -151,7 +189,7 @@ def _export(options: argparse.Namespace) -> None:
     # Before the network is quantised, which takes minutes.
     load_signing_key(options.signing_key)
     result = SearchResult.load(options.folder)
-    candidate = result.best(options.best)
+    candidate = result.best(options.best or result.objectives[0].name)
     if options.trial is not None:
         known = {candidate.trial: candidate for candidate in result.candidates}
         if options.trial not in known:
@@ -160,16 +198,33 @@ def _export(options: argparse.Namespace) -> None:
                 f"specify one of {', '.join(map(str, sorted(known)))}"
             )
         candidate = known[options.trial]
-    report = result.export(
-        options.output,
-        candidate=candidate,
-        signing_key=options.signing_key,
-        model_id=options.model_id,
-        maximum_loss=options.maximum_loss,
-        fine_tune=None if options.no_fine_tuning else FINE_TUNING,
-        quantise_for=options.quantise_for,
-        progress=lambda line: print(line, file=sys.stderr, flush=True),  # noqa: T201
-    )
+    with _told("edgexnas.host.exporting"):
+        report = result.export(
+            options.output,
+            candidate=candidate,
+            signing_key=options.signing_key,
+            model_id=options.model_id,
+            maximum_loss=options.maximum_loss,
+            fine_tune=None if options.no_fine_tuning else FINE_TUNING,
+            quantise_for=options.quantise_for,
+            progress=lambda line: print(line, file=sys.stderr, flush=True),  # noqa: T201
+        )
     choice = report.choice
     chosen = [] if choice is None else [("recipe", choice.name), ("because", choice.reason)]
     print_pairs([*describe(report.manifest), *chosen, ("file", str(report.path))])
+
+
+@contextmanager
+def _told(part: str) -> Iterator[None]:
+    """Print what a part of the package logs, a line each on standard error, for the block."""
+    logger, handler = logging.getLogger(part), logging.StreamHandler()
+    # Warnings are printed for every command already.
+    handler.addFilter(lambda record: record.levelno < logging.WARNING)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)

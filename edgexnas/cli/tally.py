@@ -5,12 +5,17 @@ from __future__ import annotations
 import logging
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from edgexnas.bragg import PeakFlag
 from edgexnas.printing import printable
+
+if TYPE_CHECKING:
+    from edgexnas.bragg import Peaks
 
 __all__ = ["PeakTally", "say_at_end"]
 
@@ -51,6 +56,12 @@ class PeakTally:
         self._flagged += int(np.count_nonzero(flags))
         for flag in PeakFlag:
             self._with[str(flag.name).lower()] += int(np.count_nonzero(flags & flag))
+
+    def counted(self, stream: Iterator[Peaks]) -> Iterator[Peaks]:
+        """Count the peaks of each frame as it passes."""
+        for peaks in stream:
+            self.add(peaks.flags, number=peaks.frame_number)
+            yield peaks
 
     def say(self, source: object, *, missing: int) -> None:
         """Write the counts; a series without any peak is warned of."""

@@ -95,6 +95,7 @@ class BundlePredictor(ProcessBound):
     ) -> None:
         verified = verified_bundle(bundle, trust, state, gates)
         self.manifest, self.bundle_digest = verified.manifest, verified.digest
+        self._probe = verified.probe
         require_task(self.manifest, self.task)
         self._mask = None if mask is None else checked_mask(mask)
         selected = select_engine(

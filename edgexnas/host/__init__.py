@@ -21,12 +21,19 @@ if TYPE_CHECKING:
     from edgexnas.host.data.pseudo_voigt import fit_pseudo_voigt as fit_pseudo_voigt
     from edgexnas.host.data.ptycho_dataset import PtychoDataset as PtychoDataset
     from edgexnas.host.data.ptycho_labels import label_scan as label_scan
+    from edgexnas.host.data.scan_geometry import FoundOrientation as FoundOrientation
+    from edgexnas.host.data.scan_geometry import beam_offset_px as beam_offset_px
+    from edgexnas.host.data.scan_geometry import find_orientation as find_orientation
+    from edgexnas.host.data.small_scans import can_split as can_split
+    from edgexnas.host.data.small_scans import label_small_scan as label_small_scan
     from edgexnas.host.data.splitting import Split as Split
+    from edgexnas.host.data.synthetic_patterns import Drawing as Drawing
     from edgexnas.host.data.synthetic_patterns import ObjectVariety as ObjectVariety
     from edgexnas.host.data.synthetic_patterns import PatternSource as PatternSource
     from edgexnas.host.data.synthetic_patterns import draw_objects as draw_objects
     from edgexnas.host.data.synthetic_patterns import reconstruct_part as reconstruct_part
     from edgexnas.host.data.synthetic_patterns import with_drawn_patterns as with_drawn_patterns
+    from edgexnas.host.data.synthetic_patterns import with_probe as with_probe
     from edgexnas.host.data.synthetic_patterns import (
         with_synthetic_patterns as with_synthetic_patterns,
     )

@@ -6,25 +6,16 @@ last bit. The functions run without the interpreter's lock and take no memory th
 
 from __future__ import annotations
 
-import logging
 import math
-import os
-import stat
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import numba
 import numpy as np
 
 from edgexnas.bragg import CENTRE, PATCH_SIZE, REACH
+from edgexnas.compiled_code import compiled, compiled_part
 from edgexnas.peak_finding.settings import PLATEAU_SIDE, RIDGE_FAR, RIDGE_GATE, RIDGE_NEAR
 
 __all__ = ["BAND", "cut_patches", "find_peaks", "scratch_to_cut", "scratch_to_find"]
-
-
-_log = logging.getLogger(__name__)
-_FOLDER = Path(__file__).parent
 
 _WIDE = 2 * REACH + 1
 _BORDERED = _WIDE + 2
@@ -41,46 +32,7 @@ With the columns of a word they make tiles of 8×8 pixels, about the size of a s
 _BRIDGED_TILES = 32
 
 
-def _compiled(function: Callable[..., Any]) -> Any:
-    """Compile at the first call; keep the code beside the source or in the user's cache folder."""
-    try:
-        compiled = numba.njit(function, cache=True, nogil=True, error_model="numpy")
-        if _is_ours(Path(compiled.stats.cache_path)):
-            return compiled
-        _log.warning(
-            "compiled code is not kept in %s, where others can write", compiled.stats.cache_path
-        )
-    except RuntimeError:
-        # Neither place can be written, as in a read-only container.
-        _log.info("compiled code is kept nowhere: each process compiles the peak finder")
-    return numba.njit(function, nogil=True, error_model="numpy")
-
-
-def _is_ours(folder: Path) -> bool:
-    """Tell whether nobody else can put code here that would be loaded as ours."""
-    trusted = {0, os.geteuid(), _FOLDER.stat().st_uid}
-    for place in (folder, *folder.parents):
-        if place.exists():
-            state = place.stat()
-            # In a sticky folder, such as /tmp, others cannot replace what is not theirs.
-            loose = state.st_mode & stat.S_IWOTH and not state.st_mode & stat.S_ISVTX
-            if loose or state.st_uid not in trusted:
-                return False
-    return True
-
-
-# Parts of the compiled functions: kept with these, and called by nothing else.
-# The stubs of numba do not know the options without which each gets wrappers, which take longest.
-Function = TypeVar("Function", bound=Callable[..., object])
-_UNWRAPPED: Any = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-
-
-def _part(function: Function) -> Function:
-    compiled: Function = numba.njit(error_model="numpy", **_UNWRAPPED)(function)
-    return compiled
-
-
-@_part
+@compiled_part
 def _is_maximum(frame: Any, mask: Any, masked: bool, row: int, col: int) -> bool:
     """Tell whether no usable one of the 5×5 pixels beats this one; of equals the first wins."""
     height, width = frame.shape
@@ -98,7 +50,7 @@ def _is_maximum(frame: Any, mask: Any, masked: bool, row: int, col: int) -> bool
     return True
 
 
-@_part
+@compiled_part
 def _is_large_enough(
     frame: Any,
     mask: Any,
@@ -130,7 +82,7 @@ def _is_large_enough(
     return lit >= minimum_pixels
 
 
-@_part
+@compiled_part
 def _is_significant(
     frame: Any,
     mask: Any,
@@ -239,7 +191,7 @@ def _is_significant(
     return 2 if wide else 1
 
 
-@_part
+@compiled_part
 def _rises(
     mean: float, variance: float, spread: float, total: float, number: int, prominence: float
 ) -> bool:
@@ -250,7 +202,7 @@ def _rises(
     return mean - around >= prominence * math.sqrt(variance + beside)
 
 
-@_part
+@compiled_part
 def _block(
     frame: Any, mask: Any, masked: bool, level: Any, lit_background: bool, row: int, col: int
 ) -> float:
@@ -278,7 +230,7 @@ def _block(
     return total / number if number else np.nan
 
 
-@_part
+@compiled_part
 def _is_on_ridge(
     frame: Any,
     mask: Any,
@@ -323,7 +275,7 @@ def _is_on_ridge(
     return False
 
 
-@_part
+@compiled_part
 def _plateau_centre(
     frame: Any, mask: Any, masked: bool, rim: float, row: int, col: int, can: Any, got: Any
 ) -> int:
@@ -380,13 +332,13 @@ def _plateau_centre(
 
 
 # Functions of their own, because so the compiler takes many pixels at once.
-@_part
+@compiled_part
 def _mark_lit(line: Any, limits: Any, lit: Any) -> None:
     for col in range(len(line)):
         lit[col] = line[col] > limits[col]
 
 
-@_part
+@compiled_part
 def _mark_rising(line: Any, limits: Any, above: Any, below: Any, lit: Any) -> None:
     """Mark lit pixels that none of the four nearest beats; the first and last come as lit."""
     last = len(line) - 1
@@ -407,7 +359,7 @@ def _mark_rising(line: Any, limits: Any, above: Any, below: Any, lit: Any) -> No
         )
 
 
-@_part
+@compiled_part
 def _mark_rising_beside(
     line: Any, limits: Any, above: Any, below: Any, beside: Any, lit: Any
 ) -> None:
@@ -427,7 +379,7 @@ def _mark_rising_beside(
         marks[col] = (value > limit[col]) & (rising | near[col])
 
 
-@_part
+@compiled_part
 def _mark_bright(
     a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any, least: Any, lit: Any
 ) -> None:
@@ -441,7 +393,7 @@ def _mark_bright(
         )  # fmt: skip
 
 
-@_part
+@compiled_part
 def _bright_stretches(words: Any, width: int, stretches: Any) -> int:
     """List the (first, one behind the last) columns that hold bright tiles; return how many."""
     number = 0
@@ -456,7 +408,7 @@ def _bright_stretches(words: Any, width: int, stretches: Any) -> int:
     return number
 
 
-@_part
+@compiled_part
 def _list_lit(lit: Any, words: Any, first: int, behind: int, columns: Any) -> int:
     """List the lit columns of a stretch; return how many."""
     number = 0
@@ -479,7 +431,7 @@ def scratch_to_find(width: int) -> tuple[Any, ...]:
     return lit, lit.view(np.uint64), stretches, columns, np.empty(25, np.float64), can, got
 
 
-@_compiled
+@compiled
 def find_peaks(
     frame: Any,
     threshold: Any,
@@ -626,7 +578,7 @@ def scratch_to_cut() -> tuple[Any, ...]:
     )
 
 
-@_part
+@compiled_part
 def _cut_inside(
     frame: Any, level: Any, lit_background: bool, saturation: float, row: int, col: int, patch: Any
 ) -> int:
@@ -644,7 +596,7 @@ def _cut_inside(
     return _SATURATED if full else 0
 
 
-@_part
+@compiled_part
 def _cut(
     frame: Any,
     mask: Any,
@@ -681,7 +633,7 @@ def _cut(
     return flags
 
 
-@_part
+@compiled_part
 def _copy_wide(frame: Any, mask: Any, masked: bool, row: int, col: int, wide: Any) -> None:
     """Write the (21, 21) raw counts around a pixel inside a border of −1."""
     height, width = frame.shape
@@ -701,7 +653,7 @@ def _copy_wide(frame: Any, mask: Any, masked: bool, row: int, col: int, wide: An
             target[across] = max(count, np.float32(0))
 
 
-@_part
+@compiled_part
 def _ascend(wide: Any, highest: Any, steps: Any) -> None:
     """Write the step from each pixel to the steepest of its neighbours, 0 at a top.
 
@@ -725,7 +677,7 @@ def _ascend(wide: Any, highest: Any, steps: Any) -> None:
             steps[pixel] = step if rises else steps[pixel]
 
 
-@_part
+@compiled_part
 def _clear_other_basins(patch: Any, steps: Any, tops: Any) -> None:
     """Set to 0 the pixels of a patch from which steepest ascent reaches another peak."""
     inner = REACH - CENTRE
@@ -743,7 +695,7 @@ def _clear_other_basins(patch: Any, steps: Any, tops: Any) -> None:
                 patch[down, across] = 0
 
 
-@_part
+@compiled_part
 def _scale(patch: Any, bits: Any, ends: Any, end_bits: Any) -> None:
     """Scale a flat patch to [0, 1] as `bragg.scale_patches` does; `ends` holds two numbers."""
     # No count is negative, and such numbers order as their bits do, of which many are compared at
@@ -761,7 +713,7 @@ def _scale(patch: Any, bits: Any, ends: Any, end_bits: Any) -> None:
         patch[pixel] = (patch[pixel] - low) / span
 
 
-@_compiled
+@compiled
 def cut_patches(
     frame: Any,
     mask: Any,

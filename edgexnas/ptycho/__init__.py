@@ -9,6 +9,7 @@ Conventions
 * A patch is the object under the probe, 64×64: amplitude without unit and phase in radians.
 * Positions are (row, col) in object pixels: where the first pixel of a patch lies on the canvas.
   They need not be whole numbers.
+* A detector may be turned or mirrored against the axes of the positions; see `Orientation`.
 * The phase of a diffraction pattern is known up to a constant, so phases are compared and shown
   after that constant is removed; see `align_phase`.
 """
@@ -20,6 +21,7 @@ from edgexnas.ptycho.canvas import (
     hann_weight,
     spread_patch,
 )
+from edgexnas.ptycho.orientation import ORIENTATIONS, Orientation, oriented
 from edgexnas.ptycho.patches import (
     ComplexArray,
     ObjectPatches,
@@ -38,16 +40,22 @@ from edgexnas.ptycho.patterns import (
     check_counts,
     scale_patterns,
 )
+from edgexnas.ptycho.refinement import PatternStore, Refinement, Refiner
 
 __all__ = [
+    "ORIENTATIONS",
     "PATTERN_SIZE",
     "ComplexArray",
     "FloatArray",
     "ObjectCanvas",
     "ObjectImage",
     "ObjectPatches",
+    "Orientation",
     "PatchErrors",
+    "PatternStore",
     "PlacedPatches",
+    "Refinement",
+    "Refiner",
     "SpreadPatch",
     "align_phase",
     "as_patterns",
@@ -55,6 +63,7 @@ __all__ = [
     "check_counts",
     "decode_patches",
     "hann_weight",
+    "oriented",
     "patch_errors",
     "scale_patterns",
     "spread_patch",

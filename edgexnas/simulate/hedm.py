@@ -19,7 +19,7 @@ import numpy.typing as npt
 from edgexnas.frames import LazyFrames, Truth
 from edgexnas.simulate.background_noise import BackgroundNoise
 from edgexnas.simulate.hedm_settings import HedmSettings
-from edgexnas.simulate.hedm_truth import predict_spots
+from edgexnas.simulate.hedm_truth import draw_grains, predict_spots
 from edgexnas.simulate.pixel_defects import PixelDefects
 from edgexnas.simulate.spot_profile import (
     HALF_WINDOWS_PX,
@@ -51,7 +51,7 @@ def simulate_hedm(settings: HedmSettings | None = None, *, seed: int = 0) -> Sim
 
 
 class SimulatedSeries(LazyFrames):
-    """A `FrameSeries` of simulated frames, uint16, with their `truth`."""
+    """A `FrameSeries` of simulated frames, uint16, with their `truth` and its `grains`."""
 
     truth: Truth
 
@@ -62,6 +62,8 @@ class SimulatedSeries(LazyFrames):
             counts_per_photon=settings.counts_per_photon,
             readout_noise=settings.readout_noise,
         )
+        spots = _stream(seed, _SPOTS)
+        self.grains = draw_grains(settings, spots)
         start = settings.omega_start_deg + settings.omega_step_deg * np.arange(settings.frames)
         super().__init__(
             count=settings.frames,
@@ -70,9 +72,7 @@ class SimulatedSeries(LazyFrames):
             source=f"simulate_hedm(seed={seed})",
             omega_deg=np.stack([start, start + settings.omega_step_deg], axis=1),
             mask=defects.mask if defects.mask.any() else None,
-            truth=predict_spots(
-                settings, _stream(seed, _SPOTS), defects.mask, self._noise.expected
-            ),
+            truth=predict_spots(settings, self.grains, spots, defects.mask, self._noise.expected),
         )
         self.settings = settings
         self.seed = seed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 from math import erf
 
@@ -30,8 +31,33 @@ _FAINTEST_SHARE = 0.01
 _VISIBLE_SIGMAS = 5.0
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Grains:
+    """The grains of a simulated sample.
+
+    Attributes
+    ----------
+    rotations
+        (n, 3, 3) float64, from crystal axes to sample axes, which are those of the laboratory at
+        ω = 0; see `edgexnas.simulate.crystal`.
+    positions_mm
+        (n, 3) float64, centres in sample axes.
+    """
+
+    rotations: FloatArray
+    positions_mm: FloatArray
+
+
+def draw_grains(settings: HedmSettings, rng: np.random.Generator) -> Grains:
+    """Draw the orientations and places of all grains."""
+    # In this order, on which all series made so far depend.
+    rotations = random_rotations(settings.grains, rng)
+    return Grains(rotations, _grain_positions(settings, rng))
+
+
 def predict_spots(
     settings: HedmSettings,
+    grains: Grains,
     rng: np.random.Generator,
     mask: BoolArray,
     background: npt.NDArray[np.float32],
@@ -42,8 +68,10 @@ def predict_spots(
     ----------
     settings
         The experiment.
+    grains
+        What diffracts.
     rng
-        Source of the grains' orientations and places and of the reflections' shapes.
+        Source of the reflections' shapes.
     mask
         (H, W) bool, True where a pixel is unusable.
     background
@@ -51,8 +79,8 @@ def predict_spots(
     """
     events = diffract(
         MATERIALS[settings.material],
-        random_rotations(settings.grains, rng),
-        _grain_positions(settings, rng),
+        grains.rotations,
+        grains.positions_mm,
         wavelength=settings.wavelength,
         detector=settings.detector,
     )

@@ -11,7 +11,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgexnas.bundle import Gate, Manifest, Precision, PtychoPreprocessing, Tensor, write_bundle
+from edgexnas.bundle import (
+    Gate,
+    Manifest,
+    Precision,
+    PtychoPreprocessing,
+    Tensor,
+    describe_probe,
+    write_bundle,
+)
 from edgexnas.scans import Scan
 from edgexnas.testing.known_models import known_manifest, onnx_file, quantised
 
@@ -74,8 +82,19 @@ def visible_manifest(**changes: Any) -> Manifest:
     return known_manifest(**(fields | changes))
 
 
-def write_visible_bundle(path: str | Path, *, signing_key: str | Path, **changes: Any) -> Path:
-    """Write the bundle, signed; `changes` replace fields of its manifest."""
+def write_visible_bundle(
+    path: str | Path,
+    *,
+    signing_key: str | Path,
+    probe: npt.NDArray[np.complex64] | None = None,
+    **changes: Any,
+) -> Path:
+    """Write the bundle, signed; `changes` replace fields of its manifest.
+
+    A `probe`, (modes, H, W) complex64, is described in the manifest.
+    """
+    if probe is not None:
+        changes["probe"] = describe_probe(probe)
     inputs = np.random.default_rng(1).uniform(0.1, 0.9, (8, 1, 64, 64)).astype(np.float32)
     return write_bundle(
         path,
@@ -83,6 +102,7 @@ def write_visible_bundle(path: str | Path, *, signing_key: str | Path, **changes
         models={precision: visible_model(precision) for precision in PRECISIONS},
         reference={"input": inputs, "output": visible_network(inputs)},
         signing_key=signing_key,
+        probe=probe,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from edgexnas.bundle import Manifest, Probe, describe_probe, open_bundle, write_bundle
+from edgexnas.bundle.manifest import encode_manifest
 from edgexnas.bundle.probe import decode_probe, encode_probe
 from edgexnas.errors import BundleError
 
@@ -69,7 +71,7 @@ def test_a_probe_is_opened_as_it_was_written(
     path = write_bundle(tmp_path / "p.edgex", **parts)
     bundle = open_bundle(path, trust=keys[1])
     assert bundle.probe is not None
-    np.testing.assert_array_equal(bundle.probe, PROBE)
+    np.testing.assert_array_equal(bundle.probe, PROBE[None])
     assert bundle.probe.dtype == np.complex64
     assert not bundle.probe.flags.writeable
     assert bundle.manifest.probe == Probe(shape=(8, 9), pixel_m=PIXEL_M, digest=RECORD.digest)
@@ -94,8 +96,42 @@ def test_another_probe_than_the_manifests_is_refused(parts: dict[str, Any], tmp_
 
 
 def test_a_probe_of_another_shape_than_the_manifests_is_refused() -> None:
-    with pytest.raises(BundleError, match=r"is not finite float32 \(2, \(9, 8\)\)"):
+    with pytest.raises(BundleError, match=r"is not finite float32 \(2, \(1, 9, 8\)\)"):
         decode_probe(encode_probe(PROBE), RECORD.model_copy(update={"shape": (9, 8)}))
+
+
+def test_a_probe_of_several_modes_and_a_turned_detector_travels_whole(
+    parts: dict[str, Any], keys: tuple[Path, Path], tmp_path: Path
+) -> None:
+    modes = np.stack([PROBE, 2 * PROBE, PROBE.conj()])
+    record = describe_probe(modes, orientation="rotate-clockwise")
+    parts["manifest"] = parts["manifest"].model_copy(update={"probe": record})
+    path = write_bundle(tmp_path / "p.edgex", **{**parts, "probe": modes})
+    bundle = open_bundle(path, trust=keys[1])
+    assert bundle.probe is not None
+    np.testing.assert_array_equal(bundle.probe, modes)
+    found = bundle.manifest.probe
+    assert found is not None
+    assert (found.modes, found.orientation, found.pixel_m) == (3, "rotate-clockwise", None)
+
+
+def test_a_manifest_whose_probe_0_2_0_can_read_holds_only_what_that_knows(
+    parts: dict[str, Any],
+) -> None:
+    written = json.loads(encode_manifest(parts["manifest"]))["probe"]
+    assert set(written) == {"shape", "pixel_m", "digest"}
+    turned = RECORD.model_copy(update={"orientation": "transpose"})
+    written = json.loads(encode_manifest(parts["manifest"].model_copy(update={"probe": turned})))
+    assert written["probe"]["orientation"] == "transpose"
+
+
+def test_a_probe_larger_than_a_bundle_may_hold_is_not_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("edgexnas.bundle.probe.MOST_PROBE_BYTES", 4600)
+    encode_probe(PROBE[:6])
+    with pytest.raises(BundleError, match="keep fewer modes"):
+        encode_probe(PROBE)
 
 
 @pytest.mark.parametrize("probe", [PROBE.real, PROBE[0], PROBE * np.nan])

@@ -16,7 +16,7 @@ from edgexnas.device.sources.series_frames import SeriesFrames
 from edgexnas.errors import ConfigurationError, SourceError
 from edgexnas.frames import ArrayFrames, FrameSeries, open_frames
 
-__all__ = ["FrameSource", "open_source"]
+__all__ = ["FrameSource", "close_opened", "open_source"]
 
 FrameSource = str | os.PathLike[str] | EventSource | FrameSeries | Iterable[npt.ArrayLike]
 """A path, a URL, an open source or series, or frames in the order in which they were taken."""
@@ -56,6 +56,16 @@ def open_source(source: FrameSource) -> FrameSeries | SeriesFrames | Iterator[np
             "frames"
         )
     return iter(source)
+
+
+def close_opened(
+    opened: FrameSeries | SeriesFrames | Iterator[npt.ArrayLike], source: FrameSource
+) -> None:
+    """Close what `open_source` has opened, but not what was given open."""
+    if isinstance(opened, SeriesFrames):
+        opened.source.close()
+    elif not isinstance(opened, Iterator) and opened is not source:
+        opened.close()
 
 
 def _is_series(source: object) -> TypeGuard[FrameSeries]:

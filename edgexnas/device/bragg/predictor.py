@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 import numpy.typing as npt
 
 from edgexnas.bragg import PeakPositions, Peaks, as_patches, decode_offsets, scale_patches
 from edgexnas.device.bragg.detection import bundle_detection
-from edgexnas.device.bragg.frame_source import FrameSource, open_source
+from edgexnas.device.bragg.frame_source import FrameSource, close_opened, open_source
 from edgexnas.device.bragg.lanes import PeakLane, PeakLanes, stream_frames, stream_series
 from edgexnas.device.bundle_predictor import (
     BundlePath,
@@ -21,12 +21,18 @@ from edgexnas.device.bundle_predictor import (
 )
 from edgexnas.device.engines.gate import EngineProof
 from edgexnas.device.sources.series_frames import SeriesFrames
+from edgexnas.errors import EdgexnasError
+from edgexnas.merging import MergeSettings, Rotation, SpotMerger, merge_peaks
 from edgexnas.peak_finding import DetectionOptions, FinderReport
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["PeakPredictor", "lanes_of"]
+    from edgexnas.bundle import Manifest
+    from edgexnas.frames import FrameSeries
+    from edgexnas.spots import Spots
+
+__all__ = ["PeakPredictor", "interval_coverage", "lanes_of"]
 
 _log = logging.getLogger(__name__)
 
@@ -187,7 +193,15 @@ class PeakPredictor(BundlePredictor):
             self._next_number = number + 1
             return outcome.results[0]
 
-    def stream(self, source: FrameSource) -> Iterator[Peaks]:
+    @overload
+    def stream(self, source: FrameSource, *, merge: None = None) -> Iterator[Peaks]: ...
+
+    @overload
+    def stream(self, source: FrameSource, *, merge: MergeSettings) -> Iterator[Spots]: ...
+
+    def stream(
+        self, source: FrameSource, *, merge: MergeSettings | None = None
+    ) -> Iterator[Peaks] | Iterator[Spots]:
         """Process a series of frames in order.
 
         Parameters
@@ -202,16 +216,20 @@ class PeakPredictor(BundlePredictor):
             frames, spread evenly; that of a URL or an iterable from its first. After
             `calibrate_background` it comes from there instead. A series' own mask is used beside
             the predictor's.
+        merge
+            How peaks on successive frames are merged into spots; None for peaks. Angles that it
+            leaves out are those of the series, which only a path or a `FrameSeries` may state.
 
         Yields
         ------
         The peaks of each frame, in order, with `frame_number` from 0, or as the detector numbers
-        them.
+        them; with `merge` the spots that ended with a frame, where any did.
 
         Raises
         ------
         ConfigurationError
-            If the source is none of these, or a URL is wrong.
+            If the source is none of these, or a URL is wrong; with `merge` if the rotation angles
+            are not known.
         MissingDependencyError
             If the library for a URL is not installed.
         SourceError
@@ -222,12 +240,27 @@ class PeakPredictor(BundlePredictor):
         """
         self._shared.require_open()
         opened = open_source(source)
+        try:
+            merger = None if merge is None else self._merger(merge, opened)
+        except EdgexnasError:
+            close_opened(opened, source)
+            raise
         if isinstance(opened, Iterator):
-            return stream_frames(self._lanes, self._detection, enumerate(opened))
+            peaks = stream_frames(self._lanes, self._detection, enumerate(opened))
         # Frames of a detector come with their own numbers and cannot be read in any order.
-        if isinstance(opened, SeriesFrames):
-            return stream_frames(self._lanes, self._detection, opened.numbered(), opened)
-        return stream_series(self._lanes, self._detection, opened, close=opened is not source)
+        elif isinstance(opened, SeriesFrames):
+            peaks = stream_frames(self._lanes, self._detection, opened.numbered(), opened)
+        else:
+            close = opened is not source
+            peaks = stream_series(self._lanes, self._detection, opened, close=close)
+        return peaks if merger is None else merge_peaks(peaks, merger)
+
+    def _merger(
+        self, settings: MergeSettings, opened: FrameSeries | SeriesFrames | Iterator[npt.ArrayLike]
+    ) -> SpotMerger:
+        # Of a detector's frames nobody says the angles beforehand.
+        rotation = Rotation.of(settings, getattr(opened, "omega_deg", None))
+        return SpotMerger(rotation, settings, coverage=interval_coverage(self.manifest))
 
     def calibrate_background(self, frames: Iterable[npt.ArrayLike]) -> None:
         """Estimate the background once, for every frame to come.
@@ -252,6 +285,12 @@ class PeakPredictor(BundlePredictor):
                 # thresholds.
                 self._lane.close()
                 self._lane = None
+
+
+def interval_coverage(manifest: Manifest) -> float:
+    """Return the share of errors that the intervals of a bundle's peaks are to hold."""
+    levels = manifest.quantile_levels
+    return float(levels[-1] - levels[0])
 
 
 def lanes_of(predictor: PeakPredictor) -> PeakLanes:

@@ -102,7 +102,7 @@ template <int PENDING> INLINE void wait_for_copies() { asm volatile("cp.async.wa
 struct Half { typedef float Sum; };
 struct Int8 { typedef int Sum; };
 
-enum Activation { NONE, RELU, LEAKY };
+enum Activation { NONE, RELU, LEAKY, SILU };
 
 template <int KIND> INLINE float activated(float value, float slope)
 {
@@ -110,6 +110,8 @@ template <int KIND> INLINE float activated(float value, float slope)
         return fmaxf(value, 0.0f);
     if (KIND == LEAKY)
         return value > 0.0f ? value : slope * value;
+    if (KIND == SILU)
+        return value / (1.0f + power_of_two(-value * LOG2_E));
     return value;
 }
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from edgexnas.device.monitoring.health import Health
+from edgexnas.device.monitoring.status import LastResult
 from edgexnas.device.monitoring.summary import SummaryTable, clock_time, summarise
 from edgexnas.device.monitoring.watch import HISTORY_S, HistoryPoint, Observation
 
@@ -20,6 +21,7 @@ _PALETTES = {
     "/frame.png": "inferno",
     "/object/amplitude.png": "viridis",
     "/object/phase.png": "cycle",
+    "/object/refinement.png": "cycle",
 }
 
 _CHART_WIDTH, _CHART_HEIGHT = 300.0, 60.0
@@ -76,6 +78,14 @@ def pictures_of(
             ("/object/amplitude.png", f"Amplitude of the object up to {where}"),
             ("/object/phase.png", f"Phase of the object up to {where}"),
         )
+        if result.refinement is not None:
+            residuals, seconds = result.refinement.residuals, result.refinement.seconds
+            told = (
+                f"Phase of series {result.series} by the network, refined by {len(residuals) - 1} "
+                f"sweeps in {seconds[-1]:.1f} s, and the difference; the residual fell from "
+                f"{residuals[0]:.2%} to {residuals[-1]:.2%} of the light"
+            )
+            pictures += (("/object/refinement.png", told),)
     elif result.pixels is not None:
         rings = ""
         if result.positions_px is not None:
@@ -95,6 +105,13 @@ def pictures_of(
         )
         for path, alt in pictures
     )
+
+
+def _picture_version(result: LastResult | None) -> str:
+    if result is None:
+        return ""
+    refined = "" if result.refinement is None else "/refined"
+    return f"{result.series}/{result.number}{refined}"
 
 
 def page_data(observation: Observation, scales: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -158,7 +175,7 @@ def page_data(observation: Observation, scales: Mapping[str, str] | None = None)
                 for chart in _charts(observation.history)
             },
             "pictures": [picture._asdict() for picture in pictures_of(observation, scales)],
-            "picture_version": f"{result.series}/{result.number}" if result else "",
+            "picture_version": _picture_version(result),
         },
     }
 

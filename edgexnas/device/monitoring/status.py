@@ -12,7 +12,7 @@ import numpy.typing as npt
 from edgexnas.device.monitoring.health import Health, HealthState
 
 if TYPE_CHECKING:
-    from edgexnas.ptycho import ObjectImage
+    from edgexnas.ptycho import ObjectImage, Refinement
 
 __all__ = [
     "EngineStatus",
@@ -96,6 +96,8 @@ class LastResult:
         (n, 2), (row, col) of the peaks; None for ptychography.
     object_image
         The object as it is stitched so far; None for Bragg peaks, and before the first patch.
+    refinement
+        What became of it by refinement; None before.
     """
 
     series: str
@@ -104,6 +106,7 @@ class LastResult:
     positions_px: npt.NDArray[np.float32] | None = None
     object_image: ObjectImage | None = None
     arrival_s: float | None = None
+    refinement: Refinement | None = None
 
 
 class LastError(NamedTuple):

@@ -28,8 +28,10 @@ from edgexnas.device.pictures.pictures import (
     amplitude_picture,
     frame_picture,
     phase_picture,
+    refinement_picture,
 )
 from edgexnas.errors import ConfigurationError
+from edgexnas.ptycho import ObjectImage
 
 __all__ = ["WebView"]
 
@@ -170,6 +172,7 @@ class _Pages:
             "/frame.png": lambda: self._picture("/frame.png", _frame),
             "/object/amplitude.png": lambda: self._picture("/object/amplitude.png", _amplitude),
             "/object/phase.png": lambda: self._picture("/object/phase.png", _phase),
+            "/object/refinement.png": lambda: self._picture("/object/refinement.png", _refinement),
         }
 
     def answer(self, path: str) -> _Answer:
@@ -204,7 +207,7 @@ class _Pages:
             result = self._watch.observe().status.last_result
             if result is None:
                 return _plain(HTTPStatus.NOT_FOUND, "there is no result so far")
-            frame = (result.series, result.number)
+            frame = (result.series, result.number, result.refinement is not None)
             drawn = self._drawn.get(path)
             now = time.monotonic()
             if drawn is None or (drawn.frame != frame and now - drawn.at_s >= _PICTURE_AGE_S):
@@ -217,7 +220,7 @@ class _Pages:
 
 class _Drawn(NamedTuple):
     at_s: float
-    frame: tuple[str, int]
+    frame: tuple[str, int, bool]
     picture: Picture
 
 
@@ -226,11 +229,23 @@ def _frame(result: LastResult) -> Picture | None:
 
 
 def _amplitude(result: LastResult) -> Picture | None:
-    return None if result.object_image is None else amplitude_picture(result.object_image)
+    image = _best(result)
+    return None if image is None else amplitude_picture(image)
 
 
 def _phase(result: LastResult) -> Picture | None:
-    return None if result.object_image is None else phase_picture(result.object_image)
+    image = _best(result)
+    return None if image is None else phase_picture(image)
+
+
+def _refinement(result: LastResult) -> Picture | None:
+    if result.object_image is None or result.refinement is None:
+        return None
+    return refinement_picture(result.object_image, result.refinement.image)
+
+
+def _best(result: LastResult) -> ObjectImage | None:
+    return result.object_image if result.refinement is None else result.refinement.image
 
 
 def _finite(value: Any) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgexnas.device.pictures.png import encode_png
-from edgexnas.ptycho import ObjectImage
+from edgexnas.ptycho import ObjectImage, align_phase
 
 __all__ = [
     "BLANK",
@@ -22,6 +22,7 @@ __all__ = [
     "amplitude_picture",
     "frame_picture",
     "phase_picture",
+    "refinement_picture",
     "shrink",
 ]
 
@@ -34,6 +35,9 @@ MIN_SIDE = 512
 BLANK, MARK = 254, 255
 
 # Two of 256 palette entries are `BLANK` and `MARK`.
+DIFFERENCE_RAD = np.pi / 4
+"""Largest difference of phase that a picture of a refinement tells apart."""
+
 _SHADES = 254
 # Enough for percentiles to 0.2 per cent; sorting all pixels would take longer than the rest.
 _SAMPLE = 65_536
@@ -173,6 +177,34 @@ def phase_picture(image: ObjectImage) -> Picture:
     return Picture(encode_png(indices, PHASE_PALETTE), "phase −π to π rad, mean at 0")
 
 
+def refinement_picture(network: ObjectImage, refined: ObjectImage) -> Picture:
+    """Draw three phases side by side: the network's, the refined one, and their difference.
+
+    Parameters
+    ----------
+    network, refined
+        The object before and after, of one shape and origin.
+    """
+    values, covered = _covered(refined)
+    before, _ = _covered(network)
+    if covered.any():
+        turn = np.angle(values[covered].sum())
+        values = values * np.exp(-1j * turn).astype(np.complex64)
+        before = align_phase(before * covered, values * covered)
+    difference = np.angle(values * before.conj())
+    shades = [
+        _linear_shades(np.angle(before), covered, -np.pi, np.pi, enlarge=False),
+        _linear_shades(np.angle(values), covered, -np.pi, np.pi, enlarge=False),
+        _linear_shades(difference, covered, -DIFFERENCE_RAD, DIFFERENCE_RAD, enlarge=False),
+    ]
+    gap = np.full((covered.shape[0], 4), BLANK, np.uint8)
+    panels = np.concatenate([shades[0], gap, shades[1], gap, shades[2]], axis=1)
+    return Picture(
+        encode_png(_enlarge(panels)[0], PHASE_PALETTE),
+        "network and refined, phase −π to π rad; then their difference, −π/4 to π/4 rad",
+    )
+
+
 def _covered(image: ObjectImage) -> tuple[npt.NDArray[np.complex64], npt.NDArray[np.bool_]]:
     """Cut out what was measured, thinned to the size of a picture."""
     covered = image.coverage > 0
@@ -223,10 +255,16 @@ def _log_shades(pixels: npt.NDArray[Any], low: float, high: float) -> npt.NDArra
 
 
 def _linear_shades(
-    values: npt.NDArray[np.float32], covered: npt.NDArray[np.bool_], low: float, high: float
+    values: npt.NDArray[np.float32],
+    covered: npt.NDArray[np.bool_],
+    low: float,
+    high: float,
+    *,
+    enlarge: bool = True,
 ) -> npt.NDArray[np.uint8]:
     scaled = np.clip((values - low) / (high - low), 0, 1) * (_SHADES - 1)
-    return _enlarge(np.where(covered, np.nan_to_num(scaled), BLANK).astype(np.uint8))[0]
+    shades = np.where(covered, np.nan_to_num(scaled), BLANK).astype(np.uint8)
+    return _enlarge(shades)[0] if enlarge else shades
 
 
 def _enlarge(indices: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint8], int]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from edgexnas.device.engines.device_engine import DeviceEngine
     from edgexnas.device.ptycho.gpu_phase_components import GpuComponents
     from edgexnas.device.ptycho.gpu_pipeline import PatternPipeline
+    from edgexnas.device.ptycho.refining import RefinedScan
 
 __all__ = ["NumberedPattern", "PatternLane", "PatternLanes", "ScanLane"]
 
@@ -261,15 +262,23 @@ class GpuPatternLane:
 class ScanLane:
     """Opens the lane of a scan with its first pattern, whose dtype there may be no kernels for.
 
+    Parameters
+    ----------
+    lanes
+        Of the predictor.
+    store
+        Keeps the patterns to refine the object with; None to keep none.
+
     Attributes
     ----------
     lane
         None before the first pattern.
     """
 
-    def __init__(self, lanes: PatternLanes) -> None:
+    def __init__(self, lanes: PatternLanes, store: RefinedScan | None = None) -> None:
         self._lanes = lanes
         self._intake = lanes.intake()
+        self._store = store
         self.lane: PatternLane | None = None
 
     def use_mask(self, mask: Mask | None) -> None:
@@ -286,8 +295,13 @@ class ScanLane:
         """See `Lane.check`."""
         if self.lane is None:
             accepted = self._intake.accept(pattern, number)
+            if self._store is not None:
+                self._store.begin(accepted.shape, self._intake)
             self.lane = self._lanes.open(self._intake, accepted)
-        return self.lane.check(pattern, number)
+        checked = self.lane.check(pattern, number)
+        if self._store is not None:
+            self._store.keep(number, pattern)
+        return checked
 
     def close(self) -> None:
         """Close the lane; closing again does nothing."""

@@ -6,13 +6,13 @@ import os
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-from edgexnas.errors import ConfigurationError, MissingDependencyError
-from edgexnas.ptycho import ObjectImage
+from edgexnas.errors import ConfigurationError
+from edgexnas.forms.object_nexus import turned_object, write_nexus_object
+from edgexnas.ptycho import ObjectImage, Refinement
 from edgexnas.whole_files import whole_file, write_whole
 
-__all__ = ["OBJECT_SUFFIXES", "check_object_path", "save_object", "write_nexus_object"]
+__all__ = ["OBJECT_SUFFIXES", "check_object_path", "save_object"]
 
 OBJECT_SUFFIXES = (".npz", ".h5", ".hdf5", ".nxs")
 
@@ -39,20 +39,28 @@ def check_object_path(path: str | Path) -> Path:
     return place
 
 
-def save_object(image: ObjectImage, path: str | Path) -> tuple[Path, ...]:
+def save_object(
+    image: ObjectImage, path: str | Path, *, refinement: Refinement | None = None
+) -> tuple[Path, ...]:
     """Write an object, whole or not at all, then pictures of its phase and amplitude.
 
     Parameters
     ----------
+    image
+        The object as it was stitched.
     path
         NAME.npz with the arrays object (H, W) complex64, coverage (H, W) float32 and origin_px
         (2,); or NAME.h5, as of `write_nexus_object`. The pictures are NAME-phase.png and
         NAME-amplitude.png. In the arrays the mean phase of the object is turned to 0, since a
         constant is not known.
+    refinement
+        What became of the object by refinement: `object` is the refined one then, and the file has
+        besides network (H, W) complex64, the object as it was stitched, and residuals and seconds
+        (sweeps + 1,) float64. NAME-refinement.png shows both phases and their difference.
 
     Returns
     -------
-    The paths of the three files.
+    The paths of the files.
 
     Raises
     ------
@@ -61,20 +69,28 @@ def save_object(image: ObjectImage, path: str | Path) -> tuple[Path, ...]:
     MissingDependencyError
         If h5py is not installed and HDF5 is asked for.
     """
-    from edgexnas.device.pictures.pictures import amplitude_picture, phase_picture
+    from edgexnas.device.pictures.pictures import (
+        amplitude_picture,
+        phase_picture,
+        refinement_picture,
+    )
 
     place = check_object_path(path)
+    shown = image if refinement is None else refinement.image
     pictures = {
-        place.with_name(f"{place.stem}-phase.png"): phase_picture(image).png,
-        place.with_name(f"{place.stem}-amplitude.png"): amplitude_picture(image).png,
+        place.with_name(f"{place.stem}-phase.png"): phase_picture(shown).png,
+        place.with_name(f"{place.stem}-amplitude.png"): amplitude_picture(shown).png,
     }
+    if refinement is not None:
+        compared = refinement_picture(image, refinement.image).png
+        pictures[place.with_name(f"{place.stem}-refinement.png")] = compared
     try:
         # The object first: pictures without it would look like success.
         with whole_file(place) as draft:
             if place.suffix.lower() == ".npz":
-                _write_npz(draft, image)
+                _write_npz(draft, image, refinement)
             else:
-                write_nexus_object(draft, image, title=place.stem)
+                write_nexus_object(draft, image, title=place.stem, refinement=refinement)
         for name, content in pictures.items():
             write_whole(name, content)
     except OSError as error:
@@ -85,71 +101,14 @@ def save_object(image: ObjectImage, path: str | Path) -> tuple[Path, ...]:
     return place, *pictures
 
 
-def write_nexus_object(path: Path, image: ObjectImage, *, title: str) -> None:
-    """Write an object as NeXus, so that its phase is what a NeXus tool plots.
-
-    ::
-
-        /entry               NXentry, default "object"
-            title
-            object           NXdata, signal "phase", auxiliary signals "amplitude" and "coverage"
-                phase        (H, W) float32, rad; its mean over the object is turned to 0
-                amplitude    (H, W) float32; with the phase this is the complex object
-                coverage     (H, W) float32, sum of the weights of the patches that cover a pixel
-                row_px       (H,) and col_px (W,): the pixels in the coordinates of the positions
-
-    Parameters
-    ----------
-    path
-        File to write; one that is there is replaced. Where it has to appear whole, a draft.
-    image
-        The object.
-    title
-        What it shows.
-
-    Raises
-    ------
-    MissingDependencyError
-        If h5py is not installed.
-    OSError
-        If the file cannot be written.
-    """
-    try:
-        import h5py
-    except ImportError:
-        raise MissingDependencyError.of(
-            "h5py", extra="device", purpose="writing an object as HDF5; .npz needs nothing"
-        ) from None
-    rows, cols = image.values.shape
-    (row, col), turned = image.origin_px, _turned(image)
-    with h5py.File(path, "w") as file:
-        file.attrs.update({"NX_class": "NXroot", "default": "entry", "creator": "edgexnas"})
-        entry = file.create_group("entry")
-        entry.attrs.update({"NX_class": "NXentry", "default": "object"})
-        entry["title"] = title
-        data = entry.create_group("object")
-        data.attrs.update({"NX_class": "NXdata", "signal": "phase", "axes": ["row_px", "col_px"]})
-        data.attrs["auxiliary_signals"] = ["amplitude", "coverage"]
-        data["phase"], data["amplitude"] = np.angle(turned), np.abs(turned)
-        data["coverage"] = image.coverage
-        data["row_px"], data["col_px"] = np.arange(row, row + rows), np.arange(col, col + cols)
-        for name, unit in (("phase", "rad"), ("row_px", "px"), ("col_px", "px")):
-            data[name].attrs["units"] = unit
-
-
-def _write_npz(draft: Path, image: ObjectImage) -> None:
+def _write_npz(draft: Path, image: ObjectImage, refinement: Refinement | None) -> None:
     arrays = {
-        "object": _turned(image),
+        "object": turned_object(image if refinement is None else refinement.image),
         "coverage": image.coverage,
         "origin_px": np.array(image.origin_px, np.int64),
     }
+    if refinement is not None:
+        arrays["network"] = turned_object(image)
+        arrays["residuals"], arrays["seconds"] = refinement.residuals, refinement.seconds
     with draft.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
-
-
-def _turned(image: ObjectImage) -> npt.NDArray[np.complex64]:
-    """Turn the mean phase of an object to 0."""
-    # The angle of the sum, not the mean of angles, which is wrong across ±π.
-    constant = np.exp(-1j * np.angle(image.values.sum(dtype=np.complex128)))
-    turned: npt.NDArray[np.complex64] = (image.values * constant).astype(np.complex64)
-    return turned

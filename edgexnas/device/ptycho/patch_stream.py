@@ -13,10 +13,11 @@ import numpy as np
 
 from edgexnas.device.lane import Outcome
 from edgexnas.device.ptycho.lanes import ScanLane
+from edgexnas.device.ptycho.refining import RefinedScan
 from edgexnas.device.ptycho.scan import ScanChunk
 from edgexnas.device.ptycho.stitching import ObjectStitcher, StitchCounts
 from edgexnas.errors import EngineError
-from edgexnas.ptycho import PATTERN_SIZE, ObjectImage, ObjectPatches, PlacedPatches
+from edgexnas.ptycho import PATTERN_SIZE, ObjectImage, ObjectPatches, PlacedPatches, Refinement
 
 __all__ = ["PatchStream"]
 
@@ -37,6 +38,8 @@ class PatchStream(Iterator[PlacedPatches]):
         An empty one.
     read_ahead
         Whether to submit patterns before the patches of those before them are taken.
+    refined
+        The patterns that the lane keeps, to refine the object with at the end; None for not.
     """
 
     def __init__(
@@ -46,7 +49,12 @@ class PatchStream(Iterator[PlacedPatches]):
         stitcher: ObjectStitcher,
         *,
         read_ahead: bool,
+        refined: RefinedScan | None = None,
     ) -> None:
+        self._refined = refined
+        self._refinement: Refinement | None = None
+        if refined is not None:
+            stitcher.on_stitched = refined.place
         self._chunks = chunks
         self._scan = lane
         self._stitcher = stitcher
@@ -63,7 +71,7 @@ class PatchStream(Iterator[PlacedPatches]):
         return self
 
     def __next__(self) -> PlacedPatches:
-        """Predict and stitch the next patterns of the scan.
+        """Predict and stitch the next patterns of the scan; after the last, refine the object.
 
         Raises
         ------
@@ -85,6 +93,7 @@ class PatchStream(Iterator[PlacedPatches]):
             raise failure
         with self._lock:
             self._stitcher.finish()
+        self._refine()
         raise StopIteration
 
     def image(self) -> ObjectImage:
@@ -98,20 +107,30 @@ class PatchStream(Iterator[PlacedPatches]):
         with self._lock:
             return self._stitcher.image()
 
+    @property
+    def refinement(self) -> Refinement | None:
+        """The object refined, with residual and time of each sweep; None before the scan's end.
+
+        None as well without `refine`, and where nothing was stitched. `image` is the network's
+        object all the same.
+        """
+        return self._refinement
+
     def save(self, path: str | os.PathLike[str]) -> tuple[Path, ...]:
         """Write the object as it stands now, and pictures of its phase and amplitude.
+
+        Once it is refined, that is the refined object, with the network's beside it.
 
         Parameters
         ----------
         path
-            NAME.npz, with the arrays object (H, W) complex64, coverage (H, W) float32 and
-            origin_px (2,); or NAME.h5, an NXdata of the same. The pictures are NAME-phase.png and
-            NAME-amplitude.png. The mean phase of the object is turned to 0, since a constant is
-            not known.
+            NAME.npz or NAME.h5, and pictures beside it; see
+            `edgexnas.device.ptycho.object_file.save_object`. The mean phase of the object is
+            turned to 0, since a constant is not known.
 
         Returns
         -------
-        The paths of the three files, each of which appears whole.
+        The paths of the files, each of which appears whole.
 
         Raises
         ------
@@ -125,7 +144,7 @@ class PatchStream(Iterator[PlacedPatches]):
         # Imported late: a stream that is only looked at needs none of it.
         from edgexnas.device.ptycho.object_file import save_object
 
-        return save_object(self.image(), Path(path))
+        return save_object(self.image(), Path(path), refinement=self._refinement)
 
     @property
     def counts(self) -> StitchCounts:
@@ -141,6 +160,12 @@ class PatchStream(Iterator[PlacedPatches]):
             except EngineError:
                 # A GPU that has failed has no image any more, which `image` says.
                 self._stitcher.close()
+
+    def _refine(self) -> None:
+        # The end of a scan may be asked for again.
+        if self._refined is not None and self._refinement is None:
+            self._refinement = self._refined.refine(self.image())
+            self._refined = None
 
     @property
     def _most_pending(self) -> int:

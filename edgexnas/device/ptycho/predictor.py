@@ -13,6 +13,7 @@ from edgexnas.device.engines.gate import ObjectProof
 from edgexnas.device.ptycho.intake import PatternIntake
 from edgexnas.device.ptycho.lanes import PatternLanes, ScanLane
 from edgexnas.device.ptycho.patch_stream import PatchStream
+from edgexnas.device.ptycho.refining import ScanRefiner
 from edgexnas.device.ptycho.scan import ScanSource, open_chunks
 from edgexnas.device.ptycho.stitching import MOST_WAITING
 from edgexnas.errors import ConfigurationError
@@ -109,6 +110,7 @@ class PtychoPredictor(BundlePredictor):
         *,
         object_pixel_m: tuple[float, float] | None = None,
         most_waiting: int = MOST_WAITING,
+        refine: int = 0,
     ) -> PatchStream:
         """Predict the patches of a scan in order, and stitch them into an image of the object.
 
@@ -127,6 +129,10 @@ class PtychoPredictor(BundlePredictor):
         most_waiting
             Most patches that wait for their position, 32 kB each, and most positions that wait for
             their pattern; beyond that the oldest is given up and counted.
+        refine
+            Sweeps of phase retrieval over the patterns after the last one, on the CPU, from the
+            stitched object and with the probe of the bundle; `PatchStream.refinement` has the
+            outcome. The patterns are kept for it: 32 kB each of 128×128. 0 for none.
 
         Returns
         -------
@@ -152,13 +158,23 @@ class PtychoPredictor(BundlePredictor):
             As in `predict`, for the pattern at fault, after those before it.
         """
         self._shared.require_open()
-        lane = ScanLane(self._lanes)
+        scan = self.refiner(refine).scan() if refine else None
+        lane = ScanLane(self._lanes, scan)
         chunks, read_ahead = open_chunks(source, lane, self.engine.batch, object_pixel_m)
-        stream = PatchStream(
-            chunks, lane, self._lanes.stitcher(most_waiting), read_ahead=read_ahead
-        )
+        stitcher = self._lanes.stitcher(most_waiting)
+        stream = PatchStream(chunks, lane, stitcher, read_ahead=read_ahead, refined=scan)
         self._streams.add(stream)
         return stream
+
+    def refiner(self, sweeps: int) -> ScanRefiner:
+        """Make what refines the objects of scans with the probe of the bundle.
+
+        Raises
+        ------
+        ConfigurationError
+            If `sweeps` is no whole number from 1 or the bundle holds no probe.
+        """
+        return ScanRefiner(self.manifest, self._probe, sweeps)
 
     def close(self) -> None:
         """Release the engine and the GPU's memory; images of streams stay there to be asked for.

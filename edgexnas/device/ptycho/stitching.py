@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,10 +90,13 @@ class ObjectStitcher:
         Most patches that wait for a position, and most positions that wait for a patch.
     components
         Where they are stitched; in host memory unless others are given.
+    on_stitched
+        Called with the number and the position of each patch once it is stitched; None for nothing.
     """
 
     most_waiting: int = MOST_WAITING
     components: PhaseComponents[Any] = field(default_factory=HostComponents)
+    on_stitched: Callable[[int, Position], None] | None = None
     _used: Extent | None = None
     _waiting: dict[int, tuple[FloatArray, FloatArray]] = field(default_factory=dict)
     _early: dict[int, Position] = field(default_factory=dict)
@@ -138,13 +142,13 @@ class ObjectStitcher:
             position = early
         elif early is not None:
             self._tally["unused_positions"] += 1
-        self._stitch(amplitude, phase_rad, position)
+        self._stitch(number, amplitude, phase_rad, position)
         return position
 
     def place(self, number: int, position: Position) -> None:
         """Take in the position of a pattern, whether its patch has come or is still to come."""
         if number in self._waiting and not _unknown(position):
-            self._stitch(*self._waiting.pop(number), position)
+            self._stitch(number, *self._waiting.pop(number), position)
         elif number < self._tally["patches"] or number in self._early or _unknown(position):
             self._tally["unused_positions"] += 1
         else:
@@ -212,7 +216,9 @@ class ObjectStitcher:
             del self._waiting[next(iter(self._waiting))]
             self._tally["missing"] += 1
 
-    def _stitch(self, amplitude: FloatArray, phase_rad: FloatArray, position: Position) -> None:
+    def _stitch(
+        self, number: int, amplitude: FloatArray, phase_rad: FloatArray, position: Position
+    ) -> None:
         # As numbers of Python: for two of them numpy takes many times longer.
         row, col = position.tolist()
         if (row, col) == self._previous:
@@ -232,6 +238,8 @@ class ObjectStitcher:
         self._used = used
         self._previous = row, col
         self._tally["stitched"] += 1
+        if self.on_stitched is not None:
+            self.on_stitched(number, position)
 
 
 def _unknown(position: Position) -> bool:

@@ -20,6 +20,10 @@
     kind = "hdf5"
     folder = "results"
 
+    [sinks.merge]                        # peaks merged into spots beside them, for hdf5, zmq, pva
+    omega_start_deg = 0.0                # start of frame 0
+    omega_step_deg = 0.25
+
     [[sinks]]
     kind = "zmq"
     address = "tcp://127.0.0.1:5557"
@@ -59,11 +63,13 @@ from edgexnas.device.serving.settings import (
 )
 from edgexnas.device.sinks.protocol import SinkPolicy
 from edgexnas.errors import ConfigurationError
+from edgexnas.merging import MergeSettings
 from edgexnas.toml_files import line_of, read_toml
 
 __all__ = [
     "CallbackSinkSettings",
     "Hdf5SinkSettings",
+    "MergeTable",
     "MonitoringSettings",
     "PredictorSettings",
     "PvaSinkSettings",
@@ -74,6 +80,7 @@ __all__ = [
 ]
 
 Text: TypeAlias = Annotated[str, Field(min_length=1)]
+Finite: TypeAlias = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class PredictorSettings(Table):
@@ -127,7 +134,39 @@ class _AnySink(Table):
     on_failure: Literal["continue", "stop"] = "continue"
 
 
-class Hdf5SinkSettings(_AnySink):
+class MergeTable(Table):
+    """How a sink's peaks are merged into spots; fields as of `edgexnas.merging.MergeSettings`."""
+
+    omega_start_deg: Finite
+    omega_step_deg: Annotated[float, Field(ge=-180, le=180)]
+    tolerance_px: Annotated[float, Field(gt=0, le=100)] = 2.0
+    gap_frames: Annotated[int, Field(ge=0, le=1000)] = 1
+    valley: Annotated[float, Field(ge=0, lt=1)] = 0.5
+
+    def settings(self) -> MergeSettings:
+        """Give the settings.
+
+        Raises
+        ------
+        ConfigurationError
+            If a frame does not turn.
+        """
+        return MergeSettings(**self.model_dump())
+
+
+class _PeakSink(_AnySink):
+    """What every sink has that takes spots too.
+
+    Attributes
+    ----------
+    merge
+        How peaks are merged into spots; None for no spots.
+    """
+
+    merge: MergeTable | None = None
+
+
+class Hdf5SinkSettings(_PeakSink):
     """Fields as of `Hdf5Sink`."""
 
     kind: Literal["hdf5"]
@@ -140,7 +179,7 @@ class Hdf5SinkSettings(_AnySink):
     gather_ms: NotNegative = 10.0
 
 
-class ZmqSinkSettings(_AnySink):
+class ZmqSinkSettings(_PeakSink):
     """Fields as of `ZmqSink`."""
 
     kind: Literal["zmq"]
@@ -151,7 +190,7 @@ class ZmqSinkSettings(_AnySink):
     policy: SinkPolicy = "drop-oldest"
 
 
-class PvaSinkSettings(_AnySink):
+class PvaSinkSettings(_PeakSink):
     """Fields as of `PvaSink`."""
 
     kind: Literal["pva"]
@@ -277,7 +316,10 @@ def _sentence(fault: Any, place: Sequence[str | int], document: Any) -> str:
 def _known_names(place: Sequence[str | int], document: Any) -> list[str]:
     """Return the names that the table of a key may have."""
     table: Any = ServeConfiguration
-    if len(place) == 3:
+    if len(place) == 4:
+        # Of the tables in a sink's table there is one kind.
+        table = MergeTable
+    elif len(place) == 3:
         table = _SINK_TABLES[document["sinks"][place[1]]["kind"]]
     elif len(place) == 2:
         table = ServeConfiguration.model_fields[str(place[0])].annotation

@@ -228,7 +228,7 @@ class Intake:
         if run is not None and not run.over:
             if (run.series, run.start.identity) == (start.series, start.identity):
                 return
-            run.over = True
+            run.over = run.ended = True
         run = SeriesRun(start, self._ledger.series(start.series, start.identity, first=first))
         with self._replacing:
             try:
@@ -245,7 +245,7 @@ class Intake:
             return
         if event.frames_sent is not None:
             run.ledger.expect(event.frames_sent)
-        run.over = True
+        run.over = run.ended = True
         self.waiting.wake()
 
     def _take_trouble(self, trouble: SourceTrouble) -> None:

@@ -41,6 +41,7 @@ from edgexnas.errors import (
 from edgexnas.toml_files import line_of
 
 if TYPE_CHECKING:
+    from edgexnas.bundle import Manifest
     from edgexnas.device.bragg.predictor import PeakPredictor
     from edgexnas.device.bundle_predictor import PredictorOptions
     from edgexnas.device.ptycho.predictor import PtychoPredictor
@@ -137,7 +138,7 @@ def open_service(path: Path) -> OpenedService:
         sinks = []
         for index, given in enumerate(configuration.sinks):
             with _at(path, "sinks", index):
-                sinks.append(_sink(given, folder))
+                sinks.append(_merging(_sink(given, folder), given, folder, predictor.manifest))
         needed = [
             sink.name
             for sink, given in zip(sinks, configuration.sinks, strict=True)
@@ -238,8 +239,11 @@ def _check_host(source: str) -> None:
 
 def _warn_of_public_bind(sink: Sink) -> None:
     """Warn of a ZMQ sink on an address that other machines can reach: it has no passwords."""
+    from edgexnas.device.sinks.merging_sink import MergingSink
     from edgexnas.device.sinks.zmq_sink import ZmqSink
 
+    if isinstance(sink, MergingSink):
+        sink = cast(Sink, sink.sink)
     if not isinstance(sink, ZmqSink) or sink.connects or not sink.address.startswith("tcp://"):
         return
     host = sink.address.removeprefix("tcp://").rpartition(":")[0].strip("[]")
@@ -263,20 +267,46 @@ def _check_port(port: int) -> None:
         ) from error
 
 
+def _merging(sink: Sink, given: SinkSettings, folder: Path, manifest: Manifest) -> Sink:
+    """Let a sink have spots beside the peaks, if its table says so."""
+    if isinstance(given, CallbackSinkSettings) or given.merge is None:
+        return sink
+    if manifest.task != "bragg":
+        raise ConfigurationError(
+            f"merge of {sink.name} is for Bragg peaks, and {manifest.model_id} is for "
+            f"{manifest.task}; leave it out"
+        )
+    from edgexnas.device.bragg.predictor import interval_coverage
+    from edgexnas.device.sinks.merging_sink import MergingSink, SpotSink
+
+    stored = None
+    if isinstance(given, Hdf5SinkSettings):
+        stored = (folder / given.folder, given.name)
+    return MergingSink(
+        cast(SpotSink, sink),
+        given.merge.settings(),
+        coverage=interval_coverage(manifest),
+        stored=stored,
+    )
+
+
 def _sink(given: SinkSettings, folder: Path) -> Sink:
+    shared: dict[str, Any] = {}
+    if not isinstance(given, CallbackSinkSettings) and given.merge is not None:
+        shared["spots"] = True
     if isinstance(given, Hdf5SinkSettings):
         from edgexnas.device.sinks.hdf5_sink import Hdf5Sink
 
-        options = given.model_dump(exclude={"kind", "folder", "on_failure"})
-        return cast(Sink, Hdf5Sink(folder / given.folder, **options))
+        options = given.model_dump(exclude={"kind", "folder", "on_failure", "merge"})
+        return cast(Sink, Hdf5Sink(folder / given.folder, **options, **shared))
     if isinstance(given, ZmqSinkSettings):
         from edgexnas.device.sinks.zmq_sink import ZmqSink
 
-        return ZmqSink(**given.model_dump(exclude={"kind", "on_failure"}))
+        return ZmqSink(**given.model_dump(exclude={"kind", "on_failure", "merge"}))
     if isinstance(given, PvaSinkSettings):
         from edgexnas.device.sinks.pva_sink import PvaSink
 
-        return PvaSink(**given.model_dump(exclude={"kind", "on_failure"}))
+        return PvaSink(**given.model_dump(exclude={"kind", "on_failure", "merge"}), **shared)
     assert isinstance(given, CallbackSinkSettings)
     function = _function(given.function, folder)
     return CallbackSink(function, name=f"callback {given.function}", policy=given.policy)

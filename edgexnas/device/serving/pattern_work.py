@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
+from collections.abc import Callable
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +21,12 @@ from edgexnas.ptycho import PATTERN_SIZE
 
 if TYPE_CHECKING:
     from edgexnas.device.ptycho.lanes import NumberedPattern, PatternLanes
-    from edgexnas.ptycho import ObjectPatches
+    from edgexnas.device.ptycho.refining import RefinedScan, ScanRefiner
+    from edgexnas.ptycho import ObjectImage, ObjectPatches, Refinement
 
 __all__ = ["PatternWork"]
+
+_log = logging.getLogger(__name__)
 
 USUAL_DTYPES: tuple[type[np.generic], ...] = (np.uint16, np.uint32)
 
@@ -42,6 +47,8 @@ class PatternWork:
         The size of an object pixel, and how often to show the object.
     times
         Where durations go.
+    refiner
+        Refines the object of each scan after its last pattern; None for not.
 
     Raises
     ------
@@ -52,7 +59,13 @@ class PatternWork:
     # An object of two networks' patches would be neither's.
     replaces_within_series = False
 
-    def __init__(self, lanes: PatternLanes, settings: PipelineSettings, times: StageTimes) -> None:
+    def __init__(
+        self,
+        lanes: PatternLanes,
+        settings: PipelineSettings,
+        times: StageTimes,
+        refiner: ScanRefiner | None = None,
+    ) -> None:
         if settings.object_pixel_m is None:
             raise ConfigurationError(
                 "object_pixel_m is not given, and scan positions come in metres; give the (row, "
@@ -62,6 +75,7 @@ class PatternWork:
         self.pixel_m = settings.object_pixel_m
         self.snapshot_s = settings.snapshot_s
         self.times = times
+        self.refiner = refiner
         self.workers = 1 if lanes.engine.on_device else settings.workers
 
     def warm_up(self) -> None:
@@ -94,6 +108,11 @@ class PatternSeries:
         self._run = run
         self._intake = work.lanes.intake(run.start.mask)
         self._stitcher = work.lanes.stitcher()
+        self._kept = None if work.refiner is None else work.refiner.scan()
+        self._not_kept: EdgexnasError | None = None
+        if self._kept is not None:
+            self._stitcher.on_stitched = self._kept.place
+        self._image: ObjectImage | None = None
         self._lock = threading.Lock()
         self._lanes: dict[int, TaskLane[NumberedPattern, ObjectPatches]] = {}
         self._pattern: npt.NDArray[Any] | None = None
@@ -107,11 +126,22 @@ class PatternSeries:
         try:
             with self._lock:
                 accepted = self._intake.accept(task.pixels, task.number)
+                if self._kept is not None and self._not_kept is None:
+                    self._keep(self._kept, accepted, task.number)
                 if self._pattern is None:
                     self._pattern = accepted
         except EdgexnasError as error:
             task.error = str(error)
         return [task]
+
+    def _keep(self, kept: RefinedScan, pattern: npt.NDArray[Any], number: int) -> None:
+        """Keep a pattern for refinement; if that cannot be, the scan goes on without."""
+        try:
+            if self._pattern is None:
+                kept.begin(pattern.shape, self._intake)
+            kept.keep(number, pattern)
+        except EdgexnasError as error:
+            self._not_kept = error
 
     def release(self, *, now_ns: int) -> list[FrameTask]:
         """Give none: no pattern is held back."""
@@ -158,7 +188,27 @@ class PatternSeries:
         took = time.monotonic() - now
         self._next_s = now + max(self._work.snapshot_s, SNAPSHOT_SHARE * took)
         self._changed = False
+        if final:
+            self._image = image
         return ObjectSnapshot(self._run.series, self._newest, image, final)
+
+    def afterwards(self) -> Callable[[threading.Event], ObjectSnapshot | None] | None:
+        """Refine the object; see `SeriesWork.afterwards`."""
+        kept, image, error = self._kept, self._image, self._not_kept
+        if kept is None or image is None:
+            return None
+        series, newest = self._run.series, self._newest
+
+        def refine(stop: threading.Event) -> ObjectSnapshot | None:
+            if error is not None:
+                raise error
+            refinement = kept.refine(image, stop=stop.is_set)
+            if refinement is None:
+                return None
+            _log.info("%s", sentence_of(series, refinement))
+            return ObjectSnapshot(series, newest, image, True, refinement)
+
+        return refine
 
     def end(self) -> None:
         """Give back what the scan took of the GPU."""
@@ -174,6 +224,16 @@ class PatternSeries:
 
     def _in_pixels(self, position_m: tuple[float, float]) -> npt.NDArray[np.float64]:
         return np.array(position_m, np.float64) / self._work.pixel_m
+
+
+def sentence_of(series: str, refinement: Refinement) -> str:
+    """Say what a refinement came to."""
+    residuals, seconds = refinement.residuals, refinement.seconds
+    return (
+        f"refined {series} by {len(residuals) - 1} sweeps over {refinement.patterns} patterns in "
+        f"{seconds[-1]:.1f} s: residual {residuals[0]:.2%} of the light before, "
+        f"{residuals[-1]:.2%} after"
+    )
 
 
 def _keep(task: FrameTask, patches: ObjectPatches, index: int) -> None:

@@ -172,6 +172,9 @@ class PeakSeries:
         """Give none: nothing grows over a series of peaks."""
         return None
 
+    def afterwards(self) -> None:
+        """Give none: peaks are not refined."""
+
     def end(self) -> None:
         """Give back what the series took of the GPU."""
         if self._run.work is self:

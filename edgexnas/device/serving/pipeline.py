@@ -23,6 +23,7 @@ from typing import Any
 
 from edgexnas.device.monitoring.status import LastResult, QueueLevel
 from edgexnas.device.rate_limited_log import RateLimitedLog
+from edgexnas.device.serving.after_series import AfterSeries
 from edgexnas.device.serving.bounded_queue import BoundedQueue
 from edgexnas.device.serving.decoding import DecodingIntake
 from edgexnas.device.serving.intake import Intake
@@ -118,6 +119,7 @@ class Pipeline:
         self._shown: FrameTask | None = None
         self._object: ObjectSnapshot | None = None
         self._runs: list[SeriesRun] = []
+        self._after = AfterSeries(self._show_refined, complaints)
         self.peaks_total = 0
         self.intake = Intake(
             source, work, ledger=ledger, settings=settings, complaints=complaints, runs=self._runs
@@ -167,6 +169,7 @@ class Pipeline:
         if self._decoding is not None:
             self._decoding.abort()
         self._results.close()
+        self._after.abort()
         for sink in self.sinks:
             sink.abandon()
 
@@ -193,6 +196,7 @@ class Pipeline:
             None if peaks is None else peaks.positions_px,
             None if shown_object is None else shown_object.image,
             task.arrival_ns / 1e9,
+            None if shown_object is None else shown_object.refinement,
         )
 
     def _beat(self, at_ns: int | None = None) -> None:
@@ -336,6 +340,9 @@ class Pipeline:
         finally:
             for run in list(self._runs):
                 run.give_up()
+            # Sinks close behind it: what is finished afterwards is theirs too.
+            while not self._after.join(IDLE_S):
+                self._beat()
             for sink in self.sinks:
                 sink.finish()
             self._beat(ENDED_NS)
@@ -366,8 +373,11 @@ class Pipeline:
         if run.begun:
             self._show(run, final=True)
             for sink in self.sinks:
-                sink.tell(SeriesEnded(run.series, dict(run.ledger.counts)))
+                sink.tell(SeriesEnded(run.series, dict(run.ledger.counts), run.ended))
         if run.work is not None:
+            afterwards = run.work.afterwards() if run.begun else None
+            if afterwards is not None:
+                self._after.add(run.series, afterwards)
             run.work.end()
         self._runs.remove(run)
 
@@ -382,6 +392,14 @@ class Pipeline:
         if snapshot is None:
             return
         self._object = snapshot
+        for sink in self.sinks:
+            sink.show(snapshot)
+
+    def _show_refined(self, snapshot: ObjectSnapshot) -> None:
+        shown = self._object
+        # The page keeps to the scan that it shows: the next one may have begun.
+        if shown is not None and shown.series == snapshot.series:
+            self._object = snapshot
         for sink in self.sinks:
             sink.show(snapshot)
 

@@ -128,6 +128,8 @@ class SeriesRun:
         By which limits its peaks are found, in words; None before that is known.
     over
         Whether no more frames will come.
+    ended
+        Whether the source has said so, or has begun another series.
     begun
         Whether sinks were told of it.
     readings
@@ -142,6 +144,7 @@ class SeriesRun:
     error: str | None = None
     detection: str | None = None
     over: bool = False
+    ended: bool = False
     begun: bool = False
     readings: deque[SourcePosition] = field(default_factory=lambda: deque(maxlen=65_536))
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -311,6 +314,12 @@ class SeriesWork(Protocol):
 
     def snapshot(self, *, final: bool) -> ObjectSnapshot | None:
         """Show what grows over a series, if it is time to; None otherwise."""
+
+    def afterwards(self) -> Callable[[threading.Event], ObjectSnapshot | None] | None:
+        """Give what is to be done after the last snapshot, in a thread of its own; None: nothing.
+
+        It uses nothing of the engine, and ends early, with None, once the event is set.
+        """
 
     def end(self) -> None:
         """Give back what was taken for the series; called after its last frame was delivered."""

@@ -518,7 +518,8 @@ def _work_of(
     from edgexnas.device.serving.pattern_work import PatternWork
 
     assert isinstance(predictor, PtychoPredictor)
-    return PatternWork(pattern_lanes(predictor), settings, times)
+    refiner = predictor.refiner(settings.refine) if settings.refine else None
+    return PatternWork(pattern_lanes(predictor), settings, times, refiner)
 
 
 def _committed_by_all(

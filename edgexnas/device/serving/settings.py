@@ -17,6 +17,7 @@ from pydantic import (
 
 from edgexnas.device.ptycho.scan import check_object_pixel
 from edgexnas.errors import ConfigurationError
+from edgexnas.ptycho.refinement import MOST_SWEEPS
 
 __all__ = ["PipelineSettings", "Policy"]
 
@@ -79,6 +80,7 @@ class PtychoTable(Table):
 
     object_pixel_m: Annotated[tuple[float, float], BeforeValidator(_pixel_pair)] | None = None
     snapshot_s: Positive = 2.0
+    refine: Annotated[int, Field(ge=0, le=MOST_SWEEPS)] = 0
 
 
 class PipelineSettings(PipelineTable, BackgroundTable, PtychoTable):
@@ -117,6 +119,9 @@ class PipelineSettings(PipelineTable, BackgroundTable, PtychoTable):
         the motor runs against the pixels; None if unknown.
     snapshot_s
         Interval in seconds at which the object image is passed to sinks.
+    refine
+        Sweeps of phase retrieval by which the object of a scan is refined after its last pattern,
+        beside the frames of the next; 0 for none.
 
     Raises
     ------

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgexnas.device.ptycho.object_file import write_nexus_object
 from edgexnas.device.sinks.folder_lock import FolderLock
 from edgexnas.device.sinks.number_ranges import NumberRanges
 from edgexnas.device.sinks.protocol import Sink, SinkPolicy
@@ -30,20 +29,21 @@ from edgexnas.device.sinks.results import (
     SeriesBegun,
     SeriesEnded,
     SeriesKey,
+    SeriesSpots,
     ServiceIdentity,
-    Spots,
     stored_text,
 )
 from edgexnas.device.sinks.results_file import committed_frames
 from edgexnas.device.sinks.results_layout import (
     BUNDLE,
     COMMIT,
-    SPOT_COLUMNS,
     begin_file,
     peak_columns,
     segments,
 )
 from edgexnas.errors import ConfigurationError
+from edgexnas.forms.object_nexus import write_nexus_object
+from edgexnas.spots import SPOT_COLUMNS
 from edgexnas.whole_files import whole_file
 
 __all__ = ["Hdf5Sink"]
@@ -286,7 +286,7 @@ class Hdf5Sink(Sink):
             self._close_file()
             self._begin_file(self._identity)
 
-    def write_spots(self, spots: Spots) -> None:
+    def write_spots(self, spots: SeriesSpots) -> None:
         """Store merged spots; only with the option `spots`.
 
         Raises
@@ -295,10 +295,13 @@ class Hdf5Sink(Sink):
             If they could not be written.
         """
         self._check_free(self.folder)
-        self._reserve(2 * spots.table.nbytes + NAME_BYTES)
-        series = np.full(len(spots.table), self._series_row(spots.series))
+        table = spots.spots.table
+        self._reserve(2 * table.nbytes + NAME_BYTES + BUNDLE.itemsize)
+        series = np.full(len(table), self._series_row(spots.series))
+        bundle = np.full(len(table), self._bundle_row_of(spots.bundle_digest))
         for name in SPOT_COLUMNS:
-            self._append(f"spots/{name}", spots.table[name])
+            self._append(f"spots/{name}", table[name])
+        self._append("spots/bundle", bundle)
         # The column of series is the last one: a spot that a crash cuts off has none.
         self._file.flush()
         self._append("spots/series", series)
@@ -332,7 +335,7 @@ class Hdf5Sink(Sink):
         self._check_free(self.folder)
         with whole_file(path) as draft:
             title = f"{snapshot.series} up to frame {snapshot.number}"
-            write_nexus_object(draft, snapshot.image, title=title)
+            write_nexus_object(draft, snapshot.image, title=title, refinement=snapshot.refinement)
 
     def close(self) -> None:
         """Close the file and return the space it does not use; closing again does nothing."""
@@ -375,6 +378,11 @@ class Hdf5Sink(Sink):
             row = tuple(getattr(identity, name) for name in BUNDLE.names or ())
             self._enter("bundles", identity, {"bundles": row})
         return self._rows["bundles"][identity]
+
+    def _bundle_row_of(self, digest: str) -> int:
+        """Row of a bundle by its digest: that of frames, which came first, or of this service."""
+        known = {identity.bundle_digest: row for identity, row in self._rows["bundles"].items()}
+        return known[digest] if digest in known else self._bundle_row(self._identity)
 
     def _enter(self, table: str, key: Any, values: Mapping[str, Any]) -> None:
         """Append a row, so that it is in the file before a row of commits points at it."""

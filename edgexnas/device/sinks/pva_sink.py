@@ -18,8 +18,14 @@ import numpy as np
 from edgexnas.device.optional_libraries import pvaccess_module
 from edgexnas.device.pva_records import PvaRecords
 from edgexnas.device.sinks.protocol import Sink, SinkPolicy
-from edgexnas.device.sinks.results import FrameResult, ObjectSnapshot, ServiceIdentity, Spots
-from edgexnas.device.sinks.results_layout import PEAK_COLUMNS, SPOT_COLUMNS, peak_columns
+from edgexnas.device.sinks.results import (
+    FrameResult,
+    ObjectSnapshot,
+    SeriesSpots,
+    ServiceIdentity,
+)
+from edgexnas.device.sinks.results_layout import PEAK_COLUMNS, peak_columns
+from edgexnas.spots import SPOT_COLUMNS
 
 __all__ = ["PvaSink"]
 
@@ -100,15 +106,16 @@ class PvaSink(Sink):
             for result in results:
                 self._post("Peaks", self._peaks(result, result.made_by or self._identity))
 
-    def write_spots(self, spots: Spots) -> None:
+    def write_spots(self, spots: SeriesSpots) -> None:
         """Post merged spots; only with the option `spots`."""
         # Fields of a structured array are strided, and an update takes contiguous arrays.
-        columns = {name: np.ascontiguousarray(spots.table[name]) for name in SPOT_COLUMNS}
+        table = spots.spots.table
+        columns = {name: np.ascontiguousarray(table[name]) for name in SPOT_COLUMNS}
         self._post("Spots", {"value": columns, "series": spots.series})
 
     def show(self, snapshot: ObjectSnapshot) -> None:
         """Post the object."""
-        image = snapshot.image
+        image = snapshot.best
         for part, values in (("Phase", image.phase_rad), ("Amplitude", image.amplitude)):
             self._post(f"Object:{part}", _image(np.ascontiguousarray(values), snapshot.number))
 

@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 if TYPE_CHECKING:
     from edgexnas.bragg import Peaks
-    from edgexnas.ptycho import ObjectImage
+    from edgexnas.ptycho import ObjectImage, Refinement
+    from edgexnas.spots import Spots
 
 __all__ = [
     "FRAME_STATES",
@@ -22,9 +23,9 @@ __all__ = [
     "SeriesBegun",
     "SeriesEnded",
     "SeriesKey",
+    "SeriesSpots",
     "ServiceIdentity",
     "SinkItem",
-    "Spots",
     "stored_text",
 ]
 
@@ -194,10 +195,14 @@ class SeriesEnded:
         Name of the series.
     counts
         Frames by ledger state as of now; what sinks still store is "pending".
+    complete
+        Whether the source has said that it ends. If not, the service has stopped, or cannot read
+        the source any further, and a restart may go on with the series.
     """
 
     series: str
     counts: Mapping[str, int]
+    complete: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,31 +214,46 @@ class ObjectSnapshot:
     series, number
         Up to which frame.
     image
-        The object.
+        The object as it was stitched.
     final
         Whether the series has ended.
+    refinement
+        What became of the object by refinement, in a further snapshot after the final one; None
+        without.
     """
 
     series: str
     number: int
     image: ObjectImage
     final: bool
+    refinement: Refinement | None = None
+
+    @property
+    def best(self) -> ObjectImage:
+        """The refined object if there is one, else the stitched one."""
+        return self.image if self.refinement is None else self.refinement.image
 
 
 @dataclass(frozen=True, slots=True)
-class Spots:
-    """Reflections merged over the frames of a rotation.
+class SeriesSpots:
+    """Spots of one series that have ended.
 
     Attributes
     ----------
     series
         Name of the series.
-    table
-        (n,) structured array with the fields of `results_layout.SPOT_COLUMNS`.
+    spots
+        The spots.
+    identity
+        As of `SeriesBegun`.
+    bundle_digest
+        SHA-256 of the bundle that made their peaks; empty if unknown.
     """
 
     series: str
-    table: npt.NDArray[np.void]
+    spots: Spots
+    identity: str = ""
+    bundle_digest: str = ""
 
 
 SinkItem: TypeAlias = FrameResult | SeriesBegun | SeriesEnded | ObjectSnapshot

@@ -11,16 +11,15 @@ import numpy as np
 import numpy.typing as npt
 
 from edgexnas.device.sinks.number_ranges import NumberRanges
-from edgexnas.device.sinks.results import FRAME_STATES, FrameState, SeriesKey, Spots
+from edgexnas.device.sinks.results import FRAME_STATES, FrameState, SeriesKey, SeriesSpots
 from edgexnas.device.sinks.results_layout import (
     COMMIT,
     PEAK_COLUMNS,
-    SPOT,
-    SPOT_COLUMNS,
     VERSION,
     segments,
 )
 from edgexnas.errors import SourceError
+from edgexnas.spots import SPOT, SPOT_COLUMNS, Spots
 
 __all__ = ["StoredFrame", "committed_frames", "read_results", "read_spots"]
 
@@ -101,7 +100,7 @@ def read_results(path: Path, *, name: str = "results") -> Iterator[StoredFrame]:
     yield from _read(path, name, _frames)
 
 
-def read_spots(path: Path, *, name: str = "results") -> Iterator[Spots]:
+def read_spots(path: Path, *, name: str = "results") -> Iterator[SeriesSpots]:
     """Read the merged spots of a file, or of all files of a folder, one series of a file at a time.
 
     Raises
@@ -253,14 +252,22 @@ def _peaks(columns: dict[str, npt.NDArray[Any]], where: slice) -> dict[str, Any]
     }
 
 
-def _spots(entry: Any) -> Iterator[Spots]:
+def _spots(entry: Any) -> Iterator[SeriesSpots]:
     if "spots" not in entry:
         return
     # The series is written last: a spot that a crash cut off has none.
     series = entry["spots/series"][:]
     names = _texts(entry["series/name"])
+    identities = _texts(entry["series/identity"]) if "identity" in entry["series"] else []
+    digests = _texts(entry["bundles"], "bundle_digest") if "bundles" in entry else []
+    # Files of earlier releases have spots without a bundle.
+    bundle = entry["spots/bundle"][: len(series)] if "bundle" in entry["spots"] else None
     table = np.empty(len(series), SPOT)
     for column in SPOT_COLUMNS:
         table[column] = entry["spots"][column][: len(series)]
-    for index in np.unique(series).tolist():
-        yield Spots(names[index], table[series == index])
+    of = np.stack([series, np.full(len(series), -1) if bundle is None else bundle], axis=1)
+    for index, row in np.unique(of, axis=0).tolist():
+        chosen = Spots.from_table(table[(of == (index, row)).all(axis=1)])
+        digest = digests[row] if 0 <= row < len(digests) else ""
+        identity = identities[index] if identities else ""
+        yield SeriesSpots(names[index], chosen, identity, digest)

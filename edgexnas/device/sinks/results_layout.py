@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
+from enum import IntFlag
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ import numpy.typing as npt
 from edgexnas.bragg import PeakFlag
 from edgexnas.device.sinks.results import FRAME_STATES, NAME_BYTES
 from edgexnas.ptycho import PATTERN_SIZE
+from edgexnas.spots import SPOT_COLUMNS, SpotFlag
 
 if TYPE_CHECKING:
     from edgexnas.device.sinks.results import FrameResult, ServiceIdentity
@@ -39,8 +41,6 @@ __all__ = [
     "COMMIT",
     "FORMAT",
     "PEAK_COLUMNS",
-    "SPOT",
-    "SPOT_COLUMNS",
     "VERSION",
     "begin_file",
     "peak_columns",
@@ -91,24 +91,6 @@ PEAK_COLUMNS = {
     "frame": ("<i8", ""),
 }
 """Columns of peaks with their type and unit; `frame` is the frame's number in its series."""
-
-SPOT_COLUMNS = {
-    "row_px": ("<f4", "px"),
-    "col_px": ("<f4", "px"),
-    "omega_deg": ("<f8", "deg"),
-    "row_sigma_px": ("<f4", "px"),
-    "col_sigma_px": ("<f4", "px"),
-    "omega_sigma_deg": ("<f4", "deg"),
-    "intensity": ("<f4", "counts"),
-    "peaks": ("<i4", ""),
-    "first_frame": ("<i8", ""),
-    "last_frame": ("<i8", ""),
-    "flags": ("<u2", ""),
-}
-"""Columns of spots with their type and unit, in all forms of results."""
-
-SPOT = np.dtype([(name, type_) for name, (type_, _) in SPOT_COLUMNS.items()])
-"""A spot, as in `Spots.table`."""
 
 # A chunk is the least that a column takes, and a file has ten of them: 16 KiB each.
 ROW_CHUNK, COMMIT_CHUNK, NAME_CHUNK = 4096, 512, 16
@@ -182,15 +164,14 @@ def begin_file(path: Path, identity: ServiceIdentity, *, patches: bool, spots: b
         # SWMR allows no new datasets later, so all that may be needed is created now.
         if identity.task == "bragg":
             peaks = _scatter(entry, "peaks", "Bragg peaks", PEAK_COLUMNS)
-            # As the CF conventions describe flags, so that the file explains itself.
-            peaks["flags"].attrs["flag_masks"] = np.array([flag.value for flag in PeakFlag], "u1")
-            names = [str(flag.name).lower() for flag in PeakFlag]
-            peaks["flags"].attrs["flag_meanings"] = " ".join(names)
+            _explain_flags(peaks["flags"], PeakFlag)
         elif patches:
             _begin_patches(entry)
         if spots:
-            columns = SPOT_COLUMNS | {"series": ("<i4", "")}
-            _scatter(entry, "spots", "Bragg peaks merged over frames", columns)
+            # The series is the last one that is written.
+            columns = SPOT_COLUMNS | {"bundle": ("<i2", ""), "series": ("<i4", "")}
+            table = _scatter(entry, "spots", "Bragg peaks merged over frames", columns)
+            _explain_flags(table["flags"], SpotFlag)
         # Last: from here on a reader, or a crash at any point, finds a file that opens.
         file.swmr_mode = True
     except BaseException:
@@ -209,6 +190,12 @@ def _scatter(entry: Any, name: str, title: str, columns: Mapping[str, tuple[str,
     for axis in ("row", "col"):
         group[f"{axis}_px"].attrs["long_name"] = f"{axis} (px)"
     return group
+
+
+def _explain_flags(flags: Any, kind: type[IntFlag]) -> None:
+    """Describe bits as the CF conventions do, so that the file explains itself."""
+    flags.attrs["flag_masks"] = np.array([flag.value for flag in kind], flags.dtype)
+    flags.attrs["flag_meanings"] = " ".join(str(flag.name).lower() for flag in kind)
 
 
 def _begin_patches(entry: Any) -> None:

@@ -29,11 +29,11 @@ from edgexnas.device.sinks.results import (
     ObjectSnapshot,
     SeriesBegun,
     SeriesEnded,
+    SeriesSpots,
     ServiceIdentity,
-    Spots,
 )
-from edgexnas.device.sinks.results_layout import SPOT_COLUMNS
 from edgexnas.errors import ConfigurationError
+from edgexnas.spots import SPOT_COLUMNS
 
 __all__ = ["ZmqSink"]
 
@@ -146,11 +146,10 @@ class ZmqSink(Sink):
             }
             self._send(kind, result.series, result.number, extra, _arrays(result))
 
-    def write_spots(self, spots: Spots) -> None:
+    def write_spots(self, spots: SeriesSpots) -> None:
         """Send merged spots."""
-        arrays = {
-            name: (spots.table[name], unit or "1") for name, (_, unit) in SPOT_COLUMNS.items()
-        }
+        table = spots.spots.table
+        arrays = {name: (table[name], unit or "1") for name, (_, unit) in SPOT_COLUMNS.items()}
         self._send("spots", spots.series, self._newest, {}, arrays)
 
     def begin(self, series: SeriesBegun) -> None:
@@ -170,13 +169,17 @@ class ZmqSink(Sink):
 
     def show(self, snapshot: ObjectSnapshot) -> None:
         """Send the object."""
-        image = snapshot.image
+        image, refinement = snapshot.best, snapshot.refinement
         arrays = {
             "amplitude": (image.amplitude, "1"),
             "phase": (image.phase_rad, "rad"),
             "coverage": (image.coverage, "1"),
         }
-        extra = {"final": snapshot.final, "origin": list(image.origin_px)}
+        extra = {
+            "final": snapshot.final,
+            "origin": list(image.origin_px),
+            "residuals": None if refinement is None else refinement.residuals.tolist(),
+        }
         self._send("object", snapshot.series, snapshot.number, extra, arrays)
 
     def close(self) -> None:

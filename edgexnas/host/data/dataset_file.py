@@ -41,14 +41,17 @@ class DatasetFile:
     format
         Name of the kind, written into the file.
     version
-        Version of the kind that is written and read.
+        Version of the kind that is written, and the newest that is read.
     remedy
         What to do with a file that cannot be used, such as "label the frames again".
+    oldest
+        Oldest version that is read; None for `version` alone.
     """
 
     format: str
     version: int
     remedy: str
+    oldest: int | None = None
 
     def write(
         self, path: str | Path, arrays: Arrays, description: Mapping[str, Any], source: str
@@ -101,9 +104,10 @@ class DatasetFile:
             raise SourceError(f"there is no dataset {place}; check the path or {self.remedy}")
         try:
             with h5py.File(place, "r") as file:
-                if (file.attrs.get("format"), file.attrs.get("version")) != (
-                    self.format,
-                    self.version,
+                oldest = self.version if self.oldest is None else self.oldest
+                version = file.attrs.get("version")
+                if file.attrs.get("format") != self.format or not (
+                    isinstance(version, int | np.integer) and oldest <= version <= self.version
                 ):
                     raise SourceError(
                         f"{place} is not a file of {self.format!r} version {self.version}; "

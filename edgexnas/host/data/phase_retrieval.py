@@ -174,7 +174,7 @@ class _Solver:
     """State of a reconstruction."""
 
     def __init__(self, scan: Scan, modes: int, seed: int, device: str) -> None:
-        known, first = _origin(scan)
+        known, first = origin_of(scan)
         corners = scan.window_corners_px[known] - first
         self.positions_px = scan.positions_px - first
         # Windows are cut at whole pixels; the probe takes the fraction, by a Fourier shift.
@@ -267,7 +267,7 @@ class _Solver:
         )
 
 
-def _origin(scan: Scan) -> tuple[BoolArray, Float64Array]:
+def origin_of(scan: Scan) -> tuple[BoolArray, Float64Array]:
     """Tell which positions are known (n,), and where the object's first pixel shall lie (2,)."""
     known = np.asarray(np.isfinite(scan.positions_px).all(axis=1))
     if not known.any():
@@ -299,14 +299,18 @@ def _first_probe(guess: ComplexArray | None, amplitude: Tensor, modes: int) -> T
     h, w = amplitude.shape[1:]
     row, col = (torch.fft.fftfreq(side, device=amplitude.device) for side in (h, w))
     if guess is None:
-        # A phase of π·c·k² sends the ray of frequency k to c·k px from the middle.
+        # A phase of π·c·k² sends the ray of frequency k to c·k px from the middle; frequencies are
+        # counted from the direct beam, wherever it lies.
         mean = amplitude.square().mean(dim=0)
-        square = row[:, None] ** 2 + col**2
+        down, across = (
+            (axis - at + 0.5) % 1 - 0.5 for axis, at in zip((row, col), beam_at(mean), strict=True)
+        )
+        square = down[:, None] ** 2 + across**2
         spread = ((mean * square).sum() / mean.sum()).sqrt()
         phase = torch.pi * (FIRST_RADIUS * h / spread) * square
         probe = torch.fft.fftshift(torch.fft.ifft2(mean.sqrt() * torch.exp(1j * phase)))[None]
     else:
-        probe = torch.as_tensor(guess[:modes], device=amplitude.device)
+        probe = _aimed(torch.as_tensor(guess[:modes], device=amplitude.device), amplitude)
     down, across = (torch.fft.fftshift(axis) for axis in (row, col))
     shapes = (down[:, None], across, down[:, None] * across, down[:, None] ** 2, across**2)
     extra = [probe[0] * shapes[k % 5] ** (1 + k // 5) for k in range(modes - len(probe))]
@@ -314,6 +318,37 @@ def _first_probe(guess: ComplexArray | None, amplitude: Tensor, modes: int) -> T
     extra = [mode * (share.sum() / _power(mode).sum()).sqrt() for mode in extra]
     probe = torch.cat([probe, torch.stack(extra)]) if extra else probe
     return probe * (amplitude.square().sum(dim=(1, 2)).mean() / _power(probe).sum()).sqrt()
+
+
+def beam_at(mean: Tensor) -> tuple[float, float]:
+    """Tell where the direct beam lies: (row, col) in cycles per pixel, from -0.5 to 0.5.
+
+    Parameters
+    ----------
+    mean
+        (h, w) intensity of the far field, frequency 0 at (0, 0).
+    """
+    found = []
+    for other in (1, 0):
+        profile = mean.double().sum(dim=other)
+        # The circular mean: the far field of a sampled wave has no edge.
+        turns = torch.fft.fftfreq(len(profile), device=mean.device).double() * (2 * torch.pi)
+        found.append(float((profile * torch.exp(1j * turns)).sum().angle() / (2 * torch.pi)))
+    return found[0], found[1]
+
+
+def _aimed(probe: Tensor, amplitude: Tensor) -> Tensor:
+    """Tilt a guessed probe so that its far field lies where the patterns are."""
+    wanted = beam_at(amplitude.square().mean(dim=0))
+    own = beam_at(torch.fft.fft2(probe).abs().square().sum(dim=0))
+    h, w = probe.shape[-2:]
+    (row, col) = (b - a for a, b in zip(own, wanted, strict=True))
+    # Within a pixel the first sweeps do as well, and a guess that is right stays as it is.
+    if max(abs(row) * h, abs(col) * w) < 1:
+        return probe
+    down, across = (torch.arange(side, device=probe.device) for side in (h, w))
+    tilted: Tensor = probe * torch.exp(2j * torch.pi * (row * down[:, None] + col * across))
+    return tilted
 
 
 def _root_variance(mean: Tensor) -> Tensor:

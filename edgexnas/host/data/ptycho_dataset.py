@@ -15,7 +15,14 @@ from edgexnas.host.data.dataset_file import DatasetFile
 from edgexnas.host.data.scan_regions import CELLS, split_regions
 from edgexnas.host.data.splitting import Split, split_of
 from edgexnas.host.data.stored_dataset import Columns, StoredDataset
-from edgexnas.ptycho import PATTERN_SIZE, FloatArray, scale_patterns
+from edgexnas.ptycho import (
+    ORIENTATIONS,
+    PATTERN_SIZE,
+    ComplexArray,
+    FloatArray,
+    Orientation,
+    scale_patterns,
+)
 
 __all__ = ["PtychoDataset"]
 
@@ -46,10 +53,26 @@ class PtychoDataset(StoredDataset):
     residual
         Part of the light, from 0, that the reconstruction leaves unexplained, the worst of the
         scans; None for a known object.
+    probe
+        (modes, H, W) complex64, the illumination that the training part alone shows, in photons and
+        in the scale of the labels: with it patterns of any object can be drawn. None without.
+    seen_object, seen_illumination
+        (h, w) complex64 and float32, the object that the training part alone shows, to be drawn
+        from beside simulated ones, and the photons that fell on it; None for simulated ones alone.
+    mask
+        (H, W) bool, detector pixels that count as 0 in drawn patterns; None for none.
+    orientation
+        What brings the detector's patterns into the axes of the positions.
+    object_pixel_m
+        (row, col) size of an object pixel in metres; None if unknown.
     """
 
     task: ClassVar[str] = "ptycho"
-    FILE: ClassVar[DatasetFile] = DatasetFile("edgexnas patterns", 1, "label the scan again")
+    # Version 1 has no probe.
+    FILE: ClassVar[DatasetFile] = DatasetFile(
+        "edgexnas patterns", 2, "label the scan again", oldest=1
+    )
+    OPTIONAL: ClassVar[tuple[str, ...]] = ("probe", "seen_object", "seen_illumination", "mask")
     COLUMNS: ClassVar[Columns] = {
         "patterns": (_IMAGE, np.float32),
         "targets": ((2, *_IMAGE), np.float32),
@@ -65,6 +88,12 @@ class PtychoDataset(StoredDataset):
     source: str
     against: Literal["iterative", "truth"]
     residual: float | None = None
+    probe: ComplexArray | None = None
+    seen_object: ComplexArray | None = None
+    seen_illumination: FloatArray | None = None
+    mask: npt.NDArray[np.bool_] | None = None
+    orientation: Orientation = "as-is"
+    object_pixel_m: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         """Reject columns that do not fit each other.
@@ -85,6 +114,30 @@ class PtychoDataset(StoredDataset):
             raise InputError(f"against is {self.against!r}; specify 'iterative' or 'truth'")
         if self.residual is not None and not 0 <= self.residual < np.inf:
             raise InputError(f"residual is {self.residual}; specify a number from 0, or None")
+        if self.orientation not in ORIENTATIONS:
+            raise InputError(f"orientation is {self.orientation!r}; specify one of {ORIENTATIONS}")
+        self._check_probe()
+
+    def _check_probe(self) -> None:
+        probe, seen, light = self.probe, self.seen_object, self.seen_illumination
+        if probe is not None and (
+            probe.ndim != 3 or probe.dtype != np.complex64 or not np.isfinite(probe).all()
+        ):
+            raise InputError(
+                f"the probe has shape {probe.shape} and dtype {probe.dtype}; specify finite "
+                "complex64 (modes, H, W)"
+            )
+        if (seen is None) != (light is None) or (
+            seen is not None and light is not None and seen.shape != light.shape
+        ):
+            raise InputError(
+                "seen_object and seen_illumination have different shapes; specify both"
+            )
+        if probe is not None and self.mask is not None and self.mask.shape != probe.shape[1:]:
+            raise InputError(
+                f"the mask has shape {self.mask.shape} and the probe {probe.shape}; specify that "
+                "of a detector pattern for both"
+            )
 
     def inputs(self) -> FloatArray:
         """(n, 1, 64, 64) float32, patterns scaled as the device scales them."""
@@ -117,7 +170,9 @@ class PtychoDataset(StoredDataset):
 
     @classmethod
     def concatenate(cls, datasets: Sequence[PtychoDataset]) -> PtychoDataset:
-        """Join datasets; their scans are numbered on and the first one's scale is kept.
+        """Join datasets; their scans are numbered on.
+
+        Scale, probe and all else that is not of single patterns are those of the first one.
 
         Raises
         ------
@@ -144,16 +199,27 @@ class PtychoDataset(StoredDataset):
         return replace(datasets[0], **joined, source=source)
 
     def _description(self) -> dict[str, Any]:
-        described = {"intensity_scale": self.intensity_scale, "against": self.against}
-        # Absent and not null, so that files from before it keep their digest.
-        return described if self.residual is None else {**described, "residual": self.residual}
+        described: dict[str, Any] = {
+            "intensity_scale": self.intensity_scale,
+            "against": self.against,
+        }
+        # Absent and not null, so that files from before them keep their digest.
+        if self.residual is not None:
+            described["residual"] = self.residual
+        if self.orientation != "as-is":
+            described["orientation"] = self.orientation
+        if self.object_pixel_m is not None:
+            described["object_pixel_m"] = list(self.object_pixel_m)
+        return described
 
     @classmethod
     def _described(cls, description: Mapping[str, Any]) -> dict[str, Any]:
         scale = float(description["intensity_scale"])
-        residual = description.get("residual")
+        residual, pixel_m = description.get("residual"), description.get("object_pixel_m")
         return {
             "intensity_scale": scale,
             "against": description["against"],
             "residual": None if residual is None else float(residual),
+            "orientation": description.get("orientation", "as-is"),
+            "object_pixel_m": None if pixel_m is None else (float(pixel_m[0]), float(pixel_m[1])),
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +12,13 @@ import numpy.typing as npt
 from edgexnas.errors import ConfigurationError, InputError
 from edgexnas.host.data.ptycho_dataset import PtychoDataset
 from edgexnas.host.data.scan_regions import scan_regions
-from edgexnas.ptycho import PATTERN_SIZE, as_patterns, bin_patterns, check_counts
+from edgexnas.ptycho import PATTERN_SIZE, Orientation, as_patterns, bin_patterns, check_counts
 from edgexnas.scans import Scan
 
-__all__ = ["cut_patches", "label_scan"]
+if TYPE_CHECKING:
+    from edgexnas.host.data.phase_retrieval import Reconstruction
+
+__all__ = ["check_scan", "cut_patches", "doubt", "label_scan", "labelled_by"]
 
 ComplexArray = npt.NDArray[np.complex64]
 FloatArray = npt.NDArray[np.float32]
@@ -34,6 +37,7 @@ def label_scan(
     modes: int = 3,
     seed: int = 0,
     intensity_scale: float | None = None,
+    orientation: Orientation = "as-is",
     device: str = "cpu",
     threads: int = 1,
     progress: Callable[[int, int], None] | None = None,
@@ -56,6 +60,9 @@ def label_scan(
     intensity_scale
         Counts that become 1 at the network's input; None takes the median over the patterns of
         their brightest pixel. A network that will see several scans needs one scale for all.
+    orientation
+        What brings the detector's patterns into the axes of the positions, such as
+        `find_orientation` finds; labels are in those axes, patterns as the detector gives them.
 
     Raises
     ------
@@ -69,32 +76,61 @@ def label_scan(
         raise ConfigurationError(f"method is {method!r}; specify 'auto', 'rpie' or 'truth'")
     if method == "truth" and scan.truth is None:
         raise ConfigurationError(f"{scan.source} has no known object; label it with method='rpie'")
-    patterns = _binned(scan)
-    positions, known = scan.positions_px, scan.truth
-    against: Literal["iterative", "truth"] = "truth"
-    residual: float | None = None
-    if known is None or method == "rpie":
+    found: Reconstruction | None = None
+    if scan.truth is None or method == "rpie":
         # torch takes seconds to import, and labels by the truth need none of it.
         from edgexnas.host.data.phase_retrieval import reconstruct
+        from edgexnas.host.data.scan_parts import oriented_scan
 
         found = reconstruct(
-            scan, iterations=iterations, modes=modes, seed=seed, device=device, threads=threads,
-            progress=progress,
+            oriented_scan(scan, orientation), iterations=iterations, modes=modes, seed=seed,
+            device=device, threads=threads, progress=progress,
         )  # fmt: skip
-        known, positions, against = found.object, found.positions_px, "iterative"
-        residual = found.residual
         if not found.explains:
-            _log.warning(
-                "the object found does not explain the patterns of %s: the residual of phase "
-                "retrieval is %.2g %% of the light, and %.2g %% with no object at all; check the "
-                "order, axes, signs and unit of the positions and the place of the direct beam, "
-                "or give more iterations or modes (%d and %d were done)",
-                scan.source,
-                100 * residual,
-                100 * found.mean_pattern_error,
-                iterations,
-                modes,
-            )
+            _log.warning("%s", doubt(scan, found))
+    return labelled_by(scan, found, intensity_scale=intensity_scale, orientation=orientation)
+
+
+def check_scan(scan: Scan) -> None:
+    """Reject a scan that cannot be labelled, before minutes of work.
+
+    Raises
+    ------
+    InputError
+        If the patterns are not square multiples of 64, a count is negative, not finite or
+        saturated, no position is known, or they span an impossible area.
+    """
+    from edgexnas.host.data.phase_retrieval import origin_of
+
+    _binned(scan)
+    origin_of(scan)
+
+
+def doubt(scan: Scan, found: Reconstruction) -> str:
+    """Say that a reconstruction does not explain a scan, and what may be wrong."""
+    return (
+        f"the object found does not explain the patterns of {scan.source}: the residual of phase "
+        f"retrieval is {100 * found.residual:.2g} % of the light, and "
+        f"{100 * found.mean_pattern_error:.2g} % with no object at all; check the order, axes, "
+        "signs and unit of the positions and the place of the direct beam, or give a probe, more "
+        f"iterations or modes ({len(found.error_history)} and {len(found.probe)} were done)"
+    )
+
+
+def labelled_by(
+    scan: Scan,
+    found: Reconstruction | None,
+    *,
+    intensity_scale: float | None = None,
+    orientation: Orientation = "as-is",
+) -> PtychoDataset:
+    """Cut labels out of a reconstruction, or out of the scan's known object if there is none."""
+    patterns = _binned(scan)
+    if found is None:
+        assert scan.truth is not None
+        known, positions = scan.truth, scan.positions_px
+    else:
+        known, positions = found.object, found.positions_px
     last = np.array(known.shape) - PATTERN_SIZE
     # NaN fails both comparisons.
     fits = ((positions >= 0) & (positions <= last)).all(axis=1)
@@ -115,8 +151,10 @@ def label_scan(
         region=scan_regions(positions[fits]),
         intensity_scale=intensity_scale,
         source=scan.source,
-        against=against,
-        residual=residual,
+        against="truth" if found is None else "iterative",
+        residual=None if found is None else found.residual,
+        orientation=orientation,
+        object_pixel_m=scan.object_pixel_m,
     )
 
 

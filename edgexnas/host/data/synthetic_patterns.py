@@ -9,7 +9,9 @@ choose a network.
 
 from __future__ import annotations
 
+import copy
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +21,10 @@ import torch
 from torch import Tensor
 
 from edgexnas.errors import ConfigurationError, InputError
+from edgexnas.host.data.scan_parts import oriented_scan, part_of_scan
+from edgexnas.host.data.synthetic_objects import ObjectVariety, SeenObject, draw_objects
 from edgexnas.host.threads import torch_threads
-from edgexnas.ptycho import PATTERN_SIZE
-from edgexnas.simulate.ptychography_objects import OBJECT_KINDS, thickness_map
+from edgexnas.ptycho import ORIENTATIONS, PATTERN_SIZE, Orientation
 
 if TYPE_CHECKING:
     from edgexnas.host.data.phase_retrieval import Reconstruction
@@ -29,85 +32,36 @@ if TYPE_CHECKING:
     from edgexnas.scans import Scan
 
 __all__ = [
+    "Drawing",
     "ObjectVariety",
     "PatternSource",
+    "SeenObject",
     "draw_objects",
     "in_scale_of",
-    "part_of_scan",
     "reconstruct_part",
     "with_drawn_patterns",
+    "with_probe",
     "with_synthetic_patterns",
 ]
 
 ComplexArray = npt.NDArray[np.complex64]
 FloatArray = npt.NDArray[np.float64]
 
-CANVAS_PX = 384
 AMPLITUDES = (0.85, 1.1)
 """Amplitudes of simulated objects, in units of the median amplitude of the labels."""
 
+PHASE_SHIFTS = (0.5, 1.0)
+"""Phase behind full thickness of simulated objects, in units of the contrast of the labels."""
+
+CONTRAST_PERCENTILES = (1, 99)
+"""Of the labels' phase, between which its contrast is taken."""
+
+CONTRASTS_RAD = (0.2, 3.0)
+
+OBJECTS = 64
+"""Objects that a source of patterns shows unless told otherwise; each takes 1.2 MB."""
+
 CHUNK = 64
-LIT_SHARE = 0.4
-"""Share of the brightest illumination from which a reconstructed object is believed."""
-EDGE_SIGMA_PX = 4.0
-"""Width over which a reconstructed object gives way to a simulated one beside it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ObjectVariety:
-    """What simulated objects look like; ranges are drawn from uniformly.
-
-    Attributes
-    ----------
-    kinds
-        Names out of `edgexnas.simulate.ptychography_objects.OBJECT_KINDS`; a name given twice is
-        drawn twice as often.
-    phase_shift_rad
-        Phase behind full thickness.
-    transmission
-        Amplitude behind full thickness, as a share of that beside it.
-    amplitude
-        Amplitude where there is nothing.
-    zoom
-        Magnification of a simulated object.
-    drift_rad
-        Standard deviation of a phase that varies slowly over the object, as in a support film.
-    roughness
-        Standard deviation of the amplitude from pixel to pixel, as a share.
-    """
-
-    kinds: tuple[str, ...] = ("siemens-star", "siemens-star", "circuit", "cells")
-    phase_shift_rad: tuple[float, float] = (-1.3, -0.6)
-    transmission: tuple[float, float] = (0.8, 1.0)
-    amplitude: tuple[float, float] = (0.65, 0.85)
-    zoom: tuple[float, float] = (0.8, 2.5)
-    drift_rad: float = 0.12
-    roughness: float = 0.03
-
-    def __post_init__(self) -> None:
-        """Reject what cannot be drawn.
-
-        Raises
-        ------
-        ConfigurationError
-            If a kind is unknown or a range is empty; it names the field.
-        """
-        unknown = [kind for kind in self.kinds if kind not in OBJECT_KINDS]
-        if unknown or not self.kinds:
-            raise ConfigurationError(
-                f"kinds are {self.kinds}; specify at least one out of {OBJECT_KINDS}"
-            )
-        for name in ("phase_shift_rad", "transmission", "amplitude", "zoom"):
-            low, high = getattr(self, name)
-            if not low <= high or (name != "phase_shift_rad" and not low > 0):
-                raise ConfigurationError(f"{name} is {(low, high)}; specify a low and a high of it")
-
-
-def part_of_scan(scan: Scan, numbers: npt.NDArray[np.intp]) -> Scan:
-    """Keep some patterns of a scan, by their numbers, and nothing that the others could tell."""
-    return replace(
-        scan, patterns=scan.patterns[numbers], positions_px=scan.positions_px[numbers], truth=None
-    )
 
 
 def reconstruct_part(
@@ -118,6 +72,7 @@ def reconstruct_part(
     iterations: int = 50,
     device: str = "cpu",
     threads: int = 1,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Reconstruction:
     """Reconstruct beam and object from a part of a scan, in the scale of the labels there.
 
@@ -127,14 +82,15 @@ def reconstruct_part(
         (n,) patterns to use: those that a network trains on.
     targets
         (n, 2, 64, 64) labels of these patterns, amplitude and phase.
-    iterations, device, threads
+    iterations, device, threads, progress
         As of `edgexnas.host.data.phase_retrieval.reconstruct`.
     """
     from edgexnas.host.data.phase_retrieval import reconstruct
 
     found = reconstruct(
-        part_of_scan(scan, numbers), iterations=iterations, device=device, threads=threads
-    )
+        part_of_scan(scan, numbers), iterations=iterations, device=device, threads=threads,
+        progress=progress,
+    )  # fmt: skip
     return in_scale_of(targets, found)
 
 
@@ -151,106 +107,6 @@ def in_scale_of(targets: npt.NDArray[np.float32], seen: Reconstruction) -> Recon
     return replace(seen, object=seen.object * factor, probe=seen.probe / factor)
 
 
-def draw_objects(
-    count: int,
-    *,
-    seed: int = 0,
-    variety: ObjectVariety | None = None,
-    seen: Reconstruction | None = None,
-    seen_share: float = 0.5,
-) -> ComplexArray:
-    """Draw objects to diffract.
-
-    Parameters
-    ----------
-    count
-        How many.
-    seed
-        Equal arguments and seeds give equal objects.
-    variety
-        What they look like; None takes the defaults.
-    seen
-        Reconstruction of the training part of a scan. Of every draw `seen_share` are this object,
-        turned by any angle, mirrored and zoomed, where it was lit, and simulated beside it.
-
-    Returns
-    -------
-    (count, 384, 384) complex64.
-    """
-    variety = variety or ObjectVariety()
-    objects = np.empty((count, CANVAS_PX, CANVAS_PX), np.complex64)
-    for number in range(count):
-        # Seeded by its number, so that asking for more objects leaves the first ones as they were.
-        rng = np.random.default_rng([seed, number])
-        objects[number] = _simulated(variety, rng)
-        if seen is not None and rng.random() < seen_share:
-            objects[number] = _with_seen(objects[number], seen, rng)
-    return objects
-
-
-def _simulated(variety: ObjectVariety, rng: np.random.Generator) -> ComplexArray:
-    kind = variety.kinds[rng.integers(len(variety.kinds))]
-    zoom = rng.uniform(*variety.zoom)
-    side = CANVAS_PX if zoom <= 1 else int(CANVAS_PX * zoom)
-    thickness = thickness_map(kind, (side, side), rng)  # type: ignore[arg-type]
-    if zoom < 1:
-        from scipy.ndimage import zoom as resize
-
-        tiles = int(np.ceil(1 / zoom)) + 1
-        small = resize(thickness, zoom, order=1)
-        thickness = np.tile(small, (tiles, tiles))
-    top, left = (int(rng.integers(0, n - CANVAS_PX + 1)) for n in thickness.shape)
-    thickness = thickness[top : top + CANVAS_PX, left : left + CANVAS_PX]
-    amplitude = 1 - (1 - rng.uniform(*variety.transmission)) * thickness
-    amplitude = amplitude * (1 + variety.roughness * rng.normal(size=thickness.shape))
-    phase = rng.uniform(*variety.phase_shift_rad) * (thickness - thickness.mean())
-    phase = phase + variety.drift_rad * _slow_field(thickness.shape, rng)
-    drawn = rng.uniform(*variety.amplitude) * amplitude * np.exp(1j * phase)
-    return np.asarray(drawn, np.complex64)
-
-
-def _slow_field(shape: tuple[int, ...], rng: np.random.Generator) -> FloatArray:
-    """Noise of unit variance that varies over 20 to 80 px."""
-    width = rng.uniform(20, 80)
-    row, col = (np.fft.fftfreq(side) for side in shape)
-    # Transfer function of a Gaussian blur of this width.
-    transfer = np.exp(-2 * (np.pi * width) ** 2 * (row[:, None] ** 2 + col**2))
-    field = np.fft.ifft2(np.fft.fft2(rng.normal(size=shape)) * transfer).real
-    scaled: FloatArray = field / field.std()
-    return scaled
-
-
-def _with_seen(
-    canvas: ComplexArray, seen: Reconstruction, rng: np.random.Generator
-) -> ComplexArray:
-    """Lay the lit part of a reconstructed object over a simulated one."""
-    from scipy.ndimage import affine_transform, gaussian_filter
-
-    lit = (seen.illumination > LIT_SHARE * seen.illumination.max()).astype(np.float64)
-    # Faded inwards, so that what was hardly lit stays out.
-    weight = gaussian_filter(lit, EDGE_SIGMA_PX)
-    weight = (2 * weight - 1).clip(0, 1)
-    middle = np.argwhere(lit > 0).mean(axis=0)
-    angle, zoom = rng.uniform(0, 2 * np.pi), rng.uniform(0.85, 1.2)
-    # affine_transform maps output to input, hence the division by the zoom.
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / zoom
-    if rng.random() < 0.5:
-        turn = turn @ np.diag([1, -1])
-    offset = middle - turn @ (np.full(2, CANVAS_PX / 2) + rng.uniform(-30, 30, 2))
-
-    def moved(image: npt.NDArray[np.floating]) -> FloatArray:
-        result: FloatArray = affine_transform(
-            image.astype(np.float64), turn, offset, canvas.shape, order=1
-        )
-        return result
-
-    share = moved(weight)
-    # By real and imaginary part, since a phase cannot be interpolated across ±π.
-    theirs = moved(seen.object.real) + 1j * moved(seen.object.imag)
-    mixed = share * theirs + (1 - share) * canvas
-    return mixed.astype(np.complex64)
-
-
 class PatternSource:
     """Draws scaled patterns with the patches that they show, as fast as the device diffracts.
 
@@ -265,6 +121,9 @@ class PatternSource:
         Counts of a binned pattern that become 1, as of the network's manifest.
     mask
         (h, w) bool, detector pixels that count as 0; None for none.
+    orientation
+        What brings the detector's patterns into the axes of the positions: patterns are drawn as
+        the detector gives them, and patches in those axes.
     device
         A torch device.
     seed
@@ -283,6 +142,7 @@ class PatternSource:
         intensity_scale: float,
         *,
         mask: npt.NDArray[np.bool_] | None = None,
+        orientation: Orientation = "as-is",
         device: str = "cpu",
         seed: int = 0,
     ) -> None:
@@ -303,12 +163,27 @@ class PatternSource:
         usable = np.ones((side, side), np.float32) if mask is None else (~mask).astype(np.float32)
         self._usable = torch.as_tensor(usable, device=device)
         self._scale = float(intensity_scale)
+        self._orientation = ORIENTATIONS.index(orientation)
         self._random = torch.Generator(device=device).manual_seed(seed)
 
     @property
     def device(self) -> torch.device:
         """Where patterns are made."""
         return self._objects.device
+
+    def seeded(self, seed: int) -> PatternSource:
+        """Draw from the same objects by another seed, at no cost of memory."""
+        other = copy.copy(self)
+        other._random = torch.Generator(device=self.device).manual_seed(seed)
+        return other
+
+    def _on_detector(self, images: Tensor) -> Tensor:
+        """Turn (n, h, h) from the axes of the positions to those of the detector."""
+        # As `edgexnas.ptycho.oriented` with inverse=True does, for tensors have no negative steps.
+        if self._orientation & 4:
+            images = images.transpose(1, 2)
+        axes = [axis for axis, bit in ((1, 1), (2, 2)) if self._orientation & bit]
+        return images.flip(axes) if axes else images
 
     def draw(self, count: int) -> tuple[Tensor, Tensor]:
         """Make patterns.
@@ -331,11 +206,13 @@ class PatternSource:
         far = torch.fft.fft2(windows[:, None] * self._probe, norm="ortho")
         # Incoherent modes add in intensity.
         light = (far.real.square() + far.imag.square()).sum(dim=1)
-        counts = torch.poisson(torch.fft.fftshift(light, dim=(1, 2)), generator=self._random)
-        binned = (counts * self._usable).reshape(
+        light = self._on_detector(torch.fft.fftshift(light, dim=(1, 2))) * self._usable
+        binned = light.reshape(
             count, PATTERN_SIZE, side // PATTERN_SIZE, PATTERN_SIZE, side // PATTERN_SIZE
-        )
-        scaled = (binned.sum(dim=(2, 4)) / self._scale).sqrt()
+        ).sum(dim=(2, 4))
+        # Sums of Poisson counts are Poisson counts of the sum, and drawing them takes longest.
+        counts = torch.poisson(binned, generator=self._random)
+        scaled = (counts / self._scale).sqrt()
         first = (side - PATTERN_SIZE) // 2
         patch = windows[:, first : first + PATTERN_SIZE, first : first + PATTERN_SIZE]
         return scaled[:, None], torch.stack([patch.abs(), patch.angle()], dim=1)
@@ -346,7 +223,7 @@ def with_synthetic_patterns(
     scan: Scan,
     count: int,
     *,
-    objects: int = 64,
+    objects: int = OBJECTS,
     iterations: int = 50,
     seed: int = 0,
     device: str = "cpu",
@@ -379,6 +256,48 @@ def with_synthetic_patterns(
     """
     if count < 1:
         raise ConfigurationError(f"count is {count}; specify 1 synthetic pattern or more")
+    if dataset.probe is None:
+        dataset = with_probe(dataset, scan, iterations=iterations, device=device, threads=threads)
+    drawing = Drawing.of(dataset, dataset.split().train)
+    if drawing is None:
+        raise InputError(
+            f"{scan.source} has a known object and no probe to draw patterns with; save one with it"
+        )
+    source = drawing.source(objects=objects, seed=seed, device=device)
+    with torch_threads(threads):
+        added = drawn_dataset(dataset, source, count, source_name=f"seed {seed}")
+    return dataset.concatenate([dataset, added])
+
+
+def with_probe(
+    dataset: PtychoDataset,
+    scan: Scan,
+    *,
+    iterations: int = 50,
+    device: str = "cpu",
+    threads: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> PtychoDataset:
+    """Add the probe and the object that the training part alone shows, to draw patterns from.
+
+    Where the labels are a known object, its scan's own probe is taken; without one, none.
+
+    Parameters
+    ----------
+    dataset
+        Labels of one scan, from `edgexnas.host.label_scan`.
+    scan
+        The scan that was labelled.
+    iterations, device, threads, progress
+        As of `edgexnas.host.reconstruct`.
+
+    Raises
+    ------
+    ConfigurationError
+        If a part of the split is too small.
+    InputError
+        If the dataset does not hold a label for every pattern that has a position.
+    """
     known = np.flatnonzero(np.isfinite(scan.positions_px).all(axis=1))
     if len(dataset) != len(known):
         raise InputError(
@@ -386,29 +305,101 @@ def with_synthetic_patterns(
             "label this scan as a whole"
         )
     train = dataset.split().train
+    if dataset.against == "truth":
+        if scan.probe is None:
+            return dataset
+        return replace(dataset, probe=scan.probe, mask=scan.mask)
     beam = reconstruct_part(
-        scan,
+        oriented_scan(scan, dataset.orientation),
         known[train],
         dataset.targets[train],
         iterations=iterations,
         device=device,
         threads=threads,
+        progress=progress,
     )
-    # Labels have an arbitrary scale of amplitude; simulated objects take it over.
-    middle = float(np.median(dataset.targets[train, 0]))
-    variety = ObjectVariety(amplitude=(AMPLITUDES[0] * middle, AMPLITUDES[1] * middle))
-    source = PatternSource(
-        draw_objects(objects, seed=seed, variety=variety, seen=beam),
-        beam.probe,
-        dataset.intensity_scale,
+    return replace(
+        dataset,
+        probe=beam.probe,
+        seen_object=beam.object,
+        seen_illumination=beam.illumination,
         mask=scan.mask,
-        device=device,
-        seed=seed,
     )
-    with torch_threads(threads):
-        drawn = [source.draw(min(CHUNK, count - at)) for at in range(0, count, CHUNK)]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Drawing:
+    """What patterns of a scan are drawn from; small, so that workers make their own objects.
+
+    Attributes
+    ----------
+    probe, mask, orientation, intensity_scale
+        As of `PatternSource`.
+    variety
+        What simulated objects look like.
+    seen_object, seen_illumination
+        Object that the training part shows, and the photons on it; None for simulated ones alone.
+    """
+
+    probe: ComplexArray
+    intensity_scale: float
+    variety: ObjectVariety
+    mask: npt.NDArray[np.bool_] | None = None
+    orientation: Orientation = "as-is"
+    seen_object: ComplexArray | None = None
+    seen_illumination: npt.NDArray[np.float32] | None = None
+
+    @classmethod
+    def of(cls, dataset: PtychoDataset, part: npt.NDArray[np.intp]) -> Drawing | None:
+        """Draw as of a part of a dataset, such as its training part; None if it has no probe.
+
+        Simulated objects have the amplitude and the contrast of the labels of that part.
+        """
+        if dataset.probe is None:
+            return None
+        amplitude, phase = dataset.targets[part, 0], dataset.targets[part, 1]
+        middle = float(np.median(amplitude))
+        low, high = np.percentile(phase, CONTRAST_PERCENTILES)
+        contrast = float(np.clip(high - low, *CONTRASTS_RAD))
+        variety = ObjectVariety(
+            amplitude=(AMPLITUDES[0] * middle, AMPLITUDES[1] * middle),
+            phase_shift_rad=(-PHASE_SHIFTS[1] * contrast, -PHASE_SHIFTS[0] * contrast),
+        )
+        return cls(
+            probe=dataset.probe,
+            intensity_scale=dataset.intensity_scale,
+            variety=variety,
+            mask=dataset.mask,
+            orientation=dataset.orientation,
+            seen_object=dataset.seen_object,
+            seen_illumination=dataset.seen_illumination,
+        )
+
+    def source(
+        self, *, objects: int = OBJECTS, seed: int = 0, device: str = "cpu"
+    ) -> PatternSource:
+        """Draw the objects, which takes seconds, and make a source of patterns that show them."""
+        seen = None
+        if self.seen_object is not None and self.seen_illumination is not None:
+            seen = SeenObject(self.seen_object, self.seen_illumination)
+        return PatternSource(
+            draw_objects(objects, seed=seed, variety=self.variety, seen=seen),
+            self.probe,
+            self.intensity_scale,
+            mask=self.mask,
+            orientation=self.orientation,
+            device=device,
+            seed=seed,
+        )
+
+
+def drawn_dataset(
+    dataset: PtychoDataset, source: PatternSource, count: int, *, source_name: str
+) -> PtychoDataset:
+    """Draw patterns as a dataset of one scan, all of which a split gives to training."""
+    drawn = [source.draw(min(CHUNK, count - at)) for at in range(0, count, CHUNK)]
     x, y = (torch.cat(parts).cpu().numpy() for parts in zip(*drawn, strict=True))
-    added = replace(
+    return replace(
         dataset,
         # Back to whole counts, which the dataset scales as it does measured ones.
         patterns=np.rint(x[:, 0] ** 2 * np.float32(dataset.intensity_scale)),
@@ -416,9 +407,8 @@ def with_synthetic_patterns(
         # One place, in the first cell of the area: no part but training holds it.
         positions_px=np.zeros((count, 2)),
         region=np.zeros(count, np.int32),
-        source=f"{count} synthetic patterns, seed {seed}",
+        source=f"{count} synthetic patterns, {source_name}",
     )
-    return dataset.concatenate([dataset, added])
 
 
 def with_drawn_patterns(*arguments: Any, **options: Any) -> PtychoDataset:

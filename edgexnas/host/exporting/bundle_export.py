@@ -28,11 +28,11 @@ from edgexnas.bundle import (
     load_signing_key,
     write_bundle,
 )
-from edgexnas.bundle.manifest import IDENTIFIER
+from edgexnas.bundle.manifest import IDENTIFIER, OLDEST_READER, PROBE_READER
 from edgexnas.bundle.strict_json import explain
 from edgexnas.errors import ConfigurationError
 from edgexnas.host.exporting.bundling import make_bundling
-from edgexnas.host.exporting.exporter import Exporter
+from edgexnas.host.exporting.exporter import FINE_TUNING, Exporter
 from edgexnas.host.exporting.quantisation import first_layers
 from edgexnas.host.networks.bragg_models import LEVELS, count_parameters
 from edgexnas.host.training.settings import TrainingSettings
@@ -43,15 +43,12 @@ if TYPE_CHECKING:
     from edgexnas.host.data.splitting import Split
     from edgexnas.host.exporting.recipe_choice import RecipeChoice
 
-__all__ = ["MAXIMUM_LOSS", "ExportReport", "Origin", "export_bundle"]
+__all__ = ["FINE_TUNING", "MAXIMUM_LOSS", "ExportReport", "Origin", "export_bundle"]
 
 FloatArray = npt.NDArray[np.float32]
 
 MAXIMUM_LOSS = 0.10
 """Largest share of the mean error that INT8 may lose against float32 on held-out data."""
-
-FINE_TUNING = TrainingSettings(epochs=60, batch_size=32, learning_rate=5e-4)
-"""Quantisation-aware fine-tuning where post-training quantisation loses too much."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,8 +158,11 @@ def export_bundle(
     # Whole seconds, as the manifest keeps them.
     created = datetime.now(timezone.utc).replace(microsecond=0)
     inputs, output = bundling.tensors()
+    probe, described = bundling.probe(dataset)
+    old = described is None or described.plain
     try:
         manifest = Manifest(
+            requires_edgexnas=OLDEST_READER if old else PROBE_READER,
             task=bundling.task,
             model_id=name,
             sequence=int(created.timestamp()) if sequence is None else sequence,
@@ -175,6 +175,7 @@ def export_bundle(
             outputs=(output,),
             preprocessing=bundling.preprocessing(dataset),
             detection=bundling.detection(dataset),
+            probe=described,
             accuracy=(
                 *exporter.rows(architecture, outputs, parameters),
                 *bundling.baselines(dataset, split),
@@ -195,7 +196,12 @@ def export_bundle(
     except ValidationError as error:
         raise ConfigurationError(f"bundle {path} cannot be described: {explain(error)}") from None
     written = write_bundle(
-        path, manifest=manifest, models=models, reference=reference, signing_key=key
+        path,
+        manifest=manifest,
+        models=models,
+        reference=reference,
+        signing_key=key,
+        probe=probe,
     )
     return ExportReport(written, manifest, loss, fine_tuned, choice)
 

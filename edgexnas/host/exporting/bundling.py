@@ -17,9 +17,12 @@ from edgexnas.bundle import (
     Gate,
     PeakDetection,
     Precision,
+    Probe,
     PtychoPreprocessing,
     Tensor,
+    describe_probe,
 )
+from edgexnas.errors import BundleError
 from edgexnas.host.exporting.ptycho_baselines import baseline_rows
 from edgexnas.host.exporting.scoring import classical_rows, distance_row, patch_row
 from edgexnas.host.networks.bragg_models import middle_of
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["Bundling", "make_bundling"]
 
 FloatArray = npt.NDArray[np.float32]
+ComplexArray = npt.NDArray[np.complex64]
 
 GATE_MARGIN = 2.0
 """An engine may deviate this many times further than the host's own run of the same graph."""
@@ -80,6 +84,10 @@ class Bundling(ABC):
     def detection(self, dataset: Any) -> PeakDetection | None:
         """Say where a device begins to adapt peak finding; None where there are no peaks."""
         return None
+
+    def probe(self, dataset: Any) -> tuple[ComplexArray | None, Probe | None]:
+        """Give the probe that travels with the network, and its record; None for none."""
+        return None, None
 
     @abstractmethod
     def error(self, output: FloatArray, target: FloatArray) -> float:
@@ -174,6 +182,18 @@ class _PtychoBundling(Bundling):
 
     def preprocessing(self, dataset: Any) -> PtychoPreprocessing:
         return PtychoPreprocessing(intensity_scale=dataset.intensity_scale)
+
+    def probe(self, dataset: Any) -> tuple[ComplexArray | None, Probe | None]:
+        probe: ComplexArray | None = dataset.probe
+        # Modes come by falling power; one that no bundle holds is no reason to go without.
+        while probe is not None:
+            try:
+                return probe, describe_probe(
+                    probe, pixel_m=dataset.object_pixel_m, orientation=dataset.orientation
+                )
+            except BundleError:
+                probe = probe[:-1] if len(probe) > 1 else None
+        return None, None
 
     def error(self, output: FloatArray, target: FloatArray) -> float:
         return patch_errors(output, target).phase_rad

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,9 +27,16 @@ if TYPE_CHECKING:
     from edgexnas.host.data.splitting import Split
     from edgexnas.host.exporting.bundling import Bundling
 
-__all__ = ["Exporter"]
+__all__ = ["FINE_TUNING", "Exporter"]
 
 FloatArray = npt.NDArray[np.float32]
+
+FINE_TUNING = TrainingSettings(epochs=60, batch_size=32, learning_rate=5e-4)
+"""Quantisation-aware fine-tuning where post-training quantisation loses too much."""
+
+MOST_SEEN = 600_000
+"""Items that the default fine-tuning sees at most, some 20,000 steps: with many synthetic peaks
+sixty epochs would take longer than the search did."""
 
 Kind = Mapping[str, bool]
 """Fields of `Recipe` that a kind of recipes has in common."""
@@ -65,6 +73,7 @@ class Exporter:
         choice: RecipeChoice | None = None,
     ) -> tuple[dict[Precision, bytes], QuantisedModel, bool]:
         """Export float32 and float16, and the INT8 graph that was chosen, else the best."""
+        _log.info("writing the network in float32 and float16")
         how = None if choice is None else choice.rewrite
         float32 = self.to_onnx(rewritten(model, how))
         float16 = self.to_onnx(rewritten(model, how), half=True)
@@ -72,11 +81,19 @@ class Exporter:
             # Quantised anew, which gives the same bytes.
             int8 = quantise(float32, self.calibration, choice.int8)
             return {"float32": float32, "float16": float16, "int8": int8.model}, int8, False
+        _log.info("quantising it to INT8 by several recipes")
         limit = self.limit(float32, maximum_loss)
         error, int8 = self.best_recipe(float32, limit)
         tuned = False
         if error > limit and fine_tune is not None:
             data = TrainingData.from_dataset(self._dataset, self._split, fine_tune.device)
+            if fine_tune is FINE_TUNING:
+                most = max(1, MOST_SEEN // len(data.train_x))
+                fine_tune = replace(fine_tune, epochs=min(fine_tune.epochs, most))
+            _log.info(
+                "fine-tuning it for INT8: %d steps",
+                fine_tune.epochs * max(1, len(data.train_x) // fine_tune.batch_size),
+            )
             calibration = torch.from_numpy(self.calibration)
             result = fine_tune_for_int8(
                 model, data, calibration, fine_tune, float_first=int8.recipe.float_first
@@ -98,6 +115,7 @@ class Exporter:
 
     def test_outputs(self, models: Mapping[Precision, bytes]) -> dict[Precision, FloatArray]:
         """Run every model on the test part."""
+        _log.info("scoring it on the test part")
         return {p: self._run(model, self._split.test) for p, model in models.items()}
 
     def int8_loss(

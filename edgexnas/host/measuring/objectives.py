@@ -80,6 +80,7 @@ OBJECTIVES: dict[str, Objective] = {
     objective.name: objective
     for objective in (
         Objective("error", "learned", "px", 0.01, 1.0, "mean distance to the label"),
+        Objective("int8_error", "learned", "px", 0.01, 1.0, "the same with INT8 rounding"),
         Objective("quantile_loss", "learned", "px", 0.001, 1.0, "mean pinball loss"),
         Objective("parameters", "exact", "", 1e2, 1e8, "trainable parameters, biases included"),
         Objective("macs", "exact", "", 1e2, 1e12, "multiply-accumulates of one inference"),
@@ -93,6 +94,7 @@ PTYCHO_OBJECTIVES: dict[str, Objective] = {
     objective.name: objective
     for objective in (
         Objective("error", "learned", "rad", 0.01, 1.0, "mean absolute phase error"),
+        Objective("int8_error", "learned", "rad", 0.01, 1.0, "the same with INT8 rounding"),
         Objective("amplitude_error", "learned", "", 0.001, 1.0, "mean relative amplitude error"),
         *(objective for objective in OBJECTIVES.values() if objective.kind != "learned"),
     )

@@ -31,6 +31,13 @@ and no phase, and adds no pattern of its own to what training leaves open."""
 MAGNIFICATIONS = (1, 2, 4)
 """Of the middle of a pattern, for networks of convolutions."""
 
+FOLDS: tuple[tuple[tuple[int, ...], bool], ...] = (
+    ((), False), ((2, 3), False), ((2,), False), ((3,), False),
+    ((), True), ((2, 3), True), ((2,), True), ((3,), True),
+)  # fmt: skip
+"""Axes that are reversed, and whether rows and columns are then exchanged: the eight folds of the
+square. Checkpoints hold their numbers."""
+
 KEPT = 0.9
 """Share of the patterns' contrast that a magnification must keep in view."""
 
@@ -71,21 +78,22 @@ class Contrast(nn.Module):
 
 
 class Shadow(nn.Module):
-    """Lays a pattern over the patch: the middle of it, magnified, and turned by half if need be.
+    """Lays a pattern over the patch: the middle of it, magnified, turned or mirrored if need be.
 
     A defocused beam casts a magnified shadow of the object, so that a pixel of the pattern tells
     most of one place of the patch. Convolutions see neighbours only: they learn little where that
-    place is far away. Magnification and turn are constants of the training data, stored with the
-    weights and exported with the graph. A fresh layer changes nothing.
+    place is far away. Nor need the detector's axes be those of the positions. Magnification and
+    fold are constants of the training data, stored with the weights and exported with the graph. A
+    fresh layer changes nothing.
     """
 
     choice: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        # Magnification, whether turned, whether fitted.
+        # Magnification, number of the fold, whether fitted.
         self.register_buffer("choice", torch.tensor([1, 0, 0]))
-        self._magnification, self._turned = 1, False
+        self._magnification, self._fold = 1, 0
 
     def fit(self, patterns: Tensor, targets: Tensor) -> None:
         """Take the constants from patterns (n, 1, 64, 64) and their patches (n, 2, 64, 64).
@@ -103,22 +111,22 @@ class Shadow(nn.Module):
             # What lies outside the magnified view is lost to the network.
             if magnification > 1 and _middle(spread, magnification).sum() < KEPT * spread.sum():
                 continue
-            for turned in (False, True):
-                laid = _contrasts(_lay(patterns, magnification, turned))
+            for fold in range(len(FOLDS)):
+                laid = _contrasts(_lay(patterns, magnification, fold))
                 # Squared, because a place may brighten or darken with the phase behind it.
                 score = float((laid * shown).mean(0).square().mean())
                 if score > best:
                     best = score
-                    self.choice.copy_(torch.tensor([magnification, int(turned), 1]))
+                    self.choice.copy_(torch.tensor([magnification, fold, 1]))
         self._read()
 
     def forward(self, patterns: Tensor) -> Tensor:
         """Shape unchanged."""
-        return _lay(patterns, self._magnification, self._turned)
+        return _lay(patterns, self._magnification, self._fold)
 
     def _read(self) -> None:
-        magnification, turned, _ = self.choice.tolist()
-        self._magnification, self._turned = int(magnification), bool(turned)
+        magnification, fold, _ = self.choice.tolist()
+        self._magnification, self._fold = int(magnification), int(fold)
 
     def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
         super()._load_from_state_dict(*arguments, **options)
@@ -126,7 +134,7 @@ class Shadow(nn.Module):
         self._read()
 
 
-def _lay(patterns: Tensor, magnification: int, turned: bool) -> Tensor:
+def _lay(patterns: Tensor, magnification: int, fold: int) -> Tensor:
     if magnification > 1:
         patterns = nn.functional.interpolate(
             _middle(patterns, magnification),
@@ -134,7 +142,9 @@ def _lay(patterns: Tensor, magnification: int, turned: bool) -> Tensor:
             mode="bilinear",
             align_corners=False,
         )
-    return patterns.flip((2, 3)) if turned else patterns
+    axes, exchanged = FOLDS[fold]
+    patterns = patterns.flip(axes) if axes else patterns
+    return patterns.transpose(2, 3) if exchanged else patterns
 
 
 def _middle(images: Tensor, magnification: int) -> Tensor:
@@ -171,7 +181,7 @@ class PtychoNN(nn.Module):
         self.amplitude = self._decoder(wide, full)
         self.phase = self._decoder(wide, full)
         he_init(self)
-        _quieten(self.amplitude[-1], self.phase[-1])
+        quieten(self.amplitude[-1], self.phase[-1])
 
     @staticmethod
     def _decoder(wide: int, full: int) -> nn.Sequential:
@@ -198,7 +208,7 @@ class MlpPtycho(nn.Module):
         self.amplitude = nn.Linear(units, PIXELS)
         self.phase = nn.Linear(units, PIXELS)
         he_init(self.hidden)
-        _quieten(self.amplitude, self.phase)
+        quieten(self.amplitude, self.phase)
 
     def forward(self, patterns: Tensor) -> Tensor:
         """Amplitude and phase (n, 2, 64, 64) from patterns (n, 1, 64, 64)."""
@@ -232,7 +242,7 @@ class CnnPtycho(nn.Module):
         self.amplitude = _decoder(filters, decoder1_layers)
         self.phase = _decoder(filters, decoder2_layers)
         he_init(self)
-        _quieten(self.amplitude[-1], self.phase[-1])
+        quieten(self.amplitude[-1], self.phase[-1])
 
     def forward(self, patterns: Tensor) -> Tensor:
         """Amplitude and phase (n, 2, 64, 64) from patterns (n, 1, 64, 64)."""
@@ -245,7 +255,7 @@ def _decoder(filters: int, layers: int) -> nn.Sequential:
     return nn.Sequential(*stages, nn.Conv2d(filters, 1, 3, padding=1))
 
 
-def _quieten(*heads: nn.Module) -> None:
+def quieten(*heads: nn.Module) -> None:
     for head in heads:
         assert isinstance(head, nn.Conv2d | nn.Linear)
         assert head.bias is not None

@@ -6,6 +6,9 @@ Two things leave it less to learn than a plain MLP of as many parameters has; wh
 * **One network for both coordinates.** The column of a peak is the row of the transposed patch, so
   the same weights serve twice.
 * **The centroid is added to what the network predicts**, see `FromCentroid`.
+
+A position is a smooth function of a patch, and a smooth activation, SiLU, approximates it with
+fewer units than ReLU: see ``docs/results/search-ruby.md``.
 """
 
 from __future__ import annotations
@@ -18,7 +21,13 @@ from torch import Tensor, nn
 from edgexnas.bragg import CENTRE, PATCH_SIZE
 from edgexnas.host.networks.bragg_models import LEVELS, QuantileHead, he_init, hidden_layers
 
-__all__ = ["Centroid", "FromCentroid", "SymmetricMlp", "mlp_bragg_symmetric"]
+__all__ = [
+    "Centroid",
+    "FromCentroid",
+    "SymmetricMlp",
+    "mlp_bragg_smooth",
+    "mlp_bragg_symmetric",
+]
 
 
 class Centroid(nn.Module):
@@ -68,14 +77,29 @@ class FromCentroid(nn.Module):
 
 
 class SymmetricMlp(nn.Module):
-    """`layers` hidden layers of `units` with ReLU for one coordinate, used for row and column.
+    """`layers` hidden layers of `units` for one coordinate, used for row and column.
 
     Transposing a patch swaps the quantiles of row and column exactly.
+
+    Parameters
+    ----------
+    activation
+        What follows each hidden layer: ReLU, or SiLU, which is smooth.
     """
 
-    def __init__(self, units: int, layers: int, levels: Sequence[float] = LEVELS) -> None:
+    def __init__(
+        self,
+        units: int,
+        layers: int,
+        levels: Sequence[float] = LEVELS,
+        *,
+        activation: type[nn.ReLU] | type[nn.SiLU] = nn.ReLU,
+    ) -> None:
         super().__init__()
-        self.hidden = nn.Sequential(*hidden_layers(PATCH_SIZE**2, units, layers))
+        hidden = hidden_layers(PATCH_SIZE**2, units, layers)
+        self.hidden = nn.Sequential(
+            *(activation() if isinstance(part, nn.ReLU) else part for part in hidden)
+        )
         self.head = QuantileHead(units, levels, coordinates=1)
         he_init(self.hidden)
 
@@ -89,3 +113,8 @@ class SymmetricMlp(nn.Module):
 def mlp_bragg_symmetric(units: int, layers: int, levels: Sequence[float] = LEVELS) -> FromCentroid:
     """Build mlpBraggSymmetric: a `SymmetricMlp` that starts from the centroid."""
     return FromCentroid(SymmetricMlp(units, layers, levels))
+
+
+def mlp_bragg_smooth(units: int, layers: int, levels: Sequence[float] = LEVELS) -> FromCentroid:
+    """Build mlpBraggSmooth: mlpBraggSymmetric with SiLU in the place of ReLU."""
+    return FromCentroid(SymmetricMlp(units, layers, levels, activation=nn.SiLU))

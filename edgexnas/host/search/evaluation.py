@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from edgexnas.host.data.dataset import Dataset
     from edgexnas.host.data.splitting import Split
+    from edgexnas.host.data.synthetic_patterns import Drawing
     from edgexnas.host.training.settings import TrainingData
 
 __all__ = [
@@ -60,6 +61,9 @@ FAILURES: dict[str, str] = {
 RUNG_BASE = 3
 """Errors are kept at epochs 1, 3, 9, …, where Hyperband compares them."""
 
+CALIBRATION_ITEMS = 512
+"""Training items that fix the grids where networks are scored with INT8 rounding."""
+
 LEAST_TRAINING, LEAST_VALIDATION = 64, 16
 """Fewest labelled items for which a search says anything."""
 
@@ -80,6 +84,10 @@ class EvaluationContext:
         Epochs without improvement after which a training stops; None never stops early.
     task
         "bragg" or "ptycho".
+    drawing
+        What every training draws its patterns from; None trains on `train_x` and `train_y`.
+    int8
+        Score networks with INT8 rounding too.
     """
 
     train_x: FloatArray
@@ -89,6 +97,8 @@ class EvaluationContext:
     device: str = "auto"
     patience: int | None = None
     task: str = "bragg"
+    drawing: Drawing | None = None
+    int8: bool = False
 
     @functools.cached_property
     def training_data(self) -> TrainingData:
@@ -102,7 +112,11 @@ class EvaluationContext:
         train_x, train_y, validation_x, validation_y = (
             torch.from_numpy(array).to(where) for array in arrays
         )
-        return TrainingData(train_x, train_y, validation_x, validation_y, self.task)
+        source = None
+        if self.drawing is not None:
+            # Each worker makes its own objects: they are a hundred times what they are made of.
+            source = self.drawing.source(device=str(where))
+        return TrainingData(train_x, train_y, validation_x, validation_y, self.task, source)
 
     def __getstate__(self) -> dict[str, Any]:
         # Fields alone: `training_data`, once used, holds tensors on a device of this process.
@@ -123,6 +137,14 @@ class EvaluationRequest:
         Epoch → error; a training that is not below it then is stopped.
     time_limit_s
         Training ends after the epoch that passes it and counts with the weights it has.
+    seconds
+        Train for as long, whatever epochs the configuration has.
+    kill_after_s
+        Seconds after which this evaluation is killed; None leaves it to the evaluator.
+    weights
+        Checkpoint to go on from, as bytes.
+    rate_share
+        Share of the configuration's learning rate to train with.
     """
 
     trial: int
@@ -131,6 +153,14 @@ class EvaluationRequest:
     seed: int
     stop_above: Mapping[int, float] = field(default_factory=dict)
     time_limit_s: float | None = None
+    seconds: float | None = None
+    kill_after_s: float | None = None
+    weights: bytes | None = None
+    rate_share: float = 1.0
+
+    def kill_limit(self, usual: float | None) -> float | None:
+        """Seconds after which it is killed: its own, or the evaluator's."""
+        return usual if self.kill_after_s is None else self.kill_after_s
 
 
 @dataclass(frozen=True)
@@ -144,8 +174,8 @@ class EvaluationResult:
     message
         One sentence of detail, or "".
     metrics
-        The scores of the task's criterion, ``error`` among them, and ``epochs``, the number that
-        was trained.
+        The scores of the task's criterion, ``error`` among them, ``epochs``, the number that was
+        trained, and ``steps`` of a training that was given a time.
     rungs
         Epoch → best validation error so far, at epochs 1, 3, 9, …
     checkpoint
@@ -181,7 +211,9 @@ def evaluation_context(
                 f"{dataset.source} leaves {count} {task.items} for {part} and a search needs "
                 f"{least}; label more frames"
             )
-    return EvaluationContext(*training_arrays(dataset, split), device, patience, task.name)
+    arrays = training_arrays(dataset, split)
+    drawing = task.drawing(dataset, split)
+    return EvaluationContext(*arrays, device, patience, task.name, drawing)
 
 
 def trial_seed(seed: int, trial: int) -> int:
@@ -224,20 +256,34 @@ def _train(
     settings = TrainingSettings(
         epochs=int(configuration["epochs"]),
         batch_size=int(configuration["batch_size"]),
-        learning_rate=float(configuration["learning_rate"]),
+        learning_rate=request.rate_share * float(configuration["learning_rate"]),
         patience=context.patience,
         seed=request.seed,
-        normalise=find_task(context.task).normalise,
+        # Put behind trained weights it would change what they say.
+        normalise=find_task(context.task).normalise and request.weights is None,
         device=context.device,
         time_limit_s=request.time_limit_s,
+        seconds=request.seconds,
+        continued=request.weights is not None,
     )
     # The caller's own random numbers are left as they were.
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(request.seed)
         model = request.space.build(configuration)
+        if request.weights is not None:
+            saved = torch.load(io.BytesIO(request.weights), map_location="cpu", weights_only=True)
+            model.load_state_dict(saved["weights"])
         result = train(model, context.training_data, settings, on_epoch=_rung_hook(request, rungs))
     metrics = {name: float(value) for name, value in result.metrics.items()}
-    return metrics | {"epochs": float(result.epochs)}, _checkpoint(request, result.model)
+    metrics["epochs"] = float(result.epochs)
+    if request.seconds is not None:
+        metrics["steps"] = float(result.steps)
+    if context.int8:
+        from edgexnas.host.exporting.quantisation_aware import rounded_error
+
+        data = context.training_data
+        metrics["int8_error"] = rounded_error(result.model, data, data.train_x[:CALIBRATION_ITEMS])
+    return metrics, _checkpoint(request, result.model)
 
 
 def _rung_hook(

@@ -207,7 +207,8 @@ class ProcessEvaluator:
         if worker is None or worker.evaluations >= EVALUATIONS_PER_WORKER:
             worker = self._replace(idle[0])
         now = time.monotonic()
-        deadline = None if self._kill_after_s is None else now + self._kill_after_s
+        limit = request.kill_limit(self._kill_after_s)
+        deadline = None if limit is None else now + limit
         worker.start(_Task(request, now, deadline))
 
     def collect(self, timeout_s: float | None = None) -> list[EvaluationResult]:

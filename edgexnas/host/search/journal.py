@@ -54,6 +54,12 @@ class Trial:
         Wall time of the evaluation.
     finished
         Seconds from the start of the search to the end of the evaluation, over all sessions.
+    slot_s
+        How long it was to train, in a search with a budget; 0 in one without.
+    stage
+        "search" or, of a training with a share of what the search left of its budget, "final".
+    parent, repeats
+        Trial whose weights it went on from; trial whose network it trained anew.
     """
 
     number: int
@@ -67,6 +73,10 @@ class Trial:
     order: int = -1
     seconds: float = 0.0
     finished: float = 0.0
+    slot_s: float = 0.0
+    stage: str = "search"
+    parent: int | None = None
+    repeats: int | None = None
 
 
 class Journal:
@@ -111,13 +121,13 @@ class Journal:
         ended = [trial for trial in self.trials.values() if trial.order >= 0]
         return sorted(ended, key=lambda trial: trial.order)
 
-    def start(self, number: int, space: str, configuration: Mapping[str, Any]) -> None:
-        """Record that a trial starts."""
+    def start(self, number: int, space: str, configuration: Mapping[str, Any], **more: Any) -> None:
+        """Record that a trial starts; `more` holds further fields of `Trial`."""
         self._append({
             "event": "start", "trial": number, "space": space,
-            "configuration": dict(configuration),
+            "configuration": dict(configuration), **more,
         })  # fmt: skip
-        self.trials[number] = Trial(number, space, dict(configuration))
+        self.trials[number] = Trial(number, space, dict(configuration), **more)
 
     def finish(self, number: int, **result: Any) -> Trial:
         """Record how a trial ended; `result` holds fields of `Trial`."""
@@ -222,7 +232,7 @@ def _replay(
         try:
             event, number = line.pop("event"), line.pop("trial")
             if event == "start":
-                trials[number] = Trial(number, line["space"], line["configuration"])
+                trials[number] = Trial(number, **line)
             else:
                 _finish(trials, number, line)
         except (KeyError, TypeError, AttributeError, ValueError) as error:

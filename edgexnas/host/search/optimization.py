@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 import os
+import random
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -15,19 +17,24 @@ from edgexnas.host.measuring.objectives import Measure, violation
 from edgexnas.host.networks.hyperparameters import Configuration
 from edgexnas.host.networks.search_space import SearchSpace
 from edgexnas.host.run_files import write_run_file
+from edgexnas.host.search.budget import TimeShares
 from edgexnas.host.search.evaluation import (
     EvaluationRequest,
     EvaluationResult,
     classify,
+    evaluation_context,
     trial_seed,
 )
 from edgexnas.host.search.evaluators import Evaluator, make_evaluator
 from edgexnas.host.search.journal import Journal, Trial
+from edgexnas.host.search.ladder import Ladder, choose_space
 from edgexnas.host.search.plan import SearchPlan, SpaceArgument, make_plan
 from edgexnas.host.search.progress import SearchProgress
 from edgexnas.host.search.result import Candidate, SearchResult, front_of
 from edgexnas.host.search.run_folder import checkpoint_path, write_run
 from edgexnas.host.search.strategies import Outcome, Proposal, Strategy
+from edgexnas.host.search.synthetic_data import fill_up, repeat_measured
+from edgexnas.host.search.tasks import find_task
 
 if TYPE_CHECKING:
     from edgexnas.host.data.dataset import Dataset
@@ -36,6 +43,15 @@ __all__ = ["Candidate", "SearchResult", "optimize"]
 
 logger = logging.getLogger(__name__)
 
+KILL_AFTER_S = 5.0
+"""How much longer than its slot a short training may run before it is killed."""
+
+GOING_ON_RATE = 0.5
+"""A training that goes on has this share of its last learning rate: what is best for a short one
+is too high for a long one."""
+
+HOPELESS_FAILURES = 30
+
 
 def optimize(
     task: str,
@@ -43,19 +59,21 @@ def optimize(
     data: str | Path | Dataset,
     output: str | Path,
     space: SpaceArgument | None = None,
-    objectives: Sequence[str] = ("error", "parameters"),
+    objectives: Sequence[str] | None = None,
     constraints: Mapping[str, float] | None = None,
     search: str = "cbo",
     search_options: Mapping[str, Any] | None = None,
-    max_evals: int = 100,
+    budget: str | float | None = None,
+    synthetic: int | None = None,
+    max_evals: int | None = None,
     timeout: float | None = None,
-    workers: int = 1,
+    workers: int | None = None,
     evaluator: str = "process",
     seed: int = 0,
     resume: bool = False,
     epochs: int | None = None,
     patience: int | None = None,
-    time_limit_s: float | None = 600.0,
+    time_limit_s: float | None = None,
     memory_limit_gb: float | None = None,
     device: str = "auto",
     measure: Measure | str | None = None,
@@ -65,6 +83,12 @@ def optimize(
     progress: bool | None = None,
 ) -> SearchResult:
     """Search for networks that are accurate and small, and train them.
+
+    With a budget in time, the default, short trainings of many networks tell which ones go on, a
+    network that would take too few steps is not proposed, and no training of the search takes more
+    than a fifteenth of the budget at once; when half of it is spent, a few finalists along the
+    front train on, with other seeds beside. With `max_evals` every network is trained once, for
+    the epochs that its configuration says.
 
     A run is a folder. Killing the search at any moment, with ``kill -9`` too, loses at most the
     evaluations under way; they are evaluated again when the run is resumed. An evaluation that
@@ -82,27 +106,45 @@ def optimize(
         The run folder.
     space
         One or more of `edgexnas.host.networks.spaces.SPACES` by name, ``"module:ATTRIBUTE"``, or
-        `SearchSpace` objects. Several spaces take turns; None takes those of the task, for "bragg"
-        mlpBraggSymmetric beside the two of the paper, since its networks err least.
+        `SearchSpace` objects. ``"paper"`` stands for those of the paper's Table 1, drawn from all
+        of their ranges, where other searches with a budget begin near what earlier runs found
+        good. Several spaces take turns, with a budget by how many of their networks went on. None
+        takes those of the task, for "bragg" mlpBraggSmooth beside the two of the paper, since its
+        networks err least.
     objectives
         What to minimise: names of `edgexnas.host.measuring.objectives.OBJECTIVES`, or of its
         `PTYCHO_OBJECTIVES` for "ptycho", where ``error`` is the mean absolute phase error. All
         errors are on the validation part of the data; neither the calibration nor the test part
-        is touched.
+        is touched. None takes error and parameters; for "bragg" with a budget int8_error, the
+        error with INT8 rounding as a device has it, and parameters.
     constraints
         Upper bounds on parameters, macs, latency or energy. They reject a configuration before it
         trains.
     search
-        "cbo", "random", "evolution", "hyperband", "optuna-tpe" or "optuna-nsga2". All start from
-        the same random points for one seed.
+        "cbo", "random", "evolution", "hyperband", "optuna-tpe", "optuna-gp" or
+        "optuna-nsga2". All start from the same random points for one seed.
     search_options
         Options of that strategy's class in `edgexnas.host.search.strategies`.
+    budget
+        Time for everything up to the result, all sessions of the run together: seconds, or text
+        such as "90s", "30min", "2h". The call returns within it, plus a few seconds that starting
+        and ending take. None takes "10min" for "bragg" and "30min" for "ptycho", unless
+        `max_evals`, `timeout`, `epochs`, `patience` or `time_limit_s` is given or `search` is
+        "hyperband", none of which goes with a budget.
+    synthetic
+        Add synthetic peaks to the training part until it has so many; None takes 100,000 with a
+        budget, as far as a tenth of it suffices to draw them, and none without. 0 adds none. They
+        are resampled from the training part, see
+        `edgexnas.host.data.synthetic_peaks.with_synthetic_peaks`, and trainings see measured ones
+        every fifth time. No part but the training part changes.
     max_evals
-        Evaluations in total, those of earlier sessions of the run included.
+        Evaluations in total, those of earlier sessions of the run included; 100 in a search
+        without a budget.
     timeout
         Seconds after which this session ends; running evaluations are left to the next one.
     workers
-        Evaluations at once. With GPUs, worker k uses GPU k modulo their number.
+        Evaluations at once. With GPUs, worker k uses GPU k modulo their number. None takes one;
+        with a budget one a core, at most 16, or four a GPU.
     evaluator
         "process", "serial" or "ray".
     resume
@@ -114,7 +156,8 @@ def optimize(
         every training reaches the end of its learning-rate schedule.
     time_limit_s
         A training ends after the epoch that passes this; one that still runs after one and a half
-        times as long plus 30 seconds is killed, unless `evaluator` is "serial".
+        times as long plus 30 seconds is killed, unless `evaluator` is "serial"; 600 in a search
+        without a budget.
     memory_limit_gb
         GB of host memory a worker process may allocate; None takes its share of nine tenths of the
         machine's. "serial" has no limit, and with "ray" the cluster's own applies.
@@ -134,7 +177,8 @@ def optimize(
         Address of the cluster for evaluator "ray"; None takes the environment's ``RAY_ADDRESS``
         or starts one on this machine.
     progress
-        Show a live table; None shows it on a terminal.
+        Show a live table; None shows it on a terminal, and elsewhere a line now and then on
+        standard error. False shows nothing.
 
     Raises
     ------
@@ -145,74 +189,127 @@ def optimize(
     SearchError
         If the run folder cannot be written, is in use, or holds another run.
     """
+    began = time.monotonic()
     plan = make_plan(
         task, data=data, space=space, objectives=objectives, constraints=constraints,
-        search=search, search_options=search_options, max_evals=max_evals, timeout=timeout,
-        workers=workers, evaluator=evaluator, seed=seed, output=output, resume=resume,
-        epochs=epochs, patience=patience, time_limit_s=time_limit_s,
+        search=search, search_options=search_options, budget=budget, synthetic=synthetic,
+        max_evals=max_evals, timeout=timeout, workers=workers, evaluator=evaluator, seed=seed,
+        output=output, resume=resume, epochs=epochs, patience=patience, time_limit_s=time_limit_s,
         memory_limit_gb=memory_limit_gb, device=device, measure=measure, signing_key=signing_key,
         keep_checkpoints=keep_checkpoints, ray_address=ray_address,
     )  # fmt: skip
+    description = plan.description()
     with ExitStack() as stack:
-        journal = stack.enter_context(Journal(plan.output, plan.description()))
+        journal = stack.enter_context(Journal(plan.output, description))
         # Under the journal's lock: another search must not replace the file of this run.
         write_run(plan)
         _log_to(plan.output / "search.log", stack)
         display = stack.enter_context(SearchProgress(plan, enabled=progress))
-        run = _Run(plan, journal, display)
+        plan = _filled_up(plan, display)
+        run = (_Run if plan.budget is None else _BudgetedRun)(plan, journal, display, began)
         run.replay()
-        if len(journal.finished) < plan.max_evals:
+        if run.unfinished:
             run.evaluate(stack)
+        run.close()
         logger.info("%d evaluations, hypervolume %.4f", len(journal.finished), display.hypervolume)
     return SearchResult(
         plan.output,
         {space.name: space for space in plan.spaces},
         plan.objectives,
         tuple(journal.finished),
-        plan.description(),
+        description,
         run.kept,
         plan.dataset,
         signing_key,
     )
 
 
-class _Run:
-    """The loop between strategies, evaluator and journal."""
+def _filled_up(plan: SearchPlan, display: SearchProgress) -> SearchPlan:
+    """Add synthetic items to what the trainings see, if the plan wants some."""
+    count = plan.synthetic
+    if count is None:
+        count = 0 if plan.budget is None else find_task(plan.task).synthetic
+    if not count:
+        return plan
+    filled = fill_up(
+        plan.dataset,
+        plan.output,
+        count,
+        seed=plan.seed,
+        seconds=None if plan.budget is None else TimeShares.of(plan.budget).preparation_s,
+        say=display.say,
+    )
+    if filled is plan.dataset:
+        return plan
+    context = evaluation_context(
+        filled, filled.split(), device=plan.context.device, patience=plan.context.patience
+    )
+    context = dataclasses.replace(context, int8=plan.context.int8)
+    return dataclasses.replace(plan, dataset=filled, context=repeat_measured(context, plan.context))
 
-    def __init__(self, plan: SearchPlan, journal: Journal, display: SearchProgress) -> None:
+
+class _Run:
+    """The loop between strategies, evaluator and journal, for a number of evaluations."""
+
+    def __init__(
+        self, plan: SearchPlan, journal: Journal, display: SearchProgress, began: float
+    ) -> None:
         self._plan, self._journal, self._display = plan, journal, display
-        self._strategies = plan.strategies()
+        self._strategies = dict(zip((s.name for s in plan.spaces), self._made(), strict=True))
+        self._spaces = {space.name: space for space in plan.spaces}
         self._proposals: dict[int, Proposal] = {}
         self._measured: dict[int, dict[str, float]] = {}
         self._running: set[int] = set()
-        self._began = time.monotonic()
+        self._began = began
         # `finished` counts the search's own time, without the pauses between sessions.
         self._before = max((trial.finished for trial in journal.finished), default=0.0)
         self.kept = len(journal.finished)
+
+    def _made(self) -> list[Strategy]:
+        return self._plan.strategies()
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether there is anything to evaluate."""
+        assert self._plan.max_evals is not None
+        return len(self._journal.finished) < self._plan.max_evals
+
+    def close(self) -> None:
+        """End the run: nothing is left to do."""
 
     def replay(self) -> None:
         """Replay the journal into the strategies."""
         # In the journal's order, because a proposal depends on what was told before it.
         for event, number in self._journal.events:
             trial = self._journal.trials[number]
-            if event == "start":
-                self._proposals[number] = self._strategy(number).replay(trial.configuration)
+            known = self._known_proposal(trial)
+            if event == "start" and known is not None:
+                self._proposals[number] = known
+            elif event == "start":
+                strategy = self._strategies[trial.space]
+                self._proposals[number] = strategy.replay(trial.configuration)
             else:
                 self._tell(trial)
-                self._display.add(trial)
+                self._display.add(trial, replayed=True)
         if self._journal.events:
             again = sum(trial.order < 0 for trial in self._journal.trials.values())
             message = f"kept {self.kept} evaluations, {again} interrupted ones restart"
             logger.info("resumed: %s", message)
-            self._display.say(message)
+            self._display.resumed(message)
+
+    def _known_proposal(self, trial: Trial) -> Proposal | None:
+        """Return the proposal of the trial that this one goes on from or repeats."""
+        origin = trial.parent if trial.parent is not None else trial.repeats
+        return None if origin is None else self._proposals[origin]
 
     def evaluate(self, stack: ExitStack) -> None:
         """Evaluate until the plan's budget is spent."""
         plan = self._plan
+        most = plan.workers if plan.max_evals is None else min(plan.workers, plan.max_evals)
         evaluator = make_evaluator(
             plan.evaluator,
             plan.context,
-            workers=min(plan.workers, plan.max_evals),
+            workers=most,
             kill_after_s=None if plan.time_limit_s is None else 1.5 * plan.time_limit_s + 30,
             memory_limit=_memory_limit(plan),
             log=plan.output / "workers.log",
@@ -223,57 +320,63 @@ class _Run:
         interrupted = [t.number for t in self._journal.trials.values() if t.order < 0]
         while self._left() > 0:
             while len(self._running) < evaluator.capacity and self._left() > 0:
-                if interrupted:
-                    self._launch(interrupted.pop(0), evaluator)
-                elif len(self._journal.trials) < plan.max_evals:
-                    self._launch(self._propose(), evaluator)
-                else:
+                number = interrupted.pop(0) if interrupted else self._next()
+                if number is None:
                     break
+                self._launch(number, evaluator)
             if not self._running:
                 break
             # At most a second, so that the view and the time-out stay current.
-            for result in evaluator.collect(min(self._left(), 1.0)):
+            for result in evaluator.collect(max(0.0, min(self._left(), 1.0))):
                 self._record(result)
             self._display.refresh(len(self._running))
+
+    def _elapsed(self) -> float:
+        """Seconds that this session has taken."""
+        return time.monotonic() - self._began
 
     def _left(self) -> float:
         """Seconds until the session's time-out."""
         timeout = self._plan.timeout
-        spent = time.monotonic() - self._began
-        return float("inf") if timeout is None else timeout - spent
+        return float("inf") if timeout is None else timeout - self._elapsed()
 
-    def _strategy(self, number: int) -> Strategy:
-        # By number alone, so that a resumed run gives a trial to the strategy that proposed it.
-        return self._strategies[number % len(self._strategies)]
-
-    def _space(self, number: int) -> SearchSpace:
-        return self._plan.spaces[number % len(self._plan.spaces)]
-
-    def _propose(self) -> int:
+    def _next(self) -> int | None:
+        """Begin the next trial; None if there is none to begin."""
         number = len(self._journal.trials)
-        proposal = self._proposals[number] = self._strategy(number).ask()
+        if number >= (self._plan.max_evals or 0):
+            return None
+        # By number alone, so that spaces take turns.
+        return self._propose(self._plan.spaces[number % len(self._plan.spaces)].name)
+
+    def _propose(self, space: str, **more: Any) -> int:
+        number = len(self._journal.trials)
+        proposal = self._proposals[number] = self._strategies[space].ask()
         # On disk before it runs: if this process dies, the next session evaluates it again.
-        self._journal.start(number, self._space(number).name, proposal.configuration)
+        self._journal.start(number, space, proposal.configuration, **more)
         return number
 
+    def _request(self, number: int) -> EvaluationRequest:
+        proposal, trial = self._proposals[number], self._journal.trials[number]
+        return EvaluationRequest(
+            number,
+            self._spaces[trial.space],
+            proposal.configuration,
+            trial_seed(self._plan.seed, number),
+            proposal.stop_above,
+            self._plan.time_limit_s,
+        )
+
     def _launch(self, number: int, evaluator: Evaluator) -> None:
-        proposal, space = self._proposals[number], self._space(number)
+        proposal = self._proposals[number]
+        space = self._spaces[self._journal.trials[number].space]
         self._measured[number] = {}
         # What the size or a measurement decides needs no training.
         rejected = self._measure(number, space, proposal.configuration)
         if rejected is not None:
             self._record(rejected)
             return
-        request = EvaluationRequest(
-            number,
-            space,
-            proposal.configuration,
-            trial_seed(self._plan.seed, number),
-            proposal.stop_above,
-            self._plan.time_limit_s,
-        )
         self._running.add(number)
-        evaluator.submit(request)
+        evaluator.submit(self._request(number))
 
     def _measure(
         self, number: int, space: SearchSpace, configuration: Configuration
@@ -316,13 +419,17 @@ class _Run:
             metrics={**self._measured.pop(number), **result.metrics},
             rungs=dict(result.rungs),
             seconds=round(result.seconds, 3),
-            finished=round(self._before + time.monotonic() - self._began, 3),
+            finished=round(self._before + self._elapsed(), 3),
         )
         logger.info("trial %d in %s %s %s", number, trial.space, trial.status, trial.reason)
         self._tell(trial)
         self._display.add(trial)
         if self._plan.keep_checkpoints == "pareto" and trial.status == "done":
             self._drop_dominated(trial.space)
+
+    def _fidelity(self, trial: Trial) -> float:
+        """How far up the ladder of times a trial was."""
+        return 1.0
 
     def _tell(self, trial: Trial) -> None:
         # 1 is the worst of a scale: strategies learn to avoid what fails.
@@ -333,8 +440,8 @@ class _Run:
             for o in self._plan.objectives
         )
         proposal = self._proposals[trial.number]
-        outcome = Outcome(proposal.configuration, values, trial.rungs)
-        self._strategy(trial.number).tell(proposal.number, outcome)
+        outcome = Outcome(proposal.configuration, values, trial.rungs, self._fidelity(trial))
+        self._strategies[trial.space].tell(proposal.number, outcome)
 
     def _drop_dominated(self, space: str) -> None:
         """Delete checkpoints of candidates that are dominated within their space."""
@@ -348,6 +455,113 @@ class _Run:
         for candidate in done:
             if candidate.trial not in front:
                 checkpoint_path(self._plan.output, candidate.trial).unlink(missing_ok=True)
+
+
+class _BudgetedRun(_Run):
+    """The same loop for a budget in time; a `Ladder` says what is trained and for how long."""
+
+    def __init__(
+        self, plan: SearchPlan, journal: Journal, display: SearchProgress, began: float
+    ) -> None:
+        assert plan.budget is not None
+        self._shares = TimeShares.of(plan.budget)
+        self._cost = plan.step_cost()
+        self._ladder = Ladder(self._shares, plan.objectives, plan.workers)
+        super().__init__(plan, journal, display, began)
+        self._waiting_for_finals = True
+
+    def _made(self) -> list[Strategy]:
+        return self._plan.strategies(self._cost, self._shares.slots_s[0])
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether time is left."""
+        return self._left() > self._shares.budget_s - self._shares.end_s
+
+    def close(self) -> None:
+        """Delete the weights that only a training that might have gone on needed."""
+        if self._plan.keep_checkpoints == "pareto":
+            for space in self._spaces:
+                super()._drop_dominated(space)
+
+    def _drop_dominated(self, space: str) -> None:
+        # A training may yet go on from them.
+        pass
+
+    def _left(self) -> float:
+        return self._shares.budget_s - self._before - self._elapsed()
+
+    def _next(self) -> int | None:
+        trials = self._journal.trials
+        if _hopeless(trials):
+            return None
+        elapsed = self._before + self._elapsed()
+        job = self._ladder.next(trials, len(self._running), elapsed)
+        if self._ladder.finals_began and self._waiting_for_finals:
+            self._waiting_for_finals = False
+            self._display.say(f"search ended after {len(trials)} trainings, finalists train on")
+        if job is None:
+            return None
+        # Rounded down, so that the journal never promises more than there is.
+        seconds = math.floor(1000 * min(job.seconds, self._shares.end_s - elapsed)) / 1000
+        if seconds < min(job.seconds, self._shares.slots_s[0]):
+            return None
+        more = {"slot_s": seconds, "stage": job.stage}
+        origin = job.parent if job.parent is not None else job.repeats
+        if origin is None:
+            rng = random.Random(f"{self._plan.seed}/space/{len(trials)}")
+            space = choose_space(list(trials.values()), list(self._spaces), rng)
+            return self._propose(space, **more)
+        number = len(trials)
+        self._proposals[number] = self._proposals[origin]
+        known = {"parent": job.parent} if job.repeats is None else {"repeats": job.repeats}
+        self._journal.start(
+            number, trials[origin].space, self._proposals[origin].configuration, **more, **known
+        )
+        return number
+
+    def _request(self, number: int) -> EvaluationRequest:
+        trial = self._journal.trials[number]
+        elapsed = self._before + self._elapsed()
+        # An interrupted one of a resumed run may have less left than it was to have.
+        seconds = max(min(trial.slot_s, self._shares.end_s - elapsed), 0.1)
+        weights, rate, ancestor = None, 1.0, trial.parent
+        if trial.parent is not None:
+            weights = checkpoint_path(self._plan.output, trial.parent).read_bytes()
+        while ancestor is not None:
+            rate *= GOING_ON_RATE
+            ancestor = self._journal.trials[ancestor].parent
+        return dataclasses.replace(
+            super()._request(number),
+            seconds=seconds,
+            time_limit_s=None,
+            # A single step may take longer than its slot.
+            kill_after_s=min(seconds + max(KILL_AFTER_S, seconds / 2), max(self._left(), 0.1)),
+            weights=weights,
+            rate_share=rate,
+        )
+
+    def _fidelity(self, trial: Trial) -> float:
+        return self._ladder.fidelity(trial.slot_s)
+
+    def _tell(self, trial: Trial) -> None:
+        self._observe_cost(trial)
+        # Finalists come after the last proposal, and their times are none of the ladder's.
+        if trial.stage == "search":
+            super()._tell(trial)
+
+    def _observe_cost(self, trial: Trial) -> None:
+        steps = trial.metrics.get("steps", 0.0)
+        if trial.status == "done" and steps > 0:
+            size = self._spaces[trial.space].size(trial.configuration)
+            batch = int(trial.configuration["batch_size"])
+            self._cost.observe(size, batch, trial.slot_s / steps)
+
+
+def _hopeless(trials: Mapping[int, Trial]) -> bool:
+    """Whether so many trainings failed, and none did not, that no other one will do better."""
+    failed = sum(trial.status == "failed" for trial in trials.values())
+    return failed >= HOPELESS_FAILURES and not any(t.status == "done" for t in trials.values())
 
 
 def _memory_limit(plan: SearchPlan) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,16 +23,29 @@ from edgexnas.host.measuring.objectives import (
 from edgexnas.host.networks.hyperparameters import Choice, Configuration, is_number, is_whole
 from edgexnas.host.networks.search_space import INPUT_SHAPES, ModelSize, SearchSpace
 from edgexnas.host.networks.spaces import SPACES, resolve_space
+from edgexnas.host.search.budget import parse_budget
 from edgexnas.host.search.evaluation import EvaluationContext, evaluation_context
 from edgexnas.host.search.evaluators import check_evaluator
 from edgexnas.host.search.journal import NAME, read_journal
+from edgexnas.host.search.priors import find_prior, known_step_cost
+from edgexnas.host.search.step_cost import StepCost
 from edgexnas.host.search.strategies import SearchProblem, Strategy, make_strategy
-from edgexnas.host.search.tasks import Task, find_task
+from edgexnas.host.search.tasks import PAPER, Task, expand_spaces, find_task
 
 __all__ = ["SearchPlan"]
 
 LEAST_FREE_BYTES = 16 << 20
 """Below this a run folder cannot even hold its journal and a few checkpoints."""
+
+LEAST_STEPS = 30
+"""A network that cannot take so many in its first training tells nothing there."""
+
+OBJECTIVES_ONCE = ("error", "parameters")
+DEFAULT_EVALUATIONS, DEFAULT_TIME_LIMIT_S = 100, 600.0
+"""Of a search without a budget."""
+
+MOST_WORKERS, WORKERS_A_GPU = 16, 4
+"""Of a search with a budget that is told no number of workers."""
 
 BUILD_TRIES = 50
 """Networks of which at least one must build, the smallest first."""
@@ -44,7 +58,9 @@ class SearchPlan:
     """The checked arguments of `edgexnas.host.search.optimization.optimize`; see there.
 
     `given` are the spaces as they were named, `spaces` what they stand for under the cap on
-    epochs.
+    epochs. With a `budget`, in seconds, `max_evals`, `timeout`, `epochs` and `time_limit_s` are
+    None, and draws come from the priors of earlier runs where `priors` says so. `synthetic` is how
+    many items the training part is filled up to, or None for what the task has.
     """
 
     task: str
@@ -57,7 +73,10 @@ class SearchPlan:
     constraints: dict[str, float]
     search: str
     search_options: dict[str, Any]
-    max_evals: int
+    budget: float | None
+    synthetic: int | None
+    priors: bool
+    max_evals: int | None
     timeout: float | None
     workers: int
     evaluator: str
@@ -71,13 +90,29 @@ class SearchPlan:
     keep_checkpoints: str
     ray_address: str | None
 
-    def strategies(self) -> list[Strategy]:
-        """Make one strategy per space; trial t belongs to strategy t modulo their number."""
+    def step_cost(self) -> StepCost:
+        """Start from what earlier runs tell of a step's time."""
+        from edgexnas.host.training.settings import training_device
+
+        return StepCost(known_step_cost(training_device(self.context.device).type))
+
+    def strategies(self, cost: StepCost | None = None, first_slot_s: float = 0.0) -> list[Strategy]:
+        """Make one strategy per space.
+
+        Parameters
+        ----------
+        cost, first_slot_s
+            Networks that could not take `LEAST_STEPS` in their first slot are not proposed.
+        """
         return [
             make_strategy(
                 self.search,
                 SearchProblem(
-                    space, len(self.objectives), self.seed, _Feasible(space, self.constraints)
+                    space,
+                    len(self.objectives),
+                    self.seed,
+                    _Feasible(space, self.constraints, cost, first_slot_s),
+                    find_prior(space) if self.priors else None,
                 ),
                 self.search_options,
             )
@@ -87,7 +122,14 @@ class SearchPlan:
     def description(self) -> dict[str, Any]:
         """Describe what a resumed run must agree on, as plain values."""
         # Latencies of two devices, or measured and estimated ones, must not meet in one run.
-        source = {} if self.measure_source is None else {"measure": self.measure_source}
+        source: dict[str, Any] = (
+            {} if self.measure_source is None else {"measure": self.measure_source}
+        )
+        if self.budget is not None:
+            # Its slots follow from it.
+            source |= {"budget": self.budget, "priors": self.priors}
+        if self.budget is not None or self.synthetic is not None:
+            source |= {"synthetic": self.synthetic}
         # Neither budget nor workers: a run may be resumed with more of them.
         return source | {
             "task": self.task,
@@ -109,17 +151,24 @@ class _Feasible:
 
     space: SearchSpace
     constraints: Mapping[str, float]
+    cost: StepCost | None = None
+    first_slot_s: float = 0.0
 
     def __call__(self, configuration: Configuration) -> bool:
         # Latency and energy are measured when a candidate is launched.
-        if not {"parameters", "macs"} & self.constraints.keys():
+        if not {"parameters", "macs"} & self.constraints.keys() and self.cost is None:
             return True
         try:
             size = self.space.size(configuration)
         except Exception:
             # What cannot be built keeps no bound on its size.
             return False
-        return violation(self.constraints, size) is None
+        if violation(self.constraints, size) is not None:
+            return False
+        if self.cost is None:
+            return True
+        step = self.cost.predict(size, int(configuration["batch_size"]))
+        return step is None or step * LEAST_STEPS <= self.first_slot_s
 
 
 def describe_space(space: SearchSpace) -> dict[str, Any]:
@@ -135,12 +184,16 @@ def make_plan(
     *,
     data: str | Path | Dataset,
     space: SpaceArgument | None,
-    objectives: Sequence[str],
+    objectives: Sequence[str] | None,
     constraints: Mapping[str, float] | None,
     search: str,
     search_options: Mapping[str, Any] | None,
     evaluator: str,
-    workers: int,
+    workers: int | None,
+    budget: str | float | None,
+    max_evals: int | None,
+    timeout: float | None,
+    time_limit_s: float | None,
     output: str | Path,
     resume: bool,
     epochs: int | None,
@@ -155,13 +208,26 @@ def make_plan(
     for name, table in {"constraints": constraints, "search_options": search_options}.items():
         if table is not None and not isinstance(table, Mapping):
             raise ConfigurationError(f"{name} is {table!r}; specify a dictionary")
+    limits: dict[str, Any] = {
+        "max_evals": max_evals, "timeout": timeout, "epochs": epochs, "patience": patience,
+        "time_limit_s": time_limit_s,
+    }  # fmt: skip
+    seconds = _budget(budget, limits, search, application)
+    if seconds is None:
+        max_evals = DEFAULT_EVALUATIONS if max_evals is None else max_evals
+        time_limit_s = DEFAULT_TIME_LIMIT_S if time_limit_s is None else time_limit_s
+    if objectives is None:
+        objectives = OBJECTIVES_ONCE if seconds is None else application.objectives_of_budget
     space = application.spaces if space is None else space
     if not isinstance(space, str | SearchSpace | Iterable):
         raise ConfigurationError(
             f"space {space!r} is a {type(space).__name__}; specify a name, a SearchSpace or several"
         )
     given = (space,) if isinstance(space, str | SearchSpace) else tuple(space)
-    spaces = _spaces(given, task, epochs)
+    spaces = _spaces(given, application, epochs)
+    if seconds is not None:
+        # The time decides, so the number of epochs is nothing to choose.
+        spaces = tuple(item.narrow(epochs=item["epochs"].from_unit(1.0)) for item in spaces)
     source = measure if isinstance(measure, str) else None
     resolved = tuple(
         labelled(objective, source)
@@ -170,8 +236,11 @@ def make_plan(
         )
     )
     bounds = check_constraints(constraints, measure=measure, known=application.objectives)
+    if workers is None:
+        workers = 1 if seconds is None or evaluator == "serial" else _workers(device)
     check_evaluator(evaluator, workers)
-    _check_numbers({"epochs": epochs, "patience": patience, **rest})
+    limits |= {"max_evals": max_evals, "time_limit_s": time_limit_s}
+    _check_numbers(limits | rest)
     # Cheap checks first: a mistyped name must not cost the reading of data.
     _check_device(device)
     check_reachable(spaces, bounds)
@@ -193,11 +262,14 @@ def make_plan(
         )
     dataset, path = _load(data, application)
     context = evaluation_context(dataset, dataset.split(), device=device, patience=patience)
+    context = dataclasses.replace(context, int8="int8_error" in objectives)
     plan = SearchPlan(
         task=task, data=path, dataset=dataset, context=context, given=given, spaces=spaces,
         objectives=resolved, constraints=bounds, search=search,
         search_options=dict(search_options or {}), evaluator=evaluator, workers=workers,
-        output=folder, epochs=epochs, measure=measure, measure_source=source, **rest,
+        output=folder, epochs=epochs, measure=measure, measure_source=source, budget=seconds,
+        priors=seconds is not None and PAPER not in given, max_evals=max_evals, timeout=timeout,
+        time_limit_s=time_limit_s, **rest,
     )  # fmt: skip
     # Strategies check their own options and whether they are installed.
     plan.strategies()
@@ -288,12 +360,46 @@ def _smallest_size(problem: SearchProblem) -> ModelSize:
     ) from first
 
 
+def _budget(
+    budget: str | float | None, limits: Mapping[str, Any], search: str, task: Task
+) -> float | None:
+    """Seconds of the budget, the task's own where nothing else bounds the search."""
+    given = [name for name, value in limits.items() if value is not None]
+    if budget is None:
+        stops_by_epochs = search == "hyperband"
+        return None if given or stops_by_epochs else parse_budget(task.budget)
+    seconds = parse_budget(budget)
+    if given:
+        raise ConfigurationError(
+            f"budget is {budget!r} and {given[0]} is {limits[given[0]]!r}; specify one of both: a "
+            "budget decides how many networks are trained and for how long"
+        )
+    if search == "hyperband":
+        raise ConfigurationError(
+            "search 'hyperband' stops trainings by epochs and a budget by time; specify another "
+            "search, or max_evals"
+        )
+    return seconds
+
+
+def _workers(device: str) -> int:
+    """One a core that this process may use, or a few a GPU."""
+    import torch
+
+    from edgexnas.host.training.settings import training_device
+
+    cores = len(os.sched_getaffinity(0))
+    if training_device(device).type == "cuda":
+        return max(1, min(cores, WORKERS_A_GPU * torch.cuda.device_count()))
+    return min(cores, MOST_WORKERS)
+
+
 def _spaces(
-    given: Sequence[str | SearchSpace], task: str, epochs: int | None
+    given: Sequence[str | SearchSpace], task: Task, epochs: int | None
 ) -> tuple[SearchSpace, ...]:
     if not given:
         raise ConfigurationError("space is empty; specify at least one space")
-    spaces = [resolve_space(item, task=task) for item in given]
+    spaces = [resolve_space(item, task=task.name) for item in expand_spaces(given, task)]
     names = [item.name for item in spaces]
     if len(set(names)) != len(names):
         raise ConfigurationError(f"spaces are named {names}; specify unique names")
@@ -317,10 +423,11 @@ def _capped(space: SearchSpace, epochs: int) -> SearchSpace:
 
 
 def _check_numbers(values: Mapping[str, Any]) -> None:
-    for name in ("max_evals", "patience", "epochs"):
+    for name in ("max_evals", "patience", "epochs", "synthetic"):
         count = values[name]
-        if count is not None and (not is_whole(count) or count < 1):
-            raise ConfigurationError(f"{name} is {count!r}; specify a whole number above 0")
+        least = 0 if name == "synthetic" else 1
+        if count is not None and (not is_whole(count) or count < least):
+            raise ConfigurationError(f"{name} is {count!r}; specify a whole number from {least}")
     seed, kept = values["seed"], values["keep_checkpoints"]
     if not is_whole(seed) or seed < 0:
         raise ConfigurationError(f"seed is {seed!r}; specify a whole number from 0")

@@ -190,7 +190,8 @@ class RayEvaluator:
         results, now = [], time.monotonic()
         for slot in list(self._slots):
             spent = now - slot.since
-            if slot.request and self._kill_after_s is not None and spent > self._kill_after_s:
+            limit = slot.request.kill_limit(self._kill_after_s) if slot.request else None
+            if slot.request and limit is not None and spent > limit:
                 self._replace(slot)
                 message = f"killed after {spent:.1f} s"
                 results.append(

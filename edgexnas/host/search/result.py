@@ -123,8 +123,19 @@ class SearchResult:
 
     @property
     def pareto(self) -> list[Candidate]:
-        """Candidates on the Pareto front, sorted by the first objective."""
-        return front_of(self.candidates, self.objectives)
+        """Candidates on the Pareto front, sorted by the first objective.
+
+        A training that went on and came to nothing worse counts once, by its last part.
+        """
+        known = {candidate.trial: candidate for candidate in self.candidates}
+        surpassed: set[int] = set()
+        for trial in self.trials:
+            if trial.parent in known and trial.number in known:
+                before, after = known[trial.parent].objectives, known[trial.number].objectives
+                if all(after[name] <= before[name] for name in before):
+                    surpassed.add(trial.parent)
+        last = [c for c in self.candidates if c.trial not in surpassed]
+        return front_of(last, self.objectives)
 
     def best(self, objective: str) -> Candidate:
         """Return the candidate with the lowest value of an objective, or of any metric.
@@ -147,7 +158,12 @@ class SearchResult:
         # Ties go to what is better otherwise, so that the best is on the front.
         return min(
             self.candidates,
-            key=lambda c: (c.metrics[objective], *(c.objectives[name] for name in others), c.trial),
+            key=lambda c: (
+                c.metrics[objective],
+                *(c.objectives[name] for name in others),
+                # Of a training that went on and found nothing better, the last part.
+                c.trial if "budget" not in self.description else -c.trial,
+            ),
         )
 
     @property
@@ -170,9 +186,11 @@ class SearchResult:
         """Return every evaluation that ended, one a row, by trial number.
 
         Columns: trial, the objectives, pareto, space, status, reason, message, then the
-        hyperparameters as ``config.NAME``, then all other metrics, then ``seconds`` (wall time of
-        the evaluation) and ``finished`` (seconds since the search began) and, where latency or
-        energy were measured, ``measure``, their source.
+        hyperparameters as ``config.NAME``, then all other metrics and, of a search with a budget,
+        ``stage``, ``slot_s``, ``parent`` and ``repeats`` (see
+        `edgexnas.host.search.journal.Trial`), then ``seconds`` (wall time of the evaluation) and
+        ``finished`` (seconds since the search began) and, where latency or energy were measured,
+        ``measure``, their source.
         """
         import pandas as pd
 
@@ -333,6 +351,18 @@ def _row(trial: Trial, front: set[int]) -> dict[str, Any]:
         "pareto": trial.number in front,
         **{f"config.{name}": value for name, value in trial.configuration.items()},
         **trial.metrics,
+        **_place_on_ladder(trial),
         "seconds": trial.seconds,
         "finished": trial.finished,
+    }
+
+
+def _place_on_ladder(trial: Trial) -> dict[str, Any]:
+    if not trial.slot_s:
+        return {}
+    return {
+        "stage": trial.stage,
+        "slot_s": trial.slot_s,
+        "parent": trial.parent,
+        "repeats": trial.repeats,
     }

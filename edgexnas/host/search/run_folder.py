@@ -16,7 +16,7 @@ from edgexnas.host.networks.hyperparameters import Choice
 from edgexnas.host.networks.search_space import SearchSpace
 from edgexnas.host.networks.spaces import SPACES, import_space, resolve_space
 from edgexnas.host.run_files import write_run_file
-from edgexnas.host.search.tasks import find_task
+from edgexnas.host.search.tasks import expand_spaces, find_task
 from edgexnas.toml_files import read_toml
 
 if TYPE_CHECKING:
@@ -33,10 +33,11 @@ __all__ = [
 
 RUN_FILE = "run.toml"
 DATASET_FILE = "dataset.h5"
+SYNTHETIC_FILE = "synthetic.h5"
 
 AS_GIVEN = (
-    "search", "max_evals", "timeout", "workers", "evaluator", "seed", "epochs", "time_limit_s",
-    "memory_limit_gb", "keep_checkpoints", "ray_address",
+    "search", "budget", "synthetic", "max_evals", "timeout", "workers", "evaluator", "seed",
+    "epochs", "time_limit_s", "memory_limit_gb", "keep_checkpoints", "ray_address",
 )  # fmt: skip
 """Arguments that a plan holds as they were passed."""
 
@@ -102,7 +103,7 @@ def load_run_spaces(folder: Path) -> dict[str, SearchSpace]:
     """Spaces of a run folder that its ``run.toml`` can name; others are left out."""
     content = read_arguments(folder / RUN_FILE)
     found: dict[str, SearchSpace] = {}
-    for item in content["space"]:
+    for item in expand_spaces(content["space"], find_task(content["task"])):
         try:
             space = resolve_space(item, task=content["task"])
         except ConfigurationError:
@@ -112,7 +113,7 @@ def load_run_spaces(folder: Path) -> dict[str, SearchSpace]:
 
 
 def load_run_dataset(folder: Path, digest: str) -> Dataset:
-    """Load the data that a run was made with.
+    """Load the data that a run was made with, with the synthetic items that it drew.
 
     Raises
     ------
@@ -120,6 +121,9 @@ def load_run_dataset(folder: Path, digest: str) -> Dataset:
         If the file holds other data by now.
     """
     content = read_arguments(folder / RUN_FILE)
+    filled = folder / SYNTHETIC_FILE
+    if filled.exists():
+        return find_task(content["task"]).load(filled)
     path = content["data"]
     dataset = find_task(content["task"]).load(path)
     if dataset.digest != digest:

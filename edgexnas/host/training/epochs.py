@@ -1,7 +1,9 @@
-"""The batches of an epoch: one gather of the permuted, augmented set, then views of it."""
+"""The batches of an epoch: views of the permuted, augmented set, or patterns drawn anew."""
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -9,10 +11,17 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from edgexnas.host.data.synthetic_patterns import PatternSource
     from edgexnas.host.training.criteria import Criterion
     from edgexnas.host.training.settings import TrainingData, TrainingSettings
 
-__all__ = ["Epochs"]
+__all__ = ["DrawnEpochs", "Epochs", "fitting_items", "make_epochs"]
+
+DRAWN_PATTERNS = 2048
+"""Drawn patterns that count as an epoch: as many as a scan of some size has."""
+
+FITTING_PATTERNS = 1024
+"""Drawn to fit what a network takes from its inputs without learning it."""
 
 AUGMENTED_BYTES = 1 << 30
 """Above this size the augmented set is not kept; each epoch transforms anew."""
@@ -32,9 +41,13 @@ class Epochs:
         self._keep = size * self._folds <= AUGMENTED_BYTES
         # All symmetries side by side: an epoch then draws one for each item by index alone.
         if self._keep and self._folds > 1:
-            turned = [self._symmetry(self._x, self._y, fold) for fold in range(self._folds)]
-            self._x = torch.cat([x for x, _ in turned])
-            self._y = torch.cat([y for _, y in turned])
+            if self._folds not in data.turned:
+                turned = [self._symmetry(self._x, self._y, fold) for fold in range(self._folds)]
+                data.turned[self._folds] = (
+                    torch.cat([x for x, _ in turned]),
+                    torch.cat([y for _, y in turned]),
+                )
+            self._x, self._y = data.turned[self._folds]
         self._count = len(data.train_x)
         # A last batch of one or two items is noise, so it is dropped where others exist.
         self.steps = max(1, self._count // self._batch)
@@ -59,3 +72,41 @@ class Epochs:
         return torch.randint(
             self._folds, (count,), generator=self._generator, device=self._x.device
         )
+
+
+class DrawnEpochs:
+    """Yields batches of patterns that are drawn anew at every step; none is seen twice.
+
+    An epoch ends early once the limit of time has passed: the learning rate is 0 from there on.
+    """
+
+    def __init__(self, source: PatternSource, settings: TrainingSettings) -> None:
+        # By the training's own seed, so that trainings that share a source do not touch each other.
+        self._source = source.seeded(settings.seed)
+        self._batch = settings.batch_size
+        limit = settings.time_limit_s
+        self._ends = math.inf if limit is None else time.monotonic() + limit
+        self.steps = max(1, DRAWN_PATTERNS // self._batch)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for step in range(self.steps):
+            # The first of an epoch always: a training has at least one.
+            if step and time.monotonic() > self._ends:
+                return
+            yield self._source.draw(self._batch)
+
+
+def make_epochs(
+    data: TrainingData, settings: TrainingSettings, criterion: Criterion
+) -> Epochs | DrawnEpochs:
+    """Make the batches of a training: drawn ones where there is a source."""
+    if data.source is not None:
+        return DrawnEpochs(data.source, settings)
+    return Epochs(data, settings, criterion)
+
+
+def fitting_items(data: TrainingData, seed: int) -> tuple[Tensor, Tensor]:
+    """Give inputs and targets of which a network takes constants, such as the mean pattern."""
+    if data.source is not None:
+        return data.source.seeded(seed).draw(FITTING_PATTERNS)
+    return data.train_x, data.train_y

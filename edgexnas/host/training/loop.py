@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from edgexnas.errors import SearchError
 from edgexnas.host.training.criteria import CRITERIA, Criterion
-from edgexnas.host.training.epochs import Epochs
+from edgexnas.host.training.epochs import DrawnEpochs, Epochs, fitting_items, make_epochs
 from edgexnas.host.training.normalisation import normalised
 from edgexnas.host.training.settings import TrainingData, TrainingSettings
-from edgexnas.host.training.steps import make_step
+from edgexnas.host.training.steps import Batch, make_step
 
 __all__ = [
     "DivergedError",
@@ -30,6 +30,13 @@ __all__ = [
 ]
 
 EpochHook = Callable[[int, Mapping[str, float]], bool]
+Clock = Callable[[], float]
+
+ROUNDS = 40
+"""How often a training that is given a time is scored, so that its best weights are kept."""
+
+QUEUED_STEPS = 16
+"""Steps that a GPU may have waiting before the clock is looked at."""
 
 
 class DivergedError(SearchError):
@@ -45,6 +52,7 @@ class TrainingResult:
     epochs: int
     seconds: float
     history: list[dict[str, float]] = field(default_factory=list)
+    steps: int = 0
 
 
 def train(
@@ -53,6 +61,7 @@ def train(
     settings: TrainingSettings,
     *,
     on_epoch: EpochHook | None = None,
+    clock: Clock = time.monotonic,
 ) -> TrainingResult:
     """Train with Adam on the task's loss and keep the weights of the best validation error.
 
@@ -62,7 +71,10 @@ def train(
         Any network from (n, 1, 11, 11) to (n, 2, q) for "bragg", from (n, 1, 64, 64) to
         (n, 2, 64, 64) for "ptycho"; trained in place.
     on_epoch
-        Called after each epoch with its number (from 1) and metrics; True stops the training.
+        Called after each epoch with its number (from 1) and metrics; True stops the training. Where
+        ``settings.seconds`` says how long, after each fortieth of it.
+    clock
+        What measures the time limits, in seconds; `time.process_time` counts this process alone.
 
     Raises
     ------
@@ -76,36 +88,52 @@ def train(
     model.to(device).train()
     criterion = CRITERIA[data.task](settings.levels, device)
     # Constants that a network holds, such as the mean pattern: from the training part alone.
-    criterion.prepare(model, data.train_x, data.train_y)
+    criterion.prepare(model, *fitting_items(data, settings.seed))
     with normalised(model) if settings.normalise else nullcontext():
-        metrics, history = _best_of_epochs(model, data, settings, criterion, on_epoch)
+        metrics, history, steps = _best_of_rounds(model, data, settings, criterion, on_epoch, clock)
     model.cpu()
     for parameter in model.parameters():
         # Steps lay parameters out as they like, such as in one vector.
         parameter.data = parameter.detach().clone(memory_format=torch.contiguous_format)
     seconds = time.monotonic() - started
-    return TrainingResult(model.eval(), metrics, len(history), seconds, history)
+    epochs = len(history)
+    if settings.seconds is not None:
+        epochs = max(1, round(steps * settings.batch_size / len(data.train_x)))
+    return TrainingResult(model.eval(), metrics, epochs, seconds, history, steps)
 
 
-def _best_of_epochs(
+def _best_of_rounds(
     model: nn.Module,
     data: TrainingData,
     settings: TrainingSettings,
     criterion: Criterion,
     on_epoch: EpochHook | None,
-) -> tuple[dict[str, float], list[dict[str, float]]]:
-    """Train; leave the weights of the best epoch, return its metrics and those of all."""
-    started = time.monotonic()
-    epochs = Epochs(data, settings, criterion)
+    clock: Clock,
+) -> tuple[dict[str, float], list[dict[str, float]], int]:
+    """Train; leave the weights of the best round, return its metrics, those of all, and steps."""
+    started = clock()
+    epochs = make_epochs(data, settings, criterion)
     step = make_step(model, criterion)
-    schedule = _Schedule(settings.learning_rate, settings.epochs * epochs.steps)
+    rounds: _Rounds | _TimedRounds = (
+        _Rounds(epochs, settings, clock, drawn=data.source is not None)
+        if settings.seconds is None
+        else _TimedRounds(epochs, settings.learning_rate, settings.seconds, started, clock, data)
+    )
     best = _Best(model)
     history: list[dict[str, float]] = []
-    for number in range(1, settings.epochs + 1):
-        step.run((x, y, schedule.next()) for x, y in epochs)
+    if settings.continued:
+        # Going on must not lose what there is.
+        metrics = criterion.evaluate(model.eval(), data.validation_x, data.validation_y)
+        model.train()
+        history.append(metrics)
+        best.offer(1, metrics)
+    for number, batches in enumerate(rounds, start=len(history) + 1):
+        step.run(batches)
+        began = clock()
         model.eval()
         metrics = criterion.evaluate(model, data.validation_x, data.validation_y)
         model.train()
+        rounds.scoring_s = clock() - began
         # Diverged: what came before is kept, because the best epoch is a network all the same.
         if not math.isfinite(metrics["error"]):
             break
@@ -114,10 +142,12 @@ def _best_of_epochs(
         best.offer(number, metrics)
         if on_epoch is not None and on_epoch(number, metrics):
             break
+        if settings.seconds is not None:
+            continue
         if settings.patience is not None and number - best.epoch >= settings.patience:
             break
         limit = settings.time_limit_s
-        if limit is not None and time.monotonic() - started > limit:
+        if limit is not None and clock() - started > limit:
             break
     if not best.epoch:
         raise DivergedError(
@@ -125,24 +155,109 @@ def _best_of_epochs(
             "lower the learning rate"
         )
     best.restore()
-    return best.metrics, history
+    return best.metrics, history, rounds.steps
 
 
-class _Schedule:
-    """Linear warm-up over 5 % of the steps, then a half cosine to 0."""
+class _Rounds:
+    """One epoch a round, for a number of epochs.
 
-    def __init__(self, peak: float, steps: int) -> None:
-        self._peak, self._steps = peak, steps
-        self._warm = max(1, steps // 20)
-        self._step = 0
+    Attributes
+    ----------
+    steps
+        How many steps have been taken.
+    scoring_s
+        Seconds that scoring took after the last round.
+    """
 
-    def next(self) -> float:
-        self._step += 1
-        if self._step <= self._warm:
-            return self._peak * self._step / self._warm
-        # From 0 after the warm-up to 1 at the last step.
-        done = (self._step - self._warm) / max(1, self._steps - self._warm)
-        return 0.5 * self._peak * (1 + math.cos(math.pi * min(done, 1.0)))
+    scoring_s = 0.0
+
+    def __init__(
+        self,
+        epochs: Epochs | DrawnEpochs,
+        settings: TrainingSettings,
+        clock: Clock,
+        *,
+        drawn: bool,
+    ) -> None:
+        self._epochs, self._count = epochs, settings.epochs
+        self._clock, self._started = clock, clock()
+        # Fresh patterns need no early stopping, so that a limit of time may shorten the schedule.
+        self._ends_s = settings.time_limit_s if drawn else None
+        self._peak = settings.learning_rate
+        self._total = settings.epochs * epochs.steps
+        # At least one step of warm-up, however short the training.
+        self._warm = max(1, self._total // 20)
+        self.steps = 0
+
+    def __iter__(self) -> Iterator[Iterator[Batch]]:
+        for _ in range(self._count):
+            yield ((x, y, self._rate()) for x, y in self._epochs)
+
+    def _rate(self) -> float:
+        self.steps += 1
+        at = float(self.steps)
+        if self._ends_s is not None:
+            at = max(at, self._total * (self._clock() - self._started) / self._ends_s)
+        return self._peak * rate_share(at, self._warm, self._total)
+
+
+class _TimedRounds:
+    """Rounds that each take a share of a time; the learning rate follows the clock."""
+
+    scoring_s = 0.0
+
+    def __init__(
+        self,
+        epochs: Epochs | DrawnEpochs,
+        peak: float,
+        seconds: float,
+        started: float,
+        clock: Clock,
+        data: TrainingData,
+    ) -> None:
+        self._epochs, self._peak, self._seconds = epochs, peak, seconds
+        self._started, self._clock = started, clock
+        self._on_gpu = data.device.type == "cuda"
+        self.steps = 0
+
+    def __iter__(self) -> Iterator[Iterator[Batch]]:
+        batches = self._endless()
+        while (now := self._clock() - self._started + self.scoring_s) < self._seconds:
+            # Scoring may take a tenth of the time, where it takes long.
+            share = max(self._seconds / ROUNDS, 9 * self.scoring_s)
+            end = now + share
+            # What would be left is too short for a round of its own.
+            yield self._until(batches, self._seconds if end + share / 2 > self._seconds else end)
+
+    def _until(self, batches: Iterator[tuple[Tensor, Tensor]], end: float) -> Iterator[Batch]:
+        for x, y in batches:
+            yield x, y, self._rate()
+            # Steps are only queued on a GPU; without a look at it the clock would run ahead.
+            if self._on_gpu and self.steps % QUEUED_STEPS == 0:
+                torch.cuda.synchronize()
+            if self._elapsed() >= end:
+                return
+
+    def _endless(self) -> Iterator[tuple[Tensor, Tensor]]:
+        while True:
+            yield from self._epochs
+
+    def _elapsed(self) -> float:
+        # Scoring of the last round belongs to the time as well.
+        return self._clock() - self._started + self.scoring_s
+
+    def _rate(self) -> float:
+        self.steps += 1
+        return self._peak * rate_share(self._elapsed(), self._seconds / 20, self._seconds)
+
+
+def rate_share(at: float, warm: float, total: float) -> float:
+    """Share of the peak learning rate: a linear warm-up, then half a cosine to 0."""
+    if at <= warm:
+        return at / warm
+    # From 0 after the warm-up to 1 at the end.
+    done = (at - warm) / max(total - warm, 1e-9)
+    return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
 class _Best:

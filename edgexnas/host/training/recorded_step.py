@@ -84,6 +84,11 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Tensors that were made outside, such as parameters and inputs, are read anew in a replay.
 
+    Parameters
+    ----------
+    largest_bytes
+        Most that a step may fill, beyond which its calls are not what it costs.
+
     Attributes
     ----------
     narrow
@@ -96,9 +101,9 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
         the step is so large that nothing would be gained.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, largest_bytes: int = LARGEST_BYTES) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._bytes = 0
+        self._bytes, self._largest = 0, largest_bytes
         self.narrow = 0
         self._entries: list[_Entry] = []
         self._calls: list[Call] = []
@@ -156,8 +161,8 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._entries.append(entry)
         if not entry.writes:
             self._bytes += sum(tensor.nbytes for tensor in entry.fills)
-        if self._bytes > LARGEST_BYTES:
-            raise UnrecordableError(f"a step fills more than {LARGEST_BYTES / 1e6:.0f} MB")
+        if self._bytes > self._largest:
+            raise UnrecordableError(f"a step fills more than {self._largest / 1e6:.0f} MB")
 
     def compile(self, wanted: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
         """Keep the calls that `wanted`, or anything outside the recording, depends on.

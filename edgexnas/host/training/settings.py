@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,9 @@ from edgexnas.errors import ConfigurationError
 from edgexnas.host.data.dataset import Dataset, require_finite
 from edgexnas.host.data.splitting import Split
 from edgexnas.host.networks.bragg_models import LEVELS
+
+if TYPE_CHECKING:
+    from edgexnas.host.data.synthetic_patterns import PatternSource
 
 __all__ = ["TrainingData", "TrainingSettings", "training_arrays", "training_device"]
 
@@ -26,7 +30,8 @@ class TrainingSettings:
     Attributes
     ----------
     epochs
-        Upper bound; the learning rate falls to 0 along a cosine that ends here.
+        Upper bound; the learning rate falls to 0 along a cosine that ends here. An epoch of drawn
+        patterns is 2,048 of them.
     batch_size
         Patches a step.
     learning_rate
@@ -42,7 +47,14 @@ class TrainingSettings:
     device
         "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", ...
     time_limit_s
-        Wall-clock bound; training stops at the end of the epoch that passes it.
+        Wall-clock bound; training stops at the end of the epoch that passes it. On drawn patterns
+        the learning rate has fallen to 0 by then.
+    seconds
+        Train for as long instead of for a number of epochs: the learning rate falls to 0 along a
+        cosine that ends then, whatever a step takes on this machine. `epochs` and `patience` are
+        not looked at.
+    continued
+        The network has trained before: the weights that it comes with count as a first round.
     levels
         Quantile levels of the head of a network for Bragg peaks.
     """
@@ -56,12 +68,16 @@ class TrainingSettings:
     normalise: bool = False
     device: str = "auto"
     time_limit_s: float | None = None
+    seconds: float | None = None
+    continued: bool = False
     levels: tuple[float, ...] = LEVELS
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "learning_rate"):
             if not getattr(self, name) > 0:
                 raise ConfigurationError(f"{name} is {getattr(self, name)}; specify more than 0")
+        if self.seconds is not None and not self.seconds > 0:
+            raise ConfigurationError(f"seconds is {self.seconds}; specify more than 0, or None")
 
 
 @dataclass(frozen=True)
@@ -78,6 +94,11 @@ class TrainingData:
         "ptycho" (n, 2, 64, 64), amplitude and phase in radians.
     task
         "bragg" or "ptycho".
+    source
+        Draws the batches of a training in place of `train_x` and `train_y`; None takes these.
+    turned
+        Number of symmetries → the training part in all of them, kept by `Epochs` for the next
+        training on the same data.
     """
 
     train_x: Tensor
@@ -85,6 +106,10 @@ class TrainingData:
     validation_x: Tensor
     validation_y: Tensor
     task: str = "bragg"
+    source: PatternSource | None = None
+    turned: dict[int, tuple[Tensor, Tensor]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @classmethod
     def from_dataset(cls, dataset: Dataset, split: Split, device: str = "auto") -> TrainingData:

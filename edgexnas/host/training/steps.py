@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor, nn
 
-from edgexnas.host.training.recorded_step import Recording, UnrecordableError
+from edgexnas.host.training.recorded_step import LARGEST_BYTES, Recording, UnrecordableError
 
 if TYPE_CHECKING:
     from edgexnas.host.training.criteria import Criterion
@@ -27,6 +27,10 @@ logger = logging.getLogger(__name__)
 KNOWN = ("torch.nn.", "edgexnas.host.")
 
 BatchNorm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+LARGEST_NORMALISED_BYTES = 1 << 23
+"""Of a recorded step with normalised convolutions. Larger ones are faster as modules, whose layout
+suits them: 0.035 s against 0.066 s for a U-Net of 64×64 pixels, and as fast at 20 MB."""
 
 Batch = tuple[Tensor, Tensor, float]
 """Inputs, targets and the learning rate of one step."""
@@ -54,14 +58,18 @@ def known_layers(model: nn.Module) -> bool:
     return all(type(layer).__module__.startswith(KNOWN) for layer in model.modules())
 
 
+def normalises(model: nn.Module) -> bool:
+    """Whether a layer normalises batches."""
+    return any(isinstance(layer, BatchNorm) for layer in model.modules())
+
+
 def normalises_on_gpu(model: nn.Module) -> bool:
     """Whether a layer normalises batches on another device than the CPU.
 
     Recorded on an H100, such networks have stopped with a misaligned address, and one of 48 filters
     has ended its process without a word, also with parameters aligned.
     """
-    norms = (layer for layer in model.modules() if isinstance(layer, BatchNorm))
-    return any(p.device.type != "cpu" for norm in norms for p in norm.parameters())
+    return normalises(model) and any(p.device.type != "cpu" for p in model.parameters())
 
 
 class ModuleStep:
@@ -134,7 +142,8 @@ class _Record:
         parameters = [p for p in model.parameters() if p.requires_grad]
         weights = flatten(parameters)
         self._x, self._y = self._own = [x.clone(), y.clone()]
-        self._recording = Recording()
+        largest = LARGEST_NORMALISED_BYTES if normalises(model) else LARGEST_BYTES
+        self._recording = Recording(largest)
         with self._recording:
             loss = criterion.loss(model(self._x), self._y)
             gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)

@@ -25,7 +25,7 @@ from edgexnas.device.engines.fused.program import write_program
 from edgexnas.device.kernels.compilation import kernel_resources, nvcc_path
 from edgexnas.errors import EngineError
 from edgexnas.host.networks.bragg_models import BRAGGNN_DENSE, BraggNN, CnnBragg, MlpBragg
-from edgexnas.host.networks.symmetric_mlp import mlp_bragg_symmetric
+from edgexnas.host.networks.symmetric_mlp import mlp_bragg_smooth, mlp_bragg_symmetric
 
 HERE = Path(__file__).parent
 BLOCK_BYTES = {"87": 163 << 10, "90": 227 << 10}
@@ -45,6 +45,7 @@ networks, on_cpu = _load("fused_networks"), _load("kernels_on_cpu")
 NETWORKS: dict[str, Callable[[], torch.nn.Module]] = {
     "mlpBragg 50x5": lambda: MlpBragg(50, 5),
     "mlpBraggSymmetric 23x3": lambda: mlp_bragg_symmetric(23, 3),
+    "mlpBraggSmooth 20x2": lambda: mlp_bragg_smooth(20, 2),
     "cnnBragg 16x4": lambda: CnnBragg(16, 4),
     "cnnBragg 8x10, residual": lambda: CnnBragg(8, 10),
     "BraggNN 33k": BraggNN,
@@ -123,7 +124,8 @@ def test_it_is_as_close_to_float32_as_onnxruntime(session: Any, name: str, preci
     assert np.abs(got - truth).mean() < 1.5 * usual + 1e-4
 
 
-@pytest.mark.parametrize("name", [name for name in NETWORKS if "BraggNN" not in name])
+# SiLU is no sum: the GPU's exponential and numpy's round otherwise.
+@pytest.mark.parametrize("name", [n for n in NETWORKS if "BraggNN" not in n and "Smooth" not in n])
 def test_int8_sums_are_those_of_whole_numbers(session: Any, name: str) -> None:
     model, given = model_of(name, "int8"), networks.patches(16, seed=4)
     network = read_network(model)
@@ -379,8 +381,11 @@ def install_tensorrt(load_module: Any, monkeypatch: pytest.MonkeyPatch, cuda: An
 
 
 def test_auto_goes_on_where_the_network_is_another_one(
-    session: Any, bundle_path: Path, keys: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    session: Any, bundle_path: Path, keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from edgexnas.device.engines import tensorrt_library
+
+    monkeypatch.setattr(tensorrt_library, "why_not_runnable", lambda: "it is not installed")
     with Predictor(bundle_path, trust=keys, cache=tmp_path / "cache") as predictor:
         assert predictor.engine.name == "onnxruntime"
     with Predictor(bundle_path, trust=keys, cache=tmp_path / "cache") as predictor:

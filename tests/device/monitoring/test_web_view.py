@@ -24,7 +24,7 @@ from edgexnas.device.monitoring.summary import clock_time
 from edgexnas.device.monitoring.watch import HistoryPoint, Observation, ServiceWatch
 from edgexnas.device.monitoring.web_view import WebView
 from edgexnas.errors import ConfigurationError
-from edgexnas.ptycho import ObjectImage
+from edgexnas.ptycho import ObjectImage, Refinement
 
 
 @pytest.fixture
@@ -206,6 +206,21 @@ def test_a_growing_object_is_shown_as_amplitude_and_phase(source: Any, view: Web
         with Image.open(io.BytesIO(body)) as picture:
             assert picture.size == (450, 350)
     assert _ask(view, "/frame.png")[0].status == 404
+
+
+def test_a_refined_object_is_shown_beside_the_networks_with_its_residuals(
+    source: Any, view: WebView
+) -> None:
+    image = ObjectImage(np.ones((70, 90), np.complex64), np.ones((70, 90), np.float32), 0)
+    assert _ask(view, "/object/refinement.png")[0].status == 404
+    refinement = Refinement(image, np.array([0.02, 0.013, 0.0123]), np.array([0.1, 0.9, 1.7]), 35)
+    source.change(last_result=LastResult("star", 12, None, None, image, refinement=refinement))
+    page = _ask(view, "/")[1].decode()
+    assert "refined by 2 sweeps in 1.7 s" in page
+    assert "fell from 2.00% to 1.23% of the light" in page
+    with Image.open(io.BytesIO(_ask(view, "/object/refinement.png")[1])) as picture:
+        # Three panels and two gaps of four columns, enlarged to about 512 pixels.
+        assert picture.size == (278, 70)
 
 
 def test_without_a_result_there_is_no_picture_and_the_page_says_so(

@@ -13,6 +13,7 @@ from edgexnas.device.pictures.pictures import (
     amplitude_picture,
     frame_picture,
     phase_picture,
+    refinement_picture,
     shrink,
 )
 from edgexnas.ptycho import ObjectImage
@@ -136,3 +137,23 @@ def test_an_object_without_a_single_patch_can_be_drawn() -> None:
     empty = ObjectImage(np.zeros((64, 64), np.complex64), np.zeros((64, 64), np.float32), 0)
     assert (_indices(amplitude_picture(empty).png) == BLANK).all()
     assert (_indices(phase_picture(empty).png) == BLANK).all()
+
+
+def test_a_refinement_shows_both_phases_and_four_times_their_difference() -> None:
+    before = _object()
+    values = before.values * np.exp(0.1j * (np.arange(before.values.shape[1]) % 2))
+    after = ObjectImage(values.astype(np.complex64), before.coverage, 0)
+    picture = refinement_picture(before, after)
+    indices = _indices(picture.png)
+    gap = np.flatnonzero((indices == BLANK).all(0))
+    covered = indices[:, indices.shape[1] - len(indices[0]) // 4 :]
+    shades = covered[covered != BLANK].astype(float)
+    # 0.1 rad on every second column is a step of 253 · 0.1 / (π/2) shades.
+    assert np.ptp(np.percentile(shades, (20, 80))) == pytest.approx(253 * 0.1 / (np.pi / 2), abs=2)
+    assert len(gap) >= 2
+    assert "difference" in picture.caption
+
+
+def test_a_refinement_of_nothing_can_be_drawn() -> None:
+    empty = ObjectImage(np.zeros((64, 64), np.complex64), np.zeros((64, 64), np.float32), 0)
+    assert (_indices(refinement_picture(empty, empty).png) == BLANK).all()

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 
@@ -21,6 +22,7 @@ from edgexnas.errors import (
 )
 from edgexnas.ptycho import ObjectImage, align_phase
 from edgexnas.scans import Scan
+from edgexnas.simulate import PtychographySettings, simulate_scan
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is the extra «device»")
 
@@ -476,3 +478,95 @@ class TestStream:
             list(stream)
         assert (stream.counts.patches, stream.counts.stitched) == (516, 516)
         assert (stream.image().coverage > 0).mean() > 0.9
+
+
+@pytest.fixture(scope="module")
+def diffracted() -> Scan:
+    """A small scan whose patterns are far fields."""
+    settings = PtychographySettings(scan_shape_px=(40, 50), step_px=10)
+    return simulate_scan(settings, seed=3)
+
+
+@pytest.fixture(scope="module")
+def with_probe(make_ptycho: MakeBundle, diffracted: Scan) -> Bundle:
+    return make_ptycho(probe=diffracted.probe)
+
+
+def test_a_refined_stream_has_the_networks_object_the_refined_one_and_every_residual(
+    with_probe: Bundle, diffracted: Scan
+) -> None:
+    with PtychoPredictor(with_probe, precision="float32", batch=8) as predictor:
+        stream = predictor.stream(diffracted, refine=12)
+        assert stream.refinement is None
+        for _ in stream:
+            pass
+        plain = stitched(predictor, diffracted)
+    refinement = stream.refinement
+    assert refinement is not None
+    np.testing.assert_array_equal(stream.image().values, plain.values)
+    assert refinement.image.values.shape == plain.values.shape
+    assert refinement.image.origin_px == plain.origin_px
+    assert len(refinement.residuals) == len(refinement.seconds) == 13
+    assert refinement.residuals[-1] < 0.05 * refinement.residuals[0]
+    assert refinement.patterns == len(diffracted)
+
+
+def test_late_positions_refine_as_those_that_come_with_their_patterns(
+    with_probe: Bundle, diffracted: Scan
+) -> None:
+    late = [(pattern, None) for pattern in diffracted.patterns]
+    late += [
+        PositionReading(number, tuple(position))
+        for number, position in enumerate(diffracted.positions_px.tolist())
+    ]
+    residuals = []
+    with PtychoPredictor(with_probe, precision="float32", batch=8) as predictor:
+        for source in (diffracted, late):
+            stream = predictor.stream(source, refine=2)
+            assert list(stream)
+            assert stream.refinement is not None
+            residuals.append(stream.refinement.residuals)
+    np.testing.assert_allclose(*residuals, rtol=1e-3)
+
+
+def test_a_bundle_without_a_probe_refines_nothing(
+    predictor: PtychoPredictor, diffracted: Scan
+) -> None:
+    with pytest.raises(ConfigurationError, match="holds no probe, which refine=3 needs"):
+        predictor.stream(diffracted, refine=3)
+
+
+def test_patterns_that_were_binned_before_are_not_refined(
+    with_probe: Bundle, diffracted: Scan
+) -> None:
+    wide = replace(diffracted, patterns=np.repeat(np.repeat(diffracted.patterns, 2, 1), 2, 2),
+                   probe=None, truth=None)  # fmt: skip
+    with (
+        PtychoPredictor(with_probe, precision="float32", batch=8) as predictor,
+        pytest.raises(InputError, match=r"have shape \(128, 128\) and the probe of the bundle"),
+    ):
+        list(predictor.stream(wide, refine=1))
+
+
+@pytest.mark.parametrize("suffix", ["npz", "h5"])
+def test_a_refined_object_is_saved_with_the_networks_and_a_picture_of_both(
+    with_probe: Bundle, diffracted: Scan, tmp_path: Path, suffix: str
+) -> None:
+    with PtychoPredictor(with_probe, precision="float32", batch=8) as predictor:
+        stream = predictor.stream(diffracted, refine=2)
+        assert list(stream)
+    paths = stream.save(tmp_path / f"object.{suffix}")
+    names = {"object-phase.png", "object-amplitude.png", "object-refinement.png"}
+    assert {path.name for path in paths} == names | {f"object.{suffix}"}
+    assert stream.refinement is not None
+    if suffix == "npz":
+        with np.load(paths[0]) as kept:
+            found, before = np.abs(kept["object"]), np.abs(kept["network"])
+            np.testing.assert_array_equal(kept["residuals"], stream.refinement.residuals)
+    else:
+        with h5py.File(paths[0]) as file:
+            found = file["entry/object/amplitude"][()]
+            before = file["entry/network/amplitude"][()]
+            assert file["entry/refinement/seconds"].shape == (3,)
+    np.testing.assert_allclose(found, np.abs(stream.refinement.image.values), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(before, np.abs(stream.image().values), rtol=1e-4, atol=1e-5)

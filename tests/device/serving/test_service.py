@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 
@@ -32,6 +33,7 @@ from edgexnas.device.sources.events import (
     SourceTrouble,
 )
 from edgexnas.errors import ConfigurationError, SourceError
+from edgexnas.simulate import PtychographySettings, simulate_scan
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is the extra «device»")
 
@@ -690,6 +692,76 @@ class TestPtychography:
         np.testing.assert_allclose(final.image.amplitude, np.abs(truth), atol=0.02)
         assert status.last_result is not None
         assert status.last_result.object_image is final.image
+
+    def test_a_scan_is_refined_after_its_end_and_shown_with_the_networks_object(
+        self, visible: ModuleType, keys: Path, tmp_path: Path, told_source: Make, frame_of: Make,
+        seen: Any,
+    ) -> None:  # fmt: skip
+        scan = simulate_scan(PtychographySettings(scan_shape_px=(36, 36), step_px=9), seed=3)
+        path = visible.write_visible_bundle(
+            tmp_path / "v.edgex", signing_key=keys / "edgexnas.key.pem", probe=scan.probe
+        )
+
+        def events() -> Iterator[Any]:
+            yield SeriesStart("scan")
+            for number, pattern in enumerate(scan.patterns):
+                place = tuple(scan.positions_px[number] * self.PIXEL_M)
+                yield frame_of(number, pattern, series="scan", position_m=place)
+
+        sinks = [CallbackSink(seen, policy="block"), Hdf5Sink(tmp_path)]
+        with PtychoPredictor(open_bundle(path, trust=keys), precision="float32") as opened:
+            service = Service(
+                opened, told_source(events()), sinks,
+                settings=PipelineSettings(object_pixel_m=self.PIXEL_M, refine=8),
+            )  # fmt: skip
+            status = service.run()
+        shown = [item for item in seen.items if isinstance(item, ObjectSnapshot)]
+        network, refined = shown[-2], shown[-1]
+        assert network.final
+        assert network.refinement is None
+        assert refined.refinement is not None
+        assert refined.image is network.image
+        residuals = refined.refinement.residuals
+        assert residuals[-1] < 0.1 * residuals[0]
+        assert status.last_result is not None
+        assert status.last_result.refinement is refined.refinement
+        (stored,) = tmp_path.glob("object_scan_*.h5")
+        with h5py.File(stored) as file:
+            np.testing.assert_allclose(file["entry/refinement/residual"][()], residuals)
+            assert "network" in file["entry"]
+
+    def test_refinement_needs_a_probe_before_the_service_starts(
+        self, predictor: PtychoPredictor, told_source: Make
+    ) -> None:
+        settings = PipelineSettings(object_pixel_m=self.PIXEL_M, refine=8)
+        with pytest.raises(ConfigurationError, match="holds no probe, which refine=8 needs"):
+            Service(predictor, told_source([]), settings=settings)
+
+    def test_patterns_that_cannot_be_refined_are_stitched_all_the_same(
+        self, visible: ModuleType, keys: Path, tmp_path: Path, told_source: Make, frame_of: Make,
+        seen: Any,
+    ) -> None:  # fmt: skip
+        path = visible.write_visible_bundle(
+            tmp_path / "v.edgex", signing_key=keys / "edgexnas.key.pem",
+            probe=np.ones((1, 128, 128), np.complex64),
+        )  # fmt: skip
+        scan = visible.visible_scan()
+        frames = [
+            frame_of(k, scan.patterns[k], series="scan", position_m=(k * 1e-7, k * 1e-7))
+            for k in range(4)
+        ]
+        with PtychoPredictor(open_bundle(path, trust=keys), precision="float32") as opened:
+            settings = PipelineSettings(object_pixel_m=self.PIXEL_M, refine=2)
+            service = Service(
+                opened, told_source([SeriesStart("scan"), *frames]),
+                [CallbackSink(seen, policy="block")], settings=settings,
+            )  # fmt: skip
+            status = service.run()
+        assert status.counts["done"] == 4
+        assert status.last_error is not None
+        assert "have shape (64, 64) and the probe of the bundle (128, 128)" in (
+            status.last_error.message
+        )
 
     def test_positions_in_metres_need_the_size_of_a_pixel(
         self, predictor: PtychoPredictor, told_source: Make

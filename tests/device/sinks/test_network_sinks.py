@@ -27,13 +27,13 @@ from edgexnas.device.sinks.results import (
     ObjectSnapshot,
     SeriesBegun,
     SeriesEnded,
+    SeriesSpots,
     ServiceIdentity,
-    Spots,
 )
-from edgexnas.device.sinks.results_layout import SPOT, SPOT_COLUMNS
 from edgexnas.device.sinks.zmq_sink import ZmqSink
 from edgexnas.errors import ConfigurationError
 from edgexnas.ptycho import ObjectImage
+from edgexnas.spots import SPOT, SPOT_COLUMNS, Spots
 
 ROOT = Path(__file__).resolve().parents[3]
 IDENTITY = ServiceIdentity("bragg", "m", 1, "onnxruntime", "int8", "told://", "0", "a" * 64)
@@ -145,7 +145,7 @@ class TestZmq:
 
     def test_spots_are_sent_column_by_column(self, sink: ZmqSink, receive: Any) -> None:
         take = receive(sink.address, "push")
-        sink.write_spots(Spots("a", SPOTS))
+        sink.write_spots(SeriesSpots("a", Spots.from_table(SPOTS)))
         topic, header, arrays = take()
         assert (topic, header["series"], list(arrays)) == ("edgexnas.spots", "a", [*SPOT_COLUMNS])
         np.testing.assert_array_equal(arrays["omega_deg"], SPOTS["omega_deg"])
@@ -272,7 +272,7 @@ else:
         sink = PvaSink(prefix, spots=True)
         sink.open(IDENTITY)
         try:
-            sink.write_spots(Spots("a", SPOTS))
+            sink.write_spots(SeriesSpots("a", Spots.from_table(SPOTS)))
             _, columns, others = self.client(f"{prefix}Spots", "table")
         finally:
             sink.close()

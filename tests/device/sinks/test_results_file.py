@@ -16,15 +16,16 @@ from hypothesis import strategies as st
 
 from edgexnas.bragg import Peaks
 from edgexnas.device.sinks.hdf5_sink import Hdf5Sink
-from edgexnas.device.sinks.results import FrameResult, SeriesBegun, ServiceIdentity, Spots
+from edgexnas.device.sinks.results import FrameResult, SeriesBegun, SeriesSpots, ServiceIdentity
 from edgexnas.device.sinks.results_file import (
     StoredFrame,
     committed_frames,
     read_results,
     read_spots,
 )
-from edgexnas.device.sinks.results_layout import COMMIT, PEAK_COLUMNS, SPOT, VERSION
+from edgexnas.device.sinks.results_layout import COMMIT, PEAK_COLUMNS, VERSION
 from edgexnas.errors import SourceError
+from edgexnas.spots import SPOT, Spots
 
 FILES = Path(__file__).parent / "files"
 IDENTITY = ServiceIdentity("bragg", "m", 1, "onnxruntime", "int8", "told://", "0", "a" * 64)
@@ -192,25 +193,25 @@ class TestSpots:
         sink = Hdf5Sink(tmp_path, spots=True)
         sink.open(IDENTITY)
         sink.write([result(0)])
-        sink.write_spots(Spots("a", self.TABLE))
-        sink.write_spots(Spots("b", self.TABLE[:1]))
+        sink.write_spots(SeriesSpots("a", Spots.from_table(self.TABLE)))
+        sink.write_spots(SeriesSpots("b", Spots.from_table(self.TABLE[:1])))
         sink.close()
         first, second = read_spots(tmp_path)
         assert (first.series, second.series) == ("a", "b")
-        np.testing.assert_array_equal(first.table, self.TABLE)
-        np.testing.assert_array_equal(second.table, self.TABLE[:1])
+        np.testing.assert_array_equal(first.spots.table, self.TABLE)
+        np.testing.assert_array_equal(second.spots.table, self.TABLE[:1])
         assert [frame.number for frame in read_results(tmp_path)] == [0]
 
     def test_spots_that_a_crash_cut_off_are_not_read(self, tmp_path: Path) -> None:
         sink = Hdf5Sink(tmp_path, spots=True)
         sink.open(IDENTITY)
-        sink.write_spots(Spots("a", self.TABLE))
+        sink.write_spots(SeriesSpots("a", Spots.from_table(self.TABLE)))
         sink.close()
         assert sink.path is not None
         with h5py.File(sink.path, "r+") as file:
             file["entry/spots/row_px"].resize((5,))
         (spots,) = read_spots(sink.path)
-        assert len(spots.table) == 3
+        assert len(spots.spots) == 3
 
     def test_a_file_without_spots_has_none(self, tmp_path: Path) -> None:
         assert list(read_spots(write(tmp_path, result(0)))) == []

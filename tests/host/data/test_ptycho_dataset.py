@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -258,3 +259,59 @@ def test_a_dataset_is_neither_a_scan_nor_frames(tmp_path: Path) -> None:
     for opened in (open_scan, open_frames):
         with pytest.raises(SourceError, match="holds labelled patterns to train on, not frames"):
             opened(path)
+
+
+def with_all(dataset: PtychoDataset) -> PtychoDataset:
+    """The dataset with all that may be left out."""
+    rng = np.random.default_rng(1)
+    return replace(
+        dataset,
+        probe=(rng.normal(size=(2, 128, 128)) + 1j).astype(np.complex64),
+        seen_object=(rng.normal(size=(90, 80)) + 1j).astype(np.complex64),
+        seen_illumination=rng.random((90, 80), np.float32),
+        mask=np.eye(128, dtype=bool),
+        orientation="transpose",
+        object_pixel_m=(1e-8, 2e-8),
+    )
+
+
+def test_probe_object_mask_and_orientation_travel_with_the_labels(
+    tiny_patterns: PtychoDataset, tmp_path: Path
+) -> None:
+    kept = with_all(tiny_patterns)
+    read = PtychoDataset.load(kept.save(tmp_path / "labels.h5"))
+    for name in PtychoDataset.OPTIONAL:
+        np.testing.assert_array_equal(getattr(read, name), getattr(kept, name))
+    assert (read.orientation, read.object_pixel_m) == ("transpose", (1e-8, 2e-8))
+    assert read.digest == kept.digest != tiny_patterns.digest
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"probe": np.ones((64, 64), np.complex64)}, r"specify finite complex64 \(modes, H, W\)"),
+        ({"seen_illumination": None}, "different shapes"),
+        ({"mask": np.zeros((64, 64), bool)}, "specify that of a detector pattern for both"),
+        ({"orientation": "upside-down"}, "orientation is 'upside-down'"),
+    ],
+)
+def test_parts_that_do_not_fit_are_rejected(
+    tiny_patterns: PtychoDataset, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        replace(with_all(tiny_patterns), **change)
+
+
+@pytest.mark.parametrize(("version", "readable"), [(0, False), (1, True), (2, True), (3, False)])
+def test_labels_of_version_1_are_read_and_newer_ones_than_2_are_not(
+    tmp_path: Path, version: int, readable: bool
+) -> None:
+    dataset = tiny()
+    path = dataset.save(tmp_path / "labels.h5")
+    with h5py.File(path, "r+") as file:
+        file.attrs["version"] = version
+    if readable:
+        assert PtychoDataset.load(path).digest == dataset.digest
+        return
+    with pytest.raises(SourceError, match="label the scan again"):
+        PtychoDataset.load(path)

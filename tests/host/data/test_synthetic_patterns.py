@@ -11,13 +11,13 @@ import torch
 from edgexnas.errors import ConfigurationError, InputError
 from edgexnas.host.data.phase_retrieval import Reconstruction
 from edgexnas.host.data.ptycho_labels import label_scan
+from edgexnas.host.data.scan_parts import part_of_scan
+from edgexnas.host.data.synthetic_objects import CANVAS_PX
 from edgexnas.host.data.synthetic_patterns import (
-    CANVAS_PX,
     ObjectVariety,
     PatternSource,
     draw_objects,
     in_scale_of,
-    part_of_scan,
     with_synthetic_patterns,
 )
 from edgexnas.host.networks.ptycho_models import MlpPtycho

@@ -436,7 +436,7 @@ def test_progress_shows_failures_the_best_and_the_time_left(
     defaults = {
         "resume": True, "epochs": 2, "measure": None, "signing_key": None, "timeout": None,
         "memory_limit_gb": None, "ray_address": None, "constraints": None, "search_options": None,
-        "patience": None,
+        "patience": None, "budget": None, "synthetic": None,
     }  # fmt: skip
     console = Console(file=io.StringIO(), width=100, force_terminal=False)
     progress = SearchProgress(make_plan(**defaults | arguments), console=console)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +17,19 @@ from edgexnas.bundle import Bundle, PtychoPreprocessing, generate_keys, open_bun
 from edgexnas.errors import ConfigurationError, QuantisationError
 from edgexnas.host.data.peak_dataset import PeakDataset
 from edgexnas.host.data.ptycho_dataset import PtychoDataset
-from edgexnas.host.data.synthetic_patterns import PatternSource, draw_objects
+from edgexnas.host.data.synthetic_patterns import Drawing, PatternSource, draw_objects
 from edgexnas.host.exporting.bundle_export import export_bundle
 from edgexnas.host.exporting.quantisation import run_onnx
 from edgexnas.host.networks.ptycho_models import CnnPtycho, MlpPtycho
 from edgexnas.host.networks.spaces import SPACES
-from edgexnas.host.search.evaluation import EvaluationContext, EvaluationRequest, evaluate
+from edgexnas.host.search.evaluation import (
+    EvaluationContext,
+    EvaluationRequest,
+    evaluate,
+    evaluation_context,
+)
 from edgexnas.host.search.optimization import SearchResult, optimize
-from edgexnas.host.training.loop import train
+from edgexnas.host.training.loop import _Schedule, train
 from edgexnas.host.training.settings import TrainingData, TrainingSettings
 from edgexnas.ptycho import patch_errors
 from edgexnas.simulate import PtychographySettings
@@ -133,16 +140,16 @@ def test_worker_processes_give_the_same_candidates_as_a_serial_search(
     assert errors[1] == pytest.approx(errors[0], rel=1e-5)
 
 
-def test_both_spaces_are_searched_if_none_is_named(
+def test_the_space_of_few_multiplications_is_searched_if_none_is_named(
     search: Callable[..., SearchResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = SPACES["cnnPtycho"].narrow(
-        filters=2, encoder_layers=1, decoder1_layers=1, decoder2_layers=1
+    small = SPACES["ptychoUnet"].narrow(
+        width1=16, width2=16, width3=32, blocks=1, stride=4, epochs=16, batch_size=64
     )
-    monkeypatch.setitem(SPACES, "mlpPtycho", SPACE)
-    monkeypatch.setitem(SPACES, "cnnPtycho", small)
-    result = search(space=None, epochs=1)
-    assert result.table()["space"].tolist() == ["mlpPtycho", "cnnPtycho"]
+    monkeypatch.setitem(SPACES, "ptychoUnet", small)
+    result = search(space=None, epochs=None, objectives=("error", "parameters", "macs"))
+    assert result.table()["space"].tolist() == ["ptychoUnet", "ptychoUnet"]
+    assert (result.table()["macs"] > 0).all()
 
 
 def test_quantiles_are_not_offered(search: Callable[..., SearchResult], tmp_path: Path) -> None:
@@ -217,3 +224,98 @@ def test_int8_that_loses_phase_is_refused_and_nothing_is_written(
     with pytest.raises(QuantisationError, match=r"of mean phase error .* rad .* 10% is allowed"):
         export(tmp_path / "bad.edgex", model, tiny_patterns, keys, fine_tune=None)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def drawn_patterns(tiny_patterns: PtychoDataset) -> PtychoDataset:
+    """The tiny dataset with the probe that its patterns were made with."""
+    row, col = np.mgrid[-32:32, -32:32]
+    probe = np.exp(-(row**2 + col**2) / 600 + 0.01j * (row**2 + 0.5 * col**2))
+    return replace(tiny_patterns, probe=(np.sqrt(1000) * probe[None]).astype(np.complex64))
+
+
+def test_a_search_draws_its_patterns_anew_where_labels_hold_a_probe(
+    drawn_patterns: PtychoDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+    draw = PatternSource.draw
+
+    def counted(source: PatternSource, count: int) -> Any:
+        drawn.append(count)
+        return draw(source, count)
+
+    monkeypatch.setattr(PatternSource, "draw", counted)
+    context = evaluation_context(drawn_patterns, drawn_patterns.split(), device="cpu")
+    assert context.drawing is not None
+    training = {"epochs": 1, "batch_size": 64, "learning_rate": 1e-3}
+    request = EvaluationRequest(0, SPACE, {"units": 8, "layers": 1} | training, seed=1)
+    result = evaluate(request, context)
+    assert not result.reason
+    # 32 steps of an epoch of 2,048, and what the network's constants are fitted to.
+    assert drawn == [1024] + 32 * [64]
+
+
+def test_equal_seeds_draw_alike_whatever_was_drawn_before(drawn_patterns: PtychoDataset) -> None:
+    training = {"epochs": 1, "batch_size": 64, "learning_rate": 1e-3}
+    requests = [
+        EvaluationRequest(0, SPACE, {"units": 8, "layers": 1} | training, seed=seed)
+        for seed in (1, 2, 1)
+    ]
+    context = evaluation_context(drawn_patterns, drawn_patterns.split(), device="cpu")
+    first, other, again = (evaluate(request, context).metrics["error"] for request in requests)
+    assert first == again != other
+
+
+def test_labels_without_a_probe_train_on_their_own_patterns(tiny_patterns: PtychoDataset) -> None:
+    assert evaluation_context(tiny_patterns, tiny_patterns.split(), device="cpu").drawing is None
+
+
+def test_what_is_drawn_from_travels_to_workers_and_simulates_the_labels_contrast(
+    drawn_patterns: PtychoDataset,
+) -> None:
+    split = drawn_patterns.split()
+    drawing = pickle.loads(pickle.dumps(Drawing.of(drawn_patterns, split.train)))
+    assert drawing is not None
+    x, y = drawing.source(objects=4, seed=3).draw(64)
+    measured = drawn_patterns.inputs()[split.train]
+    assert float(x.mean()) == pytest.approx(measured.mean(), rel=0.2)
+    phase = drawn_patterns.targets[split.train, 1]
+    spread = np.ptp(np.percentile(phase, (1, 99)))
+    assert -drawing.variety.phase_shift_rad[0] == pytest.approx(spread, rel=1e-5)
+    assert y.shape == (64, 2, 64, 64)
+
+
+def test_a_limit_of_time_ends_the_schedule_of_drawn_patterns_and_not_of_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = iter([0.0, 5.0, 10.0])
+    monkeypatch.setattr("edgexnas.host.training.loop.time.monotonic", lambda: next(now))
+    timed = _Schedule(1.0, 10_000, ends_s=10.0)
+    assert timed.next() == pytest.approx(0.5, abs=0.05)
+    assert timed.next() == pytest.approx(0, abs=1e-6)
+
+
+def test_a_training_on_drawn_patterns_ends_with_its_time_within_an_epoch(
+    drawn_patterns: PtychoDataset,
+) -> None:
+    context = evaluation_context(drawn_patterns, drawn_patterns.split(), device="cpu")
+    training = {"epochs": 1000, "batch_size": 8, "learning_rate": 1e-3}
+    request = EvaluationRequest(
+        0, SPACE, {"units": 8, "layers": 1} | training, seed=1, time_limit_s=1e-3
+    )
+    result = evaluate(request, context)
+    assert result.metrics["epochs"] == 1
+
+
+def test_the_bundle_carries_probe_and_orientation(
+    drawn_patterns: PtychoDataset, network: CnnPtycho, keys: Path, tmp_path: Path
+) -> None:
+    turned = replace(drawn_patterns, orientation="transpose", object_pixel_m=(1e-8, 1e-8))
+    export(tmp_path / "b.edgex", network, turned, keys, maximum_loss=10.0)
+    bundle = open_bundle(tmp_path / "b.edgex", trust=keys)
+    assert bundle.probe is not None
+    np.testing.assert_array_equal(bundle.probe, turned.probe)
+    record = bundle.manifest.probe
+    assert record is not None
+    assert (record.orientation, record.pixel_m) == ("transpose", (1e-8, 1e-8))
+    assert bundle.manifest.requires_edgexnas == "0.3.0"

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +16,7 @@ from edgexnas.host.training.bragg_criterion import (
     score_offsets,
     symmetry,
 )
-from edgexnas.host.training.loop import DivergedError, train
+from edgexnas.host.training.loop import ROUNDS, DivergedError, train
 from edgexnas.host.training.settings import TrainingData, TrainingSettings
 
 
@@ -124,7 +127,44 @@ def test_scores_are_distances_in_pixels() -> None:
     assert scores["coverage"] == 0.75
 
 
-@pytest.mark.parametrize("change", [{"epochs": 0}, {"batch_size": 0}, {"learning_rate": 0.0}])
+def ticking(tick_s: float) -> Callable[[], float]:
+    """A clock that goes on by one tick each time that it is read."""
+    ticks = itertools.count()
+    return lambda: next(ticks) * tick_s
+
+
+def test_a_training_that_is_given_a_time_uses_it_and_ends_with_its_rate_at_0(
+    gaussian_task: TrainingData,
+) -> None:
+    torch.manual_seed(0)
+    model = MlpBragg(16, 1)
+    result = train(model, gaussian_task, settings(epochs=1, seconds=10.0), clock=ticking(0.01))
+    # Two reads of the clock a step, and forty rounds that are scored.
+    assert 400 < result.steps <= 500
+    assert 30 <= len(result.history) <= ROUNDS + 1
+    assert result.epochs == round(result.steps * 32 / 512)
+    # The last rounds hardly move the weights.
+    assert result.history[-1]["error"] == pytest.approx(result.history[-2]["error"], rel=0.02)
+    assert result.metrics["error"] < 0.5 * constant_error(gaussian_task)
+
+
+def test_a_single_step_longer_than_the_time_still_is_one(gaussian_task: TrainingData) -> None:
+    result = train(MlpBragg(8, 1), gaussian_task, settings(seconds=1.0), clock=ticking(0.9))
+    assert result.steps == 1
+    assert len(result.history) == 1
+
+
+def test_training_on_never_loses_what_there_was(gaussian_task: TrainingData) -> None:
+    torch.manual_seed(0)
+    first = train(MlpBragg(16, 1), gaussian_task, settings(epochs=10))
+    ruinous = settings(epochs=2, learning_rate=10.0, continued=True)
+    second = train(first.model, gaussian_task, ruinous)
+    assert second.metrics == pytest.approx(first.metrics)
+
+
+@pytest.mark.parametrize(
+    "change", [{"epochs": 0}, {"batch_size": 0}, {"learning_rate": 0.0}, {"seconds": 0.0}]
+)
 def test_settings_that_train_nothing_are_refused(change: dict[str, float]) -> None:
     with pytest.raises(ConfigurationError, match=next(iter(change))):
         settings(**change)

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from edgexnas.host.networks.bragg_models import BraggNN, CnnBragg, MlpBragg, QuantileHead
+from edgexnas.host.networks.ptycho_unet import PtychoUnet
 from edgexnas.host.networks.symmetric_mlp import mlp_bragg_symmetric
-from edgexnas.host.training import recorded_step
 from edgexnas.host.training import steps as training_steps
 from edgexnas.host.training.bragg_criterion import QuantileCriterion
 from edgexnas.host.training.loop import train
+from edgexnas.host.training.normalisation import normalised as normalised_convolutions
+from edgexnas.host.training.ptycho_criterion import PatchCriterion
 from edgexnas.host.training.recorded_step import Recording
 from edgexnas.host.training.settings import TrainingData, TrainingSettings
 from edgexnas.host.training.steps import ModuleStep, RecordedStep, make_step, normalises_on_gpu
@@ -130,7 +132,7 @@ def test_a_step_that_cannot_be_recorded_is_run_as_it_is(
         step.run((x, y, 1e-2) for x, y in batches(gaussian_task)[:2])
         assert not any(map(torch.equal, before, model.parameters()))
         assert step.plain is not None
-        monkeypatch.setattr(recorded_step, "LARGEST_BYTES", 1000)
+        monkeypatch.setattr(training_steps, "LARGEST_BYTES", 1000)
 
 
 def test_weights_that_are_frozen_stay_as_they_are(gaussian_task: TrainingData) -> None:
@@ -197,3 +199,14 @@ def test_what_is_drawn_at_constant_chances_is_drawn_anew() -> None:
         recording.replay()
         draws.append(target.tolist())
     assert draws[0] != draws[1]
+
+
+def test_a_large_step_of_normalised_convolutions_runs_as_modules() -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(32, 1, 64, 64), torch.rand(32, 2, 64, 64)
+    model = PtychoUnet(16, 16, 32, 1, 4, True, False).train()
+    with normalised_convolutions(model):
+        step = make_step(model, PatchCriterion())
+        assert isinstance(step, RecordedStep)
+        step.run([(x, y, 1e-3)])
+        assert isinstance(step.plain, ModuleStep)

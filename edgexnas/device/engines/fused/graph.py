@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 Array = npt.NDArray[Any]
-Activation = Literal["none", "relu", "leaky"]
+Activation = Literal["none", "relu", "leaky", "silu"]
 
 PATCHES = "patches"
 """Name of the input among the values that steps read."""
@@ -161,7 +161,7 @@ class Network:
 
 
 def read_network(model: bytes) -> Network:
-    """Read mlpBragg, mlpBraggSymmetric, cnnBragg or BraggNN.
+    """Read mlpBragg, a symmetric mlpBragg, cnnBragg or BraggNN.
 
     Parameters
     ----------
@@ -246,6 +246,7 @@ class _Reader:
             "Conv": self._conv,
             "Relu": self._activate,
             "LeakyRelu": self._activate,
+            "Sigmoid": self._sigmoid,
             "MaxPool": self._pool,
             "Softmax": self._softmax,
             "Mul": self._multiply,
@@ -588,7 +589,20 @@ class _Reader:
         changed_layer = replace(layer, **changed, slope=slope or layer.slope)  # type: ignore[arg-type]
         self._change(node, changed_layer)
 
+    def _sigmoid(self, node: NodeProto) -> None:
+        """Note the sigmoid of a layer, which its product with the layer makes SiLU."""
+        self._sole_layer(node, node.input[0], uses=2)
+        self._values[node.output[0]] = _Value("sigmoid", node.input[0])
+
     def _multiply(self, node: NodeProto) -> None:
+        kinds = {name: self._values[name] for name in node.input if name in self._values}
+        sigmoids = [value.name for value in kinds.values() if value.kind == "sigmoid"]
+        if len(sigmoids) == 1 and sigmoids[0] in node.input:
+            layer = self._sole_layer(node, sigmoids[0], uses=2)
+            free = layer.added is None and layer.activation == "none" and layer.gain == 1.0
+            self._check(free, f"{node.output[0]} is a second activation")
+            self._change(node, replace(layer, activation="silu"))
+            return
         gains = [name for name in node.input if name in self._constants]
         values = [name for name in node.input if name not in self._constants]
         self._check(
@@ -626,11 +640,11 @@ class _Reader:
         )
         self._change(node, replace(layer, added=first.name, added_scale=first.scale))
 
-    def _sole_layer(self, node: NodeProto, name: str) -> Layer:
-        """Return the layer whose output nothing but this node reads: it can be changed."""
+    def _sole_layer(self, node: NodeProto, name: str, *, uses: int = 1) -> Layer:
+        """Return a layer whose output is read so often and no more: it can be changed."""
         value = self._value(node, name)
         layer = self._steps.get(value.name)
-        if not isinstance(layer, Layer) or value.kind != "value" or self._uses[name] != 1:
+        if not isinstance(layer, Layer) or value.kind != "value" or self._uses[name] != uses:
             raise self._unknown(node)
         return layer
 

@@ -555,7 +555,7 @@ class _Writer:
         return _struct("Quantiles", numbers, {})
 
 
-_ACTIVATIONS = {"none": 0, "relu": 1, "leaky": 2}
+_ACTIVATIONS = {"none": 0, "relu": 1, "leaky": 2, "silu": 3}
 
 _KERNEL = """
 {structs}

@@ -10,7 +10,7 @@ from edgexnas.errors import ConfigurationError
 from edgexnas.host.search.strategies.bayesian import BayesianSearch
 from edgexnas.host.search.strategies.evolution import RegularisedEvolution
 from edgexnas.host.search.strategies.hyperband import Hyperband
-from edgexnas.host.search.strategies.optuna_samplers import Nsga2, Tpe
+from edgexnas.host.search.strategies.optuna_samplers import GaussianProcess, Nsga2, Tpe
 from edgexnas.host.search.strategies.random_search import RandomSearch
 from edgexnas.host.search.strategies.strategy import Outcome, Proposal, SearchProblem, Strategy
 
@@ -22,6 +22,7 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "evolution": RegularisedEvolution,
     "hyperband": Hyperband,
     "optuna-tpe": Tpe,
+    "optuna-gp": GaussianProcess,
     "optuna-nsga2": Nsga2,
 }
 """Strategies by the name that `optimize` knows them by."""

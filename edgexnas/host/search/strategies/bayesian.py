@@ -20,7 +20,7 @@ import numpy as np
 
 from edgexnas.errors import ConfigurationError, MissingDependencyError
 from edgexnas.host.networks.hyperparameters import Choice, Configuration, Hyperparameter
-from edgexnas.host.search.strategies.strategy import SearchProblem, Strategy
+from edgexnas.host.search.strategies.strategy import Outcome, SearchProblem, Strategy
 
 if TYPE_CHECKING:
     from deephyper.hpo import HpProblem
@@ -33,6 +33,9 @@ KAPPA_LAST, KAPPA_PERIOD = 0.01, 10
 """DeepHyper's defaults: exploration decays to KAPPA_LAST over KAPPA_PERIOD proposals, again and
 again."""
 
+FIDELITY = "ladder"
+"""The model's dimension for how long a training was."""
+
 SLOW_CANDIDATES = 500
 """Candidates an acquisition where a size has to be measured on the meta device."""
 
@@ -40,7 +43,10 @@ SLOW_CANDIDATES = 500
 class BayesianSearch(Strategy):
     """Bayesian optimisation with a new random scalarisation of the objectives each time.
 
-    Objectives arrive on logarithmic scales, which a Gaussian process with few points needs.
+    Objectives arrive on logarithmic scales, which a Gaussian process with few points needs. Where
+    trainings climb a ladder of times, each rung is a point of the model with its place on the
+    ladder as one more dimension, and proposals are judged at the top: so short trainings tell of
+    long ones as far as the learning curves seen allow.
 
     Parameters
     ----------
@@ -78,6 +84,16 @@ class BayesianSearch(Strategy):
         quick = problem.space.sizer is not None
         self.candidates = candidates if quick else min(candidates, SLOW_CANDIDATES)
         self.switch_at = switch_at
+        self._told_rungs: list[Outcome] = []
+
+    def tell(self, number: int, outcome: Outcome) -> None:
+        """Report what came of proposal `number`; each time that its training went on counts."""
+        super().tell(number, outcome)
+        self._told_rungs.append(outcome)
+
+    @property
+    def _on_ladder(self) -> bool:
+        return len({outcome.fidelity for outcome in self._told_rungs}) > 1
 
     def _propose(self, number: int, rng: random.Random) -> Configuration:
         if not self.outcomes or not self.problem.space.free:
@@ -99,7 +115,7 @@ class BayesianSearch(Strategy):
 
         surrogate = self.surrogate
         if surrogate == "auto":
-            surrogate = "GP" if len(self.outcomes) <= self.switch_at else "ET"
+            surrogate = "GP" if len(self._told_rungs) <= self.switch_at else "ET"
         # Follows from the number, because the strategy keeps nothing between proposals.
         phase = (number - 1 - len(self.initial)) % KAPPA_PERIOD
         decay = math.log(KAPPA_LAST / self.kappa) / KAPPA_PERIOD
@@ -126,16 +142,17 @@ class BayesianSearch(Strategy):
 
     def _history(self) -> list[tuple[Configuration, float | tuple[float, ...]]]:
         """Outcomes, and pending points with the mean outcome so that none is proposed twice."""
-        rows = [(o.configuration, o.values) for o in self.outcomes.values()]
+        rows = [(self._told(o.configuration, o.fidelity), o.values) for o in self._told_rungs]
         mean = tuple(float(v) for v in np.mean([values for _, values in rows], axis=0))
-        rows += [(configuration, mean) for configuration in self.pending]
+        lowest = min(outcome.fidelity for outcome in self._told_rungs)
+        rows += [(self._told(configuration, lowest), mean) for configuration in self.pending]
         # DeepHyper maximises, and wants a bare number when there is one objective.
         return [
             (
-                self._told(configuration),
+                told,
                 -values[0] if len(values) == 1 else tuple(-v for v in values),
             )
-            for configuration, values in rows
+            for told, values in rows
         ]
 
     def _deephyper_problem(self, rng: random.Random) -> HpProblem:
@@ -148,20 +165,24 @@ class BayesianSearch(Strategy):
                 problem.add_hyperparameter(names if _is_mixed(p) else list(p.values), p.name)
             else:
                 problem.add_hyperparameter((p.low, p.high, p.prior), p.name)
+        if self._on_ladder:
+            problem.add_hyperparameter((0.0, 1.0), FIDELITY)
 
         def sample(count: int) -> list[Configuration]:
-            return [self._told(self.problem.draw(rng)) for _ in range(count)]
+            return [self._told(self.problem.draw(rng), 1.0) for _ in range(count)]
 
         # Candidates from our own priors keep the constraints and the priors in one place.
         problem.set_sampling_fn(sample)
         return problem
 
-    def _told(self, configuration: Configuration) -> Configuration:
+    def _told(self, configuration: Configuration, fidelity: float) -> Configuration:
         """Give the free values of a configuration as DeepHyper knows them."""
         told: Configuration = {}
         for p in self.problem.space.free:
             value = configuration[p.name]
             told[p.name] = str(p.values.index(value)) if _is_mixed(p) else value
+        if self._on_ladder:
+            told[FIDELITY] = fidelity
         return told
 
 

@@ -1,4 +1,4 @@
-"""Optuna's TPE and NSGA-II, to compare with."""
+"""Optuna's TPE, Gaussian process and NSGA-II, to compare with."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edgexnas.host.search.strategies.strategy import Outcome, SearchProblem, Str
 if TYPE_CHECKING:
     import optuna
 
-__all__ = ["Nsga2", "Tpe"]
+__all__ = ["GaussianProcess", "Nsga2", "Tpe"]
 
 INFEASIBLE_TRIES = 50
 
@@ -69,8 +69,10 @@ class _OptunaStrategy(Strategy):
     def tell(self, number: int, outcome: Outcome) -> None:
         """Report what came of proposal `number`."""
         super().tell(number, outcome)
-        with _quiet():
-            self._study.tell(self._trials.pop(number), list(outcome.values))
+        # A study takes one result of a trial: its first rung, which all trials have.
+        if number in self._trials:
+            with _quiet():
+                self._study.tell(self._trials.pop(number), list(outcome.values))
 
     def _ask(self, seed: int) -> optuna.trial.Trial:
         with _quiet():
@@ -103,6 +105,15 @@ class Tpe(_OptunaStrategy):
             multivariate=self.multivariate,
             constant_liar=True,
         )
+
+
+class GaussianProcess(_OptunaStrategy):
+    """Optuna's Gaussian process, with expected hypervolume improvement for several objectives."""
+
+    def _sampler(self, seed: int) -> optuna.samplers.BaseSampler:
+        import optuna
+
+        return optuna.samplers.GPSampler(seed=seed, n_startup_trials=len(self.initial))
 
 
 class Nsga2(_OptunaStrategy):

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from edgexnas.errors import ConfigurationError
 from edgexnas.host.networks.hyperparameters import Configuration, is_whole
 from edgexnas.host.networks.search_space import SearchSpace
+from edgexnas.host.search.priors import Prior
 
 __all__ = ["Outcome", "Proposal", "SearchProblem", "Strategy"]
 
@@ -35,12 +36,15 @@ class SearchProblem:
         Fixes every proposal.
     feasible
         Whether a configuration keeps the hard constraints that are known without building it.
+    prior
+        What earlier runs found good, to draw around; None draws from the space's own priors.
     """
 
     space: SearchSpace
     objectives: int
     seed: int
     feasible: Callable[[Configuration], bool] = lambda _: True
+    prior: Prior | None = None
 
     def generator(self, *purpose: object) -> random.Random:
         """Random numbers for one purpose, independent of those for any other."""
@@ -58,7 +62,9 @@ class SearchProblem:
             If not even the smallest configuration is feasible.
         """
         for _ in range(FEASIBLE_TRIES):
-            configuration = self.space.sample(rng)
+            configuration = (
+                self.space.sample(rng) if self.prior is None else self.prior.sample(self.space, rng)
+            )
             if self.feasible(configuration):
                 return configuration
         # The smallest configuration is the likeliest to keep bounds on size.
@@ -110,11 +116,14 @@ class Outcome:
         the evaluation failed and the objective is unknown.
     rungs
         Epoch → best validation error so far, at powers of 3.
+    fidelity
+        How far up the ladder of times the training was, from 0 to 1; 1 where there is no ladder.
     """
 
     configuration: Configuration
     values: tuple[float, ...]
     rungs: Mapping[int, float] = field(default_factory=dict)
+    fidelity: float = 1.0
 
 
 class Strategy(ABC):
@@ -159,7 +168,7 @@ class Strategy(ABC):
         return Proposal(number, configuration, self._stop_above(number, configuration))
 
     def tell(self, number: int, outcome: Outcome) -> None:
-        """Report what came of proposal `number`."""
+        """Report what came of proposal `number`; again for each time that its training went on."""
         self.outcomes[number] = outcome
 
     def _unseen(self, number: int) -> Configuration:

@@ -1,0 +1,117 @@
+"""Refinement of a scan's object after the network, by the physics of its patterns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgexnas.errors import ConfigurationError, InputError
+from edgexnas.ptycho import ObjectImage, PatternStore, Refinement, Refiner
+from edgexnas.ptycho.refinement import check_sweeps
+
+if TYPE_CHECKING:
+    from edgexnas.bundle import Manifest
+    from edgexnas.device.ptycho.intake import PatternIntake
+
+__all__ = ["RefinedScan", "ScanRefiner"]
+
+
+class ScanRefiner:
+    """Refines the objects of scans with the probe of a bundle.
+
+    Parameters
+    ----------
+    manifest, probe
+        Of the bundle; `probe` is None where it has none.
+    sweeps
+        Of phase retrieval, from 1.
+
+    Raises
+    ------
+    ConfigurationError
+        If `sweeps` is out of range or the bundle has no probe.
+    """
+
+    def __init__(
+        self, manifest: Manifest, probe: npt.NDArray[np.complex64] | None, sweeps: int
+    ) -> None:
+        check_sweeps(sweeps)
+        if probe is None or manifest.probe is None:
+            raise ConfigurationError(
+                f"bundle {manifest.model_id} holds no probe, which refine={sweeps} needs; label "
+                "the scan again and export it with edgexnas 0.3.0 or newer, or use refine=0"
+            )
+        self.sweeps = sweeps
+        self.shape = manifest.probe.shape
+        self.orientation = manifest.probe.orientation
+        self._refiner = Refiner(probe)
+
+    def scan(self) -> RefinedScan:
+        """Begin to keep the patterns of a scan."""
+        return RefinedScan(self)
+
+    def refine(
+        self,
+        image: ObjectImage,
+        store: PatternStore,
+        stop: Callable[[], bool] | None = None,
+    ) -> Refinement | None:
+        """Refine an object; see `Refiner.refine`."""
+        return self._refiner.refine(image, store, self.sweeps, stop=stop)
+
+
+class RefinedScan:
+    """The patterns of one scan on their way to its refinement."""
+
+    def __init__(self, refiner: ScanRefiner) -> None:
+        self._refiner = refiner
+        self._intake: PatternIntake | None = None
+        self._store: PatternStore | None = None
+
+    def begin(self, shape: tuple[int, ...], intake: PatternIntake) -> None:
+        """Take in the shape of the scan's patterns, and the mask that its check knows.
+
+        Raises
+        ------
+        InputError
+            If the patterns are not of the shape that the probe has.
+        """
+        wanted = self._refiner.shape
+        # A probe in the axes of the positions: rows and columns are alike, for patterns are square.
+        if shape != wanted:
+            raise InputError(
+                f"patterns have shape {shape} and the probe of the bundle {wanted}; give patterns "
+                "as the detector of its training sent them, neither binned nor cut, or use refine=0"
+            )
+        self._intake = intake
+        self._store = PatternStore(wanted, mask=intake.mask, orientation=self._refiner.orientation)
+
+    def keep(self, number: int, pattern: npt.ArrayLike) -> None:
+        """Keep a pattern that was checked.
+
+        Raises
+        ------
+        InputError
+            If there are more than refinement has memory for.
+        """
+        assert self._store is not None
+        assert self._intake is not None
+        array: npt.NDArray[Any] = self._intake.masked(np.asarray(pattern))
+        # On a GPU counts are checked later; the scan then ends with that pattern.
+        self._store.add(number, np.maximum(array, 0))
+
+    def place(self, number: int, position: npt.NDArray[np.float64]) -> None:
+        """Take in where the patch of a pattern was stitched."""
+        if self._store is not None:
+            self._store.place(number, position)
+
+    def refine(
+        self, image: ObjectImage, *, stop: Callable[[], bool] | None = None
+    ) -> Refinement | None:
+        """Refine the object that was stitched; None if nothing was, or `stop` said so."""
+        if self._store is None or not image.values.size:
+            return None
+        return self._refiner.refine(image, self._store, stop)

@@ -1,0 +1,60 @@
+"""Peaks of each frame as CXI, which CrystFEL (``--peaks=cxi``) and Cheetah's viewers read.
+
+``/entry_1/result_1`` has a row for each frame: ``nPeaks``, and in rows padded with 0 the positions
+``peakXPosRaw`` (column) and ``peakYPosRaw`` (row), in pixels from the centre of the first pixel, to
+which CrystFEL adds the half pixel by itself, and ``peakTotalIntensity``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from edgexnas.errors import MissingDependencyError
+
+__all__ = ["write_cxi_peaks"]
+
+
+def write_cxi_peaks(path: Path, peaks: npt.NDArray[np.void], *, frames: int | None = None) -> None:
+    """Write the peaks of all frames of a series.
+
+    Parameters
+    ----------
+    peaks
+        (n,) of `edgexnas.forms.csv_tables.PEAK`, frames numbered from 0.
+    frames
+        How many frames the series has; None for up to the last with a peak.
+
+    Raises
+    ------
+    MissingDependencyError
+        If h5py is not installed.
+    OSError
+        If the file cannot be written.
+    """
+    try:
+        import h5py
+    except ImportError:
+        raise MissingDependencyError.of("h5py", extra="device", purpose="CXI") from None
+    peaks = peaks[np.argsort(peaks["frame"], kind="stable")]
+    count = int(peaks["frame"].max(initial=-1)) + 1 if frames is None else frames
+    number = np.bincount(peaks["frame"], minlength=count)
+    first = np.cumsum(number) - number
+    slot = np.arange(len(peaks)) - first[peaks["frame"]]
+    with h5py.File(path, "w") as file:
+        file["cxi_version"] = 160
+        entry = file.create_group("entry_1")
+        entry.attrs["NX_class"] = "NXentry"
+        result = entry.create_group("result_1")
+        result.attrs["NX_class"] = "NXcollection"
+        result["nPeaks"] = number.astype(np.int32)
+        for name, column in (
+            ("peakXPosRaw", "col_px"),
+            ("peakYPosRaw", "row_px"),
+            ("peakTotalIntensity", "counts"),
+        ):
+            padded = np.zeros((count, int(number.max(initial=0))), np.float32)
+            padded[peaks["frame"], slot] = peaks[column]
+            result.create_dataset(name, data=padded, compression="gzip" if padded.size else None)

@@ -1,0 +1,280 @@
+"""Searches replayed on recorded learning curves: today's way, the ladder, and other samplers.
+
+    python host/replay_searches.py docs/results/curves-ruby.json --output docs/results
+
+The curves, from `record_curves.py`, are a table of networks with their validation error after each
+slot of a ladder of times. A search asks its strategy as in earnest; a proposal stands for the
+nearest network of its space in the table, and its training costs the recorded CPU time and nothing
+else. Searches are sequential here: one worker.
+
+*Before* trains every network once for the epochs that are proposed, between 1 and 1000 on the
+measured patches; its error is interpolated between the recorded times, and what would take longer
+than the record counts, and costs, as long as the record. *Ladder* is `optimize(..., budget=...)`
+without finalists.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import math
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import wilcoxon
+
+from edgexnas.demo.markdown import hardware
+from edgexnas.host import SPACES, Configuration, SearchSpace
+from edgexnas.host.measuring.objectives import OBJECTIVES, hypervolume
+from edgexnas.host.search.budget import TimeShares
+from edgexnas.host.search.journal import Trial
+from edgexnas.host.search.ladder import Ladder, choose_space
+from edgexnas.host.search.priors import find_prior
+from edgexnas.host.search.strategies import Outcome, Proposal, SearchProblem, make_strategy
+
+OBJECTIVE_NAMES = ("error", "parameters")
+TOLD = tuple(OBJECTIVES[name] for name in OBJECTIVE_NAMES)
+# The package's scale ends at 0.01 px, which every good network passes.
+SCALE = (dataclasses.replace(OBJECTIVES["error"], best=0.001), OBJECTIVES["parameters"])
+SHARE = 0.9
+
+BEFORE = ("mlpBraggSymmetric", "mlpBragg", "cnnBragg")
+NOW = ("mlpBraggSmooth", "mlpBragg", "cnnBragg")
+
+LADDERS: dict[str, tuple[str, tuple[str, ...], bool]] = {
+    "ladder, DeepHyper CBO (the default)": ("cbo", NOW, True),
+    "ladder, DeepHyper CBO, spaces of before": ("cbo", BEFORE, True),
+    "ladder, DeepHyper CBO, spaces of before, no priors": ("cbo", BEFORE, False),
+    "ladder, Optuna TPE": ("optuna-tpe", NOW, True),
+    "ladder, Optuna GP": ("optuna-gp", NOW, True),
+    "ladder, random": ("random", NOW, True),
+}
+
+Row = dict[str, Any]
+
+
+class Table:
+    """Recorded networks by space."""
+
+    def __init__(self, content: dict[str, Any]) -> None:
+        self.slots = [float(s) for s in content["slots_s"]]
+        self.ends = list(itertools.accumulate(self.slots))
+        self.measured = int(content["measured"])
+        self.rows: dict[str, list[Row]] = {}
+        for row in content["rows"]:
+            # One that diverged at once has no error; a search would drop it.
+            self.rows.setdefault(row["space"], []).append(row)
+
+    def nearest(self, space: SearchSpace, wanted: Configuration, used: set[int]) -> int:
+        """Return the row that is nearest on the space's own scales, an unused one if any is."""
+        rows = self.rows[space.name]
+        names = [p.name for p in space.hyperparameters if p.name != "epochs"]
+
+        def distance(place: int) -> float:
+            return sum(
+                (space[n].to_unit(wanted[n]) - space[n].to_unit(rows[place]["configuration"][n]))
+                ** 2
+                for n in names
+            )
+
+        free = [place for place in range(len(rows)) if place not in used]
+        return min(free or range(len(rows)), key=distance)
+
+    def error(self, row: Row, seconds: float) -> float:
+        """Error after a training of some length, between the recorded ones on both logarithms."""
+        errors = [min(max(s["validation_px"], 1e-4), 1.0) for s in row["slots"]]
+        if not errors:
+            return 1.0
+        ends = np.log(self.ends[: len(errors)])
+        at = math.log(max(seconds, 1e-3))
+        if at < ends[0] and len(errors) > 1:
+            slope = (math.log(errors[1]) - math.log(errors[0])) / (ends[1] - ends[0])
+            return min(1.0, math.exp(math.log(errors[0]) + min(slope, 0) * (at - ends[0])))
+        return float(np.exp(np.interp(at, ends, np.log(errors))))
+
+    def step_seconds(self, row: Row) -> float:
+        """Seconds of a step, from the longest slot."""
+        slot = len(row["slots"]) - 1
+        return self.slots[slot] / max(row["slots"][slot]["steps"], 1) if slot >= 0 else 1.0
+
+
+Curve = list[tuple[float, float]]
+"""Training time spent, hypervolume."""
+
+
+def followed(results: Iterator[tuple[float, dict[str, float]]], until: float) -> Curve:
+    """Hypervolume after each training until a time is spent."""
+    spent, rows, curve = 0.0, [], []
+    for seconds, metrics in results:
+        spent += seconds
+        if spent > until:
+            break
+        rows.append(metrics)
+        curve.append((spent, hypervolume(rows, SCALE)))
+    return curve
+
+
+def before(table: Table, seed: int, evaluations: int) -> Iterator[tuple[float, dict[str, float]]]:
+    """Search as `optimize(..., max_evals=...)` does: every network once, spaces in turns."""
+    spaces = [SPACES[name] for name in BEFORE]
+    strategies = [make_strategy("cbo", SearchProblem(s, 2, seed)) for s in spaces]
+    for number in range(evaluations):
+        space, strategy = spaces[number % 3], strategies[number % 3]
+        proposal = strategy.ask()
+        wanted = proposal.configuration
+        row = table.rows[space.name][table.nearest(space, wanted, set())]
+        steps = int(wanted["epochs"]) * max(1, table.measured // int(wanted["batch_size"]))
+        seconds = min(steps * table.step_seconds(row), table.ends[-1])
+        metrics = {"error": table.error(row, seconds), "parameters": float(row["parameters"])}
+        values = tuple(o.position(metrics[o.name]) for o in TOLD)
+        strategy.tell(proposal.number, Outcome(wanted, values))
+        yield seconds, metrics
+
+
+def ladder(
+    table: Table, seed: int, kind: tuple[str, tuple[str, ...], bool], until: float
+) -> Iterator[tuple[float, dict[str, float]]]:
+    """Search as `optimize(..., budget=...)` does before its finalists."""
+    search, names, with_priors = kind
+    shares = TimeShares(until * 2, tuple(table.slots), until, until * 2, 0.0)
+    rungs = Ladder(shares, TOLD, 1)
+    spaces = {name: SPACES[name].narrow(epochs=1000) for name in names}
+    strategies = {
+        name: make_strategy(search, SearchProblem(
+            space, 2, seed, prior=find_prior(space) if with_priors else None))
+        for name, space in spaces.items()
+    }  # fmt: skip
+    trials: dict[int, Trial] = {}
+    proposals: dict[int, Proposal] = {}
+    rows: dict[int, tuple[Row, int]] = {}
+    used: dict[str, set[int]] = {name: set() for name in names}
+    spent = 0.0
+    while (job := rungs.next(trials, 1, spent)) is not None:
+        number = len(trials)
+        if job.parent is None:
+            rng = random.Random(f"{seed}/{len(trials)}")
+            name = choose_space(list(trials.values()), names, rng)
+            proposals[number] = strategies[name].ask()
+            place = table.nearest(spaces[name], proposals[number].configuration, used[name])
+            used[name].add(place)
+            rows[number] = table.rows[name][place], 0
+        else:
+            name = trials[job.parent].space
+            proposals[number] = proposals[job.parent]
+            rows[number] = rows[job.parent][0], rows[job.parent][1] + 1
+        row, rung = rows[number]
+        slots = row["slots"]
+        # Training on keeps the best weights; what diverged has none.
+        known = slots[: rung + 1] if rung < len(slots) else []
+        error = min((s["validation_px"] for s in known), default=1.0)
+        metrics = {"error": min(error, 1.0), "parameters": float(row["parameters"])}
+        trials[number] = Trial(
+            number, name, proposals[number].configuration, "done", metrics=metrics, order=number,
+            slot_s=job.seconds, parent=job.parent,
+        )  # fmt: skip
+        values = tuple(o.position(metrics[o.name]) for o in TOLD)
+        strategies[name].tell(
+            proposals[number].number,
+            Outcome(proposals[number].configuration, values,
+                    fidelity=rungs.fidelity(job.seconds)),
+        )  # fmt: skip
+        spent += job.seconds
+        yield job.seconds, metrics
+
+
+def time_to(curve: Curve, level: float) -> float:
+    """Training time until a hypervolume; infinite if it is not reached."""
+    return next((spent for spent, reached in curve if reached >= level), math.inf)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("curves", type=Path, help="JSON of record_curves.py")
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--evaluations", type=int, default=100, help="of the search of before")
+    parser.add_argument("--only", nargs="+", help="ladders by name")
+    parser.add_argument("--output", type=Path, default=Path("docs/results"))
+    options = parser.parse_args()
+    table = Table(json.loads(options.curves.read_text()))
+    rows: list[dict[str, Any]] = []
+    for seed in range(options.seeds):
+        old = followed(before(table, seed, options.evaluations), math.inf)
+        total, final = old[-1]
+        row: dict[str, Any] = {
+            "seed": seed, "before_s": round(total, 1), "before_final": round(final, 4),
+            "before_90_s": round(time_to(old, SHARE * final), 2), "ladders": {},
+        }  # fmt: skip
+        for name, kind in LADDERS.items():
+            if options.only and name not in options.only:
+                continue
+            began = time.process_time()
+            curve = followed(ladder(table, seed, kind, total / 3), total / 3)
+            row["ladders"][name] = {
+                "to_90_s": round(time_to(curve, SHARE * final), 2),
+                "final": round(curve[-1][1], 4),
+                "at_tenth": round(max((h for s, h in curve if s <= total / 10), default=0.0), 4),
+                "asking_s": round(time.process_time() - began, 1),
+            }
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+    names = list(rows[0]["ladders"])
+    summary = {name: summed(rows, name) for name in names}
+    content = {
+        "command": f"python host/replay_searches.py {options.curves.name} --seeds "
+        f"{options.seeds} --evaluations {options.evaluations}",
+        "hardware": hardware(), "summary": summary, "seeds": rows,
+    }  # fmt: skip
+    (options.output / "search-replay.json").write_text(json.dumps(content, indent=1) + "\n")
+    (options.output / "search-replay.md").write_text(page(content))
+
+
+def summed(rows: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    """Compare one ladder with the search of before over all seeds."""
+    shares = np.array([r["ladders"][name]["to_90_s"] / r["before_s"] for r in rows])
+    # A ladder that never gets there has taken all of its third.
+    differences = np.minimum(shares, 1.0) - 0.1
+    test = wilcoxon(differences, alternative="less") if len(rows) > 1 else None
+    return {
+        "median_share": float(np.median(shares)),
+        "worst_share": float(shares.max()),
+        "within_a_tenth": int((shares <= 0.1).sum()),
+        "p": None if test is None else float(test.pvalue),
+        "at_tenth": float(np.mean([r["ladders"][name]["at_tenth"] / r["before_final"]
+                                   for r in rows])),
+    }  # fmt: skip
+
+
+def page(content: dict[str, Any]) -> str:
+    rows, seeds = content["seeds"], len(content["seeds"])
+    lines = [
+        "# Searches replayed on recorded learning curves", "",
+        f"`{content['command']}`, on {content['hardware']}; curves by `host/record_curves.py` in "
+        "`curves-ruby.json`.", "",
+        f"Before: {rows[0]['before_s']:.0f} s of training in the first seed for 100 networks, "
+        "each trained once (0.2.0). Hypervolume in the logarithms of error (1 to 0.001 px) and "
+        "parameters. p: one-sided Wilcoxon signed-rank test over the seeds that the share of "
+        "training time is below a tenth.", "",
+        "| search | training time to 90 % of the final hypervolume of before: median | worst | "
+        "within a tenth | p | hypervolume at a tenth of the time |",
+        "|---|---|---|---|---|---|",
+        *(
+            f"| {name} | {s['median_share']:.1%} | "
+            + (f"{s['worst_share']:.1%}" if math.isfinite(s["worst_share"]) else "not reached")
+            + f" | {s['within_a_tenth']}/{seeds} | "
+            + (f"{s['p']:.3g}" if s["p"] is not None else "")
+            + f" | {s['at_tenth']:.1%} of the final one before |"
+            for name, s in content["summary"].items()
+        ),
+        "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,344 @@
+"""A budget in time: how it is written, what it is spent on, and what a run keeps to."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgexnas.cli import main
+from edgexnas.errors import ConfigurationError
+from edgexnas.host.data.peak_dataset import PeakDataset
+from edgexnas.host.measuring.objectives import OBJECTIVES
+from edgexnas.host.networks.search_space import ModelSize
+from edgexnas.host.networks.spaces import SPACES
+from edgexnas.host.search.budget import SLOT_FACTOR, TimeShares, parse_budget
+from edgexnas.host.search.evaluation import evaluation_context
+from edgexnas.host.search.journal import Trial
+from edgexnas.host.search.ladder import Ladder, ranked
+from edgexnas.host.search.optimization import SearchResult, optimize
+from edgexnas.host.search.plan import LEAST_STEPS, make_plan
+from edgexnas.host.search.priors import Prior, find_prior
+from edgexnas.host.search.run_folder import load_run_dataset
+from edgexnas.host.search.step_cost import StepCost
+from edgexnas.host.search.strategies import SearchProblem
+from edgexnas.host.search.synthetic_data import repeat_measured
+
+TWO = (OBJECTIVES["error"], OBJECTIVES["parameters"])
+SMALL = SPACES["mlpBragg"].narrow(units=(2, 16), layers=(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90s", 90), ("30min", 1800), ("2h", 7200), ("1h30min", 5400), ("1 h 30 min", 5400),
+     ("0.5h", 1800), ("600", 600), (600, 600), (12.5, 12.5), ("2H", 7200), ("1d", 86400)],
+)  # fmt: skip
+def test_a_budget_is_seconds_or_text_with_units(text: Any, seconds: float) -> None:
+    assert parse_budget(text) == seconds
+
+
+@pytest.mark.parametrize(
+    "wrong", ["", "soon", "9", 5, -60, "30 minuets", "min", "1h30", "-5min", float("nan"),
+              float("inf"), True, None, [60]],
+)  # fmt: skip
+def test_what_is_no_budget_is_rejected_by_its_value(wrong: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"budget is .*specify"):
+        parse_budget(wrong)
+
+
+@given(st.floats(10, 1e6))
+def test_a_budget_is_divided_within_itself(budget: float) -> None:
+    shares = TimeShares.of(budget)
+    assert 0 < shares.search_end_s < shares.end_s < budget
+    assert shares.slots_s[-1] <= budget / 15 + 1e-3
+    assert all(b == pytest.approx(SLOT_FACTOR * a, abs=0.01)
+               for a, b in zip(shares.slots_s, shares.slots_s[1:], strict=False))  # fmt: skip
+    # Preparation and the first training leave time for more.
+    assert shares.preparation_s + shares.slots_s[0] < shares.search_end_s
+
+
+def done(number: int, error: float, parameters: float, slot: float, **more: Any) -> Trial:
+    metrics = {"error": error, "parameters": parameters}
+    return Trial(number, "mlpBragg", {}, "done", metrics=metrics, order=number, slot_s=slot, **more)
+
+
+def ladder(budget: float = 600, workers: int = 2) -> Ladder:
+    return Ladder(TimeShares.of(budget), TWO, workers)
+
+
+def test_the_best_third_goes_on_and_small_networks_are_among_it() -> None:
+    rungs = ladder()
+    first = rungs.shares.slots_s[0]
+    # Number 4 errs ten times as much as number 0 and is a hundred times smaller.
+    errors = [(0.01, 50_000), (0.02, 60_000), (0.03, 70_000), (0.04, 80_000), (0.1, 500),
+              (0.2, 90_000)]  # fmt: skip
+    trials = {n: done(n, e, p, first) for n, (e, p) in enumerate(errors)}
+    chosen = []
+    for number in (6, 7):
+        job = rungs.next(trials, 1, 60.0)
+        assert job is not None
+        assert job.parent is not None
+        assert job.seconds == rungs.shares.slots_s[1]
+        chosen.append(job.parent)
+        trials[number] = Trial(number, "mlpBragg", {}, slot_s=job.seconds, parent=job.parent)
+    assert chosen == [0, 4]
+    # Two of six went on; a third one only when more have had their first slot.
+    job = rungs.next(trials, 2, 60.0)
+    assert job is not None
+    assert (job.parent, job.repeats, job.seconds) == (None, None, first)
+
+
+def test_nothing_starts_that_would_end_after_the_search() -> None:
+    rungs = ladder()
+    first, second = rungs.shares.slots_s[:2]
+    trials = {n: done(n, 0.01 * (n + 1), 1000, first) for n in range(3)}
+    end = rungs.shares.search_end_s
+    job = rungs.next(trials, 1, end - second + 0.1)
+    assert job is not None
+    assert job.parent is None
+    assert rungs.next(trials, 1, end - first + 0.1) is None
+    assert not rungs.finals_began
+
+
+@pytest.mark.parametrize(("workers", "count"), [(1, 6), (2, 6), (4, 8), (16, 16)])
+def test_finalists_share_the_rest_on_from_their_weights_and_anew(workers: int, count: int) -> None:
+    rungs = ladder(workers=workers)
+    slots = rungs.shares.slots_s
+    trials = {n: done(n, 0.005 * 1.3**n, 60_000 / 3**n, slots[-1]) for n in range(6)}
+    # The smallest of all errs four times as much as the best.
+    trials[6] = done(6, 0.0201, 50, slots[-1])
+    jobs = []
+    while (job := rungs.next(trials, 0, 300.0)) is not None:
+        jobs.append(job)
+    assert len(jobs) == count
+    assert {job.stage for job in jobs} == {"final"}
+    going_on = [job.parent for job in jobs if job.parent is not None]
+    assert going_on[0] == 0
+    assert len(set(going_on)) == len(going_on) > 1
+    assert 6 not in going_on
+    anew = [job.repeats for job in jobs if job.parent is None]
+    assert set(anew) <= set(going_on)
+    assert anew[0] == 0
+    waves = -(-count // workers)
+    assert waves * jobs[0].seconds == pytest.approx(rungs.shares.end_s - 300.0)
+
+
+def test_the_order_is_best_error_first_then_what_adds_most_hypervolume() -> None:
+    positions = [(0.5, 0.5), (0.1, 0.9), (0.9, 0.1), (0.6, 0.6), (0.11, 0.89)]
+    assert ranked(positions, 3) == [1, 0, 2]
+    assert ranked(positions, 9)[-1] == 3
+    assert ranked(positions, 9, front_only=True) == [1, 0, 2, 4]
+    assert ranked([(0.3,), (0.2,)], 5) == [1, 0]
+    assert ranked([], 2) == []
+
+
+@given(st.floats(1e-6, 1e-3), st.floats(0, 1e-8), st.floats(1e-13, 1e-10))
+def test_step_costs_are_learned_from_measured_ones(a: float, b: float, c: float) -> None:
+    cost = StepCost()
+    rng = random.Random(0)
+    sizes = [ModelSize(rng.randrange(100, 10**6), rng.randrange(100, 10**7)) for _ in range(12)]
+    assert cost.predict(sizes[0], 8) is None
+    for number, size in enumerate(sizes):
+        batch = (8, 32, 128)[number % 3]
+        cost.observe(size, batch, a + b * size.parameters + c * size.macs * batch)
+    new = ModelSize(40_000, 500_000)
+    expected = a + b * new.parameters + c * new.macs * 64
+    assert cost.predict(new, 64) == pytest.approx(expected, rel=0.01)
+
+
+def test_networks_that_could_not_take_enough_steps_are_not_proposed(
+    tiny_peaks: PeakDataset, tmp_path: Path
+) -> None:
+    plan = make_plan(
+        "bragg", data=tiny_peaks, space="paper", objectives=("error",), constraints=None,
+        search="random", search_options=None, evaluator="serial", workers=None, budget=60,
+        synthetic=None, max_evals=None, timeout=None, time_limit_s=None, output=tmp_path / "run",
+        resume=False, epochs=None, measure=None, device="cpu", patience=None, signing_key=None,
+        seed=0, memory_limit_gb=None, keep_checkpoints="pareto", ray_address=None,
+    )  # fmt: skip
+    assert [space.name for space in plan.spaces] == ["mlpBragg", "cnnBragg"]
+    assert not plan.priors
+    cost = StepCost(known=(1e-4, 1e-9, 1e-11))
+    for strategy in plan.strategies(cost, first_slot_s=0.5):
+        space = strategy.problem.space
+        for _ in range(50):
+            drawn = strategy.ask().configuration
+            step = cost.predict(space.size(drawn), int(drawn["batch_size"]))
+            assert step is not None
+            assert step * LEAST_STEPS <= 0.5
+
+
+def test_a_prior_draws_near_good_networks_and_leaves_nothing_out() -> None:
+    space = SPACES["mlpBragg"]
+    prior = Prior(({"units": 30, "layers": 3, "batch_size": 64, "learning_rate": 0.01},))
+    rng = random.Random(0)
+    drawn = [prior.sample(space, rng) for _ in range(400)]
+    near = [c for c in drawn if 15 <= int(c["units"]) <= 60 and c["batch_size"] == 64]
+    assert len(near) > 200
+    assert max(int(c["units"]) for c in drawn) > 500
+    assert all(space.validate(c) == c for c in drawn)
+
+
+@pytest.mark.parametrize("name", ["mlpBraggSmooth"])
+def test_what_is_shipped_fits_its_space_and_the_narrowed_ones(name: str) -> None:
+    prior = find_prior(SPACES[name])
+    assert prior is not None
+    rng = random.Random(0)
+    narrow = SPACES[name].narrow(learning_rate=(1e-3, 1e-2), name="mine")
+    narrowed = find_prior(narrow)
+    for chosen, space in ((prior, SPACES[name]), (narrowed, narrow)):
+        problem = SearchProblem(space, 2, 0, prior=chosen)
+        assert all(space.validate(c) == c for c in (problem.draw(rng) for _ in range(50)))
+
+
+def budgeted(data: PeakDataset | Path, output: Path, **changes: Any) -> SearchResult:
+    options: dict[str, Any] = {
+        "space": SMALL, "search": "random", "evaluator": "serial", "budget": 10, "device": "cpu",
+        "synthetic": 0,
+    }  # fmt: skip
+    return optimize("bragg", **{"data": data, "output": output} | options | changes)
+
+
+def test_a_search_ends_within_its_budget_and_trains_finalists_with_seeds(
+    tiny_peaks: PeakDataset, tmp_path: Path
+) -> None:
+    began = time.monotonic()
+    result = budgeted(tiny_peaks, tmp_path / "run")
+    # The rest is for a machine that does other things too.
+    assert time.monotonic() - began < 10 + 5
+    table = result.table()
+    finals = table[table["stage"] == "final"]
+    assert len(finals) >= 2
+    assert finals["parent"].notna().any()
+    assert finals["repeats"].notna().any()
+    searched = table[table["stage"] == "search"]
+    assert searched["slot_s"].max() <= 10 / 15 + 0.01
+    assert (searched["seconds"] < searched["slot_s"] + 2).all()
+    assert result.best("error").checkpoint is not None
+    went_on = searched[searched["parent"].notna()]
+    errors = dict(zip(table["trial"], table["error"], strict=True))
+    # Training on keeps the best weights, so it loses nothing.
+    assert all(row.error <= errors[int(row.parent)] for row in went_on.itertuples())
+    assert SearchResult.load(tmp_path / "run").best("error").trial == result.best("error").trial
+
+
+def test_an_export_of_it_says_what_it_does(
+    tiny_peaks: PeakDataset, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    budgeted(tiny_peaks, run)
+    assert main(["keys", "generate", "--output", str(tmp_path / "keys"), "--name", "beam"]) == 0
+    capfd.readouterr()
+    arguments = ["export", str(run), "--output", str(tmp_path / "a.edgex"), "--signing-key",
+                 str(tmp_path / "keys" / "beam.key.pem"), "--maximum-loss", "9"]  # fmt: skip
+    assert main(arguments) == 0
+    told = capfd.readouterr().err
+    steps = ["float32 and float16", "quantising it to INT8", "scoring it on the test part"]
+    assert [told.count(step) for step in steps] == [1, 1, 1]
+
+
+def test_a_killed_run_goes_on_with_what_is_left_of_its_budget(
+    tiny_peaks: PeakDataset, tmp_path: Path
+) -> None:
+    data, run = tiny_peaks.save(tmp_path / "peaks.h5"), tmp_path / "run"
+    script = (
+        "from edgexnas.host.search.optimization import optimize\n"
+        "from edgexnas.host.networks.spaces import SPACES\n"
+        "space = SPACES['mlpBragg'].narrow(units=(2, 16), layers=(1, 2))\n"
+        f"optimize('bragg', data={str(data)!r}, output={str(run)!r}, space=space, search='random',"
+        " evaluator='serial', budget=20, device='cpu', synthetic=0)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script])
+    journal = run / "journal.jsonl"
+    while not journal.exists() or journal.read_bytes().count(b'"finish"') < 4:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    spent = max(t.finished for t in SearchResult.load(run).trials)
+    began = time.monotonic()
+    result = budgeted(data, run, budget=20, resume=True)
+    assert time.monotonic() - began < 20 - spent + 5
+    assert result.kept >= 4
+    assert {t.stage for t in result.trials} == {"search", "final"}
+    with pytest.raises(Exception, match=r"budget 20\.0, not 30"):
+        budgeted(data, run, budget=30, resume=True)
+
+
+@pytest.mark.parametrize(
+    "other", [{"max_evals": 5}, {"timeout": 60}, {"epochs": 3}, {"patience": 2},
+              {"time_limit_s": 3}, {"search": "hyperband"}],
+)  # fmt: skip
+def test_a_budget_goes_with_no_other_bound(
+    tiny_peaks: PeakDataset, tmp_path: Path, other: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigurationError, match="budget"):
+        budgeted(tiny_peaks, tmp_path / "run", **other)
+
+
+def test_synthetic_peaks_fill_the_training_part_and_are_kept_for_the_export(
+    simulated_peaks: PeakDataset, tmp_path: Path
+) -> None:
+    before = simulated_peaks.split()
+    wanted = len(before.train) + 2000
+    result = budgeted(simulated_peaks, tmp_path / "run", budget=None, max_evals=1, epochs=1,
+                      synthetic=wanted)  # fmt: skip
+    assert result.dataset is not None
+    after = result.dataset.split()
+    assert len(after.train) == wanted
+    for part in ("calibration", "validation", "test"):
+        assert len(getattr(after, part)) == len(getattr(before, part))
+    again = SearchResult.load(tmp_path / "run")
+    assert again.description["data"] == simulated_peaks.digest
+    assert (
+        load_run_dataset(tmp_path / "run", simulated_peaks.digest).digest == result.dataset.digest
+    )
+
+
+def test_measured_peaks_are_a_fifth_of_what_a_training_sees(tiny_peaks: PeakDataset) -> None:
+    measured = evaluation_context(tiny_peaks, tiny_peaks.split())
+    own = len(measured.train_x)
+    synthetic = np.zeros((40 * own, 1, 11, 11), np.float32)
+    filled = replace(
+        measured,
+        train_x=np.concatenate([measured.train_x, synthetic]),
+        train_y=np.concatenate([measured.train_y, np.zeros((40 * own, 2), np.float32)]),
+    )
+    seen = repeat_measured(filled, measured)
+    share = np.mean(seen.train_x.any(axis=(1, 2, 3)))
+    assert share == pytest.approx(0.2, abs=0.005)
+    assert len(seen.train_y) == len(seen.train_x)
+    assert np.array_equal(seen.train_x[-own:], measured.train_x)
+    assert seen.validation_x is measured.validation_x
+
+
+def test_an_interrupt_names_resume_and_lines_tell_what_happens(
+    tiny_peaks: PeakDataset, tmp_path: Path
+) -> None:
+    data = tiny_peaks.save(tmp_path / "peaks.h5")
+    command = [sys.executable, "-m", "edgexnas.cli", "optimize", "bragg", "--data", str(data),
+               "--output", str(tmp_path / "run"), "--budget", "10min", "--search", "random",
+               "--evaluator", "serial"]  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+    journal = tmp_path / "run" / "journal.jsonl"
+    while not journal.exists() or journal.read_bytes().count(b'"start"') < 1:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate()
+    assert process.returncode == 130
+    assert f"continue with: edgexnas {' '.join(command[3:])} --resume" in " ".join(told.split())
+    first = json.loads(journal.read_text().splitlines()[0])
+    assert first["budget"] == 600
