@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Tests of one file share costly fixtures, so a file stays in one process.
 PARALLEL ?= -n 2 --dist loadfile
 
-.PHONY: demo test test-long lint bench clean
+.PHONY: demo test test-long lint docs bench clean
 
 # make demo               frames that edgexnas simulates
 # make demo DATA=PATH     your frames: a file or a folder
@@ -32,6 +32,10 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The documentation site, in build/site/html; a warning is an error.
+docs: $(STAMP)
+	$(BIN)/python tools/build_site.py
 
 # Side by side on this machine, with what `make demo` left; writes docs/results/.
 bench: $(STAMP) runs/demo/bragg.edgex

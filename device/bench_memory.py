@@ -263,12 +263,9 @@ def page(courses: list[Course], options: argparse.Namespace) -> str:
             "# Memory of the streaming service",
             "",
             "Resident memory (VmRSS; `at most` is VmHWM) of one `edgexnas serve` process, read "
-            "twice a second from /proc, with frames from a file, results to an HDF5 and a ZMQ "
-            "sink, and page and metrics on. `settled` is the range after the first fifth of a run, "
-            "and growth that of a straight line through it, for runs of a minute and more. The "
-            "service's own queue, 80 MiB, is full where frames come as fast as they are taken or "
-            "faster. What a network source holds for a service that is behind comes on top: ZMQ "
-            "keeps 4 messages of Stream V2, and PV Access up to 64 updates on its way.",
+            "twice a second, with HDF5 and ZMQ sinks and the page. `settled` is the range after "
+            "the first fifth of a run, growth that of a straight line through it, for runs of a "
+            "minute and more.",
             "",
             *rows,
             "",

@@ -27,9 +27,9 @@ def frames_page(found: dict[str, Any], checks: list[str]) -> str:
         f"{found['capability']}, CUDA {found['CUDA driver']}.",
         "",
         f"Frames of 2048×2048 uint16, {found['frame bytes'] / 1e6:.1f} MB, from host memory to "
-        "positions in host memory. Pinned memory is copied to the device at "
+        "positions in host memory. Pinned memory is copied at "
         f"{found['copy bytes/s'] / 1e9:.1f} GB/s, which allows {limit:,.0f} frames/s. Frames/s "
-        "with two frames in flight, latency with one; that of a frame to decode includes decoding.",
+        "with two frames in flight, latency with one.",
         "",
         "| peaks | pipeline | frames/s | of the limit | latency p50 / p99, ms |",
         "|---|---|---|---|---|",
@@ -37,8 +37,7 @@ def frames_page(found: dict[str, Any], checks: list[str]) -> str:
         "",
         "## Stages, µs, and device memory",
         "",
-        "Each stage as a CUDA graph of its own. Memory of a whole pipeline, MiB: what edgexnas "
-        "takes, and all together with the engine, its workspaces and the recorded graphs.",
+        "Each stage as a CUDA graph of its own.",
         "",
         "| peaks | network | copy | find, cut, scale | network | decode | edgexnas MiB | all MiB |",
         "|---|---|---|---|---|---|---|---|",

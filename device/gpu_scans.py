@@ -204,10 +204,8 @@ def scans_page(session: CudaSession, rows: list[Row], checks: list[str]) -> str:
         "torch in float16, standing in behind the same interface.",
         "",
         "4,096 patterns of 256×256 uint16 in ordinary memory, batches of 32, through "
-        "`Predictor.stream` to patches on the host and the object: whole scans, snapshot at the "
-        "end included. Beside it the same predictor with the network alone on the GPU, and checks, "
-        "binning and stitching on one CPU core. Latency: a live source's 32 patterns in, their "
-        "patches out and stitched or queued for it.",
+        "`Predictor.stream` to patches and object. Beside it the network alone on the GPU, the "
+        "rest on one CPU core.",
         "",
         "| network | patterns/s | network alone on the GPU | ratio | 32 patterns, ms, p50 / p99 "
         "| edgexnas MiB | all MiB |",
@@ -222,8 +220,7 @@ def scans_page(session: CudaSession, rows: list[Row], checks: list[str]) -> str:
         )
     lines += [
         "",
-        "Stages of 32 patterns, µs, each as a CUDA graph of its own. Memory as above is what "
-        "edgexnas takes, and all together with the network in torch.",
+        "Stages of 32 patterns, µs, each as a CUDA graph of its own.",
         "",
         f"| network | {' | '.join(stages)} |",
         "|---" * (len(stages) + 1) + "|",

@@ -41,14 +41,10 @@ def _head(runs: dict[str, Run]) -> str:
     return (
         "# From the detector's wire to stored peaks\n\n"
         f"`python device/bench_stream.py soak --minutes {minutes:g}`, then `rates`, `overload` and "
-        f"`page`, on {hardware()}, loopback. Frames are 1024×1024 uint16 with about "
-        f"{some['peaks_asked']} simulated spots, sent by `python -m "
-        "edgexnas.device.publishing`, a process of its own on the same machine. "
-        f"{pinned}.\n\n"
-        "Latency counts from the moment at which a frame was due at the publisher, so that a "
-        "publisher or a network that lags is not left out, to the moment at which its result is "
-        "there: for edgexnas committed and flushed to the HDF5 file, for queues and threads "
-        "written to theirs, for the bare receiver in its callback."
+        f"`page`, on {hardware()}, loopback. 1024×1024 uint16 with about "
+        f"{some['peaks_asked']} spots, sent by another process. {pinned}.\n\n"
+        "Latency counts from the moment at which a frame was due to the moment at which its "
+        "result is flushed."
     )
 
 
@@ -66,17 +62,6 @@ def _soak(runs: dict[str, Run]) -> str:
     if not rows:
         return ""
     rate = next(run["rate"] for key, run in runs.items() if key.startswith("soak/"))
-    notes = []
-    for transport in TRANSPORTS:
-        run = runs.get(f"soak/{transport}/service")
-        if run is not None:
-            ledger = run["ledger"]
-            notes.append(
-                f"Ledger of the service over {TRANSPORTS[transport]}: received "
-                f"{ledger['received']:,}, done {ledger['done']:,}, dropped {ledger['dropped']}, "
-                f"failed {ledger['failed']}, duplicate {ledger['duplicate']}, lost "
-                f"{ledger['lost']}; {run['peaks']:,} peaks."
-            )
     return "\n".join(
         [
             f"## {rate:g} frames a second",
@@ -86,11 +71,8 @@ def _soak(runs: dict[str, Run]) -> str:
             "|---|---|---|---|---|---|---|---|",
             *rows,
             "",
-            *notes,
-            "",
-            "The first frames of a series show its background; while it is estimated, frames "
-            "wait, which is where the longest latencies come from. The bare receivers decode "
-            "nothing: frames of Stream V2 stay compressed.",
+            "The longest latencies are those of the first frames, while the background is "
+            "estimated. Bare receivers decode nothing.",
         ]
     )
 
@@ -113,9 +95,8 @@ def _rates(runs: dict[str, Run]) -> str:
         [
             "## Highest rate without loss",
             "",
-            f"Runs of {seconds:g} s, the rate found to 7 %. A rate counts when "
-            "every frame has its result within 2 s of the last one and the publisher kept pace; "
-            "queues and threads may miss the last frame, whose batch they never flush.",
+            f"Runs of {seconds:g} s, the rate found to 7 %; every frame has its result "
+            "within 2 s of the last one.",
             "",
             "| transport | receiver | frames/s without loss | fails at | latency p50 / p95 / p99 / "
             "max (ms) | CPU: receiver + publisher (ms/frame) |",
@@ -158,12 +139,7 @@ def _overload(runs: dict[str, Run]) -> str:
         [
             "## Twice what can be sustained",
             "",
-            "The policy is `drop-oldest`: what waits longest makes room, so results stay those of "
-            "the newest frames. Latency counts from the arrival here, because a publisher that is "
-            "asked for more than it can send lags by itself. A ZMQ PUSH socket never drops: who "
-            "does not empty it holds the sender back, frames age there, and a real detector drops "
-            "them at last. The service empties it and decodes elsewhere, so that they are dropped "
-            "here, the oldest first, and counted.",
+            "The policy is `drop-oldest`; latency counts from the arrival here.",
             "",
             "| transport | frames/s asked | sent | received | lost on the way | latency p50 / p95 "
             "/ p99 / max (ms) | largest median of a second (ms) | newest result is behind the last "

@@ -133,17 +133,13 @@ def report(curves: dict[str, list[list[float]]], options: argparse.Namespace) ->
         cells.append("" if name == "random" else f"{wins}/{len(seeds)}")
         cells += [p_value(final[name], final["random"]), p_value(final[name], final[default])]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    scale = ", ".join(f"{o.name} {o.best:g} … {o.worst:g}" for o in SCALE)
     return (
         "# Search strategies on real trainings\n\n"
         f"`python host/compare_searches.py {options.peaks.name} --evaluations "
         f"{options.evaluations} --seeds {options.seeds}`\n\n"
-        f"{options.evaluations} evaluations of mlpBragg (1–256 units, 1–6 layers, 1–30 epochs) on "
-        f"`{options.peaks.name}`, {options.seeds} seeds, on {hardware()}. Hypervolume (mean ± "
-        "standard deviation over seeds) in the logarithms of the four objectives, scaled to "
-        f"{scale}; larger is better. Latency is the estimate of the cost model, "
-        "`edgexnas/host/measuring/cost_model.py`, in ms. p: two-sided Wilcoxon signed-rank test "
-        "over seeds, "
+        f"{options.evaluations} evaluations of mlpBragg, {options.seeds} seeds, on {hardware()}. "
+        "Hypervolume (mean ± standard deviation over seeds) in the logarithms of the objectives; "
+        "larger is better. p: two-sided Wilcoxon signed-rank test over seeds, "
         f"not corrected for multiple tests; it cannot fall below {2 / 2**options.seeds:.2g}.\n\n"
         + "\n".join(lines)
         + "\n\n![hypervolume against evaluations](figure2.png)\n"

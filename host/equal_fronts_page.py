@@ -119,45 +119,24 @@ def write_page(record: Path, peaks: Path, output: Path) -> None:
     budget = (
         f"Every network takes {made['steps']:,} steps with batches of {made['batch']}."
         if made["budget"] is None
-        else f"Every training may take {made['budget']:g} s of CPU time on one thread, and takes "
-        "as many steps as fit in: " + "; ".join(steps_of(runs)) + "."
+        else f"Every training may take {made['budget']:g} s of CPU time on one thread."
     )
     (output / f"{title}.md").write_text(
         f"# Fronts of error against size with equal {'time' if made['budget'] else 'steps'}: "
         f"{name}\n\n"
         f"`{made['command']}`, on {made['hardware']}.\n\n"
-        f"{len(split.train)} measured patches to train on, or these with {made['drawn']:,} "
-        "synthetic ones resampled from them (`edgexnas label --synthetic`), below called drawn; "
-        f"{len(split.test)} measured patches to test on, from frames that nothing else has seen; "
+        f"{len(split.train)} measured patches train, alone or with {made['drawn']:,} synthetic "
+        f"ones (\"drawn\"); {len(split.test)} from other frames test; "
         f"mean distances to the {against} in px. {budget} "
-        "Of several learning rates the one with the least mean validation error counts. "
-        "Test figures are means over the seeds, with their range and number beside.\n\n"
+        "Means over seeds; rates, networks and recipes are chosen by validation.\n\n"
         f"Goals: at least {LOWER_ERROR:.0%} lower error at no more parameters, and at least "
-        f"{FEWER_PARAMETERS:.2%} fewer parameters at no higher error. For each space the network "
-        "with the least validation error among those that are small enough, and for each BraggNN "
-        "the recipe that suits it better, also by validation.\n\n"
+        f"{FEWER_PARAMETERS:.2%} fewer parameters at no higher error.\n\n"
         + "\n".join(claims_of(chosen))
         + "\n\n"
         + "\n".join(lines)
         + f"\n\n![error against size]({title}.png)\n",
         encoding="utf-8",
     )  # fmt: skip
-
-
-def steps_of(runs: list[Run]) -> list[str]:
-    """Say how many steps fitted into equal time, of which batches, by kind of network."""
-    texts = []
-    for kind in MARKERS:
-        same = [run for run in runs if kind_of(run.network) == kind]
-        if same:
-            steps = [run.steps for run in same]
-            batches = "/".join(str(batch) for batch in sorted({run.batch for run in same}))
-            seconds = [run.seconds for run in same]
-            texts.append(
-                f"{kind} {min(steps):,} to {max(steps):,} of {batches} in {min(seconds):.0f} to "
-                f"{max(seconds):.0f} s"
-            )
-    return texts
 
 
 def claims_of(chosen: dict[tuple[str, str], Entry]) -> list[str]:

@@ -196,13 +196,9 @@ def report(
         f"--mlp-evaluations {options.mlp_evaluations} --cnn-evaluations {options.cnn_evaluations} "
         f"--cnn-macs {options.cnn_macs} --braggnn-epochs {options.braggnn_epochs}`, "
         f"on {hardware()}.\n\n"
-        f"{len(split.train)} patches to train on, {len(split.test)} to test on, split by blocks of "
-        f"frames; distances to {against} in px. BraggNN: best of the learning rates "
-        f"{' and '.join(f'{rate:g}' for rate in RATES)}, batches of 32, {options.braggnn_epochs} "
-        "epochs, and the same head with quantiles as all networks, which adds 12 and 36 parameters "
-        "to its published sizes. Budget: every network trains on one thread and no longer than the "
-        "faster BraggNN did, whatever its number of epochs. Ranges searched: "
-        f"{ranges()}.\n\n"
+        f"{len(split.train)} patches train, {len(split.test)} from other frames test; distances to "
+        f"{against} in px. BraggNN: the better of {len(RATES)} rates, {options.braggnn_epochs} "
+        "epochs. Every network trains on one thread and no longer than the faster BraggNN did.\n\n"
         + "\n".join(claims)
         + "\n\n"
         + "\n".join(lines)
@@ -211,15 +207,6 @@ def report(
             f"![{space}](front-{options.name}-{space}.png)" for space in ("mlpBragg", "cnnBragg")
         )
         + "\n"
-    )
-
-
-def ranges() -> str:
-    """List what was searched, space by space."""
-    return "; ".join(
-        f"{name}: "
-        + ", ".join(f"{p.name} {p.lowest}–{p.from_unit(1.0)}" for p in space.hyperparameters)
-        for name, space in NARROWED.items()
     )
 
 

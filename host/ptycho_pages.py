@@ -13,9 +13,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from ptycho_accuracy import (
     BASELINE,
     DRAWN,
-    FINE_TUNING,
     LOWER_ERROR,
-    MEASURED_ONLY,
     SMALLER,
     Case,
     Trained,
@@ -72,13 +70,8 @@ def heading(case: Case, networks: Sequence[Trained], options: argparse.Namespace
     """Say what was done, by which command, on what."""
     split = case.split
     data = {
-        "star": "The real Siemens star (Velociprobe, 516 patterns). Labels of all parts, the "
-        "ridge's too: one reconstruction of the whole scan by rPIE, 3 modes, 50 sweeps. Fresh "
-        "patterns: the beam and the object that rPIE finds from the training patterns alone, the "
-        "object turned, mirrored and zoomed, mixed with simulated stars, circuits and cells.",
-        "simulated": "Three simulated scans: star by raster, circuit by spiral, cells at random "
-        "positions; labels are the true objects. Fresh patterns: other objects of these kinds "
-        "under the same beam.",
+        "star": "The real Siemens star (Velociprobe, 516 patterns), labels by rPIE.",
+        "simulated": "Three simulated scans.",
     }[options.case]
     command = f"python host/ptycho_accuracy.py {options.case}"
     if options.case == "star":
@@ -94,16 +87,9 @@ def heading(case: Case, networks: Sequence[Trained], options: argparse.Namespace
         f"`{command}`, on {machine}.",
         "",
         f"{data} {len(split.train)} patterns train, {len(split.validation)} validate, "
-        f"{len(split.calibration)} calibrate INT8, {len(split.test)} in the right quarter test; "
-        "patches that share a pixel with a test patch are left out. The test part's patterns and "
-        "labels serve no training, no beam to draw from and no choice.",
-        "",
-        "Networks train with AdamW on patterns drawn anew for every step, their convolutions "
-        "batch-normalised meanwhile and folded afterwards; the last table tells how long. Then "
-        f"{FINE_TUNING.epochs} epochs on the scan's own training patterns, where that lowers the "
-        "validation error. "
-        "Errors over all pixels of all test patches: phase in rad after each patch's constant, "
-        "amplitude as a share of its mean.",
+        f"{len(split.test)} in the right quarter test; patches that share a pixel with a test "
+        "patch are left out. Errors over all pixels of all test patches, phase after each patch's "
+        "constant.",
         "",
     ]
 
@@ -143,9 +129,7 @@ def claims(networks: Sequence[Trained]) -> list[str]:
     if baseline is None:
         return [f"The paper's claims are **not answered**: {BASELINE} was not trained here."]
     lines = [
-        f"The paper's claims, against {BASELINE} ({baseline.parameters:,} parameters, "
-        f"{baseline.test_rad:.4f} rad after {baseline.steps:,} steps), for networks chosen by "
-        "their validation error:",
+        f"The paper's claims, against {BASELINE}, networks chosen by validation:",
         "",
     ]
     for space in SPACES:
@@ -174,8 +158,7 @@ def claims(networks: Sequence[Trained]) -> list[str]:
 def candidates(networks: Sequence[Trained]) -> list[str]:
     """List all networks that were trained."""
     lines = [
-        "All networks that were trained, float32; +measured trained on the scan's own patterns "
-        f"alone, {MEASURED_ONLY.epochs} epochs, and its best epoch counts:",
+        "All networks, float32; +measured trained on the scan's own patterns alone:",
         "",
         "| network | parameters | steps × batch | rate | "
         "pre-trained, validation | fine-tuned | test |",

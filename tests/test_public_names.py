@@ -55,6 +55,9 @@ EXPORTING = (
 )
 
 GUIDES = [ROOT / "README.md", ROOT / "host/README.md", ROOT / "device/README.md"]
+GUIDES += sorted((ROOT / "docs/tutorials").glob("*.md")) + sorted(
+    (ROOT / "docs/how-to").glob("*.md")
+)
 GUIDES += sorted((ROOT / "host").glob("*.toml")) + sorted((ROOT / "samples").glob("*.toml"))
 SAMPLES = sorted((ROOT / "samples").glob("*.py"))
 SCRIPTS = sorted((ROOT / "host").glob("*.py")) + sorted((ROOT / "device").glob("*.py"))

@@ -29,16 +29,6 @@ def test_the_code_blocks_run_as_printed_in_their_order(tmp_path: Path) -> None:
     assert (tmp_path / "bragg.edgex").exists()
 
 
-@pytest.mark.parametrize("target", re.findall(r"\]\(([^)#]+)\)", README))
-def test_every_link_leads_to_a_file(target: str) -> None:
-    assert target.startswith("https://") or (ROOT / target).exists()
-
-
-@pytest.mark.parametrize("folder", re.findall(r"^(\S+?/)[ ,]", README, re.MULTILINE))
-def test_every_folder_that_is_described_exists(folder: str) -> None:
-    assert (ROOT / folder).is_dir()
-
-
 NAMING = ["Makefile", "README.md", "device/README.md", "host/README.md"]
 NAMING += [f"docs/results/{page.name}" for page in (ROOT / "docs/results").glob("*.md")]
 

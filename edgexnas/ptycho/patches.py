@@ -89,8 +89,9 @@ def align_phase(
 ) -> npt.NDArray[np.complexfloating]:
     """Turn `values` by the constant phase that brings them nearest to `reference`.
 
-    The constant is the argument of Σ reference · values*, which minimises Σ |values·e^{iφ} -
-    reference|². Values of zero weigh nothing, so uncovered pixels do no harm.
+    The constant is the argument of ``Σ reference · values*``, which minimises
+    ``Σ |values·e^{iφ} - reference|²``. Values of zero weigh nothing, so uncovered pixels do no
+    harm.
 
     Parameters
     ----------

@@ -36,8 +36,8 @@ class HedmSettings:
     beam_centre_px
         (row, col) where the beam meets the detector plane; None is the middle of the frame.
     mosaic_quantiles_deg
-        Full width of a reflection's rocking curve. Passing through it takes 1/|sin η| times that,
-        here never more than two frames, so a reflection is on one to five frames.
+        Full width of a reflection's rocking curve. Passing through it takes ``1/|sin η|`` times
+        that, here never more than two frames, so a reflection is on one to five frames.
     fwhm_quantiles_px
         Geometric mean of a spot's two full widths at half maximum.
     elongation_quantiles

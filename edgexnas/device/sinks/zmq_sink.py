@@ -64,7 +64,7 @@ class ZmqSink(Sink):
     Attributes
     ----------
     address
-        Where it is bound, with the port that was found for "tcp://127.0.0.1:*".
+        Where it is bound, with the port that was found for ``tcp://127.0.0.1:*``.
     connects
         Whether it connects there instead.
     """
