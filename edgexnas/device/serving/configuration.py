@@ -29,6 +29,11 @@
     prefix = "EDGEX:"
 
     [[sinks]]
+    kind = "tiled"
+    url = "http://127.0.0.1:8000"
+    api_key_file = "tiled.key"
+
+    [[sinks]]
     kind = "callback"
     function = "my_module:on_result"
 
@@ -69,6 +74,7 @@ __all__ = [
     "PvaSinkSettings",
     "ServeConfiguration",
     "SinkSettings",
+    "TiledSinkSettings",
     "ZmqSinkSettings",
     "load_configuration",
 ]
@@ -159,6 +165,17 @@ class PvaSinkSettings(_AnySink):
     policy: SinkPolicy = "drop-oldest"
 
 
+class TiledSinkSettings(_AnySink):
+    """Fields as of `TiledSink`."""
+
+    kind: Literal["tiled"]
+    url: Annotated[str, Field(pattern=r"^https?://")]
+    path: Text = "edgexnas"
+    api_key_file: Text | None = None
+    policy: SinkPolicy = "block"
+    gather_ms: NotNegative = 200.0
+
+
 class CallbackSinkSettings(_AnySink):
     """Fields as of `CallbackSink`; the function is "module:name", importable or beside the file."""
 
@@ -168,7 +185,7 @@ class CallbackSinkSettings(_AnySink):
 
 
 SinkSettings: TypeAlias = (
-    Hdf5SinkSettings | ZmqSinkSettings | PvaSinkSettings | CallbackSinkSettings
+    Hdf5SinkSettings | ZmqSinkSettings | PvaSinkSettings | TiledSinkSettings | CallbackSinkSettings
 )
 
 

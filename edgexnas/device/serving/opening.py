@@ -22,6 +22,7 @@ from edgexnas.device.serving.configuration import (
     PvaSinkSettings,
     ServeConfiguration,
     SinkSettings,
+    TiledSinkSettings,
     ZmqSinkSettings,
     load_configuration,
 )
@@ -277,6 +278,12 @@ def _sink(given: SinkSettings, folder: Path) -> Sink:
         from edgexnas.device.sinks.pva_sink import PvaSink
 
         return PvaSink(**given.model_dump(exclude={"kind", "on_failure"}))
+    if isinstance(given, TiledSinkSettings):
+        from edgexnas.device.sinks.tiled_sink import TiledSink
+
+        options = given.model_dump(exclude={"kind", "url", "api_key_file", "on_failure"})
+        key_file = None if given.api_key_file is None else folder / given.api_key_file
+        return TiledSink(given.url, api_key_file=key_file, **options)
     assert isinstance(given, CallbackSinkSettings)
     function = _function(given.function, folder)
     return CallbackSink(function, name=f"callback {given.function}", policy=given.policy)
