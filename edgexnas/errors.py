@@ -13,6 +13,8 @@
     │   └── TrustError          ... it is signed by a key that is not trusted
     ├── EngineError             an engine cannot be built, opened or run
     │   └── EngineAccuracyError ... it deviates further from the reference than the gate allows
+    ├── ControlError            a running service cannot be followed from a plan
+    │   └── DroppedFramesError  ... frames of the plan are missing
     ├── MeasurementError        power, energy or latency was measured and cannot be trusted
     ├── SearchError             a search cannot start, continue or has no result
     └── QuantisationError       the INT8 model loses more accuracy than allowed
@@ -23,6 +25,8 @@ Every message is one sentence that names the thing, the value and the remedy.
 __all__ = [
     "BundleError",
     "ConfigurationError",
+    "ControlError",
+    "DroppedFramesError",
     "EdgexnasError",
     "EngineAccuracyError",
     "EngineError",
@@ -88,6 +92,14 @@ class EngineError(EdgexnasError):
 
 class EngineAccuracyError(EngineError):
     """An engine deviates further from the reference outputs than the gate allows."""
+
+
+class ControlError(EdgexnasError):
+    """A running service cannot be followed from a plan: it is away, not ready, or started anew."""
+
+
+class DroppedFramesError(ControlError):
+    """Frames of a plan were dropped, lost, or failed."""
 
 
 class MeasurementError(EdgexnasError):

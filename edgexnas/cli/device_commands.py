@@ -26,6 +26,7 @@ from edgexnas.cli.arguments import (
     reject_given,
 )
 from edgexnas.cli.outputs import check_output
+from edgexnas.cli.ray_scans import add_ray, run_on_cluster
 from edgexnas.cli.scan_commands import predict_object
 from edgexnas.cli.tally import PeakTally, say_at_end
 from edgexnas.device.engines.opening import ENGINES
@@ -94,6 +95,7 @@ def add_to(commands: Commands) -> None:
         help="CSV file of peaks or spots (default: standard output); .npz or .h5 file of an "
         "object, with pictures beside it",
     )
+    add_ray(predict)
     predict.set_defaults(run=_predict)
 
 
@@ -107,6 +109,9 @@ def _predict(options: argparse.Namespace) -> None:
     from edgexnas.spots import SPOT_COLUMNS
 
     bundle = open_bundle(options.bundle, trust=options.trust, **acceptance(options))
+    if options.ray is not None:
+        run_on_cluster(options, ".h5" if bundle.manifest.task == "ptycho" else ".csv")
+        return
     if bundle.manifest.task == "ptycho":
         reject_given(
             options, ("dataset",), f"{options.bundle} is for scans, which have their place"

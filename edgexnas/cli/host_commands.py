@@ -16,6 +16,7 @@ from edgexnas.cli.arguments import (
     seed,
 )
 from edgexnas.cli.outputs import check_output
+from edgexnas.cli.ray_scans import add_ray, run_on_cluster
 from edgexnas.cli.scan_commands import label_scan_file, simulate_scan_file
 from edgexnas.cli.tally import PeakTally, say_at_end
 from edgexnas.cli.terminal import print_pairs, progress
@@ -96,6 +97,7 @@ def add_to(commands: Commands) -> None:
         help="add N synthetic peaks resampled from the measured ones, or N patterns simulated "
         "with a scan's own beam, to the training part; --drawn is deprecated",
     )
+    add_ray(label)
     label.set_defaults(run=_label)
 
 
@@ -131,6 +133,9 @@ def _label(options: argparse.Namespace) -> None:
     from edgexnas.host import label_frames, with_synthetic_peaks
     from edgexnas.scans import holds_scan
 
+    if options.ray is not None:
+        run_on_cluster(options, ".h5")
+        return
     check_output(options.output, inputs=(options.frames, options.probe))
     # Positions beside the patterns make a scan; frames have none.
     if holds_scan(options.frames):

@@ -7,7 +7,7 @@ from typing import Any
 
 from edgexnas.errors import MissingDependencyError
 
-__all__ = ["pvaccess_module", "zmq_module"]
+__all__ = ["pvaccess_module", "tiled_client_module", "zmq_module"]
 
 
 def pvaccess_module(purpose: str) -> Any:
@@ -19,6 +19,17 @@ def pvaccess_module(purpose: str) -> Any:
         If pvapy is not installed; it says what it is needed for.
     """
     return _imported("pvaccess", package="pvapy", extra="pva", purpose=purpose)
+
+
+def tiled_client_module(purpose: str) -> Any:
+    """Import `tiled.client`.
+
+    Raises
+    ------
+    MissingDependencyError
+        If tiled, or what its client needs, is not installed.
+    """
+    return _imported("tiled.client", package="tiled", extra="tiled", purpose=purpose)
 
 
 def zmq_module(purpose: str) -> Any:

@@ -128,6 +128,11 @@ def _frames(observation: Observation) -> Iterator[Metric]:
     yield CounterMetricFamily(
         "edgexnas_peaks", "Peaks of all committed frames.", value=status.peaks_total
     )
+    yield CounterMetricFamily(
+        "edgexnas_peak_intensity_counts",
+        "Intensities of all peaks of committed frames, in counts above background.",
+        value=status.sums.intensity_counts,
+    )
     if status.watermark is not None:
         text = "Frames up to this number have all ended in the newest series."
         yield _gauge("series_watermark", text, status.watermark)

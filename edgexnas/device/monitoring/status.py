@@ -19,6 +19,7 @@ __all__ = [
     "LastError",
     "LastResult",
     "LatencySummary",
+    "PeakSums",
     "QueueLevel",
     "Rates",
     "ServiceStatus",
@@ -71,6 +72,24 @@ class EngineStatus(NamedTuple):
     name: str
     precision: str
     reason: str
+
+
+class PeakSums(NamedTuple):
+    """Sums over all committed frames, replaced as a whole: its fields are of the same frames.
+
+    Attributes
+    ----------
+    frames
+        Committed frames.
+    peaks
+        Their peaks.
+    intensity_counts
+        Sum of the peaks' intensities, in counts above background.
+    """
+
+    frames: int = 0
+    peaks: int = 0
+    intensity_counts: float = 0.0
 
 
 class Rates(NamedTuple):
@@ -156,6 +175,8 @@ class ServiceStatus:
         The newest series seen; None before the first frame.
     detection
         By which limits its peaks are found, in words; None before that is known.
+    began_at_s
+        When the service started, in Unix seconds: another one means another run.
     uptime_s
         Seconds since the start, on the monotonic clock.
     counts
@@ -171,8 +192,8 @@ class ServiceStatus:
         From the arrival of a frame to the commit of its result.
     stage_ms
         Stage → time that one frame or one batch spends in it.
-    peaks_total
-        Peaks of all committed frames.
+    sums
+        Peaks and their intensities, over all committed frames.
     watermark
         Frames up to this number have all ended in the newest series; None before the first.
     last_error
@@ -191,6 +212,7 @@ class ServiceStatus:
     source: str = ""
     series: str | None = None
     detection: str | None = None
+    began_at_s: float = 0.0
     uptime_s: float = 0.0
     counts: Mapping[str, int] = field(default_factory=dict)
     series_counts: Mapping[str, int] = field(default_factory=dict)
@@ -198,7 +220,7 @@ class ServiceStatus:
     queues: Mapping[str, QueueLevel] = field(default_factory=dict)
     latency_ms: LatencySummary = field(default_factory=LatencySummary)
     stage_ms: Mapping[str, LatencySummary] = field(default_factory=dict)
-    peaks_total: int = 0
+    sums: PeakSums = field(default_factory=PeakSums)
     watermark: int | None = None
     last_error: LastError | None = None
     source_counts: Mapping[str, int | str] = field(default_factory=dict)
@@ -208,6 +230,11 @@ class ServiceStatus:
     def state(self) -> HealthState:
         """State of the service; see `edgexnas.device.monitoring.health.STATES`."""
         return self.health.state
+
+    @property
+    def peaks_total(self) -> int:
+        """Peaks of all committed frames."""
+        return self.sums.peaks
 
     last_result: LastResult | None = None
 

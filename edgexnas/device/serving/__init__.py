@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from edgexnas.device.sinks.results import ServiceIdentity as ServiceIdentity
     from edgexnas.device.sinks.results_file import StoredFrame as StoredFrame
     from edgexnas.device.sinks.results_file import read_results as read_results
+    from edgexnas.device.sinks.tiled_sink import TiledSink as TiledSink
     from edgexnas.device.sinks.zmq_sink import ZmqSink as ZmqSink
 
 __getattr__, __dir__, __all__ = lazy_names(__name__)

@@ -33,6 +33,11 @@
     prefix = "EDGEX:"
 
     [[sinks]]
+    kind = "tiled"
+    url = "http://127.0.0.1:8000"
+    api_key_file = "tiled.key"
+
+    [[sinks]]
     kind = "callback"
     function = "my_module:on_result"
 
@@ -75,6 +80,7 @@ __all__ = [
     "PvaSinkSettings",
     "ServeConfiguration",
     "SinkSettings",
+    "TiledSinkSettings",
     "ZmqSinkSettings",
     "load_configuration",
 ]
@@ -198,6 +204,17 @@ class PvaSinkSettings(_PeakSink):
     policy: SinkPolicy = "drop-oldest"
 
 
+class TiledSinkSettings(_AnySink):
+    """Fields as of `TiledSink`."""
+
+    kind: Literal["tiled"]
+    url: Annotated[str, Field(pattern=r"^https?://")]
+    path: Text = "edgexnas"
+    api_key_file: Text | None = None
+    policy: SinkPolicy = "block"
+    gather_ms: NotNegative = 200.0
+
+
 class CallbackSinkSettings(_AnySink):
     """Fields as of `CallbackSink`; the function is "module:name", importable or beside the file."""
 
@@ -207,7 +224,7 @@ class CallbackSinkSettings(_AnySink):
 
 
 SinkSettings: TypeAlias = (
-    Hdf5SinkSettings | ZmqSinkSettings | PvaSinkSettings | CallbackSinkSettings
+    Hdf5SinkSettings | ZmqSinkSettings | PvaSinkSettings | TiledSinkSettings | CallbackSinkSettings
 )
 
 

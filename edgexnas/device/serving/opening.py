@@ -22,6 +22,7 @@ from edgexnas.device.serving.configuration import (
     PvaSinkSettings,
     ServeConfiguration,
     SinkSettings,
+    TiledSinkSettings,
     ZmqSinkSettings,
     load_configuration,
 )
@@ -269,7 +270,7 @@ def _check_port(port: int) -> None:
 
 def _merging(sink: Sink, given: SinkSettings, folder: Path, manifest: Manifest) -> Sink:
     """Let a sink have spots beside the peaks, if its table says so."""
-    if isinstance(given, CallbackSinkSettings) or given.merge is None:
+    if isinstance(given, CallbackSinkSettings | TiledSinkSettings) or given.merge is None:
         return sink
     if manifest.task != "bragg":
         raise ConfigurationError(
@@ -292,7 +293,7 @@ def _merging(sink: Sink, given: SinkSettings, folder: Path, manifest: Manifest) 
 
 def _sink(given: SinkSettings, folder: Path) -> Sink:
     shared: dict[str, Any] = {}
-    if not isinstance(given, CallbackSinkSettings) and given.merge is not None:
+    if not isinstance(given, CallbackSinkSettings | TiledSinkSettings) and given.merge is not None:
         shared["spots"] = True
     if isinstance(given, Hdf5SinkSettings):
         from edgexnas.device.sinks.hdf5_sink import Hdf5Sink
@@ -307,6 +308,12 @@ def _sink(given: SinkSettings, folder: Path) -> Sink:
         from edgexnas.device.sinks.pva_sink import PvaSink
 
         return PvaSink(**given.model_dump(exclude={"kind", "on_failure", "merge"}), **shared)
+    if isinstance(given, TiledSinkSettings):
+        from edgexnas.device.sinks.tiled_sink import TiledSink
+
+        options = given.model_dump(exclude={"kind", "url", "api_key_file", "on_failure"})
+        key_file = None if given.api_key_file is None else folder / given.api_key_file
+        return TiledSink(given.url, api_key_file=key_file, **options)
     assert isinstance(given, CallbackSinkSettings)
     function = _function(given.function, folder)
     return CallbackSink(function, name=f"callback {given.function}", policy=given.policy)

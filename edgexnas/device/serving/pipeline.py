@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
 
-from edgexnas.device.monitoring.status import LastResult, QueueLevel
+from edgexnas.device.monitoring.status import LastResult, PeakSums, QueueLevel
 from edgexnas.device.rate_limited_log import RateLimitedLog
 from edgexnas.device.serving.after_series import AfterSeries
 from edgexnas.device.serving.bounded_queue import BoundedQueue
@@ -120,7 +120,7 @@ class Pipeline:
         self._object: ObjectSnapshot | None = None
         self._runs: list[SeriesRun] = []
         self._after = AfterSeries(self._show_refined, complaints)
-        self.peaks_total = 0
+        self.sums = PeakSums()
         self.intake = Intake(
             source, work, ledger=ledger, settings=settings, complaints=complaints, runs=self._runs
         )
@@ -453,10 +453,14 @@ class Pipeline:
                     self._end(task)
 
     def _end(self, task: FrameTask) -> None:
+        peaks = None if task.result is None else task.result.peaks
+        if task.error is None:
+            # Before the ledger: who sees a frame done finds it in the sums.
+            frames, number, intensity = self.sums
+            if peaks is not None:
+                number, intensity = number + len(peaks), intensity + float(peaks.intensities.sum())
+            self.sums = PeakSums(frames + 1, number, intensity)
         task.run.ledger.end(task.number, "failed" if task.error else "done")
         self._times.add("latency", time.monotonic_ns() - task.arrival_ns)
-        peaks = None if task.result is None else task.result.peaks
-        if peaks is not None and task.error is None:
-            self.peaks_total += len(peaks)
         if task.shown is not None:
             self._shown = task

@@ -137,6 +137,7 @@ class Service:
         self._shown: Health | None = None
         self._shown_s = 0.0
         self._began = time.monotonic()
+        self._began_at_s = time.time()
         self._started = False
         self._ended_s: float | None = None
         self._failure: str | None = None
@@ -392,6 +393,7 @@ class Service:
             source=self._source.url,
             series=None if run is None else run.series,
             detection=None if run is None else run.detection,
+            began_at_s=self._began_at_s,
             uptime_s=time.monotonic() - self._began,
             counts=self._ledger.counts,
             series_counts={} if run is None else run.ledger.counts,
@@ -399,7 +401,7 @@ class Service:
             queues=pipeline.queues,
             latency_ms=self._times.summary("latency"),
             stage_ms=self._times.summaries(leave_out="latency"),
-            peaks_total=pipeline.peaks_total,
+            sums=pipeline.sums,
             watermark=None if run is None else run.ledger.watermark,
             last_error=None
             if error is None
@@ -478,7 +480,7 @@ class Service:
             ", ".join(troubles) or "none lost",
             latency.p50,
             latency.p99,
-            self._pipeline.peaks_total,
+            self._pipeline.sums.peaks,
         )
 
     def _sink_failed(self, name: str, message: str) -> None:

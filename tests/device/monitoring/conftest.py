@@ -15,6 +15,7 @@ from edgexnas.device.monitoring.status import (
     EngineStatus,
     LastResult,
     LatencySummary,
+    PeakSums,
     QueueLevel,
     Rates,
     ServiceStatus,
@@ -86,7 +87,7 @@ def source() -> SettableSource:
         sinks={"hdf5 results/results": SinkCounts(950, 3, 0)},
         latency_ms=LatencySummary(4.5, 9.25, 21.0, 40.0, 512),
         stage_ms={"find": LatencySummary(2.0, 3.0, 4.0, 5.0, 512)},
-        peaks_total=12_345,
+        sums=PeakSums(40, 12_345, 6.5e6),
         watermark=40,
         last_result=frame_with_peaks(),
     )
