@@ -198,7 +198,7 @@ def main() -> None:
     parser.add_argument("curves", type=Path, help="JSON of record_curves.py")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--evaluations", type=int, default=100, help="of the search of before")
-    parser.add_argument("--only", nargs="+", help="ladders by name")
+    parser.add_argument("--only", action="append", help="a ladder by name; repeatable")
     parser.add_argument("--output", type=Path, default=Path("docs/results"))
     options = parser.parse_args()
     table = Table(json.loads(options.curves.read_text()))
@@ -227,7 +227,10 @@ def main() -> None:
     summary = {name: summed(rows, name) for name in names}
     content = {
         "command": f"python host/replay_searches.py {options.curves.name} --seeds "
-        f"{options.seeds} --evaluations {options.evaluations}",
+        f"{options.seeds} --evaluations {options.evaluations}"
+        + "".join(f' --only "{name}"' for name in options.only or ()),
+        "networks": sum(len(rows) for rows in table.rows.values()),
+        "evaluations": options.evaluations,
         "hardware": hardware(), "summary": summary, "seeds": rows,
     }  # fmt: skip
     (options.output / "search-replay.json").write_text(json.dumps(content, indent=1) + "\n")
@@ -256,8 +259,10 @@ def page(content: dict[str, Any]) -> str:
         "# Searches replayed on recorded learning curves", "",
         f"`{content['command']}`, on {content['hardware']}; curves by `host/record_curves.py` in "
         "`curves-ruby.json`.", "",
-        f"Before: {rows[0]['before_s']:.0f} s of training in the first seed for 100 networks, "
-        "each trained once (0.2.0). Hypervolume in the logarithms of error (1 to 0.001 px) and "
+        f"{content['networks']} recorded networks. Before: {content['evaluations']} networks, each "
+        "trained once as in 0.2.0, in "
+        f"{min(r['before_s'] for r in rows):.0f} to {max(r['before_s'] for r in rows):.0f} s of "
+        "training. Hypervolume in the logarithms of error (1 to 0.001 px) and "
         "parameters. p: one-sided Wilcoxon signed-rank test over the seeds that the share of "
         "training time is below a tenth.", "",
         "| search | training time to 90 % of the final hypervolume of before: median | worst | "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -92,10 +91,10 @@ def fill_up(
 
     if not isinstance(dataset, PeakDataset):
         return dataset
-    threads = len(os.sched_getaffinity(0))
     try:
         say(f"drawing up to {missing:,} synthetic peaks like those of the training part")
-        filled = with_synthetic_peaks(dataset, missing, seed=seed, threads=threads, seconds=seconds)
+        # On one thread: on a busy machine two take many times as long.
+        filled = with_synthetic_peaks(dataset, missing, seed=seed, seconds=seconds)
     except ConfigurationError as error:
         # Labels that cannot be resampled can still be learned from as they are.
         say(f"no synthetic peaks: {error}")
