@@ -11,6 +11,8 @@ a simulated series, the label is the chosen position.
 
 from __future__ import annotations
 
+import math
+import time
 import warnings
 from dataclasses import replace
 from typing import Any
@@ -36,7 +38,8 @@ BRIGHTER, WIDER, LONGER = 0.2, 0.05, 0.03
 TURNED_RAD, MIXED = 0.2, 0.05
 """Standard deviations of the angle and the Lorentzian fraction."""
 
-CHUNK = 1 << 15
+CHUNK, TIMED_CHUNK = 1 << 15, 1 << 12
+"""Draws at once, and where the time is limited."""
 
 LEAST_KEPT = 0.02
 """Share of the draws of a round that must be usable, or the labels cannot be resampled."""
@@ -47,7 +50,13 @@ FloatArray = npt.NDArray[np.float64]
 
 
 def with_synthetic_peaks(
-    dataset: PeakDataset, count: int, *, seed: int = 0, device: str = "cpu", threads: int = 1
+    dataset: PeakDataset,
+    count: int,
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+    threads: int = 1,
+    seconds: float | None = None,
 ) -> PeakDataset:
     """Add synthetic peaks to labelled ones, for searches to train on.
 
@@ -64,6 +73,8 @@ def with_synthetic_peaks(
         A torch device for the fits.
     threads
         CPU threads of the fits.
+    seconds
+        After so long what has been drawn is enough; None draws all.
 
     Raises
     ------
@@ -72,13 +83,15 @@ def with_synthetic_peaks(
     """
     if count < 1:
         raise ConfigurationError(f"count is {count}; specify 1 synthetic peak or more")
+    end = math.inf if seconds is None else time.monotonic() + seconds
+    chunk = CHUNK if seconds is None else TIMED_CHUNK
     train = dataset.split().train
     generator = _PeakGenerator(dataset, train, {"device": device, "threads": threads})
     rng = np.random.default_rng(seed)
     parts: list[tuple[npt.NDArray[np.float32], ...]] = []
     # Draws that detection would not find are thrown away, so more are made than wanted.
     while (missing := count - sum(len(part[0]) for part in parts)) > 0:
-        tries = min(max(2 * missing, 256), CHUNK)
+        tries = min(max(2 * missing, 256), chunk)
         part = generator.draw(tries, rng)
         if len(part[0]) < LEAST_KEPT * tries:
             raise ConfigurationError(
@@ -86,6 +99,9 @@ def with_synthetic_peaks(
                 "found and fitted; check the labels, or do without synthetic peaks"
             )
         parts.append(part)
+        if time.monotonic() > end:
+            count = min(count, sum(len(part[0]) for part in parts))
+            break
     counts, offsets, r2, placed, parent = (
         np.concatenate(column)[:count] for column in zip(*parts, strict=True)
     )

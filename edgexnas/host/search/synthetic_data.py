@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,8 +22,8 @@ __all__ = ["fill_up", "repeat_measured"]
 
 logger = logging.getLogger(__name__)
 
-TIMED = 1_000
-"""Items that are drawn first, to see how long one takes; fewer are not worth having."""
+LEAST = 1_000
+"""Fewer are not worth having."""
 
 
 MEASURED_SHARE = 0.2
@@ -85,7 +83,7 @@ def fill_up(
     if path.exists():
         return find_task(dataset.task).load(path)
     missing = count - len(dataset.split().train)
-    if missing < TIMED:
+    if missing < LEAST:
         return dataset
     # Here, because drawing peaks loads what fits them.
     from edgexnas.host.data.peak_dataset import PeakDataset
@@ -93,20 +91,10 @@ def fill_up(
 
     if not isinstance(dataset, PeakDataset):
         return dataset
-    threads = len(os.sched_getaffinity(0))
     try:
-        if seconds is not None:
-            started = time.monotonic()
-            with_synthetic_peaks(dataset, TIMED, seed=seed, threads=threads)
-            spent, measured = time.monotonic() - started, count - missing
-            # The measured ones are fitted first, and two draws make about one peak.
-            fits = (seconds - spent) * (measured + 2 * TIMED) / spent - measured
-            missing = min(missing, int(fits / 2))
-        if missing < TIMED:
-            say(f"no synthetic peaks: {TIMED} would take longer than {seconds:.0f} s")
-            return dataset
-        say(f"drawing {missing:,} synthetic peaks like those of the training part")
-        filled = with_synthetic_peaks(dataset, missing, seed=seed, threads=threads)
+        say(f"drawing up to {missing:,} synthetic peaks like those of the training part")
+        # On one thread: on a busy machine two take many times as long.
+        filled = with_synthetic_peaks(dataset, missing, seed=seed, seconds=seconds)
     except ConfigurationError as error:
         # Labels that cannot be resampled can still be learned from as they are.
         say(f"no synthetic peaks: {error}")

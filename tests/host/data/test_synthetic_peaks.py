@@ -145,3 +145,11 @@ def test_peaks_of_other_frames_are_not_merged(simulated_peaks: PeakDataset) -> N
     other = replace(simulated_peaks, frames=simulated_peaks.frames + 1, omega_deg=None)
     with pytest.raises(ConfigurationError, match="specify peaks of the same series"):
         simulated_peaks.merge(other, source="both")
+
+
+def test_a_time_limit_keeps_what_has_been_drawn(simulated_peaks: PeakDataset) -> None:
+    measured = as_measured(simulated_peaks)
+    joined = with_synthetic_peaks(measured, 50_000, seed=1, seconds=1e-3)
+    # One chunk of draws, of which about half are usable.
+    assert len(measured) + 500 < len(joined) < len(measured) + 5_000
+    assert f"{len(joined) - len(measured)} synthetic peaks" in joined.source

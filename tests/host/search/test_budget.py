@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from edgexnas.cli import main
 from edgexnas.errors import ConfigurationError
 from edgexnas.host.data.peak_dataset import PeakDataset
+from edgexnas.host.data.ptycho_dataset import PtychoDataset
 from edgexnas.host.measuring.objectives import OBJECTIVES
 from edgexnas.host.networks.search_space import ModelSize
 from edgexnas.host.networks.spaces import SPACES
@@ -234,6 +235,18 @@ def test_a_search_ends_within_its_budget_and_trains_finalists_with_seeds(
     assert SearchResult.load(tmp_path / "run").best("error").trial == result.best("error").trial
 
 
+def test_patterns_are_searched_within_a_budget_too(
+    tiny_patterns: PtychoDataset, tmp_path: Path
+) -> None:
+    result = optimize(
+        "ptycho", data=tiny_patterns, output=tmp_path / "run", budget=12, search="random",
+        space=SPACES["mlpPtycho"].narrow(units=(2, 8), layers=(1, 2)), evaluator="serial",
+        device="cpu",
+    )  # fmt: skip
+    assert max(t.finished for t in result.trials) < 12
+    assert [objective.name for objective in result.objectives] == ["error", "parameters"]
+
+
 def test_an_export_of_it_says_what_it_does(
     tiny_peaks: PeakDataset, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -286,6 +299,18 @@ def test_a_budget_goes_with_no_other_bound(
 ) -> None:
     with pytest.raises(ConfigurationError, match="budget"):
         budgeted(tiny_peaks, tmp_path / "run", **other)
+
+
+def test_bragg_networks_are_compared_with_int8_rounding(
+    tiny_peaks: PeakDataset, tmp_path: Path
+) -> None:
+    result = budgeted(tiny_peaks, tmp_path / "run")
+    assert [objective.name for objective in result.objectives] == ["int8_error", "parameters"]
+    for candidate in result.candidates:
+        # Rounding may help by chance, but not by much.
+        assert candidate.metrics["int8_error"] > 0.8 * candidate.metrics["error"]
+    best = result.best("int8_error")
+    assert best in result.pareto
 
 
 def test_synthetic_peaks_fill_the_training_part_and_are_kept_for_the_export(
