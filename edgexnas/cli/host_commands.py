@@ -62,8 +62,8 @@ def add_to(commands: Commands) -> None:
     label.add_argument(
         "--iterations",
         type=positive_int,
-        help="iterations of phase retrieval, for scans (default: 50, or 500 where a scan is too small "
-        "to be split)",
+        help="iterations of phase retrieval, for scans (default: 50, or 500 where a scan is too "
+        "small to be split)",
     )
     label.add_argument(
         "--modes",
