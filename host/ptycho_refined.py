@@ -8,7 +8,7 @@ r"""Ptychography by the command line: the tables of docs/results/ptycho-refined.
     edgexnas optimize ptycho --data star20.h5 --output runs/star20 ...
     edgexnas export runs/star20 --signing-key keys/beamline.key.pem --output star20.edgex
     python host/ptycho_refined.py report --scan siemens-star-small.npz.bz2 --labels star.h5 \\
-        --bundle star.edgex --small star20.npz --small-bundle star20.edgex --trust keys
+        --bundle star.edgex --small-bundle star20.edgex --trust keys
 
 The right quarter of the scan tests: neither its patterns nor its labels serve the probe, the
 training or a choice. The object is refined from the patterns of that quarter alone.
@@ -51,8 +51,7 @@ def main() -> None:
     labels = PtychoDataset.load(options.labels)
     result: dict[str, Any] = {"hardware": hardware(options), "command": options.command}
     result["star"], images = star(scan, labels, options)
-    if options.small_bundle is not None:
-        result["small"] = small(scan, labels, options)
+    result["small"] = [small(scan, labels, path, options.trust) for path in options.small_bundle]
     options.output.mkdir(parents=True, exist_ok=True)
     place = options.output / "ptycho-refined.json"
     place.write_text(json.dumps(result, indent=1) + "\n")
@@ -67,7 +66,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--labels", type=Path, help="of the whole star, from edgexnas label")
     parser.add_argument("--bundle", type=Path, help="from edgexnas export")
     parser.add_argument("--small", type=Path, help="scan of 20 patterns")
-    parser.add_argument("--small-bundle", type=Path)
+    parser.add_argument("--small-bundle", type=Path, nargs="*", default=[], help="one or more")
     parser.add_argument("--trust", type=Path)
     parser.add_argument("--hardware", default="", help="what else to say of the machine")
     parser.add_argument("--command", default="", help="how the search was started")
@@ -182,11 +181,11 @@ def error(image: ObjectImage, part: Scan, aimed: np.ndarray) -> float:
     return patch_errors(found, aimed).phase_rad
 
 
-def small(scan: Scan, labels: PtychoDataset, options: argparse.Namespace) -> dict[str, Any]:
+def small(scan: Scan, labels: PtychoDataset, bundle: Path, trust: Path) -> dict[str, Any]:
     """Score the bundle of 20 patterns on all the others, which nothing has seen."""
     rest = np.setdiff1d(np.arange(len(scan)), middle(scan))
     part, aimed = part_of_scan(scan, rest), labels.targets[rest]
-    with PtychoPredictor(options.small_bundle, trust=options.trust, threads=1) as predictor:
+    with PtychoPredictor(bundle, trust=trust, threads=1) as predictor:
         stream = predictor.stream(part, refine=SHOWN)
         patches = np.concatenate([np.stack([p.amplitude, p.phase_rad], 1) for p in stream])
         manifest = predictor.manifest
@@ -197,6 +196,7 @@ def small(scan: Scan, labels: PtychoDataset, options: argparse.Namespace) -> dic
     fitted = in_gauge_of(patches[:, 0] * np.exp(1j * patches[:, 1]), aimed)
     return {
         "patterns": len(rest),
+        "label_residual": manifest.provenance.label_residual,
         "configuration": dict(manifest.provenance.configuration),
         "parameters": manifest.parameters,
         "flat_phase_rad": round(patch_errors(flat, aimed).phase_rad, 4),
@@ -251,14 +251,13 @@ def page(result: dict[str, Any]) -> str:
     lines = [
         "# Ptychography by the command line: the star",
         "",
-        f"`python host/ptycho_refined.py`, {result['hardware']}; {result['command']}. Mean phase "
-        f"error over the held-out quarter ({case['patterns']} patterns), rad.",
+        f"`python host/ptycho_refined.py` on an {result['hardware']}; {result['command']}.",
         "",
-        f"INT8 network of {case['parameters']:,} parameters: **{int8['phase_rad']:.4f}** a patch. "
-        "Its stitched object refined by rPIE with the training part's probe, on one core, beside a "
-        "flat start:",
+        f"Held-out quarter, {case['patterns']} patterns, phase error in rad: INT8 network of "
+        f"{case['parameters']:,} parameters **{int8['phase_rad']:.4f}** a patch; its stitched "
+        "object, refined with the training part's probe on one core:",
         "",
-        "| sweeps | from the network | from a flat object | residual | s |",
+        "| sweeps | from the network | from flat | residual | s |",
         "|---:|---:|---:|---:|---:|",
     ]
     for ours, flat in zip(case["rows"]["network"], case["rows"]["flat"], strict=True):
@@ -266,13 +265,19 @@ def page(result: dict[str, Any]) -> str:
             f"| {ours['sweeps']} | {ours['phase_rad']:.4f} | {flat['phase_rad']:.4f} | "
             f"{ours['residual']:.2%} | {ours['s']:.1f} |"
         )
-    if "small" in result:
-        few = result["small"]
+    if result["small"]:
         lines += [
             "",
-            f"Bundle of 20 patterns cut out of the middle, on the other {few['patterns']}: "
-            f"**{few['network_phase_rad']:.3f}** (flat {few['flat_phase_rad']:.3f}), refined by "
-            f"{few['sweeps']} sweeps {few['refined_phase_rad_without_tilt']:.3f} but for a tilt.",
+            f"Bundles of {SMALL} patterns from the middle, on the other "
+            f"{result['small'][0]['patterns']}:",
+            "",
+            f"| residual of labels | network | refined, {SHOWN} sweeps | flat |",
+            "|---:|---:|---:|---:|",
+        ]
+        lines += [
+            f"| {few['label_residual']:.2%} | {few['network_phase_rad']:.3f} | "
+            f"{few['refined_phase_rad_without_tilt']:.3f} | {few['flat_phase_rad']:.3f} |"
+            for few in result["small"]
         ]
     return "\n".join([*lines, "", "![the held-out quarter](ptycho-refined.png)", ""])
 

@@ -73,6 +73,9 @@ def test_a_scan_too_small_to_split_is_labelled_with_simulated_objects_and_all_is
     np.save(probe, SMALL.probe)
     assert run("label --iterations 15", scan, "--probe", probe, "--output", labels) == 0
     dataset = PtychoDataset.load(labels)
+    # Again, over what is there, and with the orientation said.
+    again = ["label", scan, "--orientation", dataset.orientation, "--iterations", 15]
+    assert run("", *again, "--output", labels) == 0
     assert (dataset.against, dataset.orientation) == ("iterative", "rotate-clockwise")
     assert len(dataset.split().test) == len(SMALL)
     said = " ".join(capsys.readouterr().out.split())

@@ -63,7 +63,8 @@ def add_to(commands: Commands) -> None:
     label.add_argument(
         "--iterations",
         type=positive_int,
-        help="iterations of phase retrieval, for scans (default: 50)",
+        help="iterations of phase retrieval, for scans (default: 50, or 500 where a scan is too "
+        "small to be split)",
     )
     label.add_argument(
         "--modes",
@@ -136,7 +137,8 @@ def _label(options: argparse.Namespace) -> None:
     if options.ray is not None:
         run_on_cluster(options, ".h5")
         return
-    check_output(options.output, inputs=(options.frames, options.probe))
+    given = (options.frames, options.probe)
+    check_output(options.output, inputs=[path for path in given if path is not None])
     # Positions beside the patterns make a scan; frames have none.
     if holds_scan(options.frames):
         reason = f"{options.frames} holds a scan and not frames"

@@ -45,6 +45,7 @@ def label_scan_file(path: Path, options: argparse.Namespace) -> None:
     )
     from edgexnas.host.data.ptycho_labels import check_scan
     from edgexnas.host.data.scan_regions import CELLS
+    from edgexnas.host.data.small_scans import SMALL_ITERATIONS
     from edgexnas.scans import open_probe, open_scan
 
     scan = open_scan(path)
@@ -54,12 +55,12 @@ def label_scan_file(path: Path, options: argparse.Namespace) -> None:
     check_scan(scan)
     offset = beam_offset_px(scan)
     scan, orientation, how = _oriented(scan, options)
+    small = not can_split(scan)
     retrieval: dict[str, Any] = {
-        "iterations": options.iterations or 50,
+        "iterations": options.iterations or (SMALL_ITERATIONS if small else 50),
         "threads": options.threads,
     }
     chosen = {"orientation": orientation, "modes": options.modes or 3, **retrieval}
-    small = not can_split(scan)
     with progress(f"label {len(scan)} patterns") as step:
         label = label_small_scan if small else label_scan
         dataset = label(scan, **chosen, progress=step)

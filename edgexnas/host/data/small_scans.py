@@ -31,6 +31,10 @@ TRAIN_PATTERNS = 1024
 
 VALIDATION_PATTERNS = 192
 CALIBRATION_PATTERNS = 64
+SMALL_ITERATIONS = 500
+"""Sweeps of phase retrieval: few patterns make few updates. Of 20 patterns cut out of a measured
+star, 50 sweeps leave the object 0.163 rad from that of the whole scan, 500 leave 0.090."""
+
 HELD_OUT_OBJECTS = 24
 """Objects that validation and calibration show, and training never does."""
 
@@ -55,7 +59,7 @@ def can_split(scan: Scan) -> bool:
 def label_small_scan(
     scan: Scan,
     *,
-    iterations: int = 50,
+    iterations: int = SMALL_ITERATIONS,
     modes: int = 3,
     seed: int = 0,
     orientation: Orientation = "as-is",
