@@ -37,6 +37,7 @@ __all__ = [
     "committed_frames",
     "read_merge",
     "read_results",
+    "read_series",
     "read_spots",
 ]
 
@@ -140,6 +141,8 @@ class StoredMerge:
         The series, without a bundle.
     mark
         The newest mark; None in files of earlier releases, and where peaks were not merged.
+    bundle_digest
+        SHA-256 of the bundle in use at that mark; empty if there is none.
     first
         Number of the file, of the row of commits and of the row of spots with which it begins.
     ends
@@ -150,6 +153,7 @@ class StoredMerge:
     name: str
     key: SeriesKey
     mark: MergeMark | None
+    bundle_digest: str
     first: tuple[int, int, int]
     ends: tuple[tuple[int, ...], ...]
 
@@ -192,6 +196,17 @@ class StoredMerge:
         yield Spots.from_table(table[rows])
 
 
+def read_series(path: Path, *, name: str = "results") -> list[tuple[str, str]]:
+    """Read (name, identity) of each series of a file, or of all files of a folder, in their order.
+
+    Raises
+    ------
+    SourceError
+        As of `read_results`.
+    """
+    return list(_read(path, name, lambda entry: iter(_series(entry))))
+
+
 def read_merge(
     path: Path, series: str, identity: str = "", *, name: str = "results"
 ) -> StoredMerge:
@@ -203,17 +218,17 @@ def read_merge(
         As of `read_results`; reading its frames and spots does too.
     """
     key = SeriesKey.of(series, identity, "")
-    first, mark = (0, 0, 0), None
+    first, mark, digest = (0, 0, 0), None, ""
     ends: list[list[int]] = []
     for file, rows in enumerate(_read(path, name, partial(_marks, key=key))):
         ends.append([])
-        for found, commits, spots in rows:
-            mark = found
+        for found, bundle, commits, spots in rows:
+            mark, digest = found, bundle
             if found.state == "begun":
                 first, ends = (file, commits, spots), [[] for _ in ends]
             elif found.state == "ended":
                 ends[-1].append(commits)
-    return StoredMerge(path, name, key, mark, first, tuple(map(tuple, ends)))
+    return StoredMerge(path, name, key, mark, digest, first, tuple(map(tuple, ends)))
 
 
 def committed_frames(path: Path) -> dict[SeriesKey, NumberRanges]:
@@ -265,7 +280,10 @@ def _read(path: Path, name: str, read: Callable[[Any], Iterator[T]]) -> Iterator
                     )
                 yield from read(file["entry"])
         except MALFORMED as error:
-            raise SourceError(f"{part} cannot be read as results: {error}") from error
+            raise SourceError(
+                f"{part} cannot be read as results: {error}; specify the folder that a service "
+                "wrote to, or a file of it"
+            ) from error
 
 
 def _commits(
@@ -379,19 +397,21 @@ def _peaks(columns: dict[str, npt.NDArray[Any]], where: slice) -> dict[str, Any]
     }
 
 
-def _marks(entry: Any, key: SeriesKey) -> Iterator[list[tuple[MergeMark, int, int]]]:
+def _marks(entry: Any, key: SeriesKey) -> Iterator[list[tuple[MergeMark, str, int, int]]]:
     """Read the marks of a series, each with how many rows of commits and spots came before."""
     found = []
     if "merges" in entry:
         rows = entry["merges"][:]
         wanted = _rows_of(_series(entry), key)
+        digests = _texts(entry["bundles"], "bundle_digest")
         for row in rows[np.isin(rows["series"], wanted)]:
             given = {field.name: row[field.name].item() for field in fields(MergeSettings)}
             # Merging without a rotation of its own, as of a series that states its angles.
             given = {name: None if np.isnan(value) else value for name, value in given.items()}
             state = MERGE_STATES[row["state"]]
             mark = MergeMark(state, MergeSettings(**given), row["coverage"].item())
-            found.append((mark, int(row["commits"]), int(row["spots"])))
+            digest = digests[row["bundle"]]
+            found.append((mark, digest, int(row["commits"]), int(row["spots"])))
     yield found
 
 
