@@ -128,12 +128,12 @@ def test_every_group_of_a_file_is_described(entries: Any) -> None:
 
 @pytest.mark.parametrize(
     "group",
-    ["frames/commits", "bundles", "series", "process", "peaks", "patches", "spots"],
+    ["frames/commits", "bundles", "series", "process", "peaks", "patches", "spots", "merges"],
 )
 def test_a_group_of_a_file_holds_what_is_described(entries: Any, group: str) -> None:
     (table,) = tables(f"### `entry/{group}`")
     told = {name_of(row): (row["dtype"], axes_of(row), row["unit"]) for row in table}
-    if group == "frames/commits":
+    if group in ("frames/commits", "merges"):
         # The fields of a compound carry no units.
         told = {name: (dtype, axes, "") for name, (dtype, axes, _) in told.items()}
     assert told == entries[f"entry/{group}"]

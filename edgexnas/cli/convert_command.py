@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgexnas.cli.arguments import add_command, add_merging, angle, merge_settings
+from edgexnas.cli.arguments import (
+    MERGE_OPTIONS,
+    add_command,
+    add_merging,
+    angle,
+    merge_settings,
+    reject_given,
+)
 from edgexnas.cli.outputs import check_output
 from edgexnas.cli.terminal import print_pairs
 from edgexnas.errors import ConfigurationError, EdgexnasError, InputError
@@ -18,11 +26,16 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from edgexnas.cli.arguments import Commands
-    from edgexnas.merging import SpotMerger
+    from edgexnas.device.sinks.results import SeriesSpots
+    from edgexnas.device.sinks.results_file import StoredMerge
+    from edgexnas.forms import Form
+    from edgexnas.merging import MergeSettings, SpotMerger
     from edgexnas.ptycho import ObjectImage
     from edgexnas.spots import Spots
 
 __all__ = ["add_to"]
+
+_log = logging.getLogger(__name__)
 
 
 def add_to(commands: Commands) -> None:
@@ -58,19 +71,35 @@ def _convert(options: argparse.Namespace) -> None:
     from edgexnas.forms.conversion import form_of, write_form
 
     check_output(options.output, inputs=(options.results,))
+    if not options.results.exists():
+        raise ConfigurationError(
+            f"there is no {options.results}; specify a file of predict, or the folder that a "
+            "service wrote to"
+        )
     settings = merge_settings(options)
     is_object = _holds_object(options.results)
     form, kind = form_of(options.output, options.form, peaks=not is_object)
+    if form != "midas":
+        reject_given(options, ("beam_centre_px",), "only midas has a beam centre")
     result: Spots | npt.NDArray[np.void] | ObjectImage
     frames = None
+    about: list[tuple[str, str]] = []
     if is_object:
         from edgexnas.forms.object_nexus import read_object
 
+        reject_given(options, ("series", *MERGE_OPTIONS), f"{options.results} holds an object")
         result = read_object(options.results)
-    elif kind == "peaks":
-        result, frames = _peaks(options)
+    elif options.results.suffix.lower() in (".csv", ".refl"):
+        reject_given(options, ("series",), f"{options.results} holds one series")
+        result = _csv_peaks(options) if kind == "peaks" else _file_spots(options, form)
     else:
-        result = _spots(options)
+        merge = _stored(options)
+        if kind == "peaks":
+            reject_given(options, MERGE_OPTIONS, f"{form} holds peaks that are not merged")
+            result, frames = _peaks(merge)
+        else:
+            result, settings = _spots(options, form, merge)
+        about = _about(merge)
     centre = None if options.beam_centre_px is None else tuple(options.beam_centre_px)
     try:
         paths = write_form(
@@ -83,7 +112,7 @@ def _convert(options: argparse.Namespace) -> None:
             f"{options.output} cannot be written: {error.strerror or error}; choose another place"
         ) from error
     count = [] if is_object else [(kind, f"{len(result):,}")]  # type: ignore[arg-type]
-    print_pairs([*count, *(("file", str(path)) for path in paths)])
+    print_pairs([*about, *count, *(("file", str(path)) for path in paths)])
 
 
 def _holds_object(path: Path) -> bool:
@@ -102,37 +131,90 @@ def _holds_object(path: Path) -> bool:
         return False
 
 
-def _spots(options: argparse.Namespace) -> Spots:
-    """Read spots, or read peaks and merge them."""
+def _file_spots(options: argparse.Namespace, form: Form) -> Spots:
+    """Read spots of a CSV file or of DIALS, or read peaks and merge them."""
     from edgexnas.forms.csv_tables import read_csv
     from edgexnas.forms.reflections import read_reflections, spots_of
     from edgexnas.merging import Rotation, SpotMerger
     from edgexnas.spots import Spots
 
     settings = merge_settings(options)
-    suffix = options.results.suffix.lower()
-    if suffix == ".refl":
+    if options.results.suffix.lower() == ".refl":
+        _reject_merging(options, "dials", "its spots are merged already")
         return spots_of(read_reflections(options.results), rotation=Rotation.of(settings))
-    if suffix == ".csv":
-        table = read_csv(options.results)
-        if isinstance(table, Spots):
-            return table
-        merger = SpotMerger(Rotation.of(settings), settings)
-        return Spots.joined([*_merged_table(table, merger), merger.finish()])
+    table = read_csv(options.results)
+    if isinstance(table, Spots):
+        _reject_merging(options, form, "its spots are merged already")
+        return table
+    merger = SpotMerger(Rotation.of(settings), settings)
+    return Spots.joined([*_merged_table(table, merger), merger.finish()])
+
+
+def _spots(
+    options: argparse.Namespace, form: Form, merge: StoredMerge
+) -> tuple[Spots, MergeSettings]:
+    """Read the spots of a service, or merge its peaks; give the settings of merging too."""
+    import numpy as np
+
+    from edgexnas.merging import Rotation, SpotMerger
+    from edgexnas.spots import Spots
+
+    settings, mark = merge_settings(options), merge.mark
+    coverage = 0.9
+    if mark is not None:
+        given = [name for name in MERGE_OPTIONS if getattr(options, name) is not None]
+        reject_given(
+            options,
+            [name for name in given if getattr(options, name) != getattr(mark.settings, name)],
+            f"the service merged by {mark.settings}",
+        )
+        settings, coverage = mark.settings, mark.coverage
+        if mark.state == "ended":
+            return merge.spots(), settings
+        _log.warning(
+            "%s has not ended in %s: all its spots are merged from the peaks that are stored",
+            merge.key.identity or merge.key.series,
+            merge.path,
+        )
+    elif batches := [batch for batch in _unmarked(options, merge) if len(batch.spots)]:
+        # Of an earlier release, which did not say whether all are there.
+        _reject_merging(options, form, "its spots are merged already")
+        newest = batches[-1].bundle_digest
+        of_it = [batch.spots for batch in batches if batch.bundle_digest == newest]
+        return Spots.joined(of_it), settings
+    merger = SpotMerger(Rotation.of(settings), settings, coverage=coverage)
+    parts, last = [], -1
+    for frame in _frames(merge):
+        if frame is None:
+            parts.append(merger.finish())
+        elif frame.number > last:
+            last = frame.number
+            columns = (
+                frame.positions_px, frame.intervals_px, frame.intensities, frame.flags
+            )  # fmt: skip
+            # As the service does, which stores such peaks and merges the others.
+            sound = np.isfinite(columns[0]).all(axis=1) & np.isfinite(columns[2])
+            parts.append(merger.add_arrays(last, *(column[sound] for column in columns)))
+    return Spots.joined([*parts, merger.finish()]), settings
+
+
+def _unmarked(options: argparse.Namespace, merge: StoredMerge) -> list[SeriesSpots]:
+    from edgexnas.device.sinks.results import SeriesKey
     from edgexnas.device.sinks.results_file import read_spots
 
-    batches = [batch for batch in read_spots(options.results) if len(batch.spots)]
-    if batches:
-        name = _series(options, {batch.series for batch in batches})
-        return Spots.joined([batch.spots for batch in batches if batch.series == name])
-    merger = SpotMerger(Rotation.of(settings), settings)
-    parts = [
-        merger.add_arrays(
-            frame.number, frame.positions_px, frame.intervals_px, frame.intensities, frame.flags
-        )
-        for frame in _frames(options)
+    return [
+        batch
+        for batch in read_spots(options.results)
+        if SeriesKey.of(batch.series, batch.identity, "") == merge.key
     ]
-    return Spots.joined([*parts, merger.finish()])
+
+
+def _reject_merging(options: argparse.Namespace, form: Form, reason: str) -> None:
+    """Reject options of merging where nothing is merged; two forms need the angles all the same."""
+    angles = ("omega_start_deg", "omega_step_deg")
+    needed = angles if form in ("midas", "dials") else ()
+    names = [name for name in MERGE_OPTIONS if name not in needed]
+    reject_given(options, names, f"{options.results}: {reason}")
 
 
 def _merged_table(table: npt.NDArray[np.void], merger: SpotMerger) -> Iterator[Spots]:
@@ -142,9 +224,12 @@ def _merged_table(table: npt.NDArray[np.void], merger: SpotMerger) -> Iterator[S
     if not len(table):
         return
     table = table[np.argsort(table["frame"], kind="stable")]
-    numbers = np.arange(table["frame"][0], table["frame"][-1] + 1)
-    edges = np.searchsorted(table["frame"], [*numbers, numbers[-1] + 1])
-    for number, first, last in zip(numbers.tolist(), edges[:-1], edges[1:], strict=True):
+    there = np.unique(table["frame"])
+    # One without a peak beside each: more of them change nothing, and there may be billions.
+    numbers = np.unique([there - 1, there, there + 1])
+    numbers = numbers[(numbers >= there[0]) & (numbers <= there[-1])]
+    edges = (np.searchsorted(table["frame"], numbers, side) for side in ("left", "right"))
+    for number, first, last in zip(numbers.tolist(), *edges, strict=True):
         rows = table[first:last]
         yield merger.add_arrays(
             number,
@@ -155,42 +240,82 @@ def _merged_table(table: npt.NDArray[np.void], merger: SpotMerger) -> Iterator[S
         )
 
 
-def _peaks(options: argparse.Namespace) -> tuple[npt.NDArray[np.void], int | None]:
-    """Read peaks, and how many frames there are."""
-    import numpy as np
-
-    from edgexnas.forms.csv_tables import PEAK, read_csv
+def _csv_peaks(options: argparse.Namespace) -> npt.NDArray[np.void]:
+    from edgexnas.forms.csv_tables import read_csv
     from edgexnas.spots import Spots
 
-    if options.results.suffix.lower() == ".csv":
-        table = read_csv(options.results)
-        if isinstance(table, Spots):
-            raise InputError(
-                f"{options.results} holds spots, and {options.output.suffix} holds the peaks of "
-                "each frame; specify what predict has written without --merge"
-            )
-        return table, None
+    if options.results.suffix.lower() == ".refl":
+        raise ConfigurationError(
+            f"{options.results} holds spots, and {options.output.suffix} holds the peaks of each "
+            "frame; choose a form of spots"
+        )
+    reject_given(options, MERGE_OPTIONS, f"{options.output.suffix} holds peaks that are not merged")
+    table = read_csv(options.results)
+    if isinstance(table, Spots):
+        raise InputError(
+            f"{options.results} holds spots, and {options.output.suffix} holds the peaks of "
+            "each frame; specify what predict has written without --merge"
+        )
+    return table
+
+
+def _peaks(merge: StoredMerge) -> tuple[npt.NDArray[np.void], int]:
+    """Read the peaks of a service, by their frames' numbers, and how many frames there are."""
+    import numpy as np
+
+    from edgexnas.forms.csv_tables import PEAK
+
+    frames: dict[int, Any] = {}
+    for frame in _frames(merge):
+        if frame is not None:
+            # The first, as merging takes it.
+            frames.setdefault(frame.number, frame)
     parts = [np.empty(0, PEAK)]
-    last = -1
-    for frame in _frames(options):
+    for number in sorted(frames):
+        frame = frames[number]
         part = np.empty(len(frame.positions_px), PEAK)
-        part["frame"] = frame.number
+        part["frame"] = number
         part["row_px"], part["col_px"] = frame.positions_px.T
         part["row_interval_px"], part["col_interval_px"] = frame.intervals_px.T
         part["counts"], part["flags"] = frame.intensities, frame.flags
         parts.append(part)
-        last = max(last, frame.number)
-    return np.concatenate(parts), last + 1
+    return np.concatenate(parts), max(frames, default=-1) + 1
 
 
-def _frames(options: argparse.Namespace) -> list[Any]:
-    """Read the processed frames of one series of a service's results, by their numbers."""
-    from edgexnas.device.sinks.results_file import read_results
+def _frames(merge: StoredMerge) -> list[Any]:
+    """Read processed frames; where no marks tell two bundles apart, those of the newest."""
+    frames = [frame for frame in merge.frames() if frame is None or frame.state == "done"]
+    if merge.mark is not None:
+        return frames
+    done = [frame for frame in frames if frame is not None]
+    # A bundle that was replaced in the series has frames of its own: all are of one series.
+    repeats = len({frame.number for frame in done}) < len(done)
+    if repeats and len({frame.bundle_digest for frame in done}) > 1:
+        newest = done[-1].bundle_digest
+        _log.warning(
+            "several bundles made results of %s; those of the newest are taken, %s…",
+            merge.key.identity or merge.key.series,
+            newest[:12],
+        )
+        done = [frame for frame in done if frame.bundle_digest == newest]
+    return sorted(done, key=lambda frame: frame.number)
 
-    frames = [frame for frame in read_results(options.results) if frame.state == "done"]
-    name = _series(options, {frame.series for frame in frames})
-    newest = {frame.number: frame for frame in frames if frame.series == name}
-    return [newest[number] for number in sorted(newest)]
+
+def _stored(options: argparse.Namespace) -> StoredMerge:
+    """Choose a series of a service's results: of one name the newest, by what identifies it."""
+    from edgexnas.device.sinks.results_file import read_merge, read_series
+
+    series = read_series(options.results)
+    name = _series(options, {name for name, _ in series})
+    found = list(dict.fromkeys(identity for of, identity in series if of == name))
+    if len(found) > 1:
+        _log.warning("%d series are named %s; the newest is taken, %s", len(found), name, found[-1])
+    return read_merge(options.results, name, found[-1])
+
+
+def _about(merge: StoredMerge) -> list[tuple[str, str]]:
+    bundle = [("bundle", f"{merge.bundle_digest[:12]}…")] if merge.bundle_digest else []
+    return [("series", merge.key.identity or merge.key.series), *bundle]
 
 
 def _series(options: argparse.Namespace, names: set[str]) -> str:

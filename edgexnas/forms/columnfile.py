@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgexnas.errors import MissingDependencyError
+from edgexnas.errors import InputError, MissingDependencyError
 from edgexnas.spots import SpotFlag, Spots
 
 __all__ = ["write_columnfile", "write_hdf5_columnfile"]
@@ -24,9 +24,16 @@ def write_columnfile(path: Path, spots: Spots) -> None:
 
     Raises
     ------
+    InputError
+        If there are no spots: ImageD11 cannot read such a file.
     OSError
         If the file cannot be written.
     """
+    if not len(spots):
+        raise InputError(
+            "there are no spots, and ImageD11 reads no .flt without any; choose .h5, or check that "
+            "there are peaks"
+        )
     columns = _columns(spots)
     formats = ["%d" if values.dtype.kind == "i" else "%.6f" for values in columns.values()]
     # As ImageD11 reads it: titles in a comment, two blanks between values.

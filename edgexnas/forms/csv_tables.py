@@ -35,6 +35,9 @@ PEAK = np.dtype(
 
 PEAK_HEADER: tuple[str, ...] = PEAK.names or ()
 
+_MOST_WHOLE = 2**31
+"""Frames and peaks are fewer."""
+
 _DECIMALS = {"omega_deg": 5, "omega_sigma_deg": 5, "intensity": 1}
 
 
@@ -114,6 +117,9 @@ def _table(
         if len(line) != len(header):
             raise ValueError(f"it has {len(line)} values, not {len(header)}")
         *texts, names = line
+        for text, integer in zip(texts, whole, strict=True):
+            if integer and not 0 <= int(text) < _MOST_WHOLE:
+                raise ValueError(f"{text} is no number of a frame or of peaks")
         numbers = [int(text) if w else float(text) for text, w in zip(texts, whole, strict=True)]
         if not np.isfinite(numbers).all():
             raise ValueError("a value is not finite")

@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edgexnas.errors import MissingDependencyError
+from edgexnas.errors import InputError, MissingDependencyError
 
 __all__ = ["write_cxi_peaks"]
+
+_MOST_BYTES = 2**32
 
 
 def write_cxi_peaks(path: Path, peaks: npt.NDArray[np.void], *, frames: int | None = None) -> None:
@@ -31,6 +33,8 @@ def write_cxi_peaks(path: Path, peaks: npt.NDArray[np.void], *, frames: int | No
     ------
     MissingDependencyError
         If h5py is not installed.
+    InputError
+        If its table, with a row for each frame, would take more than 4 GiB.
     OSError
         If the file cannot be written.
     """
@@ -40,6 +44,13 @@ def write_cxi_peaks(path: Path, peaks: npt.NDArray[np.void], *, frames: int | No
         raise MissingDependencyError.of("h5py", extra="device", purpose="CXI") from None
     peaks = peaks[np.argsort(peaks["frame"], kind="stable")]
     count = int(peaks["frame"].max(initial=-1)) + 1 if frames is None else frames
+    most = int(np.unique(peaks["frame"], return_counts=True)[1].max(initial=0))
+    if 4 * count * max(most, 1) > _MOST_BYTES:
+        raise InputError(
+            f"CXI has a row for each of {count} frames, and of {most} peaks, which takes "
+            f"{4 * count * max(most, 1) / 2**30:.0f} GiB; leave out frames that are numbered far "
+            "beyond the others"
+        )
     number = np.bincount(peaks["frame"], minlength=count)
     first = np.cumsum(number) - number
     slot = np.arange(len(peaks)) - first[peaks["frame"]]

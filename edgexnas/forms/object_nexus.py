@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -96,7 +97,8 @@ def read_object(path: Path) -> ObjectImage:
     """
     try:
         if path.suffix.lower() == ".npz":
-            with np.load(path, allow_pickle=False) as file:
+            # Opened here: numpy leaves open what is no zip file.
+            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
                 values, coverage = file["object"], file["coverage"]
                 origin = file["origin_px"]
         else:
@@ -110,7 +112,9 @@ def read_object(path: Path) -> ObjectImage:
         row, col = map(int, origin)
         if values.ndim != 2 or values.shape != coverage.shape:
             raise ValueError(f"it has shapes {values.shape} and {coverage.shape}")
-    except (OSError, KeyError, ValueError, TypeError, IndexError) as error:
+        if not (np.isfinite(values).all() and np.isfinite(coverage).all()):
+            raise ValueError("a value is not finite")
+    except (OSError, KeyError, ValueError, TypeError, IndexError, EOFError, BadZipFile) as error:
         raise SourceError(
             f"{path} holds no object ({error}); specify a file that edgexnas predict has written "
             "with a bundle of ptychography"

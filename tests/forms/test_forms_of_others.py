@@ -311,3 +311,85 @@ class TestCommand:
         (tmp_path / "a.csv").write_text("a,b\n1,2\n")
         assert main(["convert", str(tmp_path / "a.csv"), str(tmp_path / "a.flt")]) == 1
         assert "begins with 'a,b'" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("content", "output"),
+        [("-1,5,5,0.1,0.1,9,", "a.cxi"), (f"{10**23},5,5,0.1,0.1,9,", "a.csv")],
+    )
+    def test_a_number_that_no_frame_has_is_named_with_its_line(
+        self, tmp_path: Path, content: str, output: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        path = tmp_path / "p.csv"
+        path.write_text(f"{','.join(PEAK_HEADER)}\n{content}\n")
+        assert main(["convert", str(path), str(tmp_path / output)]) == 1
+        assert (
+            f"p.csv:2: {content.split(',')[0]} is no number of a frame" in capsys.readouterr().err
+        )
+
+    def test_frames_far_apart_are_merged_at_once_and_too_many_for_cxi(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        path, spots = tmp_path / "p.csv", tmp_path / "s.csv"
+        lines = [f"{frame},5,5,0.1,0.1,9," for frame in (0, 3, 2_000_000_000)]
+        path.write_text("\n".join([",".join(PEAK_HEADER), *lines]))
+        assert main(["convert", str(path), str(spots), *self.ANGLES]) == 0
+        read = read_csv(spots)
+        assert isinstance(read, Spots)
+        assert read.frames[:, 0].tolist() == [0, 3, 2_000_000_000]
+        assert main(["convert", str(path), str(tmp_path / "a.cxi")]) == 1
+        assert "which takes 7 GiB" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("content", ["empty", "cut off", "no zip", "not finite"])
+    def test_a_file_that_holds_no_sound_object_is_named(
+        self, tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        path = tmp_path / "o.npz"
+        values = np.full((20, 20), np.nan if content == "not finite" else 1, np.complex64)
+        np.savez(path, object=values, coverage=np.ones((20, 20)), origin_px=np.zeros(2))
+        whole = path.read_bytes()
+        cut = {"empty": b"", "cut off": whole[: len(whole) // 2], "no zip": b"PK\3\4" + b"x" * 50}
+        path.write_bytes(cut.get(content, whole))
+        assert main(["convert", str(path), str(tmp_path / "o.cxi")]) == 1
+        assert "o.npz holds no object" in capsys.readouterr().err
+
+    def test_options_that_say_nothing_of_what_there_is_are_refused(
+        self, peaks_csv: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        spots, flt, cxi = (str(tmp_path / name) for name in ("s.csv", "s.flt", "s.cxi"))
+        assert main(["convert", str(peaks_csv), spots, *self.ANGLES]) == 0
+        np.savez(
+            tmp_path / "o.npz",
+            object=np.ones((9, 9), np.complex64),
+            coverage=np.ones((9, 9)),
+            origin_px=np.zeros(2),
+        )
+        for source, output, options in (
+            (spots, flt, ["--tolerance-px", "9"]),
+            (spots, flt, self.ANGLES),
+            (spots, flt, ["--series", "a"]),
+            (spots, flt, ["--beam-centre-px", "1", "2"]),
+            (str(peaks_csv), cxi, ["--gap-frames", "3"]),
+            (str(tmp_path / "o.npz"), cxi, ["--tolerance-px", "9"]),
+            (str(tmp_path / "o.npz"), cxi, ["--series", "a"]),
+        ):
+            assert main(["convert", source, output, *options]) == 2
+            assert f"{options[0]}" in (told := capsys.readouterr().err)
+            assert "would be ignored" in told
+        assert main(["convert", spots, str(tmp_path / "s.refl"), *self.ANGLES]) == 0
+
+    def test_no_spots_are_no_columnfile(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "p.csv").write_text(",".join(PEAK_HEADER) + "\n")
+        source = str(tmp_path / "p.csv")
+        assert main(["convert", source, str(tmp_path / "s.flt"), *self.ANGLES]) == 1
+        assert "there are no spots, and ImageD11 reads no .flt" in capsys.readouterr().err
+        assert not (tmp_path / "s.flt").exists()
+        assert main(["convert", source, str(tmp_path / "s.h5"), *self.ANGLES]) == 0
+
+    @pytest.mark.parametrize("name", ["p.csv", "results", "results_000001.h5", "o.npz"])
+    def test_what_is_not_there_is_named(
+        self, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main(["convert", str(tmp_path / name), str(tmp_path / "s.flt")]) == 2
+        assert f"{name}; specify a file of predict, or the folder" in capsys.readouterr().err

@@ -370,12 +370,17 @@ class Pipeline:
             self._finish(run)
 
     def _finish(self, run: SeriesRun) -> None:
-        if run.begun:
+        counts, delivered = dict(run.ledger.counts), run.begun
+        if delivered:
             self._show(run, final=True)
+        elif run.ended and counts["duplicate"]:
+            # An earlier run has stored all frames, and may have died before this end.
+            self._tell_begin(run)
+        if run.begun:
             for sink in self.sinks:
-                sink.tell(SeriesEnded(run.series, dict(run.ledger.counts), run.ended))
+                sink.tell(SeriesEnded(run.series, counts, run.ended))
         if run.work is not None:
-            afterwards = run.work.afterwards() if run.begun else None
+            afterwards = run.work.afterwards() if delivered else None
             if afterwards is not None:
                 self._after.add(run.series, afterwards)
             run.work.end()
@@ -407,9 +412,7 @@ class Pipeline:
         began = time.monotonic_ns()
         run = task.run
         if not run.begun:
-            run.begun = True
-            for sink in self.sinks:
-                sink.tell(SeriesBegun(run.series, run.start.metadata, run.start.identity))
+            self._tell_begin(run)
         if task.error is None:
             try:
                 assert task.work is not None
@@ -432,6 +435,11 @@ class Pipeline:
         if not self._required:
             self._end(task)
         self._times.add("deliver", time.monotonic_ns() - began)
+
+    def _tell_begin(self, run: SeriesRun) -> None:
+        run.begun = True
+        for sink in self.sinks:
+            sink.tell(SeriesBegun(run.series, run.start.metadata, run.start.identity))
 
     def replace_work(self, work: Work, made_by: ServiceIdentity) -> None:
         """Let other work have the frames that come; frames that are here stay with theirs.

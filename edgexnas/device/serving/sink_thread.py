@@ -6,6 +6,7 @@ import logging
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeAlias
@@ -28,6 +29,9 @@ __all__ = ["SinkThread"]
 Item: TypeAlias = FrameTask | SeriesBegun | SeriesEnded | ObjectSnapshot
 Settle = Callable[[Sequence[FrameTask], str | None], None]
 """Told of frames that a sink has stored, or has not and why."""
+
+MOST_UNTOLD = 1024
+"""Ends of series that are kept for a sink that is down; older ones it is never told."""
 
 _log = logging.getLogger("edgexnas.device.serving")
 
@@ -86,6 +90,8 @@ class SinkThread:
         self._retry_at = 0.0
         self._identity: ServiceIdentity | None = None
         self._begun: SeriesBegun | None = None
+        # Series whose end it was not told, or failed to store.
+        self._ended: deque[tuple[SeriesBegun, SeriesEnded]] = deque(maxlen=MOST_UNTOLD)
         self.queue: BoundedQueue[Item] = BoundedQueue(capacity)
         self._thread = threading.Thread(target=self._run, name=f"sink {sink.name}", daemon=True)
 
@@ -244,12 +250,14 @@ class SinkThread:
     def _pass_on(self, item: SeriesBegun | SeriesEnded | ObjectSnapshot) -> None:
         if isinstance(item, SeriesBegun):
             self._begun = item
-        elif isinstance(item, SeriesEnded):
-            self._begun = None
         # A sink that opens only now is told of the series that runs as it does.
         told = self._down and item is self._begun
         if self._up() and not told:
             self._tell(item)
+        if isinstance(item, SeriesEnded):
+            if self._down and self._begun is not None:
+                self._ended.append((self._begun, item))
+            self._begun = None
 
     def _tell(self, item: SeriesBegun | SeriesEnded | ObjectSnapshot) -> None:
         try:
@@ -282,7 +290,13 @@ class SinkThread:
             return False
         self._down = False
         _log.warning("sink %s recovered", self.sink.name)
-        if self._begun is not None:
+        while self._ended and not self._down:
+            # What was open of a series, such as spots, is stored at its end. Once again only: each
+            # opening begins a file.
+            for item in self._ended.popleft():
+                if not self._down:
+                    self._tell(item)
+        if self._begun is not None and not self._down:
             self._tell(self._begun)
         return not self._down
 

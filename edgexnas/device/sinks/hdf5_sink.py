@@ -11,7 +11,7 @@ import shutil
 import struct
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,10 @@ from edgexnas.device.sinks.number_ranges import NumberRanges
 from edgexnas.device.sinks.protocol import Sink, SinkPolicy
 from edgexnas.device.sinks.results import (
     FRAME_STATES,
+    MERGE_STATES,
     NAME_BYTES,
     FrameResult,
+    MergeMark,
     ObjectSnapshot,
     SeriesBegun,
     SeriesEnded,
@@ -37,6 +39,7 @@ from edgexnas.device.sinks.results_file import committed_frames
 from edgexnas.device.sinks.results_layout import (
     BUNDLE,
     COMMIT,
+    MERGE,
     begin_file,
     peak_columns,
     segments,
@@ -247,7 +250,8 @@ class Hdf5Sink(Sink):
         self.path = path
         entry = self._file["entry"]
         # Datasets are looked up once: by name each access would search the file.
-        self._columns = {"bundles": _Column.of(entry["bundles"])}
+        tables = [name for name in ("bundles", "merges") if name in entry]
+        self._columns = {name: _Column.of(entry[name]) for name in tables}
         for name in ("series", "frames", "peaks", "patches", "spots"):
             for column in entry.get(name, ()):
                 self._columns[f"{name}/{column}"] = _Column.of(entry[name][column])
@@ -287,7 +291,7 @@ class Hdf5Sink(Sink):
             self._begin_file(self._identity)
 
     def write_spots(self, spots: SeriesSpots) -> None:
-        """Store merged spots; only with the option `spots`.
+        """Store merged spots, and then their mark; only with the option `spots`.
 
         Raises
         ------
@@ -296,15 +300,29 @@ class Hdf5Sink(Sink):
         """
         self._check_free(self.folder)
         table = spots.spots.table
-        self._reserve(2 * table.nbytes + NAME_BYTES + BUNDLE.itemsize)
-        series = np.full(len(table), self._series_row(spots.series))
-        bundle = np.full(len(table), self._bundle_row_of(spots.bundle_digest))
-        for name in SPOT_COLUMNS:
-            self._append(f"spots/{name}", table[name])
-        self._append("spots/bundle", bundle)
-        # The column of series is the last one: a spot that a crash cuts off has none.
-        self._file.flush()
-        self._append("spots/series", series)
+        self._reserve(2 * table.nbytes + NAME_BYTES + BUNDLE.itemsize + MERGE.itemsize)
+        series = self._series_row(spots.series)
+        bundle = self._bundle_row_of(spots.bundle_digest)
+        if len(table):
+            for name in SPOT_COLUMNS:
+                self._append(f"spots/{name}", table[name])
+            self._append("spots/bundle", np.full(len(table), bundle))
+            # The column of series is the last one: a spot that a crash cuts off has none.
+            self._file.flush()
+            self._append("spots/series", np.full(len(table), series))
+            self._file.flush()
+        if spots.mark is not None:
+            self._mark(spots.mark, series, bundle)
+
+    def _mark(self, mark: MergeMark, series: int, bundle: int) -> None:
+        row = np.zeros(1, MERGE)
+        row["series"], row["bundle"] = series, bundle
+        row["state"], row["coverage"] = MERGE_STATES.index(mark.state), mark.coverage
+        row["commits"] = self._columns["frames/commits"].rows
+        row["spots"] = self._columns["spots/series"].rows
+        for name, value in asdict(mark.settings).items():
+            row[name] = np.nan if value is None else value
+        self._append("merges", row)
         self._file.flush()
 
     def begin(self, series: SeriesBegun) -> None:

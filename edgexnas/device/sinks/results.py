@@ -12,13 +12,17 @@ import numpy.typing as npt
 
 if TYPE_CHECKING:
     from edgexnas.bragg import Peaks
+    from edgexnas.merging import MergeSettings
     from edgexnas.ptycho import ObjectImage, Refinement
     from edgexnas.spots import Spots
 
 __all__ = [
     "FRAME_STATES",
+    "MERGE_STATES",
     "FrameResult",
     "FrameState",
+    "MergeMark",
+    "MergeState",
     "ObjectSnapshot",
     "SeriesBegun",
     "SeriesEnded",
@@ -234,6 +238,32 @@ class ObjectSnapshot:
         return self.image if self.refinement is None else self.refinement.image
 
 
+MergeState: TypeAlias = Literal["begun", "resumed", "ended"]
+
+MERGE_STATES: tuple[MergeState, ...] = ("begun", "resumed", "ended")
+"""What marks say of the merging of a series, in the order of their codes 0 to 2 in files: it begins
+anew with the next frame; it goes on with it; all its spots are stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class MergeMark:
+    """Where the merging of a series begins, goes on or ends.
+
+    Attributes
+    ----------
+    state
+        Which of the three; see `MERGE_STATES`.
+    settings
+        How peaks are merged.
+    coverage
+        As of `SpotMerger`.
+    """
+
+    state: MergeState
+    settings: MergeSettings
+    coverage: float
+
+
 @dataclass(frozen=True, slots=True)
 class SeriesSpots:
     """Spots of one series that have ended.
@@ -248,12 +278,16 @@ class SeriesSpots:
         As of `SeriesBegun`.
     bundle_digest
         SHA-256 of the bundle that made their peaks; empty if unknown.
+    mark
+        What is true of the series once they are stored; None for nothing new. Only a sink that
+        keeps results is given some, without a spot too.
     """
 
     series: str
     spots: Spots
     identity: str = ""
     bundle_digest: str = ""
+    mark: MergeMark | None = None
 
 
 SinkItem: TypeAlias = FrameResult | SeriesBegun | SeriesEnded | ObjectSnapshot

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,7 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from edgexnas.device.sinks.number_ranges import NumberRanges
-from edgexnas.device.sinks.results import FRAME_STATES, FrameState, SeriesKey, SeriesSpots
+from edgexnas.device.sinks.results import (
+    FRAME_STATES,
+    MERGE_STATES,
+    FrameState,
+    MergeMark,
+    SeriesKey,
+    SeriesSpots,
+)
 from edgexnas.device.sinks.results_layout import (
     COMMIT,
     PEAK_COLUMNS,
@@ -19,9 +28,18 @@ from edgexnas.device.sinks.results_layout import (
     segments,
 )
 from edgexnas.errors import SourceError
+from edgexnas.merging import MergeSettings
 from edgexnas.spots import SPOT, SPOT_COLUMNS, Spots
 
-__all__ = ["StoredFrame", "committed_frames", "read_results", "read_spots"]
+__all__ = [
+    "StoredFrame",
+    "StoredMerge",
+    "committed_frames",
+    "read_merge",
+    "read_results",
+    "read_series",
+    "read_spots",
+]
 
 ROWS_AT_ONCE = 4096
 
@@ -111,6 +129,108 @@ def read_spots(path: Path, *, name: str = "results") -> Iterator[SeriesSpots]:
     yield from _read(path, name, _spots)
 
 
+@dataclass(frozen=True)
+class StoredMerge:
+    """What is stored of the newest merging of a series.
+
+    Attributes
+    ----------
+    path, name
+        As of `read_merge`.
+    key
+        The series, without a bundle.
+    mark
+        The newest mark; None in files of earlier releases, and where peaks were not merged.
+    bundle_digest
+        SHA-256 of the bundle in use at that mark; empty if there is none.
+    first
+        Number of the file, of the row of commits and of the row of spots with which it begins.
+    ends
+        Of each file, how many rows of commits there were where spots were ended.
+    """
+
+    path: Path
+    name: str
+    key: SeriesKey
+    mark: MergeMark | None
+    bundle_digest: str
+    first: tuple[int, int, int]
+    ends: tuple[tuple[int, ...], ...]
+
+    def frames(self) -> Iterator[StoredFrame | None]:
+        """Read its frames in the order in which they were merged; None where spots were ended."""
+        yield from self._read(self._events)
+
+    def spots(self) -> Spots:
+        """Read its spots, of all bundles."""
+        return Spots.joined(list(self._read(self._spots)))
+
+    def _read(self, read: Callable[[Any, int], Iterator[T]]) -> Iterator[T]:
+        numbers = itertools.count()
+
+        def read_numbered(entry: Any) -> Iterator[T]:
+            number = next(numbers)
+            if number >= self.first[0]:
+                yield from read(entry, number)
+
+        yield from _read(self.path, self.name, read_numbered)
+
+    def _events(self, entry: Any, file: int) -> Iterator[StoredFrame | None]:
+        begins = self.first[1] if file == self.first[0] else 0
+        ends = list(self.ends[file]) if file < len(self.ends) else []
+        for row, frame in _numbered_frames(entry, self.key):
+            while ends and ends[0] <= row:
+                del ends[0]
+                yield None
+            if row >= begins:
+                yield frame
+        yield from (None for _ in ends)
+
+    def _spots(self, entry: Any, file: int) -> Iterator[Spots]:
+        if "spots" not in entry:
+            return
+        table, of, series, _ = _spot_rows(entry)
+        begins = self.first[2] if file == self.first[0] else 0
+        rows = np.isin(of[:, 0], _rows_of(series, self.key))
+        rows[:begins] = False
+        yield Spots.from_table(table[rows])
+
+
+def read_series(path: Path, *, name: str = "results") -> list[tuple[str, str]]:
+    """Read (name, identity) of each series of a file, or of all files of a folder, in their order.
+
+    Raises
+    ------
+    SourceError
+        As of `read_results`.
+    """
+    return list(_read(path, name, lambda entry: iter(_series(entry))))
+
+
+def read_merge(
+    path: Path, series: str, identity: str = "", *, name: str = "results"
+) -> StoredMerge:
+    """Find what is stored of the newest merging of a series, in a file or all files of a folder.
+
+    Raises
+    ------
+    SourceError
+        As of `read_results`; reading its frames and spots does too.
+    """
+    key = SeriesKey.of(series, identity, "")
+    first, mark, digest = (0, 0, 0), None, ""
+    ends: list[list[int]] = []
+    for file, rows in enumerate(_read(path, name, partial(_marks, key=key))):
+        ends.append([])
+        for found, bundle, commits, spots in rows:
+            mark, digest = found, bundle
+            if found.state == "begun":
+                first, ends = (file, commits, spots), [[] for _ in ends]
+            elif found.state == "ended":
+                ends[-1].append(commits)
+    return StoredMerge(path, name, key, mark, digest, first, tuple(map(tuple, ends)))
+
+
 def committed_frames(path: Path) -> dict[SeriesKey, NumberRanges]:
     """Read which frames have ended with a result, or failed, in a file, by series and bundle.
 
@@ -160,7 +280,10 @@ def _read(path: Path, name: str, read: Callable[[Any], Iterator[T]]) -> Iterator
                     )
                 yield from read(file["entry"])
         except MALFORMED as error:
-            raise SourceError(f"{part} cannot be read as results: {error}") from error
+            raise SourceError(
+                f"{part} cannot be read as results: {error}; specify the folder that a service "
+                "wrote to, or a file of it"
+            ) from error
 
 
 def _commits(
@@ -177,9 +300,7 @@ def _commits(
         for field in stored.dtype.names:
             rows[field] = stored[field]
         # Names are read after the commits, so each commit's series and bundle are among them.
-        names = _texts(entry["series/name"])
-        identities = _texts(entry["series/identity"]) if "identity" in entry["series"] else []
-        series = list(zip(names, identities or [""] * len(names), strict=False))
+        series = _series(entry)
         bundles = _texts(entry["bundles"], "bundle_digest") if "bundles" in entry else [""]
         _check_rows(rows, len(series), len(bundles))
         yield rows, series, bundles
@@ -203,8 +324,29 @@ def _check_rows(rows: npt.NDArray[np.void], series: int, bundles: int) -> None:
 
 
 def _frames(entry: Any) -> Iterator[StoredFrame]:
+    for _, frame in _numbered_frames(entry):
+        yield frame
+
+
+def _rows_of(series: list[tuple[str, str]], key: SeriesKey) -> list[int]:
+    """Rows of a file's table of series, of (name, identity), that are one series."""
+    return [
+        n for n, (name, identity) in enumerate(series) if SeriesKey.of(name, identity, "") == key
+    ]
+
+
+def _numbered_frames(entry: Any, key: SeriesKey | None = None) -> Iterator[tuple[int, StoredFrame]]:
+    """Read frames, of one series if told, with their rows of commits."""
     kind = next((kind for kind in ("peaks", "patches") if kind in entry), None)
+    read = 0
     for rows, series, bundles in _commits(entry):
+        numbers = np.arange(read, read + len(rows))
+        read += len(rows)
+        if key is not None:
+            chosen = np.isin(rows["series"], _rows_of(series, key))
+            rows, numbers = rows[chosen], numbers[chosen]
+            if not len(rows):
+                continue
         # Of the block, not of each frame: HDF5 reads a chunk of 4,096 rows for a single one.
         first = int(rows["offset"].min())
         end = int((rows["offset"] + rows["count"]).max())
@@ -218,21 +360,23 @@ def _frames(entry: Any) -> Iterator[StoredFrame]:
                 # Frames of one block lie together, so one read a column serves all of them.
                 columns = {name: data[name][first:end] for name in names}
         # In the order of COMMIT; as Python's numbers, which cost a tenth of numpy's.
-        for index, number, offset, count, *about in rows.tolist():
+        for at, (index, number, offset, count, *about) in zip(
+            numbers.tolist(), rows.tolist(), strict=True
+        ):
             overflow, status, flags, bundle, detector_id, timestamp_s, row, col = about
-            fields: dict[str, Any] = {}
+            data_of: dict[str, Any] = {}
             if kind == "peaks":
-                fields = _peaks(columns, slice(offset - first, offset - first + count))
+                data_of = _peaks(columns, slice(offset - first, offset - first + count))
             elif kind == "patches" and count:
-                fields["amplitude"] = data["amplitude"][offset]
-                fields["phase_rad"] = data["phase"][offset]
+                data_of["amplitude"] = data["amplitude"][offset]
+                data_of["phase_rad"] = data["phase"][offset]
             name, identity = series[index]
-            yield StoredFrame(
+            frame = StoredFrame(
                 name,
                 number,
                 FRAME_STATES[status],
                 timestamp_s,
-                **fields,
+                **data_of,
                 position_px=(row, col),
                 overflow=overflow,
                 frame_flags=flags,
@@ -240,6 +384,7 @@ def _frames(entry: Any) -> Iterator[StoredFrame]:
                 bundle_digest=bundles[bundle],
                 series_identity=identity,
             )
+            yield at, frame
 
 
 def _peaks(columns: dict[str, npt.NDArray[Any]], where: slice) -> dict[str, Any]:
@@ -252,13 +397,36 @@ def _peaks(columns: dict[str, npt.NDArray[Any]], where: slice) -> dict[str, Any]
     }
 
 
-def _spots(entry: Any) -> Iterator[SeriesSpots]:
-    if "spots" not in entry:
-        return
-    # The series is written last: a spot that a crash cut off has none.
-    series = entry["spots/series"][:]
+def _marks(entry: Any, key: SeriesKey) -> Iterator[list[tuple[MergeMark, str, int, int]]]:
+    """Read the marks of a series, each with how many rows of commits and spots came before."""
+    found = []
+    if "merges" in entry:
+        rows = entry["merges"][:]
+        wanted = _rows_of(_series(entry), key)
+        digests = _texts(entry["bundles"], "bundle_digest")
+        for row in rows[np.isin(rows["series"], wanted)]:
+            given = {field.name: row[field.name].item() for field in fields(MergeSettings)}
+            # Merging without a rotation of its own, as of a series that states its angles.
+            given = {name: None if np.isnan(value) else value for name, value in given.items()}
+            state = MERGE_STATES[row["state"]]
+            mark = MergeMark(state, MergeSettings(**given), row["coverage"].item())
+            digest = digests[row["bundle"]]
+            found.append((mark, digest, int(row["commits"]), int(row["spots"])))
+    yield found
+
+
+def _series(entry: Any) -> list[tuple[str, str]]:
     names = _texts(entry["series/name"])
     identities = _texts(entry["series/identity"]) if "identity" in entry["series"] else []
+    return list(zip(names, identities or [""] * len(names), strict=False))
+
+
+def _spot_rows(
+    entry: Any,
+) -> tuple[npt.NDArray[np.void], npt.NDArray[np.int64], list[tuple[str, str]], list[str]]:
+    """Read all spots, the rows of the series and the bundle of each, and what these rows name."""
+    # The series is written last: a spot that a crash cut off has none.
+    series = entry["spots/series"][:]
     digests = _texts(entry["bundles"], "bundle_digest") if "bundles" in entry else []
     # Files of earlier releases have spots without a bundle.
     bundle = entry["spots/bundle"][: len(series)] if "bundle" in entry["spots"] else None
@@ -266,8 +434,15 @@ def _spots(entry: Any) -> Iterator[SeriesSpots]:
     for column in SPOT_COLUMNS:
         table[column] = entry["spots"][column][: len(series)]
     of = np.stack([series, np.full(len(series), -1) if bundle is None else bundle], axis=1)
+    return table, of, _series(entry), digests
+
+
+def _spots(entry: Any) -> Iterator[SeriesSpots]:
+    if "spots" not in entry:
+        return
+    table, of, series, digests = _spot_rows(entry)
     for index, row in np.unique(of, axis=0).tolist():
         chosen = Spots.from_table(table[(of == (index, row)).all(axis=1)])
+        name, identity = series[index]
         digest = digests[row] if 0 <= row < len(digests) else ""
-        identity = identities[index] if identities else ""
-        yield SeriesSpots(names[index], chosen, identity, digest)
+        yield SeriesSpots(name, chosen, identity, digest)

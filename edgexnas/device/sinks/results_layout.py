@@ -12,6 +12,7 @@
         peaks                   NXdata, scatter of the peaks: one row for each peak
         patches                 NXdata, for ptychography: amplitude and phase, if kept
         spots                   NXdata, peaks merged over frames, if kept
+        merges                  one row where the merging of a series begins, goes on or ends
 
 Only what a row of `frames/commits` points at, with `offset` and `count`, is stored; rows of peaks
 beyond the last commit remain of a write that was cut off.
@@ -29,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgexnas.bragg import PeakFlag
-from edgexnas.device.sinks.results import FRAME_STATES, NAME_BYTES
+from edgexnas.device.sinks.results import FRAME_STATES, MERGE_STATES, NAME_BYTES
 from edgexnas.ptycho import PATTERN_SIZE
 from edgexnas.spots import SPOT_COLUMNS, SpotFlag
 
@@ -40,6 +41,7 @@ __all__ = [
     "BUNDLE",
     "COMMIT",
     "FORMAT",
+    "MERGE",
     "PEAK_COLUMNS",
     "VERSION",
     "begin_file",
@@ -80,6 +82,24 @@ BUNDLE = np.dtype(
     ]
 )
 """A row of `bundles`: fields of `ServiceIdentity`, whose texts are ASCII and as short as this."""
+
+MERGE = np.dtype(
+    [
+        ("series", "<i4"),
+        ("bundle", "<i2"),
+        ("state", "u1"),
+        # How many rows the file had by then: what is of the merging, and what was before.
+        ("commits", "<i8"),
+        ("spots", "<i8"),
+        ("omega_start_deg", "<f8"),
+        ("omega_step_deg", "<f8"),
+        ("tolerance_px", "<f8"),
+        ("gap_frames", "<i4"),
+        ("valley", "<f8"),
+        ("coverage", "<f8"),
+    ]
+)
+"""A row of `merges`: state counts `MERGE_STATES`, then fields of `MergeSettings`."""
 
 PEAK_COLUMNS = {
     "row_px": ("<f4", "px"),
@@ -172,6 +192,8 @@ def begin_file(path: Path, identity: ServiceIdentity, *, patches: bool, spots: b
             columns = SPOT_COLUMNS | {"bundle": ("<i2", ""), "series": ("<i4", "")}
             table = _scatter(entry, "spots", "Bragg peaks merged over frames", columns)
             _explain_flags(table["flags"], SpotFlag)
+            merges = _rows(entry, "merges", MERGE, NAME_CHUNK)
+            merges.attrs["state_meanings"] = " ".join(MERGE_STATES)
         # Last: from here on a reader, or a crash at any point, finds a file that opens.
         file.swmr_mode = True
     except BaseException:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ import pytest
 
 from edgexnas.bundle import Bundle
 from edgexnas.device import PeakPredictor
-from edgexnas.device.serving.service import Service
+from edgexnas.device.serving.service import Service, StoredAlreadyError
 from edgexnas.device.serving.settings import PipelineSettings
 from edgexnas.device.sinks.hdf5_sink import Hdf5Sink
 from edgexnas.device.sinks.merging_sink import MergingSink
+from edgexnas.device.sinks.results import SeriesSpots
 from edgexnas.device.sinks.results_file import read_spots
 from edgexnas.device.sources.events import SeriesEnd, SeriesStart, SourceEvent
 from edgexnas.merging import MergeSettings
@@ -37,16 +39,68 @@ def pixels(spot_frame: Callable[..., Any]) -> list[Any]:
     ]
 
 
-def serve(folder: Path, bundle: Bundle, source: Any) -> None:
+def serve(
+    folder: Path, bundle: Bundle, source: Any, kind: Callable[..., Hdf5Sink] = Hdf5Sink
+) -> None:
     with PeakPredictor(bundle) as predictor:
-        sink = MergingSink(Hdf5Sink(folder, spots=True), SETTINGS, stored=(folder, "results"))
+        sink = MergingSink(kind(folder, spots=True), SETTINGS, stored=(folder, "results"))
         # Both take the background from the first frame alone: peaks are equal to the last bit.
-        Service(predictor, source, [sink], settings=PipelineSettings(background_frames=1)).run()
+        settings = PipelineSettings(background_frames=1)
+        Service(predictor, source, [sink], settings=settings, sink_retry_s=0.1).run()
 
 
 def stored(folder: Path) -> npt.NDArray[np.void]:
     tables = [batch.spots.table for batch in read_spots(folder)]
     return np.sort(np.concatenate(tables), order="first_frame")
+
+
+class NoRoomAtEnd(Hdf5Sink):
+    """A disk that is full when the series ends, once."""
+
+    full = True
+
+    def write_spots(self, spots: SeriesSpots) -> None:
+        if self.full and spots.mark is not None and spots.mark.state == "ended":
+            self.full = False
+            raise OSError(28, "No space left on device")
+        super().write_spots(spots)
+
+
+@pytest.mark.parametrize("trouble", ["stopped before the end", "disk full at the end"])
+def test_spots_of_the_last_frame_come_with_a_restart_though_all_frames_are_stored(
+    tmp_path: Path, bundle: Bundle, told_source: Any, frame_of: Any, pixels: list[Any], trouble: str
+) -> None:
+    def events(*, ends: bool = True) -> Iterator[SourceEvent]:
+        yield SeriesStart("a", shape=(96, 128), dtype=np.dtype(np.uint16), identity="a #1")
+        for number in range(7):
+            yield frame_of(number, pixels[number])
+        if ends:
+            yield SeriesEnd("a", 7, 0)
+
+    if trouble == "stopped before the end":
+        serve(tmp_path, bundle, told_source(events(ends=False)))
+    else:
+        serve(tmp_path, bundle, told_source(events()), NoRoomAtEnd)
+    assert stored(tmp_path)[["first_frame", "last_frame"]].tolist() == [(4, 5)]
+    with pytest.raises(StoredAlreadyError):
+        serve(tmp_path, bundle, told_source(events()))
+    assert stored(tmp_path)[["first_frame", "last_frame"]].tolist() == [(2, 6), (4, 5)]
+
+
+def test_a_sink_that_is_open_again_is_told_of_the_end_that_it_could_not_store(
+    tmp_path: Path, bundle: Bundle, told_source: Any, frame_of: Any, pixels: list[Any]
+) -> None:
+    def events() -> Iterator[SourceEvent]:
+        for name in "ab":
+            shape = (96, 128)
+            yield SeriesStart(name, shape=shape, dtype=np.dtype(np.uint16), identity=name)
+            for number in range(7):
+                yield frame_of(number, pixels[number], series=name)
+            yield SeriesEnd(name, 7, 0)
+            time.sleep(1)
+
+    serve(tmp_path, bundle, told_source(events()), NoRoomAtEnd)
+    assert len(stored(tmp_path)) == 4
 
 
 @pytest.mark.parametrize("at", [3, 5, 6, 8])

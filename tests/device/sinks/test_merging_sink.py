@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pytest
 
 from edgexnas.bragg import Peaks
+from edgexnas.device.sinks import results_file
 from edgexnas.device.sinks.hdf5_sink import Hdf5Sink
 from edgexnas.device.sinks.merging_sink import MergingSink
 from edgexnas.device.sinks.results import (
@@ -21,7 +22,7 @@ from edgexnas.device.sinks.results import (
     SeriesSpots,
     ServiceIdentity,
 )
-from edgexnas.device.sinks.results_file import read_spots
+from edgexnas.device.sinks.results_file import read_merge, read_spots
 from edgexnas.errors import ConfigurationError
 from edgexnas.merging import MergeSettings
 from edgexnas.spots import SpotFlag
@@ -114,7 +115,7 @@ class FullDisk(Hdf5Sink):
     full = True
 
     def write_spots(self, spots: SeriesSpots) -> None:
-        if self.full:
+        if self.full and len(spots.spots):
             self.full = False
             raise OSError(28, "No space left on device")
         super().write_spots(spots)
@@ -159,6 +160,107 @@ def test_a_lost_frame_is_a_gap_and_one_that_comes_late_is_not_merged(
     assert spot["last_frame"] == 6
     assert spot["flags"] & SpotFlag.GAP
     assert "1 frames came after later ones and are not merged" in caplog.text
+
+
+def test_spots_of_the_last_frames_are_stored_by_the_end_alone(
+    tmp_path: Path, whole: npt.NDArray[np.void]
+) -> None:
+    run(tmp_path, range(FRAMES), complete=False)
+    assert len(stored(tmp_path)) < len(whole)
+    run(tmp_path, [], complete=True)
+    np.testing.assert_array_equal(stored(tmp_path), whole)
+
+
+@pytest.mark.parametrize("again", [[], [FRAMES - 1], range(FRAMES)])
+def test_a_series_that_ended_repeats_no_spots(
+    tmp_path: Path, whole: npt.NDArray[np.void], again: Sequence[int]
+) -> None:
+    for _ in range(3):
+        run(tmp_path, range(FRAMES), complete=True)
+        run(tmp_path, again, complete=True)
+    np.testing.assert_array_equal(stored(tmp_path), whole)
+
+
+class DiesAtEnd(Hdf5Sink):
+    """Stores the last spots, and dies before their mark."""
+
+    def write_spots(self, spots: SeriesSpots) -> None:
+        super().write_spots(replace(spots, mark=None))
+
+
+def test_a_death_between_the_last_spots_and_their_mark_repeats_none(
+    tmp_path: Path, whole: npt.NDArray[np.void]
+) -> None:
+    run(tmp_path, range(FRAMES), complete=True, inner=DiesAtEnd(tmp_path, spots=True))
+    run(tmp_path, [], complete=True)
+    np.testing.assert_array_equal(stored(tmp_path), whole)
+    assert read_merge(tmp_path, "a", "a #1").mark is not None
+
+
+def test_frames_that_follow_on_the_end_are_a_wedge_of_their_own(tmp_path: Path) -> None:
+    run(tmp_path, range(5), complete=True)
+    run(tmp_path, range(5, FRAMES), complete=True)
+    table = stored(tmp_path)
+    run(tmp_path, [], complete=True)
+    assert len(stored(tmp_path)) == len(table)
+    long = table[table["peaks"] > 1]
+    assert long[["first_frame", "last_frame"]].tolist() == [(2, 4), (5, 6), (5, 9)]
+
+
+@pytest.mark.parametrize("at", range(1, FRAMES))
+def test_a_bundle_that_is_replaced_in_a_series_repeats_none_after_a_restart(
+    tmp_path: Path, whole: npt.NDArray[np.void], at: int
+) -> None:
+    sink = opened(tmp_path)
+    for number in range(at):
+        made_by = IDENTITY if number < 4 else OTHER_BUNDLE
+        sink.write([replace(result(number), made_by=made_by)])
+    sink.end(SeriesEnded("a", {}, complete=False))
+    sink.close()
+    # Of a file all frames come again, because the new bundle has not made those before.
+    for first in (0, at):
+        run(tmp_path, range(first, FRAMES), complete=first == at, identity=OTHER_BUNDLE)
+    newest = read_merge(tmp_path, "a", "a #1").spots().table
+    np.testing.assert_array_equal(np.sort(newest, order=["first_frame", "last_frame"]), whole)
+    if at > 4:
+        np.testing.assert_array_equal(stored(tmp_path), whole)
+
+
+def test_a_series_goes_on_by_the_settings_it_was_begun_with(tmp_path: Path) -> None:
+    run(tmp_path, range(5), complete=False)
+    settings = MergeSettings(omega_start_deg=10.0, omega_step_deg=0.25)
+    sink = MergingSink(Hdf5Sink(tmp_path, spots=True), settings, stored=(tmp_path, "results"))
+    sink.open(IDENTITY)
+    sink.begin(SeriesBegun("a", identity="a #1"))
+    with pytest.raises(ConfigurationError, match=r"10\.0.*specify the same, or another folder"):
+        sink.write([result(5)])
+    sink.close()
+
+
+def test_a_peak_that_is_not_finite_is_stored_and_not_merged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = result(3)
+    assert broken.peaks is not None
+    broken.peaks.intensities[1], broken.peaks.positions_px[0] = np.nan, np.inf
+    sink = opened(tmp_path)
+    sink.write([result(1), result(2), broken, result(4)])
+    sink.end(SeriesEnded("a", {}))
+    sink.close()
+    assert "2 peaks have a position or an intensity that is not finite" in caplog.text
+    run(tmp_path, range(5, FRAMES), complete=True)
+    assert np.isfinite(stored(tmp_path)["row_px"]).all()
+
+
+def test_a_new_series_reads_no_results_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path, range(3), complete=True)
+    monkeypatch.setattr(results_file, "_numbered_frames", None)
+    sink = opened(tmp_path)
+    sink.begin(SeriesBegun("b", identity="b #1"))
+    sink.write([replace(result(0), series="b")])
+    sink.close()
 
 
 def test_angles_must_be_given(tmp_path: Path) -> None:
