@@ -15,7 +15,7 @@ import numpy as np
 
 from edgexnas.errors import ConfigurationError, InputError
 from edgexnas.host.data.ptycho_dataset import PtychoDataset
-from edgexnas.host.data.ptycho_labels import doubt, labelled_by
+from edgexnas.host.data.ptycho_labels import doubt, labelled_by, labelled_numbers
 from edgexnas.host.data.scan_parts import oriented_scan
 from edgexnas.host.data.scan_regions import CELLS, scan_regions, split_regions
 from edgexnas.host.data.splitting import MINIMUM_ITEMS, split_of
@@ -43,7 +43,7 @@ VALIDATION_REGION = (CELLS - 1) * CELLS
 
 def can_split(scan: Scan) -> bool:
     """Tell whether each part of a split of the scan would hold enough patterns."""
-    known = scan.positions_px[np.isfinite(scan.positions_px).all(axis=1)]
+    known = scan.positions_px[labelled_numbers(scan, by_truth=True)]
     part = split_regions(scan_regions(known), known, guard_px=PATTERN_SIZE)
     try:
         split_of(part, what="", remedy="")
@@ -77,13 +77,13 @@ def label_small_scan(
     Raises
     ------
     InputError
-        If fewer than 16 patterns have a position, or phase retrieval does not explain them: a beam
+        If fewer than 16 patterns have a usable position, or phase retrieval does not explain them: a beam
         that is wrong would spoil all that is drawn with it.
     """
-    count = int(np.isfinite(scan.positions_px).all(axis=1).sum())
+    count = len(labelled_numbers(scan, by_truth=True))
     if count < MINIMUM_ITEMS:
         raise InputError(
-            f"{scan.source} has {count} patterns with a position, too few to find its beam; record "
+            f"{scan.source} has {count} patterns with a usable position, too few to find its beam; record "
             f"{MINIMUM_ITEMS} or more"
         )
     found = None

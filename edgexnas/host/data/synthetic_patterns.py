@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from edgexnas.errors import ConfigurationError, InputError
+from edgexnas.host.data.ptycho_labels import cut_patches, labelled_numbers
 from edgexnas.host.data.scan_parts import oriented_scan, part_of_scan
 from edgexnas.host.data.synthetic_objects import ObjectVariety, SeenObject, draw_objects
 from edgexnas.host.threads import torch_threads
@@ -99,8 +100,6 @@ def in_scale_of(targets: npt.NDArray[np.float32], seen: Reconstruction) -> Recon
 
     Only the product of object and beam is measured, so the beam takes the inverse.
     """
-    from edgexnas.host.data.ptycho_labels import cut_patches
-
     known = np.isfinite(seen.positions_px).all(axis=1)
     own = np.abs(cut_patches(seen.object, seen.positions_px[known]))
     factor = np.float32(np.median(targets[known, 0]) / np.median(own))
@@ -252,7 +251,7 @@ def with_synthetic_patterns(
     ConfigurationError
         If `count` is below 1, or a part of the split is too small.
     InputError
-        If the dataset does not hold a label for every pattern that has a position.
+        If the dataset does not hold a label for every pattern that `label_scan` labels.
     """
     if count < 1:
         raise ConfigurationError(f"count is {count}; specify 1 synthetic pattern or more")
@@ -296,12 +295,12 @@ def with_probe(
     ConfigurationError
         If a part of the split is too small.
     InputError
-        If the dataset does not hold a label for every pattern that has a position.
+        If the dataset does not hold a label for every pattern that `label_scan` labels.
     """
-    known = np.flatnonzero(np.isfinite(scan.positions_px).all(axis=1))
-    if len(dataset) != len(known):
+    labelled = labelled_numbers(scan, by_truth=dataset.against == "truth")
+    if len(dataset) != len(labelled):
         raise InputError(
-            f"{scan.source} has {len(known)} patterns with a position and {len(dataset)} labels; "
+            f"{scan.source} has {len(labelled)} patterns to label and {len(dataset)} labels; "
             "label this scan as a whole"
         )
     train = dataset.split().train
@@ -311,7 +310,7 @@ def with_probe(
         return replace(dataset, probe=scan.probe, mask=scan.mask)
     beam = reconstruct_part(
         oriented_scan(scan, dataset.orientation),
-        known[train],
+        labelled[train],
         dataset.targets[train],
         iterations=iterations,
         device=device,

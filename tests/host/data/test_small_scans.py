@@ -64,5 +64,5 @@ def test_a_beam_that_explains_nothing_is_rejected(scan: Scan) -> None:
 
 
 def test_fewer_patterns_than_a_part_needs_are_rejected(scan: Scan) -> None:
-    with pytest.raises(InputError, match="has 15 patterns with a position, too few"):
+    with pytest.raises(InputError, match="has 15 patterns with a usable position, too few"):
         label_small_scan(part_of_scan(scan, np.arange(15)))

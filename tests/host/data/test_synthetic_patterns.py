@@ -18,6 +18,7 @@ from edgexnas.host.data.synthetic_patterns import (
     PatternSource,
     draw_objects,
     in_scale_of,
+    with_probe,
     with_synthetic_patterns,
 )
 from edgexnas.host.networks.ptycho_models import MlpPtycho
@@ -194,6 +195,20 @@ def test_what_is_drawn_does_not_depend_on_the_test_region() -> None:
         for s in (scan, blinded)
     ]
     np.testing.assert_array_equal(drawn[0], drawn[1])
+
+
+def test_patterns_that_labelling_leaves_out_draw_nothing_and_hinder_nothing() -> None:
+    scan = simulate_scan(PtychographySettings(scan_shape_px=(200, 260)), seed=4)
+    positions = scan.positions_px.copy()
+    positions[0], positions[1] = (-5, 10), np.nan
+    scan = replace(scan, positions_px=positions)
+    known = with_probe(label_scan(scan), scan)
+    assert len(known) == len(scan) - 2
+    np.testing.assert_array_equal(known.probe, scan.probe)
+    found = with_probe(label_scan(scan, method="rpie", iterations=1), scan, iterations=1)
+    # A reconstruction grows to hold every known position.
+    assert len(found) == len(scan) - 1
+    assert found.probe is not None
 
 
 def test_labels_of_another_scan_are_refused(scan: Scan) -> None:
