@@ -77,14 +77,14 @@ def label_small_scan(
     Raises
     ------
     InputError
-        If fewer than 16 patterns have a usable position, or phase retrieval does not explain them: a beam
-        that is wrong would spoil all that is drawn with it.
+        If fewer than 16 patterns have a usable position, or phase retrieval does not explain them:
+        a beam that is wrong would spoil all that is drawn with it.
     """
     count = len(labelled_numbers(scan, by_truth=True))
     if count < MINIMUM_ITEMS:
         raise InputError(
-            f"{scan.source} has {count} patterns with a usable position, too few to find its beam; record "
-            f"{MINIMUM_ITEMS} or more"
+            f"{scan.source} has {count} patterns with a usable position, too few to find its "
+            f"beam; record {MINIMUM_ITEMS} or more"
         )
     found = None
     if scan.truth is None:

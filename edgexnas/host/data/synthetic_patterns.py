@@ -23,7 +23,7 @@ from torch import Tensor
 from edgexnas.errors import ConfigurationError, InputError
 from edgexnas.host.data.ptycho_labels import cut_patches, labelled_numbers
 from edgexnas.host.data.scan_parts import oriented_scan, part_of_scan
-from edgexnas.host.data.synthetic_objects import ObjectVariety, SeenObject, draw_objects
+from edgexnas.host.data.synthetic_objects import CANVAS_PX, ObjectVariety, SeenObject, draw_objects
 from edgexnas.host.threads import torch_threads
 from edgexnas.ptycho import ORIENTATIONS, PATTERN_SIZE, Orientation
 
@@ -60,7 +60,10 @@ CONTRAST_PERCENTILES = (1, 99)
 CONTRASTS_RAD = (0.2, 3.0)
 
 OBJECTS = 64
-"""Objects that a source of patterns shows unless told otherwise; each takes 1.2 MB."""
+"""Objects that a source of patterns shows unless told otherwise; each takes 1.2 MB or more."""
+
+ROOM_PX = 128
+"""By which an object is larger than a pattern at least, to be seen from many places."""
 
 CHUNK = 64
 
@@ -381,8 +384,9 @@ class Drawing:
         seen = None
         if self.seen_object is not None and self.seen_illumination is not None:
             seen = SeenObject(self.seen_object, self.seen_illumination)
+        side_px = max(CANVAS_PX, self.probe.shape[-1] + ROOM_PX)
         return PatternSource(
-            draw_objects(objects, seed=seed, variety=self.variety, seen=seen),
+            draw_objects(objects, side_px=side_px, seed=seed, variety=self.variety, seen=seen),
             self.probe,
             self.intensity_scale,
             mask=self.mask,

@@ -14,6 +14,7 @@ from edgexnas.host.data.ptycho_labels import label_scan
 from edgexnas.host.data.scan_parts import part_of_scan
 from edgexnas.host.data.synthetic_objects import CANVAS_PX
 from edgexnas.host.data.synthetic_patterns import (
+    Drawing,
     ObjectVariety,
     PatternSource,
     draw_objects,
@@ -66,6 +67,22 @@ def test_objects_are_as_large_as_asked_whatever_their_zoom(zoom: float) -> None:
     drawn = draw_objects(1, variety=ObjectVariety(zoom=(zoom, zoom)))
     assert drawn.shape == (1, CANVAS_PX, CANVAS_PX)
     assert np.isfinite(drawn).all()
+
+
+def test_patterns_as_large_as_a_canvas_are_drawn_from_larger_objects() -> None:
+    probe = zone_plate_probe(PtychographySettings(pattern_size=384))
+    drawing = Drawing(
+        probe=probe,
+        intensity_scale=100.0,
+        variety=ObjectVariety(),
+        seen_object=np.ones((500, 500), np.complex64),
+        seen_illumination=np.ones((500, 500), np.float32),
+    )
+    x, y = drawing.source(objects=1).draw(2)
+    assert x.shape == (2, 1, 64, 64)
+    assert (y[:, 0] > 0).all()
+    # Seen from different places.
+    assert (y[0] != y[1]).any()
 
 
 def test_patterns_are_those_that_the_simulator_diffracts(objects: np.ndarray) -> None:
