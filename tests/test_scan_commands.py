@@ -81,6 +81,16 @@ def test_a_scan_too_small_to_split_is_labelled_with_simulated_objects_and_all_is
     assert "direct beam" in said
 
 
+def test_the_modes_that_are_asked_for_are_those_of_the_probe_in_the_labels(tmp_path: Path) -> None:
+    scan = simulate_scan(PtychographySettings(scan_shape_px=(240, 240)), seed=3)
+    write(tmp_path / "scan.h5", scan.patterns, scan.positions_px)
+    command = "label --modes 1 --iterations 1 --orientation as-is --output"
+    assert run(command, tmp_path / "labels.h5", tmp_path / "scan.h5") == 0
+    probe = PtychoDataset.load(tmp_path / "labels.h5").probe
+    assert probe is not None
+    assert probe.shape == (1, 64, 64)
+
+
 def test_a_scan_that_is_not_explained_makes_no_small_dataset(
     beamline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

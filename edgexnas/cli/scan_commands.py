@@ -56,9 +56,10 @@ def label_scan_file(path: Path, options: argparse.Namespace) -> None:
     scan, orientation, how = _oriented(scan, options)
     retrieval: dict[str, Any] = {
         "iterations": options.iterations or 50,
+        "modes": options.modes or 3,
         "threads": options.threads,
     }
-    chosen = {"orientation": orientation, "modes": options.modes or 3, **retrieval}
+    chosen = {"orientation": orientation, **retrieval}
     small = not can_split(scan)
     with progress(f"label {len(scan)} patterns") as step:
         label = label_small_scan if small else label_scan

@@ -74,6 +74,7 @@ def reconstruct_part(
     targets: npt.NDArray[np.float32],
     *,
     iterations: int = 50,
+    modes: int = 3,
     device: str = "cpu",
     threads: int = 1,
     progress: Callable[[int, int], None] | None = None,
@@ -86,14 +87,14 @@ def reconstruct_part(
         (n,) patterns to use: those that a network trains on.
     targets
         (n, 2, 64, 64) labels of these patterns, amplitude and phase.
-    iterations, device, threads, progress
+    iterations, modes, device, threads, progress
         As of `edgexnas.host.data.phase_retrieval.reconstruct`.
     """
     from edgexnas.host.data.phase_retrieval import reconstruct
 
     found = reconstruct(
-        part_of_scan(scan, numbers), iterations=iterations, device=device, threads=threads,
-        progress=progress,
+        part_of_scan(scan, numbers), iterations=iterations, modes=modes, device=device,
+        threads=threads, progress=progress,
     )  # fmt: skip
     return in_scale_of(targets, found)
 
@@ -227,6 +228,7 @@ def with_synthetic_patterns(
     *,
     objects: int = OBJECTS,
     iterations: int = 50,
+    modes: int = 3,
     seed: int = 0,
     device: str = "cpu",
     threads: int = 1,
@@ -246,7 +248,7 @@ def with_synthetic_patterns(
         Patterns to add, 48 kB each.
     objects
         How many objects they show.
-    iterations, device, threads
+    iterations, modes, device, threads
         As of `edgexnas.host.data.phase_retrieval.reconstruct`.
 
     Raises
@@ -259,7 +261,9 @@ def with_synthetic_patterns(
     if count < 1:
         raise ConfigurationError(f"count is {count}; specify 1 synthetic pattern or more")
     if dataset.probe is None:
-        dataset = with_probe(dataset, scan, iterations=iterations, device=device, threads=threads)
+        dataset = with_probe(
+            dataset, scan, iterations=iterations, modes=modes, device=device, threads=threads
+        )
     drawing = Drawing.of(dataset, dataset.split().train)
     if drawing is None:
         raise InputError(
@@ -276,6 +280,7 @@ def with_probe(
     scan: Scan,
     *,
     iterations: int = 50,
+    modes: int = 3,
     device: str = "cpu",
     threads: int = 1,
     progress: Callable[[int, int], None] | None = None,
@@ -290,7 +295,7 @@ def with_probe(
         Labels of one scan, from `edgexnas.host.label_scan`.
     scan
         The scan that was labelled.
-    iterations, device, threads, progress
+    iterations, modes, device, threads, progress
         As of `edgexnas.host.reconstruct`.
 
     Raises
@@ -316,6 +321,7 @@ def with_probe(
         labelled[train],
         dataset.targets[train],
         iterations=iterations,
+        modes=modes,
         device=device,
         threads=threads,
         progress=progress,

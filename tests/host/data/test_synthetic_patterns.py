@@ -228,6 +228,14 @@ def test_patterns_that_labelling_leaves_out_draw_nothing_and_hinder_nothing() ->
     assert found.probe is not None
 
 
+def test_the_probe_has_the_modes_that_are_asked_for() -> None:
+    scan = simulate_scan(PtychographySettings(scan_shape_px=(200, 260)), seed=4)
+    dataset = label_scan(replace(scan, truth=None, probe=None), iterations=1, modes=1)
+    found = with_probe(dataset, replace(scan, truth=None, probe=None), iterations=1, modes=1)
+    assert found.probe is not None
+    assert found.probe.shape == (1, 64, 64)
+
+
 def test_labels_of_another_scan_are_refused(scan: Scan) -> None:
     other = label_scan(simulate_scan(PtychographySettings(scan_shape_px=(90, 90)), seed=4))
     with pytest.raises(InputError, match="label this scan as a whole"):
