@@ -134,6 +134,27 @@ def test_a_refined_object_is_printed_sweep_by_sweep_and_saved_with_a_picture(
         assert kept["residuals"].shape == (4,)
 
 
+def test_an_object_that_cannot_be_refined_is_kept_and_the_reason_said(
+    visible: ModuleType,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    signing_key, _ = generate_keys(tmp_path / "keys")
+    bundle = tmp_path / "v.edgex"
+    visible.write_visible_bundle(bundle, signing_key=signing_key, probe=SMALL.probe)
+    write(tmp_path / "scan.h5", SMALL.patterns, SMALL.positions_px)
+    monkeypatch.setattr("edgexnas.ptycho.refinement.MOST_BYTES", 3 * 64 * 64 * 2)
+    inputs = bundle, tmp_path / "scan.h5", "--trust", tmp_path / "keys"
+    assert run("predict --refine 3", *inputs, "--output", tmp_path / "object.npz") == 1
+    said = capsys.readouterr()
+    assert "stitched 25 patches" in " ".join(said.out.split())
+    assert "the object is stitched and not refined: pattern 3" in " ".join(said.err.split())
+    with np.load(tmp_path / "object.npz") as kept:
+        assert kept["object"].any()
+        assert "residuals" not in kept
+
+
 @pytest.mark.parametrize("name", ["object.npz", "object.h5"])
 def test_the_object_of_a_scan_is_kept_with_its_pictures(
     beamline: Path, visible: ModuleType, tmp_path: Path, name: str

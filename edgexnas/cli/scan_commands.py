@@ -11,7 +11,7 @@ from edgexnas.cli.arguments import detection_options, predictor_options, reject_
 from edgexnas.cli.outputs import check_output
 from edgexnas.cli.tally import say_at_end
 from edgexnas.cli.terminal import print_pairs, print_table, progress
-from edgexnas.errors import ConfigurationError
+from edgexnas.errors import ConfigurationError, RefinementError
 
 if TYPE_CHECKING:
     from edgexnas.bundle import Bundle
@@ -136,8 +136,12 @@ def predict_object(bundle: Bundle, options: argparse.Namespace) -> None:
         stream = predictor.stream(
             options.frames, object_pixel_m=pixel_m, refine=options.refine or 0
         )
-        for _ in stream:
-            pass
+        failure: RefinementError | None = None
+        try:
+            for _ in stream:
+                pass
+        except RefinementError as error:
+            failure = error
     image, refinement = stream.image(), stream.refinement
     if refinement is not None:
         _print_refinement(refinement)
@@ -156,6 +160,8 @@ def predict_object(bundle: Bundle, options: argparse.Namespace) -> None:
         f"{counts.stitched} of {counts.patches} patches stitched; not placed: {counts.missing} "
         f"without a position, {counts.repeated} repeated, {counts.outside} outside"
     )
+    if failure is not None:
+        raise failure
 
 
 def _print_refinement(refinement: Refinement) -> None:
