@@ -173,8 +173,18 @@ def test_a_residual_that_is_not_finite_is_never_returned() -> None:
 
 
 def test_a_refinement_can_be_ended_early() -> None:
-    asked = iter([False, True])
+    # In the middle of a sweep: one over a large scan takes minutes.
+    asked = iter([False, False, True])
     assert Refiner(SCAN.probe).refine(flat(SCAN), stored(SCAN), 5, stop=lambda: next(asked)) is None
+
+
+def test_a_residual_that_rises_is_doubted() -> None:
+    refined = Refiner(SCAN.probe).refine(flat(SCAN), stored(SCAN), 2)
+    assert refined is not None
+    assert refined.doubt is None
+    risen = replace(refined, residuals=refined.residuals[::-1])
+    assert risen.doubt is not None
+    assert "raised the residual from" in risen.doubt
 
 
 def test_windows_wider_than_patches_may_reach_over_the_object() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from edgexnas.scans import Scan
 
 __all__ = ["label_scan_file", "predict_object", "simulate_scan_file"]
+
+_log = logging.getLogger(__name__)
 
 
 def simulate_scan_file(options: argparse.Namespace) -> None:
@@ -177,3 +180,5 @@ def _print_refinement(refinement: Refinement) -> None:
         rows,
         title=f"refinement of {refinement.patterns} patterns",
     )
+    if refinement.doubt is not None:
+        _log.warning("%s", refinement.doubt)

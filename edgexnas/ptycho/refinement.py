@@ -68,6 +68,18 @@ class Refinement:
     seconds: Float64Array
     patterns: int
 
+    @property
+    def doubt(self) -> str | None:
+        """Why the object is no better for it, in words; None if the residual fell."""
+        before, after = self.residuals[0], self.residuals[-1]
+        if after < before:
+            return None
+        return (
+            f"refinement raised the residual from {before:.2%} to {after:.2%} of the light, so "
+            "that probe, positions or orientation are not those of these patterns; use the "
+            "network's object, and label a scan of this beam"
+        )
+
 
 class PatternStore:
     """The patterns of a scan and their positions, as refinement needs them.
@@ -184,7 +196,7 @@ class Refiner:
         progress
             Called after each sweep with its number and the object so far.
         stop
-            Asked before each sweep whether to end early.
+            Asked at every pattern of a sweep whether to end early.
 
         Returns
         -------
@@ -213,9 +225,10 @@ class Refiner:
         state = _State(self._probe, start, roots, positions, store.masked)
         residuals, seconds = [state.residual()], [time.perf_counter() - began]
         for number in range(sweeps):
-            if stop is not None and stop():
+            residual = state.sweep(number, stop)
+            if residual is None:
                 return None
-            residuals.append(state.sweep(number))
+            residuals.append(residual)
             seconds.append(time.perf_counter() - began)
             if progress is not None:
                 progress(number + 1, state.image())
@@ -302,10 +315,15 @@ class _State:
         )
         return self._share(misfit)
 
-    def sweep(self, seed: int) -> float:
-        """Go through all patterns in random order; return their error on the way."""
+    def sweep(self, seed: int, stop: Callable[[], bool] | None) -> float | None:
+        """Go through all patterns in random order; return their error on the way.
+
+        None once `stop` says so.
+        """
         misfit = 0.0
         for number in np.random.default_rng(seed).permutation(len(self._roots)):
+            if stop is not None and stop():
+                return None
             misfit += self._update(int(number))
         return self._share(misfit)
 

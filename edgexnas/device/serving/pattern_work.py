@@ -196,6 +196,8 @@ class PatternSeries:
             if refinement is None:
                 return None
             _log.info("%s", sentence_of(series, refinement))
+            if refinement.doubt is not None:
+                _log.warning("%s: %s", series, refinement.doubt)
             return ObjectSnapshot(series, newest, image, True, refinement)
 
         return refine
