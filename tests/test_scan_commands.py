@@ -12,9 +12,11 @@ import pytest
 
 from edgexnas.bundle import generate_keys
 from edgexnas.cli import main
+from edgexnas.errors import InputError
 from edgexnas.host.data.ptycho_dataset import PtychoDataset
+from edgexnas.host.data.ptycho_labels import label_scan
 from edgexnas.ptycho import oriented
-from edgexnas.scans import holds_scan, open_scan
+from edgexnas.scans import Scan, holds_scan, open_scan
 from edgexnas.simulate import (
     HedmSettings,
     PtychographySettings,
@@ -89,6 +91,24 @@ def test_the_modes_that_are_asked_for_are_those_of_the_probe_in_the_labels(tmp_p
     probe = PtychoDataset.load(tmp_path / "labels.h5").probe
     assert probe is not None
     assert probe.shape == (1, 64, 64)
+
+
+def test_the_first_probe_is_found_with_the_patterns_that_train(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan = simulate_scan(PtychographySettings(scan_shape_px=(240, 240)), seed=3)
+    write(tmp_path / "scan.h5", scan.patterns, scan.positions_px)
+    tried = []
+
+    def find(_: Scan, *, among: np.ndarray, **options: object) -> None:
+        tried.extend(among)
+        raise InputError("enough")
+
+    monkeypatch.setattr("edgexnas.host.find_orientation", find)
+    assert run("label --output", tmp_path / "labels.h5", tmp_path / "scan.h5") == 1
+    train = label_scan(scan).split().train
+    assert 64 < len(train) < len(scan)
+    np.testing.assert_array_equal(tried, train)
 
 
 def test_a_scan_that_is_not_explained_makes_no_small_dataset(

@@ -103,13 +103,17 @@ def label_scan_file(path: Path, options: argparse.Namespace) -> None:
 def _oriented(scan: Scan, options: argparse.Namespace) -> tuple[Scan, Orientation, str]:
     """Find how the detector is turned, unless it is said or the object is known."""
     from edgexnas.host import find_orientation
+    from edgexnas.host.data.small_scans import training_numbers
 
     if options.orientation is not None:
         return scan, options.orientation, f"{options.orientation}, as specified"
     if scan.truth is not None:
         return scan, "as-is", "as-is, that of the known object"
     with progress("find the orientation of the patterns") as step:
-        found = find_orientation(scan, threads=options.threads, progress=step)
+        # The probe that is found on the way starts that of the training part.
+        found = find_orientation(
+            scan, among=training_numbers(scan), threads=options.threads, progress=step
+        )
     # A probe that explained the patterns in short is a better guess than none.
     return replace(scan, probe=found.probe), found.orientation, found.sentence
 

@@ -219,8 +219,7 @@ def _with_patch(positions_px: Float64Array, shape: tuple[int, ...]) -> npt.NDArr
     """(n,) whether the patch at a position lies on an object of this shape."""
     last = np.array(shape) - PATTERN_SIZE
     # NaN fails both comparisons.
-    fits: npt.NDArray[np.bool_] = ((positions_px >= 0) & (positions_px <= last)).all(axis=1)
-    return fits
+    return np.asarray(((positions_px >= 0) & (positions_px <= last)).all(axis=1))
 
 
 def _without_constant(image: ComplexArray) -> ComplexArray:

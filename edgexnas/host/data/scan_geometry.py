@@ -97,6 +97,7 @@ class FoundOrientation:
 def find_orientation(
     scan: Scan,
     *,
+    among: npt.NDArray[np.intp] | None = None,
     seed: int = 0,
     device: str = "cpu",
     threads: int = 1,
@@ -111,6 +112,9 @@ def find_orientation(
     ----------
     scan
         Square patterns. With a probe every trial starts from it.
+    among
+        (n,) patterns to try, such as those that a network will train on, so that the probe knows
+        nothing of the others; None for all.
     seed, device, threads
         As of `edgexnas.host.reconstruct`.
     progress
@@ -118,7 +122,7 @@ def find_orientation(
     """
     from edgexnas.host.data.phase_retrieval import reconstruct
 
-    part = part_of_scan(scan, _neighbours(scan))
+    part = part_of_scan(scan, _neighbours(scan, among))
     found: dict[Orientation, Reconstruction] = {}
     for number, name in enumerate(ORIENTATIONS):
         found[name] = reconstruct(
@@ -195,9 +199,11 @@ def _turned_by_half(name: Orientation) -> Orientation:
     return ORIENTATIONS[ORIENTATIONS.index(name) ^ 3]
 
 
-def _neighbours(scan: Scan) -> npt.NDArray[np.intp]:
-    """Numbers of the patterns nearest to the middle of the scan, up to `TRIED_PATTERNS`."""
+def _neighbours(scan: Scan, among: npt.NDArray[np.intp] | None) -> npt.NDArray[np.intp]:
+    """Numbers of the patterns nearest to the middle of those given, up to `TRIED_PATTERNS`."""
     known = np.flatnonzero(np.isfinite(scan.positions_px).all(axis=1))
+    if among is not None:
+        known = np.intersect1d(known, among)
     positions = scan.positions_px[known]
     distance = np.linalg.norm(positions - np.median(positions, axis=0), axis=1)
     return np.sort(known[np.argsort(distance, kind="stable")[:TRIED_PATTERNS]])

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 
 from edgexnas.errors import ConfigurationError, InputError
 from edgexnas.host.data.ptycho_dataset import PtychoDataset
@@ -24,7 +25,7 @@ from edgexnas.host.threads import torch_threads
 from edgexnas.ptycho import PATTERN_SIZE, Orientation
 from edgexnas.scans import Scan
 
-__all__ = ["can_split", "label_small_scan"]
+__all__ = ["can_split", "label_small_scan", "training_numbers"]
 
 TRAIN_PATTERNS = 1024
 """Kept for the baselines of the accuracy table; a training draws its own."""
@@ -43,13 +44,19 @@ VALIDATION_REGION = (CELLS - 1) * CELLS
 
 def can_split(scan: Scan) -> bool:
     """Tell whether each part of a split of the scan would hold enough patterns."""
-    known = scan.positions_px[labelled_numbers(scan, by_truth=True)]
+    return training_numbers(scan) is not None
+
+
+def training_numbers(scan: Scan) -> npt.NDArray[np.intp] | None:
+    """Tell which patterns of a scan a split will train on; None if it cannot be split."""
+    labelled = labelled_numbers(scan, by_truth=True)
+    known = scan.positions_px[labelled]
     part = split_regions(scan_regions(known), known, guard_px=PATTERN_SIZE)
     try:
-        split_of(part, what="", remedy="")
+        split = split_of(part, what="", remedy="")
     except ConfigurationError:
-        return False
-    return True
+        return None
+    return labelled[split.train]
 
 
 def label_small_scan(

@@ -81,6 +81,17 @@ def test_patterns_in_any_unit_tell_the_orientation() -> None:
     assert (found.told, found.orientation) == (True, "flip-rows")
 
 
+def test_the_first_guess_knows_nothing_of_patterns_that_are_not_to_be_tried() -> None:
+    scan, among = replace(SCAN, probe=None), np.arange(4, 10)
+    patterns = np.full_like(scan.patterns, 7)
+    patterns[among] = scan.patterns[among]
+    seen, blinded = (
+        find_orientation(each, among=among).probe
+        for each in (scan, replace(scan, patterns=patterns))
+    )
+    np.testing.assert_array_equal(seen, blinded)
+
+
 @pytest.mark.parametrize("orientation", ["as-is", "rotate-180", "flip-rows"])
 def test_the_first_guess_is_of_the_orientation_that_is_taken(orientation: Orientation) -> None:
     few = replace(seen_by(part_of_scan(SCAN, np.arange(6)), orientation), probe=None)
