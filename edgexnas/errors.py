@@ -5,6 +5,7 @@
     EdgexnasError
     ├── ConfigurationError      an option, a name or a combination of them is wrong
     ├── InputError              an array has the wrong shape, dtype or values
+    │   └── RefinementError     ... a stitched object cannot be refined
     ├── SourceError             a file or a stream of frames cannot be read
     │   └── MissingFrameError   ... a frame's bytes are not there
     ├── MissingDependencyError  an optional package is not installed
@@ -35,6 +36,7 @@ __all__ = [
     "MissingDependencyError",
     "MissingFrameError",
     "QuantisationError",
+    "RefinementError",
     "SearchError",
     "SignatureError",
     "SourceError",
@@ -52,6 +54,10 @@ class ConfigurationError(EdgexnasError, ValueError):
 
 class InputError(EdgexnasError, ValueError):
     """An array has the wrong shape, dtype or values."""
+
+
+class RefinementError(InputError):
+    """A stitched object cannot be refined; it is there as it was stitched."""
 
 
 class SourceError(EdgexnasError, OSError):

@@ -76,7 +76,7 @@ def test_the_residual_is_the_misfit_of_amplitudes_as_a_share_of_the_light() -> N
 
 def test_the_probe_takes_the_power_of_the_patterns() -> None:
     # Rounding alone decides phases where a flat object sends no light, so not to the last digit.
-    one, other = (Refiner(f * SCAN.probe).refine(flat(SCAN), stored(SCAN), 3) for f in (1, 7))
+    one, other = (Refiner(f * SCAN.probe).refine(flat(SCAN), stored(SCAN), 3) for f in (1, 1e-30))
     np.testing.assert_allclose(one.residuals, other.residuals, rtol=0.02)
 
 
@@ -138,9 +138,53 @@ def test_more_patterns_than_there_is_memory_for_are_rejected(
         stored(SCAN)
 
 
+@pytest.mark.parametrize("count", [np.nan, np.inf, -1.0, 1e10])
+def test_a_pattern_that_is_no_counts_is_rejected_by_its_number(count: float) -> None:
+    pattern = SCAN.patterns[0].astype(np.float32)
+    pattern[3, 4] = count
+    with pytest.raises(InputError, match=r"pattern 7 holds a count that is .* mask the pixels"):
+        PatternStore((64, 64)).add(7, pattern)
+
+
+def test_patterns_without_light_are_rejected() -> None:
+    store = PatternStore((64, 64))
+    for number in range(2):
+        store.add(number, np.zeros((64, 64), np.uint16))
+        store.place(number, SCAN.positions_px[number])
+    with pytest.raises(InputError, match="none of the 2 patterns holds light"):
+        Refiner(SCAN.probe).refine(flat(SCAN), store, 1)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_object_or_a_probe_that_is_not_finite_is_rejected(value: float) -> None:
+    probe, start = SCAN.probe.copy(), flat(SCAN)
+    probe[0, 3, 4] = start.values[3, 4] = value
+    with pytest.raises(InputError, match="the object holds values that are not finite"):
+        Refiner(SCAN.probe).refine(start, stored(SCAN), 1)
+    with pytest.raises(InputError, match="specify complex"):
+        Refiner(probe)
+
+
+def test_a_residual_that_is_not_finite_is_never_returned() -> None:
+    start = flat(SCAN)
+    start.values[:] = 1e30
+    with np.errstate(all="ignore"), pytest.raises(InputError, match=r"the object is|residual of"):
+        Refiner(SCAN.probe).refine(start, stored(SCAN), 1)
+
+
 def test_a_refinement_can_be_ended_early() -> None:
-    asked = iter([False, True])
+    # In the middle of a sweep: one over a large scan takes minutes.
+    asked = iter([False, False, True])
     assert Refiner(SCAN.probe).refine(flat(SCAN), stored(SCAN), 5, stop=lambda: next(asked)) is None
+
+
+def test_a_residual_that_rises_is_doubted() -> None:
+    refined = Refiner(SCAN.probe).refine(flat(SCAN), stored(SCAN), 2)
+    assert refined is not None
+    assert refined.doubt is None
+    risen = replace(refined, residuals=refined.residuals[::-1])
+    assert risen.doubt is not None
+    assert "raised the residual from" in risen.doubt
 
 
 def test_windows_wider_than_patches_may_reach_over_the_object() -> None:

@@ -12,9 +12,11 @@ import pytest
 
 from edgexnas.bundle import generate_keys
 from edgexnas.cli import main
+from edgexnas.errors import InputError
 from edgexnas.host.data.ptycho_dataset import PtychoDataset
+from edgexnas.host.data.ptycho_labels import label_scan
 from edgexnas.ptycho import oriented
-from edgexnas.scans import holds_scan, open_scan
+from edgexnas.scans import Scan, holds_scan, open_scan
 from edgexnas.simulate import (
     HedmSettings,
     PtychographySettings,
@@ -84,6 +86,34 @@ def test_a_scan_too_small_to_split_is_labelled_with_simulated_objects_and_all_is
     assert "direct beam" in said
 
 
+def test_the_modes_that_are_asked_for_are_those_of_the_probe_in_the_labels(tmp_path: Path) -> None:
+    scan = simulate_scan(PtychographySettings(scan_shape_px=(240, 240)), seed=3)
+    write(tmp_path / "scan.h5", scan.patterns, scan.positions_px)
+    command = "label --modes 1 --iterations 1 --orientation as-is --output"
+    assert run(command, tmp_path / "labels.h5", tmp_path / "scan.h5") == 0
+    probe = PtychoDataset.load(tmp_path / "labels.h5").probe
+    assert probe is not None
+    assert probe.shape == (1, 64, 64)
+
+
+def test_the_first_probe_is_found_with_the_patterns_that_train(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan = simulate_scan(PtychographySettings(scan_shape_px=(240, 240)), seed=3)
+    write(tmp_path / "scan.h5", scan.patterns, scan.positions_px)
+    tried = []
+
+    def find(_: Scan, *, among: np.ndarray, **options: object) -> None:
+        tried.extend(among)
+        raise InputError("enough")
+
+    monkeypatch.setattr("edgexnas.host.find_orientation", find)
+    assert run("label --output", tmp_path / "labels.h5", tmp_path / "scan.h5") == 1
+    train = label_scan(scan).split().train
+    assert 64 < len(train) < len(scan)
+    np.testing.assert_array_equal(tried, train)
+
+
 def test_a_scan_that_is_not_explained_makes_no_small_dataset(
     beamline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -125,6 +155,27 @@ def test_a_refined_object_is_printed_sweep_by_sweep_and_saved_with_a_picture(
     assert (tmp_path / "object-refinement.png").exists()
     with np.load(tmp_path / "object.npz") as kept:
         assert kept["residuals"].shape == (4,)
+
+
+def test_an_object_that_cannot_be_refined_is_kept_and_the_reason_said(
+    visible: ModuleType,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    signing_key, _ = generate_keys(tmp_path / "keys")
+    bundle = tmp_path / "v.edgex"
+    visible.write_visible_bundle(bundle, signing_key=signing_key, probe=SMALL.probe)
+    write(tmp_path / "scan.h5", SMALL.patterns, SMALL.positions_px)
+    monkeypatch.setattr("edgexnas.ptycho.refinement.MOST_BYTES", 3 * 64 * 64 * 2)
+    inputs = bundle, tmp_path / "scan.h5", "--trust", tmp_path / "keys"
+    assert run("predict --refine 3", *inputs, "--output", tmp_path / "object.npz") == 1
+    said = capsys.readouterr()
+    assert "stitched 25 patches" in " ".join(said.out.split())
+    assert "the object is stitched and not refined: pattern 3" in " ".join(said.err.split())
+    with np.load(tmp_path / "object.npz") as kept:
+        assert kept["object"].any()
+        assert "residuals" not in kept
 
 
 @pytest.mark.parametrize("name", ["object.npz", "object.h5"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from edgexnas.cli.arguments import detection_options, predictor_options, reject_
 from edgexnas.cli.outputs import check_output
 from edgexnas.cli.tally import say_at_end
 from edgexnas.cli.terminal import print_pairs, print_table, progress
-from edgexnas.errors import ConfigurationError
+from edgexnas.errors import ConfigurationError, RefinementError
 
 if TYPE_CHECKING:
     from edgexnas.bundle import Bundle
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from edgexnas.scans import Scan
 
 __all__ = ["label_scan_file", "predict_object", "simulate_scan_file"]
+
+_log = logging.getLogger(__name__)
 
 
 def simulate_scan_file(options: argparse.Namespace) -> None:
@@ -58,9 +61,10 @@ def label_scan_file(path: Path, options: argparse.Namespace) -> None:
     small = not can_split(scan)
     retrieval: dict[str, Any] = {
         "iterations": options.iterations or (SMALL_ITERATIONS if small else 50),
+        "modes": options.modes or 3,
         "threads": options.threads,
     }
-    chosen = {"orientation": orientation, "modes": options.modes or 3, **retrieval}
+    chosen = {"orientation": orientation, **retrieval}
     with progress(f"label {len(scan)} patterns") as step:
         label = label_small_scan if small else label_scan
         dataset = label(scan, **chosen, progress=step)
@@ -100,13 +104,17 @@ def label_scan_file(path: Path, options: argparse.Namespace) -> None:
 def _oriented(scan: Scan, options: argparse.Namespace) -> tuple[Scan, Orientation, str]:
     """Find how the detector is turned, unless it is said or the object is known."""
     from edgexnas.host import find_orientation
+    from edgexnas.host.data.small_scans import training_numbers
 
     if options.orientation is not None:
         return scan, options.orientation, f"{options.orientation}, as specified"
     if scan.truth is not None:
         return scan, "as-is", "as-is, that of the known object"
     with progress("find the orientation of the patterns") as step:
-        found = find_orientation(scan, threads=options.threads, progress=step)
+        # The probe that is found on the way starts that of the training part.
+        found = find_orientation(
+            scan, among=training_numbers(scan), threads=options.threads, progress=step
+        )
     # A probe that explained the patterns in short is a better guess than none.
     return replace(scan, probe=found.probe), found.orientation, found.sentence
 
@@ -136,8 +144,12 @@ def predict_object(bundle: Bundle, options: argparse.Namespace) -> None:
         stream = predictor.stream(
             options.frames, object_pixel_m=pixel_m, refine=options.refine or 0
         )
-        for _ in stream:
-            pass
+        failure: RefinementError | None = None
+        try:
+            for _ in stream:
+                pass
+        except RefinementError as error:
+            failure = error
     image, refinement = stream.image(), stream.refinement
     if refinement is not None:
         _print_refinement(refinement)
@@ -156,6 +168,8 @@ def predict_object(bundle: Bundle, options: argparse.Namespace) -> None:
         f"{counts.stitched} of {counts.patches} patches stitched; not placed: {counts.missing} "
         f"without a position, {counts.repeated} repeated, {counts.outside} outside"
     )
+    if failure is not None:
+        raise failure
 
 
 def _print_refinement(refinement: Refinement) -> None:
@@ -171,3 +185,5 @@ def _print_refinement(refinement: Refinement) -> None:
         rows,
         title=f"refinement of {refinement.patterns} patterns",
     )
+    if refinement.doubt is not None:
+        _log.warning("%s", refinement.doubt)

@@ -41,6 +41,8 @@ MOST_SWEEPS = 1000
 STEPS_A_PIXEL = 4
 """A probe is shifted by whole quarters of a pixel; the rest, an eighth at most, is left out."""
 
+LARGEST_COUNT = float(np.finfo(np.float16).max) ** 2
+
 MOST_BYTES = 2**31
 """Most memory for the patterns of one scan: 65,000 of 128×128."""
 
@@ -65,6 +67,18 @@ class Refinement:
     residuals: Float64Array
     seconds: Float64Array
     patterns: int
+
+    @property
+    def doubt(self) -> str | None:
+        """Why the object is no better for it, in words; None if the residual fell."""
+        before, after = self.residuals[0], self.residuals[-1]
+        if after < before:
+            return None
+        return (
+            f"refinement raised the residual from {before:.2%} to {after:.2%} of the light, so "
+            "that probe, positions or orientation are not those of these patterns; use the "
+            "network's object, and label a scan of this beam"
+        )
 
 
 class PatternStore:
@@ -106,15 +120,23 @@ class PatternStore:
         Raises
         ------
         InputError
-            If there are more than fit into `MOST_BYTES`.
+            If there are more than fit into `MOST_BYTES`, or the pattern holds a count that is
+            negative, not finite or too large.
         """
         if len(self._roots) >= self._most:
             raise InputError(
                 f"pattern {number} does not fit into the {MOST_BYTES / 2**30:.0f} GiB that "
                 f"refinement takes, which hold {self._most}; refine shorter scans or use refine=0"
             )
-        roots = np.sqrt(oriented(pattern, self._orientation).astype(np.float32))
-        self._roots[number] = _cornered(roots).astype(np.float16)
+        with np.errstate(invalid="ignore", over="ignore"):
+            roots = np.sqrt(oriented(pattern, self._orientation).astype(np.float32))
+            kept = _cornered(roots).astype(np.float16)
+        if not np.isfinite(kept).all():
+            raise InputError(
+                f"pattern {number} holds a count that is negative, not finite or larger than "
+                f"{LARGEST_COUNT:.2g}; mask the pixels at fault"
+            )
+        self._roots[number] = kept
 
     def place(self, number: int, position: Float64Array) -> None:
         """Take in where the first pixel of a pattern's patch lies, (row, col) in object pixels."""
@@ -143,11 +165,14 @@ class Refiner:
     """
 
     def __init__(self, probe: ComplexArray) -> None:
-        if probe.ndim != 3 or not np.iscomplexobj(probe) or not probe.any():
+        largest = np.abs(probe).max(initial=0)
+        if probe.ndim != 3 or not np.iscomplexobj(probe) or not 0 < largest < np.inf:
             raise InputError(
-                f"the probe is {probe.dtype} {probe.shape}; specify complex (modes, H, W), not dark"
+                f"the probe is {probe.dtype} {probe.shape}, its largest amplitude {largest:g}; "
+                "specify complex (modes, H, W), finite and not dark"
             )
-        self._probe = np.ascontiguousarray(probe, np.complex64)
+        # In a scale in which no square of it leaves the range of float32.
+        self._probe = np.ascontiguousarray(probe / largest, np.complex64)
 
     def refine(
         self,
@@ -171,7 +196,7 @@ class Refiner:
         progress
             Called after each sweep with its number and the object so far.
         stop
-            Asked before each sweep whether to end early.
+            Asked at every pattern of a sweep whether to end early.
 
         Returns
         -------
@@ -182,7 +207,8 @@ class Refiner:
         ConfigurationError
             If `sweeps` is no whole number from 1.
         InputError
-            If no pattern has a position, or patterns and probe differ in shape.
+            If no pattern has a position or light, patterns and probe differ in shape, the object is
+            dark or not finite, or a residual is not finite.
         """
         check_sweeps(sweeps)
         roots, positions = store.placed()
@@ -193,13 +219,16 @@ class Refiner:
                 f"patterns have shape {roots[0].shape} and the probe {self._probe.shape[1:]}; "
                 "use patterns of the detector that the bundle was trained with, not binned"
             )
+        if not np.isfinite(start.values).all():
+            raise InputError("the object holds values that are not finite; give one without")
         began = time.perf_counter()
         state = _State(self._probe, start, roots, positions, store.masked)
         residuals, seconds = [state.residual()], [time.perf_counter() - began]
         for number in range(sweeps):
-            if stop is not None and stop():
+            residual = state.sweep(number, stop)
+            if residual is None:
                 return None
-            residuals.append(state.sweep(number))
+            residuals.append(residual)
             seconds.append(time.perf_counter() - began)
             if progress is not None:
                 progress(number + 1, state.image())
@@ -251,6 +280,11 @@ class _State:
             )
         )
         self._total = sum(float(np.square(r, dtype=np.float32).sum()) for r in roots)
+        if not self._total > 0:
+            raise InputError(
+                f"none of the {len(roots)} patterns holds light on a usable pixel; check shutter "
+                "and mask"
+            )
         self._probes = _Shifted(probe)
         self._waves = np.empty(probe.shape, np.complex64)
         self._scale_probe(probe)
@@ -279,13 +313,27 @@ class _State:
         misfit = sum(
             float(np.square(np.sqrt(intensity) - root).sum()) for intensity, root in self._models()
         )
-        return misfit / self._total
+        return self._share(misfit)
 
-    def sweep(self, seed: int) -> float:
-        """Go through all patterns in random order; return their error on the way."""
+    def sweep(self, seed: int, stop: Callable[[], bool] | None) -> float | None:
+        """Go through all patterns in random order; return their error on the way.
+
+        None once `stop` says so.
+        """
         misfit = 0.0
         for number in np.random.default_rng(seed).permutation(len(self._roots)):
+            if stop is not None and stop():
+                return None
             misfit += self._update(int(number))
+        return self._share(misfit)
+
+    def _share(self, misfit: float) -> float:
+        """Give a misfit as a share of the light."""
+        if not np.isfinite(misfit):
+            raise InputError(
+                f"the residual of {len(self._roots)} patterns is {misfit}; check the probe, and "
+                "the patterns for pixels to mask"
+            )
         return misfit / self._total
 
     def _update(self, number: int) -> float:

@@ -79,6 +79,9 @@ class PatchStream(Iterator[PlacedPatches]):
             At the end of the scan; patches that still wait for a position are missing now.
         InputError, SourceError, EngineError
             As in `PtychoPredictor.stream`.
+        RefinementError
+            After the last patterns, if the object cannot be refined; `image` and `save` give the
+            stitched one.
         """
         while True:
             self._read()
@@ -163,9 +166,9 @@ class PatchStream(Iterator[PlacedPatches]):
 
     def _refine(self) -> None:
         # The end of a scan may be asked for again.
-        if self._refined is not None and self._refinement is None:
-            self._refinement = self._refined.refine(self.image())
-            self._refined = None
+        refined, self._refined = self._refined, None
+        if refined is not None:
+            self._refinement = refined.refine(self.image())
 
     @property
     def _most_pending(self) -> int:

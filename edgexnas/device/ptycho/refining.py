@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from edgexnas.errors import ConfigurationError, InputError
+from edgexnas.errors import ConfigurationError, InputError, RefinementError
 from edgexnas.ptycho import ObjectImage, PatternStore, Refinement, Refiner
 from edgexnas.ptycho.refinement import check_sweeps
 
@@ -70,38 +70,33 @@ class RefinedScan:
         self._refiner = refiner
         self._intake: PatternIntake | None = None
         self._store: PatternStore | None = None
+        self._failure: InputError | None = None
 
     def begin(self, shape: tuple[int, ...], intake: PatternIntake) -> None:
-        """Take in the shape of the scan's patterns, and the mask that its check knows.
-
-        Raises
-        ------
-        InputError
-            If the patterns are not of the shape that the probe has.
-        """
+        """Take in the shape of the scan's patterns, and the mask that its check knows."""
         wanted = self._refiner.shape
         # A probe in the axes of the positions: rows and columns are alike, for patterns are square.
         if shape != wanted:
-            raise InputError(
+            self._failure = InputError(
                 f"patterns have shape {shape} and the probe of the bundle {wanted}; give patterns "
                 "as the detector of its training sent them, neither binned nor cut, or use refine=0"
             )
+            return
         self._intake = intake
         self._store = PatternStore(wanted, mask=intake.mask, orientation=self._refiner.orientation)
 
     def keep(self, number: int, pattern: npt.ArrayLike) -> None:
-        """Keep a pattern that was checked.
-
-        Raises
-        ------
-        InputError
-            If there are more than refinement has memory for.
-        """
-        assert self._store is not None
+        """Keep a pattern that was checked; once one cannot be kept, `refine` fails."""
+        if self._store is None:
+            return
         assert self._intake is not None
         array: npt.NDArray[Any] = self._intake.masked(np.asarray(pattern))
-        # On a GPU counts are checked later; the scan then ends with that pattern.
-        self._store.add(number, np.maximum(array, 0))
+        try:
+            # On a GPU counts are checked later; the scan then ends with that pattern.
+            self._store.add(number, np.maximum(array, 0))
+        except InputError as error:
+            # The scan goes on, for its stitched object is worth having, and memory is free again.
+            self._failure, self._store = error, None
 
     def place(self, number: int, position: npt.NDArray[np.float64]) -> None:
         """Take in where the patch of a pattern was stitched."""
@@ -111,7 +106,18 @@ class RefinedScan:
     def refine(
         self, image: ObjectImage, *, stop: Callable[[], bool] | None = None
     ) -> Refinement | None:
-        """Refine the object that was stitched; None if nothing was, or `stop` said so."""
-        if self._store is None or not image.values.size:
-            return None
-        return self._refiner.refine(image, self._store, stop)
+        """Refine the object that was stitched; None if nothing was, or `stop` said so.
+
+        Raises
+        ------
+        RefinementError
+            If a pattern could not be kept, or patterns or object tell nothing.
+        """
+        try:
+            if self._failure is not None:
+                raise self._failure
+            if self._store is None or not image.values.size:
+                return None
+            return self._refiner.refine(image, self._store, stop)
+        except InputError as error:
+            raise RefinementError(f"the object is stitched and not refined: {error}") from error

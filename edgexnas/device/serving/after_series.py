@@ -63,20 +63,25 @@ class AfterSeries:
         return self._thread is None or not self._thread.is_alive()
 
     def abort(self) -> None:
-        """End soon; what is not done is left."""
+        """End soon; what is not done is left, and said to be."""
         self._stop.set()
         self._queue.close()
 
     def _run(self) -> None:
-        while not self._queue.finished and not self._stop.is_set():
+        while not self._queue.finished:
             # One at a time: what waits behind it shall be seen to wait.
             task = self._queue.take(0.2)
             if task is None:
                 continue
             try:
-                snapshot = task.work(self._stop)
+                snapshot = None if self._stop.is_set() else task.work(self._stop)
             except Exception as error:
                 self._complaints.add("afterwards", f"{task.series}: {sentence(error)}")
                 continue
             if snapshot is not None:
                 self._show(snapshot)
+            elif self._stop.is_set():
+                self._complaints.add(
+                    "afterwards",
+                    f"the object of {task.series} is not refined: the service was stopped before",
+                )

@@ -21,7 +21,7 @@ from edgexnas.ptycho import PATTERN_SIZE
 
 if TYPE_CHECKING:
     from edgexnas.device.ptycho.lanes import NumberedPattern, PatternLanes
-    from edgexnas.device.ptycho.refining import RefinedScan, ScanRefiner
+    from edgexnas.device.ptycho.refining import ScanRefiner
     from edgexnas.ptycho import ObjectImage, ObjectPatches, Refinement
 
 __all__ = ["PatternWork"]
@@ -109,7 +109,6 @@ class PatternSeries:
         self._intake = work.lanes.intake(run.start.mask)
         self._stitcher = work.lanes.stitcher()
         self._kept = None if work.refiner is None else work.refiner.scan()
-        self._not_kept: EdgexnasError | None = None
         if self._kept is not None:
             self._stitcher.on_stitched = self._kept.place
         self._image: ObjectImage | None = None
@@ -126,22 +125,15 @@ class PatternSeries:
         try:
             with self._lock:
                 accepted = self._intake.accept(task.pixels, task.number)
-                if self._kept is not None and self._not_kept is None:
-                    self._keep(self._kept, accepted, task.number)
+                if self._kept is not None:
+                    if self._pattern is None:
+                        self._kept.begin(accepted.shape, self._intake)
+                    self._kept.keep(task.number, accepted)
                 if self._pattern is None:
                     self._pattern = accepted
         except EdgexnasError as error:
             task.error = str(error)
         return [task]
-
-    def _keep(self, kept: RefinedScan, pattern: npt.NDArray[Any], number: int) -> None:
-        """Keep a pattern for refinement; if that cannot be, the scan goes on without."""
-        try:
-            if self._pattern is None:
-                kept.begin(pattern.shape, self._intake)
-            kept.keep(number, pattern)
-        except EdgexnasError as error:
-            self._not_kept = error
 
     def release(self, *, now_ns: int) -> list[FrameTask]:
         """Give none: no pattern is held back."""
@@ -194,18 +186,18 @@ class PatternSeries:
 
     def afterwards(self) -> Callable[[threading.Event], ObjectSnapshot | None] | None:
         """Refine the object; see `SeriesWork.afterwards`."""
-        kept, image, error = self._kept, self._image, self._not_kept
+        kept, image = self._kept, self._image
         if kept is None or image is None:
             return None
         series, newest = self._run.series, self._newest
 
         def refine(stop: threading.Event) -> ObjectSnapshot | None:
-            if error is not None:
-                raise error
             refinement = kept.refine(image, stop=stop.is_set)
             if refinement is None:
                 return None
             _log.info("%s", sentence_of(series, refinement))
+            if refinement.doubt is not None:
+                _log.warning("%s: %s", series, refinement.doubt)
             return ObjectSnapshot(series, newest, image, True, refinement)
 
         return refine

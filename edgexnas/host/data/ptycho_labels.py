@@ -18,7 +18,7 @@ from edgexnas.scans import Scan
 if TYPE_CHECKING:
     from edgexnas.host.data.phase_retrieval import Reconstruction
 
-__all__ = ["check_scan", "cut_patches", "doubt", "label_scan", "labelled_by"]
+__all__ = ["check_scan", "cut_patches", "doubt", "label_scan", "labelled_by", "labelled_numbers"]
 
 ComplexArray = npt.NDArray[np.complex64]
 FloatArray = npt.NDArray[np.float32]
@@ -131,9 +131,7 @@ def labelled_by(
         known, positions = scan.truth, scan.positions_px
     else:
         known, positions = found.object, found.positions_px
-    last = np.array(known.shape) - PATTERN_SIZE
-    # NaN fails both comparisons.
-    fits = ((positions >= 0) & (positions <= last)).all(axis=1)
+    fits = _with_patch(positions, known.shape)
     if not fits.any():
         raise InputError(
             f"none of the {len(scan)} patterns of {scan.source} has a patch on the object of "
@@ -156,6 +154,20 @@ def labelled_by(
         orientation=orientation,
         object_pixel_m=scan.object_pixel_m,
     )
+
+
+def labelled_numbers(scan: Scan, *, by_truth: bool) -> npt.NDArray[np.intp]:
+    """Tell which patterns of a scan are labelled, in order: all but those that are left out.
+
+    Parameters
+    ----------
+    by_truth
+        Whether labels are cut out of the scan's known object; a reconstruction holds the patch of
+        every known position.
+    """
+    if by_truth and scan.truth is not None:
+        return np.flatnonzero(_with_patch(scan.positions_px, scan.truth.shape))
+    return np.flatnonzero(np.isfinite(scan.positions_px).all(axis=1))
 
 
 def cut_patches(image: ComplexArray, positions_px: npt.ArrayLike) -> ComplexArray:
@@ -201,6 +213,13 @@ def _binned(scan: Scan) -> FloatArray:
         counts = np.where(scan.mask, counts.dtype.type(0), counts)
     check_counts(counts)
     return as_patterns(bin_patterns(counts, rows // PATTERN_SIZE))
+
+
+def _with_patch(positions_px: Float64Array, shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+    """(n,) whether the patch at a position lies on an object of this shape."""
+    last = np.array(shape) - PATTERN_SIZE
+    # NaN fails both comparisons.
+    return np.asarray(((positions_px >= 0) & (positions_px <= last)).all(axis=1))
 
 
 def _without_constant(image: ComplexArray) -> ComplexArray:

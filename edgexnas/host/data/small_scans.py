@@ -12,10 +12,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 
 from edgexnas.errors import ConfigurationError, InputError
 from edgexnas.host.data.ptycho_dataset import PtychoDataset
-from edgexnas.host.data.ptycho_labels import doubt, labelled_by
+from edgexnas.host.data.ptycho_labels import doubt, labelled_by, labelled_numbers
 from edgexnas.host.data.scan_parts import oriented_scan
 from edgexnas.host.data.scan_regions import CELLS, scan_regions, split_regions
 from edgexnas.host.data.splitting import MINIMUM_ITEMS, split_of
@@ -24,7 +25,7 @@ from edgexnas.host.threads import torch_threads
 from edgexnas.ptycho import PATTERN_SIZE, Orientation
 from edgexnas.scans import Scan
 
-__all__ = ["can_split", "label_small_scan"]
+__all__ = ["can_split", "label_small_scan", "training_numbers"]
 
 TRAIN_PATTERNS = 1024
 """Kept for the baselines of the accuracy table; a training draws its own."""
@@ -47,13 +48,19 @@ VALIDATION_REGION = (CELLS - 1) * CELLS
 
 def can_split(scan: Scan) -> bool:
     """Tell whether each part of a split of the scan would hold enough patterns."""
-    known = scan.positions_px[np.isfinite(scan.positions_px).all(axis=1)]
+    return training_numbers(scan) is not None
+
+
+def training_numbers(scan: Scan) -> npt.NDArray[np.intp] | None:
+    """Tell which patterns of a scan a split will train on; None if it cannot be split."""
+    labelled = labelled_numbers(scan, by_truth=True)
+    known = scan.positions_px[labelled]
     part = split_regions(scan_regions(known), known, guard_px=PATTERN_SIZE)
     try:
-        split_of(part, what="", remedy="")
+        split = split_of(part, what="", remedy="")
     except ConfigurationError:
-        return False
-    return True
+        return None
+    return labelled[split.train]
 
 
 def label_small_scan(
@@ -81,14 +88,14 @@ def label_small_scan(
     Raises
     ------
     InputError
-        If fewer than 16 patterns have a position, or phase retrieval does not explain them: a beam
-        that is wrong would spoil all that is drawn with it.
+        If fewer than 16 patterns have a usable position, or phase retrieval does not explain them:
+        a beam that is wrong would spoil all that is drawn with it.
     """
-    count = int(np.isfinite(scan.positions_px).all(axis=1).sum())
+    count = len(labelled_numbers(scan, by_truth=True))
     if count < MINIMUM_ITEMS:
         raise InputError(
-            f"{scan.source} has {count} patterns with a position, too few to find its beam; record "
-            f"{MINIMUM_ITEMS} or more"
+            f"{scan.source} has {count} patterns with a usable position, too few to find its "
+            f"beam; record {MINIMUM_ITEMS} or more"
         )
     found = None
     if scan.truth is None:

@@ -20,6 +20,7 @@ ComplexArray = npt.NDArray[np.complex64]
 FloatArray = npt.NDArray[np.float64]
 
 CANVAS_PX = 384
+"""Side of an object for patterns of up to 256 px."""
 LIT_SHARE = 0.4
 """Share of the brightest illumination from which a reconstructed object is believed."""
 EDGE_SIGMA_PX = 4.0
@@ -86,6 +87,7 @@ class SeenObject(NamedTuple):
 def draw_objects(
     count: int,
     *,
+    side_px: int = CANVAS_PX,
     seed: int = 0,
     variety: ObjectVariety | None = None,
     seen: Reconstruction | SeenObject | None = None,
@@ -97,6 +99,8 @@ def draw_objects(
     ----------
     count
         How many.
+    side_px
+        Rows and columns of each.
     seed
         Equal arguments and seeds give equal objects.
     variety
@@ -107,23 +111,23 @@ def draw_objects(
 
     Returns
     -------
-    (count, 384, 384) complex64.
+    (count, side_px, side_px) complex64.
     """
     variety = variety or ObjectVariety()
-    objects = np.empty((count, CANVAS_PX, CANVAS_PX), np.complex64)
+    objects = np.empty((count, side_px, side_px), np.complex64)
     for number in range(count):
         # Seeded by its number, so that asking for more objects leaves the first ones as they were.
         rng = np.random.default_rng([seed, number])
-        objects[number] = _simulated(variety, rng)
+        objects[number] = _simulated(side_px, variety, rng)
         if seen is not None and rng.random() < seen_share:
             objects[number] = _with_seen(objects[number], seen, rng)
     return objects
 
 
-def _simulated(variety: ObjectVariety, rng: np.random.Generator) -> ComplexArray:
+def _simulated(side_px: int, variety: ObjectVariety, rng: np.random.Generator) -> ComplexArray:
     kind = variety.kinds[rng.integers(len(variety.kinds))]
     zoom = rng.uniform(*variety.zoom)
-    side = CANVAS_PX if zoom <= 1 else int(CANVAS_PX * zoom)
+    side = side_px if zoom <= 1 else int(side_px * zoom)
     thickness = thickness_map(kind, (side, side), rng)  # type: ignore[arg-type]
     if zoom < 1:
         from scipy.ndimage import zoom as resize
@@ -131,8 +135,8 @@ def _simulated(variety: ObjectVariety, rng: np.random.Generator) -> ComplexArray
         tiles = int(np.ceil(1 / zoom)) + 1
         small = resize(thickness, zoom, order=1)
         thickness = np.tile(small, (tiles, tiles))
-    top, left = (int(rng.integers(0, n - CANVAS_PX + 1)) for n in thickness.shape)
-    thickness = thickness[top : top + CANVAS_PX, left : left + CANVAS_PX]
+    top, left = (int(rng.integers(0, n - side_px + 1)) for n in thickness.shape)
+    thickness = thickness[top : top + side_px, left : left + side_px]
     amplitude = 1 - (1 - rng.uniform(*variety.transmission)) * thickness
     amplitude = amplitude * (1 + variety.roughness * rng.normal(size=thickness.shape))
     phase = rng.uniform(*variety.phase_shift_rad) * (thickness - thickness.mean())
@@ -168,7 +172,7 @@ def _with_seen(
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / zoom
     if rng.random() < 0.5:
         turn = turn @ np.diag([1, -1])
-    offset = middle - turn @ (np.full(2, CANVAS_PX / 2) + rng.uniform(-30, 30, 2))
+    offset = middle - turn @ (np.array(canvas.shape) / 2 + rng.uniform(-30, 30, 2))
 
     def moved(image: npt.NDArray[np.floating]) -> FloatArray:
         result: FloatArray = affine_transform(

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from edgexnas.errors import ConfigurationError, InputError
+from edgexnas.host.data.ptycho_labels import cut_patches, labelled_numbers
 from edgexnas.host.data.scan_parts import oriented_scan, part_of_scan
-from edgexnas.host.data.synthetic_objects import ObjectVariety, SeenObject, draw_objects
+from edgexnas.host.data.synthetic_objects import CANVAS_PX, ObjectVariety, SeenObject, draw_objects
 from edgexnas.host.threads import torch_threads
 from edgexnas.ptycho import ORIENTATIONS, PATTERN_SIZE, Orientation
 
@@ -59,7 +60,10 @@ CONTRAST_PERCENTILES = (1, 99)
 CONTRASTS_RAD = (0.2, 3.0)
 
 OBJECTS = 64
-"""Objects that a source of patterns shows unless told otherwise; each takes 1.2 MB."""
+"""Objects that a source of patterns shows unless told otherwise; each takes 1.2 MB or more."""
+
+ROOM_PX = 128
+"""By which an object is larger than a pattern at least, to be seen from many places."""
 
 CHUNK = 64
 
@@ -70,6 +74,7 @@ def reconstruct_part(
     targets: npt.NDArray[np.float32],
     *,
     iterations: int = 50,
+    modes: int = 3,
     device: str = "cpu",
     threads: int = 1,
     progress: Callable[[int, int], None] | None = None,
@@ -82,14 +87,14 @@ def reconstruct_part(
         (n,) patterns to use: those that a network trains on.
     targets
         (n, 2, 64, 64) labels of these patterns, amplitude and phase.
-    iterations, device, threads, progress
+    iterations, modes, device, threads, progress
         As of `edgexnas.host.data.phase_retrieval.reconstruct`.
     """
     from edgexnas.host.data.phase_retrieval import reconstruct
 
     found = reconstruct(
-        part_of_scan(scan, numbers), iterations=iterations, device=device, threads=threads,
-        progress=progress,
+        part_of_scan(scan, numbers), iterations=iterations, modes=modes, device=device,
+        threads=threads, progress=progress,
     )  # fmt: skip
     return in_scale_of(targets, found)
 
@@ -99,8 +104,6 @@ def in_scale_of(targets: npt.NDArray[np.float32], seen: Reconstruction) -> Recon
 
     Only the product of object and beam is measured, so the beam takes the inverse.
     """
-    from edgexnas.host.data.ptycho_labels import cut_patches
-
     known = np.isfinite(seen.positions_px).all(axis=1)
     own = np.abs(cut_patches(seen.object, seen.positions_px[known]))
     factor = np.float32(np.median(targets[known, 0]) / np.median(own))
@@ -225,6 +228,7 @@ def with_synthetic_patterns(
     *,
     objects: int = OBJECTS,
     iterations: int = 50,
+    modes: int = 3,
     seed: int = 0,
     device: str = "cpu",
     threads: int = 1,
@@ -244,7 +248,7 @@ def with_synthetic_patterns(
         Patterns to add, 48 kB each.
     objects
         How many objects they show.
-    iterations, device, threads
+    iterations, modes, device, threads
         As of `edgexnas.host.data.phase_retrieval.reconstruct`.
 
     Raises
@@ -252,12 +256,14 @@ def with_synthetic_patterns(
     ConfigurationError
         If `count` is below 1, or a part of the split is too small.
     InputError
-        If the dataset does not hold a label for every pattern that has a position.
+        If the dataset does not hold a label for every pattern that `label_scan` labels.
     """
     if count < 1:
         raise ConfigurationError(f"count is {count}; specify 1 synthetic pattern or more")
     if dataset.probe is None:
-        dataset = with_probe(dataset, scan, iterations=iterations, device=device, threads=threads)
+        dataset = with_probe(
+            dataset, scan, iterations=iterations, modes=modes, device=device, threads=threads
+        )
     drawing = Drawing.of(dataset, dataset.split().train)
     if drawing is None:
         raise InputError(
@@ -274,6 +280,7 @@ def with_probe(
     scan: Scan,
     *,
     iterations: int = 50,
+    modes: int = 3,
     device: str = "cpu",
     threads: int = 1,
     progress: Callable[[int, int], None] | None = None,
@@ -288,7 +295,7 @@ def with_probe(
         Labels of one scan, from `edgexnas.host.label_scan`.
     scan
         The scan that was labelled.
-    iterations, device, threads, progress
+    iterations, modes, device, threads, progress
         As of `edgexnas.host.reconstruct`.
 
     Raises
@@ -296,12 +303,12 @@ def with_probe(
     ConfigurationError
         If a part of the split is too small.
     InputError
-        If the dataset does not hold a label for every pattern that has a position.
+        If the dataset does not hold a label for every pattern that `label_scan` labels.
     """
-    known = np.flatnonzero(np.isfinite(scan.positions_px).all(axis=1))
-    if len(dataset) != len(known):
+    labelled = labelled_numbers(scan, by_truth=dataset.against == "truth")
+    if len(dataset) != len(labelled):
         raise InputError(
-            f"{scan.source} has {len(known)} patterns with a position and {len(dataset)} labels; "
+            f"{scan.source} has {len(labelled)} patterns to label and {len(dataset)} labels; "
             "label this scan as a whole"
         )
     train = dataset.split().train
@@ -311,9 +318,10 @@ def with_probe(
         return replace(dataset, probe=scan.probe, mask=scan.mask)
     beam = reconstruct_part(
         oriented_scan(scan, dataset.orientation),
-        known[train],
+        labelled[train],
         dataset.targets[train],
         iterations=iterations,
+        modes=modes,
         device=device,
         threads=threads,
         progress=progress,
@@ -382,8 +390,9 @@ class Drawing:
         seen = None
         if self.seen_object is not None and self.seen_illumination is not None:
             seen = SeenObject(self.seen_object, self.seen_illumination)
+        side_px = max(CANVAS_PX, self.probe.shape[-1] + ROOM_PX)
         return PatternSource(
-            draw_objects(objects, seed=seed, variety=self.variety, seen=seen),
+            draw_objects(objects, side_px=side_px, seed=seed, variety=self.variety, seen=seen),
             self.probe,
             self.intensity_scale,
             mask=self.mask,

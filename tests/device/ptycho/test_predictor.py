@@ -18,6 +18,7 @@ from edgexnas.errors import (
     EngineAccuracyError,
     EngineError,
     InputError,
+    RefinementError,
     SourceError,
 )
 from edgexnas.ptycho import ObjectImage, align_phase
@@ -534,6 +535,20 @@ def test_a_bundle_without_a_probe_refines_nothing(
 ) -> None:
     with pytest.raises(ConfigurationError, match="holds no probe, which refine=3 needs"):
         predictor.stream(diffracted, refine=3)
+
+
+def test_dark_live_patterns_are_stitched_and_their_refinement_fails_once(
+    with_probe: Bundle, diffracted: Scan
+) -> None:
+    dark = [(0 * p, at) for p, at in zip(diffracted.patterns, diffracted.positions_px, strict=True)]
+    with PtychoPredictor(with_probe, precision="float32", batch=8) as predictor:
+        stream = predictor.stream(dark, refine=1)
+        with pytest.raises(RefinementError, match="the object is stitched and not refined"):
+            list(stream)
+        assert next(stream, None) is None
+    assert stream.counts.stitched == len(dark)
+    assert stream.image().values.size
+    assert stream.refinement is None
 
 
 def test_patterns_that_were_binned_before_are_not_refined(

@@ -9,8 +9,8 @@ import pytest
 
 from edgexnas.errors import InputError
 from edgexnas.host.data.phase_retrieval import reconstruct
-from edgexnas.host.data.scan_geometry import beam_offset_px, find_orientation
-from edgexnas.host.data.scan_parts import oriented_scan
+from edgexnas.host.data.scan_geometry import TRIED_SWEEPS, beam_offset_px, find_orientation
+from edgexnas.host.data.scan_parts import oriented_scan, part_of_scan
 from edgexnas.ptycho import ORIENTATIONS, Orientation, oriented
 from edgexnas.scans import Scan
 from edgexnas.simulate import PtychographySettings, simulate_scan
@@ -46,6 +46,63 @@ def test_without_a_probe_the_one_of_a_pair_that_turns_less_is_taken_and_both_are
     assert found.orientation == stated
     assert not found.by_probe
     assert "would do as well, with the phase's sign reversed" in found.sentence
+
+
+DIM = replace(SCAN, patterns=np.random.default_rng(0).binomial(SCAN.patterns, 0.001).astype("u2"))
+ROUND = np.exp(-((np.indices((64, 64)) - 31.5) ** 2).sum(axis=0) / 200).astype(np.complex64)[None]
+LINE = np.flatnonzero(np.abs(SCAN.positions_px[:, 0] - np.median(SCAN.positions_px[:, 0])) < 4)
+
+
+@pytest.mark.parametrize(
+    "scan",
+    [
+        replace(DIM, probe=None),
+        replace(part_of_scan(SCAN, np.arange(6)), probe=None),
+        replace(part_of_scan(SCAN, LINE), probe=None),
+        replace(SCAN, probe=ROUND),
+    ],
+    ids=["dim", "six", "line", "another-probe"],
+)
+def test_what_tells_no_orientation_is_said_and_taken_as_it_is(
+    scan: Scan, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = find_orientation(seen_by(scan, "flip-rows"))
+    assert not found.told
+    assert not found.by_probe
+    assert found.orientation == "as-is"
+    assert "not told" in found.sentence
+    assert "--orientation" in found.sentence
+    assert found.sentence in caplog.text
+
+
+def test_patterns_in_any_unit_tell_the_orientation() -> None:
+    patterns = (SCAN.patterns / SCAN.patterns.max()).astype(np.float32)
+    found = find_orientation(seen_by(replace(SCAN, patterns=patterns), "flip-rows"))
+    assert (found.told, found.orientation) == (True, "flip-rows")
+
+
+def test_the_first_guess_knows_nothing_of_patterns_that_are_not_to_be_tried() -> None:
+    scan, among = replace(SCAN, probe=None), np.arange(4, 10)
+    patterns = np.full_like(scan.patterns, 7)
+    patterns[among] = scan.patterns[among]
+    seen, blinded = (
+        find_orientation(each, among=among).probe
+        for each in (scan, replace(scan, patterns=patterns))
+    )
+    np.testing.assert_array_equal(seen, blinded)
+
+
+@pytest.mark.parametrize("orientation", ["as-is", "rotate-180", "flip-rows"])
+def test_the_first_guess_is_of_the_orientation_that_is_taken(orientation: Orientation) -> None:
+    few = replace(seen_by(part_of_scan(SCAN, np.arange(6)), orientation), probe=None)
+    found = find_orientation(few)
+    assert found.orientation == "as-is"
+    own, mate = (
+        reconstruct(oriented_scan(few, name), iterations=TRIED_SWEEPS, modes=1)
+        for name in ("as-is", "rotate-180")
+    )
+    better = own.probe if own.residual <= mate.residual else mate.probe.conj()
+    np.testing.assert_array_equal(found.probe, better)
 
 
 def test_the_probe_that_was_found_on_the_way_starts_a_phase_retrieval_that_explains() -> None:

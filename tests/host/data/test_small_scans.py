@@ -9,8 +9,9 @@ import pytest
 
 from edgexnas.errors import InputError
 from edgexnas.host.data.ptycho_dataset import PtychoDataset
+from edgexnas.host.data.ptycho_labels import label_scan
 from edgexnas.host.data.scan_parts import part_of_scan
-from edgexnas.host.data.small_scans import can_split, label_small_scan
+from edgexnas.host.data.small_scans import can_split, label_small_scan, training_numbers
 from edgexnas.scans import Scan
 from edgexnas.simulate import PtychographySettings, simulate_scan
 
@@ -30,6 +31,18 @@ def labelled(scan: Scan) -> PtychoDataset:
 def test_only_a_scan_whose_parts_all_hold_enough_can_be_split(scan: Scan) -> None:
     assert not can_split(scan)
     assert can_split(simulate_scan(PtychographySettings(scan_shape_px=(240, 240))))
+
+
+def test_the_patterns_that_train_are_known_before_there_are_labels() -> None:
+    scan = simulate_scan(PtychographySettings(scan_shape_px=(240, 240)))
+    positions = scan.positions_px.copy()
+    positions[0], positions[1] = (-5, 10), np.nan
+    scan = replace(scan, positions_px=positions)
+    numbers = training_numbers(scan)
+    assert numbers is not None
+    dataset = label_scan(scan)
+    train = dataset.positions_px[dataset.split().train]
+    np.testing.assert_array_equal(scan.positions_px[numbers], train)
 
 
 def test_measured_patterns_test_and_simulated_ones_do_all_else(
@@ -64,5 +77,5 @@ def test_a_beam_that_explains_nothing_is_rejected(scan: Scan) -> None:
 
 
 def test_fewer_patterns_than_a_part_needs_are_rejected(scan: Scan) -> None:
-    with pytest.raises(InputError, match="has 15 patterns with a position, too few"):
+    with pytest.raises(InputError, match="has 15 patterns with a usable position, too few"):
         label_small_scan(part_of_scan(scan, np.arange(15)))

@@ -14,10 +14,12 @@ from edgexnas.host.data.ptycho_labels import label_scan
 from edgexnas.host.data.scan_parts import part_of_scan
 from edgexnas.host.data.synthetic_objects import CANVAS_PX
 from edgexnas.host.data.synthetic_patterns import (
+    Drawing,
     ObjectVariety,
     PatternSource,
     draw_objects,
     in_scale_of,
+    with_probe,
     with_synthetic_patterns,
 )
 from edgexnas.host.networks.ptycho_models import MlpPtycho
@@ -65,6 +67,22 @@ def test_objects_are_as_large_as_asked_whatever_their_zoom(zoom: float) -> None:
     drawn = draw_objects(1, variety=ObjectVariety(zoom=(zoom, zoom)))
     assert drawn.shape == (1, CANVAS_PX, CANVAS_PX)
     assert np.isfinite(drawn).all()
+
+
+def test_patterns_as_large_as_a_canvas_are_drawn_from_larger_objects() -> None:
+    probe = zone_plate_probe(PtychographySettings(pattern_size=384))
+    drawing = Drawing(
+        probe=probe,
+        intensity_scale=100.0,
+        variety=ObjectVariety(),
+        seen_object=np.ones((500, 500), np.complex64),
+        seen_illumination=np.ones((500, 500), np.float32),
+    )
+    x, y = drawing.source(objects=1).draw(2)
+    assert x.shape == (2, 1, 64, 64)
+    assert (y[:, 0] > 0).all()
+    # Seen from different places.
+    assert (y[0] != y[1]).any()
 
 
 def test_patterns_are_those_that_the_simulator_diffracts(objects: np.ndarray) -> None:
@@ -194,6 +212,28 @@ def test_what_is_drawn_does_not_depend_on_the_test_region() -> None:
         for s in (scan, blinded)
     ]
     np.testing.assert_array_equal(drawn[0], drawn[1])
+
+
+def test_patterns_that_labelling_leaves_out_draw_nothing_and_hinder_nothing() -> None:
+    scan = simulate_scan(PtychographySettings(scan_shape_px=(200, 260)), seed=4)
+    positions = scan.positions_px.copy()
+    positions[0], positions[1] = (-5, 10), np.nan
+    scan = replace(scan, positions_px=positions)
+    known = with_probe(label_scan(scan), scan)
+    assert len(known) == len(scan) - 2
+    np.testing.assert_array_equal(known.probe, scan.probe)
+    found = with_probe(label_scan(scan, method="rpie", iterations=1), scan, iterations=1)
+    # A reconstruction grows to hold every known position.
+    assert len(found) == len(scan) - 1
+    assert found.probe is not None
+
+
+def test_the_probe_has_the_modes_that_are_asked_for() -> None:
+    scan = simulate_scan(PtychographySettings(scan_shape_px=(200, 260)), seed=4)
+    dataset = label_scan(replace(scan, truth=None, probe=None), iterations=1, modes=1)
+    found = with_probe(dataset, replace(scan, truth=None, probe=None), iterations=1, modes=1)
+    assert found.probe is not None
+    assert found.probe.shape == (1, 64, 64)
 
 
 def test_labels_of_another_scan_are_refused(scan: Scan) -> None:
