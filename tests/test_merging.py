@@ -19,11 +19,13 @@ Frame = Sequence[tuple[float, float, float]]
 """(row, col, counts) of each peak."""
 
 
-def add(merger: SpotMerger, number: int, peaks: Frame, *, interval: float = 0.2) -> Spots:
+def add(
+    merger: SpotMerger, number: int, peaks: Frame, *, interval: float = 0.2, flags: int = 0
+) -> Spots:
     table = np.array(peaks, np.float32).reshape(-1, 3)
     widths = np.full((len(table), 2), interval, np.float32)
-    flags = np.zeros(len(table), np.uint8)
-    return merger.add_arrays(number, table[:, :2], widths, table[:, 2], flags)
+    bits = np.full(len(table), flags, np.uint8)
+    return merger.add_arrays(number, table[:, :2], widths, table[:, 2], bits)
 
 
 def merged(
@@ -168,6 +170,28 @@ class TestWedgesAndGaps:
         (row,) = merged(frames, rotation=Rotation(table_deg=table)).table
         assert row["omega_deg"] % 360 == pytest.approx(359.5)
 
+    def test_a_spot_has_an_angle_of_the_turn_in_which_it_began(self) -> None:
+        table = [[357, 358], [358, 359], [359, 360], [0, 1], [1, 2], [2, 3]]
+        frames = [EMPTY, EMPTY, [(20, 30, 50)], [(60, 30, 50)], EMPTY, EMPTY]
+        spots = merged(frames, rotation=Rotation(table_deg=table))
+        assert spots.omega_deg.tolist() == [359.5, 0.5]
+
+    def test_a_wedge_that_overlaps_the_one_before_begins_anew(self) -> None:
+        table = [[0, 1], [1, 2], [2, 3], [2, 3], [3, 4], [4, 5]]
+        frames = [EMPTY, *([(20, 30, counts)] for counts in (50, 100, 100, 50)), EMPTY]
+        spots = merged(frames, rotation=Rotation(table_deg=table))
+        assert spots.frames.tolist() == [[1, 2], [3, 4]]
+        assert spots.flags.tolist() == [SpotFlag.CUT, SpotFlag.CUT]
+
+    @pytest.mark.parametrize("table", [False, True])
+    def test_a_gap_of_a_full_turn_is_a_gap(self, table: bool) -> None:
+        turns = [[n * 1.0, n + 1.0] for n in range(370)]
+        rotation = Rotation(table_deg=turns) if table else Rotation(0.0, 1.0)
+        frames = [EMPTY, [(20, 30, 50)], [(20, 30, 50)], EMPTY]
+        spots = merged(frames, numbers=[0, 1, 362, 363], rotation=rotation)
+        assert spots.frames.tolist() == [[1, 1], [362, 362]]
+        assert spots.flags.tolist() == [SpotFlag.CUT, SpotFlag.CUT]
+
     def test_a_rotation_may_go_backwards(self) -> None:
         frames = [EMPTY, [(20, 30, 10)], [(20, 30, 50)], [(20, 30, 10)], EMPTY]
         (row,) = merged(frames, rotation=Rotation(0.0, -0.5)).table
@@ -182,6 +206,21 @@ class TestAngles:
         error = np.abs(spots.omega_deg - truth) / spots.omega_sigmas_deg
         assert 0.85 < (error < 1.645).mean() < 0.97
 
+    @pytest.mark.parametrize("limit", [300, 1500])
+    def test_saturated_peaks_leave_an_angle_within_its_uncertainty(self, limit: int) -> None:
+        spots, truth = rocked(np.random.default_rng(3), 0.8, 1500, limit=limit)
+        saturated = (spots.flags & SpotFlag.SATURATED) > 0
+        assert saturated.sum() > 100
+        error = np.abs(spots.omega_deg - truth)[saturated] / spots.omega_sigmas_deg[saturated]
+        assert (error < 1.645).mean() > 0.88
+
+    @pytest.mark.parametrize("counts", [(-5, -5), (-5, 5), (-4, 5, 1), (0, 0, 0)])
+    def test_counts_below_background_leave_the_angle_within_its_frames(
+        self, counts: Sequence[float]
+    ) -> None:
+        (row,) = around(*([(20, 30, value)] for value in counts)).table
+        assert row["first_frame"] <= (row["omega_deg"] - 10) / 0.5 <= row["last_frame"] + 1
+
     def test_two_frames_say_more_than_their_centroid_of_narrow_curves(self) -> None:
         rng = np.random.default_rng(1)
         spots, truth = rocked(rng, 0.1, 1500)
@@ -192,10 +231,11 @@ class TestAngles:
 
 
 def rocked(
-    rng: np.random.Generator, width: float, count: int
+    rng: np.random.Generator, width: float, count: int, *, limit: float = np.inf
 ) -> tuple[Spots, npt.NDArray[np.float64]]:
     """Merge spots of Gaussian rocking curves up to a full width in frames; and their true angles.
 
+    Peaks are saturated at a limit of counts.
     As on a detector, curves are wider nearer to the rotation axis.
     """
     from scipy.special import erf
@@ -211,8 +251,8 @@ def rocked(
         share = np.diff(erf(edges))
         counts = rng.poisson(rng.uniform(200, 5000) * share / share.max())
         for value in counts:
-            frame: Frame = [(20, 30, value)] if value > 20 else EMPTY
-            parts.append(add(merger, number, frame))
+            frame: Frame = [(20, 30, min(value, limit))] if value > 20 else EMPTY
+            parts.append(add(merger, number, frame, flags=int(value >= limit)))
             number += 1
         truth.append(number - len(counts) + at)
     spots = Spots.joined([*parts, merger.finish()])

@@ -176,7 +176,7 @@ def _spots(
             merge.key.identity or merge.key.series,
             merge.path,
         )
-    elif batches := [batch for batch in _unmarked(options, merge) if len(batch.spots)]:
+    elif batches := [batch for batch in _unmarked(merge) if len(batch.spots)]:
         # Of an earlier release, which did not say whether all are there.
         _reject_merging(options, form, "its spots are merged already")
         newest = batches[-1].bundle_digest
@@ -198,13 +198,13 @@ def _spots(
     return Spots.joined([*parts, merger.finish()]), settings
 
 
-def _unmarked(options: argparse.Namespace, merge: StoredMerge) -> list[SeriesSpots]:
+def _unmarked(merge: StoredMerge) -> list[SeriesSpots]:
     from edgexnas.device.sinks.results import SeriesKey
     from edgexnas.device.sinks.results_file import read_spots
 
     return [
         batch
-        for batch in read_spots(options.results)
+        for batch in read_spots(merge.path, name=merge.name)
         if SeriesKey.of(batch.series, batch.identity, "") == merge.key
     ]
 
@@ -305,12 +305,35 @@ def _stored(options: argparse.Namespace) -> StoredMerge:
     """Choose a series of a service's results: of one name the newest, by what identifies it."""
     from edgexnas.device.sinks.results_file import read_merge, read_series
 
-    series = read_series(options.results)
+    prefix = _prefix(options.results)
+    series = read_series(options.results, name=prefix)
     name = _series(options, {name for name, _ in series})
     found = list(dict.fromkeys(identity for of, identity in series if of == name))
     if len(found) > 1:
         _log.warning("%d series are named %s; the newest is taken, %s", len(found), name, found[-1])
-    return read_merge(options.results, name, found[-1])
+    return read_merge(options.results, name, found[-1], name=prefix)
+
+
+def _prefix(path: Path) -> str:
+    """How the names of a service's files begin; a warning where one of several is given."""
+    from edgexnas.device.sinks.results_layout import segments
+
+    if not path.is_dir():
+        prefix = path.stem.rpartition("_")[0]
+        others = len(segments(path.parent, prefix)) - 1 if prefix else 0
+        if others > 0:
+            _log.warning(
+                "%s is one of %d files, and a series may go over several; specify %s for all",
+                path, others + 1, path.parent,
+            )  # fmt: skip
+        return "results"
+    names = {file.stem.rpartition("_")[0] for file in path.glob("*_*.h5")}
+    names = {name for name in names if segments(path, name) and not name.startswith("object_")}
+    if len(names) > 1:
+        raise ConfigurationError(
+            f"{path} holds files of {', '.join(sorted(names))}; specify one of the files"
+        )
+    return next(iter(names), "results")
 
 
 def _about(merge: StoredMerge) -> list[tuple[str, str]]:

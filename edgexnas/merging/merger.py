@@ -158,14 +158,14 @@ class SpotMerger:
                 "such peaks out"
             )
         parts: list[Spots] = []
-        begin = self._follow_rotation(start, end, parts)
+        begin = self._follow_rotation(frame_number, start, end, parts)
         self._reserve(self._count + len(positions))
         settings, middle = self.settings, (start + end) / 2 + self._turns_deg
         # Of these types alone: numba compiles anew for each other, which takes seconds.
         self._count, ended = self._loops.merge_frame(
-            self._open, self._count, int(frame_number), middle, abs(end - start), positions,
-            sigmas, counts, bits, begin, float(settings.tolerance_px), float(settings.valley),
-            self._seen, self._ended,
+            self._open, self._count, int(frame_number), middle, self._turns_deg,
+            abs(end - start), positions, sigmas, counts, bits, begin,
+            float(settings.tolerance_px), float(settings.valley), self._seen, self._ended,
         )  # fmt: skip
         self._last, self._end_deg = frame_number, end + self._turns_deg
         self._step_deg = end - start
@@ -178,14 +178,19 @@ class SpotMerger:
         self._last, self._turns_deg = None, 0.0
         return spots
 
-    def _follow_rotation(self, start: float, end: float, parts: list[Spots]) -> int:
+    def _follow_rotation(self, number: int, start: float, end: float, parts: list[Spots]) -> int:
         """Compare a frame's start with the end of the last; return the flags of what begins."""
         if self._last is None:
             return SpotFlag.CUT.value
-        # A table may go on at 0 after 360, or at -180 after 180.
-        turns = 360.0 * round((self._end_deg - start) / 360)
-        missing = abs(start + turns - self._end_deg) / abs(end - start)
+        turns, missing = 0.0, float(number - self._last - 1)
         turned_back = (end - start) * self._step_deg < 0
+        if not self.rotation.has_equal_steps:
+            # A table may go on at 0 after 360, or at -180 after 180.
+            turns = 360.0 * round((self._end_deg - start) / 360)
+            on = (start + turns - self._end_deg) / (end - start)
+            missing = max(missing, on)
+            # Wedges may overlap.
+            turned_back = turned_back or on < -0.5
         if missing > self.settings.gap_frames + 0.5 or turned_back:
             parts.append(self._close(SpotFlag.CUT))
             self._turns_deg = 0.0
@@ -208,7 +213,7 @@ class SpotMerger:
             self._ended = np.empty((len(self._open), self._ended.shape[1]))
 
     def _spots(self, count: int) -> Spots:
-        """Take what has ended out of the scratch, whose angles may be beyond a turn."""
+        """Take what has ended out of the scratch."""
         if not count:
             # Most frames end none, and live ones come by thousands a second.
             return _NONE
@@ -216,7 +221,7 @@ class SpotMerger:
         return Spots(
             ended[:, 0:2].astype(np.float32),
             ended[:, 3:5].astype(np.float32),
-            ended[:, 2] - self._turns_deg,
+            ended[:, 2].copy(),
             ended[:, 5].astype(np.float32),
             ended[:, 6].astype(np.float32),
             ended[:, 7].astype(np.int32),

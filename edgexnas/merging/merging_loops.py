@@ -31,8 +31,8 @@ _COUNT, _FIRST, _LAST, _FIRST_OMEGA, _LAST_OMEGA = 0, 1, 2, 3, 4
 _ROW_WEIGHT, _ROW_SUM, _ROW_SQUARES = 5, 6, 7
 _COL_WEIGHT, _COL_SUM, _COL_SQUARES = 8, 9, 10
 _COUNTS, _OMEGA_SUM = 11, 12
-_BRIGHTEST, _FLAGS = 13, 14
-_SUM = 15
+_BRIGHTEST, _FLAGS, _TURNS = 13, 14, 15
+_SUM = 16
 _VALLEY, _LAST_ROW, _LAST_COL = 2 * _SUM, 2 * _SUM + 1, 2 * _SUM + 2
 _REFERENCE_ROW, _REFERENCE_COL, _REFERENCE_OMEGA = 2 * _SUM + 3, 2 * _SUM + 4, 2 * _SUM + 5
 
@@ -43,8 +43,8 @@ SPOT_NUMBERS = 11
 """Numbers of a spot that ended, in the order of `SPOT_COLUMNS`."""
 
 _SPLIT, _AMBIGUOUS = SpotFlag.SPLIT.value, SpotFlag.AMBIGUOUS.value
-_CUT, _GAP = SpotFlag.CUT.value, SpotFlag.GAP.value
-_UNUSUAL = _SPLIT | _CUT | _GAP
+_CUT, _GAP, _SATURATED = SpotFlag.CUT.value, SpotFlag.GAP.value, SpotFlag.SATURATED.value
+_UNUSUAL = _SPLIT | _CUT | _GAP | _SATURATED
 
 SHARED_VARIANCE = 0.3
 """Share of a position's variance that all peaks of a spot have in common.
@@ -74,6 +74,7 @@ def _add_peak(
     part: int,
     frame: int,
     omega: float,
+    turns: float,
     row: float,
     col: float,
     row_sigma: float,
@@ -86,6 +87,7 @@ def _add_peak(
     if own[part + _COUNT] == 0:
         own[part + _FIRST] = frame
         own[part + _FIRST_OMEGA] = omega
+        own[part + _TURNS] = turns
     own[part + _COUNT] += 1
     own[part + _LAST] = frame
     own[part + _LAST_OMEGA] = omega
@@ -163,15 +165,21 @@ def _emit(
     frames = (PRIOR_FRAMES + seen[1]) / (PRIOR_SPOTS + seen[0])
     moment = own[_OMEGA_SUM] / counts
     centroid = own[_REFERENCE_OMEGA] + moment
-    middle = (own[_FIRST_OMEGA] + own[_LAST_OMEGA]) / 2
+    first, last = own[_FIRST_OMEGA], own[_LAST_OMEGA]
+    middle = (first + last) / 2
+    # Counts below background are no weights: with some the sum may lie anywhere.
+    centroid = min(max(centroid, min(first, last)), max(first, last))
+    if own[_COUNTS] <= 0:
+        centroid = middle
     if usual:
         omega, deviation = _omega(count, width, centroid, middle, frames)
     else:
-        # What is missing of it may lie on either side.
+        # What is missing of it, as above saturation, may lie on either side.
         omega, deviation = centroid, 0.289 * width
     ended[at, 0] = own[_REFERENCE_ROW] + own[_ROW_SUM] / own[_ROW_WEIGHT]
     ended[at, 1] = own[_REFERENCE_COL] + own[_COL_SUM] / own[_COL_WEIGHT]
-    ended[at, 2] = omega
+    # In the turn in which it began, as the angles of its first frame are.
+    ended[at, 2] = omega - own[_TURNS]
     ended[at, 3] = _scattered(own[_ROW_WEIGHT], own[_ROW_SUM], own[_ROW_SQUARES], count)
     ended[at, 4] = _scattered(own[_COL_WEIGHT], own[_COL_SUM], own[_COL_SQUARES], count)
     # Narrow curves do not reach a next frame, where they might stay unseen.
@@ -190,6 +198,7 @@ def _follow(
     spot: int,
     frame: int,
     omega: float,
+    turns: float,
     row: float,
     col: float,
     row_sigma: float,
@@ -205,13 +214,19 @@ def _follow(
         _fold(open_spots, spot)
         own[_VALLEY] = counts
     part = 0 if falls else _SUM
-    _add_peak(open_spots, spot, part, frame, omega, row, col, row_sigma, col_sigma, counts, flags)
+    _add_peak(
+        open_spots, spot, part, frame, omega, turns, row, col, row_sigma, col_sigma, counts, flags
+    )
     own[_LAST_ROW], own[_LAST_COL] = row, col
     if falls:
         return False
     lower = min(own[_BRIGHTEST], own[_SUM + _BRIGHTEST])
     low = own[_VALLEY]
-    if low < valley * lower and lower - low > FLUCTUATION * math.sqrt(lower + max(low, 0.0)):
+    if (
+        lower > 0
+        and low < valley * lower
+        and lower - low > FLUCTUATION * math.sqrt(lower + max(low, 0.0))
+    ):
         return True
     if own[_SUM + _BRIGHTEST] >= own[_BRIGHTEST]:
         # The maximum before it stays the lower one, so this valley never becomes deep enough.
@@ -226,6 +241,7 @@ def merge_frame(
     count: int,
     frame: int,
     omega: float,
+    turns: float,
     width: float,
     positions: Any,
     sigmas: Any,
@@ -244,8 +260,9 @@ def merge_frame(
     open_spots
         (capacity, OPEN_COLUMNS) float64 table of open spots, `count` of them; capacity for `count`
         and all peaks.
-    frame, omega, width
-        Number of the frame, its angle, and how far it turns, in degrees.
+    frame, omega, turns, width
+        Number of the frame, its angle, the turns in this that a table does not count, and how far
+        it turns, in degrees.
     positions, sigmas
         (n, 2) float64 in pixels.
     intensities, peak_flags
@@ -315,7 +332,7 @@ def merge_frame(
             continue
         flags = peak_flags[peak] | begin_flags
         if _follow(
-            open_spots, spot, frame, omega, positions[peak, 0], positions[peak, 1],
+            open_spots, spot, frame, omega, turns, positions[peak, 0], positions[peak, 1],
             sigmas[peak, 0], sigmas[peak, 1], intensities[peak], flags, valley,
         ):  # fmt: skip
             _emit(open_spots, spot, _SPLIT, width, seen, ended, over)
@@ -346,7 +363,7 @@ def merge_frame(
         own[_LAST_ROW], own[_LAST_COL], own[_VALLEY] = row, col, counts
         flags = peak_flags[peak] | begin_flags
         _add_peak(
-            open_spots, kept, 0, frame, omega, row, col,
+            open_spots, kept, 0, frame, omega, turns, row, col,
             sigmas[peak, 0], sigmas[peak, 1], counts, flags,
         )  # fmt: skip
         kept += 1

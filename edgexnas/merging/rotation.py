@@ -73,6 +73,11 @@ class Rotation:
             )
         return cls(table_deg=table_deg)
 
+    @property
+    def has_equal_steps(self) -> bool:
+        """Whether frames turn in equal steps, and their numbers tell their angles."""
+        return self._table is None
+
     def of_frame(self, number: int) -> tuple[float, float]:
         """Return the angles at the start and the end of a frame, in degrees.
 

@@ -103,3 +103,22 @@ def test_other_settings_than_those_of_the_service_are_refused(
     # The form takes its angles from there too.
     assert main(arguments) == 0
     assert main([*arguments, *ANGLES]) == 0
+
+
+def test_files_of_another_name_are_found_and_one_of_several_is_told(
+    tmp_path: Path, whole: npt.NDArray[np.void], caplog: pytest.LogCaptureFixture
+) -> None:
+    run(tmp_path / "r", range(6), complete=False)
+    run(tmp_path / "r", range(6, FRAMES), complete=True)
+    for path in (tmp_path / "r").glob("results_*.h5"):
+        path.rename(path.with_name(path.name.replace("results", "scan1")))
+    np.testing.assert_array_equal(converted(tmp_path / "r"), whole)
+    assert not caplog.text
+    part = converted(tmp_path / "r/scan1_000001.h5")
+    assert part["last_frame"].max() == 5
+    assert (
+        f"is one of 2 files, and a series may go over several; specify {tmp_path / 'r'}"
+        in caplog.text
+    )
+    (tmp_path / "r/scan1_000002.h5").rename(tmp_path / "r/scan2_000002.h5")
+    assert main(["convert", str(tmp_path / "r"), str(tmp_path / "s.flt")]) == 2
