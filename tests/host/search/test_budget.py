@@ -187,7 +187,7 @@ def test_a_prior_draws_near_good_networks_and_leaves_nothing_out() -> None:
     rng = random.Random(0)
     drawn = [prior.sample(space, rng) for _ in range(400)]
     near = [c for c in drawn if 15 <= int(c["units"]) <= 60 and c["batch_size"] == 64]
-    assert len(near) > 200
+    assert len(near) > 150
     assert max(int(c["units"]) for c in drawn) > 500
     assert all(space.validate(c) == c for c in drawn)
 
@@ -227,12 +227,13 @@ def test_a_search_ends_within_its_budget_and_trains_finalists_with_seeds(
     searched = table[table["stage"] == "search"]
     assert searched["slot_s"].max() <= 10 / 15 + 0.01
     assert (searched["seconds"] < searched["slot_s"] + 2).all()
-    assert result.best("error").checkpoint is not None
+    assert result.best("int8_error").checkpoint is not None
     went_on = searched[searched["parent"].notna()]
     errors = dict(zip(table["trial"], table["error"], strict=True))
     # Training on keeps the best weights, so it loses nothing.
     assert all(row.error <= errors[int(row.parent)] for row in went_on.itertuples())
-    assert SearchResult.load(tmp_path / "run").best("error").trial == result.best("error").trial
+    again = SearchResult.load(tmp_path / "run")
+    assert again.best("int8_error").trial == result.best("int8_error").trial
 
 
 def test_patterns_are_searched_within_a_budget_too(
