@@ -132,7 +132,8 @@ class PtychoPredictor(BundlePredictor):
         refine
             Sweeps of phase retrieval over the patterns after the last one, on the CPU, from the
             stitched object and with the probe of the bundle; `PatchStream.refinement` has the
-            outcome. The patterns are kept for it: 32 kB each of 128×128. 0 for none.
+            outcome, and if there is none the stream ends with `RefinementError`. The patterns are
+            kept for it: 32 kB each of 128×128. 0 for none.
 
         Returns
         -------
