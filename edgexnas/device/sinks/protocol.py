@@ -82,11 +82,14 @@ class Sink(Protocol):
         """
 
     def begin(self, series: SeriesBegun) -> None:
-        """Begin a series; called before its first result, and again if the sink was reopened."""
+        """Begin a series; called before its first result, and again if the sink was reopened.
+
+        One of which every frame was stored by earlier runs begins and ends without a result.
+        """
         return
 
     def end(self, series: SeriesEnded) -> None:
-        """End a series; called after its last result."""
+        """End a series; called after its last result, and once more where that failed."""
         return
 
     def show(self, snapshot: ObjectSnapshot) -> None:
