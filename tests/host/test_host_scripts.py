@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,8 @@ def test_each_script_tells_its_options(script: str) -> None:
 
 @pytest.mark.parametrize("part", PARTS)
 def test_each_part_of_a_script_can_be_imported(part: str) -> None:
+    if part == "imaged11_grains" and importlib.util.find_spec("ImageD11") is None:
+        pytest.skip("ImageD11 is not installed, whose Python runs this script")
     run("-c", f"import sys; sys.path.insert(0, {str(ROOT / 'host')!r}); import {part}")
 
 

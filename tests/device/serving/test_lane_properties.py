@@ -114,6 +114,9 @@ class ToldSeries:
             # At the very end all is to be released.
             return self._all() if self._held and (over or now_ns == sys.maxsize) else []
 
+    def afterwards(self) -> None:
+        return None
+
     def lane(self, worker: int) -> TaskLane[int, Sequence[int]]:
         with self._lock:
             if worker not in self._lanes:

@@ -29,7 +29,7 @@ from edgexnas.host.search.evaluation import (
     evaluation_context,
 )
 from edgexnas.host.search.optimization import SearchResult, optimize
-from edgexnas.host.training.loop import _Schedule, train
+from edgexnas.host.training.loop import _Rounds, train
 from edgexnas.host.training.settings import TrainingData, TrainingSettings
 from edgexnas.ptycho import patch_errors
 from edgexnas.simulate import PtychographySettings
@@ -285,14 +285,19 @@ def test_what_is_drawn_from_travels_to_workers_and_simulates_the_labels_contrast
     assert y.shape == (64, 2, 64, 64)
 
 
-def test_a_limit_of_time_ends_the_schedule_of_drawn_patterns_and_not_of_others(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    now = iter([0.0, 5.0, 10.0])
-    monkeypatch.setattr("edgexnas.host.training.loop.time.monotonic", lambda: next(now))
-    timed = _Schedule(1.0, 10_000, ends_s=10.0)
-    assert timed.next() == pytest.approx(0.5, abs=0.05)
-    assert timed.next() == pytest.approx(0, abs=1e-6)
+def test_a_limit_of_time_ends_the_schedule_of_drawn_patterns_and_not_of_others() -> None:
+    class TenThousandSteps:
+        steps = 10_000
+
+    settings = TrainingSettings(epochs=1, learning_rate=1.0, time_limit_s=10.0)
+    rates = {}
+    for drawn in (True, False):
+        now = iter([0.0, 5.0, 10.0])
+        rounds = _Rounds(TenThousandSteps(), settings, lambda now=now: next(now), drawn=drawn)  # type: ignore[arg-type]
+        rates[drawn] = [rounds._rate(), rounds._rate()]
+    assert rates[True] == pytest.approx([0.5, 0.0], abs=0.05)
+    # Steps alone: still in the warm-up.
+    assert max(rates[False]) < 0.01
 
 
 def test_a_training_on_drawn_patterns_ends_with_its_time_within_an_epoch(
