@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -199,6 +200,7 @@ def open_fused(
     return engine
 
 
+@cache
 def parts_digest() -> str:
     """Tell one version of the kernel's parts, and of what composes them, from another."""
     from pathlib import Path
