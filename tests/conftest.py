@@ -6,8 +6,12 @@ import importlib.util
 import os
 import re
 import shutil
+import signal
+import socket
 import subprocess
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
 
@@ -112,3 +116,38 @@ def page_width(browse: Browse, tmp_path: Path) -> Callable[[str, int], int]:
         return int(found[1])
 
     return measure
+
+
+@pytest.fixture
+def ray_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A head and a second node as processes of this machine, with one CPU each."""
+    ray = shutil.which("ray", path=str(Path(sys.executable).parent))
+    if ray is None:
+        pytest.skip("ray is not installed: run pip install 'edgexnas[ray]'")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with ExitStack() as nodes:
+        start = [ray, "start", "--num-cpus=1", "--block"]
+        _start_node(nodes, [*start, "--head", f"--port={port}", "--include-dashboard=false"])
+        _start_node(nodes, [*start, f"--address=127.0.0.1:{port}"])
+        yield f"127.0.0.1:{port}"
+
+
+def _start_node(nodes: ExitStack, command: list[str]) -> None:
+    """Start a node, wait until it is up, and kill its whole process group in the end."""
+    node = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    nodes.enter_context(node)
+    nodes.callback(os.killpg, node.pid, signal.SIGKILL)
+    assert node.stdout is not None
+    said = []
+    for line in node.stdout:
+        said.append(line)
+        if "runtime started" in line:
+            return
+    pytest.fail("".join(said))

@@ -2,14 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import h5py
@@ -21,40 +13,6 @@ from edgexnas.bundle import generate_keys
 from edgexnas.cli import main
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is the extra «device»")
-
-
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A head and a second node as processes of this machine, with one CPU each."""
-    ray = shutil.which("ray", path=str(Path(sys.executable).parent))
-    if ray is None:
-        pytest.skip("ray is not installed: run pip install 'edgexnas[ray]'")
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[1]))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    start = [ray, "start", "--num-cpus=1", "--block"]
-    with ExitStack() as nodes:
-        for command in (
-            [*start, "--head", f"--port={port}", "--include-dashboard=false"],
-            [*start, f"--address=127.0.0.1:{port}"],
-        ):
-            node = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                start_new_session=True,
-            )  # fmt: skip
-            nodes.enter_context(node)
-            nodes.callback(os.killpg, node.pid, signal.SIGKILL)
-            assert node.stdout is not None
-            said = []
-            for line in node.stdout:
-                said.append(line)
-                if "runtime started" in line:
-                    break
-            else:
-                pytest.fail("".join(said))
-        yield f"127.0.0.1:{port}"
 
 
 @pytest.fixture
@@ -75,7 +33,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_two_nodes_give_the_files_that_one_machine_gives(
-    cluster: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ray_cluster: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     keys = tmp_path / "keys"
     generate_keys(keys)
@@ -87,14 +45,14 @@ def test_two_nodes_give_the_files_that_one_machine_gives(
     spread = tmp_path / "predicted"
     # A file that is no scan fails, is named, and does not take the others with it.
     (folder / "broken.h5").write_bytes(b"not an HDF5 file")
-    together = [*predict, str(folder), *options, "--output", str(spread), "--ray", cluster]
+    together = [*predict, str(folder), *options, "--output", str(spread), "--ray", ray_cluster]
     assert main(together) == 1
     said = capsys.readouterr().err
     assert "1 of 4 scans failed\nbroken.h5: " in said
     assert "3 of 4 scans written" in said
     (folder / "broken.h5").unlink()
     labelled = tmp_path / "labelled"
-    assert main(["label", str(folder), "--output", str(labelled), "--ray", cluster]) == 0
+    assert main(["label", str(folder), "--output", str(labelled), "--ray", ray_cluster]) == 0
     for n in range(3):
         alone = tmp_path / f"alone_{n}.csv"
         scan = str(folder / f"scan_{n}.h5")

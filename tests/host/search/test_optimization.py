@@ -5,14 +5,11 @@ from __future__ import annotations
 import io
 import json
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -453,41 +450,6 @@ def test_progress_shows_failures_the_best_and_the_time_left(
 def test_a_bundle_without_a_signing_key_is_refused(search: Callable[..., SearchResult]) -> None:
     with pytest.raises(ConfigurationError, match="specify signing_key="):
         search(max_evals=1).export("model.edgex")
-
-
-@pytest.fixture
-def ray_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
-    """A head and a second node as processes of this machine, with one CPU each."""
-    ray = shutil.which("ray", path=str(Path(sys.executable).parent))
-    if ray is None:
-        pytest.skip("ray is not installed: run pip install 'edgexnas[ray]'")
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[3]))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with ExitStack() as nodes:
-        start = [ray, "start", "--num-cpus=1", "--block"]
-        start_node(nodes, [*start, "--head", f"--port={port}", "--include-dashboard=false"])
-        start_node(nodes, [*start, f"--address=127.0.0.1:{port}"])
-        yield f"127.0.0.1:{port}"
-
-
-def start_node(nodes: ExitStack, command: list[str]) -> None:
-    """Start a node, wait until it is up, and kill its whole process group in the end."""
-    node = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        start_new_session=True,
-    )  # fmt: skip
-    nodes.enter_context(node)
-    nodes.callback(os.killpg, node.pid, signal.SIGKILL)
-    assert node.stdout is not None
-    said = []
-    for line in node.stdout:
-        said.append(line)
-        if "runtime started" in line:
-            return
-    pytest.fail("".join(said))
 
 
 @pytest.mark.long
