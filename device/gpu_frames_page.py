@@ -23,8 +23,8 @@ def frames_page(found: dict[str, Any], checks: list[str]) -> str:
     lines = [
         "# Frames on a GPU",
         "",
-        f"`python device/check_gpu.py --bundles bundles --time` on {found['GPU']}, "
-        f"{found['capability']}, CUDA {found['CUDA driver']}.",
+        f"`python device/check_gpu.py --bundles bundles --time {found['options']}` on "
+        f"{found['GPU']}, {found['capability']}, CUDA {found['CUDA driver']}.",
         "",
         f"Frames of 2048×2048 uint16, {found['frame bytes'] / 1e6:.1f} MB, from host memory to "
         "positions in host memory. Pinned memory is copied at "

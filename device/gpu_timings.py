@@ -84,6 +84,7 @@ def measure(
         "copy bytes/s": rate,
         "limit frames/s": rate / frame_bytes,
         "frame bytes": frame_bytes,
+        "options": f"--engines {' '.join(engines)}{'' if decoding else ' --quick'}",
         "frames": [],
         "host copies": [],
     }

@@ -631,11 +631,14 @@ def page(tally: Tally, options: argparse.Namespace, minutes: float, left_out: li
         )
         rows.append(f"| {name} | {len(seen)} | {good} | {shown} | {cleared} |")
     without = f" Left out here: {', '.join(left_out)}." if left_out else ""
+    # Above all other work of the machine, or beside it: that changes what the figures mean.
+    real_time = os.sched_getparam(0).sched_priority
+    priority = f"chrt -r {real_time} " if real_time else ""
     lines = [
         "# Soak by the clock",
         "",
-        f"`python device/soak.py --minutes {options.minutes:g} --seed {options.seed}`: services "
-        "over PV Access and Stream V2,",
+        f"`{priority}python device/soak.py --minutes {options.minutes:g} --seed {options.seed}`: "
+        "services over PV Access and Stream V2,",
         f"{RATE} frames/s each, on {os.cpu_count()} shared cores.",
         "",
         f"{minutes:.0f} minutes, {len(tally.outcomes)} faults, {tally.kills} of them `kill -9`; "
