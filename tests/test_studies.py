@@ -1,0 +1,220 @@
+"""A study's page shows what its JSON holds, and the headlines say what the studies found."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "docs/results"
+STUDIES = sorted(page for page in RESULTS.glob("*.md") if page.stem != "index")
+# Their figures came from machines that are gone, and were kept as the page alone.
+PAGE_ONLY = {"energy", "gpu-scans", "int8-plans", "ptycho-star"}
+# The scripts of other studies write page and JSON, with keys of their own.
+TABLED = [
+    kept.with_suffix(".md")
+    for kept in sorted(RESULTS.glob("*.json"))
+    if '"tables"' in kept.read_text()
+]
+
+
+def name_of(page: Path) -> str:
+    return page.stem
+
+
+@pytest.fixture(scope="module")
+def study_tables() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("study_tables", ROOT / "tools/study_tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["study_tables"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def figures(study: str) -> Any:
+    return json.loads((RESULTS / f"{study}.json").read_text())
+
+
+def row(study: str, *starts: str, table: int = 0) -> list[Any]:
+    """The first row of a study's table that begins so."""
+    rows = figures(study)["tables"][table]["rows"]
+    found: list[Any] = next(r for r in rows if tuple(map(str, r[: len(starts)])) == starts)
+    return found
+
+
+@pytest.mark.parametrize("page", STUDIES, ids=name_of)
+def test_a_study_has_its_figures_as_json(page: Path) -> None:
+    assert page.with_suffix(".json").is_file() or page.stem in PAGE_ONLY
+
+
+@pytest.mark.parametrize("page", TABLED, ids=name_of)
+def test_the_tables_of_a_page_are_those_of_its_json(page: Path, study_tables: ModuleType) -> None:
+    tables = study_tables.from_json(page.with_suffix(".json").read_text())
+    assert study_tables.with_tables(page.read_text(), tables) == page.read_text()
+
+
+def test_a_table_survives_the_way_to_json_and_back(study_tables: ModuleType) -> None:
+    page = "# A\n\n| a | b |\n|---|---:|\n| x | 0.0060 |\n| −3 | 12,345 |\n\nwords | with a bar\n"
+    tables = study_tables.read_tables(page)
+    kept = study_tables.to_json(tables)
+    assert json.loads(kept)["tables"][0]["rows"] == [["x", 0.006], ["−3", 12345]]
+    assert study_tables.from_json(kept) == tables
+    written = study_tables.with_tables(page, tables)
+    assert "| x | 0.0060 |\n| −3 | 12,345 |\n" in written
+    assert study_tables.with_tables(written, tables) == written
+    with pytest.raises(ValueError, match="the page has 1 tables, and its JSON 2"):
+        study_tables.with_tables(page, tables * 2)
+
+
+def percent(text: str) -> str:
+    """A printed percentage, rounded to whole ones."""
+    return f"{round(float(text.strip('%'))):+d}".replace("-", "−") + " %"
+
+
+def against(study: str, goal: str) -> list[Any]:
+    """The row of mlpBraggSymmetric against the smaller BraggNN."""
+    rows = figures(study)["tables"][0]["rows"]
+    found: list[Any] = next(
+        r
+        for r in rows
+        if r[0] == "BraggNN 16-8-4-2 (measured)" and r[1] == goal and "Symmetric" in r[2]
+    )
+    return found
+
+
+def refined(start: str, sweeps: int) -> float:
+    rows = figures("ptycho-refined")["star"]["rows"][start]
+    return float(next(r["phase_rad"] for r in rows if r["sweeps"] == sweeps))
+
+
+def grains(what: str) -> float:
+    lists = figures("grains")["simulated"]["lists"]
+    return float(lists["network"][what]["mean"] / lists["centroids"][what]["mean"])
+
+
+def volume(search: str) -> float:
+    return float(row("figure2", search)[3].split(" ± ")[0])
+
+
+def frames_a_second(receiver: str) -> str:
+    rows = figures("streaming")["tables"][1]["rows"]
+    rates = [r[2].strip("*") for r in rows if r[0].startswith("PVA") and receiver in r[1]]
+    return str(rates[0])
+
+
+# The page that a row of the index links to → what the row must say.
+HEADLINES: list[tuple[str, str, Callable[[], list[str]]]] = [
+    (
+        "fronts-ruby-time",
+        "error of Bragg positions",
+        lambda: [percent(against("fronts-ruby-time", "lower error")[4])],
+    ),
+    (
+        "fronts-ruby-time",
+        "parameters at",
+        lambda: [percent(against("fronts-ruby-time", "fewer parameters")[5])],
+    ),
+    (
+        "fronts-ruby-steps",
+        "error of Bragg",
+        lambda: [percent(against("fronts-ruby-steps", "lower error")[4])],
+    ),
+    (
+        "frames-cpu",
+        "a frame of",
+        lambda: [
+            f"{row('frames-cpu', '200')[5]} ms",
+            row("pipelines", "connected components + BraggNN in torch", table=1)[3],
+        ],
+    ),
+    (
+        "streaming",
+        "frames/s without loss",
+        lambda: [frames_a_second("edgexnas"), frames_a_second("queues")],
+    ),
+    ("ptycho-speed", "patterns/s", lambda: [f"{row('ptycho-speed', 'PtychoNN')[5]}×"]),
+    (
+        "ptycho-refined",
+        "phase error",
+        lambda: [
+            f"{refined('network', 10):.3f} rad",
+            f"{refined('flat', 10):.3f}",
+            f"{figures('ptycho-refined')['star']['patches_phase_rad']:.3f} rad",
+        ],
+    ),
+    (
+        "training",
+        "evaluations an hour",
+        lambda: [
+            f"{float(row('training', 'cnnBragg')[3].split('×')[0]):.0f} to "
+            f"{float(row('training', 'cnnBragg', '32, 24', table=2)[4].strip('×')):.0f}×"
+        ],
+    ),
+    (
+        "search-replay",
+        "training time",
+        lambda: [
+            "{:.0%}".format(
+                figures("search-replay")["summary"]["ladder, DeepHyper CBO (the default)"][
+                    "median_share"
+                ]
+            ).replace("%", " %")
+        ],
+    ),
+    (
+        "grains",
+        "grains",
+        lambda: [f"{grains(what):.2f}" for what in ("misorientation_deg", "strain")],
+    ),
+    (
+        "figure2",
+        "hypervolume",
+        lambda: [
+            f"{volume('DeepHyper CBO, GP + UCB') / volume('random'):.2f}×",
+            f"{volume('DeepHyper CBO, GP + UCB') / volume('Optuna TPE'):.2f}×",
+        ],
+    ),
+    (
+        "soak",
+        "faults in an hour",
+        lambda: [f"{len(figures('soak')['outcomes'])}", f"**{len(figures('soak')['problems'])}**"],
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("study", "what", "said"), HEADLINES, ids=lambda v: str(v)[:40])
+def test_a_headline_says_what_its_study_found(
+    study: str, what: str, said: Callable[[], list[str]]
+) -> None:
+    lines = (RESULTS / "index.md").read_text().splitlines()
+    (line,) = [one for one in lines if one.startswith(f"| {what}") and f"({study}.md)" in one]
+    for figure in said():
+        assert figure in line, (figure, line)
+
+
+def test_the_readme_says_what_the_studies_found() -> None:
+    text = (ROOT / "README.md").read_text()
+    soak = figures("soak")
+    less = [against(f"fronts-ruby-{one}", "lower error")[4] for one in ("time", "steps")]
+    for figure in (
+        f"**{percent(less[0])[1:]} less error**",
+        f"{percent(less[1])[1:]} after equal steps",
+        f"**{row('frames-cpu', '200')[5]} ms**",
+        f"**{len(soak['outcomes'])} faults in an hour**, {soak['kills']} of them `kill -9`",
+    ):
+        assert figure in text, figure
+
+
+def test_the_index_links_every_study() -> None:
+    linked = set(re.findall(r"\(([\w-]+)\.md\)", (RESULTS / "index.md").read_text()))
+    assert {page.stem for page in STUDIES} <= linked
