@@ -20,6 +20,7 @@ from edgexnas.cli.outputs import check_output
 from edgexnas.cli.terminal import print_pairs
 from edgexnas.errors import ConfigurationError, EdgexnasError, InputError
 from edgexnas.forms import FORMS
+from edgexnas.hdf5_library import h5py_for
 
 if TYPE_CHECKING:
     import numpy as np
@@ -121,8 +122,7 @@ def _holds_object(path: Path) -> bool:
         return True
     if path.is_dir() or path.suffix.lower() not in (".h5", ".hdf5", ".nxs"):
         return False
-    import h5py
-
+    h5py = h5py_for(f"reading the HDF5 file {path}")
     try:
         with h5py.File(path, "r") as file:
             return "entry/object" in file

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgexnas.errors import InputError, MissingDependencyError
+from edgexnas.errors import InputError
+from edgexnas.hdf5_library import h5py_for
 from edgexnas.spots import SpotFlag, Spots
 
 __all__ = ["write_columnfile", "write_hdf5_columnfile"]
@@ -56,12 +57,7 @@ def write_hdf5_columnfile(path: Path, spots: Spots, *, name: str = "peaks") -> N
     OSError
         If the file cannot be written.
     """
-    try:
-        import h5py
-    except ImportError:
-        raise MissingDependencyError.of(
-            "h5py", extra="device", purpose="an HDF5 columnfile; .flt needs nothing"
-        ) from None
+    h5py = h5py_for("an HDF5 columnfile, other than .flt,")
     with h5py.File(path, "w") as file:
         group = file.create_group(name)
         group.attrs["ImageD11_type"] = "peaks"

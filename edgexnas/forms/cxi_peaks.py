@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edgexnas.errors import InputError, MissingDependencyError
+from edgexnas.errors import InputError
+from edgexnas.hdf5_library import h5py_for
 
 __all__ = ["write_cxi_peaks"]
 
@@ -38,10 +39,7 @@ def write_cxi_peaks(path: Path, peaks: npt.NDArray[np.void], *, frames: int | No
     OSError
         If the file cannot be written.
     """
-    try:
-        import h5py
-    except ImportError:
-        raise MissingDependencyError.of("h5py", extra="device", purpose="CXI") from None
+    h5py = h5py_for("CXI")
     peaks = peaks[np.argsort(peaks["frame"], kind="stable")]
     count = int(peaks["frame"].max(initial=-1)) + 1 if frames is None else frames
     most = int(np.unique(peaks["frame"], return_counts=True)[1].max(initial=0))

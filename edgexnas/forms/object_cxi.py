@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from edgexnas.errors import MissingDependencyError
 from edgexnas.forms.object_nexus import turned_object
+from edgexnas.hdf5_library import h5py_for
 from edgexnas.ptycho import ObjectImage
 
 __all__ = ["write_cxi_object"]
@@ -35,10 +35,7 @@ def write_cxi_object(path: Path, image: ObjectImage, *, title: str) -> None:
     OSError
         If the file cannot be written.
     """
-    try:
-        import h5py
-    except ImportError:
-        raise MissingDependencyError.of("h5py", extra="device", purpose="CXI") from None
+    h5py = h5py_for("CXI")
     values = turned_object(image)
     with h5py.File(path, "w") as file:
         file.attrs.update({"NX_class": "NXroot", "default": "entry_1"})

@@ -9,7 +9,8 @@ from zipfile import BadZipFile
 import numpy as np
 import numpy.typing as npt
 
-from edgexnas.errors import MissingDependencyError, SourceError
+from edgexnas.errors import SourceError
+from edgexnas.hdf5_library import h5py_for
 from edgexnas.ptycho import ObjectImage, Refinement
 
 __all__ = ["read_object", "turned_object", "write_nexus_object"]
@@ -53,12 +54,7 @@ def write_nexus_object(
     OSError
         If the file cannot be written.
     """
-    try:
-        import h5py
-    except ImportError:
-        raise MissingDependencyError.of(
-            "h5py", extra="device", purpose="writing an object as HDF5; .npz needs nothing"
-        ) from None
+    h5py = h5py_for("writing an object as HDF5, other than as .npz,")
     with h5py.File(path, "w") as file:
         file.attrs.update({"NX_class": "NXroot", "default": "entry", "creator": "edgexnas"})
         entry = file.create_group("entry")
@@ -102,8 +98,7 @@ def read_object(path: Path) -> ObjectImage:
                 values, coverage = file["object"], file["coverage"]
                 origin = file["origin_px"]
         else:
-            import h5py
-
+            h5py = h5py_for(f"reading the HDF5 file {path}")
             with h5py.File(path, "r") as file:
                 data = file["entry/object"]
                 values = data["amplitude"][:] * np.exp(1j * data["phase"][:])

@@ -4,34 +4,13 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from edgexnas.errors import MissingDependencyError, SourceError
+from edgexnas.errors import SourceError
 from edgexnas.frames.reading import reading
+from edgexnas.hdf5_library import h5py_for
 
-__all__ = ["h5py_module", "open_hdf5_file"]
-
-
-def h5py_module(path: Path) -> ModuleType:
-    """Import h5py for reading a file, and register the filters of hdf5plugin where it is there.
-
-    Raises
-    ------
-    MissingDependencyError
-        If h5py is not installed; it names the file.
-    """
-    try:
-        import h5py
-    except ImportError:
-        raise MissingDependencyError.of(
-            "h5py", extra="device", purpose=f"reading the HDF5 file {path}"
-        ) from None
-    # Without it plain files are still readable; check_filters refuses the others.
-    with suppress(ImportError):
-        import hdf5plugin  # noqa: F401  (importing it registers the filters)
-    module: ModuleType = h5py
-    return module
+__all__ = ["open_hdf5_file"]
 
 
 def open_hdf5_file(path: Path, *, swmr: bool = False) -> Any:
@@ -51,7 +30,10 @@ def open_hdf5_file(path: Path, *, swmr: bool = False) -> Any:
     MissingDependencyError
         If h5py is not installed.
     """
-    h5py = h5py_module(path)
+    h5py = h5py_for(f"reading the HDF5 file {path}")
+    # Without it plain files are still readable; check_filters refuses the others.
+    with suppress(ImportError):
+        import hdf5plugin  # noqa: F401  (importing it registers the filters)
     with reading(str(path)):
         try:
             return h5py.File(path, "r", swmr=swmr)
