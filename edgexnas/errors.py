@@ -76,7 +76,7 @@ class MissingDependencyError(EdgexnasError, ImportError):
         """Say which extra of edgexnas installs `package` and what it is needed for."""
         return cls(
             f"{purpose} needs {package}, which is not installed: "
-            f"run pip install 'edgexnas[{extra}]'"
+            f"run pip install 'edgexnas[{extra}]', or '.[{extra}]' in a checkout"
         )
 
 

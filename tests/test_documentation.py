@@ -26,7 +26,8 @@ else:
 
 from edgexnas.bundle import generate_keys
 from edgexnas.cli import build_parser, main
-from edgexnas.testing import write_centroid_bundle
+from edgexnas.simulate import PtychographySettings, save_scan, simulate_scan
+from edgexnas.testing import write_centroid_bundle, write_visible_bundle
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -72,13 +73,16 @@ def run_page(page: Path, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what how-to pages begin with: a bundle, keys and frames."""
+    """A folder with what how-to pages begin with: bundles, keys, frames and a scan."""
     folder = tmp_path_factory.mktemp("start")
     private, _ = generate_keys(folder / "keys", private=folder / "signing")
     write_centroid_bundle(folder / "bragg.edgex", signing_key=private)
     frames = str(folder / "frames.h5")
     size = ["--frames", "12", "--shape", "384", "384"]
     assert main(["simulate", "--output", frames, *size]) == 0
+    scan = simulate_scan(PtychographySettings(scan_shape_px=(40, 40), step_px=10), seed=1)
+    save_scan(scan, folder / "scan.h5")
+    write_visible_bundle(folder / "ptycho.edgex", signing_key=private, probe=scan.probe)
     return folder
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -61,6 +62,25 @@ def test_a_study_has_its_figures_as_json(page: Path) -> None:
 def test_the_tables_of_a_page_are_those_of_its_json(page: Path, study_tables: ModuleType) -> None:
     tables = study_tables.from_json(page.with_suffix(".json").read_text())
     assert study_tables.with_tables(page.read_text(), tables) == page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("script", "study"),
+    [
+        ("emulate_aarch64", "aarch64"),
+        ("bench_scaling", "scaling"),
+        ("fused_kernels_page", "fused-kernels"),
+    ],
+)
+def test_a_page_is_what_its_script_writes_from_the_json(script: str, study: str) -> None:
+    code = (
+        f"import json, sys; sys.path.insert(0, {str(ROOT / 'device')!r}); import {script} as made; "
+    )
+    code += "print(made.page(json.load(sys.stdin)), end='')"
+    kept = (RESULTS / f"{study}.json").read_text()
+    done = subprocess.run([sys.executable, "-c", code], input=kept, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (RESULTS / f"{study}.md").read_text()
 
 
 def test_a_table_survives_the_way_to_json_and_back(study_tables: ModuleType) -> None:

@@ -15,7 +15,7 @@ from edgexnas.cli.arguments import (
     reject_given,
     seed,
 )
-from edgexnas.cli.outputs import check_output
+from edgexnas.cli.outputs import HDF5_SUFFIXES, check_output
 from edgexnas.cli.ray_scans import add_ray, run_on_cluster
 from edgexnas.cli.scan_commands import label_scan_file, simulate_scan_file
 from edgexnas.cli.tally import PeakTally, say_at_end
@@ -103,7 +103,7 @@ def add_to(commands: Commands) -> None:
 
 
 def _simulate(options: argparse.Namespace) -> None:
-    check_output(options.output)
+    check_output(options.output, suffixes=HDF5_SUFFIXES)
     if options.scan_of is not None:
         reason = "with --scan-of a scan is simulated and not frames"
         reject_given(options, ("frames", "shape", "grains", "like"), reason)
@@ -138,7 +138,8 @@ def _label(options: argparse.Namespace) -> None:
         run_on_cluster(options, ".h5")
         return
     given = (options.frames, options.probe)
-    check_output(options.output, inputs=[path for path in given if path is not None])
+    inputs = [path for path in given if path is not None]
+    check_output(options.output, inputs=inputs, suffixes=HDF5_SUFFIXES)
     # Positions beside the patterns make a scan; frames have none.
     if holds_scan(options.frames):
         reason = f"{options.frames} holds a scan and not frames"

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from edgexnas.errors import ConfigurationError
 
-__all__ = ["check_output"]
+__all__ = ["HDF5_SUFFIXES", "check_output"]
+
+HDF5_SUFFIXES = (".h5", ".hdf5", ".nxs")
 
 
-def check_output(path: Path, *, inputs: Iterable[Path | str] = ()) -> None:
+def check_output(
+    path: Path, *, inputs: Iterable[Path | str] = (), suffixes: Sequence[str] = ()
+) -> None:
     """Reject a place that cannot be written, or that holds what the command reads.
 
     Parameters
@@ -20,6 +24,8 @@ def check_output(path: Path, *, inputs: Iterable[Path | str] = ()) -> None:
         File to write; a device or a pipe is as good.
     inputs
         Files that the command reads; what does not exist, such as a URL, counts for nothing.
+    suffixes
+        What the name may end in, so that it promises no other form; empty for anything.
 
     Raises
     ------
@@ -28,6 +34,12 @@ def check_output(path: Path, *, inputs: Iterable[Path | str] = ()) -> None:
     """
     if path.is_dir():
         raise ConfigurationError(f"{path} is a folder; name a file in it")
+    regular = path.is_file() or not path.exists()
+    if suffixes and regular and path.suffix.lower() not in suffixes:
+        raise ConfigurationError(
+            f"{path} would not be what its name says, for this command writes HDF5; let the name "
+            f"end in {', '.join(suffixes)}"
+        )
     if not path.parent.is_dir():
         raise ConfigurationError(f"there is no folder {path.parent} for {path.name}; make it first")
     if not path.exists():

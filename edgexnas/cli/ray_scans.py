@@ -25,7 +25,7 @@ def add_ray(parser: argparse.ArgumentParser) -> None:
         "--ray",
         metavar="ADDRESS",
         help='process each file of a folder on a node of this Ray cluster, such as "auto" or '
-        "10.0.0.1:6379; the output is a folder then. Every node needs the same edgexnas and the "
+        '"10.0.0.1:6379"; the output is a folder then. Every node needs the same edgexnas and the '
         "same paths",
     )
 
