@@ -200,8 +200,8 @@ def page(found: dict[str, Any]) -> str:
         ),
         "",
         "Nodes of a Ray cluster share scans: a task costs its driver "
-        f"{found['nodes']['task_ms']:.1f} ms of CPU, a worker's start {found['nodes']['open_s']} s. "
-        "Where a scan takes a minute, a hundred workers keep the driver busy for "
+        f"{found['nodes']['task_ms']:.1f} ms of CPU, a worker's start {found['nodes']['open_s']} s"
+        ". Where a scan takes a minute, a hundred workers keep the driver busy for "
         f"{found['nodes']['task_ms'] / 600:.2%} of the time; the file system is not measured.",
         "",
     ]

@@ -269,6 +269,16 @@ def test_what_a_command_reads_is_not_overwritten(
     assert {name: (project / name).read_bytes() for name in before} == before
 
 
+def test_an_output_whose_name_promises_another_form_is_refused(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "peaks.csv"
+    table.write_text("frame,row_px\n")
+    for command in (["label", project / "frames.h5"], ["simulate"]):
+        assert "let the name end in .h5" in fails([*command, "--output", table], capsys)
+    assert table.read_text() == "frame,row_px\n"
+
+
 @pytest.mark.parametrize("output", ["nowhere/out", "."])
 @pytest.mark.parametrize("command", ["simulate", "label", "predict", "export", "report"])
 def test_an_output_that_cannot_be_is_refused_before_the_work(

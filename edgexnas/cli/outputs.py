@@ -34,14 +34,14 @@ def check_output(
     """
     if path.is_dir():
         raise ConfigurationError(f"{path} is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise ConfigurationError(f"there is no folder {path.parent} for {path.name}; make it first")
     regular = path.is_file() or not path.exists()
     if suffixes and regular and path.suffix.lower() not in suffixes:
         raise ConfigurationError(
             f"{path} would not be what its name says, for this command writes HDF5; let the name "
             f"end in {', '.join(suffixes)}"
         )
-    if not path.parent.is_dir():
-        raise ConfigurationError(f"there is no folder {path.parent} for {path.name}; make it first")
     if not path.exists():
         if not os.access(path.parent, os.W_OK | os.X_OK):
             raise ConfigurationError(
