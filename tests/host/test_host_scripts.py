@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from edgexnas.host import PeakDataset
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = sorted((ROOT / "host").glob("*.py"))
-PROGRAMS = [path.name for path in SCRIPTS if "ArgumentParser" in path.read_text()]
-PARTS = [path.stem for path in SCRIPTS if path.name not in PROGRAMS]
 
 
 def run(*command: object) -> str:
@@ -23,18 +17,6 @@ def run(*command: object) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-@pytest.mark.parametrize("script", PROGRAMS)
-def test_each_script_tells_its_options(script: str) -> None:
-    assert f"usage: {script}" in run(ROOT / "host" / script, "--help")
-
-
-@pytest.mark.parametrize("part", PARTS)
-def test_each_part_of_a_script_can_be_imported(part: str) -> None:
-    if part == "imaged11_grains" and importlib.util.find_spec("ImageD11") is None:
-        pytest.skip("ImageD11 is not installed, whose Python runs this script")
-    run("-c", f"import sys; sys.path.insert(0, {str(ROOT / 'host')!r}); import {part}")
 
 
 def test_table2_sets_our_counts_beside_the_papers_numbers(tmp_path: Path) -> None:

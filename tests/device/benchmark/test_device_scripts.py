@@ -12,9 +12,6 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
-SCRIPTS = sorted((ROOT / "device").glob("*.py"))
-PROGRAMS = [path.name for path in SCRIPTS if "ArgumentParser" in path.read_text()]
-PARTS = [path.stem for path in SCRIPTS if path.name not in PROGRAMS]
 
 
 def run(script: str, *arguments: object) -> str:
@@ -37,19 +34,6 @@ def test_bench_energy_prints_total_and_marginal_energy(
     options = ["--seconds", "1", "--blocks", "1", "--root", tree().root]
     printed = run("bench_energy.py", make_bundle(), keys, *options)
     assert "mJ above idle" in printed.splitlines()[-1]
-
-
-@pytest.mark.parametrize("script", PROGRAMS)
-def test_each_script_tells_its_options(script: str) -> None:
-    assert f"usage: {script}" in run(script, "--help")
-
-
-@pytest.mark.parametrize("part", PARTS)
-def test_each_part_of_a_script_can_be_imported(part: str) -> None:
-    # Whatever needs a GPU or a library of its own imports it when it is used.
-    code = f"import sys; sys.path.insert(0, {str(ROOT / 'device')!r}); import {part}"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
 
 
 def test_bench_start_times_the_first_and_the_cached_start(
