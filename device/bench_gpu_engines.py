@@ -66,7 +66,7 @@ def main() -> None:
     deadline = time.monotonic() + options.seconds
     content = Content(options.output)
     names = options.networks or sorted(path.stem for path in options.bundles.glob("*.edgex"))
-    if "tensorrt" in options.engines:
+    if "tensorrt" in options.engines and not options.no_builds:
         build_plans(names, options, content, deadline)
     time_engines(names, options, content, deadline)
     if options.torch_python:
@@ -597,6 +597,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--precisions", nargs="+", default=list(PRECISIONS))
     parser.add_argument("--seconds", type=float, default=540.0, help="time limit of the whole run")
     parser.add_argument("--jobs", type=int, default=6, help="plans built at once")
+    parser.add_argument("--no-builds", action="store_true", help="time the plans that are there")
     parser.add_argument(
         "--one-size", action="store_true", help="build for batch 32 alone, in half of the time"
     )

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from made_frames import spotty_frame
@@ -24,6 +25,7 @@ from edgexnas.device.bragg.gpu_pipeline import SLOTS, FramePipeline
 from edgexnas.device.cache import EngineCache
 from edgexnas.device.cuda import CudaSession, PinnedPool
 from edgexnas.device.cuda.host_copy import HostCopy
+from edgexnas.device.engines import tensorrt_opening
 from edgexnas.device.engines.opening import open_engine
 from edgexnas.device.sources.compression import compress, decompress
 from edgexnas.errors import EdgexnasError, MissingDependencyError
@@ -63,6 +65,7 @@ def measure(
     *,
     engines: Sequence[str] = ("fused", "tensorrt", "torch"),
     decoding: bool = True,
+    plans: Path | None = None,
 ) -> Row:
     """Time everything; each row is printed, and all of them are kept, as soon as they are there.
 
@@ -74,6 +77,8 @@ def measure(
         Which engines; one that does not run here is printed and left out.
     decoding
         Whether frames in other memory and encoded frames are timed too.
+    plans
+        Folder that keeps TensorRT's plans, which take minutes; None for none.
     """
     rate = bandwidth(session)
     frame_bytes = 2 * SHAPE[0] * SHAPE[1]
@@ -100,7 +105,7 @@ def measure(
                 continue
             about = {"network": name, "engine": engine, "precision": precision}
             try:
-                for row in time_network(session, bundle, about, fields, decoding and first):
+                for row in time_network(session, bundle, about, fields, decoding and first, plans):
                     found["frames"].append(row)
                     keep(found)
             except (EdgexnasError, ImportError) as error:
@@ -186,13 +191,27 @@ def bandwidth(session: CudaSession) -> float:
     return max(rates)
 
 
-def opened(session: CudaSession, bundle: Bundle, engine: str, precision: Any, cache: Any) -> Any:
+def opened(
+    session: CudaSession, bundle: Bundle, about: Row, cache: Any, plans: Path | None = None
+) -> Any:
     """Open an engine for thousands of peaks."""
-    if engine != "torch":
-        most = SIZES[-1] if engine == "fused" else SIZES[2]
+    engine, precision = about["engine"], about["precision"]
+    if engine == "tensorrt":
+        if plans is not None:
+            # A folder each, so that several can be built side by side.
+            name = f"frames-{bundle.manifest.model_id}-{precision}"
+            cache = EngineCache(plans / name)
+        # Two sizes: one for few peaks, and one of which there are a few for thousands.
+        with patch.object(tensorrt_opening, "ladder", lambda batch: (SIZES[0], batch)):
+            return open_engine(
+                bundle, engine=engine, precision=precision, batch=SIZES[2], cache=cache,
+                session=session,
+            )  # fmt: skip
+    if engine == "fused":
         return open_engine(
-            bundle, engine=engine, precision=precision, batch=most, cache=cache, session=session
-        )
+            bundle, engine=engine, precision=precision, batch=SIZES[-1], cache=cache,
+            session=session,
+        )  # fmt: skip
     from torch_stand_in import TorchStandIn
 
     from edgexnas.host.networks.bragg_models import BraggNN, MlpBragg
@@ -204,14 +223,19 @@ def opened(session: CudaSession, bundle: Bundle, engine: str, precision: Any, ca
 
 
 def time_network(
-    session: CudaSession, bundle: Bundle, about: Row, fields: list[Field], decoding: bool
+    session: CudaSession,
+    bundle: Bundle,
+    about: Row,
+    fields: list[Field],
+    decoding: bool,
+    plans: Path | None,
 ) -> Iterator[Row]:
     """Time one engine of a network behind the pipeline, for each number of peaks."""
     levels = bundle.manifest.quantile_levels or (0.5,)
     free = free_bytes(session)
     with TemporaryDirectory() as folder:
         cache = EngineCache(Path(folder))
-        engine = opened(session, bundle, about["engine"], about["precision"], cache)
+        engine = opened(session, bundle, about, cache, plans)
         print(f"{about}: {engine.describe()}", flush=True)
         for field in fields:
             own = session.device_bytes
