@@ -28,7 +28,7 @@ from edgexnas.device.cuda.host_copy import HostCopy
 from edgexnas.device.engines import tensorrt_opening
 from edgexnas.device.engines.opening import open_engine
 from edgexnas.device.sources.compression import compress, decompress
-from edgexnas.errors import EdgexnasError, MissingDependencyError
+from edgexnas.errors import EdgexnasError, EngineError, MissingDependencyError
 from edgexnas.peak_finding import PeakFinder, estimate_background
 
 PATCH = (1, PATCH_SIZE, PATCH_SIZE)
@@ -198,9 +198,7 @@ def opened(
     engine, precision = about["engine"], about["precision"]
     if engine == "tensorrt":
         if plans is not None:
-            # A folder each, so that several can be built side by side.
-            name = f"frames-{bundle.manifest.model_id}-{precision}"
-            cache = EngineCache(plans / name)
+            cache = EngineCache(plans / plans_name(bundle, precision))
         # Two sizes: one for few peaks, and one of which there are a few for thousands.
         with patch.object(tensorrt_opening, "ladder", lambda batch: (SIZES[0], batch)):
             return open_engine(
@@ -222,6 +220,11 @@ def opened(
     )
 
 
+def plans_name(bundle: Bundle, precision: str) -> str:
+    """Name the folder of plans for frames; one for each, so that several are built at once."""
+    return f"frames-{bundle.manifest.model_id}-{precision}"
+
+
 def time_network(
     session: CudaSession,
     bundle: Bundle,
@@ -232,6 +235,10 @@ def time_network(
 ) -> Iterator[Row]:
     """Time one engine of a network behind the pipeline, for each number of peaks."""
     levels = bundle.manifest.quantile_levels or (0.5,)
+    if about["engine"] == "tensorrt" and plans is not None:
+        folder_of_plans = plans / plans_name(bundle, about["precision"])
+        if not list(folder_of_plans.glob("plan-*")):
+            raise EngineError(f"{folder_of_plans} holds no plan; build it first")
     free = free_bytes(session)
     with TemporaryDirectory() as folder:
         cache = EngineCache(Path(folder))

@@ -182,7 +182,7 @@ template <class I> INLINE void store_input(char *memory, const float (&pixels)[I
 }
 
 // Centroids of the inner 5 x 5 pixels by squared intensity, one warp to an item; see `Centroid` of the host package.
-template <class C> INLINE void find_centroids(char *memory, const float *patches, int group, int count)
+template <class C> INLINE void find_centroids(char *memory, const float *patches, int group, int count, int slot)
 {
     int lane = threadIdx.x % 32;
     for (int item = threadIdx.x / 32; item < ITEMS && group * ITEMS + item < count; item += WARPS) {
@@ -197,7 +197,7 @@ template <class C> INLINE void find_centroids(char *memory, const float *patches
             columns += __shfl_xor_sync(EVERY_LANE, columns, other);
         }
         if (lane == 0) {
-            float *to = (float *)(memory + C::AT) + 2 * item;
+            float *to = (float *)(memory + C::AT) + 2 * (slot * ITEMS + item);
             to[0] = rows / (sum + C::least());
             to[1] = columns / (sum + C::least());
         }
@@ -227,7 +227,8 @@ template <class L> __host__ __device__ constexpr int chunk_at(int chunk)
 
 // What becomes of a sum: scale, bias, activation, what is added, and where it goes.
 template <class L>
-INLINE void store_tile(char *memory, int lane, int row_tile, int column_tile, const typename L::Type::Sum (&sums)[4])
+INLINE void store_tile(
+    char *memory, int lane, int row_tile, int column_tile, const typename L::Type::Sum (&sums)[4], int slot = 0)
 {
     int column = column_tile * 8 + lane % 4 * 2;
     float2 bias = *(const float2 *)(memory + L::BIAS + 4 * column), scale = {1.0f, 1.0f};
@@ -255,9 +256,9 @@ INLINE void store_tile(char *memory, int lane, int row_tile, int column_tile, co
         if (L::FLOATS >= 0)
             *(float2 *)(memory + L::FLOATS + row * L::FLOATS_STRIDE + 4 * column) = {low, high};
         if (L::HALVES >= 0)
-            *(unsigned *)(memory + L::HALVES + item * L::HALVES_ITEM + place * L::HALVES_STRIDE + 2 * column) = as_halves(low, high);
+            *(unsigned *)(memory + L::HALVES + slot * L::HALVES_SLOT + item * L::HALVES_ITEM + place * L::HALVES_STRIDE + 2 * column) = as_halves(low, high);
         if (L::BYTES >= 0)
-            *(unsigned short *)(memory + L::BYTES + item * L::BYTES_ITEM + place * L::BYTES_STRIDE + column)
+            *(unsigned short *)(memory + L::BYTES + slot * L::BYTES_SLOT + item * L::BYTES_ITEM + place * L::BYTES_STRIDE + column)
                 = (as_int8(low * L::inverse_scale()) & 255) | (as_int8(high * L::inverse_scale()) & 255) << 8;
     }
 }
@@ -293,7 +294,8 @@ template <class L> struct Parts<L, -1> {
 };
 
 // One layer. A job is 16 rows and TILES times 8 columns; where jobs are few, PARTS of them share the products of each.
-template <class L> INLINE void multiply(char *memory)
+// What it writes is of patch `slot` of those whose dense layers are computed together.
+template <class L> INLINE void multiply(char *memory, int slot = 0)
 {
     typedef typename L::Type::Sum Sum;
     const int thread = threadIdx.x + hidden_zero(), warp = thread / 32, lane = thread % 32;
@@ -311,7 +313,7 @@ template <class L> INLINE void multiply(char *memory)
             for (int i = 0; L::CHAINS == 2 && i < 4; i++)
                 sums[0][tile][i] += sums[L::CHAINS - 1][tile][i];
             if (L::PARTS == 1) {
-                store_tile<L>(memory, lane, row_tile, tiles + tile, sums[0][tile]);
+                store_tile<L>(memory, lane, row_tile, tiles + tile, sums[0][tile], slot);
             } else {
                 Sum *to = (Sum *)(memory + L::SCRATCH)
                         + (((row_tile * L::COLUMN_TILES + tiles + tile) * L::PARTS + part) * 32 + lane) * 4;
@@ -332,7 +334,7 @@ template <class L> INLINE void multiply(char *memory)
 #pragma unroll
             for (int i = 0; i < 4; i++)
                 sums[i] += from[part * 128 + i];
-        store_tile<L>(memory, lane, tile / L::COLUMN_TILES, tile % L::COLUMN_TILES, sums);
+        store_tile<L>(memory, lane, tile / L::COLUMN_TILES, tile % L::COLUMN_TILES, sums, slot);
     }
 }
 
@@ -495,7 +497,7 @@ INLINE unsigned most_of_pairs(unsigned first, unsigned second, Int8)
 }
 
 // The largest of 2 x 2 pixels; what is left of an odd width is left out.
-template <class P> INLINE void pool(char *memory)
+template <class P> INLINE void pool(char *memory, int slot = 0)
 {
     for (int i = threadIdx.x; i < P::WIDTH * P::WIDTH * P::WORDS; i += THREADS) {
         int word = i % P::WORDS, pixel = i / P::WORDS, row = pixel / P::WIDTH, column = pixel % P::WIDTH;
@@ -504,7 +506,7 @@ template <class P> INLINE void pool(char *memory)
         unsigned upper = most_of_pairs(*(const unsigned *)from, *(const unsigned *)(from + P::IN_STRIDE), type);
         from += P::IN_PITCH * P::IN_STRIDE;
         unsigned lower = most_of_pairs(*(const unsigned *)from, *(const unsigned *)(from + P::IN_STRIDE), type);
-        *(unsigned *)(memory + P::OUT + ((row + P::BORDER) * P::PITCH + column + P::BORDER) * P::STRIDE + 4 * word)
+        *(unsigned *)(memory + P::OUT + slot * P::SLOT + ((row + P::BORDER) * P::PITCH + column + P::BORDER) * P::STRIDE + 4 * word)
             = most_of_pairs(upper, lower, type);
     }
 }
@@ -514,16 +516,18 @@ INLINE float softplus(float value)
     return value > 20.0f ? value : log1pf(expf(value));
 }
 
-// The middle quantile and the spacings beside it, as `QuantileHead` of the host package, to the offsets.
-template <class Q> INLINE void write_quantiles(const char *memory, float *offsets, int group, int count)
+// The middle quantile and the spacings beside it, as `QuantileHead` of the host package, to the offsets. `begin` is
+// the first of the block's groups whose results are here.
+template <class Q> INLINE void write_quantiles(const char *memory, float *offsets, int begin, int count)
 {
-    for (int i = threadIdx.x; i < 2 * ITEMS; i += THREADS) {
+    for (int i = threadIdx.x; i < 2 * ITEMS * TOGETHER; i += THREADS) {
         int item = i / 2, coordinate = i % 2;
-        if (group * ITEMS + item >= count)
+        int patch = (begin + item / ITEMS * gridDim.x) * ITEMS + item % ITEMS;
+        if (patch >= count)
             continue;
         const float *raw = (const float *)(memory + Q::RAW + (Q::SYMMETRIC ? i : item) * Q::STRIDE)
                          + (Q::SYMMETRIC ? 0 : coordinate * Q::LEVELS);
-        float *to = offsets + ((long long)(group * ITEMS + item) * 2 + coordinate) * Q::LEVELS;
+        float *to = offsets + ((long long)patch * 2 + coordinate) * Q::LEVELS;
         float start = Q::CENTROIDS >= 0 ? ((const float *)(memory + Q::CENTROIDS))[i] : 0.0f;
         float value = raw[Q::MIDDLE];
         to[Q::MIDDLE] = value + start;

@@ -16,7 +16,7 @@ from edgexnas.bragg import PATCH_SIZE
 from edgexnas.device.cuda import CudaSession
 from edgexnas.device.engines.device_engine import FloatArray, HostRuns, ladder, least_size
 from edgexnas.device.engines.fused.graph import UnsuitableNetworkError, read_network
-from edgexnas.device.engines.fused.program import write_program
+from edgexnas.device.engines.fused.program import RESERVED_BYTES, write_program
 from edgexnas.device.kernels.compilation import compile_kernels
 from edgexnas.errors import EngineError
 
@@ -37,9 +37,6 @@ FORMAT = 1
 
 LEAST_CAPABILITY = 80
 """Asynchronous copies and the tensor cores' instructions came with compute capability 8.0."""
-
-RESERVED_BYTES = 1024
-"""Shared memory that CUDA takes of each block."""
 
 _log = logging.getLogger(__name__)
 
