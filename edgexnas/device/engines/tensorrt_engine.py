@@ -131,8 +131,9 @@ class TensorRTEngine:
         names = [name for name in every if engine.get_tensor_mode(name) == mode]
         shapes = [lengths(engine.get_tensor_shape(name)) for name in names]
         floats = all(engine.get_tensor_dtype(name) == trt.DataType.FLOAT for name in names)
-        # TensorRT 8.6 fixes the first axis of a plan whose one profile has one size.
-        batches = {(-1,), self.sizes} if len(self.sizes) == 1 else {(-1,)}
+        # TensorRT 8.6 may tell the first size in place of a free axis. Whether the axis follows the
+        # size is looked at again in each context.
+        batches = {(-1,), self.sizes[:1]}
         if len(names) != 1 or not floats or shapes[0][:1] not in batches or -1 in shapes[0][1:]:
             raise EngineError(
                 f"the plan has {mode.name} tensors {dict(zip(names, shapes, strict=True))}; export "
