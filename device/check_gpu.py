@@ -21,11 +21,8 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 from gpu_comparisons import (
     cases,
@@ -35,18 +32,11 @@ from gpu_comparisons import (
     compare_pipeline,
     compare_stitching,
 )
-from gpu_scans import compare_scan, scans_page, time_scan
+from gpu_scans import SCANNED, compare_scan, plan_of, scans_page, time_scan
 
-from edgexnas.bundle import open_bundle
-from edgexnas.device.cache import EngineCache
 from edgexnas.device.cuda import CudaSession
-from edgexnas.device.engines import tensorrt_opening
-from edgexnas.device.engines.opening import open_engine
 from edgexnas.errors import EngineError
 from edgexnas.whole_files import write_whole
-
-SCANNED = ("mlpPtycho-256x2", "PtychoNN")
-"""Networks that scans are timed with."""
 
 
 def compare(session: CudaSession, options: argparse.Namespace) -> tuple[bool, str]:
@@ -61,7 +51,7 @@ def compare(session: CudaSession, options: argparse.Namespace) -> tuple[bool, st
         if not options.small:
             outcomes.append(compare_pipeline(session, options.bundles, 300))
     if options.plans is not None:
-        with plan_of(session, options, "mlpPtycho-256x2") as engine:
+        with plan_of(session, options.bundles, options.plans, SCANNED[0]) as engine:
             outcomes.append(compare_scan(engine))
     said = f"{len(outcomes)} comparisons with the CPU, {outcomes.count(False)} differ"
     print(said, flush=True)
@@ -91,9 +81,7 @@ def main() -> int:
     parser.add_argument("--sanitize", nargs="*", default=[], metavar="TOOL")
     parser.add_argument("--bundles", type=Path, help="folder that gpu_bundles.py wrote")
     parser.add_argument("--time", action="store_true", help="time frames, with --bundles")
-    parser.add_argument(
-        "--engines", nargs="+", default=["fused", "tensorrt", "torch"], help="which to time"
-    )
+    parser.add_argument("--engines", nargs="+", default=["fused", "tensorrt"], help="which to time")
     parser.add_argument("--quick", action="store_true", help="time pinned frames only")
     parser.add_argument("--time-scans", action="store_true", help="time scans, with --plans")
     parser.add_argument("--plans", type=Path, help="cache folder of bench_gpu_engines.py")
@@ -118,7 +106,7 @@ def main() -> int:
             if options.time_scans:
                 rows = []
                 for name in SCANNED:
-                    with plan_of(session, options, name) as engine:
+                    with plan_of(session, options.bundles, options.plans, name) as engine:
                         rows.append(time_scan(session, name, engine))
                 page = scans_page(session, rows, [said for _, said in verdicts])
                 if options.output is not None:
@@ -129,21 +117,6 @@ def main() -> int:
     good = all(fine for fine, _ in verdicts)
     print("everything agrees" if good else "SOMETHING DIFFERS")
     return 0 if good else 1
-
-
-@contextmanager
-def plan_of(session: CudaSession, options: argparse.Namespace, name: str) -> Iterator[Any]:
-    """Open TensorRT on a float16 plan that `bench_gpu_engines.py --one-size` has built."""
-    bundle = open_bundle(options.bundles / f"{name}.edgex", trust=options.bundles / "keys")
-    cache = EngineCache(options.plans / f"{name}-float16")
-    with patch.object(tensorrt_opening, "ladder", lambda batch: (batch,)):
-        engine = open_engine(
-            bundle, engine="tensorrt", precision="float16", batch=32, cache=cache, session=session
-        )
-    try:
-        yield engine
-    finally:
-        engine.close()
 
 
 def timings(session: CudaSession, options: argparse.Namespace) -> dict[str, Any]:

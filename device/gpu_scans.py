@@ -14,18 +14,25 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from gpu_timings import Row, free_bytes, graph_times_us, printed, summary
 
 from edgexnas.bundle import generate_keys, open_bundle
 from edgexnas.device import PtychoPredictor
+from edgexnas.device.cache import EngineCache
 from edgexnas.device.cuda import CudaSession
+from edgexnas.device.engines import tensorrt_opening
+from edgexnas.device.engines.opening import open_engine
 from edgexnas.device.ptycho.gpu_pipeline import PatternPipeline
 from edgexnas.scans import Scan
 from edgexnas.testing import write_visible_bundle
 
 BATCH = 32
+
+SCANNED = ("mlpPtycho-256x2", "PtychoNN")
+"""Networks that scans are timed with."""
 
 
 class HostOnly:
@@ -41,6 +48,26 @@ class HostOnly:
 
     def close(self) -> None:
         """Do nothing: whoever gave the engine closes it."""
+
+
+@contextmanager
+def plan_of(session: CudaSession, bundles: Path, plans: Path, name: str) -> Iterator[Any]:
+    """Open TensorRT on a float16 plan that `bench_gpu_engines.py --one-size` has built."""
+    bundle = open_bundle(bundles / f"{name}.edgex", trust=bundles / "keys")
+    cache = EngineCache(plans / f"{name}-float16")
+    with patch.object(tensorrt_opening, "ladder", lambda batch: (batch,)):
+        engine = open_engine(
+            bundle,
+            engine="tensorrt",
+            precision="float16",
+            batch=BATCH,
+            cache=cache,
+            session=session,
+        )
+    try:
+        yield engine
+    finally:
+        engine.close()
 
 
 @contextmanager

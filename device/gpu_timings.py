@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import itertools
 import statistics
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +18,7 @@ from unittest.mock import patch
 import numpy as np
 from made_frames import spotty_frame
 
-from edgexnas.bragg import PATCH_SIZE, scale_patches
+from edgexnas.bragg import scale_patches
 from edgexnas.bundle import Bundle, open_bundle
 from edgexnas.device.bragg.gpu_pipeline import SLOTS, FramePipeline
 from edgexnas.device.cache import EngineCache
@@ -31,11 +30,10 @@ from edgexnas.device.sources.compression import compress, decompress
 from edgexnas.errors import EdgexnasError, EngineError, MissingDependencyError
 from edgexnas.peak_finding import PeakFinder, estimate_background
 
-PATCH = (1, PATCH_SIZE, PATCH_SIZE)
 SHAPE = (2048, 2048)
 SPOTS = (500, 5000)
-SIZES = (512, 1024, 2048, 4096, 6144, 8192)
-"""Batches of the stand-in, which the pipeline's graphs have room for."""
+FEW, MANY, MOST = 512, 2048, 8192
+"""Batches of TensorRT's plans, for few peaks and for thousands, and of the fused engine."""
 
 CODEC = "bslz4-hdf5"
 """What DECTRIS detectors send."""
@@ -51,9 +49,8 @@ NETWORKS = {"mlpBragg 50×5": "mlpBragg-50x5.edgex", "BraggNN": "BraggNN.edgex"}
 
 ENGINES = (
     ("fused", "int8"), ("fused", "float16"), ("tensorrt", "int8"), ("tensorrt", "float16"),
-    ("torch", "float16"),
 )  # fmt: skip
-"""Engines and precisions that are compared, where they run; torch stands in for none of them."""
+"""Engines and precisions that are compared, where they run."""
 
 Row = dict[str, Any]
 
@@ -63,7 +60,7 @@ def measure(
     keep: Callable[[Row], None],
     bundles: Path,
     *,
-    engines: Sequence[str] = ("fused", "tensorrt", "torch"),
+    engines: Sequence[str] = ("fused", "tensorrt"),
     decoding: bool = True,
     plans: Path | None = None,
 ) -> Row:
@@ -140,8 +137,6 @@ class Field:
 def free_bytes(session: CudaSession) -> int:
     """Give the GPU's free memory, without what only waits to be collected."""
     gc.collect()
-    if torch := sys.modules.get("torch"):
-        torch.cuda.empty_cache()
     return session.free_bytes()[0]
 
 
@@ -200,23 +195,13 @@ def opened(
         if plans is not None:
             cache = EngineCache(plans / plans_name(bundle, precision))
         # Two sizes: one for few peaks, and one of which there are a few for thousands.
-        with patch.object(tensorrt_opening, "ladder", lambda batch: (SIZES[0], batch)):
+        with patch.object(tensorrt_opening, "ladder", lambda batch: (FEW, batch)):
             return open_engine(
-                bundle, engine=engine, precision=precision, batch=SIZES[2], cache=cache,
+                bundle, engine=engine, precision=precision, batch=MANY, cache=cache,
                 session=session,
             )  # fmt: skip
-    if engine == "fused":
-        return open_engine(
-            bundle, engine=engine, precision=precision, batch=SIZES[-1], cache=cache,
-            session=session,
-        )  # fmt: skip
-    from torch_stand_in import TorchStandIn
-
-    from edgexnas.host.networks.bragg_models import BraggNN, MlpBragg
-
-    network = BraggNN() if bundle.manifest.architecture == "BraggNN" else MlpBragg(50, 5)
-    return TorchStandIn(
-        network.eval(), PATCH, session=session, precision="float16", sizes=SIZES, graph=False
+    return open_engine(
+        bundle, engine=engine, precision=precision, batch=MOST, cache=cache, session=session
     )
 
 
