@@ -232,8 +232,15 @@ def test_no_warp_runs_ahead_of_another(tmp_path: Path, name: str) -> None:
     np.testing.assert_array_equal(*answers)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("name", ["cnnBragg 16x4", "cnnBragg 8x10, residual", "BraggNN 33k"])
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        ("cnnBragg 16x4", "int8"),
+        pytest.param("cnnBragg 8x10, residual", "float16", marks=pytest.mark.long),
+        pytest.param("BraggNN 33k", "float16", marks=pytest.mark.long),
+        pytest.param("BraggNN 33k", "int8", marks=pytest.mark.long),
+    ],
+)
 def test_a_patch_gives_the_same_alone_and_among_those_that_a_block_takes_together(
     tmp_path: Path, name: str, precision: str
 ) -> None:
