@@ -32,12 +32,15 @@ from edgexnas.bundle import Bundle, open_bundle
 from edgexnas.device.cache import EngineCache
 from edgexnas.device.cuda import CudaSession
 from edgexnas.device.engines import tensorrt_opening
-from edgexnas.device.engines.gate import prove_engine
+from edgexnas.device.engines.gate import prove_engine, run_in_batches
 from edgexnas.device.engines.opening import open_engine
 from edgexnas.errors import EdgexnasError
 from edgexnas.whole_files import write_whole
 
 BATCH, REPEATS, RUNS = 32, 375, 10
+MANY = (512, 4697)
+"""Numbers of items at once for engines that take any: peaks of a frame."""
+
 ENGINES = ("tensorrt", "fused")
 PRECISIONS = ("float16", "int8")
 ENERGY_NETWORKS = ("BraggNN", "mlpBragg-50x5")
@@ -66,7 +69,7 @@ def main() -> None:
     deadline = time.monotonic() + options.seconds
     content = Content(options.output)
     names = options.networks or sorted(path.stem for path in options.bundles.glob("*.edgex"))
-    if "tensorrt" in options.engines:
+    if "tensorrt" in options.engines and not options.no_builds:
         build_plans(names, options, content, deadline)
     time_engines(names, options, content, deadline)
     if options.torch_python:
@@ -259,6 +262,8 @@ def timed(
             row["device µs"] = latencies(session, launches)
             inputs = bundle.reference["input"][:BATCH].copy()
             row["host to host µs"] = host_latencies(lambda: made.run(inputs))
+            if made.any_count:
+                row["many µs"] = {str(n): many(session, made, bundle, n) for n in MANY}
             if hasattr(made, "plan"):
                 row["plan bytes"] = len(made.plan.data)
                 row["layers"] = [[x.kind, x.name, x.inputs, x.outputs] for x in made.plan.layers]
@@ -266,6 +271,26 @@ def timed(
     except Exception as error:
         row["failed"] = f"{type(error).__name__}: {error}"
     return row
+
+
+def many(session: CudaSession, made: Any, bundle: Bundle, count: int) -> Row:
+    """Time an engine on so many items at once, and count those that differ from a batch of 32's."""
+    given = bundle.reference["input"]
+    order = np.arange(count) * 3 % len(given)
+    source = session.device_buffer((count, *made.input_shape), np.float32)
+    target = session.device_buffer((count, *made.output_shape), np.float32)
+    try:
+        source.upload(np.ascontiguousarray(given[order]))
+        with recorded(
+            session, lambda s: made.enqueue(source.pointer, target.pointer, count, s)
+        ) as launches:
+            row = latencies(session, launches)
+        expected = run_in_batches(made, given, made.output_shape)[order]
+        strays = (target.download() != expected).any(axis=tuple(range(1, expected.ndim)))
+        return row | {"strays": int(strays.sum())}
+    finally:
+        source.close()
+        target.close()
 
 
 @contextmanager
@@ -597,6 +622,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--precisions", nargs="+", default=list(PRECISIONS))
     parser.add_argument("--seconds", type=float, default=540.0, help="time limit of the whole run")
     parser.add_argument("--jobs", type=int, default=6, help="plans built at once")
+    parser.add_argument("--no-builds", action="store_true", help="time the plans that are there")
     parser.add_argument(
         "--one-size", action="store_true", help="build for batch 32 alone, in half of the time"
     )

@@ -1,10 +1,12 @@
 """Measure a service whose engine runs on a GPU, against what copying and a stream allow.
 
-    python device/bench_gpu_service.py runs/demo --output docs/results/gpu-service.md
+    python device/gpu_bundles.py --output bundles
+    python device/bench_gpu_service.py --bundles bundles --output docs/results/gpu-service.md
 
-Takes the bundle and keys that `make demo` leaves. TensorRT is not needed: torch stands in for the
-networks, which the page says. Frames are in this process already: in `frame_buffers`, compressed
-as a DECTRIS detector sends them, or plain; they come as fast as the service takes them.
+Frames run through the fused engine; scans are served where `--plans` names the plans of TensorRT
+that `bench_gpu_engines.py --one-size` has built. Frames are in this process already: in
+`frame_buffers`, compressed as a DECTRIS detector sends them, or plain; they come as fast as the
+service takes them.
 """
 
 from __future__ import annotations
@@ -20,10 +22,9 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-from gpu_scans import BATCH, NETWORKS, PATTERN, predictor_on, raster, rate
-from gpu_timings import CODEC, PATCH, SHAPE, SIZES, SPOTS, bandwidth
+from gpu_scans import SCANNED, plan_of, predictor_on, raster, rate
+from gpu_timings import CODEC, NETWORKS, SHAPE, SPOTS, bandwidth
 from made_frames import spotty_frame
-from torch_stand_in import TorchStandIn
 
 from edgexnas.device import PeakPredictor, PtychoPredictor
 from edgexnas.device.cuda import CudaSession
@@ -40,7 +41,6 @@ from edgexnas.device.sources.encoded_frames import (
     decoded_events,
 )
 from edgexnas.device.sources.events import SeriesEnd, SeriesStart, SourceEvent, SourceFrame
-from edgexnas.host.networks.bragg_models import MlpBragg
 from edgexnas.scans import Scan
 from edgexnas.whole_files import write_whole
 
@@ -186,17 +186,15 @@ def measure(predictor: PeakPredictor, keep: Callable[[str, Row], None]) -> None:
         keep("plain", {"decoders": 0} | run(predictor, Frames(frames, None, FRAMES * 4)))
 
 
-def measure_scans(session: CudaSession, keep: Callable[[str, Row], None]) -> None:
+def measure_scans(
+    session: CudaSession, bundles: Path, plans: Path, keep: Callable[[str, Row], None]
+) -> None:
     """Run a scan through a stream and through a service, with each network."""
     scan = raster(PATTERNS, 256)
-    for name, build in NETWORKS.items():
-        engine = TorchStandIn(
-            build().eval(), PATTERN, session=session, precision="float16", batch=BATCH
-        )
-        with predictor_on(engine) as predictor:
+    for name in SCANNED:
+        with plan_of(session, bundles, plans, name) as engine, predictor_on(engine) as predictor:
             streamed = rate(predictor, scan)
             row = serve_scan(predictor, scan)
-        engine.close()
         keep(name, {"stream/s": streamed} | row)
 
 
@@ -207,7 +205,8 @@ def serve_scan(predictor: PtychoPredictor, scan: Scan) -> Row:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("demo", type=Path, help="folder that `make demo` left")
+    parser.add_argument("--bundles", type=Path, required=True, help="that gpu_bundles.py wrote")
+    parser.add_argument("--plans", type=Path, help="cache folder of bench_gpu_engines.py")
     parser.add_argument("--output", type=Path, help="Markdown file; only printed if not given")
     options = parser.parse_args()
     frames: list[str] = []
@@ -219,17 +218,13 @@ def main() -> None:
         TemporaryDirectory() as cache,
         CudaSession() as session,
         PeakPredictor(
-            options.demo / "bragg.edgex",
-            trust=options.demo / "keys",
-            engine="onnxruntime",
+            options.bundles / NETWORKS["mlpBragg 50×5"],
+            trust=options.bundles / "keys",
+            engine="fused",
             cache=cache,
         ) as predictor,
     ):
-        predictor.engine.close()
-        levels = predictor.manifest.quantile_levels
-        predictor._shared.engine = TorchStandIn(
-            MlpBragg(50, 5, levels).eval(), PATCH, session=session, sizes=SIZES, graph=False
-        )
+        engine = predictor.engine.describe()
         limit = bandwidth(session) / (2 * SHAPE[0] * SHAPE[1])
 
         def keep_frames(where: str, row: Row) -> None:
@@ -252,10 +247,11 @@ def main() -> None:
 
         try:
             measure(predictor, keep_frames)
-            measure_scans(session, keep_scans)
+            if options.plans is not None:
+                measure_scans(session, options.bundles, options.plans, keep_scans)
         finally:
             if options.output is not None:
-                write_whole(options.output, page(session, limit, frames, scans).encode())
+                write_whole(options.output, page(session, engine, limit, frames, scans).encode())
                 found = json.dumps(rows, indent=1) + "\n"
                 write_whole(options.output.with_suffix(".json"), found.encode())
 
@@ -267,31 +263,40 @@ def spread(row: Row, whole: float) -> str:
     return f"{row['frames/s'] / whole:.0%}{ends}"
 
 
-def page(session: CudaSession, limit: float, frames: list[str], scans: list[str]) -> str:
+def page(
+    session: CudaSession,
+    engine: Mapping[str, object],
+    limit: float,
+    frames: list[str],
+    scans: list[str],
+) -> str:
     """Lay the rows out."""
     lines = [
         "# A service on a GPU",
         "",
-        f"`python device/bench_gpu_service.py runs/demo` on {session.name}, {session.capability}, "
-        f"CUDA {session.driver}. A `Service` takes frames from memory as fast as it can and gives "
-        "results to a callback; one thread drives the GPU, others decode. TensorRT does not run "
-        "there: torch stands in for the networks. Rates in brackets are the range of "
-        f"{REPEATS} runs, of which the median is given; stages are medians of a frame.",
+        f"`python device/bench_gpu_service.py --bundles bundles` on {session.name}, "
+        f"{session.capability}, CUDA {session.driver}. A `Service` takes frames from memory as "
+        "fast as it can and gives results to a callback; one thread drives the GPU, others decode. "
+        f"Rates in brackets are the range of {REPEATS} runs, of which the median is given; stages "
+        "are medians of a frame.",
         "",
-        "Frames of 2048×2048 uint16, mlpBragg 50×5. Copying them from pinned memory allows "
-        f"{limit:,.0f} frames/s.",
+        f"Frames of 2048×2048 uint16, mlpBragg 50×5, {engine['engine']} {engine['precision']}. "
+        f"Copying them from pinned memory allows {limit:,.0f} frames/s.",
         "",
         "| frames | peaks | decoders | frames/s | of the limit | decode, ms | GPU, ms |",
         "|---|---|---|---|---|---|---|",
         *frames,
-        "",
-        f"Scans of {PATTERNS:,} patterns of 256×256 uint16, stitched, the final image included in "
-        "that of the stream.",
-        "",
-        "| network | patterns/s, stream | patterns/s, service | of the stream |",
-        "|---|---|---|---|",
-        *scans,
     ]
+    if scans:
+        lines += [
+            "",
+            f"Scans of {PATTERNS:,} patterns of 256×256 uint16, stitched, the final image included "
+            "in that of the stream.",
+            "",
+            "| network | patterns/s, stream | patterns/s, service | of the stream |",
+            "|---|---|---|---|",
+            *scans,
+        ]
     return "\n".join(lines) + "\n"
 
 

@@ -3,11 +3,15 @@
     python device/check_gpu.py                              # kernels against the CPU
     python device/check_gpu.py --frames crops.npz           # also on real frames of this file
     python device/gpu_bundles.py --output bundles
-    python device/check_gpu.py --bundles bundles --sanitize memcheck racecheck --time --time-scans \
+    python device/check_gpu.py --bundles bundles --sanitize memcheck racecheck --time \
         --output docs/results
+    python device/bench_gpu_engines.py --bundles bundles --cache cache --one-size \
+        --output gpu-engines.json
+    python device/check_gpu.py --bundles bundles --plans cache --time-scans --output docs/results
 
 With `--bundles` the fused engine is compared with onnxruntime, and frames are timed with every
-engine that runs here. Exit status 0 only if everything agrees.
+engine that runs here; scans run on plans of TensorRT that `bench_gpu_engines.py` has built.
+Exit status 0 only if everything agrees.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ from gpu_comparisons import (
     compare_pipeline,
     compare_stitching,
 )
+from gpu_scans import SCANNED, compare_scan, plan_of, scans_page, time_scan
 
 from edgexnas.device.cuda import CudaSession
 from edgexnas.errors import EngineError
@@ -43,12 +48,11 @@ def compare(session: CudaSession, options: argparse.Namespace) -> tuple[bool, st
     outcomes += [compare_patterns(session), compare_stitching(session)]
     if options.bundles is not None:
         outcomes += compare_fused(session, options.bundles)
-    if not options.small:
-        # With torch, which takes long under a sanitizer.
-        from gpu_scans import compare_scan
-
-        outcomes.append(compare_pipeline(session, 300))
-        outcomes.append(compare_scan(session))
+        if not options.small:
+            outcomes.append(compare_pipeline(session, options.bundles, 300))
+    if options.plans is not None:
+        with plan_of(session, options.bundles, options.plans, SCANNED[0]) as engine:
+            outcomes.append(compare_scan(engine))
     said = f"{len(outcomes)} comparisons with the CPU, {outcomes.count(False)} differ"
     print(said, flush=True)
     return all(outcomes), said
@@ -77,15 +81,16 @@ def main() -> int:
     parser.add_argument("--sanitize", nargs="*", default=[], metavar="TOOL")
     parser.add_argument("--bundles", type=Path, help="folder that gpu_bundles.py wrote")
     parser.add_argument("--time", action="store_true", help="time frames, with --bundles")
-    parser.add_argument(
-        "--engines", nargs="+", default=["fused", "tensorrt", "torch"], help="which to time"
-    )
+    parser.add_argument("--engines", nargs="+", default=["fused", "tensorrt"], help="which to time")
     parser.add_argument("--quick", action="store_true", help="time pinned frames only")
-    parser.add_argument("--time-scans", action="store_true")
+    parser.add_argument("--time-scans", action="store_true", help="time scans, with --plans")
+    parser.add_argument("--plans", type=Path, help="cache folder of bench_gpu_engines.py")
     parser.add_argument("--output", type=Path, help="folder for the pages, with --time")
     options = parser.parse_args()
     if options.time and options.bundles is None:
         parser.error("--time needs --bundles")
+    if options.time_scans and options.plans is None:
+        parser.error("--time-scans needs --plans")
     try:
         with CudaSession() as session:
             print(f"{session.name}, {session.capability}, CUDA {session.driver}", flush=True)
@@ -99,9 +104,11 @@ def main() -> int:
                 page = frames_page(found, [said for _, said in verdicts])
                 write_whole(options.output / "gpu-frames.md", page.encode())
             if options.time_scans:
-                from gpu_scans import measure_scans, scans_page
-
-                page = scans_page(session, measure_scans(session), [said for _, said in verdicts])
+                rows = []
+                for name in SCANNED:
+                    with plan_of(session, options.bundles, options.plans, name) as engine:
+                        rows.append(time_scan(session, name, engine))
+                page = scans_page(session, rows, [said for _, said in verdicts])
                 if options.output is not None:
                     write_whole(options.output / "gpu-scans.md", page.encode())
     except EngineError as error:
@@ -125,8 +132,9 @@ def timings(session: CudaSession, options: argparse.Namespace) -> dict[str, Any]
             write_whole(folder / "gpu-frames.json", (text + "\n").encode())
 
     return measure(
-        session, keep, options.bundles, engines=options.engines, decoding=not options.quick
-    )
+        session, keep, options.bundles, engines=options.engines, decoding=not options.quick,
+        plans=options.plans,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
 """Signed bundles of the networks that GPU benchmarks time, with random weights.
 
     python device/gpu_bundles.py --output bundles
+    python device/gpu_bundles.py --output bundles --networks PtychoNN --rewrites taps-first
 
-Writes `NAME.edgex` for each network and a key to trust in the folder `keys`. Arithmetic and time do
-not depend on the weights; these are float16 numbers in every precision, so that the folder packs
-well.
+Writes `NAME.edgex` or `NAME--REWRITE.edgex` for each network and a key to trust in the folder
+`keys`. Arithmetic and time do not depend on the weights; these are float16 numbers in every
+precision, so that the folder packs well.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 from collections.abc import Callable
 from datetime import datetime, timezone
@@ -30,6 +32,7 @@ from edgexnas.bundle import (
     generate_keys,
     write_bundle,
 )
+from edgexnas.host.exporting.rewrites import REWRITES, rewritten
 from edgexnas.host.networks.bragg_models import (
     LEVELS,
     BraggNN,
@@ -71,14 +74,15 @@ def build_network(name: str) -> nn.Module:
     return network
 
 
-def write(name: str, folder: Path, signing_key: Path) -> Path:
+def write(name: str, folder: Path, signing_key: Path, change: str | None = None) -> Path:
     """Export one network in three precisions; the gate is that of `edgexnas export`."""
     # Imported late: who only builds the networks needs no quantiser.
     from edgexnas.host.exporting.bundling import make_bundling
     from edgexnas.host.exporting.onnx_export import to_onnx
     from edgexnas.host.exporting.quantisation import Recipe, quantise, run_onnx
 
-    task, network = NETWORKS[name][0], build_network(name)
+    task, network = NETWORKS[name][0], rewritten(build_network(name), change)
+    stem = name if change is None else f"{name}--{change}"
     inputs = example_inputs(task)
     first, last = NAMES[task]
     example = torch.from_numpy(inputs)
@@ -97,7 +101,7 @@ def write(name: str, folder: Path, signing_key: Path) -> Path:
     }
     manifest = Manifest(
         task=bundling.task,
-        model_id=name,
+        model_id=stem,
         architecture=name.partition("-")[0],
         parameters=count_parameters(network),
         quantile_levels=bundling.levels,
@@ -113,7 +117,7 @@ def write(name: str, folder: Path, signing_key: Path) -> Path:
         ),
     )  # fmt: skip
     reference = {"input": inputs, "output": outputs["float32"]}
-    path = folder / f"{name}.edgex"
+    path = folder / f"{stem}.edgex"
     return write_bundle(
         path, manifest=manifest, models=models, reference=reference, signing_key=signing_key
     )
@@ -135,6 +139,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="folder for the bundles")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--rewrites", nargs="+", choices=REWRITES, default=[None])
     options = parser.parse_args()
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
     torch.set_num_threads(1)
@@ -143,8 +148,8 @@ def main() -> None:
     with TemporaryDirectory() as private:
         # The private key is gone afterwards: these bundles are for one benchmark.
         signing_key, _ = generate_keys(keys, name="benchmark", private=Path(private))
-        for name in options.networks:
-            path = write(name, options.output, signing_key)
+        for name, change in itertools.product(options.networks, options.rewrites):
+            path = write(name, options.output, signing_key, change)
             print(f"{path.name}: {path.stat().st_size / 2**20:.1f} MiB", flush=True)
 
 

@@ -49,6 +49,7 @@ def page(found: dict[str, Any]) -> str:
         cells = [cell(row_of(rows, name, column)) for column in columns]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines += gains(rows, networks)
+    lines += many(found["rows"])
     lines += energies(found.get("energy", []))
     lines += failures(found["rows"])
     return "\n".join(lines) + "\n"
@@ -67,6 +68,28 @@ def gains(rows: dict[tuple[str, str, str], Row], networks: list[str]) -> list[st
         if said:
             lines.append(f"- {name}: fused is faster than TensorRT {' and '.join(said)}.")
     return ["", *lines] if lines else []
+
+
+def many(rows: list[Row]) -> list[str]:
+    """Lay out what engines that take any count need for many patches at once."""
+    timed = [row for row in rows if row.get("many µs")]
+    if not timed:
+        return []
+    counts = list(timed[0]["many µs"])
+    lines = [
+        "",
+        "Patches in one launch, p50 in µs:",
+        "",
+        f"| network | engine | {' | '.join(f'{int(count):,}' for count in counts)} |",
+        "|---|---|" + "---|" * len(counts),
+    ]
+    for row in timed:
+        cells = " | ".join(f"{row['many µs'][count]['p50']:.0f}" for count in counts)
+        lines.append(f"| {row['network']} | {row['engine']} {row['precision']} | {cells} |")
+        strays = sum(row["many µs"][count]["strays"] for count in counts)
+        if strays:
+            lines[-1] += f" **{strays} differ**"
+    return lines
 
 
 def row_of(rows: dict[tuple[str, str, str], Row], name: str, column: tuple[str, str]) -> Row | None:

@@ -1,7 +1,7 @@
 """Scans through a predictor whose engine is on this GPU: against the CPU, and how long they take.
 
-The predictor is the package's own, opened on the tests' small bundle; torch stands in for its
-engine (`torch_stand_in.py`), with the networks named.
+The predictor is the package's own, opened on the tests' small bundle and given the engine that is
+timed.
 """
 
 from __future__ import annotations
@@ -9,37 +9,36 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
-import torch
 from gpu_timings import Row, free_bytes, graph_times_us, printed, summary
-from torch_stand_in import TorchStandIn
 
 from edgexnas.bundle import generate_keys, open_bundle
 from edgexnas.device import PtychoPredictor
+from edgexnas.device.cache import EngineCache
 from edgexnas.device.cuda import CudaSession
+from edgexnas.device.engines import tensorrt_opening
+from edgexnas.device.engines.opening import open_engine
 from edgexnas.device.ptycho.gpu_pipeline import PatternPipeline
-from edgexnas.host.networks.ptycho_models import MlpPtycho, PtychoNN
 from edgexnas.scans import Scan
 from edgexnas.testing import write_visible_bundle
 
-PATTERN = (1, 64, 64)
 BATCH = 32
-NETWORKS: dict[str, Callable[[], torch.nn.Module]] = {
-    "mlpPtycho 256×1": lambda: MlpPtycho(256, 1),
-    "PtychoNN": lambda: PtychoNN(),
-}
+
+SCANNED = ("mlpPtycho-256x2", "PtychoNN")
+"""Networks that scans are timed with."""
 
 
 class HostOnly:
     """An engine of which a predictor only knows that it takes and gives numpy arrays."""
 
-    def __init__(self, engine: TorchStandIn) -> None:
+    def __init__(self, engine: Any) -> None:
         self.batch, self.name, self.precision = engine.batch, engine.name, engine.precision
         self.reason, self.run = engine.reason, engine.run
 
@@ -49,6 +48,26 @@ class HostOnly:
 
     def close(self) -> None:
         """Do nothing: whoever gave the engine closes it."""
+
+
+@contextmanager
+def plan_of(session: CudaSession, bundles: Path, plans: Path, name: str) -> Iterator[Any]:
+    """Open TensorRT on a float16 plan that `bench_gpu_engines.py --one-size` has built."""
+    bundle = open_bundle(bundles / f"{name}.edgex", trust=bundles / "keys")
+    cache = EngineCache(plans / f"{name}-float16")
+    with patch.object(tensorrt_opening, "ladder", lambda batch: (batch,)):
+        engine = open_engine(
+            bundle,
+            engine="tensorrt",
+            precision="float16",
+            batch=BATCH,
+            cache=cache,
+            session=session,
+        )
+    try:
+        yield engine
+    finally:
+        engine.close()
 
 
 @contextmanager
@@ -79,12 +98,8 @@ def raster(count: int, side: int, *, step: float = 8.3) -> Scan:
     return Scan(patterns=patterns, positions_px=positions, source="raster")
 
 
-def compare_scan(session: CudaSession) -> bool:
+def compare_scan(engine: Any) -> bool:
     """Compare a scan through a predictor with all of it on the GPU, and the network alone there."""
-    torch.manual_seed(5)
-    engine = TorchStandIn(
-        MlpPtycho(32, 1).eval(), PATTERN, session=session, precision="float32", batch=8
-    )
     scan = raster(100, 128)
     positions = scan.positions_px.copy()
     positions[[17, 50]] = np.nan
@@ -95,7 +110,6 @@ def compare_scan(session: CudaSession) -> bool:
             stream = predictor.stream(scan)
             patches = np.concatenate([patches.values for patches in stream])
             found.append((patches, stream.image(), stream.counts))
-    engine.close()
     (patches, image, counts), (wanted_patches, wanted, wanted_counts) = found
     strays = float(np.abs(patches - wanted_patches).max())
     of_object = float(np.abs(image.values - wanted.values).max())
@@ -107,22 +121,15 @@ def compare_scan(session: CudaSession) -> bool:
     return fine
 
 
-def measure_scans(session: CudaSession) -> list[Row]:
-    """Time scans of 256×256 uint16 with each network, and where the time goes."""
-    return [time_scan(session, name, build().eval()) for name, build in NETWORKS.items()]
-
-
-def time_scan(session: CudaSession, name: str, network: Any) -> Row:
+def time_scan(session: CudaSession, name: str, engine: Any) -> Row:
     """Time a scan from patterns to patches and object, with all on the GPU or the network alone."""
     free, own = free_bytes(session), session.device_bytes
-    engine = TorchStandIn(network, PATTERN, session=session, precision="float16", batch=BATCH)
-    engine_bytes = session.device_bytes - own
-    row: Row = {"network": name}
+    row: Row = {"network": name, "engine": engine.name, "precision": engine.precision}
     scan = raster(4096, 256)
     with predictor_on(engine) as predictor:
         stream = predictor.stream(scan)
         next(stream)
-        row["own MiB"] = (session.device_bytes - own - engine_bytes) / 2**20
+        row["own MiB"] = (session.device_bytes - own) / 2**20
         row["all MiB"] = (free - free_bytes(session)) / 2**20
         row["stages us"] = stages_us(session, predictor, stream)
         row["patterns/s"] = rate(predictor, scan)
@@ -135,7 +142,6 @@ def time_scan(session: CudaSession, name: str, network: Any) -> Row:
         row |= summary(live[5:])
     with predictor_on(HostOnly(engine)) as predictor:
         row["patterns/s, rest on the CPU"] = rate(predictor, beginning(scan, 512))
-    engine.close()
     return printed(row)
 
 
@@ -199,9 +205,9 @@ def scans_page(session: CudaSession, rows: list[Row], checks: list[str]) -> str:
     lines = [
         "# Scans on a GPU",
         "",
-        f"`python device/check_gpu.py --time-scans` on {session.name}, {session.capability}, CUDA "
-        f"{session.driver}, torch {torch.__version__}. TensorRT does not run there: the network is "
-        "torch in float16, standing in behind the same interface.",
+        f"`python device/check_gpu.py --plans cache --time-scans` on {session.name}, "
+        f"{session.capability}, CUDA {session.driver}; the network runs in "
+        f"{rows[0]['engine']}, {rows[0]['precision']}.",
         "",
         "4,096 patterns of 256×256 uint16 in ordinary memory, batches of 32, through "
         "`Predictor.stream` to patches and object. Beside it the network alone on the GPU, the "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import itertools
 import statistics
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -14,26 +13,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from made_frames import spotty_frame
 
-from edgexnas.bragg import PATCH_SIZE, scale_patches
+from edgexnas.bragg import scale_patches
 from edgexnas.bundle import Bundle, open_bundle
 from edgexnas.device.bragg.gpu_pipeline import SLOTS, FramePipeline
 from edgexnas.device.cache import EngineCache
 from edgexnas.device.cuda import CudaSession, PinnedPool
 from edgexnas.device.cuda.host_copy import HostCopy
+from edgexnas.device.engines import tensorrt_opening
 from edgexnas.device.engines.opening import open_engine
 from edgexnas.device.sources.compression import compress, decompress
-from edgexnas.errors import EdgexnasError, MissingDependencyError
+from edgexnas.errors import EdgexnasError, EngineError, MissingDependencyError
 from edgexnas.peak_finding import PeakFinder, estimate_background
 
-PATCH = (1, PATCH_SIZE, PATCH_SIZE)
 SHAPE = (2048, 2048)
 SPOTS = (500, 5000)
-SIZES = (512, 1024, 2048, 4096, 6144, 8192)
-"""Batches of the stand-in, which the pipeline's graphs have room for."""
+FEW, MANY, MOST = 512, 2048, 8192
+"""Batches of TensorRT's plans, for few peaks and for thousands, and of the fused engine."""
 
 CODEC = "bslz4-hdf5"
 """What DECTRIS detectors send."""
@@ -49,9 +49,8 @@ NETWORKS = {"mlpBragg 50×5": "mlpBragg-50x5.edgex", "BraggNN": "BraggNN.edgex"}
 
 ENGINES = (
     ("fused", "int8"), ("fused", "float16"), ("tensorrt", "int8"), ("tensorrt", "float16"),
-    ("torch", "float16"),
 )  # fmt: skip
-"""Engines and precisions that are compared, where they run; torch stands in for none of them."""
+"""Engines and precisions that are compared, where they run."""
 
 Row = dict[str, Any]
 
@@ -61,8 +60,9 @@ def measure(
     keep: Callable[[Row], None],
     bundles: Path,
     *,
-    engines: Sequence[str] = ("fused", "tensorrt", "torch"),
+    engines: Sequence[str] = ("fused", "tensorrt"),
     decoding: bool = True,
+    plans: Path | None = None,
 ) -> Row:
     """Time everything; each row is printed, and all of them are kept, as soon as they are there.
 
@@ -74,6 +74,8 @@ def measure(
         Which engines; one that does not run here is printed and left out.
     decoding
         Whether frames in other memory and encoded frames are timed too.
+    plans
+        Folder that keeps TensorRT's plans, which take minutes; None for none.
     """
     rate = bandwidth(session)
     frame_bytes = 2 * SHAPE[0] * SHAPE[1]
@@ -100,7 +102,7 @@ def measure(
                 continue
             about = {"network": name, "engine": engine, "precision": precision}
             try:
-                for row in time_network(session, bundle, about, fields, decoding and first):
+                for row in time_network(session, bundle, about, fields, decoding and first, plans):
                     found["frames"].append(row)
                     keep(found)
             except (EdgexnasError, ImportError) as error:
@@ -135,8 +137,6 @@ class Field:
 def free_bytes(session: CudaSession) -> int:
     """Give the GPU's free memory, without what only waits to be collected."""
     gc.collect()
-    if torch := sys.modules.get("torch"):
-        torch.cuda.empty_cache()
     return session.free_bytes()[0]
 
 
@@ -186,32 +186,48 @@ def bandwidth(session: CudaSession) -> float:
     return max(rates)
 
 
-def opened(session: CudaSession, bundle: Bundle, engine: str, precision: Any, cache: Any) -> Any:
+def opened(
+    session: CudaSession, bundle: Bundle, about: Row, cache: Any, plans: Path | None = None
+) -> Any:
     """Open an engine for thousands of peaks."""
-    if engine != "torch":
-        most = SIZES[-1] if engine == "fused" else SIZES[2]
-        return open_engine(
-            bundle, engine=engine, precision=precision, batch=most, cache=cache, session=session
-        )
-    from torch_stand_in import TorchStandIn
-
-    from edgexnas.host.networks.bragg_models import BraggNN, MlpBragg
-
-    network = BraggNN() if bundle.manifest.architecture == "BraggNN" else MlpBragg(50, 5)
-    return TorchStandIn(
-        network.eval(), PATCH, session=session, precision="float16", sizes=SIZES, graph=False
+    engine, precision = about["engine"], about["precision"]
+    if engine == "tensorrt":
+        if plans is not None:
+            cache = EngineCache(plans / plans_name(bundle, precision))
+        # Two sizes: one for few peaks, and one of which there are a few for thousands.
+        with patch.object(tensorrt_opening, "ladder", lambda batch: (FEW, batch)):
+            return open_engine(
+                bundle, engine=engine, precision=precision, batch=MANY, cache=cache,
+                session=session,
+            )  # fmt: skip
+    return open_engine(
+        bundle, engine=engine, precision=precision, batch=MOST, cache=cache, session=session
     )
 
 
+def plans_name(bundle: Bundle, precision: str) -> str:
+    """Name the folder of plans for frames; one for each, so that several are built at once."""
+    return f"frames-{bundle.manifest.model_id}-{precision}"
+
+
 def time_network(
-    session: CudaSession, bundle: Bundle, about: Row, fields: list[Field], decoding: bool
+    session: CudaSession,
+    bundle: Bundle,
+    about: Row,
+    fields: list[Field],
+    decoding: bool,
+    plans: Path | None,
 ) -> Iterator[Row]:
     """Time one engine of a network behind the pipeline, for each number of peaks."""
     levels = bundle.manifest.quantile_levels or (0.5,)
+    if about["engine"] == "tensorrt" and plans is not None:
+        folder_of_plans = plans / plans_name(bundle, about["precision"])
+        if not list(folder_of_plans.glob("plan-*")):
+            raise EngineError(f"{folder_of_plans} holds no plan; build it first")
     free = free_bytes(session)
     with TemporaryDirectory() as folder:
         cache = EngineCache(Path(folder))
-        engine = opened(session, bundle, about["engine"], about["precision"], cache)
+        engine = opened(session, bundle, about, cache, plans)
         print(f"{about}: {engine.describe()}", flush=True)
         for field in fields:
             own = session.device_bytes

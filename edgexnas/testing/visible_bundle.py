@@ -57,10 +57,11 @@ def visible_model(precision: Precision = "float32") -> bytes:
             constants |= {f"{tensor}_scale": np.float32(step), f"{tensor}_zero": np.int8(0)}
         prepare = f"{quantised('patterns')}\n{quantised('weight')}"
         inputs = "patterns_dq, weight_dq"
+    # TensorRT 8 needs the kernel's shape where weights are dequantised.
     graph = f"""
     visible (float[n, 1, 64, 64] patterns) => (float[n, 2, 64, 64] object) {{
         {prepare}
-        answer = Conv({inputs}, bias)
+        answer = Conv<kernel_shape = [1, 1]>({inputs}, bias)
         object = Cast<to=1>(answer)
     }}"""
     return onnx_file(graph, constants)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,7 +16,7 @@ from edgexnas.errors import EngineError, InputError, MissingDependencyError
 if TYPE_CHECKING:
     from edgexnas.device.cuda import CudaGraph, CudaSession, StagedBuffer
 
-__all__ = ["DeviceEngine", "HostRuns", "ladder", "least_size"]
+__all__ = ["DeviceEngine", "HostRuns", "OnSession", "ladder", "least_size"]
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -203,3 +204,52 @@ class HostRuns:
     def _forget_graphs(self) -> None:
         while self._graphs:
             self._graphs.popitem()[1].close()
+
+
+class OnSession:
+    """What engines on a CUDA session share: runs on arrays of the host, and closing.
+
+    A subclass sets `name`, `session`, `sizes` and `_runs`, and frees what else it holds in
+    `_release`.
+
+    Attributes
+    ----------
+    owns_session
+        Whether closing the engine closes the session.
+    discard_built
+        Removes what the engine was built from out of the cache that it came from.
+    """
+
+    name: str
+    session: CudaSession
+    sizes: tuple[int, ...]
+    owns_session = False
+
+    def __init__(self) -> None:
+        self.discard_built: Callable[[], None] = _nothing
+        self._runs: HostRuns | None = None
+
+    def size_of(self, count: int) -> int:
+        """Return the least of `sizes` that holds `count` items; see `DeviceEngine.size_of`."""
+        return least_size(self.sizes, count)
+
+    def run(self, inputs: FloatArray) -> FloatArray:
+        """Run the model on (n, ...) float32 items, 1 ≤ n ≤ `batch`; see `Engine.run`."""
+        if self._runs is None:
+            raise EngineError(f"this {self.name} engine is closed; open a new one")
+        return self._runs.run(inputs)
+
+    def close(self) -> None:
+        """Release the model, and the session if the engine owns it; closing again does nothing."""
+        self._release()
+        if self.owns_session:
+            self.session.close()
+
+    def _release(self) -> None:
+        if self._runs is not None:
+            self._runs.close()
+            self._runs = None
+
+
+def _nothing() -> None:
+    """Discard what no cache holds."""

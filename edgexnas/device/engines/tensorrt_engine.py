@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
-from edgexnas.device.engines.device_engine import FloatArray, HostRuns, least_size
+from edgexnas.device.engines.device_engine import HostRuns, OnSession
 from edgexnas.device.engines.tensorrt_library import (
     THE_LIBRARY,
     has_feature,
@@ -31,7 +30,7 @@ class PlanUnusableError(EngineError):
     """A plan does not load on this GPU with this library; building it again may help."""
 
 
-class TensorRTEngine:
+class TensorRTEngine(OnSession):
     """One model as a TensorRT plan, on a GPU. A `DeviceEngine`.
 
     Each batch size has an execution context of its own, because a CUDA graph holds the shapes and
@@ -56,10 +55,6 @@ class TensorRTEngine:
 
     Attributes
     ----------
-    owns_session
-        Whether closing the engine closes the session.
-    discard_built
-        Removes the plan from the cache that it came from.
     device_memory_bytes
         Device memory that activations and buffers take, and the weights at the size of the plan.
 
@@ -83,6 +78,7 @@ class TensorRTEngine:
         graph: bool = True,
         kernels: bytes | None = None,
     ) -> None:
+        super().__init__()
         self.session = session
         self.precision = precision
         self.reason = reason
@@ -91,11 +87,8 @@ class TensorRTEngine:
         self.sizes = tuple(best for _, best, _ in plan.profiles)
         # Profiles are in increasing order; `least_size` relies on it.
         self.batch = self.sizes[-1]
-        self.owns_session = False
-        self.discard_built: Callable[[], None] = _nothing
         self._contexts: dict[int, trt.IExecutionContext] = {}
         self._addresses: dict[int, tuple[int, int]] = {}
-        self._runs: HostRuns | None = None
         self._settings: Any = None
         self._kernels: Any = None
         journal().clear()
@@ -131,8 +124,9 @@ class TensorRTEngine:
         names = [name for name in every if engine.get_tensor_mode(name) == mode]
         shapes = [lengths(engine.get_tensor_shape(name)) for name in names]
         floats = all(engine.get_tensor_dtype(name) == trt.DataType.FLOAT for name in names)
-        # TensorRT 8.6 fixes the first axis of a plan whose one profile has one size.
-        batches = {(-1,), self.sizes} if len(self.sizes) == 1 else {(-1,)}
+        # TensorRT 8.6 may tell the first size in place of a free axis. Whether the axis follows the
+        # size is looked at again in each context.
+        batches = {(-1,), self.sizes[:1]}
         if len(names) != 1 or not floats or shapes[0][:1] not in batches or -1 in shapes[0][1:]:
             raise EngineError(
                 f"the plan has {mode.name} tensors {dict(zip(names, shapes, strict=True))}; export "
@@ -181,10 +175,6 @@ class TensorRTEngine:
             raise EngineError(quote(f"gives shape {given} for batches of {size}"))
         return context
 
-    def size_of(self, count: int) -> int:
-        """Return the least of `sizes` that holds `count` items; see `DeviceEngine.size_of`."""
-        return least_size(self.sizes, count)
-
     def enqueue(self, inputs: int, outputs: int, count: int, stream: Any, *, kept: int = 0) -> None:
         """Put one run into a stream; see `DeviceEngine.enqueue`."""
         size = self.size_of(count)
@@ -201,12 +191,6 @@ class TensorRTEngine:
             # TensorRT tells failure by its answer alone; why is in the journal.
             if not context.execute_async_v3(stream.handle):
                 raise EngineError(quote(f"failed on {count} items"))
-
-    def run(self, inputs: FloatArray) -> FloatArray:
-        """Run the model on (n, ...) float32 items, 1 ≤ n ≤ `batch`; see `Engine.run`."""
-        if self._runs is None:
-            raise EngineError(f"this {self.name} engine is closed; open a new one")
-        return self._runs.run(inputs)
 
     def describe(self) -> dict[str, str | int]:
         """Say what runs: library, version, GPU, precision, batch, memory, and why."""
@@ -238,23 +222,11 @@ class TensorRTEngine:
         # Each context has activations of its own; weights are shared, and about the plan's size.
         return each * len(self._contexts) + len(self.plan.data) + buffer_bytes
 
-    def close(self) -> None:
-        """Release the model, and the session if the engine owns it; closing again does nothing."""
-        self._release()
-        if self.owns_session:
-            self.session.close()
-
     def _release(self) -> None:
-        if self._runs is not None:
-            self._runs.close()
-            self._runs = None
+        super()._release()
         with self.session.releasing():
             # In this order: contexts belong to the engine, the engine to the runtime.
             self._contexts.clear()
             self._settings = self._kernels = None
             self._engine = cast("trt.ICudaEngine", None)
             self._runtime = None
-
-
-def _nothing() -> None:
-    """Discard a plan that no cache holds."""

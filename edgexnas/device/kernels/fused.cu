@@ -109,7 +109,8 @@ template <int KIND> INLINE float activated(float value, float slope)
     if (KIND == RELU)
         return fmaxf(value, 0.0f);
     if (KIND == LEAKY)
-        return value > 0.0f ? value : slope * value;
+        // One instruction less, and the same for slopes of 1 or less.
+        return slope >= 0.0f && slope <= 1.0f ? fmaxf(value, slope * value) : value > 0.0f ? value : slope * value;
     if (KIND == SILU)
         return value / (1.0f + power_of_two(-value * LOG2_E));
     return value;
@@ -182,7 +183,7 @@ template <class I> INLINE void store_input(char *memory, const float (&pixels)[I
 }
 
 // Centroids of the inner 5 x 5 pixels by squared intensity, one warp to an item; see `Centroid` of the host package.
-template <class C> INLINE void find_centroids(char *memory, const float *patches, int group, int count)
+template <class C> INLINE void find_centroids(char *memory, const float *patches, int group, int count, int slot)
 {
     int lane = threadIdx.x % 32;
     for (int item = threadIdx.x / 32; item < ITEMS && group * ITEMS + item < count; item += WARPS) {
@@ -197,7 +198,7 @@ template <class C> INLINE void find_centroids(char *memory, const float *patches
             columns += __shfl_xor_sync(EVERY_LANE, columns, other);
         }
         if (lane == 0) {
-            float *to = (float *)(memory + C::AT) + 2 * item;
+            float *to = (float *)(memory + C::AT) + 2 * (slot * ITEMS + item);
             to[0] = rows / (sum + C::least());
             to[1] = columns / (sum + C::least());
         }
@@ -227,7 +228,8 @@ template <class L> __host__ __device__ constexpr int chunk_at(int chunk)
 
 // What becomes of a sum: scale, bias, activation, what is added, and where it goes.
 template <class L>
-INLINE void store_tile(char *memory, int lane, int row_tile, int column_tile, const typename L::Type::Sum (&sums)[4])
+INLINE void store_tile(
+    char *memory, int lane, int row_tile, int column_tile, const typename L::Type::Sum (&sums)[4], int slot = 0)
 {
     int column = column_tile * 8 + lane % 4 * 2;
     float2 bias = *(const float2 *)(memory + L::BIAS + 4 * column), scale = {1.0f, 1.0f};
@@ -238,7 +240,8 @@ INLINE void store_tile(char *memory, int lane, int row_tile, int column_tile, co
         int row = row_tile * 16 + lane / 4 + 8 * half;
         if (row >= L::ROWS)
             continue;
-        float low = (float)sums[2 * half] * scale.x + bias.x, high = (float)sums[2 * half + 1] * scale.y + bias.y;
+        // Written out, because sources are compiled without contraction.
+        float low = fmaf((float)sums[2 * half], scale.x, bias.x), high = fmaf((float)sums[2 * half + 1], scale.y, bias.y);
         low = activated<L::ACTIVATION>(low, L::slope()), high = activated<L::ACTIVATION>(high, L::slope());
         int item = row / L::PIXELS, pixel = row % L::PIXELS, y = pixel / L::WIDTH, x = pixel % L::WIDTH;
         if (L::ADDED >= 0) {
@@ -248,16 +251,16 @@ INLINE void store_tile(char *memory, int lane, int row_tile, int column_tile, co
             float high_added = ((const signed char *)from)[1] * L::added_scale();
             if (L::ADDED_SIZE == 2)
                 from_halves(*(const unsigned *)from, low_added, high_added);
-            low = low_added + L::gain() * low, high = high_added + L::gain() * high;
+            low = fmaf(L::gain(), low, low_added), high = fmaf(L::gain(), high, high_added);
             low = activated<L::THEN>(low, L::slope()), high = activated<L::THEN>(high, L::slope());
         }
         int place = ((y + L::BORDER) * L::PITCH + x + L::BORDER);
         if (L::FLOATS >= 0)
             *(float2 *)(memory + L::FLOATS + row * L::FLOATS_STRIDE + 4 * column) = {low, high};
         if (L::HALVES >= 0)
-            *(unsigned *)(memory + L::HALVES + item * L::HALVES_ITEM + place * L::HALVES_STRIDE + 2 * column) = as_halves(low, high);
+            *(unsigned *)(memory + L::HALVES + slot * L::HALVES_SLOT + item * L::HALVES_ITEM + place * L::HALVES_STRIDE + 2 * column) = as_halves(low, high);
         if (L::BYTES >= 0)
-            *(unsigned short *)(memory + L::BYTES + item * L::BYTES_ITEM + place * L::BYTES_STRIDE + column)
+            *(unsigned short *)(memory + L::BYTES + slot * L::BYTES_SLOT + item * L::BYTES_ITEM + place * L::BYTES_STRIDE + column)
                 = (as_int8(low * L::inverse_scale()) & 255) | (as_int8(high * L::inverse_scale()) & 255) << 8;
     }
 }
@@ -293,7 +296,8 @@ template <class L> struct Parts<L, -1> {
 };
 
 // One layer. A job is 16 rows and TILES times 8 columns; where jobs are few, PARTS of them share the products of each.
-template <class L> INLINE void multiply(char *memory)
+// What it writes is of patch `slot` of those whose dense layers are computed together.
+template <class L> INLINE void multiply(char *memory, int slot = 0)
 {
     typedef typename L::Type::Sum Sum;
     const int thread = threadIdx.x + hidden_zero(), warp = thread / 32, lane = thread % 32;
@@ -311,7 +315,7 @@ template <class L> INLINE void multiply(char *memory)
             for (int i = 0; L::CHAINS == 2 && i < 4; i++)
                 sums[0][tile][i] += sums[L::CHAINS - 1][tile][i];
             if (L::PARTS == 1) {
-                store_tile<L>(memory, lane, row_tile, tiles + tile, sums[0][tile]);
+                store_tile<L>(memory, lane, row_tile, tiles + tile, sums[0][tile], slot);
             } else {
                 Sum *to = (Sum *)(memory + L::SCRATCH)
                         + (((row_tile * L::COLUMN_TILES + tiles + tile) * L::PARTS + part) * 32 + lane) * 4;
@@ -332,7 +336,7 @@ template <class L> INLINE void multiply(char *memory)
 #pragma unroll
             for (int i = 0; i < 4; i++)
                 sums[i] += from[part * 128 + i];
-        store_tile<L>(memory, lane, tile / L::COLUMN_TILES, tile % L::COLUMN_TILES, sums);
+        store_tile<L>(memory, lane, tile / L::COLUMN_TILES, tile % L::COLUMN_TILES, sums, slot);
     }
 }
 
@@ -418,7 +422,7 @@ template <class A, class L> INLINE void attend(char *memory)
         for (int tile = 0; tile < A::KEY_TILES; tile++)
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                scores[tile][i] = power_of_two(scores[tile][i] * LOG2_E - most[i / 2]);
+                scores[tile][i] = power_of_two(fmaf(scores[tile][i], LOG2_E, -most[i / 2]));
                 sum[i / 2] += scores[tile][i];
             }
         float share[2] = {1.0f / sum_of_four(sum[0]), 1.0f / sum_of_four(sum[1])};
@@ -495,7 +499,7 @@ INLINE unsigned most_of_pairs(unsigned first, unsigned second, Int8)
 }
 
 // The largest of 2 x 2 pixels; what is left of an odd width is left out.
-template <class P> INLINE void pool(char *memory)
+template <class P> INLINE void pool(char *memory, int slot = 0)
 {
     for (int i = threadIdx.x; i < P::WIDTH * P::WIDTH * P::WORDS; i += THREADS) {
         int word = i % P::WORDS, pixel = i / P::WORDS, row = pixel / P::WIDTH, column = pixel % P::WIDTH;
@@ -504,7 +508,7 @@ template <class P> INLINE void pool(char *memory)
         unsigned upper = most_of_pairs(*(const unsigned *)from, *(const unsigned *)(from + P::IN_STRIDE), type);
         from += P::IN_PITCH * P::IN_STRIDE;
         unsigned lower = most_of_pairs(*(const unsigned *)from, *(const unsigned *)(from + P::IN_STRIDE), type);
-        *(unsigned *)(memory + P::OUT + ((row + P::BORDER) * P::PITCH + column + P::BORDER) * P::STRIDE + 4 * word)
+        *(unsigned *)(memory + P::OUT + slot * P::SLOT + ((row + P::BORDER) * P::PITCH + column + P::BORDER) * P::STRIDE + 4 * word)
             = most_of_pairs(upper, lower, type);
     }
 }
@@ -514,16 +518,18 @@ INLINE float softplus(float value)
     return value > 20.0f ? value : log1pf(expf(value));
 }
 
-// The middle quantile and the spacings beside it, as `QuantileHead` of the host package, to the offsets.
-template <class Q> INLINE void write_quantiles(const char *memory, float *offsets, int group, int count)
+// The middle quantile and the spacings beside it, as `QuantileHead` of the host package, to the offsets. `begin` is
+// the first of the block's groups whose results are here.
+template <class Q> INLINE void write_quantiles(const char *memory, float *offsets, int begin, int count)
 {
-    for (int i = threadIdx.x; i < 2 * ITEMS; i += THREADS) {
+    for (int i = threadIdx.x; i < 2 * ITEMS * TOGETHER; i += THREADS) {
         int item = i / 2, coordinate = i % 2;
-        if (group * ITEMS + item >= count)
+        int patch = (begin + item / ITEMS * gridDim.x) * ITEMS + item % ITEMS;
+        if (patch >= count)
             continue;
         const float *raw = (const float *)(memory + Q::RAW + (Q::SYMMETRIC ? i : item) * Q::STRIDE)
                          + (Q::SYMMETRIC ? 0 : coordinate * Q::LEVELS);
-        float *to = offsets + ((long long)(group * ITEMS + item) * 2 + coordinate) * Q::LEVELS;
+        float *to = offsets + ((long long)patch * 2 + coordinate) * Q::LEVELS;
         float start = Q::CENTROIDS >= 0 ? ((const float *)(memory + Q::CENTROIDS))[i] : 0.0f;
         float value = raw[Q::MIDDLE];
         to[Q::MIDDLE] = value + start;

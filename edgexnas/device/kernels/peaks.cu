@@ -8,7 +8,8 @@
 //   PIXEL_MIN, PIXEL_MAX  the bounds of an integer PIXEL, as double
 //
 // Peaks are kept in the order of their flat index without atomics: each block of mark_peaks owns CHUNK
-// consecutive pixels and lists its own peaks in order; gather_peaks puts the lists behind each other.
+// consecutive pixels and lists what may be peaks; judge_peaks lists the peaks among them in order, and
+// gather_peaks puts the lists behind each other.
 
 typedef unsigned char u8;
 typedef unsigned long long u64;
@@ -28,6 +29,12 @@ typedef unsigned long long u64;
 #define ASCENT_STEPS 32
 #define CUT_THREADS 128
 #define KEEP_THREADS 1024
+// One for each 32 pixels of a chunk.
+#define JUDGE_THREADS (CHUNK / 32)
+
+// What mark_peaks says of a pixel, beside its place in the chunk.
+#define MAY_BE_PLATEAU 0x8000u
+#define IS_MAXIMUM 0x4000u
 
 #define SATURATED 1
 #define EDGE 2
@@ -47,6 +54,16 @@ typedef unsigned long long u64;
 #define RIDGE_WAYS 8
 #define RIDGE_GATE 0.5
 #define NO_NUMBER sqrt(-1.0)
+
+#define WARP 32
+#define EVERY_LANE 0xffffffffu
+// Pixels of a window of 5x5 as bits in raster order: the inner 3x3, beside these, above and below
+// these, and three in each corner, by the two corners of one diagonal.
+#define NEAR_BOTH 0x00739c0u
+#define BESIDE 0x008c620u
+#define ABOVE_AND_BELOW 0x0e0000eu
+#define FALLING 0x1880023u
+#define CLIMBING 0x0308218u
 
 static __device__ const short RIDGE_NEAR[RIDGE_WAYS][2]
     = { { 0, 3 }, { 1, 3 }, { 2, 2 }, { 3, 1 }, { 3, 0 }, { 3, -1 }, { 2, -2 }, { 1, -3 } };
@@ -83,13 +100,20 @@ static __device__ bool is_maximum(
 {
     PIXEL value = frame[row * width + col];
     for (int r = row > 2 ? row - 2 : 0; r <= row + 2 && r < height; r++) {
-        for (int c = col > 2 ? col - 2 : 0; c <= col + 2 && c < width; c++) {
+        bool beaten = false;
+        // A row's loads wait for none of its tests.
+#pragma unroll
+        for (int across = -2; across <= 2; across++) {
+            int c = col + across;
+            if (c < 0 || c >= width)
+                continue;
             PIXEL other = frame[r * width + c];
             if (other < value || (mask && mask[r * width + c]))
                 continue;
-            if (other > value || r < row || (r == row && c < col))
-                return false;
+            beaten = beaten || other > value || r < row || (r == row && c < col);
         }
+        if (beaten)
+            return false;
     }
     return true;
 }
@@ -121,15 +145,22 @@ static __device__ double counts_at(const PIXEL *frame, const float *level, int p
     return count;
 }
 
-// The test of size.
-static __device__ bool is_large_enough(const PIXEL *frame, const Rules &rules, int row, int col)
+// What a lit pixel beside a maximum with this noise exceeds.
+static __device__ double least_of(const Rules &rules, double noise)
 {
     double least = rules.minimum_counts;
     if (rules.level) {
-        double loud = rules.sigmas * (double)rules.noise[row * rules.width + col];
+        double loud = rules.sigmas * noise;
         least = loud > least ? loud : least;
     }
-    least *= 0.5;
+    return least * 0.5;
+}
+
+// The test of size.
+static __device__ bool is_large_enough(const PIXEL *frame, const Rules &rules, int row, int col)
+{
+    double noise = rules.level ? (double)rules.noise[row * rules.width + col] : 0;
+    double least = least_of(rules, noise);
     int lit = 0;
     for (int r = row > 0 ? row - 1 : 0; r <= row + 1 && r < rules.height; r++)
         for (int c = col > 0 ? col - 1 : 0; c <= col + 1 && c < rules.width; c++)
@@ -154,37 +185,36 @@ static __device__ double block_mean(const PIXEL *frame, const Rules &rules, int 
     return number ? total / number : NO_NUMBER;
 }
 
-// The test of ridges.
+// The test of ridges, by a whole warp: each lane has the mean of one block of two distances on two
+// sides in eight directions.
 static __device__ bool is_on_ridge(const PIXEL *frame, const Rules &rules, int row, int col)
 {
+    int lane = threadIdx.x % WARP, way = lane / 4, step = lane % 4, side = 1 - 2 * (step % 2);
+    const short *to = step < 2 ? RIDGE_FAR[way] : RIDGE_NEAR[way];
     double height = block_mean(frame, rules, row, col), enough = rules.ridge_fraction * height;
-    for (int way = 0; way < RIDGE_WAYS; way++) {
-        int known = 0;
-        bool high = true;
-        double low = 0;
-        for (int step = 0; step < 4 && high; step++) {
-            const short *to = step < 2 ? RIDGE_FAR[way] : RIDGE_NEAR[way];
-            int side = 1 - 2 * (step % 2);
-            double value = block_mean(frame, rules, row + side * to[0], col + side * to[1]);
-            high = !(value <= enough);
-            if (value == value) {
-                low = known == 0 || value < low ? value : low;
-                known++;
-            }
+    double value = block_mean(frame, rules, row + side * to[0], col + side * to[1]);
+    unsigned all_high = __ballot_sync(EVERY_LANE, !(value <= enough));
+    unsigned all_known = __ballot_sync(EVERY_LANE, value == value);
+    unsigned known = all_known >> 4 * way & 15;
+    double low = 0, base = 0;
+    bool first = true;
+    // The far blocks of the direction across lie half of the lanes further.
+    int across = (lane ^ WARP / 2) & ~3;
+#pragma unroll
+    for (int other = 0; other < 4; other++) {
+        double along = __shfl_sync(EVERY_LANE, value, (lane & ~3) + other);
+        if (known >> other & 1) {
+            low = first || along < low ? along : low;
+            first = false;
         }
-        if (!high || known < 3)
-            continue;
-        double base = 0;
-        const short *to = RIDGE_FAR[(way + RIDGE_WAYS / 2) % RIDGE_WAYS];
-        for (int side = 1; side >= -1; side -= 2) {
-            double value = block_mean(frame, rules, row + side * to[0], col + side * to[1]);
-            if (value > base)
-                base = value;
-        }
-        if (low - base > rules.ridge_fraction * (height - base))
-            return true;
+        double beside = __shfl_sync(EVERY_LANE, value, across + other);
+        // NaN is no more than anything.
+        if (other < 2 && beside > base)
+            base = beside;
     }
-    return false;
+    bool high = (all_high >> 4 * way & 15) == 15 && __popc(known) >= 3;
+    bool ridge = high && low - base > rules.ridge_fraction * (height - base);
+    return __any_sync(EVERY_LANE, ridge);
 }
 
 // Is this pixel the centre of a saturated plateau that is no larger than a spot?
@@ -253,49 +283,41 @@ static __device__ bool is_plateau_centre(const PIXEL *frame, const Rules &rules,
     return down == PLATEAU_SIDE && across == PLATEAU_SIDE;
 }
 
-// The tests of signal and prominence of a maximum, and that it lies on no ridge.
+// The tests of size, signal and prominence of a maximum, and that it lies on no ridge, by a whole
+// warp: a lane has one of 5x5 pixels.
 static __device__ bool is_significant(const PIXEL *frame, const Rules &rules, int row, int col)
 {
-    const u8 *mask = rules.mask;
     const float *level = rules.level;
-    int height = rules.height, width = rules.width;
     double prominence = rules.prominence;
+    int lane = threadIdx.x % WARP, r = row + lane / 5 - 2, c = col + lane % 5 - 2;
+    bool usable = lane < 25 && r >= 0 && r < rules.height && c >= 0 && c < rules.width
+        && !(rules.mask && rules.mask[r * rules.width + c]);
+    double mine = usable ? counts_at(frame, level, r * rules.width + c) : 0;
+    double spread = level ? (double)rules.noise[row * rules.width + col] : 0;
+    unsigned there = __ballot_sync(EVERY_LANE, usable);
+    unsigned bright = __ballot_sync(EVERY_LANE, usable && mine > least_of(rules, spread));
+    if (__popc(bright & NEAR_BOTH) < rules.minimum_pixels)
+        return false;
+    // In the order of the reference, because sums of float64 depend on it; 0 changes none.
     double middle = 0, sides = 0, ends = 0, falling = 0, climbing = 0;
-    int n_middle = 0, n_sides = 0, n_ends = 0, n_falling = 0, n_climbing = 0;
-    for (int down = -2; down <= 2; down++) {
-        int r = row + down;
-        if (r < 0 || r >= height)
-            continue;
-        for (int across = -2; across <= 2; across++) {
-            int c = col + across, place = r * width + c;
-            if (c < 0 || c >= width || (mask && mask[place]))
-                continue;
-            double count = counts_at(frame, level, place);
-            bool near_row = down >= -1 && down <= 1, near_col = across >= -1 && across <= 1;
-            if (near_row && near_col) {
-                middle += count;
-                n_middle++;
-            } else if (near_row) {
-                sides += count;
-                n_sides++;
-            } else if (near_col) {
-                ends += count;
-                n_ends++;
-            }
-            if (down * across >= 2) {
-                falling += count;
-                n_falling++;
-            } else if (down * across <= -2) {
-                climbing += count;
-                n_climbing++;
-            }
-        }
+#pragma unroll
+    for (int place = 0; place < 25; place++) {
+        double count = __shfl_sync(EVERY_LANE, mine, place);
+        if (NEAR_BOTH >> place & 1)
+            middle += count;
+        if (BESIDE >> place & 1)
+            sides += count;
+        if (ABOVE_AND_BELOW >> place & 1)
+            ends += count;
+        if (FALLING >> place & 1)
+            falling += count;
+        if (CLIMBING >> place & 1)
+            climbing += count;
     }
-    double spread = 0;
-    if (level) {
-        spread = (double)rules.noise[row * width + col];
-        spread *= spread;
-    }
+    int n_middle = __popc(there & NEAR_BOTH), n_sides = __popc(there & BESIDE);
+    int n_ends = __popc(there & ABOVE_AND_BELOW);
+    int n_falling = __popc(there & FALLING), n_climbing = __popc(there & CLIMBING);
+    spread *= spread;
     // The maximum itself is usable, so that n_middle is never 0.
     double mean = middle / n_middle;
     double variance = (spread + (mean > 0 ? mean : 0)) / n_middle;
@@ -310,18 +332,6 @@ static __device__ bool is_significant(const PIXEL *frame, const Rules &rules, in
         || (n_falling && falling / n_falling > gate)
         || (n_climbing && climbing / n_climbing > gate);
     return !(wide && is_on_ridge(frame, rules, row, col));
-}
-
-// All tests of a pixel above its threshold.
-static __device__ bool is_peak(const PIXEL *frame, const Rules &rules, int row, int col)
-{
-    double value = (double)frame[row * rules.width + col];
-    if (value >= rules.rim && is_plateau_centre(frame, rules, row, col)
-        && is_large_enough(frame, rules, row, col))
-        return true;
-    return value < rules.saturation
-        && is_maximum(frame, rules.mask, rules.height, rules.width, row, col)
-        && is_large_enough(frame, rules, row, col) && is_significant(frame, rules, row, col);
 }
 
 // Sum over the block of what earlier threads gave; `sums` holds one number a thread, the totals after.
@@ -342,28 +352,21 @@ static __device__ int sum_before(int *sums, int mine)
 template <int BYTES> struct Load { typedef uint4 type; };
 template <> struct Load<1> { typedef uint2 type; };
 
-// List the peaks of each CHUNK of pixels, in order. One block a chunk.
-extern "C" __global__ void __launch_bounds__(THREADS, 4) mark_peaks(
-    const PIXEL *frame, const PIXEL *threshold, const u8 *mask, const float *level,
-    const float *noise, int height, int width, int minimum_pixels, double sigmas,
-    double minimum_counts, double snr, double prominence, double ridge_fraction, double saturation,
-    double rim, int *chunk_counts, int *chunk_peaks, int *header)
+// List what may be peaks of each CHUNK of pixels, in any order: maxima, and pixels of plateaus. One
+// block a chunk; what the list holds is judged by judge_peaks, of which a block needs more registers.
+extern "C" __global__ void __launch_bounds__(THREADS, 6) mark_peaks(
+    const PIXEL *frame, const PIXEL *threshold, const u8 *mask, int height, int width,
+    double saturation, double rim, int *chunk_counts, unsigned short *chunk_marks, int *header)
 {
-    Rules rules = { threshold, mask, level, noise, height, width, minimum_pixels, sigmas,
-                    minimum_counts, snr,
-                    prominence, ridge_fraction, saturation, rim };
     typedef Load<sizeof(PIXEL)>::type load;
     const int loads = sizeof(PIXEL) * PER_THREAD / sizeof(load);
-    __shared__ int sums[THREADS];
     __shared__ unsigned short candidates[CHUNK];
-    __shared__ int accepted[THREADS];
-    __shared__ int candidate_count, anything;
+    __shared__ int candidate_count, listed;
     int pixels = height * width;
     int first = blockIdx.x * CHUNK + threadIdx.x * PER_THREAD;
     unsigned lit = 0;
-    accepted[threadIdx.x] = 0;
     if (threadIdx.x == 0)
-        candidate_count = anything = 0;
+        candidate_count = listed = 0;
     __syncthreads();
     if (first + PER_THREAD <= pixels) {
         // Most lit pixels lie beside a brighter one. Where that could be masked, or rows end more
@@ -408,10 +411,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4) mark_peaks(
     // Candidates go to all threads alike, because they crowd in few. Their order does not matter:
     // what is accepted is noted by place.
     if (lit) {
-        int count = 0;
-        for (unsigned rest = lit; rest; rest &= rest - 1)
-            count++;
-        int place = atomicAdd(&candidate_count, count);
+        int place = atomicAdd(&candidate_count, __popc(lit));
         for (int k = 0; k < PER_THREAD; k++)
             if (lit >> k & 1)
                 candidates[place++] = (unsigned short)(threadIdx.x * PER_THREAD + k);
@@ -419,27 +419,61 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4) mark_peaks(
     __syncthreads();
     for (int one = threadIdx.x; one < candidate_count; one += THREADS) {
         int pixel = blockIdx.x * CHUNK + candidates[one];
-        int row = pixel / width, col = pixel % width;
-        if (is_peak(frame, rules, row, col)) {
-            atomicOr(&accepted[candidates[one] / PER_THREAD], 1 << candidates[one] % PER_THREAD);
-            atomicOr(&anything, 1);
-        }
+        double value = (double)frame[pixel];
+        unsigned mark = value >= rim ? MAY_BE_PLATEAU : 0;
+        if (value < saturation && is_maximum(frame, mask, height, width, pixel / width, pixel % width))
+            mark |= IS_MAXIMUM;
+        if (mark)
+            chunk_marks[blockIdx.x * CHUNK + atomicAdd(&listed, 1)]
+                = (unsigned short)(mark | candidates[one]);
     }
     __syncthreads();
-    if (!anything) {
-        if (threadIdx.x == 0)
-            chunk_counts[blockIdx.x] = 0;
-        return;
-    }
-    int mine = 0;
-    for (unsigned rest = accepted[threadIdx.x]; rest; rest &= rest - 1)
-        mine++;
-    int place = sum_before(sums, mine);
-    for (int k = 0; k < PER_THREAD; k++)
-        if (accepted[threadIdx.x] >> k & 1)
-            chunk_peaks[blockIdx.x * CHUNK_PEAKS + place++] = first + k;
     if (threadIdx.x == 0)
-        chunk_counts[blockIdx.x] = sums[THREADS - 1];
+        chunk_counts[blockIdx.x] = listed;
+}
+
+// Judge what mark_peaks listed; the peaks among it are listed in order in its place. One block a
+// chunk, a warp one maximum.
+extern "C" __global__ void __launch_bounds__(JUDGE_THREADS, 16) judge_peaks(
+    const PIXEL *frame, const PIXEL *threshold, const u8 *mask, const float *level,
+    const float *noise, int height, int width, int minimum_pixels, double sigmas,
+    double minimum_counts, double snr, double prominence, double ridge_fraction, double saturation,
+    double rim, int *chunk_counts, int *chunk_peaks)
+{
+    Rules rules = { threshold, mask, level, noise, height, width, minimum_pixels, sigmas,
+                    minimum_counts, snr,
+                    prominence, ridge_fraction, saturation, rim };
+    __shared__ int sums[JUDGE_THREADS];
+    __shared__ unsigned accepted[JUDGE_THREADS];
+    int number = chunk_counts[blockIdx.x], me = threadIdx.x;
+    if (number == 0)
+        return;
+    const unsigned short *marks = (const unsigned short *)(chunk_peaks + blockIdx.x * CHUNK_PEAKS);
+    accepted[me] = 0;
+    __syncthreads();
+    // Plateaus are few or side by side: a thread takes one.
+    for (int one = me; one < number; one += JUDGE_THREADS) {
+        unsigned mark = marks[one], place = mark & CHUNK - 1;
+        int pixel = blockIdx.x * CHUNK + place, row = pixel / width, col = pixel % width;
+        if (mark & MAY_BE_PLATEAU && is_plateau_centre(frame, rules, row, col)
+            && is_large_enough(frame, rules, row, col))
+            atomicOr(&accepted[place / 32], 1u << place % 32);
+    }
+    for (int one = me / WARP; one < number; one += JUDGE_THREADS / WARP) {
+        unsigned mark = marks[one], place = mark & CHUNK - 1;
+        int pixel = blockIdx.x * CHUNK + place;
+        if (mark & IS_MAXIMUM && is_significant(frame, rules, pixel / width, pixel % width)
+            && me % WARP == 0)
+            atomicOr(&accepted[place / 32], 1u << place % 32);
+    }
+    // From here on the list holds peaks.
+    __syncthreads();
+    unsigned mine = accepted[me];
+    int to = blockIdx.x * CHUNK_PEAKS + sum_before(sums, __popc(mine));
+    for (; mine; mine &= mine - 1)
+        chunk_peaks[to++] = blockIdx.x * CHUNK + me * 32 + __ffs(mine) - 1;
+    if (me == 0)
+        chunk_counts[blockIdx.x] = sums[JUDGE_THREADS - 1];
 }
 
 // Put the chunks' lists behind each other. One block a chunk; the last one tells the total.
@@ -542,7 +576,7 @@ extern "C" __global__ void __launch_bounds__(CUT_THREADS, 8) cut_patches(
     __shared__ float wide[BORDERED * BORDERED];
     __shared__ short target[WIDE * WIDE];
     __shared__ u8 tops[WIDE * WIDE];
-    __shared__ float low[CUT_THREADS], high[CUT_THREADS];
+    __shared__ float low[CUT_THREADS / WARP], high[CUT_THREADS / WARP];
     __shared__ int found_flags;
     int number = header[HEADER_KEPT], me = threadIdx.x;
     for (int peak = blockIdx.x; peak < number; peak += gridDim.x) {
@@ -624,19 +658,25 @@ extern "C" __global__ void __launch_bounds__(CUT_THREADS, 8) cut_patches(
             }
         }
         // Threads beyond the patch change neither extreme.
-        low[me] = me < AREA ? count : 3.4e38f;
-        high[me] = me < AREA ? count : -3.4e38f;
-        __syncthreads();
-        for (int half = CUT_THREADS / 2; half; half /= 2) {
-            if (me < half) {
-                low[me] = low[me + half] < low[me] ? low[me + half] : low[me];
-                high[me] = high[me + half] > high[me] ? high[me + half] : high[me];
-            }
-            __syncthreads();
+        float least = me < AREA ? count : 3.4e38f, most = me < AREA ? count : -3.4e38f;
+#pragma unroll
+        for (int other = WARP / 2; other; other /= 2) {
+            least = fminf(least, __shfl_xor_sync(EVERY_LANE, least, other));
+            most = fmaxf(most, __shfl_xor_sync(EVERY_LANE, most, other));
         }
-        float span = high[0] - low[0];
+        if (me % WARP == 0) {
+            low[me / WARP] = least;
+            high[me / WARP] = most;
+        }
+        __syncthreads();
+#pragma unroll
+        for (int other = 0; other < CUT_THREADS / WARP; other++) {
+            least = fminf(least, low[other]);
+            most = fmaxf(most, high[other]);
+        }
+        float span = most - least;
         if (me < AREA) {
-            scaled[peak * AREA + me] = (count - low[0]) / (span > 0 ? span : 1.0f);
+            scaled[peak * AREA + me] = (count - least) / (span > 0 ? span : 1.0f);
             if (counts)
                 counts[peak * AREA + me] = count;
         }

@@ -171,6 +171,10 @@ def test_the_page_shows_times_multiples_and_reasons(
     found = time_all(script, options)
     found["empty graph µs"]["p50"] = 2.0
     found["rows"][0]["device µs"] = {"p50": 10.0, "p99": 11.0, "least": 9.0}
+    found["rows"][0]["many µs"] = {
+        "512": {"p50": 20.4, "strays": 0},
+        "4697": {"p50": 99.6, "strays": 3},
+    }
     energy = {
         "network": "centroid", "engine": "tensorrt", "precision": "int8", "total mJ": 2.0,
         "total half width mJ": 0.1, "above idle mJ": 1.0, "above idle half width mJ": 0.1,
@@ -179,6 +183,7 @@ def test_the_page_shows_times_multiples_and_reasons(
     found["energy"] = [energy]
     text = load_module(ROOT / "device" / "gpu_engines_page.py").page(found)
     assert "| 10.0 / 11.0 (5.0×) |" in text
+    assert "| 20 | 100 | **3 differ**" in text
     assert "2.000 ± 0.100" in text
     assert "Fault: it throttled" in text
     assert "unknown engine 'no such engine'" in text

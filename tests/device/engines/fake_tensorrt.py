@@ -247,10 +247,11 @@ def make(cuda: Any, *, version: str = "10.3.0", name: str = "tensorrt") -> Any:
 
         def get_tensor_shape(self, name: str) -> tuple[int, ...]:
             shape = {**self.inputs, **self.outputs}[name]
-            (least, _, most), *others = (s for p in self.profiles for s in p.values())
-            # Seen of 8.6.0: one size alone is no free axis any more.
-            fixed = weak and not others and least == most
-            return (least[0], *shape[1:]) if fixed else shape
+            ranges = [shapes for profile in self.profiles for shapes in profile.values()]
+            # Seen of 8.6.0: one size alone is no free axis any more, and an output has the first.
+            one_each = all(least == most for least, _, most in ranges)
+            fixed = weak and one_each and (len(ranges) == 1 or name in self.outputs)
+            return (ranges[0][0][0], *shape[1:]) if fixed else shape
 
         def create_execution_context(self, settings: Any = None) -> Context | None:
             assert (settings is not None) == rtx, "TensorRT-RTX alone takes runtime settings"

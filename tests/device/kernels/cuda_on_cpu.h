@@ -35,7 +35,7 @@ struct uint4 { unsigned x, y, z, w; };
 #define __launch_bounds__(...)
 
 static inline int atomicAdd(int *place, int value) { int old = *place; *place += value; return old; }
-static inline int atomicOr(int *place, int value) { int old = *place; *place |= value; return old; }
+template <class T> static inline T atomicOr(T *place, T value) { T old = *place; *place |= value; return old; }
 static inline int atomicMin(int *place, int value) { int old = *place; if (value < old) *place = value; return old; }
 static inline long long __double_as_longlong(double value) { long long bits; memcpy(&bits, &value, 8); return bits; }
 static inline float __int_as_float(int bits) { float value; memcpy(&value, &bits, 4); return value; }
@@ -135,6 +135,20 @@ template <class T> static const T *exchange(const T &mine)
 }
 
 static inline float __shfl_xor_sync(unsigned, float value, int other) { return exchange(value)[(running % 32) ^ other]; }
+static inline double __shfl_sync(unsigned, double value, int lane) { return exchange(value)[lane]; }
+static inline int __ffs(unsigned word) { return __builtin_ffs(word); }
+static inline int __popc(unsigned word) { return __builtin_popcount(word); }
+
+static inline unsigned __ballot_sync(unsigned, bool mine)
+{
+    const bool *all = exchange(mine);
+    unsigned word = 0;
+    for (int lane = 0; lane < 32; lane++)
+        word |= (unsigned)all[lane] << lane;
+    return word;
+}
+
+static inline bool __any_sync(unsigned lanes, bool mine) { return __ballot_sync(lanes, mine) != 0; }
 
 static inline float half_as_float(uint16_t bits) { _Float16 half; memcpy(&half, &bits, 2); return half; }
 static inline unsigned float_as_half(float value) { _Float16 half = value; uint16_t bits; memcpy(&bits, &half, 2); return bits; }

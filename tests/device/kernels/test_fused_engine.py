@@ -232,6 +232,43 @@ def test_no_warp_runs_ahead_of_another(tmp_path: Path, name: str) -> None:
     np.testing.assert_array_equal(*answers)
 
 
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        ("cnnBragg 16x4", "int8"),
+        pytest.param("cnnBragg 8x10, residual", "float16", marks=pytest.mark.long),
+        pytest.param("BraggNN 33k", "float16", marks=pytest.mark.long),
+        pytest.param("BraggNN 33k", "int8", marks=pytest.mark.long),
+    ],
+)
+def test_a_patch_gives_the_same_alone_and_among_those_that_a_block_takes_together(
+    tmp_path: Path, name: str, precision: str
+) -> None:
+    program = write_program(read_network(model_of(name, precision)), BLOCK_BYTES["90"])
+    together = int(program.definitions["TOGETHER"])
+    assert together > 1
+    library = on_cpu.build(
+        tmp_path, fused.SOURCE, program.definitions, [fused.KERNEL], appended=program.source
+    )
+    given = networks.patches(together + 2)
+    one_by_one = run_alone(library, program, given, blocks=len(given))
+    for blocks in (1, 2):
+        np.testing.assert_array_equal(run_alone(library, program, given, blocks=blocks), one_by_one)
+
+
+@pytest.mark.parametrize("capability", ["87", "90"])
+@pytest.mark.parametrize(("name", "precision"), EVERY)
+def test_patches_that_are_taken_together_cost_no_block(
+    name: str, precision: str, capability: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, room = read_network(model_of(name, precision)), BLOCK_BYTES[capability]
+    sizes = [write_program(network, room).shared_bytes]
+    monkeypatch.setattr("edgexnas.device.engines.fused.program.MOST_TOGETHER", 1)
+    sizes.append(write_program(network, room).shared_bytes)
+    blocks = [(room + 1024) // (size + 1024) for size in sizes]
+    assert blocks[0] == blocks[1] > 0
+
+
 def run_alone(library: Path, program: Any, given: np.ndarray, *, blocks: int = 2) -> np.ndarray:
     import ctypes
 

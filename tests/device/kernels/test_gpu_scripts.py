@@ -31,7 +31,7 @@ def timings(monkeypatch):
     monkeypatch.setattr(module, "DECODERS", (2,))
     monkeypatch.setattr(module, "DECODED", 3)
     yield module
-    for name in ("made_frames", "label_baseline", "torch_stand_in"):
+    for name in ("made_frames", "label_baseline"):
         sys.modules.pop(name, None)
     for name in ("gpu_timings", "gpu_scans", "bench_gpu_service"):
         sys.modules.pop(name, None)
@@ -123,9 +123,8 @@ def test_a_scan_through_a_predictor_on_the_gpu_agrees(session, monkeypatch, fake
     monkeypatch.syspath_prepend(SCRIPTS)
     scans = load_module(SCRIPTS / "gpu_scans.py")
     root_engine = load_module(Path(__file__).parent / "root_engine.py")
-    monkeypatch.setattr(
-        scans, "TorchStandIn", lambda *_, **__: root_engine.RootEngine(session, fake_gpu)
-    )
-    assert scans.compare_scan(session)
-    for name in ("gpu_timings", "label_baseline", "made_frames", "torch_stand_in"):
+    engine = root_engine.RootEngine(session, fake_gpu)
+    assert scans.compare_scan(engine)
+    engine.close()
+    for name in ("gpu_timings", "label_baseline", "made_frames"):
         sys.modules.pop(name, None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -14,9 +13,9 @@ import numpy as np
 
 from edgexnas.bragg import PATCH_SIZE
 from edgexnas.device.cuda import CudaSession
-from edgexnas.device.engines.device_engine import FloatArray, HostRuns, ladder, least_size
+from edgexnas.device.engines.device_engine import HostRuns, OnSession, ladder
 from edgexnas.device.engines.fused.graph import UnsuitableNetworkError, read_network
-from edgexnas.device.engines.fused.program import write_program
+from edgexnas.device.engines.fused.program import RESERVED_BYTES, write_program
 from edgexnas.device.kernels.compilation import compile_kernels
 from edgexnas.errors import EngineError
 
@@ -37,9 +36,6 @@ FORMAT = 1
 
 LEAST_CAPABILITY = 80
 """Asynchronous copies and the tensor cores' instructions came with compute capability 8.0."""
-
-RESERVED_BYTES = 1024
-"""Shared memory that CUDA takes of each block."""
 
 _log = logging.getLogger(__name__)
 
@@ -233,7 +229,7 @@ def _block_bytes(session: CudaSession) -> int:
         return int(device.get_attribute(most))
 
 
-class FusedEngine:
+class FusedEngine(OnSession):
     """One Bragg network as one kernel, on a GPU. A `DeviceEngine` that takes any count at once.
 
     Parameters
@@ -253,10 +249,6 @@ class FusedEngine:
 
     Attributes
     ----------
-    owns_session
-        Whether closing the engine closes the session.
-    discard_built
-        Removes the kernel from the cache that it came from.
     device_memory_bytes
         Device memory that weights and buffers take.
 
@@ -279,6 +271,7 @@ class FusedEngine:
         reason: str = "fused was requested",
         graph: bool = True,
     ) -> None:
+        super().__init__()
         self.session = session
         self.precision = precision
         self.batch = batch
@@ -287,10 +280,7 @@ class FusedEngine:
         self.sizes = ladder(batch)
         self.input_shape: tuple[int, ...] = (1, PATCH_SIZE, PATCH_SIZE)
         self.output_shape: tuple[int, ...] = (2, kernel.levels)
-        self.owns_session = False
-        self.discard_built: Callable[[], None] = _nothing
         self._function: Any = None
-        self._runs: HostRuns | None = None
         self._weights: DeviceBuffer | None = None
         try:
             packed = np.frombuffer(kernel.weights, np.uint8)
@@ -331,10 +321,6 @@ class FusedEngine:
         # As many blocks as run at once: each goes on to further items with its weights in place.
         self._most_blocks = multiprocessors * max(1, each)
 
-    def size_of(self, count: int) -> int:
-        """Return the least of `sizes` that holds `count` items; see `DeviceEngine.size_of`."""
-        return least_size(self.sizes, count)
-
     def enqueue(self, inputs: int, outputs: int, count: int, stream: Any, *, kept: int = 0) -> None:
         """Put one run into a stream; see `DeviceEngine.enqueue`. `count` may exceed `batch`."""
         if self._function is None or self._weights is None:
@@ -346,12 +332,6 @@ class FusedEngine:
                 (blocks, 1), (kernel.threads, 1, 1), stream, inputs, self._weights.pointer,
                 outputs, count, kept, shared_size=kernel.shared_bytes,
             )  # fmt: skip
-
-    def run(self, inputs: FloatArray) -> FloatArray:
-        """Run the model on (n, 1, 11, 11) float32 items, 1 ≤ n ≤ `batch`; see `Engine.run`."""
-        if self._runs is None:
-            raise EngineError("this fused engine is closed; open a new one")
-        return self._runs.run(inputs)
 
     def describe(self) -> dict[str, str | int]:
         """Say what runs: GPU, precision, batch, how the kernel is laid out, and why."""
@@ -369,23 +349,11 @@ class FusedEngine:
             "reason": self.reason,
         }
 
-    def close(self) -> None:
-        """Release the model, and the session if the engine owns it; closing again does nothing."""
-        self._release()
-        if self.owns_session:
-            self.session.close()
-
     def _release(self) -> None:
-        if self._runs is not None:
-            self._runs.close()
-            self._runs = None
+        super()._release()
         if self._weights is not None:
             self._weights.close()
             self._weights = None
         # Left to the garbage collector, the module may go in a thread that cannot free it.
         with self.session.releasing():
             self._function = None
-
-
-def _nothing() -> None:
-    """Discard a kernel that no cache holds."""

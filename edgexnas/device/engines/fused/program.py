@@ -22,13 +22,19 @@ from edgexnas.device.engines.fused.graph import (
     UnsuitableNetworkError,
 )
 
-__all__ = ["Program", "write_program"]
+__all__ = ["RESERVED_BYTES", "Program", "write_program"]
 
 CHUNK = 16
 """Bytes that a lane loads at once: 8 float16 or 16 int8 channels of one pixel."""
 
 ROWS, COLUMNS = 16, 8
 """Rows and columns of the tensor cores' product."""
+
+MOST_TOGETHER = ROWS
+"""Patches whose dense layers behind convolutions are computed together: one to a row."""
+
+RESERVED_BYTES = 1024
+"""Shared memory that CUDA takes of each block beside what the kernel asks for."""
 
 MOST_TILES, MOST_PARTS = 6, 8
 """Sums of a warp, which are registers, and warps that share a product."""
@@ -141,6 +147,16 @@ def write_program(network: Network, shared_bytes: int) -> Program:
         If its weights and maps do not fit into the shared memory.
     """
     program = _Writer(network).program()
+    # Dense layers behind convolutions are short and wait for each other: computed for more patches
+    # at once they cost next to nothing, as long as no fewer blocks fit a multiprocessor.
+    blocks = _blocks_at_once(program, shared_bytes)
+    together = MOST_TOGETHER
+    while together > 1:
+        other = _Writer(network, together).program()
+        if _blocks_at_once(other, shared_bytes) == blocks:
+            program = other
+            break
+        together //= 2
     if program.shared_bytes > shared_bytes:
         raise UnsuitableNetworkError(
             f"the network's weights and maps take {program.shared_bytes} bytes of shared memory, "
@@ -150,13 +166,20 @@ def write_program(network: Network, shared_bytes: int) -> Program:
     return program
 
 
+def _blocks_at_once(program: Program, shared_bytes: int) -> int:
+    """How many blocks a multiprocessor holds, whose memory is one block's and what CUDA takes."""
+    return (shared_bytes + RESERVED_BYTES) // (program.shared_bytes + RESERVED_BYTES)
+
+
 class _Writer:
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, together: int = 1) -> None:
         self._network = network
         self._steps = [self._windowed(step) for step in network.steps]
         self._rows_are_items = all(self._is_dense(step) for step in self._steps)
         self._items = ROWS // (2 if network.symmetric else 1) if self._rows_are_items else 1
         self._maps = self._planned_maps()
+        self._tail = self._dense_tail()
+        self._together = together if self._tail else 1
         self._deals = {
             step.name: self._deal(step) for step in self._steps if isinstance(step, Layer)
         }
@@ -187,6 +210,44 @@ class _Writer:
                 "specify engine='tensorrt' or 'auto'"
             )
         return first
+
+    def _dense_tail(self) -> list[str]:
+        """Name the dense layers behind the convolutions, each of which reads the one before it."""
+        if self._rows_are_items or self._network.symmetric:
+            return []
+        names: list[str] = []
+        wanted = self._network.head.source
+        for number in range(len(self._steps) - 1, 0, -1):
+            step = self._steps[number]
+            dense = isinstance(step, Layer) and self._maps[step.name].width == 1
+            if not dense or step.name != wanted or step.added is not None:  # type: ignore[union-attr]
+                break
+            names.insert(0, step.name)
+            wanted = step.source
+        if not names:
+            return []
+        # What comes before writes the features of one patch, which nobody else may read.
+        number = next(n for n, step in enumerate(self._steps) if step.name == names[0])
+        readers = [
+            s
+            for s in self._steps
+            if s.source == wanted or (isinstance(s, Layer) and s.added == wanted)
+        ]
+        features = self._maps[wanted]
+        if self._steps[number - 1].name != wanted or len(readers) != 1 or features.border:
+            return []
+        return names
+
+    def _features(self) -> str:
+        """Name the map that the dense layers behind the convolutions read."""
+        first = next(step for step in self._steps if step.name == self._tail[0])
+        return first.source
+
+    def _feature_bytes(self, size: int) -> int:
+        """Bytes from one patch's features to the next one's, so that no two share a bank."""
+        value = self._maps[self._features()]
+        chunks = value.pitch**2 * value.stride(size) // CHUNK
+        return (chunks + 1 - chunks % 2) * CHUNK
 
     def _planned_maps(self) -> dict[str, _Map]:
         """Find out how large each value is, and in which forms it is read until when."""
@@ -300,6 +361,8 @@ class _Writer:
     def _rows(self, layer: Layer) -> int:
         if self._rows_are_items:
             return ROWS
+        if layer.name in self._tail:
+            return self._together
         return self._maps[layer.name].width ** 2
 
     def _chunks_a_pixel(self, layer: Layer) -> int:
@@ -328,10 +391,12 @@ class _Writer:
             if isinstance(step, Attention):
                 continue
             name = f"Step{number}"
+            # Each patch's features lie beside those of the patches before it.
+            slot = ", slot" if self._tail and step.name == self._features() else ""
             if isinstance(step, Pool):
                 pools = self._pool_structs(name, step, blocks)
                 structs += pools.values()
-                stages.append("".join(f"pool<{pool}>(memory); " for pool in pools))
+                stages.append("".join(f"pool<{pool}>(memory{slot}); " for pool in pools))
             else:
                 pending -= 1
                 structs.append(self._layer_struct(name, step, blocks, places[step.name]))
@@ -341,26 +406,30 @@ class _Writer:
                     structs.append(self._attention_struct(f"Mix{number}", before, step, blocks))
                     stages[-1] += f"attend<Mix{number}, {name}>(memory); "
                 else:
-                    stages[-1] += f"multiply<{name}>(memory); "
+                    stages[-1] += f"multiply<{name}>(memory{slot}); "
             if isinstance(step, Pool):
                 stages[-1] = "__syncthreads(); " + stages[-1]
             borders = self._border_structs(name, step.name, blocks)
             structs += borders.values()
             stages[-1] += "".join(f"clear_border<{border}>(memory); " for border in borders)
+        # Attention has no stage of its own.
+        ends = len(stages) - len(self._tail)
         structs.append(self._head_struct(blocks))
         copies = [f"copy_weights<{a}, {size}>(memory, weights);" for a, size, *_ in places.values()]
         centroid = self._network.head.centroid
-        find = "find_centroids<Centroids>(memory, patches, group, count);"
+        find = "find_centroids<Centroids>(memory, patches, group, count, slot);"
         source = _KERNEL.format(
             structs="\n".join(structs),
             copies="\n    ".join(copies),
             centroids="" if centroid is None else find,
             # The next round's centroids must not be written while this one's are read.
             end="" if centroid is None else "__syncthreads();",
-            stages="\n        ".join(stages),
+            stages="\n            ".join(stages[:ends]),
+            tail="\n        ".join(stages[ends:]),
         )
         definitions = {
             "THREADS": str(32 * WARPS), "WARPS": str(WARPS), "ITEMS": str(self._items),
+            "TOGETHER": str(self._together),
         }  # fmt: skip
         return Program(
             source, definitions, weights, shared, 32 * WARPS, self._items,
@@ -425,12 +494,23 @@ class _Writer:
             # The next patches are stored while the last stage may still run.
             last = end if name == PATCHES else value.last
             pixels = ROWS if self._rows_are_items else value.pitch**2
+            if name in self._tail:
+                pixels = self._together
+            features = bool(self._tail) and name == self._features()
+            if features:
+                # They wait until those of all patches are there.
+                first = 0
             forms = (("halves", value.halves, 2), ("bytes", value.scale is not None, 1))
             for form, kept, size in forms:
                 if kept:
-                    blocks[f"{name} {form}"] = _Block(pixels * value.stride(size), first, last)
+                    room = pixels * value.stride(size)
+                    if features:
+                        room = self._together * self._feature_bytes(size)
+                    blocks[f"{name} {form}"] = _Block(room, first, last)
             if value.floats:
                 rows = ROWS if self._rows_are_items else value.width**2
+                if name in self._tail:
+                    rows = self._together
                 blocks[f"{name} floats"] = _Block(rows * value.channels * 4, first, last)
         for number, step in enumerate(self._steps, 1):
             if isinstance(step, Layer) and self._deals[step.name].parts > 1:
@@ -438,7 +518,7 @@ class _Writer:
                 tiles = row_tiles * column_tiles * self._deals[step.name].parts
                 blocks[f"{step.name} scratch"] = _Block(tiles * 512, number, number)
         if self._network.head.centroid is not None:
-            blocks["centroids"] = _Block(8 * self._items, 0, end)
+            blocks["centroids"] = _Block(8 * self._items * self._together, 0, end)
         # What attention reads is still read while the layer behind it stores.
         for number, step in enumerate(self._steps, 1):
             if isinstance(step, Attention):
@@ -483,12 +563,14 @@ class _Writer:
         added_size, added_form = (2, "halves") if layer.added_scale is None else (1, "bytes")
         kernel = layer.weights.shape[-1]
         a_pixel = self._chunks_a_pixel(layer)
+        reads_features = bool(self._tail) and layer.name == self._tail[0]
+        writes_features = bool(self._tail) and layer.name == self._features()
         numbers = {
             "ROWS": self._rows(layer),
             "PIXELS": 1 if self._rows_are_items else out.width**2,
             "WIDTH": out.width,
             "IN": begin + source.origin(layer.padding, size),
-            "IN_ITEM": stride,
+            "IN_ITEM": self._feature_bytes(size) if reads_features else stride,
             "IN_PITCH": source.pitch,
             "IN_STRIDE": stride,
             "KERNEL_WIDTH": kernel,
@@ -520,6 +602,7 @@ class _Writer:
             numbers[form.upper()] = blocks[f"{layer.name} {form}"].at if kept else -1
             numbers[f"{form.upper()}_STRIDE"] = out.stride(size)
             numbers[f"{form.upper()}_ITEM"] = out.stride(size)
+            numbers[f"{form.upper()}_SLOT"] = self._feature_bytes(size) if writes_features else 0
         constants = {
             "slope": layer.slope,
             "gain": layer.gain,
@@ -545,6 +628,7 @@ class _Writer:
 
     def _pool_structs(self, name: str, step: Pool, blocks: dict[str, _Block]) -> dict[str, str]:
         source, out = self._maps[step.source], self._maps[step.name]
+        features = bool(self._tail) and step.name == self._features()
         structs = {}
         for form, kept, size in (("halves", out.halves, 2), ("bytes", out.scale is not None, 1)):
             if kept:
@@ -559,6 +643,7 @@ class _Writer:
                     "STRIDE": out.stride(size),
                     "WIDTH": out.width,
                     "WORDS": out.channels * size // 4,
+                    "SLOT": self._feature_bytes(size) if features else 0,
                 }
                 kind = "Half" if size == 2 else "Int8"
                 structs[f"{name}{kind}"] = _struct(f"{name}{kind}", numbers, {}, kind)
@@ -592,7 +677,7 @@ _ACTIVATIONS = {"none": 0, "relu": 1, "leaky": 2, "silu": 3}
 
 _KERNEL = """
 {structs}
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
 run_network(const float *patches, const char *weights, float *offsets, int most, const int *kept)
 {{
     SHARED_MEMORY(memory);
@@ -603,14 +688,18 @@ run_network(const float *patches, const char *weights, float *offsets, int most,
     float pixels[Input::PAIRS][2];
     load_input<Input>(patches, group, count, pixels);
     {copies}
-    for (; group * ITEMS < count; group += gridDim.x) {{
-        {centroids}
-        store_input<Input>(memory, pixels);
-        // Those of the next round travel while this one is computed.
-        load_input<Input>(patches, group + gridDim.x, count, pixels);
-        {stages}
+    while (group * ITEMS < count) {{
+        int slot = 0;
+        for (; slot < TOGETHER && group * ITEMS < count; slot++, group += gridDim.x) {{
+            {centroids}
+            store_input<Input>(memory, pixels);
+            // Those of the next round travel while this one is computed.
+            load_input<Input>(patches, group + gridDim.x, count, pixels);
+            {stages}
+        }}
+        {tail}
         __syncthreads();
-        write_quantiles<Quantiles>(memory, offsets, group, count);
+        write_quantiles<Quantiles>(memory, offsets, group - slot * gridDim.x, count);
         {end}
     }}
 }}
