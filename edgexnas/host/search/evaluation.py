@@ -12,7 +12,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from edgexnas.host.data.dataset import Dataset
     from edgexnas.host.data.splitting import Split
     from edgexnas.host.data.synthetic_patterns import Drawing
-    from edgexnas.host.training.settings import TrainingData
+    from edgexnas.host.training.loop import TrainingResult
+    from edgexnas.host.training.settings import TrainingData, TrainingSettings
 
 __all__ = [
     "FAILURES",
@@ -62,7 +63,10 @@ RUNG_BASE = 3
 """Errors are kept at epochs 1, 3, 9, …, where Hyperband compares them."""
 
 CALIBRATION_ITEMS = 512
-"""Training items that fix the grids where networks are scored with INT8 rounding."""
+"""Training items that fix the grids where networks train or are scored with INT8 rounding."""
+
+ROUNDED_RATE = 0.25
+"""Learning rate of the steps with INT8 rounding, as a share of that of the steps before."""
 
 LEAST_TRAINING, LEAST_VALIDATION = 64, 16
 """Fewest labelled items for which a search says anything."""
@@ -145,6 +149,8 @@ class EvaluationRequest:
         Checkpoint to go on from, as bytes.
     rate_share
         Share of the configuration's learning rate to train with.
+    rounded_share
+        Share of `seconds`, at their end, in which it trains with INT8 rounding.
     """
 
     trial: int
@@ -157,6 +163,7 @@ class EvaluationRequest:
     kill_after_s: float | None = None
     weights: bytes | None = None
     rate_share: float = 1.0
+    rounded_share: float = 0.0
 
     def kill_limit(self, usual: float | None) -> float | None:
         """Seconds after which it is killed: its own, or the evaluator's."""
@@ -263,7 +270,7 @@ def _train(
         normalise=find_task(context.task).normalise and request.weights is None,
         device=context.device,
         time_limit_s=request.time_limit_s,
-        seconds=request.seconds,
+        seconds=None if request.seconds is None else (1 - request.rounded_share) * request.seconds,
         continued=request.weights is not None,
     )
     # The caller's own random numbers are left as they were.
@@ -274,16 +281,60 @@ def _train(
             saved = torch.load(io.BytesIO(request.weights), map_location="cpu", weights_only=True)
             model.load_state_dict(saved["weights"])
         result = train(model, context.training_data, settings, on_epoch=_rung_hook(request, rungs))
+        int8_error = None
+        if context.int8:
+            result, int8_error = _for_int8(result, request, context, settings)
     metrics = {name: float(value) for name, value in result.metrics.items()}
     metrics["epochs"] = float(result.epochs)
     if request.seconds is not None:
         metrics["steps"] = float(result.steps)
-    if context.int8:
-        from edgexnas.host.exporting.quantisation_aware import rounded_error
-
-        data = context.training_data
-        metrics["int8_error"] = rounded_error(result.model, data, data.train_x[:CALIBRATION_ITEMS])
+    if int8_error is not None:
+        metrics["int8_error"] = int8_error
     return metrics, _checkpoint(request, result.model)
+
+
+def _for_int8(
+    result: TrainingResult,
+    request: EvaluationRequest,
+    context: EvaluationContext,
+    settings: TrainingSettings,
+) -> tuple[TrainingResult, float]:
+    """Train on with INT8 rounding, if the request has time for it, and score with rounding."""
+    from edgexnas.host.exporting.quantisation_aware import fine_tune_for_int8, rounded_error
+    from edgexnas.host.training.criteria import CRITERIA
+
+    data = context.training_data
+    calibration = data.train_x[:CALIBRATION_ITEMS]
+    before = rounded_error(result.model, data, calibration)
+    # A network of one layer has none that is rounded.
+    if request.seconds is None or not request.rounded_share or not math.isfinite(before):
+        return result, before
+    tuned = fine_tune_for_int8(
+        result.model,
+        data,
+        calibration,
+        replace(
+            settings,
+            seconds=request.rounded_share * request.seconds,
+            learning_rate=ROUNDED_RATE * settings.learning_rate,
+            normalise=False,
+            continued=True,
+        ),
+    )
+    after = rounded_error(tuned.model, data, calibration)
+    if after >= before:
+        return result, before
+    criterion = CRITERIA[data.task](settings.levels, data.device)
+    model = tuned.model.to(data.device)
+    # What it was trained by are scores with rounding.
+    metrics = criterion.evaluate(model, data.validation_x, data.validation_y)
+    return replace(
+        result,
+        model=model.cpu(),
+        metrics=metrics,
+        steps=result.steps + tuned.steps,
+        epochs=result.epochs + tuned.epochs,
+    ), after
 
 
 def _rung_hook(

@@ -50,6 +50,9 @@ GOING_ON_RATE = 0.5
 """A training that goes on has this share of its last learning rate: what is best for a short one
 is too high for a long one."""
 
+ROUNDED_SHARE = 0.3
+"""Of a finalist's time, in which it trains with INT8 rounding where that is what counts."""
+
 HOPELESS_FAILURES = 30
 
 
@@ -539,6 +542,7 @@ class _BudgetedRun(_Run):
             kill_after_s=min(seconds + max(KILL_AFTER_S, seconds / 2), max(self._left(), 0.1)),
             weights=weights,
             rate_share=rate,
+            rounded_share=ROUNDED_SHARE if trial.stage == "final" else 0.0,
         )
 
     def _fidelity(self, trial: Trial) -> float:
