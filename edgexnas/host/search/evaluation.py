@@ -12,7 +12,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,8 +30,7 @@ if TYPE_CHECKING:
     from edgexnas.host.data.dataset import Dataset
     from edgexnas.host.data.splitting import Split
     from edgexnas.host.data.synthetic_patterns import Drawing
-    from edgexnas.host.training.loop import TrainingResult
-    from edgexnas.host.training.settings import TrainingData, TrainingSettings
+    from edgexnas.host.training.settings import TrainingData
 
 __all__ = [
     "FAILURES",
@@ -64,9 +63,6 @@ RUNG_BASE = 3
 
 CALIBRATION_ITEMS = 512
 """Training items that fix the grids where networks train or are scored with INT8 rounding."""
-
-ROUNDED_RATE = 0.25
-"""Learning rate of the steps with INT8 rounding, as a share of that of the steps before."""
 
 LEAST_TRAINING, LEAST_VALIDATION = 64, 16
 """Fewest labelled items for which a search says anything."""
@@ -283,7 +279,16 @@ def _train(
         result = train(model, context.training_data, settings, on_epoch=_rung_hook(request, rungs))
         int8_error = None
         if context.int8:
-            result, int8_error = _for_int8(result, request, context, settings)
+            from edgexnas.host.exporting.quantisation_aware import scored_for_int8
+
+            data = context.training_data
+            result, int8_error = scored_for_int8(
+                result,
+                data,
+                data.train_x[:CALIBRATION_ITEMS],
+                settings,
+                request.rounded_share * (request.seconds or 0.0),
+            )
     metrics = {name: float(value) for name, value in result.metrics.items()}
     metrics["epochs"] = float(result.epochs)
     if request.seconds is not None:
@@ -291,50 +296,6 @@ def _train(
     if int8_error is not None:
         metrics["int8_error"] = int8_error
     return metrics, _checkpoint(request, result.model)
-
-
-def _for_int8(
-    result: TrainingResult,
-    request: EvaluationRequest,
-    context: EvaluationContext,
-    settings: TrainingSettings,
-) -> tuple[TrainingResult, float]:
-    """Train on with INT8 rounding, if the request has time for it, and score with rounding."""
-    from edgexnas.host.exporting.quantisation_aware import fine_tune_for_int8, rounded_error
-    from edgexnas.host.training.criteria import CRITERIA
-
-    data = context.training_data
-    calibration = data.train_x[:CALIBRATION_ITEMS]
-    before = rounded_error(result.model, data, calibration)
-    # A network of one layer has none that is rounded.
-    if request.seconds is None or not request.rounded_share or not math.isfinite(before):
-        return result, before
-    tuned = fine_tune_for_int8(
-        result.model,
-        data,
-        calibration,
-        replace(
-            settings,
-            seconds=request.rounded_share * request.seconds,
-            learning_rate=ROUNDED_RATE * settings.learning_rate,
-            normalise=False,
-            continued=True,
-        ),
-    )
-    after = rounded_error(tuned.model, data, calibration)
-    if after >= before:
-        return result, before
-    criterion = CRITERIA[data.task](settings.levels, data.device)
-    model = tuned.model.to(data.device)
-    # What it was trained by are scores with rounding.
-    metrics = criterion.evaluate(model, data.validation_x, data.validation_y)
-    return replace(
-        result,
-        model=model.cpu(),
-        metrics=metrics,
-        steps=result.steps + tuned.steps,
-        epochs=result.epochs + tuned.epochs,
-    ), after
 
 
 def _rung_hook(

@@ -112,8 +112,8 @@ def optimize(
         `SearchSpace` objects. ``"paper"`` stands for those of the paper's Table 1, drawn from all
         of their ranges, where other searches with a budget begin near what earlier runs found
         good. Several spaces take turns, with a budget by how many of their networks went on. None
-        takes those of the task, for "bragg" mlpBraggSmooth beside the two of the paper, since its
-        networks err least.
+        takes those of the task, for "bragg" mlpBraggMirrored and mlpBraggSmooth beside the two of
+        the paper, since their networks err least.
     objectives
         What to minimise: names of `edgexnas.host.measuring.objectives.OBJECTIVES`, or of its
         `PTYCHO_OBJECTIVES` for "ptycho", where ``error`` is the mean absolute phase error. All

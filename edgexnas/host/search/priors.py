@@ -2,7 +2,7 @@
 
 `learned.json` beside this module holds, for each space, networks that ended on or near the front of
 earlier runs, on simulated data alone, with the rates and batches that they were trained with, and
-what a step took there. ``python host/learn_priors.py RUN... `` makes it.
+what a step took there. ``python host/learn_priors.py learn`` makes it of `host/learned_runs.json`.
 """
 
 from __future__ import annotations
