@@ -45,7 +45,7 @@ SCALE = (dataclasses.replace(OBJECTIVES["error"], best=0.001), OBJECTIVES["param
 SHARE = 0.9
 
 BEFORE = ("mlpBraggSymmetric", "mlpBragg", "cnnBragg")
-NOW = ("mlpBraggSmooth", "mlpBragg", "cnnBragg")
+NOW = ("mlpBraggMirrored", "mlpBraggSmooth", "mlpBragg", "cnnBragg")
 
 LADDERS: dict[str, tuple[str, tuple[str, ...], bool]] = {
     "ladder, DeepHyper CBO (the default)": ("cbo", NOW, True),

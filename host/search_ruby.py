@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -169,7 +168,7 @@ def main() -> None:
     parser.add_argument(
         "--steps", nargs="*", choices=("search", "braggnn", "before"), default=["search", "braggnn"]
     )
-    parser.add_argument("--note", default="", help="on the hardware, for the page")
+    parser.add_argument("--hardware", help="where the runs were made, if not here; for the page")
     parser.add_argument("--page", type=Path, help="folder for search-ruby.json and .md")
     options = parser.parse_args()
     options.runs.mkdir(parents=True, exist_ok=True)
@@ -204,8 +203,7 @@ def main() -> None:
         whole = {
             "command": f"python host/search_ruby.py {options.peaks.name} --budget "
             f"{options.budget} --seeds {' '.join(str(r['seed']) for r in records)}",
-            "hardware": f"{hardware()}{options.note and '; ' + options.note}",
-            "cores": len(os.sched_getaffinity(0)), "seeds": records,
+            "hardware": options.hardware or hardware(), "seeds": records,
         }  # fmt: skip
         (options.page / "search-ruby.json").write_text(json.dumps(whole, indent=1) + "\n")
         (options.page / "search-ruby.md").write_text(page(whole))
