@@ -17,8 +17,8 @@ size they err less, for more kernels and twice the arithmetic. **mlpBraggSmooth*
 place of ReLU and errs less still. It has ranges of its own: no table sets them, and larger batches
 and lower rates than the table's suit it. **mlpBraggMirrored** averages over the eight images of a
 patch: of equal size it errs half as much, for four times the arithmetic. A search for Bragg peaks
-that names no space takes the last two beside those of the table; ``"paper"`` names those of the
-table alone.
+that names no space takes it beside the two of the table; ``"paper"`` names those of the table
+alone.
 
 **ptychoUnet** is not in the table either: networks of few multiplications, see
 `edgexnas.host.networks.ptycho_unet`, with a width for each stage, and ranges of training that end

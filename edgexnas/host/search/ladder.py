@@ -35,7 +35,7 @@ __all__ = ["Job", "Ladder", "choose_space", "ranked"]
 FINALS = 6
 """Trainings of finalists, or as many as there are workers."""
 
-MOST_FINALISTS = 4
+MOST_FINALISTS = 3
 
 GOING_ON_SHARE = 2 / 3
 """Of the finalists' trainings go on from the weights there are; the others train the first ones

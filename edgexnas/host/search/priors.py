@@ -21,7 +21,7 @@ from edgexnas.host.networks.spaces import SPACES
 
 __all__ = ["Prior", "find_prior", "known_step_cost"]
 
-FREE_SHARE = 0.4
+FREE_SHARE = 0.25
 """Share of draws from the whole of a space, so that no prior shuts out what it has not seen."""
 
 SPREAD = 0.07
