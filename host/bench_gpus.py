@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--evaluations", type=int, default=64)
     parser.add_argument("--epochs", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, help="JSON file; only printed if not given")
+    parser.add_argument("--output", type=Path, help="JSON file, and Markdown beside it")
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.alone:
@@ -80,10 +80,33 @@ def main() -> None:
         f"--evaluations {options.evaluations} --epochs {options.epochs} --seed {options.seed}",
         "rows": rows,
     }  # fmt: skip
-    text = json.dumps(whole, indent=1) + "\n"
-    print(text)
+    print(json.dumps(whole, indent=1))
     if options.output is not None:
-        options.output.write_text(text)
+        options.output.write_text(json.dumps(whole, indent=1) + "\n")
+        options.output.with_suffix(".md").write_text(page(whole))
+
+
+def page(whole: dict[str, Any]) -> str:
+    """Table of the rows, with and without the start of the workers."""
+    first, last = whole["rows"][0], whole["rows"][-1]
+
+    def after(row: dict[str, Any]) -> float:
+        return float(row["seconds"] - row["until_first_s"])
+
+    lines = [
+        "# One search on several GPUs of a host", "",
+        f"`{whole['command']}`, on {last['gpus']} {last['gpu']}: the same trainings by random "
+        "search, four workers a GPU, worker k on GPU k modulo their number.", "",
+        "| GPUs | workers | trainings ended | seconds | until the first one began | ratio | "
+        "ratio after that |", "|---:|---:|---:|---:|---:|---:|---:|",
+        *(
+            f"| {row['gpus']} | {row['workers']} | {row['ended'].get('done', 0)} | "
+            f"{row['seconds']:.1f} | {row['until_first_s']:.1f} | "
+            f"{first['seconds'] / row['seconds']:.2f}× | {after(first) / after(row):.2f}× |"
+            for row in whole["rows"]
+        ),
+    ]  # fmt: skip
+    return "\n".join([*lines, ""])
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ from edgexnas.host.search.step_cost import StepCost
 from edgexnas.host.search.strategies import SearchProblem
 from edgexnas.host.search.synthetic_data import repeat_measured
 from edgexnas.host.training.bragg_criterion import evaluate_model
+from edgexnas.host.training.loop import LATER_MAY_ERR
 
 TWO = (OBJECTIVES["error"], OBJECTIVES["parameters"])
 SMALL = SPACES["mlpBragg"].narrow(units=(2, 16), layers=(1, 2))
@@ -272,8 +273,8 @@ def test_a_search_ends_within_its_budget_and_trains_finalists_with_seeds(
     assert result.best("int8_error").checkpoint is not None
     went_on = searched[searched["parent"].notna()]
     errors = dict(zip(table["trial"], table["error"], strict=True))
-    # Training on keeps the best weights, so it loses nothing.
-    assert all(row.error <= errors[int(row.parent)] for row in went_on.itertuples())
+    # Training on keeps the best weights, or later ones that err hardly more.
+    assert all(row.error <= LATER_MAY_ERR * errors[int(row.parent)] for row in went_on.itertuples())
     again = SearchResult.load(tmp_path / "run")
     assert again.best("int8_error").trial == result.best("int8_error").trial
 
