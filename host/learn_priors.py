@@ -94,7 +94,7 @@ def record(folders: list[Path], device: str, note: str) -> None:
 
 
 def good_networks(trials: list[Row], space: str, error: str) -> list[Row]:
-    """Return configurations of a space that a run found best, the best one first."""
+    """Return the trainings of networks of a space that a run found best."""
     own = [t for t in trials if t["space"] == space]
     # Of a network that went on, its last training alone; its first ones say less.
     went_on = {t["parent"] for t in own}
@@ -103,14 +103,14 @@ def good_networks(trials: list[Row], space: str, error: str) -> list[Row]:
     for row in last:
         smaller = min(o[error] for o in last if o["parameters"] <= row["parameters"])
         near = row[error] <= min(NEAR_BEST * last[0][error], NEAR_FRONT * smaller)
-        if near and row["configuration"] not in found:
-            found.append(row["configuration"])
+        if near and row["configuration"] not in [known["configuration"] for known in found]:
+            found.append(row)
     return found[:BEST]
 
 
 def learned(runs: list[dict[str, Any]]) -> str:
     """Make the content of `learned.json` from the records of runs."""
-    spaces: dict[str, list[Row]] = {}
+    spaces: dict[str, list[tuple[float, Row]]] = {}
     costs: dict[str, StepCost] = {}
     least = min(t[run["error"]] for run in runs for t in run["trials"])
     for run in runs:
@@ -119,8 +119,9 @@ def learned(runs: list[dict[str, Any]]) -> str:
             # A space that comes nowhere near the best has nothing to teach.
             if min(row[run["error"]] for row in own) > NEAR_BEST * least:
                 continue
-            known = spaces.setdefault(name, [])
-            known += [c for c in good_networks(own, name, run["error"]) if c not in known]
+            good = good_networks(own, name, run["error"])
+            known = [(row[run["error"]], row["configuration"]) for row in good]
+            spaces.setdefault(name, []).extend(known)
         cost = costs.setdefault(run["device"], StepCost())
         for row in run["trials"]:
             if row["steps"]:
@@ -137,7 +138,10 @@ def learned(runs: list[dict[str, Any]]) -> str:
         },
     }
     rows = [
-        f"  {json.dumps(name)}: [\n   " + ",\n   ".join(map(json.dumps, points)) + "]"
+        f"  {json.dumps(name)}: [\n   "
+        # The best ones first: a search begins with them.
+        + ",\n   ".join(json.dumps(c) for _, c in sorted(points, key=lambda point: point[0]))
+        + "]"
         for name, points in sorted(spaces.items())
     ]
     return json.dumps(head)[:-1] + ',\n "spaces": {\n' + ",\n".join(rows) + "\n }}\n"

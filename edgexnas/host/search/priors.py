@@ -33,9 +33,17 @@ OTHER_CHOICE = 0.2
 
 @dataclass(frozen=True)
 class Prior:
-    """Good networks of a space, around which others are drawn."""
+    """Good networks of a space, the best ones first, around which others are drawn."""
 
     points: tuple[Configuration, ...]
+
+    def best(self, space: SearchSpace, count: int, rng: random.Random) -> list[Configuration]:
+        """Give the best of the points themselves; what they do not say is drawn."""
+        free = {p.name for p in space.free}
+        return [
+            space.sample(rng) | {name: value for name, value in point.items() if name in free}
+            for point in self.points[:count]
+        ]
 
     def sample(self, space: SearchSpace, rng: random.Random) -> Configuration:
         """Draw a configuration near one of the points, or anywhere."""

@@ -214,6 +214,18 @@ def test_what_is_shipped_fits_its_space_and_the_narrowed_ones(name: str) -> None
         assert all(space.validate(c) == c for c in (problem.draw(rng) for _ in range(50)))
 
 
+def test_a_search_with_a_prior_begins_with_its_best_networks() -> None:
+    space = SPACES["mlpBragg"].narrow(epochs=1000)
+    best = {"units": 30, "layers": 3, "batch_size": 64, "learning_rate": 0.01}
+    prior = Prior((best, best | {"units": 999}, best | {"units": 5}))
+    problem = SearchProblem(space, 2, 0, lambda c: int(c["units"]) < 900, prior)
+    points = problem.initial_points(6)
+    assert len(points) == 6
+    assert points[0] == best | {"epochs": 1000}
+    assert points[1] == best | {"epochs": 1000, "units": 5}
+    assert all(space.validate(c) == c for c in points)
+
+
 def test_what_is_shipped_is_what_its_script_makes_of_the_recorded_runs(tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[3]
     script, made = root / "host" / "learn_priors.py", tmp_path / "learned.json"
