@@ -169,6 +169,9 @@ def main() -> None:
         "--steps", nargs="*", choices=("search", "braggnn", "before"), default=["search", "braggnn"]
     )
     parser.add_argument("--hardware", help="where the runs were made, if not here; for the page")
+    parser.add_argument(
+        "--also", nargs=2, action="append", metavar=("RUNS", "WHERE"), help="more, for the page"
+    )
     parser.add_argument("--page", type=Path, help="folder for search-ruby.json and .md")
     options = parser.parse_args()
     options.runs.mkdir(parents=True, exist_ok=True)
@@ -189,38 +192,50 @@ def main() -> None:
                 record.write_text(json.dumps(made[name](), indent=1) + "\n")
                 print(record.read_text(), flush=True)
     if options.page is not None:
-        records = [
-            {"seed": seed}
-            | {
-                name: json.loads(path.read_text())
-                for name in ("search", "braggnn", "before")
-                if (path := options.runs / f"seed-{seed}-{name}.json").exists()
-            }
-            for seed in sorted(
-                int(path.name.split("-")[1]) for path in options.runs.glob("seed-*-search.json")
-            )
-        ]
+        groups = [(options.runs, options.hardware or hardware()), *(options.also or [])]
         whole = {
             "command": f"python host/search_ruby.py {options.peaks.name} --budget "
-            f"{options.budget} --seeds {' '.join(str(r['seed']) for r in records)}",
-            "hardware": options.hardware or hardware(), "seeds": records,
-        }  # fmt: skip
+            f"{options.budget} --seeds ...",
+            "groups": [{"where": where, "seeds": recorded(Path(runs))} for runs, where in groups],
+        }
         (options.page / "search-ruby.json").write_text(json.dumps(whole, indent=1) + "\n")
         (options.page / "search-ruby.md").write_text(page(whole))
 
 
+def recorded(runs: Path) -> list[dict[str, Any]]:
+    """Read what each seed came to."""
+    return [
+        {"seed": seed}
+        | {
+            name: json.loads(path.read_text())
+            for name in ("search", "braggnn", "before")
+            if (path := runs / f"seed-{seed}-{name}.json").exists()
+        }
+        for seed in sorted(int(p.name.split("-")[1]) for p in runs.glob("seed-*-search.json"))
+    ]
+
+
 def page(whole: dict[str, Any]) -> str:
-    seeds = whole["seeds"]
-    braggnn_size = count_parameters(BraggNN())
+    """One table for each place where searches ran."""
     lines = [
         "# A search of ten minutes on real peaks", "",
-        f"`{whole['command']}`, on {whole['hardware']}. Ruby, mean test "
-        "error in px against the pseudo-Voigt fit; networks chosen by validation; *INT8* as "
-        "exported, with the number of its layers in float, the centroid's among them.", "",
+        f"`{whole['command']}`. Ruby, mean test error in px against the pseudo-Voigt fit; networks "
+        "chosen by validation; *INT8* as exported, with the number of its layers in float, the "
+        "centroid's among them.", "",
+    ]  # fmt: skip
+    for group in whole["groups"]:
+        lines += [f"On {group['where']}:", "", *table(group["seeds"]), ""]
+    return "\n".join(lines)
+
+
+def table(seeds: list[dict[str, Any]]) -> list[str]:
+    """Tables of the seeds of one place, and which goals they reach."""
+    braggnn_size = count_parameters(BraggNN())
+    lines = [
         "| seed | wall / CPU s | trainings | network | parameters | float32 | INT8 | layers in "
         "float |",
         "|---|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
+    ]
     for record in seeds:
         found = record["search"]
         for name, network in found["networks"].items():
@@ -276,7 +291,7 @@ def page(whole: dict[str, Any]) -> str:
     if pairs:
         won = sum(ours < theirs for ours, theirs in pairs)
         lines.append(f"* Better than BraggNN: {won} of {len(pairs)} seeds.")
-    return "\n".join([*lines, ""])
+    return lines
 
 
 if __name__ == "__main__":
