@@ -122,7 +122,7 @@ class Trained:
 
     @property
     def space(self) -> str:
-        """PtychoNN, mlpPtycho or cnnPtycho."""
+        """PtychoNN or the name of a space."""
         return self.name.partition("-")[0]
 
 
@@ -162,6 +162,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=32, help="patterns a step")
     parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate")
     parser.add_argument("--seconds", type=float, help="pre-training takes no longer")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and batches")
     parser.add_argument("--fine-tune", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--seen-share", type=float, default=0.5, help="of objects, measured ones")
     parser.add_argument("--device", default="cpu")
@@ -281,28 +282,40 @@ def architecture(space: str) -> list[str]:
 
 
 def build(name: str) -> nn.Module:
-    """Build PtychoNN, mlpPtycho-UNITS-LAYERS or cnnPtycho-FILTERS-ENCODER-DECODER-DECODER.
+    """Build PtychoNN, or a network of a space by its sizes, such as mlpPtycho-UNITS-LAYERS.
 
     "+measured" behind a name changes its training, not the network.
     """
     kind, *sizes = name.removesuffix(MEASURED).split("-")
     if kind == BASELINE:
         return PtychoNN()
-    values: Configuration = dict(zip(architecture(kind), map(int, sizes), strict=True))
-    return SPACES[kind].build(SPACES[kind].smallest | values)
+    smallest = SPACES[kind].smallest
+    # Switches are written as 0 and 1.
+    values: Configuration = {
+        key: type(smallest[key])(int(size))
+        for key, size in zip(architecture(kind), sizes, strict=True)
+    }
+    return SPACES[kind].build(smallest | values)
+
+
+def records_of(runs: Path, seed: int) -> Path:
+    """Folder of the networks trained with a seed; those of the first lie in the run's own."""
+    return runs / f"seed-{seed}" if seed else runs
 
 
 def train_network(name: str, case: Case, options: argparse.Namespace) -> Trained:
     """Pre-train and fine-tune a network; keep its weights and its scores."""
-    record = options.runs / f"{name}.json"
+    record = records_of(options.runs, options.seed) / f"{name}.json"
     if record.exists():
         return Trained(**json.loads(record.read_text()))
+    record.parent.mkdir(exist_ok=True)
     started = time.monotonic()
-    torch.manual_seed(0)
+    torch.manual_seed(options.seed)
     model = build(name)
     source = PatternSource(
-        case.objects, case.probe, case.dataset.intensity_scale, device=options.device
-    )
+        case.objects, case.probe, case.dataset.intensity_scale, device=options.device,
+        seed=options.seed,
+    )  # fmt: skip
     settings = PretrainingSettings(
         steps=options.steps,
         batch_size=options.batch,

@@ -26,13 +26,15 @@ from edgexnas.host.training.bragg_criterion import evaluate_model
 from edgexnas.host.training.loop import DivergedError, train
 from edgexnas.host.training.settings import TrainingData, TrainingSettings
 
-COUNTS = {"mlpBraggSmooth": 12, "mlpBraggSymmetric": 12, "mlpBragg": 12, "cnnBragg": 8}
+COUNTS = {"mlpBraggSmooth": 12, "mlpBraggSymmetric": 12, "mlpBragg": 12, "cnnBragg": 8,
+          "mlpBraggMirrored": 12}  # fmt: skip
 
 SLOTS = (0.4, 1.2, 3.6, 10.8)
 
 LIKELY: dict[str, dict[str, Any]] = {
     "mlpBraggSmooth": {"units": (10, 160), "layers": (1, 4), "learning_rate": (2e-3, 2e-2),
                        "batch_size": (64, 128, 256)},
+    "mlpBraggMirrored": {"units": (10, 80), "layers": (1, 4), "learning_rate": (3e-3, 3e-2)},
     "mlpBraggSymmetric": {"units": (10, 160), "layers": (1, 4), "learning_rate": (1e-3, 2e-2)},
     "mlpBragg": {"units": (10, 160), "layers": (1, 4), "learning_rate": (1e-3, 2e-2)},
     "cnnBragg": {"filters": (4, 24), "layers": (2, 6), "learning_rate": (1e-3, 1e-2)},
@@ -89,6 +91,7 @@ def main() -> None:
     parser.add_argument("peaks", type=Path, help="labelled peaks, from `edgexnas label`")
     parser.add_argument("--synthetic", type=int, default=100_000, help="peaks drawn in addition")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--spaces", nargs="+", default=list(COUNTS), help="of those to record")
     parser.add_argument("--output", type=Path, required=True, help="JSON; appended to if there")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -101,7 +104,8 @@ def main() -> None:
     x, y = torch.from_numpy(dataset.inputs()), torch.from_numpy(dataset.targets_px)
     rows = json.loads(options.output.read_text())["rows"] if options.output.exists() else []
     for number, (space, configuration) in enumerate(draws(options.seed)):
-        if number < len(rows):
+        known = any(r["configuration"] == configuration and r["space"] == space.name for r in rows)
+        if known or space.name not in options.spaces:
             continue
         row = recorded(space, configuration, data, options.seed + 1000 * number,
                        (x[split.test], y[split.test]))  # fmt: skip

@@ -12,6 +12,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +23,13 @@ from edgexnas.host.training.criteria import CRITERIA
 from edgexnas.host.training.loop import TrainingResult, train
 from edgexnas.host.training.settings import TrainingData, TrainingSettings
 
-__all__ = ["fine_tune_for_int8", "rounded_error"]
+__all__ = ["fine_tune_for_int8", "rounded_error", "scored_for_int8"]
 
 LARGEST = 127
 """Symmetric INT8 leaves −128 out."""
+
+ROUNDED_RATE = 0.25
+"""Learning rate of a search's steps with rounding, as a share of that of the steps before."""
 
 
 def round_to_grid(x: Tensor, scale: Tensor) -> Tensor:
@@ -110,6 +114,51 @@ def rounded_error(model: nn.Module, data: TrainingData, calibration: Tensor) -> 
                 scores = criterion.evaluate(model, data.validation_x, data.validation_y)
             errors.append(float(scores["error"]))
     return min(errors, default=math.inf)
+
+
+def scored_for_int8(
+    result: TrainingResult,
+    data: TrainingData,
+    calibration: Tensor,
+    settings: TrainingSettings,
+    seconds: float,
+) -> tuple[TrainingResult, float]:
+    """Train on with rounding for a time, where that helps, and score with rounding.
+
+    Parameters
+    ----------
+    result
+        Of the training before.
+    settings
+        Of the training before; this one takes a quarter of its learning rate.
+    seconds
+        0 scores alone.
+
+    Returns
+    -------
+    The result with the smaller error with rounding, with scores without it, and that error.
+    """
+    before = rounded_error(result.model, data, calibration)
+    # A network of one layer has none that is rounded.
+    if not seconds or not math.isfinite(before):
+        return result, before
+    rounded = replace(
+        settings,
+        seconds=seconds,
+        learning_rate=ROUNDED_RATE * settings.learning_rate,
+        normalise=False,
+        continued=True,
+    )
+    tuned = fine_tune_for_int8(result.model, data, calibration, rounded)
+    after = rounded_error(tuned.model, data, calibration)
+    if after >= before:
+        return result, before
+    # What it was trained by are scores with rounding.
+    criterion = CRITERIA[data.task](settings.levels, data.device)
+    model = tuned.model.to(data.device)
+    metrics = criterion.evaluate(model, data.validation_x, data.validation_y)
+    steps, epochs = result.steps + tuned.steps, result.epochs + tuned.epochs
+    return replace(result, model=model.cpu(), metrics=metrics, steps=steps, epochs=epochs), after
 
 
 def _layer_sources(model: nn.Module, example: Tensor) -> dict[nn.Module, set[nn.Module]]:

@@ -15,8 +15,10 @@ because taken literally most points could not be built:
 given the symmetry of a patch and its centroid, see `edgexnas.host.networks.symmetric_mlp`: of equal
 size they err less, for more kernels and twice the arithmetic. **mlpBraggSmooth** has SiLU in the
 place of ReLU and errs less still. It has ranges of its own: no table sets them, and larger batches
-and lower rates than the table's suit it. A search for Bragg peaks that names no space takes it
-beside the two of the table; ``"paper"`` names those of the table alone.
+and lower rates than the table's suit it. **mlpBraggMirrored** averages over the eight images of a
+patch: of equal size it errs half as much, for four times the arithmetic. A search for Bragg peaks
+that names no space takes it beside the two of the table; ``"paper"`` names those of the table
+alone.
 
 **ptychoUnet** is not in the table either: networks of few multiplications, see
 `edgexnas.host.networks.ptycho_unet`, with a width for each stage, and ranges of training that end
@@ -95,6 +97,12 @@ def _size_of_mlp_bragg_symmetric(values: Configuration) -> ModelSize:
     weights = 121 * units + (layers - 1) * units**2 + units * QUANTILES
     # Used for row and column, beside the three sums of the centroid's 25 pixels.
     return ModelSize(weights + layers * units + QUANTILES, 2 * weights + 3 * 25)
+
+
+def _size_of_mlp_bragg_mirrored(values: Configuration) -> ModelSize:
+    size = _size_of_mlp_bragg_symmetric(values)
+    # The same weights for four times as many images.
+    return ModelSize(size.parameters, 4 * size.macs - 9 * 25)
 
 
 def _size_of_mlp_ptycho(values: Configuration) -> ModelSize:
@@ -200,6 +208,18 @@ SPACES: dict[str, SearchSpace] = {
             ),
             _builder("symmetric_mlp:mlp_bragg_smooth", "units", "layers"),
             _size_of_mlp_bragg_symmetric,
+        ),
+        SearchSpace(
+            "mlpBraggMirrored",
+            "bragg",
+            (
+                Integer("units", 2, 256, "log-uniform"),
+                Integer("layers", 1, 6, "log-uniform"),
+                Choice("batch_size", (16, 32, 64, 128)),
+                Real("learning_rate", 3e-4, 6e-2, "log-uniform"),
+            ),
+            _builder("symmetric_mlp:mlp_bragg_mirrored", "units", "layers"),
+            _size_of_mlp_bragg_mirrored,
         ),
         SearchSpace(
             "mlpPtycho",

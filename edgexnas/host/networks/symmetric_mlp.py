@@ -9,6 +9,11 @@ Two things leave it less to learn than a plain MLP of as many parameters has; wh
 
 A position is a smooth function of a patch, and a smooth activation, SiLU, approximates it with
 fewer units than ReLU: see ``docs/results/search-ruby.md``.
+
+A mirrored network is given all of the symmetry: the position of a mirrored peak is the mirrored
+position. What it says of a patch's eight images is turned back and averaged, so that nothing of it
+is to be learned, and what INT8 rounds off in eight ways is averaged too. The weights stay as many;
+the arithmetic is four times that of a symmetric network.
 """
 
 from __future__ import annotations
@@ -19,12 +24,15 @@ import torch
 from torch import Tensor, nn
 
 from edgexnas.bragg import CENTRE, PATCH_SIZE
+from edgexnas.errors import ConfigurationError
 from edgexnas.host.networks.bragg_models import LEVELS, QuantileHead, he_init, hidden_layers
 
 __all__ = [
     "Centroid",
     "FromCentroid",
+    "MirroredMlp",
     "SymmetricMlp",
+    "mlp_bragg_mirrored",
     "mlp_bragg_smooth",
     "mlp_bragg_symmetric",
 ]
@@ -110,6 +118,51 @@ class SymmetricMlp(nn.Module):
         return offsets
 
 
+class MirroredMlp(nn.Module):
+    """`layers` hidden layers of `units` with SiLU for one coordinate of a patch's eight images.
+
+    A patch mirrored or transposed has its quantiles mirrored or transposed exactly.
+
+    Parameters
+    ----------
+    levels
+        Quantile levels that lie alike on both sides of 0.5, for a mirror image swaps them.
+    """
+
+    def __init__(self, units: int, layers: int, levels: Sequence[float] = LEVELS) -> None:
+        super().__init__()
+        pairs = zip(levels, reversed(levels), strict=True)
+        if any(abs(low + high - 1) > 1e-6 for low, high in pairs):
+            raise ConfigurationError(
+                f"quantile levels are {tuple(levels)}; specify levels that lie alike on both sides "
+                "of 0.5, such as (0.05, 0.5, 0.95), because a mirror image swaps them"
+            )
+        self.hidden = nn.Sequential(
+            *(
+                nn.SiLU() if isinstance(part, nn.ReLU) else part
+                for part in hidden_layers(PATCH_SIZE**2, units, layers)
+            )
+        )
+        self.head = QuantileHead(units, levels, coordinates=1)
+        he_init(self.hidden)
+        place = torch.arange(PATCH_SIZE**2).reshape(PATCH_SIZE, PATCH_SIZE)
+        # A column is the row of the transposed patch. Mirrored along the other axis, a row stays
+        # what it is; mirrored along its own, it turns its sign.
+        both = torch.stack([place, place.t()])
+        images = torch.stack([both, both.flip(2), both.flip(1), both.flip(1, 2)])
+        self.images: Tensor
+        # Not part of a checkpoint.
+        self.register_buffer("images", images.flatten(), persistent=False)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Offsets (n, 2, q) in pixels from patches (n, 1, 11, 11)."""
+        images = torch.index_select(patches.flatten(1), 1, self.images).reshape(-1, PATCH_SIZE**2)
+        offsets = self.head(self.hidden(images)).reshape(-1, 4, 2, self.head.count)
+        kept, turned = offsets[:, :2].sum(dim=1), offsets[:, 2:].sum(dim=1)
+        averaged: Tensor = (kept - turned.flip(2)) * 0.25
+        return averaged
+
+
 def mlp_bragg_symmetric(units: int, layers: int, levels: Sequence[float] = LEVELS) -> FromCentroid:
     """Build mlpBraggSymmetric: a `SymmetricMlp` that starts from the centroid."""
     return FromCentroid(SymmetricMlp(units, layers, levels))
@@ -118,3 +171,8 @@ def mlp_bragg_symmetric(units: int, layers: int, levels: Sequence[float] = LEVEL
 def mlp_bragg_smooth(units: int, layers: int, levels: Sequence[float] = LEVELS) -> FromCentroid:
     """Build mlpBraggSmooth: mlpBraggSymmetric with SiLU in the place of ReLU."""
     return FromCentroid(SymmetricMlp(units, layers, levels, activation=nn.SiLU))
+
+
+def mlp_bragg_mirrored(units: int, layers: int, levels: Sequence[float] = LEVELS) -> FromCentroid:
+    """Build mlpBraggMirrored: a `MirroredMlp` that starts from the centroid."""
+    return FromCentroid(MirroredMlp(units, layers, levels))

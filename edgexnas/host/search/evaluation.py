@@ -62,7 +62,7 @@ RUNG_BASE = 3
 """Errors are kept at epochs 1, 3, 9, …, where Hyperband compares them."""
 
 CALIBRATION_ITEMS = 512
-"""Training items that fix the grids where networks are scored with INT8 rounding."""
+"""Training items that fix the grids where networks train or are scored with INT8 rounding."""
 
 LEAST_TRAINING, LEAST_VALIDATION = 64, 16
 """Fewest labelled items for which a search says anything."""
@@ -145,6 +145,8 @@ class EvaluationRequest:
         Checkpoint to go on from, as bytes.
     rate_share
         Share of the configuration's learning rate to train with.
+    rounded_share
+        Share of `seconds`, at their end, in which it trains with INT8 rounding.
     """
 
     trial: int
@@ -157,6 +159,7 @@ class EvaluationRequest:
     kill_after_s: float | None = None
     weights: bytes | None = None
     rate_share: float = 1.0
+    rounded_share: float = 0.0
 
     def kill_limit(self, usual: float | None) -> float | None:
         """Seconds after which it is killed: its own, or the evaluator's."""
@@ -263,7 +266,7 @@ def _train(
         normalise=find_task(context.task).normalise and request.weights is None,
         device=context.device,
         time_limit_s=request.time_limit_s,
-        seconds=request.seconds,
+        seconds=None if request.seconds is None else (1 - request.rounded_share) * request.seconds,
         continued=request.weights is not None,
     )
     # The caller's own random numbers are left as they were.
@@ -274,15 +277,24 @@ def _train(
             saved = torch.load(io.BytesIO(request.weights), map_location="cpu", weights_only=True)
             model.load_state_dict(saved["weights"])
         result = train(model, context.training_data, settings, on_epoch=_rung_hook(request, rungs))
+        int8_error = None
+        if context.int8:
+            from edgexnas.host.exporting.quantisation_aware import scored_for_int8
+
+            data = context.training_data
+            result, int8_error = scored_for_int8(
+                result,
+                data,
+                data.train_x[:CALIBRATION_ITEMS],
+                settings,
+                request.rounded_share * (request.seconds or 0.0),
+            )
     metrics = {name: float(value) for name, value in result.metrics.items()}
     metrics["epochs"] = float(result.epochs)
     if request.seconds is not None:
         metrics["steps"] = float(result.steps)
-    if context.int8:
-        from edgexnas.host.exporting.quantisation_aware import rounded_error
-
-        data = context.training_data
-        metrics["int8_error"] = rounded_error(result.model, data, data.train_x[:CALIBRATION_ITEMS])
+    if int8_error is not None:
+        metrics["int8_error"] = int8_error
     return metrics, _checkpoint(request, result.model)
 
 

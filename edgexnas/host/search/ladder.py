@@ -35,13 +35,13 @@ __all__ = ["Job", "Ladder", "choose_space", "ranked"]
 FINALS = 6
 """Trainings of finalists, or as many as there are workers."""
 
-MOST_FINALISTS = 4
+MOST_FINALISTS = 3
 
 GOING_ON_SHARE = 2 / 3
 """Of the finalists' trainings go on from the weights there are; the others train the first ones
 anew with another seed."""
 
-WORTH_A_FINAL = 3.0
+WORTH_A_FINAL = 2.0
 """Finalists are at most so many times worse than the best by the first objective: what is smaller
 still will not do, however long it trains."""
 

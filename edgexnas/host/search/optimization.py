@@ -17,7 +17,7 @@ from edgexnas.host.measuring.objectives import Measure, violation
 from edgexnas.host.networks.hyperparameters import Configuration
 from edgexnas.host.networks.search_space import SearchSpace
 from edgexnas.host.run_files import write_run_file
-from edgexnas.host.search.budget import TimeShares
+from edgexnas.host.search.budget import SLOT_FACTOR, TimeShares
 from edgexnas.host.search.evaluation import (
     EvaluationRequest,
     EvaluationResult,
@@ -43,12 +43,15 @@ __all__ = ["Candidate", "SearchResult", "optimize"]
 
 logger = logging.getLogger(__name__)
 
-KILL_AFTER_S = 5.0
+KILL_AFTER_S = 10.0
 """How much longer than its slot a short training may run before it is killed."""
 
-GOING_ON_RATE = 0.5
-"""A training that goes on has this share of its last learning rate: what is best for a short one
-is too high for a long one."""
+LONGER_RATE = 0.5
+"""A training of three times the first slot has this share of its learning rate, one of nine times
+this share of that, and so on: what is best for a short one is too high for a long one."""
+
+ROUNDED_SHARE = 0.3
+"""Of a finalist's time, in which it trains with INT8 rounding where that is what counts."""
 
 HOPELESS_FAILURES = 30
 
@@ -109,8 +112,8 @@ def optimize(
         `SearchSpace` objects. ``"paper"`` stands for those of the paper's Table 1, drawn from all
         of their ranges, where other searches with a budget begin near what earlier runs found
         good. Several spaces take turns, with a budget by how many of their networks went on. None
-        takes those of the task, for "bragg" mlpBraggSmooth beside the two of the paper, since its
-        networks err least.
+        takes those of the task, for "bragg" mlpBraggMirrored beside the two of the paper, since
+        its networks err least.
     objectives
         What to minimise: names of `edgexnas.host.measuring.objectives.OBJECTIVES`, or of its
         `PTYCHO_OBJECTIVES` for "ptycho", where ``error`` is the mean absolute phase error. All
@@ -525,12 +528,10 @@ class _BudgetedRun(_Run):
         elapsed = self._before + self._elapsed()
         # An interrupted one of a resumed run may have less left than it was to have.
         seconds = max(min(trial.slot_s, self._shares.end_s - elapsed), 0.1)
-        weights, rate, ancestor = None, 1.0, trial.parent
+        weights = None
         if trial.parent is not None:
             weights = checkpoint_path(self._plan.output, trial.parent).read_bytes()
-        while ancestor is not None:
-            rate *= GOING_ON_RATE
-            ancestor = self._journal.trials[ancestor].parent
+        longer = max(1.0, trial.slot_s / self._shares.slots_s[0])
         return dataclasses.replace(
             super()._request(number),
             seconds=seconds,
@@ -538,7 +539,8 @@ class _BudgetedRun(_Run):
             # A single step may take longer than its slot.
             kill_after_s=min(seconds + max(KILL_AFTER_S, seconds / 2), max(self._left(), 0.1)),
             weights=weights,
-            rate_share=rate,
+            rate_share=LONGER_RATE ** math.log(longer, SLOT_FACTOR),
+            rounded_share=ROUNDED_SHARE if trial.stage == "final" else 0.0,
         )
 
     def _fidelity(self, trial: Trial) -> float:

@@ -2,7 +2,7 @@
 
 `learned.json` beside this module holds, for each space, networks that ended on or near the front of
 earlier runs, on simulated data alone, with the rates and batches that they were trained with, and
-what a step took there. ``python host/learn_priors.py RUN... `` makes it.
+what a step took there. ``python host/learn_priors.py learn`` makes it of `host/learned_runs.json`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from edgexnas.host.networks.spaces import SPACES
 
 __all__ = ["Prior", "find_prior", "known_step_cost"]
 
-FREE_SHARE = 0.4
+FREE_SHARE = 0.25
 """Share of draws from the whole of a space, so that no prior shuts out what it has not seen."""
 
 SPREAD = 0.07
@@ -33,9 +33,17 @@ OTHER_CHOICE = 0.2
 
 @dataclass(frozen=True)
 class Prior:
-    """Good networks of a space, around which others are drawn."""
+    """Good networks of a space, the best ones first, around which others are drawn."""
 
     points: tuple[Configuration, ...]
+
+    def best(self, space: SearchSpace, count: int, rng: random.Random) -> list[Configuration]:
+        """Give the best of the points themselves; what they do not say is drawn."""
+        free = {p.name for p in space.free}
+        return [
+            space.sample(rng) | {name: value for name, value in point.items() if name in free}
+            for point in self.points[:count]
+        ]
 
     def sample(self, space: SearchSpace, rng: random.Random) -> Configuration:
         """Draw a configuration near one of the points, or anywhere."""

@@ -88,7 +88,7 @@ TASKS: dict[str, Task] = {
         Task(
             name="bragg",
             items="good peaks",
-            spaces=("mlpBraggSmooth", "mlpBragg", "cnnBragg"),
+            spaces=("mlpBraggMirrored", "mlpBragg", "cnnBragg"),
             objectives=OBJECTIVES,
             dataset=("peak_dataset", "PeakDataset"),
             normalise=False,

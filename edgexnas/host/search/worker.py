@@ -116,6 +116,10 @@ def _evaluate_requests(
             resource.setrlimit(resource.RLIMIT_DATA, (spec.memory_limit, spec.memory_limit))
         if spec.gpu_share is not None:
             torch.cuda.set_per_process_memory_fraction(spec.gpu_share)
+        # Objects to draw patterns from take seconds, more than a short training has. What goes
+        # wrong is the first evaluation's to tell.
+        with suppress(Exception):
+            _ = context.training_data
         connection.send_bytes(cloudpickle.dumps("ready"))
         while True:
             trial, pickled = cloudpickle.loads(connection.recv_bytes())

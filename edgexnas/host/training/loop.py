@@ -35,6 +35,10 @@ Clock = Callable[[], float]
 ROUNDS = 40
 """How often a training that is given a time is scored, so that its best weights are kept."""
 
+LATER_MAY_ERR = 1.1
+"""Of a training that is given a time a later round counts though it errs so many times as much as
+the best so far: its learning rate is lower, and a few hundred items say no more than that."""
+
 QUEUED_STEPS = 16
 """Steps that a GPU may have waiting before the clock is looked at."""
 
@@ -119,7 +123,7 @@ def _best_of_rounds(
         if settings.seconds is None
         else _TimedRounds(epochs, settings.learning_rate, settings.seconds, started, clock, data)
     )
-    best = _Best(model)
+    best = _Best(model, 1.0 if settings.seconds is None else LATER_MAY_ERR)
     history: list[dict[str, float]] = []
     if settings.continued:
         # Going on must not lose what there is.
@@ -233,8 +237,11 @@ class _TimedRounds:
         for x, y in batches:
             yield x, y, self._rate()
             # Steps are only queued on a GPU; without a look at it the clock would run ahead.
-            if self._on_gpu and self.steps % QUEUED_STEPS == 0:
+            if self._on_gpu and self.steps % QUEUED_STEPS <= 1:
                 torch.cuda.synchronize()
+            if self._on_gpu and self.steps == 1:
+                # The first one loads kernels, which takes seconds that are not the network's.
+                self._started = self._clock()
             if self._elapsed() >= end:
                 return
 
@@ -261,17 +268,26 @@ def rate_share(at: float, warm: float, total: float) -> float:
 
 
 class _Best:
-    """The best epoch so far and a copy of its weights."""
+    """The best epoch so far and a copy of its weights.
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
+    Parameters
+    ----------
+    later
+        A later epoch counts as better below so many times the least error so far.
+    """
+
+    def __init__(self, model: nn.Module, later: float) -> None:
+        self._model, self._later = model, later
+        self._least = math.inf
         self._state: dict[str, Tensor] = {}
         self.epoch = 0
         self.metrics: dict[str, float] = {}
 
     def offer(self, epoch: int, metrics: dict[str, float]) -> None:
-        if not self.epoch or metrics["error"] < self.metrics["error"]:
+        error = metrics["error"]
+        if not self.epoch or error < self._later * self._least:
             self.epoch, self.metrics = epoch, metrics
+            self._least = min(self._least, error)
             # Cloned, because training goes on in these very tensors.
             self._state = {k: v.clone() for k, v in self._model.state_dict().items()}
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from edgexnas.bundle import generate_keys, open_bundle
+from edgexnas.errors import ConfigurationError
 from edgexnas.host import SPACES, PeakDataset, optimize
 from edgexnas.host.exporting.onnx_export import to_onnx
 from edgexnas.host.exporting.quantisation import Recipe, quantise, run_onnx
@@ -15,7 +17,9 @@ from edgexnas.host.networks.bragg_models import CnnBragg, count_macs, count_para
 from edgexnas.host.networks.symmetric_mlp import (
     Centroid,
     FromCentroid,
+    MirroredMlp,
     SymmetricMlp,
+    mlp_bragg_mirrored,
     mlp_bragg_symmetric,
 )
 from edgexnas.host.search.result import SearchResult
@@ -56,8 +60,39 @@ def test_transposing_a_patch_swaps_row_and_column_of_every_quantile() -> None:
     torch.testing.assert_close(model(patches.transpose(2, 3)), model(patches).flip(1))
 
 
-def test_a_patch_keeps_its_answer_whatever_else_is_in_the_batch() -> None:
-    model, patches = mlp_bragg_symmetric(8, 2), torch.rand(6, 1, 11, 11)
+@pytest.mark.parametrize("fold", range(8))
+def test_the_position_of_a_mirrored_patch_is_the_mirrored_position(fold: int) -> None:
+    model, patches = mlp_bragg_mirrored(8, 2), torch.rand(6, 1, 11, 11)
+    turned, expected = symmetry(patches, model(patches)[:, :, 1], fold)
+    torch.testing.assert_close(model(turned)[:, :, 1], expected)
+
+
+def test_a_mirror_image_swaps_the_outer_quantiles() -> None:
+    model, patches = mlp_bragg_mirrored(8, 2), torch.rand(6, 1, 11, 11)
+    here, mirrored = model(patches), model(patches.flip(2))
+    torch.testing.assert_close(mirrored[:, 0], -here[:, 0].flip(1))
+    torch.testing.assert_close(mirrored[:, 1], here[:, 1])
+    assert (here.diff(dim=2) > 0).all()
+
+
+def test_levels_that_a_mirror_image_would_change_are_rejected() -> None:
+    MirroredMlp(4, 1, levels=(0.1, 0.3, 0.5, 0.7, 0.9))
+    with pytest.raises(ConfigurationError, match=r"\(0\.1, 0\.5, 0\.95\)"):
+        MirroredMlp(4, 1, levels=(0.1, 0.5, 0.95))
+
+
+def test_a_mirrored_network_has_the_weights_of_a_symmetric_one_and_eight_images() -> None:
+    weights = 121 * 26 + 26 * 26 + 26 * 3
+    model = mlp_bragg_mirrored(26, 2)
+    assert count_parameters(model) == weights + 2 * 26 + 3 == 3955
+    assert count_macs(model) == 8 * weights + 3 * 25
+
+
+@pytest.mark.parametrize("build", [mlp_bragg_symmetric, mlp_bragg_mirrored])
+def test_a_patch_keeps_its_answer_whatever_else_is_in_the_batch(
+    build: Callable[[int, int], FromCentroid],
+) -> None:
+    model, patches = build(8, 2), torch.rand(6, 1, 11, 11)
     torch.testing.assert_close(model(patches)[2:3], model(patches[2:3]))
 
 
@@ -81,8 +116,8 @@ def test_it_learns_gaussian_peaks_better_than_their_centroid_says() -> None:
 
 @pytest.mark.parametrize(
     "network",
-    [lambda: SymmetricMlp(8, 2), lambda: CnnBragg(4, 3)],
-    ids=["SymmetricMlp", "cnnBragg"],
+    [lambda: SymmetricMlp(8, 2), lambda: MirroredMlp(8, 2), lambda: CnnBragg(4, 3)],
+    ids=["SymmetricMlp", "MirroredMlp", "cnnBragg"],
 )
 def test_the_centroid_is_as_exact_in_int8_as_in_float32_and_nearly_so_in_float16(
     network: type[torch.nn.Module],
@@ -100,10 +135,11 @@ def test_the_centroid_is_as_exact_in_int8_as_in_float32_and_nearly_so_in_float16
     assert abs(run_onnx(half, patches.numpy()) - expected).max() < 2e-3
 
 
+@pytest.mark.parametrize("name", ["mlpBraggSymmetric", "mlpBraggMirrored"])
 def test_a_search_of_the_space_goes_on_and_its_best_network_becomes_a_bundle(
-    simulated_peaks: PeakDataset, tmp_path: Path
+    simulated_peaks: PeakDataset, tmp_path: Path, name: str
 ) -> None:
-    space = SPACES["mlpBraggSymmetric"].narrow(units=(4, 12), layers=2, epochs=(2, 4))
+    space = SPACES[name].narrow(units=(4, 12), layers=2, epochs=(2, 4))
 
     def search(evaluations: int) -> SearchResult:
         return optimize(
@@ -122,4 +158,4 @@ def test_a_search_of_the_space_goes_on_and_its_best_network_becomes_a_bundle(
     bundle = open_bundle(path, trust=tmp_path)
     output = run_onnx(bundle.models["float32"], bundle.reference["input"])
     assert abs(output - bundle.reference["output"]).max() < 1e-5
-    assert bundle.manifest.architecture == "mlpBraggSymmetric"
+    assert bundle.manifest.architecture == name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,11 +24,17 @@ from edgexnas.cli import main
 from edgexnas.errors import ConfigurationError
 from edgexnas.host.data.peak_dataset import PeakDataset
 from edgexnas.host.data.ptycho_dataset import PtychoDataset
+from edgexnas.host.exporting.quantisation_aware import rounded_error
 from edgexnas.host.measuring.objectives import OBJECTIVES
 from edgexnas.host.networks.search_space import ModelSize
 from edgexnas.host.networks.spaces import SPACES
 from edgexnas.host.search.budget import SLOT_FACTOR, TimeShares, parse_budget
-from edgexnas.host.search.evaluation import evaluation_context
+from edgexnas.host.search.evaluation import (
+    CALIBRATION_ITEMS,
+    EvaluationRequest,
+    evaluate,
+    evaluation_context,
+)
 from edgexnas.host.search.journal import Trial
 from edgexnas.host.search.ladder import Ladder, ranked
 from edgexnas.host.search.optimization import SearchResult, optimize
@@ -36,6 +44,8 @@ from edgexnas.host.search.run_folder import load_run_dataset
 from edgexnas.host.search.step_cost import StepCost
 from edgexnas.host.search.strategies import SearchProblem
 from edgexnas.host.search.synthetic_data import repeat_measured
+from edgexnas.host.training.bragg_criterion import evaluate_model
+from edgexnas.host.training.loop import LATER_MAY_ERR
 
 TWO = (OBJECTIVES["error"], OBJECTIVES["parameters"])
 SMALL = SPACES["mlpBragg"].narrow(units=(2, 16), layers=(1, 2))
@@ -192,7 +202,7 @@ def test_a_prior_draws_near_good_networks_and_leaves_nothing_out() -> None:
     assert all(space.validate(c) == c for c in drawn)
 
 
-@pytest.mark.parametrize("name", ["mlpBraggSmooth"])
+@pytest.mark.parametrize("name", ["mlpBraggMirrored"])
 def test_what_is_shipped_fits_its_space_and_the_narrowed_ones(name: str) -> None:
     prior = find_prior(SPACES[name])
     assert prior is not None
@@ -202,6 +212,51 @@ def test_what_is_shipped_fits_its_space_and_the_narrowed_ones(name: str) -> None
     for chosen, space in ((prior, SPACES[name]), (narrowed, narrow)):
         problem = SearchProblem(space, 2, 0, prior=chosen)
         assert all(space.validate(c) == c for c in (problem.draw(rng) for _ in range(50)))
+
+
+def test_a_search_with_a_prior_begins_with_its_best_networks() -> None:
+    space = SPACES["mlpBragg"].narrow(epochs=1000)
+    best = {"units": 30, "layers": 3, "batch_size": 64, "learning_rate": 0.01}
+    prior = Prior((best, best | {"units": 999}, best | {"units": 5}))
+    problem = SearchProblem(space, 2, 0, lambda c: int(c["units"]) < 900, prior)
+    points = problem.initial_points(6)
+    assert len(points) == 6
+    assert points[0] == best | {"epochs": 1000}
+    assert points[1] == best | {"epochs": 1000, "units": 5}
+    assert all(space.validate(c) == c for c in points)
+
+
+def test_what_is_shipped_is_what_its_script_makes_of_the_recorded_runs(tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parents[3]
+    script, made = root / "host" / "learn_priors.py", tmp_path / "learned.json"
+    subprocess.run([sys.executable, script, "learn", "--output", made], check=True, timeout=120)
+    assert made.read_text() == (root / "edgexnas/host/search/learned.json").read_text()
+
+
+def test_finalists_of_a_search_by_int8_error_learn_to_live_with_rounding(
+    tiny_peaks: PeakDataset,
+) -> None:
+    split = tiny_peaks.split()
+    context = replace(evaluation_context(tiny_peaks, split, device="cpu"), int8=True)
+    space = SPACES["mlpBraggMirrored"]
+    configuration = {"units": 8, "layers": 2, "batch_size": 16, "learning_rate": 1e-2, "epochs": 9}
+    request = EvaluationRequest(0, space, configuration, seed=0, seconds=1.0)
+    first = evaluate(request, context)
+    assert first.reason == ""
+    going_on = replace(request, weights=first.checkpoint, rounded_share=0.5, seconds=2.0)
+    second = evaluate(going_on, context)
+    assert second.reason == ""
+    assert set(second.metrics) == set(first.metrics)
+    # What is said is said of the weights that are kept, which are plain ones.
+    assert second.checkpoint is not None
+    model = space.build(configuration)
+    kept = torch.load(io.BytesIO(second.checkpoint), weights_only=True)["weights"]
+    model.load_state_dict(kept)
+    data = context.training_data
+    error = rounded_error(model.eval(), data, data.train_x[:CALIBRATION_ITEMS])
+    assert error == pytest.approx(second.metrics["int8_error"])
+    scores = evaluate_model(model, data.validation_x, data.validation_y)
+    assert scores["error"] == pytest.approx(second.metrics["error"])
 
 
 def budgeted(data: PeakDataset | Path, output: Path, **changes: Any) -> SearchResult:
@@ -230,8 +285,8 @@ def test_a_search_ends_within_its_budget_and_trains_finalists_with_seeds(
     assert result.best("int8_error").checkpoint is not None
     went_on = searched[searched["parent"].notna()]
     errors = dict(zip(table["trial"], table["error"], strict=True))
-    # Training on keeps the best weights, so it loses nothing.
-    assert all(row.error <= errors[int(row.parent)] for row in went_on.itertuples())
+    # Training on keeps the best weights, or later ones that err hardly more.
+    assert all(row.error <= LATER_MAY_ERR * errors[int(row.parent)] for row in went_on.itertuples())
     again = SearchResult.load(tmp_path / "run")
     assert again.best("int8_error").trial == result.best("int8_error").trial
 

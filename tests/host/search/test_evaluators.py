@@ -89,6 +89,23 @@ def test_an_evaluation_scores_the_network_and_keeps_its_weights(
     assert float(error) == pytest.approx(result.metrics["error"], rel=1e-5)
 
 
+def test_what_a_worker_prepares_is_not_the_time_of_its_first_evaluation(
+    context: EvaluationContext, tmp_path: Path
+) -> None:
+    class SlowDrawing:
+        def source(self, device: str) -> None:
+            time.sleep(4)
+
+    slow = dataclasses.replace(context, drawing=SlowDrawing())  # type: ignore[arg-type]
+    evaluator = ProcessEvaluator(
+        slow, workers=1, kill_after_s=3, memory_limit=None, log=tmp_path / "log"
+    )
+    try:
+        assert run_one(evaluator, request()).reason == ""
+    finally:
+        evaluator.close()
+
+
 def test_a_checkpoint_belongs_to_its_space(context: EvaluationContext, tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
     path.write_bytes(evaluate(request(), context).checkpoint or b"")

@@ -11,6 +11,7 @@ from torch import nn
 from edgexnas.errors import ConfigurationError
 from edgexnas.host.networks.bragg_models import MlpBragg
 from edgexnas.host.training.bragg_criterion import (
+    QuantileCriterion,
     evaluate_model,
     quantile_loss,
     score_offsets,
@@ -152,6 +153,18 @@ def test_a_single_step_longer_than_the_time_still_is_one(gaussian_task: Training
     result = train(MlpBragg(8, 1), gaussian_task, settings(seconds=1.0), clock=ticking(0.9))
     assert result.steps == 1
     assert len(result.history) == 1
+
+
+def test_of_a_training_that_is_given_a_time_a_later_round_counts_if_it_errs_hardly_more(
+    gaussian_task: TrainingData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = itertools.chain([0.5, 0.010, 0.0108, 0.0112], itertools.repeat(0.02))
+    monkeypatch.setattr(QuantileCriterion, "evaluate", lambda *_: {"error": next(errors)})
+    timed = train(MlpBragg(8, 1), gaussian_task, settings(seconds=10.0), clock=ticking(0.01))
+    assert len(timed.history) > 5
+    assert timed.metrics["error"] == 0.0108
+    errors = itertools.chain([0.5, 0.010, 0.0108], itertools.repeat(0.02))
+    assert train(MlpBragg(8, 1), gaussian_task, settings(epochs=5)).metrics["error"] == 0.010
 
 
 def test_training_on_never_loses_what_there_was(gaussian_task: TrainingData) -> None:

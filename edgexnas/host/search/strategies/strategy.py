@@ -83,9 +83,14 @@ class SearchProblem:
         )
 
     def initial_points(self, count: int) -> list[Configuration]:
-        """Where every strategy of one seed starts, whatever it is."""
+        """Where every strategy of one seed starts, whatever it is.
+
+        Half of them are the best of earlier runs themselves, where there is a prior.
+        """
         rng = self.generator("initial")
-        return [self.draw(rng) for _ in range(count)]
+        known = [] if self.prior is None else self.prior.best(self.space, count // 2, rng)
+        known = [configuration for configuration in known if self.feasible(configuration)]
+        return known + [self.draw(rng) for _ in range(count - len(known))]
 
 
 @dataclass(frozen=True)
