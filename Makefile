@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Tests of one file share costly fixtures, so a file stays in one process.
-PARALLEL ?= -n 2 --dist loadfile
+# Tests of one file share costly fixtures, so a file stays in one process. A quarter of their time
+# they wait for services and deadlines, so that three processes keep two cores busy.
+PARALLEL ?= -n 3 --dist loadfile
 
 .PHONY: demo test test-long lint docs bench clean
 

@@ -67,3 +67,27 @@ def test_stream_receivers_report_what_became_of_each_frame(
     places = ["--bundle", make_bundle(), "--trust", keys, "--output", report]
     run("stream_receivers.py", "service", url, *places)
     assert json.loads(report.read_text())["ledger"]["done"] == 5
+
+
+def test_emulated_peaks_are_compared_row_by_row(tmp_path: Path) -> None:
+    header = "frame,row_px,col_px,row_interval_px,col_interval_px,counts,flags\n"
+    tables = {
+        "here": header + "0,1.0000,2.0000,0.2,0.2,70,edge\n3,5.0000,6.0000,0.2,0.2,80,\n",
+        "near": header + "0,1.0001,2.0000,0.2,0.2,70,edge\n3,5.0000,5.9998,0.2,0.2,80,\n",
+        "other": header + "0,1.0000,2.0000,0.2,0.2,70,\n3,5.0000,6.0000,0.2,0.2,80,\n",
+    }
+    for name, text in tables.items():
+        (tmp_path / f"{name}.csv").write_text(text)
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT / 'device')!r}); from pathlib import Path; "
+        "from emulate_aarch64 import differences; print(differences(*map(Path, sys.argv[1:])))"
+    )
+    here, near, other = (tmp_path / f"{name}.csv" for name in tables)
+    done = subprocess.run(
+        [sys.executable, "-c", code, here, near], capture_output=True, text=True, check=True
+    )
+    assert (
+        "'peaks': 2, 'frames': 2, 'largest_row_px': 0.0001, 'largest_col_px': 0.0002" in done.stdout
+    )
+    done = subprocess.run([sys.executable, "-c", code, here, other], capture_output=True, text=True)
+    assert "do not list the same peaks" in done.stderr
