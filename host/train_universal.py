@@ -43,9 +43,6 @@ from edgexnas.host.networks.symmetric_mlp import mlp_bragg_smooth
 from edgexnas.whole_files import write_whole
 
 SHARD_FRAMES = 32
-SEARCH_FRAMES = 1024
-"""Frames that the search trains on."""
-
 SHARP_PX = 0.04
 """The search looks at peaks whose place can be known better than this: on others all networks err
 alike."""
@@ -75,6 +72,7 @@ def main() -> None:
     training.add_argument("--draw", type=float, default=0.6, help="share of the time to draw in")
     training.add_argument("--processes", type=int, default=8)
     training.add_argument("--workers", type=int, default=3, help="of the search")
+    training.add_argument("--search-frames", type=int, default=1024, help="that it trains on")
     training.add_argument("--evaluations", type=int, default=24, help="of the search, at most")
     training.add_argument("--epochs", type=int, default=60, help="of each of them")
     training.add_argument("--strategy", default="cbo", help="of the search")
@@ -94,7 +92,9 @@ def main() -> None:
     export.add_argument("--maximum-loss", type=float, default=0.1)
     export.set_defaults(run=export_command)
     options = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    logging.basicConfig(format="%(asctime)s %(message)s")
+    for name in ("universal", "edgexnas"):
+        logging.getLogger(name).setLevel(logging.INFO)
     options.run(options)
 
 
@@ -131,10 +131,12 @@ class Clock:
 
     @property
     def left(self) -> float:
+        """Seconds that are left."""
         return self.seconds - (time.monotonic() - self.started)
 
     @property
     def share(self) -> float:
+        """Share that is over."""
         return 1 - self.left / self.seconds
 
 
@@ -194,14 +196,14 @@ def chosen_network(folder: Path, options: argparse.Namespace, clock: Clock) -> t
     if kept.exists():
         found = json.loads(kept.read_text())
         return found["units"], found["layers"]
-    shards = SEARCH_FRAMES // SHARD_FRAMES
+    shards = options.search_frames // SHARD_FRAMES
     paths = [options.shards / f"{number:06d}.npz" for number in range(shards)]
     while not all(path.exists() for path in paths) and clock.left > options.search * 2:
         time.sleep(0.5)
     there = [path for path in paths if path.exists()]
     peaks = joined([read_shard(path) for path in there])
     log.info("searching on %d peaks", len(peaks))
-    dataset = varied_dataset(peaks, SEARCH_FRAMES, device=options.device)
+    dataset = varied_dataset(peaks, options.search_frames, device=options.device)
     sharp = np.linalg.norm(peaks.bounds_px, axis=1) < SHARP_PX
     # The bound of a peak that nothing is known of is NaN, which is not sharp.
     dataset = replace(dataset, good=dataset.good & sharp)
@@ -263,9 +265,7 @@ class Pool:
 
     @classmethod
     def of(cls, peaks: VariedPeaks, device: str) -> Pool:
-        """Label peaks: a position by the fit, which the network is to compute; its interval by
-        the truth.
-        """
+        """Label peaks: positions by the fit, intervals by the truth."""
         known = np.isfinite(peaks.true_px).all(axis=1)
         counts, true = peaks.counts[known], peaks.true_px[known]
         bounds = peaks.bounds_px[known]
@@ -282,6 +282,7 @@ class Pool:
         return len(self.x)
 
     def joined(self, other: Pool) -> Pool:
+        """Add others."""
         return Pool(
             *(torch.cat([getattr(self, f.name), getattr(other, f.name)]) for f in fields(Pool))
         )

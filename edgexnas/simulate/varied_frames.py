@@ -25,7 +25,7 @@ __all__ = ["FrameConditions", "VariedFrame", "draw_conditions", "draw_spots", "s
 FloatArray = npt.NDArray[np.float64]
 
 SIDE_PX = 320
-"""Rows and columns of a frame: as small as a background of 32×32 tiles allows with some to spare."""
+"""Rows and columns of a frame: enough tiles of 32×32 pixels for a background."""
 
 HALF_PX = 11
 """Half side of the window in which a spot is drawn."""
@@ -198,7 +198,7 @@ def draw_spots(
 
 
 def _apart(spots: Spots) -> Spots:
-    """Leave out spots that would merge with one before them to a peak without a place of its own."""
+    """Leave out spots that would merge with one before them."""
     near = np.linalg.norm(spots.positions_px[:, None] - spots.positions_px[None], axis=2)
     wide = spots.fwhm_px[:, 0]
     reach = np.maximum(2.2, 0.9 * np.maximum(wide[:, None], wide[None]))
@@ -239,7 +239,7 @@ def simulate_frame(
 
 
 def expected_windows(spots: Spots, aperture: float) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Expected photons around each spot, and their derivatives by its row and column.
+    """Compute expected photons around each spot, and their derivatives by its row and column.
 
     Returns
     -------
