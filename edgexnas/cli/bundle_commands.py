@@ -50,11 +50,11 @@ def add_to(commands: Commands) -> None:
     revoke.set_defaults(run=_revoke)
 
     inspect = add_command(commands, "inspect", "show what a bundle says, without verifying it")
-    inspect.add_argument("bundle", type=Path, help="*.edgex")
+    inspect.add_argument("bundle", type=Path, help="*.edgex, or universal")
     inspect.set_defaults(run=_inspect)
 
     verify = add_command(commands, "verify", "verify a bundle's signature and contents")
-    verify.add_argument("bundle", type=Path, help="*.edgex")
+    verify.add_argument("bundle", type=Path, help="*.edgex, or universal")
     add_acceptance(verify)
     verify.set_defaults(run=_verify)
 

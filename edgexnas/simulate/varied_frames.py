@@ -132,12 +132,16 @@ class VariedFrame:
     bounds_px
         (n, 2) float64: the Cramér-Rao bound of a spot's row and column from photons and read noise
         in 11×11 pixels, all else known, without neighbours, suppression and saturation.
+    snr
+        (n,) float64: photons that the pixel nearest to a spot expects of it, in standard deviations
+        of what that pixel counts.
     """
 
     counts: npt.NDArray[np.int32]
     conditions: FrameConditions
     spots: Spots
     bounds_px: FloatArray
+    snr: FloatArray
 
 
 def draw_conditions(rng: np.random.Generator) -> FrameConditions:
@@ -219,7 +223,10 @@ def simulate_frame(
     span = 2 * HALF_PX + 1
     for (row, col), window in zip(centres - HALF_PX, windows, strict=True):
         expected[row : row + span, col : col + span] += window
-    bounds = _bounds(conditions, windows, down, across)
+    quiet = conditions.photons + (conditions.read_noise / conditions.gain) ** 2
+    bounds = _bounds(windows, down, across, quiet)
+    peak = windows[:, HALF_PX, HALF_PX].astype(np.float64)
+    snr = peak / np.sqrt(np.maximum(peak + quiet, 1e-9))
     if not conditions.correlated:
         expected = _spread(expected, conditions.spread)
     counts = _poisson(expected, rng) * conditions.gain
@@ -235,7 +242,9 @@ def simulate_frame(
         counts[counts <= conditions.threshold + conditions.gain * conditions.photons] = 0
     np.clip(counts, 0, conditions.saturation, out=counts)
     small = counts.max() < np.iinfo(np.uint16).max
-    return VariedFrame(counts.astype(np.uint16 if small else np.int32), conditions, spots, bounds)
+    return VariedFrame(
+        counts.astype(np.uint16 if small else np.int32), conditions, spots, bounds, snr
+    )
 
 
 def expected_windows(spots: Spots, aperture: float) -> tuple[FloatArray, FloatArray, FloatArray]:
@@ -303,13 +312,11 @@ def _profile(
     return [shape, slope * (2 * (a * r + b * s)), slope * (2 * (b * r + c * s))]
 
 
-def _bounds(
-    conditions: FrameConditions, windows: FloatArray, down: FloatArray, across: FloatArray
-) -> FloatArray:
+def _bounds(windows: FloatArray, down: FloatArray, across: FloatArray, quiet: float) -> FloatArray:
+    """Bound rows and columns, where a pixel without signal has a variance of `quiet` photons²."""
     inner = slice(HALF_PX - CENTRE, HALF_PX + CENTRE + 1)
     signal, rows, cols = windows[:, inner, inner], down, across
-    read = (conditions.read_noise / conditions.gain) ** 2
-    variance = np.maximum(signal + conditions.photons + read, 1e-9)
+    variance = np.maximum(signal + quiet, 1e-9)
     rr = (rows * rows / variance).sum(axis=(1, 2))
     cc = (cols * cols / variance).sum(axis=(1, 2))
     rc = (rows * cols / variance).sum(axis=(1, 2))

@@ -46,6 +46,8 @@ class VariedPeaks:
         simulated.
     bounds_px
         (n, 2) float32, as of `VariedFrame`; NaN where nothing was simulated.
+    snr
+        (n,) float32, as of `VariedFrame`; NaN where nothing was simulated.
     maxima, flags, frame
         As of `PeakDataset`.
     """
@@ -53,6 +55,7 @@ class VariedPeaks:
     counts: npt.NDArray[np.float32]
     true_px: npt.NDArray[np.float32]
     bounds_px: npt.NDArray[np.float32]
+    snr: npt.NDArray[np.float32]
     maxima: npt.NDArray[np.int32]
     flags: npt.NDArray[np.uint8]
     frame: npt.NDArray[np.int32]
@@ -96,13 +99,13 @@ def _peaks_of(number: int, seed: int, source: FrameSource) -> VariedPeaks:
     finder = PeakFinder(shape=taken.counts.shape, background=background)
     found = finder.find(taken.counts)
     true = np.full((len(found), 2), np.nan, np.float32)
-    bounds = true.copy()
+    bounds, snr = true.copy(), true[:, 0].copy()
     pairs = match_peaks(found.maxima, spots.positions_px, TRUTH_RADIUS_PX)
     mine, theirs = pairs[:, 0], pairs[:, 1]
     true[mine] = spots.positions_px[theirs] - found.maxima[mine]
-    bounds[mine] = taken.bounds_px[theirs]
+    bounds[mine], snr[mine] = taken.bounds_px[theirs], taken.snr[theirs]
     frame = np.full(len(found), number, np.int32)
-    return VariedPeaks(found.counts, true, bounds, found.maxima, found.flags, frame)
+    return VariedPeaks(found.counts, true, bounds, snr, found.maxima, found.flags, frame)
 
 
 def varied_dataset(
