@@ -30,10 +30,13 @@ SIDE_PX = 320
 HALF_PX = 11
 """Half side of the window in which a spot is drawn."""
 
-WIDTHS_PX = (0.6, 6.0)
-"""Full widths at half maximum, the mean of both axes."""
+WIDTHS_PX = (0.45, 6.5)
+"""Full widths at half maximum, the mean of both axes, before a pixel averages over its area."""
 
 MOST_ELONGATED = 3.0
+
+BRIGHTEST = 4e6
+"""Photons; signal-to-noise rises with their root."""
 
 NARROW_PX = 1.6
 """Spots narrower than this bend so much within a pixel that their average takes 5×5 points."""
@@ -184,7 +187,7 @@ def draw_spots(
     long = np.minimum(np.exp(np.abs(rng.normal(0, rng.uniform(0, 0.5), count))), MOST_ELONGATED)
     # From what the noise just hides upwards over some decades; a frame may hold bright ones alone.
     noise = max(conditions.noise_counts / conditions.gain, 0.3)
-    low = rng.uniform(0.5, 2.5)
+    low = rng.uniform(0.5, 2.5) if rng.random() < 0.75 else rng.uniform(2.5, 5.5)
     height = noise * 10 ** rng.uniform(low, low + rng.uniform(0.5, 3.5), count)
     usual_mixing = rng.uniform(-0.2, 1.2)
     mixing = np.clip(usual_mixing + rng.normal(0, 0.15, count), 0, 1)
@@ -192,7 +195,7 @@ def draw_spots(
     exponent = np.where(odd, np.exp(rng.normal(0, 0.12, count)), 1.0)
     spots = Spots(
         places,
-        np.minimum(height, 2e6),
+        np.minimum(height, BRIGHTEST),
         mean[:, None] * np.stack([np.sqrt(long), 1 / np.sqrt(long)], axis=1),
         rng.uniform(-np.pi / 2, np.pi / 2, count),
         mixing,
