@@ -14,6 +14,7 @@ that makes its flanks steeper or flatter than a pseudo-Voigt's.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,7 @@ from edgexnas.bragg import CENTRE, PATCH_SIZE
 
 __all__ = ["FrameConditions", "VariedFrame", "draw_conditions", "draw_spots", "simulate_frame"]
 
-FloatArray = npt.NDArray[np.float64]
+FloatArray = npt.NDArray[np.floating[Any]]
 
 SIDE_PX = 320
 """Rows and columns of a frame: enough tiles of 32×32 pixels for a background."""

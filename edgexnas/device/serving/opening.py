@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from edgexnas.bundle.shipped import is_shipped, located
 from edgexnas.detector_mask import read_mask
 from edgexnas.device.serving.bundle_watch import BundleWatch
 from edgexnas.device.serving.configuration import (
