@@ -32,6 +32,8 @@ FLOOR_PX = 0.003
 FARTHEST_PX = 0.6
 """A fit further from the truth than this has found something else."""
 
+MOST_SHARDS = 100
+
 FOLDS = 4
 """Ways to reflect a patch; transposing it changes nothing for these networks."""
 
@@ -153,7 +155,8 @@ class Training:
                 self._round()
                 step = None
             # What comes late would be fitted for little.
-            if (not rounds and self._take_shards()) or step is None:
+            late = rounds and self.pool is not None
+            if (not late and self._take_shards()) or step is None:
                 # A graph knows the pool by its address.
                 step = self._make_step()
             end = max(6.0, clock.left - round_s)
@@ -168,7 +171,6 @@ class Training:
                 if self.device != "cpu":
                     torch.cuda.synchronize()
             self._score(clock)
-
         self.rounding.close()
 
     def _round(self) -> None:
@@ -185,7 +187,8 @@ class Training:
     def _take_shards(self) -> bool:
         fresh = []
         for path in sorted(self.options.shards.glob("*.npz")):
-            if path.name not in self.taken:
+            # Fits take their time; what is left comes with the next round.
+            if path.name not in self.taken and len(fresh) < MOST_SHARDS:
                 self.taken.add(path.name)
                 fresh.append(read_shard(path))
         if not fresh:
