@@ -66,14 +66,15 @@ FINE_RATE, BATCH = 5e-4, 256
 RUNS, TIMED_FRAMES, REFLECTION_FRAMES = 24, 4, 2
 """Runs of frames of a long series, frames that are timed, and how long a reflection may last."""
 
-ROWS_PX, GUARD_PX = 60, 10
-"""Least height of a strip of rows, and how far from another part's a peak must lie."""
+STRIP_PX, FEWEST_STRIPS, GUARD_PX = 40, 5, 10
+"""Least width of a strip of the detector and their number, and how far from another part's strip a
+peak must lie."""
 
 MAXIMUM_LOSS = 0.3
 """Share of the mean distance that INT8 may add: of the small distances of one detector much."""
 
 FEWEST_FRAMES = 48
-"""Series of fewer frames are split by rows of the detector: blocks of frames would be too few."""
+"""Series of fewer frames are split by strips of the detector: blocks of frames would be few."""
 
 _log = logging.getLogger(__name__)
 
@@ -292,22 +293,28 @@ def _spread_runs(total: int, count: int) -> tuple[npt.NDArray[np.intp], int]:
 
 
 def _split(labels: PeakDataset, guard: int) -> Split:
-    """Split by blocks of frames; a short series by rows of the detector."""
+    """Split by blocks of frames; a short series by strips along the longer side of the detector."""
     if labels.frames >= FEWEST_FRAMES:
         return labels.split(blocks=RUNS, guard=guard)
-    height = labels.shape[0]
-    blocks = min(RUNS, height // ROWS_PX)
-    part = split_frames(max(blocks, 1), blocks=max(blocks, 1), guard=0)
-    row = labels.maxima[:, 0].astype(np.int64)
-    here = part[row * blocks // height]
+    axis = int(np.argmax(labels.shape))
+    length = labels.shape[axis]
+    strips = min(RUNS, length // STRIP_PX)
+    if strips < FEWEST_STRIPS:
+        raise ConfigurationError(
+            f"{labels.source} has {labels.frames} frames of {labels.shape}, too few to hold some "
+            f"back; specify {FEWEST_FRAMES} frames or more"
+        )
+    part = split_frames(strips, blocks=strips, guard=0)
+    place = labels.maxima[:, axis].astype(np.int64)
+    here = part[place * strips // length]
     # A peak within reach of another part's shares pixels with it.
     for shift in (-GUARD_PX, GUARD_PX):
-        there = part[np.clip(row + shift, 0, height - 1) * blocks // height]
+        there = part[np.clip(place + shift, 0, length - 1) * strips // length]
         here = np.where(there == here, here, DROPPED)
     return split_of(
         np.where(labels.good, here, DROPPED),
-        what=f"{labels.source} has {int(labels.good.sum())} good peaks in {blocks} strips of rows",
-        remedy="give more frames",
+        what=f"{labels.source} has {int(labels.good.sum())} good peaks in {strips} strips",
+        remedy="specify more frames",
     )
 
 
