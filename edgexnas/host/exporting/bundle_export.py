@@ -28,7 +28,7 @@ from edgexnas.bundle import (
     load_signing_key,
     write_bundle,
 )
-from edgexnas.bundle.manifest import IDENTIFIER, OLDEST_READER, PROBE_READER
+from edgexnas.bundle.manifest import IDENTIFIER, NEWER_READER, OLDEST_READER
 from edgexnas.bundle.strict_json import explain
 from edgexnas.errors import ConfigurationError
 from edgexnas.host.exporting.bundling import make_bundling
@@ -162,7 +162,7 @@ def export_bundle(
     old = described is None or described.plain
     try:
         manifest = Manifest(
-            requires_edgexnas=OLDEST_READER if old else PROBE_READER,
+            requires_edgexnas=OLDEST_READER if old else NEWER_READER,
             task=bundling.task,
             model_id=name,
             sequence=int(created.timestamp()) if sequence is None else sequence,
