@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from edgexnas.device.engines.device_engine import DeviceEngine
     from edgexnas.device.sources.compression import FrameMemory
     from edgexnas.device.sources.series_frames import SeriesFrames
+    from edgexnas.familiarity import PeakChecks
     from edgexnas.frames import FrameSeries
     from edgexnas.peak_finding import FoundPeaks, PeakFinder
 
@@ -83,6 +84,8 @@ class PeakLanes:
         What the user sets.
     levels
         The network's quantile levels.
+    checks
+        What the bundle knows of intervals and of familiar peaks; None for nothing.
     mask
         (H, W) bool, True where a pixel must not be used.
     """
@@ -93,10 +96,12 @@ class PeakLanes:
         *,
         finder: FinderSettings,
         levels: Sequence[float],
+        checks: PeakChecks | None = None,
         options: DetectionOptions | None = None,
         mask: Mask | None = None,
     ) -> None:
         self.engine = engine
+        self.checks = checks
         self._settings = finder
         self._options = options
         self._levels = levels
@@ -158,6 +163,7 @@ class PeakLanes:
                 finder,
                 dtype,
                 levels=self._levels,
+                checks=self.checks,
                 cache=self.engine.cache,
                 spare_frames=spare_frames,
             )
@@ -173,8 +179,18 @@ class PeakLanes:
         """(n, 11, 11) scaled patches → (n, 2, q) offsets from the patch centres, in px."""
         return self.engine.run(patches[:, None], (2, len(self._levels)))
 
-    def locate(self, found: Sequence[FoundPeaks], numbers: Sequence[int]) -> list[Peaks]:
+    def locate(
+        self,
+        found: Sequence[FoundPeaks],
+        numbers: Sequence[int],
+        checks: PeakChecks | None = None,
+    ) -> list[Peaks]:
         """Predict the positions of peaks found on several frames, in shared runs of the engine.
+
+        Parameters
+        ----------
+        checks
+            Judges the peaks of each frame; None leaves that out.
 
         Raises
         ------
@@ -187,9 +203,20 @@ class PeakLanes:
         patches = [p.counts if p.scaled else scale_patches(p.counts) for p in found]
         offsets_px = self.offsets(patches[0] if len(found) == 1 else np.concatenate(patches))
         ends = np.cumsum([len(peaks) for peaks in found])[:-1]
-        return list(map(self._placed, np.split(offsets_px, ends), found, numbers))
+        parts = [offsets_px] if len(found) == 1 else np.split(offsets_px, ends)
+        judged = [None] * len(found) if checks is None else [
+            checks.judge(scaled, peaks.intensities, part, peaks.flags).reasons
+            for scaled, peaks, part in zip(patches, found, parts, strict=True)
+        ]  # fmt: skip
+        return list(map(self._placed, parts, found, numbers, judged))
 
-    def _placed(self, offsets_px: FloatArray, found: FoundPeaks, number: int) -> Peaks:
+    def _placed(
+        self,
+        offsets_px: FloatArray,
+        found: FoundPeaks,
+        number: int,
+        reasons: npt.NDArray[np.uint8] | None,
+    ) -> Peaks:
         placed = decode_offsets(offsets_px, self._levels, found.maxima - CENTRE)
         return Peaks(
             positions_px=placed.positions_px,
@@ -200,6 +227,7 @@ class PeakLanes:
             flags=found.flags,
             frame_number=number,
             overflow=found.overflow,
+            reasons=reasons,
         )
 
 
@@ -239,6 +267,7 @@ class CpuPeakLane(PeakLane):
         self._lanes = lanes
         # It has a scratch buffer, so that each lane needs its own.
         self._finder = finder
+        self._checks = None if lanes.checks is None else lanes.checks.copy()
         self._submitted: deque[Sequence[NumberedFrame]] = deque()
         # Of pixels, not of peaks: how many peaks a frame has is only known once it is searched.
         frame_bytes = int(np.prod(finder.shape)) * np.dtype(detection.dtype).itemsize
@@ -278,7 +307,7 @@ class CpuPeakLane(PeakLane):
                 self._peaks = len(found[index])
         done = time.monotonic_ns()
         located = self._lanes.locate(
-            list(found.values()), [frames[index].number for index in found]
+            list(found.values()), [frames[index].number for index in found], self._checks
         )
         stages = {"find": done - began, "network": time.monotonic_ns() - done}
         return Outcome(dict(zip(found, located, strict=True)), faults, stages)
