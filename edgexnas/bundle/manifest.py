@@ -390,7 +390,7 @@ def _drop_silent(fields: dict[str, Any]) -> None:
     }
     for name, parts in places.items():
         for part in parts:
-            if all(part.get(field) in (None, [], 4) for field in NEWER_FIELDS[name]):
+            if all(part.get(field) in (None, [], 3) for field in NEWER_FIELDS[name]):
                 for field in NEWER_FIELDS[name]:
                     part.pop(field, None)
 

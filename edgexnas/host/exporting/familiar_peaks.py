@@ -50,8 +50,8 @@ PADDING = 0.02
 """Limits lie so much further from the median, as a share: the ends of a distribution are not known
 well."""
 LEVELS = (0.01, 0.1, 0.5, 0.9, 0.99)
-FRAME_SHARE, FRAME_LEAST = 0.2, 4
-"""Ten times the share of false alarms, and more than chance makes of a frame of few peaks."""
+FRAME_SHARE, FRAME_LEAST = 0.15, 3
+"""Seven times the share of false alarms, and more than chance makes of a frame of few peaks."""
 FEWEST_PEAKS = 50
 """With fewer peaks of either kind there is no score."""
 RIDGE = 1e-4
