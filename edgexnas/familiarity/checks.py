@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from edgexnas.bragg import PATCH_SIZE
 from edgexnas.familiarity import reference_checks
-from edgexnas.familiarity.quantities import ALONE, COUNTED, PEAK_QUANTITIES
+from edgexnas.familiarity.quantities import ALONE, COUNTED, FRAME_NOISE, PEAK_QUANTITIES
 
 if TYPE_CHECKING:
     from edgexnas.bundle import Familiarity, IntervalCalibration, Manifest, Precision, TrainingData
@@ -152,6 +152,8 @@ class PeakChecks:
     ----------
     counted, alone
         Constants where heights are counts, and where they are not.
+    frame_noise
+        Background noise of the frames of the training data; None if unknown.
     """
 
     def __init__(
@@ -170,6 +172,8 @@ class PeakChecks:
         self.judges = data is not None and any(
             name in PEAK_QUANTITIES for name in (quantity.name for quantity in data.quantities)
         )
+        quantities = () if data is None else data.quantities
+        self.frame_noise = next((q for q in quantities if q.name == FRAME_NOISE), None)
         self._loop, self._scratch = _loop()
 
     @classmethod

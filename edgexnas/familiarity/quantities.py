@@ -17,6 +17,7 @@ import numpy.typing as npt
 __all__ = [
     "ALONE",
     "COUNTED",
+    "FRAME_NOISE",
     "LARGEST_Z",
     "LEAST_INTERVAL_PX",
     "NARROWEST_PX2",
@@ -77,6 +78,9 @@ than a Gaussian does, and the least response taken for true."""
 NARROWEST_PX2 = 0.02
 LEAST_INTERVAL_PX = 0.002
 LARGEST_Z = 6.0
+
+FRAME_NOISE = "frame_noise_counts"
+"""Quantity of a frame: median over the pixels of the background's standard deviation."""
 
 TOGETHER, WHOLE_FRAME = 254, 255
 """Why a peak is unfamiliar, where it is no quantity by itself: 1 to 11 name that."""

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from edgexnas.bragg import CENTRE, Peaks, decode_offsets, scale_patches
 from edgexnas.detector_mask import Mask, merged_masks
+from edgexnas.device.bragg.announcement import Announcement
 from edgexnas.device.bragg.detection import PeakDetection, naming_frame
 from edgexnas.device.engines.build_progress import build_progress
 from edgexnas.device.lane import Lane, Outcome, drive
@@ -125,6 +126,7 @@ class PeakLanes:
         mask: Mask | None = None,
         saturation: float | None = None,
         spare_frames: int = 0,
+        announce: str | None = None,
     ) -> PeakLane:
         """Open a lane: on the GPU where the engine runs on one, else on the CPU.
 
@@ -136,13 +138,17 @@ class PeakLanes:
         detection
             Has admitted the frames.
         frames
-            They show the background, unless the detection is calibrated.
+            They show the background, unless the detection is calibrated; on a CPU they also show,
+            before the first result, whether their peaks are like those of the training data.
         mask
             The series' own mask, beside the detection's.
         saturation
             Counts from which the series says that a pixel is saturated; None if it does not.
         spare_frames
             Frames that `memory` of a GPU lane can lend at once.
+        announce
+            What is logged to be unlike the training data as soon as that shows, once; None to log
+            nothing.
 
         Raises
         ------
@@ -169,11 +175,19 @@ class PeakLanes:
             )
 
         pipeline = self.engine.keep_on_gpu("peaks are found on the CPU", create)
+        told = None
+        if announce is not None and self.checks is not None:
+            told = Announcement(announce)
+            told.compare_noise(detection.used, self.checks.frame_noise)
         if pipeline is not None:
-            return GpuPeakLane(self.engine, pipeline, detection)
+            return GpuPeakLane(self.engine, pipeline, detection, told)
         with build_progress(f"the peak finder is compiled for {dtype} frames"):
             finder.prepare(dtype)
-        return CpuPeakLane(self, finder, detection)
+        if told is not None and len(frames) > 1:
+            for frame in frames:
+                found = finder.find(frame, scaled=True)
+                told.add(self.locate([found], [0], self.checks)[0])
+        return CpuPeakLane(self, finder, detection, told)
 
     def offsets(self, patches: FloatArray) -> FloatArray:
         """(n, 11, 11) scaled patches → (n, 2, q) offsets from the patch centres, in px."""
@@ -242,8 +256,9 @@ class PeakLane(Lane[NumberedFrame, dict[int, Peaks]]):
 
     memory: FrameMemory | None = None
 
-    def __init__(self, detection: PeakDetection) -> None:
+    def __init__(self, detection: PeakDetection, told: Announcement | None) -> None:
         self._detection = detection
+        self._told = told
         self._kind = detection.shape, detection.dtype
 
     def check(self, frame: npt.ArrayLike, number: int) -> NumberedFrame:
@@ -255,6 +270,12 @@ class PeakLane(Lane[NumberedFrame, dict[int, Peaks]]):
                 self._detection.admit(array)
         return NumberedFrame(number, array)
 
+    def _announce(self, located: Sequence[Peaks]) -> None:
+        """Log that the peaks are unlike the training data, before anybody gets them."""
+        if self._told is not None and not self._told.done:
+            for peaks in located:
+                self._told.add(peaks)
+
 
 class CpuPeakLane(PeakLane):
     """Finds the peaks of a group one after the other, and runs the network for all together."""
@@ -262,8 +283,14 @@ class CpuPeakLane(PeakLane):
     ahead = 1
     most: int = MOST_FRAMES
 
-    def __init__(self, lanes: PeakLanes, finder: PeakFinder, detection: PeakDetection) -> None:
-        super().__init__(detection)
+    def __init__(
+        self,
+        lanes: PeakLanes,
+        finder: PeakFinder,
+        detection: PeakDetection,
+        told: Announcement | None = None,
+    ) -> None:
+        super().__init__(detection, told)
         self._lanes = lanes
         # It has a scratch buffer, so that each lane needs its own.
         self._finder = finder
@@ -309,6 +336,7 @@ class CpuPeakLane(PeakLane):
         located = self._lanes.locate(
             list(found.values()), [frames[index].number for index in found], self._checks
         )
+        self._announce(located)
         stages = {"find": done - began, "network": time.monotonic_ns() - done}
         return Outcome(dict(zip(found, located, strict=True)), faults, stages)
 
@@ -322,9 +350,13 @@ class GpuPeakLane(PeakLane):
     group = most = 1
 
     def __init__(
-        self, engine: SharedEngine, pipeline: FramePipeline, detection: PeakDetection
+        self,
+        engine: SharedEngine,
+        pipeline: FramePipeline,
+        detection: PeakDetection,
+        told: Announcement | None = None,
     ) -> None:
-        super().__init__(detection)
+        super().__init__(detection, told)
         self._engine = engine
         self._pipeline = pipeline
         self._flying: deque[tuple[int, int]] = deque()
@@ -359,6 +391,8 @@ class GpuPeakLane(PeakLane):
                 results[0] = self._pipeline.result()
         except InputError as error:
             faults[0] = error
+        else:
+            self._announce([results[0]])
         return Outcome(results, faults, {"gpu": time.monotonic_ns() - began})
 
     def close(self) -> None:
@@ -385,7 +419,13 @@ def stream_series(
                         refuse_nan(frames[-1], merged_masks(detection.mask, series.mask))
         # A series of the caller's own may say nothing of it.
         saturation = getattr(series, "saturation", None)
-        lane = lanes.open(detection, frames, mask=series.mask, saturation=saturation)
+        lane = lanes.open(
+            detection,
+            frames,
+            mask=series.mask,
+            saturation=saturation,
+            announce=str(series.source),
+        )
         _log.info("%s: %s", series.source, detection.used)
         with closing(lane):
             del frames
@@ -429,6 +469,7 @@ def stream_frames(
             mask=None if series is None else series.mask,
             saturation=None if series is None else series.saturation,
             spare_frames=0 if series is None else SPARE_FRAMES,
+            announce="frames" if series is None else series.source.url,
         )
     _log.info("%s: %s", "frames" if series is None else series.source.url, detection.used)
     with closing(lane):

@@ -216,7 +216,9 @@ class PeakPredictor(BundlePredictor):
             number = self._next_number if frame_number is None else frame_number
             if self._lane is None:
                 with self._detection.undone_if_refused():
-                    self._lane = self._lanes.open(self._detection, [self._detection.admit(frame)])
+                    self._lane = self._lanes.open(
+                        self._detection, [self._detection.admit(frame)], announce="frames"
+                    )
                 _log.info("frames: %s", self._detection.used)
             self._lane.submit([self._lane.check(frame, number)])
             outcome = self._lane.result()

@@ -9,7 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from edgexnas.bragg import scale_patches
-from edgexnas.bundle import IntervalCalibration, Precision, PrecisionFactors, TrainingData
+from edgexnas.bundle import (
+    Distribution,
+    IntervalCalibration,
+    Precision,
+    PrecisionFactors,
+    TrainingData,
+)
+from edgexnas.familiarity.quantities import FRAME_NOISE
 from edgexnas.host.exporting.conformal import group_factors, group_of, interval_scores
 from edgexnas.host.exporting.familiar_peaks import MeasuredPart, familiar_data, widening_of
 from edgexnas.host.exporting.peak_kinds import simulated_kinds
@@ -35,6 +42,8 @@ PEAKS_PER_SNR, PEAKS_PER_WIDTH = 250, 750
 FEWEST_IN_GROUP = 100
 MOST_TRAINING = 20_000
 KINDS_TRIED, KINDS_SEED = 7000, 20261130
+NOISE_RANGE = 3.0
+"""Exposures of one detector differ by so much, by a factor; others differ by more."""
 TWICE = 2.0
 """A peak is placed wrongly if its error exceeds the calibrated half width so many times."""
 
@@ -86,8 +95,22 @@ def calibrate_peaks(
         list(seen.values()),
         MeasuredPart(measured.values[wrong], measured.own[wrong], measured.half_px[wrong]),
     )
-    data = data.model_copy(update={"n": len(split.train)})
+    quantities = (*data.quantities, *_frame_noise(dataset))
+    data = data.model_copy(update={"n": len(split.train), "quantities": quantities})
     return calibration.model_copy(update={"widening": widening_of(measured, errors)}), data
+
+
+def _frame_noise(dataset: PeakDataset) -> tuple[Distribution, ...]:
+    """Describe the background noise of the frames, where the labels tell it."""
+    if dataset.finder_report is None:
+        return ()
+    noise = dataset.finder_report.noise_counts
+    return (
+        Distribution(
+            name=FRAME_NOISE, unit="counts", levels=(0.5,), quantiles=(noise,), n=dataset.frames,
+            low=noise / NOISE_RANGE, high=noise * NOISE_RANGE,
+        ),
+    )  # fmt: skip
 
 
 def _first(measured: MeasuredPart, count: int) -> MeasuredPart:
