@@ -8,14 +8,18 @@ from edgexnas.bundle.bundle_file import (
     write_bundle,
 )
 from edgexnas.bundle.deployment import (
+    Coverage,
     Distribution,
+    Familiarity,
     IntervalCalibration,
     MeasuredLatency,
     ModelCard,
     PeakDetection,
+    PrecisionFactors,
     Probe,
     QuantisationRecipe,
     TrainingData,
+    Widening,
 )
 from edgexnas.bundle.description import describe
 from edgexnas.bundle.gate_policy import GatePolicy
@@ -46,7 +50,9 @@ __all__ = [
     "AmplitudeGate",
     "BraggPreprocessing",
     "Bundle",
+    "Coverage",
     "Distribution",
+    "Familiarity",
     "Gate",
     "GatePolicy",
     "IntervalCalibration",
@@ -55,6 +61,7 @@ __all__ = [
     "ModelCard",
     "PeakDetection",
     "Precision",
+    "PrecisionFactors",
     "Probe",
     "Provenance",
     "PtychoPreprocessing",
@@ -65,6 +72,7 @@ __all__ = [
     "TrainingData",
     "TrustList",
     "TrustStore",
+    "Widening",
     "describe",
     "describe_probe",
     "generate_keys",
