@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 from universal_training import Clock, Training, joined, read_shard
@@ -76,7 +77,8 @@ def main() -> None:
     export.add_argument("--output", type=Path, required=True)
     export.add_argument("--bundle", type=Path, default=Path("edgexnas/bundle/universal.edgex"))
     export.add_argument("--signing-key", type=Path, required=True)
-    export.add_argument("--frames", type=int, default=600)
+    export.add_argument("--frames", type=int, default=2000)
+    export.add_argument("--peaks", type=Path, help="file of the peaks to quantise and score with")
     export.set_defaults(run=export_command)
     options = parser.parse_args()
     logging.basicConfig(format="%(asctime)s %(message)s")
@@ -214,11 +216,10 @@ def export_command(options: argparse.Namespace) -> None:
     chosen = kept["chosen"]
     network = mlp_bragg_smooth(chosen["units"], chosen["layers"])
     network.load_state_dict(kept["average"])
-    peaks = draw_varied_peaks(options.frames, seed=EXPORT_SEED)
-    dataset = varied_dataset(peaks, options.frames)
+    dataset, bounds = export_peaks(options.peaks or options.output / "export.h5", options.frames)
     # Every frame is of another detector, so that blocks need nothing between them.
     split = dataset.split(guard=0, fractions=(0.25, 0.125, 0.25))
-    sharp = split.validation[np.hypot(*peaks.bounds_px[split.validation].T) < SHARP_PX / 4]
+    sharp = split.validation[bounds[split.validation] < SHARP_PX / 4]
     found = options.output / "chosen.json"
     search = json.loads(found.read_text()) if found.exists() else {}
     report = export_bundle(
@@ -234,6 +235,16 @@ def export_command(options: argparse.Namespace) -> None:
         choice=chosen_recipe(network, dataset, split.calibration, sharp),
     )
     log.info("%s: INT8 loses %.1f %%", report.path, 100 * report.int8_loss)
+
+
+def export_peaks(path: Path, frames: int) -> tuple[PeakDataset, npt.NDArray[np.floating[Any]]]:
+    """Draw labelled peaks and the bounds of their distances, or read those of before."""
+    bounds_path = path.with_suffix(".bounds.npy")
+    if not bounds_path.exists():
+        peaks = draw_varied_peaks(frames, seed=EXPORT_SEED)
+        varied_dataset(peaks, frames).save(path)
+        np.save(bounds_path, np.hypot(*peaks.bounds_px.T))
+    return PeakDataset.load(path), np.load(bounds_path)
 
 
 def chosen_recipe(

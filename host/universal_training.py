@@ -22,7 +22,7 @@ from edgexnas.bragg import CENTRE, scale_patches
 from edgexnas.host.data.peak_labels import acceptable
 from edgexnas.host.data.pseudo_voigt import fit_pseudo_voigt
 from edgexnas.host.data.varied_peaks import VariedPeaks, draw_varied_peaks
-from edgexnas.host.exporting.quantisation_aware import _activation_scales, _rounding
+from edgexnas.host.exporting.quantisation_aware import activation_scales, rounding
 from edgexnas.host.networks.bragg_models import LEVELS
 from edgexnas.host.training.bragg_criterion import predict_offsets
 
@@ -180,8 +180,8 @@ class Training:
         with torch.no_grad():
             torch._foreach_copy_(list(self.weights.values()), self.average)
         dense = [m for m in self.network.modules() if isinstance(m, nn.Linear)][1:-1]
-        scales = _activation_scales(self.network, dense, self.pool.x[:65_536], 0.9999)
-        self.rounding.enter_context(_rounding(dense, scales))
+        scales = activation_scales(self.network, dense, self.pool.x[:65_536], 0.9999)
+        self.rounding.enter_context(rounding(dense, scales))
         self.rounded = True
 
     def _take_shards(self) -> bool:
