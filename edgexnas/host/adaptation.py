@@ -24,10 +24,8 @@ import torch
 
 from edgexnas.bundle import Bundle, generate_keys, load_signing_key, open_bundle
 from edgexnas.errors import ConfigurationError
-from edgexnas.frames import LazyFrames, open_frames
-from edgexnas.host.data.peak_labels import label_frames
-from edgexnas.host.data.splitting import DROPPED, Split, split_frames, split_of
 from edgexnas.host.data.synthetic_peaks import draw_like
+from edgexnas.host.data.timed_labels import label_in_time, split_labels
 from edgexnas.host.exporting.bundle_export import (
     ExportReport,
     Origin,
@@ -51,6 +49,7 @@ if TYPE_CHECKING:
     from edgexnas.bundle import AccuracyRow, TrustStore
     from edgexnas.frames import FrameSeries
     from edgexnas.host.data.peak_dataset import PeakDataset
+    from edgexnas.host.data.splitting import Split
 
 __all__ = ["AdaptReport", "adapt"]
 
@@ -63,18 +62,8 @@ LABEL_SHARE, SYNTHETIC_SHARE, TRAINING_SHARE = 0.25, 0.3, 0.3
 FINE_RATE, BATCH = 5e-4, 256
 """Learning rate and batch: a quarter of what universal networks are first trained with."""
 
-RUNS, TIMED_FRAMES, REFLECTION_FRAMES = 24, 4, 2
-"""Runs of frames of a long series, frames that are timed, and how long a reflection may last."""
-
-STRIP_PX, FEWEST_STRIPS, GUARD_PX = 40, 5, 10
-"""Least width of a strip of the detector and their number, and how far from another part's strip a
-peak must lie."""
-
 MAXIMUM_LOSS = 0.3
 """Share of the mean distance that INT8 may add: of the small distances of one detector much."""
-
-FEWEST_FRAMES = 48
-"""Series of fewer frames are split by strips of the detector: blocks of frames would be few."""
 
 _log = logging.getLogger(__name__)
 
@@ -180,8 +169,10 @@ def adapt(
     network = bundled_network(given)
     key = _signing_key(output, signing_key, say)
     with torch_threads(threads):
-        labels, guard = _labelled(frames, dataset, LABEL_SHARE * seconds, threads, say, detection)
-        split = _split(labels, guard)
+        labels, guard = label_in_time(
+            frames, dataset, LABEL_SHARE * seconds, threads, say, detection
+        )
+        split = split_labels(labels, guard)
         say(f"drawing peaks like the {len(split.train)} fitted ones of the training part")
         drawn = draw_like(
             labels, split.train, SYNTHETIC_PEAKS, seed=seed, threads=threads,
@@ -225,97 +216,6 @@ def adapt(
         export=report, before=before, after=_after(report), adapted=adapted, frames=labels.frames,
         peaks=int(labels.good.sum()), synthetic=len(drawn), seconds=_since(started),
     )  # fmt: skip
-
-
-class _Runs(LazyFrames):
-    """Runs of successive frames, spread over a long series."""
-
-    def __init__(self, series: FrameSeries, numbers: npt.NDArray[np.intp]) -> None:
-        self._series, self._numbers = series, numbers
-        super().__init__(
-            count=len(numbers), shape=series.shape, dtype=series.dtype, source=series.source,
-            mask=series.mask, saturation=series.saturation,
-        )  # fmt: skip
-
-    def _frame(self, index: int) -> npt.NDArray[Any]:
-        return self._series[int(self._numbers[index])]
-
-
-def _labelled(
-    frames: str | Path | FrameSeries,
-    dataset: str | None,
-    seconds: float,
-    threads: int,
-    say: Callable[[str], None],
-    detection: dict[str, Any],
-) -> tuple[PeakDataset, int]:
-    """Label as many frames as the time allows, spread over the series; give also their guard."""
-    if not isinstance(frames, str | Path):
-        return _label_some(frames, seconds, threads, say, detection)
-    with open_frames(frames, dataset=dataset) as series:
-        return _label_some(series, seconds, threads, say, detection)
-
-
-def _label_some(
-    series: FrameSeries,
-    seconds: float,
-    threads: int,
-    say: Callable[[str], None],
-    detection: dict[str, Any],
-) -> tuple[PeakDataset, int]:
-    total = len(series)
-    chosen: FrameSeries = series
-    guard = REFLECTION_FRAMES
-    if total > FEWEST_FRAMES:
-        # A few tell how long one takes; the first call loads what fits peaks.
-        few = _Runs(series, np.linspace(0, total - 1, TIMED_FRAMES).astype(np.intp))
-        label_frames(few, threads=threads, **detection)
-        began = time.monotonic()
-        label_frames(few, threads=threads, **detection)
-        most = int(seconds / max((time.monotonic() - began) / TIMED_FRAMES, 1e-6))
-        if most < total:
-            numbers, apart = _spread_runs(total, max(most, FEWEST_FRAMES))
-            chosen = _Runs(series, numbers)
-            # A block of the split is a run, and no reflection lasts from one to the next.
-            guard = 0 if apart >= guard else guard
-    say(f"fitting the peaks of {len(chosen)} of {total} frames")
-    labels = label_frames(chosen, threads=threads, **detection)
-    say(f"{len(labels)} peaks, of which {int(labels.good.sum())} have a good fit")
-    return labels, guard
-
-
-def _spread_runs(total: int, count: int) -> tuple[npt.NDArray[np.intp], int]:
-    """Numbers of `count` frames in 24 runs that begin evenly, and frames between two of them."""
-    length = max(1, min(count, total) // RUNS)
-    starts = np.linspace(0, total - length, RUNS).astype(np.intp)
-    apart = int(np.diff(starts).min()) - length
-    return np.unique(starts[:, None] + np.arange(length)), apart
-
-
-def _split(labels: PeakDataset, guard: int) -> Split:
-    """Split by blocks of frames; a short series by strips along the longer side of the detector."""
-    if labels.frames >= FEWEST_FRAMES:
-        return labels.split(blocks=RUNS, guard=guard)
-    axis = int(np.argmax(labels.shape))
-    length = labels.shape[axis]
-    strips = min(RUNS, length // STRIP_PX)
-    if strips < FEWEST_STRIPS:
-        raise ConfigurationError(
-            f"{labels.source} has {labels.frames} frames of {labels.shape}, too few to hold some "
-            f"back; specify {FEWEST_FRAMES} frames or more"
-        )
-    part = split_frames(strips, blocks=strips, guard=0)
-    place = labels.maxima[:, axis].astype(np.int64)
-    here = part[place * strips // length]
-    # A peak within reach of another part's shares pixels with it.
-    for shift in (-GUARD_PX, GUARD_PX):
-        there = part[np.clip(place + shift, 0, length - 1) * strips // length]
-        here = np.where(there == here, here, DROPPED)
-    return split_of(
-        np.where(labels.good, here, DROPPED),
-        what=f"{labels.source} has {int(labels.good.sum())} good peaks in {strips} strips",
-        remedy="specify more frames",
-    )
 
 
 def _training_data(labels: PeakDataset, split: Split, drawn: PeakDataset) -> TrainingData:

@@ -14,7 +14,7 @@ from edgexnas.cli import main
 from edgexnas.errors import ConfigurationError
 from edgexnas.frames import ArrayFrames
 from edgexnas.host import adapt
-from edgexnas.host.adaptation import _spread_runs
+from edgexnas.host.data.timed_labels import _spread_runs
 from edgexnas.host.exporting.bundled_network import bundled_network
 from edgexnas.simulate import HedmSettings, save_series, simulate_hedm
 
