@@ -180,9 +180,7 @@ class PeakChecks:
     def of(cls, manifest: Manifest, precision: Precision) -> PeakChecks | None:
         """Make the checks of a bundle; None if its manifest says nothing of them."""
         calibration, data = manifest.interval_calibration, manifest.training_data
-        checks = cls(
-            calibration, data, levels=manifest.quantile_levels, precision=precision
-        )
+        checks = cls(calibration, data, levels=manifest.quantile_levels, precision=precision)
         return checks if checks.calibrated or checks.judges else None
 
     def alone_each(self) -> PeakChecks:

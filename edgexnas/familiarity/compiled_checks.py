@@ -48,7 +48,7 @@ _LEAST_GAIN = _F(0.01)
 _MOST_Z = _F(LARGEST_Z)
 _NARROWNESS = _F(0.01)
 _UNFAMILIAR = np.uint8(PeakFlag.UNFAMILIAR)
-_TOGETHER, _WHOLE_FRAME = np.uint8(TOGETHER), np.uint8(WHOLE_FRAME)
+_TOGETHER, _WHOLE_FRAME = TOGETHER, WHOLE_FRAME
 # Steps within a flat patch, unsigned: else each index is first asked whether it counts from the
 # end, which costs as much as the arithmetic.
 _U1, _U2, _U11, _U22 = np.uint64(1), np.uint64(2), np.uint64(11), np.uint64(22)
@@ -145,7 +145,7 @@ def _gain(variance: Any, width: Any) -> Any:
 
 @compiled_part
 def _pixel_noise(pixels: Any, base: Any, row: Any, col: Any) -> Any:
-    """Standard deviation of a pixel, from what of the odd part of the peak no shift explains.
+    """Find the standard deviation of a pixel, from what of the odd part of the peak no shift explains.
 
     The patch is reflected about the half pixel that is nearest to (row, col), within 5×5 or 6×6
     pixels. A shift shows as t·e·(1 + e), with t the distance from the centre and e the even part:
@@ -304,13 +304,14 @@ def _group(value: Any, edges: Any) -> int:
 
 
 @compiled_part
-def _stretch(
-    offsets: Any, peak: int, axis: int, middle: int, factor: Any, least: Any
-) -> None:
+def _stretch(offsets: Any, peak: int, axis: int, middle: int, factor: Any, least: Any) -> None:
     """Move quantiles away from the position by a factor, the outer ones by `least` at least."""
     last = offsets.shape[2] - 1
     position = offsets[peak, axis, middle]
-    down, up = (position - offsets[peak, axis, 0]) * factor, (offsets[peak, axis, last] - position) * factor
+    down, up = (
+        (position - offsets[peak, axis, 0]) * factor,
+        (offsets[peak, axis, last] - position) * factor,
+    )
     lower, upper = factor, factor
     if _ZERO < down < least:
         lower *= least / down
@@ -318,9 +319,13 @@ def _stretch(
         upper *= least / up
     for quantile in range(last + 1):
         if quantile < middle:
-            offsets[peak, axis, quantile] = position - (position - offsets[peak, axis, quantile]) * lower
+            offsets[peak, axis, quantile] = (
+                position - (position - offsets[peak, axis, quantile]) * lower
+            )
         elif quantile > middle:
-            offsets[peak, axis, quantile] = position + (offsets[peak, axis, quantile] - position) * upper
+            offsets[peak, axis, quantile] = (
+                position + (offsets[peak, axis, quantile] - position) * upper
+            )
     # Ends that lie on the position cannot be stretched.
     if middle > 0 and not down > _ZERO:
         offsets[peak, axis, 0] = position - least
@@ -333,8 +338,8 @@ def check_peaks(
     pixels: Any, heights: Any, offsets: Any, middle: int, counted: int, factors: Any,
     snr_edges: Any, width_edges: Any, widening: Any, lowest: Any, highest: Any, centre: Any,
     per_scale: Any, coefficients: Any, limit: Any, frame_share: Any, frame_least: int, flags: Any,
-    reasons: Any, values: Any, own: Any, chosen: Any, rows: Any, cols: Any, sums: Any, found: Any, terms: Any, z: Any,
-    bits: Any, as_int: Any,
+    reasons: Any, values: Any, own: Any, chosen: Any, rows: Any, cols: Any, sums: Any, found: Any,
+    terms: Any, z: Any, bits: Any, as_int: Any,
 ) -> int:  # fmt: skip
     """Judge the peaks of one frame, and calibrate and widen their quantiles in place.
 

@@ -89,7 +89,9 @@ def measured(
         ],
         axis=1,
     )
-    width = np.clip(_F(WINDOW_PX) * (_F(1) + beside), *map(_F, WINDOW_LIMITS_PX))
+    width = np.clip(
+        _F(WINDOW_PX) * (_F(1) + beside), _F(WINDOW_LIMITS_PX[0]), _F(WINDOW_LIMITS_PX[1])
+    )
     start = np.clip(centre, _F(-1.5), _F(1.5))
     ratio = (_ALONG - start[:, :, None]) * (_F(1) / width)[:, :, None]
     edge = np.maximum(_F(1) - ratio * ratio, _F(0))
@@ -147,9 +149,11 @@ def _moments(
     patches: FloatArray, start: FloatArray, windows: FloatArray
 ) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
     """Give 1 / windowed sum (n,), means (n, 2), variances (n, 2) and covariance (n,)."""
-    total, down, across, down2, across2, cross = np.zeros((6, len(patches)), np.float32)
+    sums: FloatArray = np.zeros((6, len(patches)), np.float32)
+    total, down, across, down2, across2, cross = sums
     for c in range(PATCH_SIZE):
-        plain, first, second = np.zeros((3, len(patches)), np.float32)
+        column: FloatArray = np.zeros((3, len(patches)), np.float32)
+        plain, first, second = column
         for r in range(PATCH_SIZE):
             t = _ALONG[r] - start[:, 0]
             weighted = windows[:, 0, r] * patches[:, PATCH_SIZE * r + c]
@@ -238,7 +242,11 @@ def _stretch(quantiles: FloatArray, middle: int, factor: FloatArray, least: Floa
     position = quantiles[:, middle].copy()
     down, up = (position - quantiles[:, 0]) * factor, (quantiles[:, last] - position) * factor
     lower, upper = (
-        np.where((length > 0) & (length < least), factor * (least / np.where(length > 0, length, 1)), factor)
+        np.where(
+            (length > 0) & (length < least),
+            factor * (least / np.where(length > 0, length, 1)),
+            factor,
+        )
         for length in (down, up)
     )
     for quantile in range(last + 1):

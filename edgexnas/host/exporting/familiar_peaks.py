@@ -14,7 +14,6 @@ Three things are learned at export, none of them from the test part:
 
 from __future__ import annotations
 
-
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -208,5 +207,3 @@ def widening_of(peaks: MeasuredPart, error_px: FloatArray) -> Widening:
         narrowness=narrowness,
         floor_px=0.01 * floor**0.5,
     )
-
-

@@ -95,7 +95,9 @@ def test_peaks_are_judged_on_a_gpu_as_on_the_cpu(session, place_engine, given):
 
 def test_a_frame_without_peaks_has_none_to_judge(session, place_engine):
     finder = PeakFinder(FinderSettings(capacity=50), shape=SHAPE)
-    pipeline = FramePipeline(place_engine(session), finder, np.uint16, levels=LEVELS, checks=checks())
+    pipeline = FramePipeline(
+        place_engine(session), finder, np.uint16, levels=LEVELS, checks=checks()
+    )
     empty = pipeline.process(np.zeros(SHAPE, np.uint16))
     assert len(empty) == 0
     assert len(empty.reasons) == 0
