@@ -77,13 +77,13 @@ class CheckConstants:
         factors: Any = ((1.0,),)
         snr: tuple[float, ...] = ()
         width: tuple[float, ...] = ()
-        widening: tuple[float, ...] = (0.0,) * 5
+        widening: tuple[float, ...] = (0.0,) * 6
         if calibration is not None:
             factors = calibration.factors_of(precision)
             snr, width = calibration.snr_edges, calibration.width_edges_px
             if (wide := calibration.widening) is not None:
                 widening = (
-                    wide.interval, wide.disagreement, wide.noise, wide.narrowness, wide.floor_px
+                    wide.interval, wide.disagreement, wide.narrow_disagreement, wide.noise, wide.narrowness, wide.floor_px
                 )  # fmt: skip
         share = None if data is None else data.frame_share
         return cls(

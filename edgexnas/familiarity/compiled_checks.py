@@ -16,6 +16,7 @@ from edgexnas.familiarity.quantities import (
     COUNTED,
     LARGEST_Z,
     LEAST_INTERVAL_PX,
+    NARROW_PX2,
     NARROWEST_PX2,
     PEAK_QUANTITIES,
     RESPONSE,
@@ -46,7 +47,7 @@ _PER_PIXEL = _F(1 / _AREA)
 _OCTAVE, _BIAS = _F(2.0**-23), _F(127)
 _LEAST_GAIN = _F(0.01)
 _MOST_Z = _F(LARGEST_Z)
-_NARROWNESS = _F(0.01)
+_NARROW_PX2, _NARROWNESS = _F(NARROW_PX2), _F(0.01)
 _UNFAMILIAR = np.uint8(PeakFlag.UNFAMILIAR)
 _TOGETHER, _WHOLE_FRAME = TOGETHER, WHOLE_FRAME
 # Steps within a flat patch, unsigned: else each index is first asked whether it counts from the
@@ -145,7 +146,7 @@ def _gain(variance: Any, width: Any) -> Any:
 
 @compiled_part
 def _pixel_noise(pixels: Any, base: Any, row: Any, col: Any) -> Any:
-    """Find the standard deviation of a pixel, from what of the odd part of the peak no shift explains.
+    """Find the noise of a pixel from what of the odd part of the peak no shift explains.
 
     The patch is reflected about the half pixel that is nearest to (row, col), within 5×5 or 6×6
     pixels. A shift shows as t·e·(1 + e), with t the distance from the centre and e the even part:
@@ -358,7 +359,7 @@ def check_peaks(
     factors, snr_edges, width_edges
         As of `IntervalCalibration`.
     widening
-        (5,), as of `Widening`, in its order.
+        (6,), as of `Widening`, in its order.
     lowest, highest
         (11,), limits of single quantities.
     centre, per_scale, coefficients, limit
@@ -419,13 +420,15 @@ def check_peaks(
             least = _ZERO
             if unfamiliar:
                 half = (offsets[peak, axis, -1] - offsets[peak, axis, 0]) * _HALF
-                narrow = _NARROWNESS / own[peak, axis, 2]
+                far, spread, variance = own[peak, axis, 0], own[peak, axis, 1], own[peak, axis, 2]
+                narrow = _NARROW_PX2 / (_NARROW_PX2 + variance)
+                narrowness = _NARROWNESS / variance
                 least = np.sqrt(
                     widening[0] * half * half
-                    + widening[1] * own[peak, axis, 0] * own[peak, axis, 0]
-                    + widening[2] * own[peak, axis, 1] * own[peak, axis, 1]
-                    + widening[3] * narrow * narrow
-                    + widening[4] * widening[4]
+                    + (widening[1] * (_ONE - narrow) + widening[2] * narrow) * far * far
+                    + widening[3] * spread * spread
+                    + widening[4] * narrowness * narrowness
+                    + widening[5] * widening[5]
                 )
             _stretch(offsets, peak, axis, middle, chosen[peak], least)
     return number if whole else alone

@@ -11,6 +11,7 @@ from edgexnas.bragg import CENTRE, PATCH_SIZE, PeakFlag
 from edgexnas.familiarity.quantities import (
     LARGEST_Z,
     LEAST_INTERVAL_PX,
+    NARROW_PX2,
     NARROWEST_PX2,
     PEAK_QUANTITIES,
     RESPONSE,
@@ -64,13 +65,14 @@ def check_peaks(
     for axis in range(2):
         half = (offsets[:, axis, -1] - offsets[:, axis, 0]) * _F(0.5)
         far, noise, variance = (own[:, axis, part] for part in range(3))
-        narrow = _F(0.01) / variance
+        narrow = _F(NARROW_PX2) / (_F(NARROW_PX2) + variance)
+        narrowness = _F(0.01) / variance
         least = np.sqrt(
             widening[0] * half * half
-            + widening[1] * far * far
-            + widening[2] * noise * noise
-            + widening[3] * narrow * narrow
-            + widening[4] * widening[4]
+            + (widening[1] * (_F(1) - narrow) + widening[2] * narrow) * far * far
+            + widening[3] * noise * noise
+            + widening[4] * narrowness * narrowness
+            + widening[5] * widening[5]
         )
         _stretch(offsets[:, axis], middle, chosen, np.where(unfamiliar, least, _F(0)))
     return number if whole else alone

@@ -32,13 +32,14 @@ typedef unsigned char u8;
 #define SQUARE 19.0f
 #define LEAST_RESPONSE 0.15f
 #define NARROWEST_PX2 0.02f
+#define NARROW_PX2 0.3f
 #define LEAST_HALF_PX 0.001f
 #define LARGEST_Z 6.0f
 #define TINY 1e-6f
 
 // The constants of a bundle, one behind the other; edges and factors follow.
 #define WIDENING 0
-#define LOWEST 5
+#define LOWEST 6
 #define HIGHEST (LOWEST + QUANTITIES)
 #define MEANS (HIGHEST + QUANTITIES)
 #define PER_SCALE (MEANS + QUANTITIES)
@@ -323,9 +324,12 @@ extern "C" __global__ void __launch_bounds__(APPLY_THREADS) apply_checks(
         int last = levels - 1;
         if (unfamiliar) {
             const float *w = constants + WIDENING;
-            float half = (quantiles[last] - quantiles[0]) * 0.5f, narrow = 0.01f / mine[2];
-            least = sqrtf(w[0] * half * half + w[1] * mine[0] * mine[0] + w[2] * mine[1] * mine[1]
-                          + w[3] * narrow * narrow + w[4] * w[4]);
+            float half = (quantiles[last] - quantiles[0]) * 0.5f;
+            float narrow = NARROW_PX2 / (NARROW_PX2 + mine[2]), narrowness = 0.01f / mine[2];
+            least = sqrtf(w[0] * half * half
+                          + (w[1] * (1.0f - narrow) + w[2] * narrow) * mine[0] * mine[0]
+                          + w[3] * mine[1] * mine[1] + w[4] * narrowness * narrowness
+                          + w[5] * w[5]);
         }
         if (axis == 0) {
             u8 reason = reasons[peak];
