@@ -83,7 +83,8 @@ class CheckConstants:
             snr, width = calibration.snr_edges, calibration.width_edges_px
             if (wide := calibration.widening) is not None:
                 widening = (
-                    wide.interval, wide.disagreement, wide.narrow_disagreement, wide.noise, wide.narrowness, wide.floor_px
+                    wide.interval, wide.disagreement, wide.narrow_disagreement, wide.noise,
+                    wide.narrowness, wide.floor_px,
                 )  # fmt: skip
         share = None if data is None else data.frame_share
         return cls(

@@ -47,7 +47,7 @@ class PatternResidual:
         if probe is None:
             return False
         rows, cols = probe.shape[-2:]
-        return rows == cols and rows >= PATTERN_SIZE and rows % PATTERN_SIZE == 0
+        return bool(rows == cols and rows >= PATTERN_SIZE and rows % PATTERN_SIZE == 0)
 
     def of(
         self, patterns: FloatArray, amplitude: FloatArray, phase_rad: FloatArray
@@ -81,4 +81,5 @@ class PatternResidual:
         waves = np.fft.fft2(self._probe * sample, norm="ortho")
         intensity = np.square(np.abs(waves)).sum(axis=0).astype(np.float32)
         seen = oriented(np.fft.fftshift(intensity), self._orientation, inverse=True)
-        return bin_patterns(np.ascontiguousarray(seen)[None], self._factor)[0]
+        model: FloatArray = bin_patterns(np.ascontiguousarray(seen)[None], self._factor)[0]
+        return model
