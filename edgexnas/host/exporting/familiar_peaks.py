@@ -55,7 +55,7 @@ FRAME_SHARE, FRAME_LEAST = 0.15, 3
 FEWEST_PEAKS = 50
 """With fewer peaks of either kind there is no score."""
 RIDGE = 1e-4
-WIDENING_LEVEL = 0.93
+WIDENING_LEVEL = 0.925
 """More than the level of the intervals: real detectors are none of the simulated kinds."""
 
 
