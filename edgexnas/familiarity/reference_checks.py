@@ -37,7 +37,7 @@ def check_peaks(
     pixels: FloatArray, heights: FloatArray, offsets: FloatArray, middle: int, counted: int,
     factors: FloatArray, snr_edges: FloatArray, width_edges: FloatArray, widening: FloatArray,
     lowest: FloatArray, highest: FloatArray, centre: FloatArray, per_scale: FloatArray,
-    coefficients: FloatArray, limit: np.float32, frame_share: np.float32, frame_least: int,
+    linear: FloatArray, form: FloatArray, limit: np.float32, frame_share: np.float32, frame_least: int,
     flags: npt.NDArray[np.uint8], reasons: npt.NDArray[np.uint8], values: FloatArray, *_: Any,
 ) -> int:  # fmt: skip
     """Judge the peaks of one frame; parameters as of `compiled_checks.check_peaks`."""
@@ -50,8 +50,8 @@ def check_peaks(
     outside = ~familiar
     first = np.argmax(outside, axis=1) + 1
     reasons[:] = np.where(outside.any(axis=1), first, 0)
-    if len(coefficients):
-        score = _scores(terms[:, :counted], centre, per_scale, coefficients)
+    if len(linear):
+        score = _scores(terms[:, :counted], centre, per_scale, linear, form)
         reasons[(reasons == 0) & ~(score <= limit)] = TOGETHER
     alone = int(np.count_nonzero(reasons))
     whole = alone >= frame_least and _F(alone) > frame_share * _F(number)
@@ -218,25 +218,17 @@ def _pixel_noise(patches: FloatArray, place: FloatArray) -> FloatArray:
 
 
 def _scores(
-    terms: FloatArray, centre: FloatArray, per_scale: FloatArray, coefficients: FloatArray
+    terms: FloatArray,
+    centre: FloatArray,
+    per_scale: FloatArray,
+    linear: FloatArray,
+    form: FloatArray,
 ) -> FloatArray:
-    number = terms.shape[1]
     z = np.clip((terms - centre) * per_scale, _F(-LARGEST_Z), _F(LARGEST_Z))
-    total = np.full(len(terms), coefficients[0])
-    place = 1 + number
-    for quantity in range(number):
-        slope = np.full(len(terms), coefficients[1 + quantity])
-        beside = np.zeros(len(terms), np.float32)
-        for step, other in enumerate(range(quantity, number)):
-            product = coefficients[place] * z[:, other]
-            # Alternately, as the compiled loop does; an odd last one goes to the first sum.
-            if step % 2:
-                beside += product
-            else:
-                slope += product
-            place += 1
-        total += z[:, quantity] * (slope + beside)
-    return total
+    slopes = np.broadcast_to(linear, z.shape).copy()
+    for quantity, row in enumerate(form):
+        slopes += row * z[:, quantity, None]
+    return _in_order(z * slopes)
 
 
 def _stretch(quantiles: FloatArray, middle: int, factor: FloatArray, least: FloatArray) -> None:

@@ -132,29 +132,32 @@ def test_compiled_and_numpy_give_the_same_bits(seed, number, levels, empty):
     rng = np.random.default_rng(seed)
     patches = rng.random((number, 121), np.float32) ** 4
     patches[rng.random((number, 121)) < 0.5] = 0
-    if empty:
-        patches[0] = 0
     offsets = np.sort(rng.normal(0, 0.7, (number, 2, levels)), axis=2).astype(np.float32)
+    if empty:
+        # A patch without counts, and an interval without a width.
+        patches[0], offsets[0] = 0, offsets[0, :, :1]
     middle, counted = int(rng.integers(0, levels)), int(rng.choice([9, 11]))
-    score = rng.normal(size=(counted + 1) * (counted + 2) // 2).astype(np.float32)
+    linear = rng.normal(size=counted).astype(np.float32)
+    form = np.triu(rng.normal(size=(counted, counted))).astype(np.float32)
 
     def given() -> list:
+        found = np.zeros((11, number), np.float32)
         common = [
             patches.reshape(-1), np.float32(1) + patches[:, 60] * 900, offsets.copy(), middle,
             counted, np.array([[1.2, 0.8], [0.5, 2.0]], np.float32), np.array([20], np.float32),
             np.array([2], np.float32), np.array([1, 4, 2, 3, 2, 0.01], np.float32),
             np.full(11, -3, np.float32), np.array([4, *[2] * 8, 500, 90], np.float32),
-            np.zeros(counted, np.float32), np.ones(counted, np.float32), score, np.float32(3),
-            np.float32(0.7), 3, np.zeros(number, np.uint8), np.zeros(number, np.uint8),
-            np.zeros((number, 11), np.float32), np.zeros((number, 2, 3), np.float32),
-            np.zeros(number, np.float32),
+            np.zeros(counted, np.float32), np.ones(counted, np.float32), linear, form,
+            np.float32(3), np.float32(0.7), 3, *np.zeros((2, number), np.uint8),
+            np.zeros((number, 11), np.float32), np.zeros((number, 2, 3), np.float32), found,
+            found.view(np.int32), *np.zeros((3, number), np.float32),
         ]  # fmt: skip
         return common
 
     one, other = given(), given()
     count = compiled_checks.check_peaks(*one, *compiled_checks.scratch_to_check())
     assert count == reference_checks.check_peaks(*other)
-    for index in (2, 17, 18, 19):
+    for index in (2, 18, 19, 20):
         np.testing.assert_array_equal(one[index], other[index])
 
 

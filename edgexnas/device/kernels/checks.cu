@@ -43,9 +43,9 @@ typedef unsigned char u8;
 #define HIGHEST (LOWEST + QUANTITIES)
 #define MEANS (HIGHEST + QUANTITIES)
 #define PER_SCALE (MEANS + QUANTITIES)
-#define SCORE (PER_SCALE + QUANTITIES)
-#define SCORE_ITEMS ((QUANTITIES + 1) * (QUANTITIES + 2) / 2)
-#define EDGES (SCORE + SCORE_ITEMS)
+#define SLOPES (PER_SCALE + QUANTITIES)
+#define FORM (SLOPES + QUANTITIES)
+#define EDGES (FORM + QUANTITIES * QUANTITIES)
 
 // For row and column: distance from the windowed centroid, its noise, windowed variance.
 #define OWN 6
@@ -258,21 +258,14 @@ extern "C" __global__ void __launch_bounds__(JUDGE_THREADS) judge_peaks(
                         (found[quantity] - constants[MEANS + quantity]) * constants[PER_SCALE + quantity],
                         LARGEST_Z);
             __syncwarp();
-            const float *score = constants + SCORE;
             if (lane < counted) {
-                const float *products = score + 1 + counted + lane * counted - lane * (lane - 1) / 2;
-                float slope = score[1 + lane], beside = 0;
-                for (int other = lane; other < counted; other++) {
-                    float product = products[other - lane] * patch.z[other];
-                    if ((other - lane) % 2)
-                        beside += product;
-                    else
-                        slope += product;
-                }
-                patch.terms[lane] = patch.z[lane] * (slope + beside);
+                float slope = constants[SLOPES + lane];
+                for (int other = 0; other < counted; other++)
+                    slope += constants[FORM + other * counted + lane] * patch.z[other];
+                patch.terms[lane] = patch.z[lane] * slope;
             }
             __syncwarp();
-            float total = score[0];
+            float total = 0;
             for (int quantity = 0; quantity < counted; quantity++)
                 total += patch.terms[quantity];
             if (!(total <= limit))
