@@ -366,9 +366,9 @@ def _stretch(offsets: Any, peak: int, axis: int, middle: int, factor: Any, least
 def check_peaks(
     pixels: Any, heights: Any, offsets: Any, middle: int, counted: int, factors: Any,
     snr_edges: Any, width_edges: Any, widening: Any, lowest: Any, highest: Any, centre: Any,
-    per_scale: Any, linear: Any, form: Any, limit: Any, frame_share: Any, frame_least: int, flags: Any,
-    reasons: Any, values: Any, own: Any, found: Any, as_int: Any, chosen: Any, slope: Any,
-    total: Any, rows: Any, cols: Any, sums: Any,
+    per_scale: Any, linear: Any, form: Any, limit: Any, frame_share: Any, frame_least: int,
+    flags: Any, reasons: Any, values: Any, own: Any, found: Any, as_int: Any, chosen: Any,
+    slope: Any, total: Any, rows: Any, cols: Any, sums: Any,
 ) -> int:  # fmt: skip
     """Judge the peaks of one frame, and calibrate and widen their quantiles in place.
 

@@ -37,8 +37,9 @@ def check_peaks(
     pixels: FloatArray, heights: FloatArray, offsets: FloatArray, middle: int, counted: int,
     factors: FloatArray, snr_edges: FloatArray, width_edges: FloatArray, widening: FloatArray,
     lowest: FloatArray, highest: FloatArray, centre: FloatArray, per_scale: FloatArray,
-    linear: FloatArray, form: FloatArray, limit: np.float32, frame_share: np.float32, frame_least: int,
-    flags: npt.NDArray[np.uint8], reasons: npt.NDArray[np.uint8], values: FloatArray, *_: Any,
+    linear: FloatArray, form: FloatArray, limit: np.float32, frame_share: np.float32,
+    frame_least: int, flags: npt.NDArray[np.uint8], reasons: npt.NDArray[np.uint8],
+    values: FloatArray, *_: Any,
 ) -> int:  # fmt: skip
     """Judge the peaks of one frame; parameters as of `compiled_checks.check_peaks`."""
     number = len(heights)

@@ -63,8 +63,8 @@ class CheckKernels:
         for whole, part in zip(single, given, strict=True):
             whole[: len(part)] = part
         parts = (
-            used.widening, used.lowest, used.highest, *single, used.form.reshape(-1), used.snr_edges,
-            used.width_edges, used.factors.reshape(-1),
+            used.widening, used.lowest, used.highest, *single, used.form.reshape(-1),
+            used.snr_edges, used.width_edges, used.factors.reshape(-1),
         )  # fmt: skip
         try:
             self._constants = self._kernels.uploaded(np.concatenate(parts))
