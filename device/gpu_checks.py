@@ -89,7 +89,7 @@ def compare(session: CudaSession, spots: int, seed: int) -> bool:
     checks = some_checks()
     there, flags, reasons = _on_gpu(session, finder, frame, offsets, checks)
     judged = checks.judge(found.counts, found.intensities, offsets, found.flags)
-    parts = {
+    parts: dict[str, tuple[Any, Any]] = {
         "quantiles": (there, offsets),
         "flags": (flags, found.flags),
         "reasons": (reasons, judged.reasons),
@@ -149,7 +149,7 @@ def time_checks(session: CudaSession, bundles: Path) -> list[dict[str, Any]]:
                     continue
                 for field in fields:
                     about = {"network": name, "engine": engine_name, "precision": precision}
-                    row = about | {"peaks": field.peaks}
+                    row: dict[str, Any] = about | {"peaks": field.peaks}
                     row |= side_by_side(session, engine, field, bundle.manifest.quantile_levels)
                     rows.append(printed(row))
                 engine.close()

@@ -25,9 +25,9 @@ FloatArray = npt.NDArray[np.float32]
 LEVELS = (0.01, 0.1, 0.5, 0.9, 0.99)
 TAIL = 0.0015
 """Share of familiar patterns beyond each limit: seven quantities have fourteen, 2 % in all."""
-PADDING = 0.1
-"""Limits lie so much further from the median, as a share: patterns of one scan are few, and those
-beside them on the object are like them."""
+PADDING = 0.5
+"""Limits lie half as far again from the median: patterns of one scan are few, those of another part
+of the object differ from them, and those of another set-up by far more (brightness by factors)."""
 MOST_DIFFRACTED = 100
 
 
