@@ -121,7 +121,9 @@ def bundle(folder: Path, name: str, dataset: PeakDataset, seconds: float) -> Pat
     split = dataset.split()
     torch.manual_seed(0)
     settings = TrainingSettings(learning_rate=3e-3, seconds=seconds, device="cpu")
-    model = train(mlp_bragg_smooth(23, 3), TrainingData.from_dataset(dataset, split, "cpu"), settings)
+    model = train(
+        mlp_bragg_smooth(23, 3), TrainingData.from_dataset(dataset, split, "cpu"), settings
+    )
     export_bundle(
         path, model=model.model, dataset=dataset, split=split, architecture=f"{name} 23×3",
         signing_key=folder / "keys" / "coverage.key.pem", maximum_loss=1.0,
@@ -163,12 +165,14 @@ def scored(predictor: PeakPredictor, trained_on: str, name: str, dataset: PeakDa
     counts, targets = dataset.counts[chosen], dataset.targets_px[chosen]
     checks = predictor.checks
     assert checks is not None
-    quantiles, reasons = [], []
+    quantiles: list[np.ndarray[Any, Any]] = []
+    reasons: list[np.ndarray[Any, Any]] = []
     plain = predictor._lanes.offsets(dataset.inputs()[chosen][:, 0])
     # Judged frame by frame, as a device does.
     for frame in np.unique(dataset.frame[chosen]):
         peaks = predictor.predict(counts[dataset.frame[chosen] == frame])
         quantiles.append(peaks.quantiles_px - counts.shape[1] // 2)
+        assert peaks.reasons is not None
         reasons.append(peaks.reasons)
     ends = np.concatenate(quantiles)
     why = np.concatenate(reasons)
@@ -224,8 +228,8 @@ def page(record: dict[str, Any]) -> str:
         "pseudo-Voigt fit, simulated ones against the truth; a bundle's own set by its test part, "
         "of which nothing was learned. Sets of fewer than 200 peaks are left out.",
         "",
-        "| trained on | set | peaks | coverage before | coverage (95 % interval) | width / own width "
-        "| unfamiliar | wrong | of these unfamiliar | most by |",
+        "| trained on | set | peaks | coverage before | coverage (95 % interval) | width / own "
+        "width | unfamiliar | wrong | of these unfamiliar | most by |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:

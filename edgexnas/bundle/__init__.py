@@ -38,6 +38,7 @@ from edgexnas.bundle.manifest import (
     Quantisation,
     Tensor,
 )
+from edgexnas.bundle.model_card import model_card
 from edgexnas.bundle.probe import describe_probe
 from edgexnas.bundle.rollback import StateOption
 from edgexnas.bundle.trust import TrustStore, write_trust_list
@@ -77,6 +78,7 @@ __all__ = [
     "describe_probe",
     "generate_keys",
     "load_signing_key",
+    "model_card",
     "open_bundle",
     "read_manifest",
     "verify_bundle",

@@ -80,16 +80,20 @@ class Widening(Record):
     """How wide the interval of an unfamiliar peak is at least, whatever the network says of it.
 
     Its half width is, for each coordinate,
-    sqrt(interval·h² + disagreement·d² + noise·s² + narrowness·(0.01/v)² + floor_px²), with h half
-    the network's own interval, d the distance of the network's position from the windowed centroid,
-    s the noise of that centroid and v the windowed variance of the peak, all in pixels; see
-    `edgexnas.familiarity`. The coefficients were fitted on simulated peaks of many kinds.
+    sqrt(interval·h² + [disagreement·(1 - n) + narrow_disagreement·n]·d² + noise·s²
+    + narrowness·(0.01/v)² + floor_px²), with h half the network's own interval, d the distance of
+    the network's position from the windowed centroid, s the noise of that centroid, v the windowed
+    variance of the peak and n = 0.3 / (0.3 + v), all in pixels; see `edgexnas.familiarity`. The
+    coefficients were fitted on simulated peaks of many kinds.
     """
 
     interval: NonNegative
     """Coefficient of the network's own half width, squared."""
     disagreement: NonNegative
-    """Coefficient of the distance between network and windowed centroid, squared."""
+    """Coefficient of the distance between network and windowed centroid, squared, for wide peaks.
+    """
+    narrow_disagreement: NonNegative
+    """The same for narrow ones, of which a centroid errs with the place in the pixel."""
     noise: NonNegative
     """Coefficient of the noise of the windowed centroid, squared."""
     narrowness: NonNegative

@@ -35,8 +35,9 @@ class CheckConstants:
         (snr, width) float32.
     snr_edges, width_edges, widening, lowest, highest
         float32.
-    centre, per_scale, coefficients, limit
-        Of the score; empty without one.
+    centre, per_scale, linear, form, limit
+        Of the score, empty without one; the form is upper triangular, and the limit is less the
+        score's constant.
     frame_share, frame_least
         As of `TrainingData`; a share of 1 for none.
     counted
@@ -51,7 +52,8 @@ class CheckConstants:
     highest: FloatArray
     centre: FloatArray
     per_scale: FloatArray
-    coefficients: FloatArray
+    linear: FloatArray
+    form: FloatArray
     limit: np.float32
     frame_share: np.float32
     frame_least: int
@@ -77,13 +79,14 @@ class CheckConstants:
         factors: Any = ((1.0,),)
         snr: tuple[float, ...] = ()
         width: tuple[float, ...] = ()
-        widening: tuple[float, ...] = (0.0,) * 5
+        widening: tuple[float, ...] = (0.0,) * 6
         if calibration is not None:
             factors = calibration.factors_of(precision)
             snr, width = calibration.snr_edges, calibration.width_edges_px
             if (wide := calibration.widening) is not None:
                 widening = (
-                    wide.interval, wide.disagreement, wide.noise, wide.narrowness, wide.floor_px
+                    wide.interval, wide.disagreement, wide.narrow_disagreement, wide.noise,
+                    wide.narrowness, wide.floor_px,
                 )  # fmt: skip
         share = None if data is None else data.frame_share
         return cls(
@@ -95,8 +98,9 @@ class CheckConstants:
             highest=_row(highest),
             centre=_row(() if score is None else score.centre),
             per_scale=_F(1) / _row(() if score is None else score.scale),
-            coefficients=_row(() if score is None else score.score),
-            limit=_F(0 if score is None else score.limit),
+            linear=_row(() if score is None else score.score[1 : 1 + len(quantities)]),
+            form=_form(score, len(quantities)),
+            limit=_F(0 if score is None else score.limit - score.score[0]),
             frame_share=_F(1 if share is None else share),
             frame_least=1 if data is None else data.frame_least,
             counted=len(quantities),
@@ -108,6 +112,14 @@ _F = np.float32
 
 def _row(values: Any) -> FloatArray:
     return np.ascontiguousarray(values, np.float32)
+
+
+def _form(score: Familiarity | None, count: int) -> FloatArray:
+    """(count, count) upper triangular coefficients of the products of each two quantities."""
+    form = np.zeros((count, count), np.float32)
+    if score is not None:
+        form[np.triu_indices(count)] = score.score[1 + count :]
+    return form
 
 
 def _score_of(data: TrainingData | None, quantities: tuple[str, ...]) -> Familiarity | None:
@@ -180,9 +192,7 @@ class PeakChecks:
     def of(cls, manifest: Manifest, precision: Precision) -> PeakChecks | None:
         """Make the checks of a bundle; None if its manifest says nothing of them."""
         calibration, data = manifest.interval_calibration, manifest.training_data
-        checks = cls(
-            calibration, data, levels=manifest.quantile_levels, precision=precision
-        )
+        checks = cls(calibration, data, levels=manifest.quantile_levels, precision=precision)
         return checks if checks.calibrated or checks.judges else None
 
     def alone_each(self) -> PeakChecks:
@@ -275,10 +285,13 @@ def _run(
     number = len(heights)
     if number == 0:
         return 0
+    found = np.empty((_NUMBER, number), np.float32)
+    single = np.empty((3, number), np.float32)
     return loop(
         scaled.reshape(-1), heights, offsets_px, middle, constants.counted, constants.factors,
         constants.snr_edges, constants.width_edges, constants.widening, constants.lowest,
-        constants.highest, constants.centre, constants.per_scale, constants.coefficients,
-        constants.limit, constants.frame_share, constants.frame_least, flags, reasons, values,
-        np.empty((number, 2, 3), np.float32), np.empty(number, np.float32), *scratch,
+        constants.highest, constants.centre, constants.per_scale, constants.linear,
+        constants.form, constants.limit, constants.frame_share, constants.frame_least, flags,
+        reasons, values, np.empty((number, 2, 3), np.float32), found, found.view(np.int32),
+        *single, *scratch,
     )  # fmt: skip

@@ -16,8 +16,8 @@ from edgexnas.familiarity.quantities import (
     COUNTED,
     LARGEST_Z,
     LEAST_INTERVAL_PX,
+    NARROW_PX2,
     NARROWEST_PX2,
-    PEAK_QUANTITIES,
     RESPONSE,
     TOGETHER,
     WHOLE_FRAME,
@@ -46,9 +46,9 @@ _PER_PIXEL = _F(1 / _AREA)
 _OCTAVE, _BIAS = _F(2.0**-23), _F(127)
 _LEAST_GAIN = _F(0.01)
 _MOST_Z = _F(LARGEST_Z)
-_NARROWNESS = _F(0.01)
+_NARROW_PX2, _NARROWNESS = _F(NARROW_PX2), _F(0.01)
 _UNFAMILIAR = np.uint8(PeakFlag.UNFAMILIAR)
-_TOGETHER, _WHOLE_FRAME = np.uint8(TOGETHER), np.uint8(WHOLE_FRAME)
+_TOGETHER, _WHOLE_FRAME = TOGETHER, WHOLE_FRAME
 # Steps within a flat patch, unsigned: else each index is first asked whether it counts from the
 # end, which costs as much as the arithmetic.
 _U1, _U2, _U11, _U22 = np.uint64(1), np.uint64(2), np.uint64(11), np.uint64(22)
@@ -56,17 +56,10 @@ _U1, _U2, _U11, _U22 = np.uint64(1), np.uint64(2), np.uint64(11), np.uint64(22)
 
 def scratch_to_check() -> tuple[Any, ...]:
     """Make the scratch of `check_peaks`: `rows` and all behind."""
-    number = len(PEAK_QUANTITIES)
-    bits = np.zeros(1, np.float32)
     return (
         np.zeros(PATCH_SIZE, np.float32),
         np.zeros(PATCH_SIZE, np.float32),
         np.zeros(6, np.float32),
-        np.zeros(number, np.float32),
-        np.zeros(number, np.float32),
-        np.zeros(number, np.float32),
-        bits,
-        bits.view(np.int32),
     )
 
 
@@ -145,7 +138,7 @@ def _gain(variance: Any, width: Any) -> Any:
 
 @compiled_part
 def _pixel_noise(pixels: Any, base: Any, row: Any, col: Any) -> Any:
-    """Standard deviation of a pixel, from what of the odd part of the peak no shift explains.
+    """Find the noise of a pixel from what of the odd part of the peak no shift explains.
 
     The patch is reflected about the half pixel that is nearest to (row, col), within 5×5 or 6×6
     pixels. A shift shows as t·e·(1 + e), with t the distance from the centre and e the even part:
@@ -189,7 +182,7 @@ def _pixel_noise(pixels: Any, base: Any, row: Any, col: Any) -> Any:
 @compiled_part
 def _measure(
     pixels: Any, heights: Any, offsets: Any, peak: int, middle: int, rows: Any, cols: Any,
-    sums: Any, bits: Any, as_int: Any, found: Any, terms: Any, own: Any,
+    sums: Any, found: Any, own: Any,
 ) -> None:  # fmt: skip
     """Write the quantities of a peak, and what its own interval is made of.
 
@@ -199,8 +192,8 @@ def _measure(
     ----------
     pixels
         (n · 121,), the scaled patches.
-    found, terms
-        (11,), written: the quantities, and what of them goes into the score.
+    found
+        (11, n), written: the quantities.
     own
         (n, 2, 3), written: for row and column the distance of the network's position from the
         windowed centroid, the noise of that centroid, and the windowed variance.
@@ -251,48 +244,87 @@ def _measure(
         below += pixels[base + np.uint64(_AREA - 1 - step)]
         before += pixels[base + np.uint64(PATCH_SIZE * (step + 1))]
         behind += pixels[base + np.uint64(PATCH_SIZE * (step + 1) - 1)]
-    found[0] = _TO_FWHM * np.sqrt(variance)
-    found[1] = (sums[3] - sums[4]) / (sums[3] + sums[4])
-    found[2] = sums[5] / variance
-    found[3] = noise
-    found[4] = _F(empty) * _PER_PIXEL
-    found[5] = ((above + below) + (before + behind)) * _PER_RIM
-    found[6] = interval
-    found[7] = far / (far + interval)
-    found[8] = (beside_row + beside_col) * _QUARTER
+    found[0, peak] = _TO_FWHM * np.sqrt(variance)
+    found[1, peak] = (sums[3] - sums[4]) / (sums[3] + sums[4])
+    found[2, peak] = sums[5] / variance
+    found[3, peak] = noise
+    found[4, peak] = _F(empty) * _PER_PIXEL
+    found[5, peak] = ((above + below) + (before + behind)) * _PER_RIM
+    found[6, peak] = interval
+    found[7, peak] = far / (far + interval)
+    found[8, peak] = (beside_row + beside_col) * _QUARTER
     height = heights[peak]
-    found[9] = height
-    found[10] = noise * noise * height
-    for quantity in range(len(terms)):
-        terms[quantity] = found[quantity]
-    terms[3], terms[5], terms[6] = np.sqrt(noise), np.sqrt(found[5]), np.sqrt(interval)
-    # The bits of a float are its logarithm to base 2, straight between the powers of 2: the same
-    # on every processor.
-    bits[0] = max(height, _ONE)
-    terms[9] = _F(as_int[0]) * _OCTAVE - _BIAS
-    bits[0] = max(found[10], _LEAST_GAIN)
-    terms[10] = _F(as_int[0]) * _OCTAVE - _BIAS
+    found[9, peak] = height
+    found[10, peak] = noise * noise * height
 
 
 @compiled_part
-def _score(terms: Any, number: int, centre: Any, per_scale: Any, coefficients: Any, z: Any) -> Any:
-    """Sum the quadratic form of a `Familiarity`."""
+def _take_root(column: Any) -> None:
+    for peak in range(len(column)):
+        column[peak] = np.sqrt(column[peak])
+
+
+@compiled_part
+def _take_octaves(column: Any, as_int: Any, least: Any) -> None:
+    """Take logarithms to base 2, which the bits of a float are, straight between powers of 2.
+
+    No library has another opinion on them.
+    """
+    for peak in range(len(column)):
+        column[peak] = max(column[peak], least)
+    for peak in range(len(column)):
+        column[peak] = _F(as_int[peak]) * _OCTAVE - _BIAS
+
+
+@compiled_part
+def _standardise(column: Any, centre: Any, per_scale: Any) -> None:
+    for peak in range(len(column)):
+        column[peak] = _bounded((column[peak] - centre) * per_scale, _MOST_Z)
+
+
+@compiled_part
+def _add_scaled(column: Any, factor: Any, total: Any) -> None:
+    for peak in range(len(column)):
+        total[peak] += factor * column[peak]
+
+
+@compiled_part
+def _add_products(column: Any, other: Any, total: Any) -> None:
+    for peak in range(len(column)):
+        total[peak] += column[peak] * other[peak]
+
+
+@compiled_part
+def _note_outside(column: Any, lowest: Any, highest: Any, reason: int, reasons: Any) -> None:
+    for peak in range(len(column)):
+        # Asked this way round, NaN is not familiar.
+        inside = (lowest <= column[peak]) & (column[peak] <= highest)
+        reasons[peak] = reasons[peak] if inside else reason
+
+
+@compiled_part
+def _score(
+    z: Any, as_int: Any, number: int, centre: Any, per_scale: Any, linear: Any, form: Any,
+    slope: Any, total: Any,
+) -> None:  # fmt: skip
+    """Write the quadratic forms of a `Familiarity`, but for their constant.
+
+    One quantity after the other for all peaks, so that many peaks are computed at once.
+    """
+    for quantity in (3, 5, 6):
+        _take_root(z[quantity])
+    if number == _COUNTED:
+        _take_octaves(z[9], as_int[9], _ONE)
+        _take_octaves(z[10], as_int[10], _LEAST_GAIN)
     for quantity in range(number):
-        z[quantity] = _bounded((terms[quantity] - centre[quantity]) * per_scale[quantity], _MOST_Z)
-    total = coefficients[0]
-    place = np.uint64(1 + number)
+        _standardise(z[quantity], centre[quantity], per_scale[quantity])
+    total[:] = _ZERO
     for quantity in range(number):
-        # In two sums, which do not wait for each other.
-        slope, beside = coefficients[1 + quantity], _ZERO
-        for other in range(quantity, number - 1, 2):
-            slope += coefficients[place] * z[other]
-            beside += coefficients[place + _U1] * z[other + 1]
-            place += _U2
-        if (number - quantity) % 2:
-            slope += coefficients[place] * z[number - 1]
-            place += _U1
-        total += z[quantity] * (slope + beside)
-    return total
+        slope[:] = linear[quantity]
+        # The form is upper triangular.
+        for other in range(quantity + 1):
+            _add_scaled(z[other], form[other, quantity], slope)
+        _add_products(z[quantity], slope, total)
 
 
 @compiled_part
@@ -304,23 +336,25 @@ def _group(value: Any, edges: Any) -> int:
 
 
 @compiled_part
-def _stretch(
-    offsets: Any, peak: int, axis: int, middle: int, factor: Any, least: Any
-) -> None:
+def _stretch(offsets: Any, peak: int, axis: int, middle: int, factor: Any, least: Any) -> None:
     """Move quantiles away from the position by a factor, the outer ones by `least` at least."""
     last = offsets.shape[2] - 1
     position = offsets[peak, axis, middle]
-    down, up = (position - offsets[peak, axis, 0]) * factor, (offsets[peak, axis, last] - position) * factor
     lower, upper = factor, factor
-    if _ZERO < down < least:
-        lower *= least / down
-    if _ZERO < up < least:
-        upper *= least / up
-    for quantile in range(last + 1):
-        if quantile < middle:
-            offsets[peak, axis, quantile] = position - (position - offsets[peak, axis, quantile]) * lower
-        elif quantile > middle:
-            offsets[peak, axis, quantile] = position + (offsets[peak, axis, quantile] - position) * upper
+    down, up = _ONE, _ONE
+    if least > _ZERO:
+        down = (position - offsets[peak, axis, 0]) * factor
+        up = (offsets[peak, axis, last] - position) * factor
+        if _ZERO < down < least:
+            lower *= least / down
+        if _ZERO < up < least:
+            upper *= least / up
+    for quantile in range(middle):
+        value = position - offsets[peak, axis, quantile]
+        offsets[peak, axis, quantile] = position - value * lower
+    for quantile in range(middle + 1, last + 1):
+        value = offsets[peak, axis, quantile] - position
+        offsets[peak, axis, quantile] = position + value * upper
     # Ends that lie on the position cannot be stretched.
     if middle > 0 and not down > _ZERO:
         offsets[peak, axis, 0] = position - least
@@ -332,9 +366,9 @@ def _stretch(
 def check_peaks(
     pixels: Any, heights: Any, offsets: Any, middle: int, counted: int, factors: Any,
     snr_edges: Any, width_edges: Any, widening: Any, lowest: Any, highest: Any, centre: Any,
-    per_scale: Any, coefficients: Any, limit: Any, frame_share: Any, frame_least: int, flags: Any,
-    reasons: Any, values: Any, own: Any, chosen: Any, rows: Any, cols: Any, sums: Any, found: Any, terms: Any, z: Any,
-    bits: Any, as_int: Any,
+    per_scale: Any, linear: Any, form: Any, limit: Any, frame_share: Any, frame_least: int,
+    flags: Any, reasons: Any, values: Any, own: Any, found: Any, as_int: Any, chosen: Any,
+    slope: Any, total: Any, rows: Any, cols: Any, sums: Any,
 ) -> int:  # fmt: skip
     """Judge the peaks of one frame, and calibrate and widen their quantiles in place.
 
@@ -353,11 +387,12 @@ def check_peaks(
     factors, snr_edges, width_edges
         As of `IntervalCalibration`.
     widening
-        (5,), as of `Widening`, in its order.
+        (6,), as of `Widening`, in its order.
     lowest, highest
         (11,), limits of single quantities.
-    centre, per_scale, coefficients, limit
-        Of a `Familiarity`; without coefficients there is no score.
+    centre, per_scale, linear, form, limit
+        Of a `Familiarity`, the form upper triangular, the limit less the score's constant; empty
+        where there is no score.
     frame_share, frame_least
         As of `TrainingData`.
     flags
@@ -366,9 +401,9 @@ def check_peaks(
         (n,) uint8, written: 0 for familiar peaks, else why not; see `quantities.reason_name`.
     values
         (n, 11), written if it has rows: the quantities.
-    own, chosen
-        (n, 2, 3) and (n,) float32, scratch.
-    rows, cols, sums, found, terms, z, bits, as_int
+    own, found, as_int, chosen, slope, total
+        (n, 2, 3), (11, n), the same memory as int32, and (n,) float32, scratch.
+    rows, cols, sums
         Scratch, of `scratch_to_check`.
 
     Returns
@@ -376,33 +411,27 @@ def check_peaks(
     How many are unfamiliar.
     """
     number = len(heights)
+    for peak in range(number):
+        _measure(pixels, heights, offsets, peak, middle, rows, cols, sums, found, own)
+    if len(values):
+        for peak in range(number):
+            for quantity in range(len(found)):
+                values[peak, quantity] = found[quantity, peak]
+    # Before the quantities become terms of the score.
+    for peak in range(number):
+        row = _group(_ONE / max(found[3, peak], _TINY), snr_edges)
+        chosen[peak] = factors[row, _group(found[0, peak], width_edges)]
+    reasons[:] = 0
+    for quantity in range(counted - 1, -1, -1):
+        _note_outside(found[quantity], lowest[quantity], highest[quantity], quantity + 1, reasons)
+    if len(linear):
+        _score(found, as_int, counted, centre, per_scale, linear, form, slope, total)
+        for peak in range(number):
+            if reasons[peak] == 0 and not total[peak] <= limit:
+                reasons[peak] = _TOGETHER
     alone = 0
     for peak in range(number):
-        _measure(
-            pixels, heights, offsets, peak, middle, rows, cols, sums, bits, as_int, found, terms,
-            own,
-        )  # fmt: skip
-        if len(values):
-            for quantity in range(len(found)):
-                values[peak, quantity] = found[quantity]
-        reason = 0
-        for quantity in range(counted):
-            # Asked this way round, NaN is not familiar.
-            if not (lowest[quantity] <= found[quantity] <= highest[quantity]):
-                reason = quantity + 1
-                break
-        if reason == 0 and len(coefficients):
-            # With plain numbers the compiler lays the loops out.
-            if counted == _COUNTED:
-                score = _score(terms, _COUNTED, centre, per_scale, coefficients, z)
-            else:
-                score = _score(terms, _ALONE, centre, per_scale, coefficients, z)
-            if not score <= limit:
-                reason = _TOGETHER
-        reasons[peak] = reason
-        alone += reason > 0
-        row = _group(_ONE / max(found[3], _TINY), snr_edges)
-        chosen[peak] = factors[row, _group(found[0], width_edges)]
+        alone += reasons[peak] > 0
     whole = alone >= frame_least and _F(alone) > frame_share * _F(number)
     for peak in range(number):
         if whole and reasons[peak] == 0:
@@ -414,13 +443,15 @@ def check_peaks(
             least = _ZERO
             if unfamiliar:
                 half = (offsets[peak, axis, -1] - offsets[peak, axis, 0]) * _HALF
-                narrow = _NARROWNESS / own[peak, axis, 2]
+                far, spread, variance = own[peak, axis, 0], own[peak, axis, 1], own[peak, axis, 2]
+                narrow = _NARROW_PX2 / (_NARROW_PX2 + variance)
+                narrowness = _NARROWNESS / variance
                 least = np.sqrt(
                     widening[0] * half * half
-                    + widening[1] * own[peak, axis, 0] * own[peak, axis, 0]
-                    + widening[2] * own[peak, axis, 1] * own[peak, axis, 1]
-                    + widening[3] * narrow * narrow
-                    + widening[4] * widening[4]
+                    + (widening[1] * (_ONE - narrow) + widening[2] * narrow) * far * far
+                    + widening[3] * spread * spread
+                    + widening[4] * narrowness * narrowness
+                    + widening[5] * widening[5]
                 )
             _stretch(offsets, peak, axis, middle, chosen[peak], least)
     return number if whole else alone

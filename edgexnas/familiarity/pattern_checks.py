@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from edgexnas.ptycho import PATTERN_SIZE
+from edgexnas.familiarity.pattern_residual import PatternResidual
+from edgexnas.ptycho import PATTERN_SIZE, ComplexArray
 
 if TYPE_CHECKING:
     from edgexnas.bundle import Manifest, TrainingData
 
 __all__ = [
+    "NOT_LOOKED_AT",
     "PATTERN_QUANTITIES",
     "PatternChecks",
     "measure_patterns",
@@ -35,10 +37,12 @@ counts, from (32, 32); the shares of these within so many pixels of (32, 32); an
 carries a probe, what the predicted patch under it does not explain of the light."""
 
 PATTERN_QUANTITIES = tuple(PATTERN_UNITS)
-MEASURED = len(PATTERN_QUANTITIES) - 1
-"""All but the residual follow from the pattern alone."""
-
 RADII_PX = (4, 8, 16)
+
+NOT_LOOKED_AT = 255
+FIRST, EVERY = 8, 8
+"""Patterns that are judged: the first few of a scan, and then one in so many, because a scan is
+familiar or foreign as a whole."""
 
 
 def pattern_reason_name(code: int) -> str:
@@ -77,9 +81,12 @@ class PatternChecks:
     ----------
     data
         Limits of what is familiar.
+    residual
+        Compares patterns with predicted patches; None where the bundle has no probe.
     """
 
-    def __init__(self, data: TrainingData) -> None:
+    def __init__(self, data: TrainingData, residual: PatternResidual | None = None) -> None:
+        self._residual = residual
         limits = {quantity.name: quantity for quantity in data.quantities}
         count = len(PATTERN_QUANTITIES)
         self._lowest, self._highest = np.full(count, -np.inf), np.full(count, np.inf)
@@ -88,33 +95,45 @@ class PatternChecks:
                 low, high = limits[name].low, limits[name].high
                 self._lowest[index] = -np.inf if low is None else low
                 self._highest[index] = np.inf if high is None else high
-        self.knows_residual = bool(np.isfinite(self._highest[-1]))
+        if not np.isfinite(self._highest[-1]):
+            self._residual = None
 
     @classmethod
-    def of(cls, manifest: Manifest) -> PatternChecks | None:
+    def of(cls, manifest: Manifest, probe: ComplexArray | None) -> PatternChecks | None:
         """Make the checks of a bundle; None if its manifest says nothing of patterns."""
         data = manifest.training_data
         if data is None or not {q.name for q in data.quantities} & set(PATTERN_QUANTITIES):
             return None
-        return cls(data)
+        residual = None
+        if probe is not None and manifest.probe is not None and PatternResidual.fits(probe):
+            residual = PatternResidual(probe, manifest.probe.orientation)
+        return cls(data, residual)
+
+    @staticmethod
+    def looks_at(number: int) -> bool:
+        """Whether the pattern of this number in its scan is judged."""
+        return number < FIRST or number % EVERY == 0
 
     def judge(
-        self, patterns: FloatArray, residuals: npt.NDArray[np.floating] | None = None
+        self, patterns: FloatArray, amplitude: FloatArray, phase_rad: FloatArray
     ) -> npt.NDArray[np.uint8]:
-        """Judge patterns (n, 64, 64) of counts.
+        """Judge patterns.
 
         Parameters
         ----------
-        residuals
-            (n,), what the predicted patches leave unexplained of the light; None if not known.
+        patterns
+            (n, 64, 64) counts.
+        amplitude, phase_rad
+            (n, 64, 64) of the patches that were predicted from them.
 
         Returns
         -------
         (n,) uint8: 0 for familiar ones, else why not; see `pattern_reason_name`.
         """
         values = measure_patterns(patterns)
-        if residuals is not None:
-            values = np.concatenate([values, np.asarray(residuals)[:, None]], axis=1)
+        if self._residual is not None:
+            residuals = self._residual.of(patterns, amplitude, phase_rad)
+            values = np.concatenate([values, residuals[:, None]], axis=1)
         count = values.shape[1]
         # Asked this way round, NaN is not familiar.
         familiar = (values >= self._lowest[:count]) & (values <= self._highest[:count])

@@ -21,6 +21,7 @@ __all__ = [
     "LARGEST_Z",
     "LEAST_INTERVAL_PX",
     "NARROWEST_PX2",
+    "NARROW_PX2",
     "PEAK_QUANTITIES",
     "RESPONSE",
     "TOGETHER",
@@ -47,7 +48,8 @@ UNITS: dict[str, str] = {
 }
 """Quantities of a peak, in the order in which devices compute them, and their units:
 
-* width_px: 2.355 × the geometric mean of the windowed standard deviations along both axes,
+* width_px: 2.355 × the geometric mean of the windowed standard deviations along both axes: 0.8 of
+  the full width at half maximum of a Gaussian, more of peaks with tails,
 * elongation: difference of the windowed variances of row and column over their sum,
 * tilt: windowed correlation of row and column,
 * noise: standard deviation of a pixel, as a share of the peak's height,
@@ -76,6 +78,8 @@ RESPONSE = (4.2, 19.0, 0.15)
 """Linear and quadratic coefficient of variance / width² by which a windowed centroid moves less
 than a Gaussian does, and the least response taken for true."""
 NARROWEST_PX2 = 0.02
+NARROW_PX2 = 0.3
+"""Windowed variance of a peak that counts half as narrow."""
 LEAST_INTERVAL_PX = 0.002
 LARGEST_Z = 6.0
 

@@ -11,6 +11,7 @@ from edgexnas.bragg import CENTRE, PATCH_SIZE, PeakFlag
 from edgexnas.familiarity.quantities import (
     LARGEST_Z,
     LEAST_INTERVAL_PX,
+    NARROW_PX2,
     NARROWEST_PX2,
     PEAK_QUANTITIES,
     RESPONSE,
@@ -36,8 +37,9 @@ def check_peaks(
     pixels: FloatArray, heights: FloatArray, offsets: FloatArray, middle: int, counted: int,
     factors: FloatArray, snr_edges: FloatArray, width_edges: FloatArray, widening: FloatArray,
     lowest: FloatArray, highest: FloatArray, centre: FloatArray, per_scale: FloatArray,
-    coefficients: FloatArray, limit: np.float32, frame_share: np.float32, frame_least: int,
-    flags: npt.NDArray[np.uint8], reasons: npt.NDArray[np.uint8], values: FloatArray, *_: Any,
+    linear: FloatArray, form: FloatArray, limit: np.float32, frame_share: np.float32,
+    frame_least: int, flags: npt.NDArray[np.uint8], reasons: npt.NDArray[np.uint8],
+    values: FloatArray, *_: Any,
 ) -> int:  # fmt: skip
     """Judge the peaks of one frame; parameters as of `compiled_checks.check_peaks`."""
     number = len(heights)
@@ -49,8 +51,8 @@ def check_peaks(
     outside = ~familiar
     first = np.argmax(outside, axis=1) + 1
     reasons[:] = np.where(outside.any(axis=1), first, 0)
-    if len(coefficients):
-        score = _scores(terms[:, :counted], centre, per_scale, coefficients)
+    if len(linear):
+        score = _scores(terms[:, :counted], centre, per_scale, linear, form)
         reasons[(reasons == 0) & ~(score <= limit)] = TOGETHER
     alone = int(np.count_nonzero(reasons))
     whole = alone >= frame_least and _F(alone) > frame_share * _F(number)
@@ -64,13 +66,14 @@ def check_peaks(
     for axis in range(2):
         half = (offsets[:, axis, -1] - offsets[:, axis, 0]) * _F(0.5)
         far, noise, variance = (own[:, axis, part] for part in range(3))
-        narrow = _F(0.01) / variance
+        narrow = _F(NARROW_PX2) / (_F(NARROW_PX2) + variance)
+        narrowness = _F(0.01) / variance
         least = np.sqrt(
             widening[0] * half * half
-            + widening[1] * far * far
-            + widening[2] * noise * noise
-            + widening[3] * narrow * narrow
-            + widening[4] * widening[4]
+            + (widening[1] * (_F(1) - narrow) + widening[2] * narrow) * far * far
+            + widening[3] * noise * noise
+            + widening[4] * narrowness * narrowness
+            + widening[5] * widening[5]
         )
         _stretch(offsets[:, axis], middle, chosen, np.where(unfamiliar, least, _F(0)))
     return number if whole else alone
@@ -89,7 +92,9 @@ def measured(
         ],
         axis=1,
     )
-    width = np.clip(_F(WINDOW_PX) * (_F(1) + beside), *map(_F, WINDOW_LIMITS_PX))
+    width = np.clip(
+        _F(WINDOW_PX) * (_F(1) + beside), _F(WINDOW_LIMITS_PX[0]), _F(WINDOW_LIMITS_PX[1])
+    )
     start = np.clip(centre, _F(-1.5), _F(1.5))
     ratio = (_ALONG - start[:, :, None]) * (_F(1) / width)[:, :, None]
     edge = np.maximum(_F(1) - ratio * ratio, _F(0))
@@ -147,9 +152,11 @@ def _moments(
     patches: FloatArray, start: FloatArray, windows: FloatArray
 ) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
     """Give 1 / windowed sum (n,), means (n, 2), variances (n, 2) and covariance (n,)."""
-    total, down, across, down2, across2, cross = np.zeros((6, len(patches)), np.float32)
+    sums: FloatArray = np.zeros((6, len(patches)), np.float32)
+    total, down, across, down2, across2, cross = sums
     for c in range(PATCH_SIZE):
-        plain, first, second = np.zeros((3, len(patches)), np.float32)
+        column: FloatArray = np.zeros((3, len(patches)), np.float32)
+        plain, first, second = column
         for r in range(PATCH_SIZE):
             t = _ALONG[r] - start[:, 0]
             weighted = windows[:, 0, r] * patches[:, PATCH_SIZE * r + c]
@@ -212,25 +219,17 @@ def _pixel_noise(patches: FloatArray, place: FloatArray) -> FloatArray:
 
 
 def _scores(
-    terms: FloatArray, centre: FloatArray, per_scale: FloatArray, coefficients: FloatArray
+    terms: FloatArray,
+    centre: FloatArray,
+    per_scale: FloatArray,
+    linear: FloatArray,
+    form: FloatArray,
 ) -> FloatArray:
-    number = terms.shape[1]
     z = np.clip((terms - centre) * per_scale, _F(-LARGEST_Z), _F(LARGEST_Z))
-    total = np.full(len(terms), coefficients[0])
-    place = 1 + number
-    for quantity in range(number):
-        slope = np.full(len(terms), coefficients[1 + quantity])
-        beside = np.zeros(len(terms), np.float32)
-        for step, other in enumerate(range(quantity, number)):
-            product = coefficients[place] * z[:, other]
-            # Alternately, as the compiled loop does; an odd last one goes to the first sum.
-            if step % 2:
-                beside += product
-            else:
-                slope += product
-            place += 1
-        total += z[:, quantity] * (slope + beside)
-    return total
+    slopes = np.broadcast_to(linear, z.shape).copy()
+    for quantity, row in enumerate(form):
+        slopes += row * z[:, quantity, None]
+    return _in_order(z * slopes)
 
 
 def _stretch(quantiles: FloatArray, middle: int, factor: FloatArray, least: FloatArray) -> None:
@@ -238,7 +237,11 @@ def _stretch(quantiles: FloatArray, middle: int, factor: FloatArray, least: Floa
     position = quantiles[:, middle].copy()
     down, up = (position - quantiles[:, 0]) * factor, (quantiles[:, last] - position) * factor
     lower, upper = (
-        np.where((length > 0) & (length < least), factor * (least / np.where(length > 0, length, 1)), factor)
+        np.where(
+            (length > 0) & (length < least),
+            factor * (least / np.where(length > 0, length, 1)),
+            factor,
+        )
         for length in (down, up)
     )
     for quantile in range(last + 1):

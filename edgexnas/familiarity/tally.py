@@ -19,6 +19,9 @@ data it is 0.03 at most."""
 FEWEST_TOLD = 10
 """Of fewer peaks or patterns nothing is said: three in ten are chance."""
 
+FEWEST_PATTERNS = 4
+"""But of so many patterns that nearly all are unfamiliar."""
+
 
 class UnfamiliarTally:
     """Counts peaks, or patterns, and those that are unfamiliar.
@@ -62,6 +65,13 @@ class UnfamiliarTally:
     def foreign(self) -> bool:
         """Whether the data is not what the network was trained on."""
         return self.total >= FEWEST_TOLD and self.share > FOREIGN_SHARE
+
+    @property
+    def foreign_scan(self) -> bool:
+        """The same of patterns, which are foreign all together: the first few tell."""
+        return (
+            self.unfamiliar >= FEWEST_PATTERNS and self.share > 1 - FOREIGN_SHARE
+        ) or self.foreign
 
     @property
     def sentence(self) -> str:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from edgexnas.bragg import PeakFlag
 from edgexnas.errors import ConfigurationError, InputError
 from edgexnas.merging.rotation import Rotation
 from edgexnas.merging.settings import MergeSettings
-from edgexnas.bragg import PeakFlag
 from edgexnas.spots import SpotFlag, Spots
 
 if TYPE_CHECKING:

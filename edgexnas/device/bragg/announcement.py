@@ -54,6 +54,8 @@ class Announcement:
 
     def add(self, peaks: Peaks) -> None:
         """Count the peaks of a frame, and log if too many are unfamiliar."""
+        if self.done:
+            return
         self._tally.add(peaks.reasons)
         if self._tally.foreign:
             _log.warning(

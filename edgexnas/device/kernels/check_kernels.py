@@ -58,14 +58,13 @@ class CheckKernels:
         self._middle, self._capacity = checks.middle, capacity
         self._used = used = checks.counted
         self._kernels = KernelSet(session, "checks.cu", None, SIGNATURES, cache=cache)
-        score = np.zeros((used.counted + 1) * (used.counted + 2) // 2, np.float32)
-        score[: len(used.coefficients)] = used.coefficients
-        single = [np.zeros(used.counted, np.float32) for _ in range(2)]
-        for whole, given in zip(single, (used.centre, used.per_scale), strict=True):
-            whole[: len(given)] = given
+        single = [np.zeros(used.counted, np.float32) for _ in range(3)]
+        given = (used.centre, used.per_scale, used.linear)
+        for whole, part in zip(single, given, strict=True):
+            whole[: len(part)] = part
         parts = (
-            used.widening, used.lowest, used.highest, *single, score, used.snr_edges,
-            used.width_edges, used.factors.reshape(-1),
+            used.widening, used.lowest, used.highest, *single, used.form.reshape(-1),
+            used.snr_edges, used.width_edges, used.factors.reshape(-1),
         )  # fmt: skip
         try:
             self._constants = self._kernels.uploaded(np.concatenate(parts))
@@ -102,7 +101,7 @@ class CheckKernels:
         blocks = min(JUDGE_BLOCKS, max(1, self._capacity // (JUDGE_THREADS // 32)))
         self._kernels.launch(
             "judge_peaks", blocks, JUDGE_THREADS, stream, scaled, heights, offsets, levels,
-            self._middle, self._constants.pointer, used.counted, int(len(used.coefficients) > 0),
+            self._middle, self._constants.pointer, used.counted, int(len(used.linear) > 0),
             len(used.snr_edges), len(used.width_edges), float(used.limit), header,
             self._own.pointer, self._reasons.pointer, alone,
         )  # fmt: skip

@@ -32,19 +32,20 @@ typedef unsigned char u8;
 #define SQUARE 19.0f
 #define LEAST_RESPONSE 0.15f
 #define NARROWEST_PX2 0.02f
+#define NARROW_PX2 0.3f
 #define LEAST_HALF_PX 0.001f
 #define LARGEST_Z 6.0f
 #define TINY 1e-6f
 
 // The constants of a bundle, one behind the other; edges and factors follow.
 #define WIDENING 0
-#define LOWEST 5
+#define LOWEST 6
 #define HIGHEST (LOWEST + QUANTITIES)
 #define MEANS (HIGHEST + QUANTITIES)
 #define PER_SCALE (MEANS + QUANTITIES)
-#define SCORE (PER_SCALE + QUANTITIES)
-#define SCORE_ITEMS ((QUANTITIES + 1) * (QUANTITIES + 2) / 2)
-#define EDGES (SCORE + SCORE_ITEMS)
+#define SLOPES (PER_SCALE + QUANTITIES)
+#define FORM (SLOPES + QUANTITIES)
+#define EDGES (FORM + QUANTITIES * QUANTITIES)
 
 // For row and column: distance from the windowed centroid, its noise, windowed variance.
 #define OWN 6
@@ -257,21 +258,14 @@ extern "C" __global__ void __launch_bounds__(JUDGE_THREADS) judge_peaks(
                         (found[quantity] - constants[MEANS + quantity]) * constants[PER_SCALE + quantity],
                         LARGEST_Z);
             __syncwarp();
-            const float *score = constants + SCORE;
             if (lane < counted) {
-                const float *products = score + 1 + counted + lane * counted - lane * (lane - 1) / 2;
-                float slope = score[1 + lane], beside = 0;
-                for (int other = lane; other < counted; other++) {
-                    float product = products[other - lane] * patch.z[other];
-                    if ((other - lane) % 2)
-                        beside += product;
-                    else
-                        slope += product;
-                }
-                patch.terms[lane] = patch.z[lane] * (slope + beside);
+                float slope = constants[SLOPES + lane];
+                for (int other = 0; other < counted; other++)
+                    slope += constants[FORM + other * counted + lane] * patch.z[other];
+                patch.terms[lane] = patch.z[lane] * slope;
             }
             __syncwarp();
-            float total = score[0];
+            float total = 0;
             for (int quantity = 0; quantity < counted; quantity++)
                 total += patch.terms[quantity];
             if (!(total <= limit))
@@ -323,9 +317,12 @@ extern "C" __global__ void __launch_bounds__(APPLY_THREADS) apply_checks(
         int last = levels - 1;
         if (unfamiliar) {
             const float *w = constants + WIDENING;
-            float half = (quantiles[last] - quantiles[0]) * 0.5f, narrow = 0.01f / mine[2];
-            least = sqrtf(w[0] * half * half + w[1] * mine[0] * mine[0] + w[2] * mine[1] * mine[1]
-                          + w[3] * narrow * narrow + w[4] * w[4]);
+            float half = (quantiles[last] - quantiles[0]) * 0.5f;
+            float narrow = NARROW_PX2 / (NARROW_PX2 + mine[2]), narrowness = 0.01f / mine[2];
+            least = sqrtf(w[0] * half * half
+                          + (w[1] * (1.0f - narrow) + w[2] * narrow) * mine[0] * mine[0]
+                          + w[3] * mine[1] * mine[1] + w[4] * narrowness * narrowness
+                          + w[5] * w[5]);
         }
         if (axis == 0) {
             u8 reason = reasons[peak];

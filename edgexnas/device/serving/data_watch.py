@@ -19,6 +19,7 @@ __all__ = ["DataWatch"]
 WINDOW = 1000
 """Peaks, or patterns, that the newest share is taken over."""
 
+
 class _Frame(NamedTuple):
     total: int
     unfamiliar: int

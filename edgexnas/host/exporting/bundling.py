@@ -27,6 +27,7 @@ from edgexnas.bundle import (
 )
 from edgexnas.errors import BundleError
 from edgexnas.host.exporting.coverage import coverage_rows
+from edgexnas.host.exporting.familiar_patterns import familiar_patterns
 from edgexnas.host.exporting.peak_trust import calibrate_peaks
 from edgexnas.host.exporting.ptycho_baselines import baseline_rows
 from edgexnas.host.exporting.scoring import classical_rows, distance_row, patch_row
@@ -229,6 +230,11 @@ class _PtychoBundling(Bundling):
             except BundleError:
                 probe = probe[:-1] if len(probe) > 1 else None
         return None, None
+
+    def trust(
+        self, dataset: Any, split: Split, run: Run
+    ) -> tuple[IntervalCalibration | None, TrainingData | None]:
+        return None, familiar_patterns(dataset, split, run)
 
     def error(self, output: FloatArray, target: FloatArray) -> float:
         return patch_errors(output, target).phase_rad

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -117,5 +118,5 @@ def _ranges(edges: tuple[float, ...]) -> list[str]:
     ends = [f"{edge:.3g}" for edge in edges]
     if not ends:
         return ["any"]
-    between = [f"{low} to {high}" for low, high in zip(ends, ends[1:], strict=False)]
+    between = [f"{low} to {high}" for low, high in pairwise(ends)]
     return [f"below {ends[0]}", *between, f"from {ends[-1]}"]

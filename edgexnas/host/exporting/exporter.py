@@ -143,7 +143,7 @@ class Exporter:
     def trust(
         self, models: Mapping[Precision, bytes]
     ) -> tuple[IntervalCalibration | None, TrainingData | None]:
-        """Calibrate intervals, and describe what data is familiar, by calibration and validation."""
+        """Calibrate intervals and describe what is familiar; the test part is not looked at."""
         _log.info("calibrating its intervals")
 
         def run(precision: Precision, inputs: FloatArray) -> FloatArray:

@@ -14,7 +14,6 @@ Three things are learned at export, none of them from the test part:
 
 from __future__ import annotations
 
-
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,6 +29,7 @@ from edgexnas.familiarity.quantities import (
     COUNTED,
     LARGEST_Z,
     LEAST_INTERVAL_PX,
+    NARROW_PX2,
     PEAK_QUANTITIES,
     UNITS,
     score_terms,
@@ -55,7 +55,7 @@ FRAME_SHARE, FRAME_LEAST = 0.15, 3
 FEWEST_PEAKS = 50
 """With fewer peaks of either kind there is no score."""
 RIDGE = 1e-4
-WIDENING_LEVEL = 0.94
+WIDENING_LEVEL = 0.925
 """More than the level of the intervals: real detectors are none of the simulated kinds."""
 
 
@@ -188,7 +188,15 @@ def _logistic(familiar: Wide, wrong: Wide) -> Wide:
 def widening_of(peaks: MeasuredPart, error_px: FloatArray) -> Widening:
     """Fit the half width of unfamiliar peaks to the errors (n, 2) on simulated ones."""
     far, noise, variance = (peaks.own[:, :, part] for part in range(3))
-    terms = [peaks.half_px, far, noise, 0.01 / variance, np.full_like(far, 0.01)]
+    narrow = NARROW_PX2 / (NARROW_PX2 + variance)
+    terms = [
+        peaks.half_px,
+        far * np.sqrt(1 - narrow),
+        far * np.sqrt(narrow),
+        noise,
+        0.01 / variance,
+        np.full_like(far, 0.01),
+    ]
     rows = np.stack([np.square(term, dtype=np.float64).reshape(-1) for term in terms], axis=1)
     squared = np.square(error_px, dtype=np.float64).reshape(-1)
     weight = 1 / np.maximum(rows.sum(axis=1), 1e-8)
@@ -198,15 +206,14 @@ def widening_of(peaks: MeasuredPart, error_px: FloatArray) -> Widening:
         found, _ = nnls(rows * weight[:, None], np.minimum(squared * weight, 9))
         weight = 1 / np.maximum(rows @ found, 1e-8)
     ratio = np.sqrt(squared / np.maximum(rows @ found, 1e-12))
-    interval, disagreement, noisy, narrowness, floor = (
+    interval, disagreement, narrow_disagreement, noisy, narrowness, floor = (
         found * float(np.quantile(ratio, WIDENING_LEVEL)) ** 2
     ).tolist()
     return Widening(
         interval=interval,
         disagreement=disagreement,
+        narrow_disagreement=narrow_disagreement,
         noise=noisy,
         narrowness=narrowness,
         floor_px=0.01 * floor**0.5,
     )
-
-

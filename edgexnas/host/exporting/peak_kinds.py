@@ -101,7 +101,9 @@ def _add_neighbours(expected: Wide, spots: Truth, rng: np.random.Generator) -> N
     chosen = np.flatnonzero(rng.random(len(expected)) < NEIGHBOURS)
     angle, length = rng.uniform(0, 2 * np.pi, len(chosen)), rng.uniform(1.5, 4.5, len(chosen))
     width = np.sqrt(spots.fwhm_major_px * spots.fwhm_minor_px)[chosen]
-    step = np.stack([np.sin(angle), np.cos(angle)], 1) * (length * np.maximum(1, width / 2))[:, None]
+    step = (
+        np.stack([np.sin(angle), np.cos(angle)], 1) * (length * np.maximum(1, width / 2))[:, None]
+    )
     near = spots.select(chosen)
     weaker = _log_uniform(rng, 0.1, 1, len(chosen)).astype(np.float32)
     beside = replace(

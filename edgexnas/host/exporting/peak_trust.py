@@ -138,16 +138,14 @@ def _factors(
     reference = seen["float32"]
     number = len(targets)
     snr = 1 / np.maximum(reference.values[:, 3], 1e-6)
-    edges = {
-        "snr_edges": _edges(snr, number // PEAKS_PER_SNR, most=3),
-        "width_edges_px": _edges(reference.values[:, 0], number // PEAKS_PER_WIDTH, most=2),
-    }
-    shape = (len(edges["snr_edges"]) + 1, len(edges["width_edges_px"]) + 1)
+    snr_edges = _edges(snr, number // PEAKS_PER_SNR, most=3)
+    width_edges = _edges(reference.values[:, 0], number // PEAKS_PER_WIDTH, most=2)
+    shape = (len(snr_edges) + 1, len(width_edges) + 1)
     tables, counts = {}, np.zeros(shape, np.intp)
     for precision, output in outputs.items():
         measured = seen[precision]
-        rows = group_of(1 / np.maximum(measured.values[:, 3], 1e-6), np.array(edges["snr_edges"]))
-        cols = group_of(measured.values[:, 0], np.array(edges["width_edges_px"]))
+        rows = group_of(1 / np.maximum(measured.values[:, 3], 1e-6), np.array(snr_edges))
+        cols = group_of(measured.values[:, 0], np.array(width_edges))
         factors, numbers = group_factors(
             interval_scores(output, targets, middle), rows, cols, shape,
             level=level, fewest=FEWEST_IN_GROUP,
@@ -156,7 +154,8 @@ def _factors(
         counts = numbers if precision == "float32" else counts
     return IntervalCalibration(
         level=level,
-        **edges,
+        snr_edges=snr_edges,
+        width_edges_px=width_edges,
         factors=tables["float32"],
         counts=tuple(tuple(row) for row in counts.tolist()),
         by_precision=tuple(
@@ -166,7 +165,7 @@ def _factors(
     )
 
 
-def _edges(values: FloatArray, groups: int, *, most: int) -> tuple[float, ...]:
+def _edges(values: npt.NDArray[np.floating], groups: int, *, most: int) -> tuple[float, ...]:
     """Cut values into equally many, as far as they differ."""
     count = max(1, min(groups, most))
     edges = np.quantile(values, np.arange(1, count) / count)

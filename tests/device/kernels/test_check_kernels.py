@@ -57,7 +57,8 @@ def checks(*, share: float | None = 0.9, score: bool = True, limit: float = 20.0
         level=0.8, snr_edges=(15.0, 40.0), width_edges_px=(1.9,),
         factors=((1.5, 1.2), (1.1, 0.9), (0.7, 2.0)), counts=((9, 9), (9, 9), (9, 9)),
         widening=Widening(
-            interval=0.5, disagreement=4.0, noise=3.0, narrowness=2.0, floor_px=0.01
+            interval=0.5, disagreement=4.0, narrow_disagreement=2.0, noise=3.0, narrowness=2.0,
+            floor_px=0.01,
         ),
     )  # fmt: skip
     data = TrainingData(
@@ -95,7 +96,9 @@ def test_peaks_are_judged_on_a_gpu_as_on_the_cpu(session, place_engine, given):
 
 def test_a_frame_without_peaks_has_none_to_judge(session, place_engine):
     finder = PeakFinder(FinderSettings(capacity=50), shape=SHAPE)
-    pipeline = FramePipeline(place_engine(session), finder, np.uint16, levels=LEVELS, checks=checks())
+    pipeline = FramePipeline(
+        place_engine(session), finder, np.uint16, levels=LEVELS, checks=checks()
+    )
     empty = pipeline.process(np.zeros(SHAPE, np.uint16))
     assert len(empty) == 0
     assert len(empty.reasons) == 0
