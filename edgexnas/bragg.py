@@ -16,7 +16,7 @@ Conventions
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntFlag
 
 import numpy as np
@@ -64,6 +64,8 @@ class PeakFlag(IntFlag):
     """Another peak lies within 10 pixels in both directions."""
     MASKED = 8
     """A pixel of the patch is masked (dead, hot, or in a gap) and counts as 0."""
+    UNFAMILIAR = 16
+    """The peak is unlike those that the network was trained on; its interval is widened."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +81,28 @@ class PeakPositions:
         outermost quantile levels.
     quantiles_px
         (n, 2, q) float32, (row, col) in pixels, increasing along the last axis.
+    reasons
+        (n,) uint8, why a peak is unlike those that the network was trained on, 0 if it is not; see
+        `edgexnas.familiarity.reason_name`. None where the bundle does not tell.
     """
 
     positions_px: FloatArray
     intervals_px: FloatArray
     quantiles_px: FloatArray
+    reasons: npt.NDArray[np.uint8] | None = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.positions_px)
+
+    @property
+    def unfamiliar(self) -> npt.NDArray[np.bool_]:
+        """(n,) bool, which peaks are unlike those of the training data: their intervals are wider.
+
+        None is where the bundle does not tell.
+        """
+        if self.reasons is None:
+            return np.zeros(len(self.positions_px), np.bool_)
+        return self.reasons > 0
 
 
 @dataclass(frozen=True, slots=True)

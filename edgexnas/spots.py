@@ -42,6 +42,8 @@ class SpotFlag(IntFlag):
     """It touches the first or the last frame of a wedge: a part of it may be outside."""
     GAP = 128
     """A frame within it or next to it is missing."""
+    UNFAMILIAR = 256
+    """One of its peaks is unlike those that the network was trained on; see `PeakFlag`."""
 
 
 SPOT_COLUMNS = {

@@ -8,14 +8,18 @@ from edgexnas.bundle.bundle_file import (
     write_bundle,
 )
 from edgexnas.bundle.deployment import (
+    Coverage,
     Distribution,
+    Familiarity,
     IntervalCalibration,
     MeasuredLatency,
     ModelCard,
     PeakDetection,
+    PrecisionFactors,
     Probe,
     QuantisationRecipe,
     TrainingData,
+    Widening,
 )
 from edgexnas.bundle.description import describe
 from edgexnas.bundle.gate_policy import GatePolicy
@@ -34,6 +38,7 @@ from edgexnas.bundle.manifest import (
     Quantisation,
     Tensor,
 )
+from edgexnas.bundle.model_card import model_card
 from edgexnas.bundle.probe import describe_probe
 from edgexnas.bundle.rollback import StateOption
 from edgexnas.bundle.trust import TrustStore, write_trust_list
@@ -46,7 +51,9 @@ __all__ = [
     "AmplitudeGate",
     "BraggPreprocessing",
     "Bundle",
+    "Coverage",
     "Distribution",
+    "Familiarity",
     "Gate",
     "GatePolicy",
     "IntervalCalibration",
@@ -55,6 +62,7 @@ __all__ = [
     "ModelCard",
     "PeakDetection",
     "Precision",
+    "PrecisionFactors",
     "Probe",
     "Provenance",
     "PtychoPreprocessing",
@@ -65,10 +73,12 @@ __all__ = [
     "TrainingData",
     "TrustList",
     "TrustStore",
+    "Widening",
     "describe",
     "describe_probe",
     "generate_keys",
     "load_signing_key",
+    "model_card",
     "open_bundle",
     "read_manifest",
     "verify_bundle",

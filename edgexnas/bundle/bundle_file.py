@@ -32,6 +32,7 @@ from edgexnas.bundle.onnx_graph import MOST_MODEL_BYTES, check_onnx
 from edgexnas.bundle.probe import MOST_PROBE_BYTES, decode_probe, encode_probe
 from edgexnas.bundle.reference import MOST_REFERENCE_BYTES, decode_reference, encode_reference
 from edgexnas.bundle.rollback import RollbackState, StateOption, open_state
+from edgexnas.bundle.shipped import is_shipped, located, release_trust
 from edgexnas.bundle.signature import (
     SIGNATURE_MEMBER,
     content_digest,
@@ -40,7 +41,7 @@ from edgexnas.bundle.signature import (
 )
 from edgexnas.bundle.trust import TrustStore
 from edgexnas.bundle.validity import check_validity
-from edgexnas.errors import BundleError, ConfigurationError, SignatureError
+from edgexnas.errors import BundleError, ConfigurationError, SignatureError, TrustError
 from edgexnas.guarded_files import read_once
 from edgexnas.printing import printable
 from edgexnas.whole_files import write_whole
@@ -199,7 +200,7 @@ def write_bundle(
 def open_bundle(
     path: Path | str,
     *,
-    trust: Path | str | TrustStore,
+    trust: Path | str | TrustStore | None = None,
     state: StateOption = None,
     gates: GatePolicy | None = None,
     now: datetime | None = None,
@@ -209,9 +210,10 @@ def open_bundle(
     Parameters
     ----------
     path
-        File to read, once.
+        File to read, once; or "universal", the bundle for any detector that comes with the package.
     trust
-        Keys to accept: a store, a folder as `TrustStore.load` reads it, or one public key.
+        Keys to accept: a store, a folder as `TrustStore.load` reads it, or one public key. Needed
+        with a file; "universal" is trusted by the release key beside it, unless `trust` revokes it.
     state
         Folder that remembers the highest `sequence` of each model, below which a bundle is
         rejected; None for the usual one if there is one (`$EDGEXNAS_STATE`, the service's, or
@@ -232,12 +234,18 @@ def open_bundle(
         If the signer is not trusted, signer or bundle are revoked, or the trust store cannot be
         used.
     ConfigurationError
-        If `state` cannot be used.
+        If `state` cannot be used, or `trust` is missing with a file.
     """
-    path = Path(path)
     # Before the file is read: without trusted keys there is nothing to verify with.
-    if not isinstance(trust, TrustStore):
+    if trust is not None and not isinstance(trust, TrustStore):
         trust = TrustStore.load(trust, state=state, now=now)
+    if is_shipped(path):
+        return _open_shipped(str(path), trust, gates, now)
+    if trust is None:
+        raise ConfigurationError(
+            f"trust is missing for {printable(str(path))}; give the folder of trusted public keys"
+        )
+    path = Path(path)
     bundle = verify_bundle(_read(path), trust=trust, path=path, gates=gates, now=now)
     # After everything else: what does not verify has no sequence.
     memory = open_state(state)
@@ -245,6 +253,21 @@ def open_bundle(
         memory.check_bundle(bundle.manifest)
     # Checked and not yet remembered: that is for when its engine has passed the gate.
     return replace(bundle, state=memory)
+
+
+def _open_shipped(
+    name: str, listed: TrustStore | None, gates: GatePolicy | None, now: datetime | None
+) -> Bundle:
+    """Open a bundle of the package; it is as new as that is, so that no state remembers it."""
+    path = located(name)
+    trust = release_trust(name, listed)
+    bundle = verify_bundle(_read(path), trust=trust, path=path, gates=gates, now=now)
+    if bundle.manifest.model_id != name:
+        raise TrustError(
+            f"{_name(path)} is {bundle.manifest.model_id}, and the release key is trusted for "
+            f"{name} alone: install edgexnas again"
+        )
+    return bundle
 
 
 def verify_bundle(
@@ -347,7 +370,7 @@ def _name(path: Path | str) -> str:
 
 
 def _unverified(path: Path | str) -> dict[str, bytes]:
-    return decode_archive(_read(Path(path)), limits=MEMBER_LIMITS, what=_name(path))
+    return decode_archive(_read(located(path)), limits=MEMBER_LIMITS, what=_name(path))
 
 
 def _read(path: Path) -> bytes:

@@ -23,17 +23,23 @@ from edgexnas.bundle.record import (
 from edgexnas.ptycho import Orientation
 
 __all__ = [
+    "Coverage",
     "Distribution",
+    "Familiarity",
     "IntervalCalibration",
     "MeasuredLatency",
     "ModelCard",
     "PeakDetection",
+    "PrecisionFactors",
     "Probe",
     "QuantisationRecipe",
     "TrainingData",
+    "Widening",
 ]
 
 Edges = Annotated[tuple[PositiveFloat, ...], Field(max_length=32), FailFast()]
+Share = Annotated[float, Field(ge=0, le=1)]
+Factors = Annotated[tuple[tuple[PositiveFloat, ...], ...], Field(max_length=33), FailFast()]
 Pixels = Annotated[int, Field(ge=1, le=4096)]
 # A millimetre or more is a size in another unit.
 LengthM = Annotated[float, Field(gt=0, lt=1e-3)]
@@ -61,24 +67,65 @@ class PeakDetection(Record):
     """What users of a device may set to other values."""
 
 
+class PrecisionFactors(Record):
+    """Interval factors of one precision, whose rounding moves both ends and position."""
+
+    precision: Precision
+    """Precision of the model."""
+    factors: Factors
+    """(snr, width) factors, as of `IntervalCalibration.factors`."""
+
+
+class Widening(Record):
+    """How wide the interval of an unfamiliar peak is at least, whatever the network says of it.
+
+    Its half width is, for each coordinate,
+    sqrt(interval·h² + [disagreement·(1 - n) + narrow_disagreement·n]·d² + noise·s²
+    + narrowness·(0.01/v)² + floor_px²), with h half the network's own interval, d the distance of
+    the network's position from the windowed centroid, s the noise of that centroid, v the windowed
+    variance of the peak and n = 0.3 / (0.3 + v), all in pixels; see `edgexnas.familiarity`. The
+    coefficients were fitted on simulated peaks of many kinds.
+    """
+
+    interval: NonNegative
+    """Coefficient of the network's own half width, squared."""
+    disagreement: NonNegative
+    """Coefficient of the distance between network and windowed centroid, squared, for wide peaks.
+    """
+    narrow_disagreement: NonNegative
+    """The same for narrow ones, of which a centroid errs with the place in the pixel."""
+    noise: NonNegative
+    """Coefficient of the noise of the windowed centroid, squared."""
+    narrowness: NonNegative
+    """Coefficient of (0.01 / variance)², which counts for peaks narrower than a pixel or two."""
+    floor_px: NonNegative
+    """Least half width, in pixels."""
+
+
 class IntervalCalibration(Record):
     """Factors that make predicted intervals hold as often as they say, by groups of peaks.
 
-    Conformal prediction on calibration data (Romano, Patterson & Candès 2019): a predicted interval
-    of a peak is widened about its middle by the factor of the peak's group. Groups are cells of a
-    grid of signal-to-noise ratio (rows) and width (columns).
+    Conformal prediction on calibration data (Romano, Patterson & Candès 2019): the quantiles of a
+    peak are moved away from the position by the factor of the peak's group. Groups are cells of a
+    grid of signal-to-noise ratio (rows) and width (columns), both measured on the patch. A group
+    with too few calibration peaks has the factor of its row, or that of all.
     """
 
     level: Level
-    """Share of true positions that a calibrated interval holds."""
+    """Share of true positions that a calibrated interval holds, for each coordinate."""
     snr_edges: Edges
     """Increasing signal-to-noise ratios between the groups: k edges make k + 1 groups."""
     width_edges_px: Edges
     """Increasing full widths at half maximum between the groups, in pixels."""
-    factors: Annotated[tuple[tuple[PositiveFloat, ...], ...], Field(max_length=33), FailFast()]
-    """(snr, width) factors of the full width of the interval, by group."""
+    factors: Factors
+    """(snr, width) factors of the interval, by group, of precisions without factors of their own.
+    """
     counts: Annotated[tuple[tuple[NonNegativeInt, ...], ...], Field(max_length=33), FailFast()]
     """(snr, width) number of calibration peaks of each group."""
+    by_precision: Annotated[tuple[PrecisionFactors, ...], Field(max_length=3)] = ()
+    """Factors that were calibrated on the output of one precision, each precision once."""
+    widening: Widening | None = None
+    """How wide intervals of unfamiliar peaks are at least; None leaves them as they are."""
 
     @model_validator(mode="after")
     def _check_groups(self) -> IntervalCalibration:
@@ -86,11 +133,43 @@ class IntervalCalibration(Record):
             if any(low >= high for low, high in pairwise(getattr(self, name))):
                 raise ValueError(f"{name} {getattr(self, name)} do not increase")
         rows, cols = len(self.snr_edges) + 1, len(self.width_edges_px) + 1
-        for name in ("factors", "counts"):
-            lengths = [len(row) for row in getattr(self, name)]
+        grids: list[tuple[str, tuple[tuple[float, ...], ...]]] = [
+            ("factors", self.factors),
+            ("counts", self.counts),
+            *((f"factors of {own.precision}", own.factors) for own in self.by_precision),
+        ]
+        for name, grid in grids:
+            lengths = [len(row) for row in grid]
             if lengths != [cols] * rows:
                 raise ValueError(f"{name} have rows of {lengths}; the edges make {rows} of {cols}")
+        named = [own.precision for own in self.by_precision]
+        if len(set(named)) != len(named):
+            raise ValueError(f"precisions of factors repeat: {named}")
         return self
+
+    def factors_of(self, precision: Precision) -> tuple[tuple[float, ...], ...]:
+        """Return the (snr, width) factors of a precision."""
+        own = {entry.precision: entry.factors for entry in self.by_precision}
+        return own.get(precision, self.factors)
+
+
+class Coverage(Record):
+    """How often intervals held the true value, with what this number is uncertain by."""
+
+    group: Text
+    """Which items: "all", or a group of signal-to-noise ratio and width."""
+    n: PositiveInt
+    """Number of items."""
+    level: Level
+    """Share that the intervals are to hold."""
+    share: Share
+    """Share of the coordinates that they held."""
+    low: Share
+    """Lower end of the 95 % interval of the share (Wilson)."""
+    high: Share
+    """Upper end of it."""
+    median_width_px: NonNegative
+    """Median full width of the intervals, in pixels."""
 
 
 class Distribution(Record):
@@ -106,6 +185,10 @@ class Distribution(Record):
     """Value of the quantity at each level."""
     n: PositiveInt
     """Number of items that they were taken from."""
+    low: float | None = None
+    """Items below this are unfamiliar; None for no limit."""
+    high: float | None = None
+    """Items above this are unfamiliar; None for no limit."""
 
     @model_validator(mode="after")
     def _check_quantiles(self) -> Distribution:
@@ -117,6 +200,37 @@ class Distribution(Record):
             raise ValueError(f"levels of {self.name} do not increase")
         if any(low > high for low, high in pairwise(self.quantiles)):
             raise ValueError(f"quantiles of {self.name} decrease")
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise ValueError(f"limits of {self.name} are {self.low} to {self.high}")
+        return self
+
+
+class Familiarity(Record):
+    """When quantities that are each familiar are not so together.
+
+    With z = (quantity - centre) / scale, clipped to ±6, an item is unfamiliar if
+    score[0] + Σᵢ score[1+i]·zᵢ + Σᵢ≤ⱼ score[...]·zᵢ·zⱼ (i outer, j from i) exceeds `limit`. The
+    score tells peaks of the training data from simulated ones that the network places wrongly.
+    """
+
+    quantities: Annotated[tuple[Identifier, ...], Field(min_length=1, max_length=32), FailFast()]
+    """Names of the quantities, in the order of the coefficients."""
+    centre: Annotated[tuple[float, ...], Field(max_length=32), FailFast()]
+    """What is subtracted from each quantity."""
+    scale: Annotated[tuple[PositiveFloat, ...], Field(max_length=32), FailFast()]
+    """What each difference is divided by."""
+    score: Annotated[tuple[float, ...], Field(max_length=600), FailFast()]
+    """Coefficients: constant, linear, and upper triangle of the quadratic ones."""
+    limit: float
+    """Largest score of a familiar item."""
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> Familiarity:
+        count = len(self.quantities)
+        wanted = (count, count, (count + 1) * (count + 2) // 2)
+        lengths = (len(self.centre), len(self.scale), len(self.score))
+        if lengths != wanted:
+            raise ValueError(f"centre, scale and score have {lengths} numbers, not {wanted}")
         return self
 
 
@@ -127,12 +241,21 @@ class TrainingData(Record):
     """Number of patches or patterns."""
     quantities: Annotated[tuple[Distribution, ...], Field(max_length=100), FailFast()]
     """Distributions of single quantities, each name once."""
+    familiarity: Annotated[tuple[Familiarity, ...], Field(max_length=4)] = ()
+    """Scores of several quantities together; a device uses the first whose quantities it has."""
+    frame_share: Share | None = None
+    """All peaks of a frame are unfamiliar if more than this share of them is, by themselves."""
+    frame_least: PositiveInt = 3
+    """Fewest peaks that are unfamiliar by themselves and may make all of their frame so."""
 
     @model_validator(mode="after")
     def _check_names(self) -> TrainingData:
         names = [quantity.name for quantity in self.quantities]
         if len(set(names)) != len(names):
             raise ValueError(f"names of quantities repeat: {names}")
+        missing = {name for one in self.familiarity for name in one.quantities} - set(names)
+        if missing:
+            raise ValueError(f"familiarity names quantities without distribution: {missing}")
         return self
 
 

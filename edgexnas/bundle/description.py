@@ -80,6 +80,11 @@ def _accuracy(row: AccuracyRow) -> str:
         if value is not None
     ]
     name = f"{row.name} {row.precision}" if row.precision else row.name
+    # Of all peaks; the groups are on the model card.
+    measures += [
+        f"intervals of {held.level:.0%} hold {held.share:.3f} ({held.low:.3f} to {held.high:.3f})"
+        for held in row.coverage[:1]
+    ]
     return f"{name} against {row.against} on {row.n}: {', '.join(measures) or 'not measured'}"
 
 
@@ -111,9 +116,13 @@ def _deployment(manifest: Manifest) -> list[tuple[str, str]]:
         groups = f"by {len(factors)} groups of signal-to-noise and width"
         scale = f"factors {min(factors):.3g} to {max(factors):.3g}"
         rows.append(("intervals", f"{calibration.level:.0%}, {groups}, {scale}"))
+    elif manifest.task == "bragg":
+        rows.append(("intervals", "not calibrated"))
     if (data := manifest.training_data) is not None:
         names = ", ".join(quantity.name for quantity in data.quantities)
         rows.append(("training data", f"{data.n} items, distributions of {names or 'nothing'}"))
+    elif manifest.task == "bragg":
+        rows.append(("training data", "not described: nothing tells data unlike it"))
     if (recipe := manifest.quantisation_recipe) is not None:
         for run in recipe.latencies:
             where = f"by {run.engine} on {run.device}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AwareDatetime,
@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from edgexnas.bundle.deployment import (
+    Coverage,
     IntervalCalibration,
     ModelCard,
     PeakDetection,
@@ -71,9 +72,18 @@ SCHEMA_VERSION: Literal[2] = 2
 OLDEST_READER = "0.2.0"
 """The first edgexnas that reads `SCHEMA_VERSION`."""
 
-PROBE_READER = "0.3.0"
+NEWER_READER = "0.3.0"
 """The first edgexnas that reads probes of several modes, of patterns that are to be turned, or of
-unknown pixel size."""
+unknown pixel size; and interval factors of one precision, widening, limits of quantities,
+familiarity and coverage."""
+
+NEWER_FIELDS: dict[str, tuple[str, ...]] = {
+    "accuracy": ("coverage",),
+    "interval_calibration": ("by_precision", "widening"),
+    "training_data": ("familiarity", "frame_share", "frame_least"),
+    "quantities": ("low", "high"),
+}
+"""Fields of parts that 0.2.0 does not know: not written where they say nothing."""
 
 MODEL_MEMBERS: dict[Precision, str] = {
     "float32": "model.onnx",
@@ -170,6 +180,8 @@ class AccuracyRow(Record):
     """Mean absolute error of the amplitude, as a share of its mean."""
     parameters: NonNegativeInt | None = None
     """Trainable parameters; None for a classical estimate."""
+    coverage: Annotated[tuple[Coverage, ...], Field(max_length=100), FailFast()] = ()
+    """How often calibrated intervals hold, of all peaks and of each group of at least 200."""
 
 
 class Quantisation(Record):
@@ -362,7 +374,25 @@ def encode_manifest(manifest: Manifest) -> bytes:
         # Nor does one that 0.2.0 can read hold what that does not know.
         plain = manifest.probe is not None and manifest.probe.plain
         later = {"probe": {"modes", "orientation"}} if plain else {}
-    return _canonical(manifest.model_dump(mode="json", exclude=later))
+    fields = manifest.model_dump(mode="json", exclude=later)
+    _drop_silent(fields)
+    return _canonical(fields)
+
+
+def _drop_silent(fields: dict[str, Any]) -> None:
+    """Leave out what 0.2.0 does not know and what says nothing."""
+    data = fields.get("training_data") or {}
+    places = {
+        "accuracy": fields["accuracy"],
+        "interval_calibration": [fields.get("interval_calibration") or {}],
+        "training_data": [data],
+        "quantities": data.get("quantities", []),
+    }
+    for name, parts in places.items():
+        for part in parts:
+            if all(part.get(field) in (None, [], 3) for field in NEWER_FIELDS[name]):
+                for field in NEWER_FIELDS[name]:
+                    part.pop(field, None)
 
 
 def parse_manifest(raw: bytes, *, what: str = "manifest.json") -> Manifest:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from edgexnas import __version__
 from edgexnas.cli import (
+    adapt_command,
     bench_command,
     bundle_commands,
     convert_command,
@@ -103,6 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
         demo_command,
         host_commands,
         search_commands,
+        adapt_command,
         bundle_commands,
         device_commands,
         convert_command,

@@ -58,7 +58,9 @@ def add_command(commands: Commands, name: str, summary: str) -> argparse.Argumen
 def add_acceptance(command: argparse.ArgumentParser) -> None:
     """Add the options that decide which bundles this device accepts; see `acceptance`."""
     command.add_argument(
-        "--trust", type=Path, required=True, help="folder of trusted keys, or one *.pub.pem"
+        "--trust",
+        type=Path,
+        help="folder of trusted keys, or one *.pub.pem; needed for all but universal",
     )
     command.add_argument(
         "--state",

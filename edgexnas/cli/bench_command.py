@@ -30,7 +30,9 @@ def add_to(commands: Commands) -> None:
     """Add the command."""
     bench = add_command(commands, "bench", "measure latency and energy of bundles on this device")
     bench.add_argument("bundles", nargs="+", help="*.edgex, baseline first; - is standard input")
-    bench.add_argument("--trust", type=Path, required=True, help="folder of *.pub.pem files")
+    bench.add_argument(
+        "--trust", type=Path, help="folder of *.pub.pem files; needed for all but universal"
+    )
     bench.add_argument("--engine", default="auto", choices=ENGINES, help="inference engine")
     bench.add_argument("--precision", default="int8", help="int8, float16, float32 or auto")
     bench.add_argument("--batch", type=positive_int, default=32, help="batch size")
@@ -143,13 +145,17 @@ def _settings(options: argparse.Namespace) -> BenchSettings:
     )
 
 
-def _open(path: str, trust: Path) -> Bundle:
+def _open(path: str, trust: Path | None) -> Bundle:
     from edgexnas.bundle import TrustStore, open_bundle, verify_bundle
     from edgexnas.bundle.gate_policy import ANY_GATE
 
     # What is measured is not put to use: it may be old, or a network that nobody has trained.
     if path != "-":
         return open_bundle(Path(path), trust=trust, state=False, gates=ANY_GATE)
+    if trust is None:
+        raise ConfigurationError(
+            "trust is missing for standard input; give the folder of trusted public keys"
+        )
     raw = sys.stdin.buffer.read()
     return verify_bundle(raw, trust=TrustStore.load(trust, state=False), gates=ANY_GATE)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgexnas.cli.arguments import acceptance, add_acceptance, add_command, positive_int
+from edgexnas.cli.tally import say_at_end
 from edgexnas.cli.terminal import print_pairs
 
 if TYPE_CHECKING:
@@ -50,11 +51,14 @@ def add_to(commands: Commands) -> None:
     revoke.set_defaults(run=_revoke)
 
     inspect = add_command(commands, "inspect", "show what a bundle says, without verifying it")
-    inspect.add_argument("bundle", type=Path, help="*.edgex")
+    inspect.add_argument("bundle", type=Path, help="*.edgex, or universal")
+    inspect.add_argument(
+        "--card", action="store_true", help="print the model card, in Markdown, instead"
+    )
     inspect.set_defaults(run=_inspect)
 
     verify = add_command(commands, "verify", "verify a bundle's signature and contents")
-    verify.add_argument("bundle", type=Path, help="*.edgex")
+    verify.add_argument("bundle", type=Path, help="*.edgex, or universal")
     add_acceptance(verify)
     verify.set_defaults(run=_verify)
 
@@ -131,8 +135,12 @@ def _list_pairs(listed: TrustList) -> list[tuple[str, str]]:
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    from edgexnas.bundle import describe, read_manifest
+    from edgexnas.bundle import describe, model_card, read_manifest
 
+    if options.card:
+        print(model_card(read_manifest(options.bundle)), end="")  # noqa: T201
+        say_at_end("the signature was not checked: edgexnas verify checks it")
+        return
     print_pairs([*describe(read_manifest(options.bundle)), ("signature", "not checked")])
 
 

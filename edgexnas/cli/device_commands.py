@@ -46,7 +46,7 @@ def add_to(commands: Commands) -> None:
     predict = add_command(
         commands, "predict", "find the peaks of frames, or the object of a scan, with a bundle"
     )
-    predict.add_argument("bundle", type=Path, help="*.edgex")
+    predict.add_argument("bundle", type=Path, help="*.edgex, or universal")
     predict.add_argument(
         "frames",
         type=path_or_url,

@@ -168,6 +168,8 @@ def predict_object(bundle: Bundle, options: argparse.Namespace) -> None:
         f"{counts.stitched} of {counts.patches} patches stitched; not placed: {counts.missing} "
         f"without a position, {counts.repeated} repeated, {counts.outside} outside"
     )
+    if stream.familiarity.unfamiliar:
+        say_at_end(stream.familiarity.sentence)
     if failure is not None:
         raise failure
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgexnas.bragg import PeakFlag
+from edgexnas.familiarity import UnfamiliarTally
 from edgexnas.printing import printable
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class PeakTally:
         self._peaks = self._flagged = 0
         self._with: Counter[str] = Counter()
         self._range: tuple[int, int] | None = None
+        self._familiarity = UnfamiliarTally()
 
     @property
     def numbers(self) -> int:
@@ -45,9 +47,23 @@ class PeakTally:
         return 0 if self._range is None else self._range[1] - self._range[0] + 1
 
     def add(
-        self, flags: npt.NDArray[np.integer], *, frames: int = 1, number: int | None = None
+        self,
+        flags: npt.NDArray[np.integer],
+        *,
+        frames: int = 1,
+        number: int | None = None,
+        reasons: npt.NDArray[np.uint8] | None = None,
     ) -> None:
-        """Count the peaks, (n,) `PeakFlag` each, of one frame with its number, or of several."""
+        """Count the peaks of one frame with its number, or of several.
+
+        Parameters
+        ----------
+        flags
+            (n,) `PeakFlag`.
+        reasons
+            (n,), why peaks are unfamiliar; None where nobody knows.
+        """
+        self._familiarity.add(reasons)
         self.frames += frames
         if number is not None:
             low, high = self._range or (number, number)
@@ -60,7 +76,7 @@ class PeakTally:
     def counted(self, stream: Iterator[Peaks]) -> Iterator[Peaks]:
         """Count the peaks of each frame as it passes."""
         for peaks in stream:
-            self.add(peaks.flags, number=peaks.frame_number)
+            self.add(peaks.flags, number=peaks.frame_number, reasons=peaks.reasons)
             yield peaks
 
     def say(self, source: object, *, missing: int) -> None:
@@ -71,6 +87,8 @@ class PeakTally:
         say_at_end(
             f"{self.frames} frames processed, {missing} missing; {self._peaks} peaks, {flagged}"
         )
+        if self._familiarity.unfamiliar:
+            say_at_end(self._familiarity.sentence)
         if self.frames and not self._peaks:
             _log.warning(
                 "no peaks on any of %d frames of %s: check that it holds diffraction, what its "

@@ -259,9 +259,5 @@ def verified_bundle(
                     f"{name}"
                 )
         return bundle
-    if trust is None:
-        raise ConfigurationError(
-            f"trust is missing for {os.fspath(bundle)}; give the folder of trusted public keys"
-        )
     keys = Path(trust) if isinstance(trust, (str, os.PathLike)) else trust
-    return open_bundle(Path(bundle), trust=keys, state=state, gates=gates)
+    return open_bundle(os.fspath(bundle), trust=keys, state=state, gates=gates)

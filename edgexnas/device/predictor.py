@@ -89,7 +89,8 @@ def Predictor(  # noqa: N802
     Parameters
     ----------
     bundle
-        Path of a bundle, or a `Bundle` that `open_bundle` gave, which is not verified again.
+        Path of a bundle; "universal" for the one for Bragg peaks of any detector that comes with
+        the package; or a `Bundle` that `open_bundle` gave, which is not verified again.
     trust
         Folder of trusted public keys (or one key file, or a `TrustStore`); needed with a path.
     state

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from edgexnas.bragg import PeakFlag
 from edgexnas.errors import ConfigurationError, InputError
 from edgexnas.merging.rotation import Rotation
 from edgexnas.merging.settings import MergeSettings
@@ -147,6 +148,10 @@ class SpotMerger:
         # NaN too: a peak without a stated interval is as good as any.
         sigmas = np.where(sigmas > SMALLEST_SIGMA_PX, sigmas, SMALLEST_SIGMA_PX)
         bits = np.ascontiguousarray(flags, np.int64)
+        # Its place among the flags of peaks is another one's among those of spots.
+        bits = (bits & ~PeakFlag.UNFAMILIAR) | np.where(
+            bits & PeakFlag.UNFAMILIAR, SpotFlag.UNFAMILIAR, 0
+        )
         if not len(positions) == len(sigmas) == len(counts) == len(bits):
             raise InputError(
                 f"frame {frame_number} has {len(positions)} positions, {len(sigmas)} intervals, "

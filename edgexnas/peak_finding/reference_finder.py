@@ -217,17 +217,23 @@ class ReferenceFinder:
         rim = frame >= PLATEAU_RIM * self._saturation
         if self._mask is not None:
             rim &= ~self._mask
-        centres = [
-            centre
-            for peak in np.flatnonzero(full).tolist()
-            if (centre := self._plateau_centre(rim, *divmod(peak, self._shape[1]))) is not None
-        ]
+        centres: list[int] = []
+        seen: set[tuple[int, int]] = set()
+        for peak in np.flatnonzero(full).tolist():
+            place = divmod(peak, self._shape[1])
+            # All pixels of a plateau have the same centre, and all of one too large have none.
+            if place not in seen:
+                inside, centre = self._plateau(rim, *place)
+                seen |= inside
+                centres += [] if centre is None else [centre]
         found, flat = np.unique(np.array(centres, np.intp)), frame.reshape(-1)
         found = found[flat[found] > self._threshold[found]]
         return found[self._large_enough(flat, found)]
 
-    def _plateau_centre(self, rim: BoolArray, row: int, col: int) -> int | None:
-        """Return the flat index of a plateau's centre; None if it is larger than a spot."""
+    def _plateau(
+        self, rim: BoolArray, row: int, col: int
+    ) -> tuple[set[tuple[int, int]], int | None]:
+        """Return pixels of a plateau and the flat index of its centre; None if it is too large."""
         height, width = self._shape
         inside = {(row, col)}
         fresh = [(row, col)]
@@ -245,7 +251,7 @@ class ReferenceFinder:
                     fresh.append(place)
         rows, cols = zip(*inside, strict=True)
         if max(max(rows) - min(rows), max(cols) - min(cols)) >= PLATEAU_SIDE:
-            return None
+            return inside, None
         number = len(inside)
         centre = (
             (2 * sum(rows) + number) // (2 * number),
@@ -253,7 +259,7 @@ class ReferenceFinder:
         )
         first = min(inside)
         row, col = centre if centre in inside else first
-        return row * width + col
+        return inside, row * width + col
 
     def _above_background(self, flat: Frame, index: IndexArray) -> npt.NDArray[np.float64]:
         counts = flat[index].astype(np.float64)

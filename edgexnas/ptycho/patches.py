@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -34,10 +34,15 @@ class ObjectPatches:
         (n, 64, 64) float32, without unit.
     phase_rad
         (n, 64, 64) float32, radians; known up to a constant a patch.
+    reasons
+        (n,) uint8, why a pattern is unlike those of the training data, 0 if it is not, 255 if it
+        was not looked at; see `edgexnas.familiarity.pattern_reason_name`. None where the bundle
+        does not tell.
     """
 
     amplitude: FloatArray
     phase_rad: FloatArray
+    reasons: npt.NDArray[np.uint8] | None = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.amplitude)

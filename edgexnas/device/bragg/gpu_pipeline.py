@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from edgexnas.bragg import PATCH_SIZE, Peaks
 from edgexnas.device.cuda import DoubleBuffer, PinnedPool
+from edgexnas.device.kernels.check_kernels import CheckKernels
 from edgexnas.device.kernels.peak_kernels import HEADER_ITEMS, NO_BAD_PIXEL, PeakKernels
 from edgexnas.errors import (
     EngineError,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from edgexnas.device.cache import EngineCache
     from edgexnas.device.cuda import Slot
     from edgexnas.device.engines.device_engine import DeviceEngine
+    from edgexnas.familiarity import PeakChecks
     from edgexnas.peak_finding import PeakFinder
 
 __all__ = ["FramePipeline"]
@@ -64,6 +66,8 @@ class FramePipeline:
         Of the frames.
     levels
         The network's quantile levels.
+    checks
+        What the bundle knows of intervals and of familiar peaks; None for nothing.
     cache
         Where compiled kernels are kept; None for nowhere.
     graph
@@ -90,6 +94,7 @@ class FramePipeline:
         dtype: npt.DTypeLike,
         *,
         levels: Sequence[float],
+        checks: PeakChecks | None = None,
         cache: EngineCache | None = None,
         graph: bool = True,
         copy_threads: int | None = None,
@@ -113,6 +118,10 @@ class FramePipeline:
         try:
             self._kernels = PeakKernels(session, finder, dtype, spare=engine.batch, cache=cache)
             self._opened.callback(self._kernels.close)
+            self._checks: CheckKernels | None = None
+            if checks is not None:
+                self._checks = CheckKernels(session, checks, capacity, cache=cache)
+                self._opened.callback(self._checks.close)
             # The last batch may reach beyond the capacity by less than one batch.
             offsets = (capacity + engine.batch, *engine.output_shape)
             self._offsets = session.device_buffer(offsets, np.float32)
@@ -237,6 +246,7 @@ class FramePipeline:
             flags=arrays["flags"],
             frame_number=number,
             overflow=found - kept,
+            reasons=None if self._checks is None else arrays["reasons"],
         )
 
     def process(self, frame: Frame, *, number: int = 0) -> Peaks:
@@ -268,6 +278,7 @@ class FramePipeline:
             "maxima": ((capacity, 2), np.int32),
             "intensities": ((capacity,), np.float32),
             "flags": ((capacity,), np.uint8),
+            "reasons": ((1 if self._checks is None else capacity,), np.uint8),
             "header": ((HEADER_ITEMS,), np.int32),
         }
 
@@ -276,6 +287,13 @@ class FramePipeline:
         self._kernels.enqueue_find(slot.input.pointer, stream)
         self._enqueue_network(slot.size, stream)
         pointers = {name: buffer.pointer for name, buffer in slot.outputs.items()}
+        kernels = self._kernels
+        if self._checks is not None:
+            self._checks.enqueue(
+                kernels.scaled.pointer, kernels.intensities.pointer, self._offsets.pointer,
+                self._levels, kernels.header.pointer, kernels.flags.pointer, pointers["reasons"],
+                stream,
+            )  # fmt: skip
         self._kernels.enqueue_decode(
             self._offsets.pointer, self._levels, self._middle, pointers, stream
         )

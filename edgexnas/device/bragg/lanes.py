@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from edgexnas.bragg import CENTRE, Peaks, decode_offsets, scale_patches
 from edgexnas.detector_mask import Mask, merged_masks
+from edgexnas.device.bragg.announcement import Announcement
 from edgexnas.device.bragg.detection import PeakDetection, naming_frame
 from edgexnas.device.engines.build_progress import build_progress
 from edgexnas.device.lane import Lane, Outcome, drive
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from edgexnas.device.engines.device_engine import DeviceEngine
     from edgexnas.device.sources.compression import FrameMemory
     from edgexnas.device.sources.series_frames import SeriesFrames
+    from edgexnas.familiarity import PeakChecks
     from edgexnas.frames import FrameSeries
     from edgexnas.peak_finding import FoundPeaks, PeakFinder
 
@@ -83,6 +85,8 @@ class PeakLanes:
         What the user sets.
     levels
         The network's quantile levels.
+    checks
+        What the bundle knows of intervals and of familiar peaks; None for nothing.
     mask
         (H, W) bool, True where a pixel must not be used.
     """
@@ -93,10 +97,12 @@ class PeakLanes:
         *,
         finder: FinderSettings,
         levels: Sequence[float],
+        checks: PeakChecks | None = None,
         options: DetectionOptions | None = None,
         mask: Mask | None = None,
     ) -> None:
         self.engine = engine
+        self.checks = checks
         self._settings = finder
         self._options = options
         self._levels = levels
@@ -120,6 +126,7 @@ class PeakLanes:
         mask: Mask | None = None,
         saturation: float | None = None,
         spare_frames: int = 0,
+        announce: str | None = None,
     ) -> PeakLane:
         """Open a lane: on the GPU where the engine runs on one, else on the CPU.
 
@@ -131,13 +138,17 @@ class PeakLanes:
         detection
             Has admitted the frames.
         frames
-            They show the background, unless the detection is calibrated.
+            They show the background, unless the detection is calibrated; on a CPU they also show,
+            before the first result, whether their peaks are like those of the training data.
         mask
             The series' own mask, beside the detection's.
         saturation
             Counts from which the series says that a pixel is saturated; None if it does not.
         spare_frames
             Frames that `memory` of a GPU lane can lend at once.
+        announce
+            What is logged to be unlike the training data as soon as that shows, once; None to log
+            nothing.
 
         Raises
         ------
@@ -158,23 +169,42 @@ class PeakLanes:
                 finder,
                 dtype,
                 levels=self._levels,
+                checks=self.checks,
                 cache=self.engine.cache,
                 spare_frames=spare_frames,
             )
 
         pipeline = self.engine.keep_on_gpu("peaks are found on the CPU", create)
+        told = None
+        if announce is not None and self.checks is not None:
+            told = Announcement(announce)
+            told.compare_noise(detection.used, self.checks.frame_noise)
         if pipeline is not None:
-            return GpuPeakLane(self.engine, pipeline, detection)
+            return GpuPeakLane(self.engine, pipeline, detection, told)
         with build_progress(f"the peak finder is compiled for {dtype} frames"):
             finder.prepare(dtype)
-        return CpuPeakLane(self, finder, detection)
+        if told is not None and len(frames) > 1:
+            for frame in frames:
+                found = finder.find(frame, scaled=True)
+                told.add(self.locate([found], [0], self.checks)[0])
+        return CpuPeakLane(self, finder, detection, told)
 
     def offsets(self, patches: FloatArray) -> FloatArray:
         """(n, 11, 11) scaled patches → (n, 2, q) offsets from the patch centres, in px."""
         return self.engine.run(patches[:, None], (2, len(self._levels)))
 
-    def locate(self, found: Sequence[FoundPeaks], numbers: Sequence[int]) -> list[Peaks]:
+    def locate(
+        self,
+        found: Sequence[FoundPeaks],
+        numbers: Sequence[int],
+        checks: PeakChecks | None = None,
+    ) -> list[Peaks]:
         """Predict the positions of peaks found on several frames, in shared runs of the engine.
+
+        Parameters
+        ----------
+        checks
+            Judges the peaks of each frame; None leaves that out.
 
         Raises
         ------
@@ -187,9 +217,20 @@ class PeakLanes:
         patches = [p.counts if p.scaled else scale_patches(p.counts) for p in found]
         offsets_px = self.offsets(patches[0] if len(found) == 1 else np.concatenate(patches))
         ends = np.cumsum([len(peaks) for peaks in found])[:-1]
-        return list(map(self._placed, np.split(offsets_px, ends), found, numbers))
+        parts = [offsets_px] if len(found) == 1 else np.split(offsets_px, ends)
+        judged = [None] * len(found) if checks is None else [
+            checks.judge(scaled, peaks.intensities, part, peaks.flags).reasons
+            for scaled, peaks, part in zip(patches, found, parts, strict=True)
+        ]  # fmt: skip
+        return list(map(self._placed, parts, found, numbers, judged))
 
-    def _placed(self, offsets_px: FloatArray, found: FoundPeaks, number: int) -> Peaks:
+    def _placed(
+        self,
+        offsets_px: FloatArray,
+        found: FoundPeaks,
+        number: int,
+        reasons: npt.NDArray[np.uint8] | None,
+    ) -> Peaks:
         placed = decode_offsets(offsets_px, self._levels, found.maxima - CENTRE)
         return Peaks(
             positions_px=placed.positions_px,
@@ -200,6 +241,7 @@ class PeakLanes:
             flags=found.flags,
             frame_number=number,
             overflow=found.overflow,
+            reasons=reasons,
         )
 
 
@@ -214,8 +256,9 @@ class PeakLane(Lane[NumberedFrame, dict[int, Peaks]]):
 
     memory: FrameMemory | None = None
 
-    def __init__(self, detection: PeakDetection) -> None:
+    def __init__(self, detection: PeakDetection, told: Announcement | None) -> None:
         self._detection = detection
+        self._told = told
         self._kind = detection.shape, detection.dtype
 
     def check(self, frame: npt.ArrayLike, number: int) -> NumberedFrame:
@@ -227,6 +270,12 @@ class PeakLane(Lane[NumberedFrame, dict[int, Peaks]]):
                 self._detection.admit(array)
         return NumberedFrame(number, array)
 
+    def _announce(self, located: Sequence[Peaks]) -> None:
+        """Log that the peaks are unlike the training data, before anybody gets them."""
+        if self._told is not None:
+            for peaks in located:
+                self._told.add(peaks)
+
 
 class CpuPeakLane(PeakLane):
     """Finds the peaks of a group one after the other, and runs the network for all together."""
@@ -234,11 +283,18 @@ class CpuPeakLane(PeakLane):
     ahead = 1
     most: int = MOST_FRAMES
 
-    def __init__(self, lanes: PeakLanes, finder: PeakFinder, detection: PeakDetection) -> None:
-        super().__init__(detection)
+    def __init__(
+        self,
+        lanes: PeakLanes,
+        finder: PeakFinder,
+        detection: PeakDetection,
+        told: Announcement | None = None,
+    ) -> None:
+        super().__init__(detection, told)
         self._lanes = lanes
         # It has a scratch buffer, so that each lane needs its own.
         self._finder = finder
+        self._checks = None if lanes.checks is None else lanes.checks.copy()
         self._submitted: deque[Sequence[NumberedFrame]] = deque()
         # Of pixels, not of peaks: how many peaks a frame has is only known once it is searched.
         frame_bytes = int(np.prod(finder.shape)) * np.dtype(detection.dtype).itemsize
@@ -278,8 +334,9 @@ class CpuPeakLane(PeakLane):
                 self._peaks = len(found[index])
         done = time.monotonic_ns()
         located = self._lanes.locate(
-            list(found.values()), [frames[index].number for index in found]
+            list(found.values()), [frames[index].number for index in found], self._checks
         )
+        self._announce(located)
         stages = {"find": done - began, "network": time.monotonic_ns() - done}
         return Outcome(dict(zip(found, located, strict=True)), faults, stages)
 
@@ -293,9 +350,13 @@ class GpuPeakLane(PeakLane):
     group = most = 1
 
     def __init__(
-        self, engine: SharedEngine, pipeline: FramePipeline, detection: PeakDetection
+        self,
+        engine: SharedEngine,
+        pipeline: FramePipeline,
+        detection: PeakDetection,
+        told: Announcement | None = None,
     ) -> None:
-        super().__init__(detection)
+        super().__init__(detection, told)
         self._engine = engine
         self._pipeline = pipeline
         self._flying: deque[tuple[int, int]] = deque()
@@ -330,6 +391,8 @@ class GpuPeakLane(PeakLane):
                 results[0] = self._pipeline.result()
         except InputError as error:
             faults[0] = error
+        else:
+            self._announce([results[0]])
         return Outcome(results, faults, {"gpu": time.monotonic_ns() - began})
 
     def close(self) -> None:
@@ -356,7 +419,13 @@ def stream_series(
                         refuse_nan(frames[-1], merged_masks(detection.mask, series.mask))
         # A series of the caller's own may say nothing of it.
         saturation = getattr(series, "saturation", None)
-        lane = lanes.open(detection, frames, mask=series.mask, saturation=saturation)
+        lane = lanes.open(
+            detection,
+            frames,
+            mask=series.mask,
+            saturation=saturation,
+            announce=str(series.source),
+        )
         _log.info("%s: %s", series.source, detection.used)
         with closing(lane):
             del frames
@@ -400,6 +469,7 @@ def stream_frames(
             mask=None if series is None else series.mask,
             saturation=None if series is None else series.saturation,
             spare_frames=0 if series is None else SPARE_FRAMES,
+            announce="frames" if series is None else series.source.url,
         )
     _log.info("%s: %s", "frames" if series is None else series.source.url, detection.used)
     with closing(lane):

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, overload
 
+import numpy as np
 import numpy.typing as npt
 
-from edgexnas.bragg import PeakPositions, Peaks, as_patches, decode_offsets, scale_patches
+from edgexnas.bragg import (
+    CENTRE,
+    PeakPositions,
+    Peaks,
+    as_patches,
+    decode_offsets,
+    scale_patches,
+)
 from edgexnas.device.bragg.detection import bundle_detection
 from edgexnas.device.bragg.frame_source import FrameSource, close_opened, open_source
 from edgexnas.device.bragg.lanes import PeakLane, PeakLanes, stream_frames, stream_series
@@ -22,6 +31,7 @@ from edgexnas.device.bundle_predictor import (
 from edgexnas.device.engines.gate import EngineProof
 from edgexnas.device.sources.series_frames import SeriesFrames
 from edgexnas.errors import EdgexnasError
+from edgexnas.familiarity import PeakChecks
 from edgexnas.merging import MergeSettings, Rotation, SpotMerger, merge_peaks
 from edgexnas.peak_finding import DetectionOptions, FinderReport
 
@@ -80,6 +90,9 @@ class PeakPredictor(BundlePredictor):
     ----------
     proof
         How far positions lie from the reference outputs, and the gate.
+    checks
+        Calibrates intervals and finds peaks unlike the training data; None where the bundle has
+        nothing to do it by.
     finder_report
         By which limits peaks are found in the series begun last; None before its first frame.
 
@@ -112,11 +125,19 @@ class PeakPredictor(BundlePredictor):
             verified.manifest, chosen, masked=options.get("mask") is not None
         )
         super().__init__(verified, **options)
+        self.checks = PeakChecks.of(self.manifest, self.engine.precision)
+        if self.manifest.interval_calibration is None:
+            _log.info(
+                "bundle %s has no calibration: intervals are as the network gives them, and "
+                "nothing tells peaks unlike its training data; export it anew to have both",
+                self.manifest.model_id,
+            )
         self._lanes = PeakLanes(
             self._shared,
             finder=defaults,
             options=chosen,
             levels=self.manifest.quantile_levels,
+            checks=self.checks,
             mask=self._mask,
         )
         self._detection = self._lanes.detection()
@@ -135,12 +156,15 @@ class PeakPredictor(BundlePredictor):
         ----------
         patches
             (n, 11, 11) or (n, 1, 11, 11), any real dtype, n from 0; counts in any unit, with the
-            background subtracted. Each is scaled by its own minimum and maximum.
+            background subtracted. Each is scaled by its own minimum and maximum. Where no pixel
+            exceeds 1, they are taken for scaled already, and their counts for unknown.
 
         Returns
         -------
         Positions in pixels from the patch's first pixel: positions_px (n, 2), intervals_px (n, 2)
-        and quantiles_px (n, 2, q), float32.
+        and quantiles_px (n, 2, q), float32. `unfamiliar` tells which are unlike the training data;
+        patches given together are judged as those of one frame are, so that where more than a
+        fifth of them is unfamiliar, all are.
 
         Raises
         ------
@@ -150,9 +174,18 @@ class PeakPredictor(BundlePredictor):
             If the predictor is closed or the engine fails.
         """
         checked = as_patches(patches)
-        return decode_offsets(
-            self._lanes.offsets(scale_patches(checked)), self.manifest.quantile_levels
-        )
+        scaled = scale_patches(checked)
+        offsets_px = self._lanes.offsets(scaled)
+        reasons = None
+        if self.checks is not None and len(checked):
+            heights = np.ascontiguousarray(checked[:, CENTRE, CENTRE])
+            counts = bool(checked.max() > 1)
+            with self._shared.in_turn():
+                reasons = self.checks.judge(
+                    scaled, heights, offsets_px, np.zeros(len(checked), np.uint8), counts=counts
+                ).reasons
+        placed = decode_offsets(offsets_px, self.manifest.quantile_levels)
+        return replace(placed, reasons=reasons)
 
     def process(self, frame: npt.ArrayLike, *, frame_number: int | None = None) -> Peaks:
         """Find the peaks of one detector frame and predict their positions.
@@ -183,7 +216,9 @@ class PeakPredictor(BundlePredictor):
             number = self._next_number if frame_number is None else frame_number
             if self._lane is None:
                 with self._detection.undone_if_refused():
-                    self._lane = self._lanes.open(self._detection, [self._detection.admit(frame)])
+                    self._lane = self._lanes.open(
+                        self._detection, [self._detection.admit(frame)], announce="frames"
+                    )
                 _log.info("frames: %s", self._detection.used)
             self._lane.submit([self._lane.check(frame, number)])
             outcome = self._lane.result()
@@ -289,6 +324,8 @@ class PeakPredictor(BundlePredictor):
 
 def interval_coverage(manifest: Manifest) -> float:
     """Return the share of errors that the intervals of a bundle's peaks are to hold."""
+    if manifest.interval_calibration is not None:
+        return manifest.interval_calibration.level
     levels = manifest.quantile_levels
     return float(levels[-1] - levels[0])
 

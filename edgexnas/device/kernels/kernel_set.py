@@ -26,7 +26,7 @@ class KernelSet:
     source
         Name of the file beside this module.
     dtype
-        Of the pixels.
+        Of the pixels; None for kernels that see none.
     signatures
         Name of each kernel → types of its arguments, as `pycuda.driver.Function.prepare` takes.
     cache
@@ -44,14 +44,15 @@ class KernelSet:
         self,
         session: CudaSession,
         source: str,
-        dtype: npt.DTypeLike,
+        dtype: npt.DTypeLike | None,
         signatures: Mapping[str, str],
         *,
         cache: EngineCache | None = None,
     ) -> None:
         self._session = session
         self._buffers: list[DeviceBuffer] = []
-        image = compile_kernels(source, session.capability, pixel_definitions(dtype), cache=cache)
+        macros = {} if dtype is None else pixel_definitions(dtype)
+        image = compile_kernels(source, session.capability, macros, cache=cache)
         module = session.module(image)
         with session.current():
             self._functions = {name: module.get_function(name) for name in signatures}

@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple, TypeAlias
 __all__ = [
     "STATES",
     "STUCK_S",
+    "DataObservation",
     "FrameObservation",
     "Health",
     "HealthObservation",
@@ -66,7 +67,7 @@ STATES: Mapping[HealthState, StateRow] = {
     "running": StateRow("frames come and their results are stored", "always"),
     "degraded": StateRow(
         "results are stored, and something else is wrong: an optional sink, dropped, lost or "
-        "failed frames, a short failure of a required sink",
+        "failed frames, a short failure of a required sink, data unlike the training data",
         "always",
     ),
     "failing": StateRow(
@@ -210,6 +211,25 @@ class ThreadObservation:
 
 
 @dataclass(frozen=True, slots=True)
+class DataObservation:
+    """How the newest data is unlike what the network was trained on.
+
+    Attributes
+    ----------
+    what
+        A clause that says it.
+    foreign_since_s
+        When too much of it began to be; None while it is not.
+    last_s
+        When a result was judged last.
+    """
+
+    what: str = ""
+    foreign_since_s: float | None = None
+    last_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class HealthObservation:
     """Everything that the health of a service depends on.
 
@@ -227,6 +247,8 @@ class HealthObservation:
         When it ended, and why it could not go on; None if it has not, or ended in order.
     source, frames, sinks, threads
         Its parts.
+    data
+        What comes, as far as the network's training data tells.
     """
 
     now_s: float
@@ -239,6 +261,7 @@ class HealthObservation:
     frames: FrameObservation = field(default_factory=FrameObservation)
     sinks: tuple[SinkObservation, ...] = ()
     threads: tuple[ThreadObservation, ...] = ()
+    data: DataObservation = field(default_factory=DataObservation)
 
 
 class Reason(NamedTuple):
@@ -324,7 +347,14 @@ def judge(seen: HealthObservation, *, source_timeout_s: float = 20.0) -> Health:
         return Health("starting", (), seen.began_s, False, True, seen.now_s)
     own = _own_threads(seen)
     reasons = sorted(
-        [*own, *_sinks(seen), *_outside_threads(seen), *_frames(seen), *_source_errors(seen)],
+        [
+            *own,
+            *_sinks(seen),
+            *_outside_threads(seen),
+            *_frames(seen),
+            *_source_errors(seen),
+            *_data(seen),
+        ],
         key=lambda reason: (not reason.failing, reason.since_s),
     )
     since_s: float
@@ -422,6 +452,13 @@ def _source_errors(seen: HealthObservation) -> Iterable[Reason]:
         yield Reason(source.error, source.error_since_s, True)
     elif not _stuck(seen, source.error_s):
         yield Reason(source.error, source.error_since_s, False)
+
+
+def _data(seen: HealthObservation) -> Iterable[Reason]:
+    data = seen.data
+    # Of data that came a while ago nothing is wrong any more.
+    if data.foreign_since_s is not None and not _stuck(seen, data.last_s):
+        yield Reason(data.what, data.foreign_since_s, False)
 
 
 def _stuck(seen: HealthObservation, since_s: float) -> bool:

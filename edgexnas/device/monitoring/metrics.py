@@ -129,6 +129,16 @@ def _frames(observation: Observation) -> Iterator[Metric]:
         "edgexnas_peaks", "Peaks of all committed frames.", value=status.peaks_total
     )
     yield CounterMetricFamily(
+        "edgexnas_judged",
+        "Peaks, or patterns, that were compared with the training data.",
+        value=status.familiarity.judged,
+    )
+    yield CounterMetricFamily(
+        "edgexnas_unfamiliar",
+        "Peaks, or patterns, unlike those of the training data.",
+        value=status.familiarity.unfamiliar,
+    )
+    yield CounterMetricFamily(
         "edgexnas_peak_intensity_counts",
         "Intensities of all peaks of committed frames, in counts above background.",
         value=status.sums.intensity_counts,

@@ -154,6 +154,10 @@ def page_data(observation: Observation, scales: Mapping[str, str] | None = None)
             "stage_ms": {stage: _latency(times) for stage, times in status.stage_ms.items()},
             "peaks_total": status.peaks_total,
             "sums": status.sums._asdict(),
+            "familiarity": {
+                **status.familiarity._asdict(),
+                "reasons": dict(status.familiarity.reasons),
+            },
             "watermark": status.watermark,
             "last_error": status.last_error._asdict() if status.last_error else None,
             "source_counts": dict(status.source_counts),

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EngineStatus",
+    "FamiliarityStatus",
     "LastError",
     "LastResult",
     "LatencySummary",
@@ -90,6 +91,24 @@ class PeakSums(NamedTuple):
     frames: int = 0
     peaks: int = 0
     intensity_counts: float = 0.0
+
+
+class FamiliarityStatus(NamedTuple):
+    """How much of the committed results is unlike the training data.
+
+    Attributes
+    ----------
+    judged
+        Peaks, or patterns, that were looked at.
+    unfamiliar
+        How many of them are unlike the training data.
+    reasons
+        What makes them so → how many.
+    """
+
+    judged: int = 0
+    unfamiliar: int = 0
+    reasons: Mapping[str, int] = {}
 
 
 class Rates(NamedTuple):
@@ -194,6 +213,8 @@ class ServiceStatus:
         Stage → time that one frame or one batch spends in it.
     sums
         Peaks and their intensities, over all committed frames.
+    familiarity
+        How much of the results is unlike the training data.
     watermark
         Frames up to this number have all ended in the newest series; None before the first.
     last_error
@@ -221,6 +242,7 @@ class ServiceStatus:
     latency_ms: LatencySummary = field(default_factory=LatencySummary)
     stage_ms: Mapping[str, LatencySummary] = field(default_factory=dict)
     sums: PeakSums = field(default_factory=PeakSums)
+    familiarity: FamiliarityStatus = field(default_factory=FamiliarityStatus)
     watermark: int | None = None
     last_error: LastError | None = None
     source_counts: Mapping[str, int | str] = field(default_factory=dict)

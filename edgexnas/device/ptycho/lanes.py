@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -16,6 +18,7 @@ from edgexnas.device.ptycho.intake import PatternIntake
 from edgexnas.device.ptycho.stitching import MOST_WAITING, ObjectStitcher
 from edgexnas.device.shared_engine import SharedEngine
 from edgexnas.errors import EngineError
+from edgexnas.familiarity.pattern_checks import NOT_LOOKED_AT
 from edgexnas.ptycho import (
     PATTERN_SIZE,
     FloatArray,
@@ -30,10 +33,16 @@ if TYPE_CHECKING:
     from edgexnas.device.ptycho.gpu_phase_components import GpuComponents
     from edgexnas.device.ptycho.gpu_pipeline import PatternPipeline
     from edgexnas.device.ptycho.refining import RefinedScan
+    from edgexnas.familiarity import PatternChecks
 
 __all__ = ["NumberedPattern", "PatternLane", "PatternLanes", "ScanLane"]
 
 Pattern = npt.NDArray[Any]
+
+SAME_PIXEL = 0.05
+"""Sizes of object pixels that differ by less, as a share, are those of one set-up."""
+
+_log = logging.getLogger(__name__)
 
 
 class NumberedPattern(NamedTuple):
@@ -66,12 +75,24 @@ class PatternLanes:
         The predictor's own mask and limit of counts.
     intensity_scale
         As of `edgexnas.ptycho.scale_patterns`.
+    checks
+        Finds patterns unlike those of the training data; None where the bundle does not tell.
+    pixel_m
+        (row, col) size of an object pixel of the training data, in metres; None if unknown.
     """
 
     def __init__(
-        self, engine: SharedEngine, *, intake: PatternIntake, intensity_scale: float
+        self,
+        engine: SharedEngine,
+        *,
+        intake: PatternIntake,
+        intensity_scale: float,
+        checks: PatternChecks | None = None,
+        pixel_m: tuple[float, float] | None = None,
     ) -> None:
         self.engine = engine
+        self._checks = checks
+        self._pixel_m = pixel_m
         self._intake = intake
         self._intensity_scale = intensity_scale
 
@@ -116,7 +137,7 @@ class PatternLanes:
 
         pipeline = self.engine.keep_on_gpu("patterns are binned on the CPU", create)
         if pipeline is not None:
-            return GpuPatternLane(self.engine, pipeline, intake)
+            return GpuPatternLane(self, pipeline, intake)
         return CpuPatternLane(self, intake)
 
     def stitcher(self, most_waiting: int = MOST_WAITING) -> ObjectStitcher:
@@ -145,6 +166,47 @@ class PatternLanes:
         """Check patterns and predict their patches; see `PtychoPredictor.predict`."""
         usable = self._intake.masked(np.asarray(patterns))
         return self.predict_checked(as_patterns(usable, saturation=self._intake.saturation))
+
+    def compare_pixel(self, pixel_m: tuple[float, float] | None, source: str) -> None:
+        """Log that the object pixels of a scan have another size than those of training."""
+        known = self._pixel_m
+        if pixel_m is None or known is None:
+            return
+        # Signs tell which way positions run, not how large a pixel is.
+        ratios = [abs(here) / abs(there) for here, there in zip(pixel_m, known, strict=True)]
+        if any(abs(ratio - 1) > SAME_PIXEL for ratio in ratios):
+            _log.warning(
+                "%s: object pixels are %.4g × %.4g nm and were %.4g × %.4g nm in the training "
+                "data: the network sees another distance, wavelength or binning; do not trust "
+                "the object",
+                source,
+                *(abs(size) * 1e9 for size in (*pixel_m, *known)),
+            )
+
+    def judged(
+        self,
+        patches: ObjectPatches,
+        numbers: Sequence[int],
+        binned: Callable[[int], FloatArray],
+    ) -> ObjectPatches:
+        """Judge some of the patterns that patches were predicted from.
+
+        Parameters
+        ----------
+        numbers
+            (n,) of the patterns in their scan.
+        binned
+            Gives one of them, by its index here, as (64, 64) counts.
+        """
+        if self._checks is None:
+            return patches
+        chosen = [index for index, number in enumerate(numbers) if self._checks.looks_at(number)]
+        reasons = np.full(len(numbers), NOT_LOOKED_AT, np.uint8)
+        if chosen:
+            counts = np.stack([binned(index) for index in chosen])
+            amplitude, phase = patches.amplitude[chosen], patches.phase_rad[chosen]
+            reasons[chosen] = self._checks.judge(counts, amplitude, phase)
+        return replace(patches, reasons=reasons)
 
     def predict_checked(self, patterns: FloatArray) -> ObjectPatches:
         """Predict from checked (n, 64, 64) float32 patterns.
@@ -194,6 +256,9 @@ class CpuPatternLane:
         frames, binning_ns = self._submitted.popleft()
         began = time.monotonic_ns()
         patches = self._lanes.predict_checked(np.stack([frame.counts for frame in frames]))
+        patches = self._lanes.judged(
+            patches, [frame.number for frame in frames], lambda index: frames[index].counts
+        )
         stages = {"bin": binning_ns, "network": time.monotonic_ns() - began}
         return Outcome(patches, {}, stages)
 
@@ -208,9 +273,10 @@ class GpuPatternLane:
     ahead = 2
 
     def __init__(
-        self, engine: SharedEngine, pipeline: PatternPipeline, intake: PatternIntake
+        self, lanes: PatternLanes, pipeline: PatternPipeline, intake: PatternIntake
     ) -> None:
-        self._engine, self._pipeline, self._intake = engine, pipeline, intake
+        self._lanes, self._engine = lanes, lanes.engine
+        self._pipeline, self._intake = pipeline, intake
         self.group = self.most = pipeline.batch
         self._checked = 0
         self._flying: deque[tuple[Sequence[NumberedPattern], int]] = deque()
@@ -246,9 +312,15 @@ class GpuPatternLane:
     def result(self) -> Outcome[ObjectPatches]:
         """See `Lane.result`."""
         frames, began = self._flying.popleft()
+
+        def binned(index: int) -> FloatArray:
+            return self._intake.binned(frames[index].counts, frames[index].number)
+
         with self._engine.in_turn():
             patches, bad = self._pipeline.result()
-        # Before the next check writes over the patterns, of which the GPU only tells which.
+        # Here, before the next check writes over the patterns.
+        if not bad:
+            patches = self._lanes.judged(patches, [frame.number for frame in frames], binned)
         faults = {
             index: self._intake.fault(frames[index].counts, frames[index].number) for index in bad
         }
@@ -280,6 +352,10 @@ class ScanLane:
         self._intake = lanes.intake()
         self._store = store
         self.lane: PatternLane | None = None
+
+    def compare_pixel(self, pixel_m: tuple[float, float] | None, source: str) -> None:
+        """Log that the object pixels of the scan have another size than those of training."""
+        self._lanes.compare_pixel(pixel_m, source)
 
     def use_mask(self, mask: Mask | None) -> None:
         """Use a scan's own mask beside the predictor's.

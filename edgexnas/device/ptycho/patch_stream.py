@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import weakref
@@ -17,9 +18,13 @@ from edgexnas.device.ptycho.refining import RefinedScan
 from edgexnas.device.ptycho.scan import ScanChunk
 from edgexnas.device.ptycho.stitching import ObjectStitcher, StitchCounts
 from edgexnas.errors import EngineError
+from edgexnas.familiarity import UnfamiliarTally, pattern_reason_name
+from edgexnas.familiarity.pattern_checks import NOT_LOOKED_AT
 from edgexnas.ptycho import PATTERN_SIZE, ObjectImage, ObjectPatches, PlacedPatches, Refinement
 
 __all__ = ["PatchStream"]
+
+_log = logging.getLogger(__name__)
 
 
 class PatchStream(Iterator[PlacedPatches]):
@@ -40,6 +45,11 @@ class PatchStream(Iterator[PlacedPatches]):
         Whether to submit patterns before the patches of those before them are taken.
     refined
         The patterns that the lane keeps, to refine the object with at the end; None for not.
+
+    Attributes
+    ----------
+    familiarity
+        How many of the patterns that were looked at are unlike the training data, and by what.
     """
 
     def __init__(
@@ -60,6 +70,8 @@ class PatchStream(Iterator[PlacedPatches]):
         self._stitcher = stitcher
         self._read_ahead = read_ahead
         self._pending: deque[ScanChunk] = deque()
+        self.familiarity = UnfamiliarTally("patterns", pattern_reason_name)
+        self._told = False
         self._failure: Exception | None = None
         self._over = False
         # For the stitcher alone, so that `image` never waits for a source that is slow.
@@ -200,7 +212,11 @@ class PatchStream(Iterator[PlacedPatches]):
                 outcome = self._scan.lane.result()
             patches, first = outcome.results, min(outcome.faults, default=None)
             if first is not None:
-                patches = ObjectPatches(patches.amplitude[:first], patches.phase_rad[:first])
+                reasons = None if patches.reasons is None else patches.reasons[:first]
+                patches = ObjectPatches(
+                    patches.amplitude[:first], patches.phase_rad[:first], reasons=reasons
+                )
+            self._tell(patches)
             with self._lock:
                 placed = self._stitch(chunk, patches)
         except Exception:
@@ -210,6 +226,19 @@ class PatchStream(Iterator[PlacedPatches]):
         if first is not None:
             self._end(outcome.faults[first])
         return placed
+
+    def _tell(self, patches: ObjectPatches) -> None:
+        """Log that the scan is unlike the training data, before anybody gets a patch of it."""
+        reasons = patches.reasons
+        if reasons is None:
+            return
+        self.familiarity.add(reasons[reasons != NOT_LOOKED_AT])
+        if self.familiarity.foreign_scan and not self._told:
+            self._told = True
+            _log.warning(
+                "%s: do not trust the object; label a scan like this one, and search anew",
+                self.familiarity.sentence,
+            )
 
     def _end(self, failure: Exception | None) -> None:
         """End the scan here, whatever comes behind."""
@@ -234,4 +263,6 @@ class PatchStream(Iterator[PlacedPatches]):
                     number, patches.amplitude[index], patches.phase_rad[index], positions[index]
                 )
         numbers = np.array([pattern.number for pattern in chunk.patterns[:count]], np.int64)
-        return PlacedPatches(patches.amplitude, patches.phase_rad, positions, numbers)
+        return PlacedPatches(
+            patches.amplitude, patches.phase_rad, positions, numbers, reasons=patches.reasons
+        )

@@ -17,6 +17,7 @@ from edgexnas.device.ptycho.refining import ScanRefiner
 from edgexnas.device.ptycho.scan import ScanSource, open_chunks
 from edgexnas.device.ptycho.stitching import MOST_WAITING
 from edgexnas.errors import ConfigurationError
+from edgexnas.familiarity import PatternChecks
 from edgexnas.ptycho import ObjectPatches
 
 if TYPE_CHECKING:
@@ -78,6 +79,8 @@ class PtychoPredictor(BundlePredictor):
             self._shared,
             intake=intake.beside(self._mask),
             intensity_scale=preprocessing.intensity_scale,
+            checks=PatternChecks.of(self.manifest, self._probe),
+            pixel_m=None if self.manifest.probe is None else self.manifest.probe.pixel_m,
         )
 
     def predict(self, patterns: npt.ArrayLike) -> ObjectPatches:

@@ -149,6 +149,7 @@ def open_chunks(
     # Before scans and iterables: a source is known by its methods alone.
     if is_event_source(source):
         pixel_m = _needed_pixel(source.url, object_pixel_m)
+        lane.compare_pixel(object_pixel_m, source.url)
         frames = SeriesFrames(source)
         return _chunks(_from_frames(frames, pixel_m, lane), lane.check, size), False
     if object_pixel_m is not None:
@@ -161,6 +162,8 @@ def open_chunks(
         items = zip(source.patterns, source.positions_px, strict=True)
         # After the checks, so that a scan which is rejected leaves nothing behind.
         lane.use_mask(source.mask)
+        # A scan of the caller's own may say nothing of it.
+        lane.compare_pixel(getattr(source, "object_pixel_m", None), str(source.source))
         return _chunks(_numbered(items), lane.check, size), True
     if not isinstance(source, Iterable):
         raise ConfigurationError(

@@ -94,6 +94,10 @@ class PredictorSettings(Table):
 
     Attributes
     ----------
+    bundle
+        File, or "universal" for the bundle that comes with the package.
+    trust
+        Folder of trusted public keys, needed with a file.
     state
         Folder that remembers the newest bundle, or False for none.
     reload_s
@@ -108,7 +112,7 @@ class PredictorSettings(Table):
     """
 
     bundle: Text
-    trust: Text
+    trust: Text | None = None
     state: Text | Literal[False] | None = None
     reload_s: NotNegative = 5.0
     maximum_gate_px: Positive | None = None

@@ -15,8 +15,10 @@ import numpy.typing as npt
 from edgexnas.device.serving.series_run import FrameTask, SeriesRun, TaskLane
 from edgexnas.device.serving.settings import PipelineSettings
 from edgexnas.device.serving.stage_times import StageTimes
-from edgexnas.device.sinks.results import ObjectSnapshot
+from edgexnas.device.sinks.results import FrameFlag, FrameResult, ObjectSnapshot
 from edgexnas.errors import ConfigurationError, EdgexnasError
+from edgexnas.familiarity import UnfamiliarTally, pattern_reason_name
+from edgexnas.familiarity.pattern_checks import NOT_LOOKED_AT
 from edgexnas.ptycho import PATTERN_SIZE
 
 if TYPE_CHECKING:
@@ -97,6 +99,7 @@ class PatternWork:
 
     def begin(self, run: SeriesRun) -> PatternSeries:
         """Make an empty object for the scan."""
+        self.lanes.compare_pixel(self.pixel_m, run.series)
         return PatternSeries(self, run)
 
 
@@ -116,6 +119,8 @@ class PatternSeries:
         self._lanes: dict[int, TaskLane[NumberedPattern, ObjectPatches]] = {}
         self._pattern: npt.NDArray[Any] | None = None
         self._newest = -1
+        self._familiarity = UnfamiliarTally("patterns", pattern_reason_name)
+        self._told = False
         self._changed = False
         self._next_s = 0.0
 
@@ -163,8 +168,22 @@ class PatternSeries:
         ).tolist()
         self._newest, self._changed = task.number, True
         task.result = task.with_result(
-            amplitude=result.amplitude, phase_rad=result.phase_rad, position_px=(row, col)
+            amplitude=result.amplitude,
+            phase_rad=result.phase_rad,
+            position_px=(row, col),
+            flags=result.flags,
+            reason=result.reason,
         )
+        self._tell(result)
+
+    def _tell(self, result: FrameResult) -> None:
+        """Log once that the scan is unlike the training data, before a patch is stored."""
+        if result.reason is None or self._told:
+            return
+        self._familiarity.add(np.array([result.reason], np.uint8))
+        if self._familiarity.foreign_scan:
+            self._told = True
+            _log.warning("%s: %s", self._run.series, self._familiarity.sentence)
 
     def snapshot(self, *, final: bool) -> ObjectSnapshot | None:
         """Show the object if it has changed, every `snapshot_s`."""
@@ -229,6 +248,11 @@ def sentence_of(series: str, refinement: Refinement) -> str:
 
 
 def _keep(task: FrameTask, patches: ObjectPatches, index: int) -> None:
+    reason = NOT_LOOKED_AT if patches.reasons is None else int(patches.reasons[index])
+    looked_at = reason != NOT_LOOKED_AT
     task.result = task.with_result(
-        amplitude=patches.amplitude[index], phase_rad=patches.phase_rad[index]
+        amplitude=patches.amplitude[index],
+        phase_rad=patches.phase_rad[index],
+        flags=int(FrameFlag.UNFAMILIAR) if looked_at and reason else 0,
+        reason=reason if looked_at else None,
     )

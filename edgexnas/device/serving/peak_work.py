@@ -14,8 +14,9 @@ from edgexnas.device.bragg.detection import refuse_nan
 from edgexnas.device.serving.series_run import FrameTask, SeriesRun, TaskLane
 from edgexnas.device.serving.settings import MEBIBYTE, PipelineSettings
 from edgexnas.device.serving.stage_times import StageTimes
-from edgexnas.device.sinks.results import ObjectSnapshot, SeriesKey
+from edgexnas.device.sinks.results import FrameFlag, ObjectSnapshot, SeriesKey
 from edgexnas.errors import EdgexnasError, InputError
+from edgexnas.familiarity.tally import FEWEST_TOLD, FOREIGN_SHARE
 from edgexnas.peak_finding import enough_background
 
 if TYPE_CHECKING:
@@ -194,7 +195,10 @@ class PeakSeries:
             if not self._detection.calibrated:
                 self._calibrate(usable)
             self._first = self._work.lanes.open(
-                self._detection, [first], spare_frames=self._work.spare_frames(first.nbytes)
+                self._detection,
+                [_pixels(task) for task in usable],
+                spare_frames=self._work.spare_frames(first.nbytes),
+                announce=self._run.series,
             )
         except EdgexnasError as error:
             for task in usable:
@@ -235,7 +239,10 @@ class PeakSeries:
 
 
 def _keep(task: FrameTask, peaks: dict[int, Peaks], index: int) -> None:
-    task.result = task.with_result(peaks=peaks[index])
+    found = peaks[index]
+    many = np.count_nonzero(found.unfamiliar) > FOREIGN_SHARE * len(found)
+    flags = FrameFlag.UNFAMILIAR if many and len(found) >= FEWEST_TOLD else 0
+    task.result = task.with_result(peaks=found, flags=int(flags))
 
 
 def _pixels(task: FrameTask) -> npt.NDArray[Any]:

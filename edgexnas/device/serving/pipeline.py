@@ -25,6 +25,7 @@ from edgexnas.device.monitoring.status import LastResult, PeakSums, QueueLevel
 from edgexnas.device.rate_limited_log import RateLimitedLog
 from edgexnas.device.serving.after_series import AfterSeries
 from edgexnas.device.serving.bounded_queue import BoundedQueue
+from edgexnas.device.serving.data_watch import DataWatch
 from edgexnas.device.serving.decoding import DecodingIntake
 from edgexnas.device.serving.intake import Intake
 from edgexnas.device.serving.ledger import Ledger
@@ -121,6 +122,7 @@ class Pipeline:
         self._runs: list[SeriesRun] = []
         self._after = AfterSeries(self._show_refined, complaints)
         self.sums = PeakSums()
+        self.data = DataWatch()
         self.intake = Intake(
             source, work, ledger=ledger, settings=settings, complaints=complaints, runs=self._runs
         )
@@ -468,6 +470,8 @@ class Pipeline:
             if peaks is not None:
                 number, intensity = number + len(peaks), intensity + float(peaks.intensities.sum())
             self.sums = PeakSums(frames + 1, number, intensity)
+            if task.result is not None:
+                self.data.add(task.result)
         task.run.ledger.end(task.number, "failed" if task.error else "done")
         self._times.add("latency", time.monotonic_ns() - task.arrival_ns)
         if task.shown is not None:

@@ -363,6 +363,7 @@ class Service:
             frames,
             tuple(sink for sink, _ in sinks),
             (*stages, *(thread for _, thread in sinks)),
+            self._pipeline.data.observe(),
         )
         return judge(observation, source_timeout_s=self._source_timeout_s)
 
@@ -402,6 +403,7 @@ class Service:
             latency_ms=self._times.summary("latency"),
             stage_ms=self._times.summaries(leave_out="latency"),
             sums=pipeline.sums,
+            familiarity=pipeline.data.status(),
             watermark=None if run is None else run.ledger.watermark,
             last_error=None
             if error is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import IntFlag
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FRAME_STATES",
     "MERGE_STATES",
+    "FrameFlag",
     "FrameResult",
     "FrameState",
     "MergeMark",
@@ -116,6 +118,13 @@ FRAME_STATES: tuple[FrameState, ...] = ("done", "failed", "dropped", "lost")
 result; received and not processed; never received."""
 
 
+class FrameFlag(IntFlag):
+    """What holds for a whole frame."""
+
+    UNFAMILIAR = 1
+    """Its pattern, or more than a fifth of its peaks, is unlike those of the training data."""
+
+
 @dataclass(frozen=True, slots=True)
 class FrameResult:
     """What became of one frame.
@@ -141,7 +150,10 @@ class FrameResult:
         Number that the detector itself gave the frame: uniqueId of an NTNDArray, image_id of
         Stream V2; None if unknown.
     flags
-        Bits that hold for the whole frame; no bit has a meaning yet.
+        Bits that hold for the whole frame, `FrameFlag`.
+    reason
+        Why its pattern is unlike those of the training data, 0 if it is not; None where it was not
+        looked at. See `edgexnas.familiarity.pattern_reason_name`.
     not_processed
         "dropped" or "lost" for a frame that no engine has seen; None for all others.
     made_by
@@ -162,6 +174,7 @@ class FrameResult:
     flags: int = 0
     not_processed: Literal["dropped", "lost"] | None = None
     made_by: ServiceIdentity | None = None
+    reason: int | None = None
 
     @property
     def state(self) -> FrameState:

@@ -27,7 +27,7 @@ from edgexnas.host.data.peak_dataset import PeakDataset
 from edgexnas.host.data.peak_labels import acceptable
 from edgexnas.host.data.pseudo_voigt import FWHM_LIMITS_PX, PseudoVoigtFit, fit_pseudo_voigt
 
-__all__ = ["with_drawn_peaks", "with_synthetic_peaks"]
+__all__ = ["draw_like", "with_drawn_peaks", "with_synthetic_peaks"]
 
 SHIFT_PX = 0.6
 """Farthest place of a peak from its brightest pixel's centre, along each axis, before noise."""
@@ -81,11 +81,42 @@ def with_synthetic_peaks(
     ConfigurationError
         If `count` is below 1, a part of the split is too small, or next to no draw is usable.
     """
+    train = dataset.split().train
+    added = draw_like(
+        dataset, train, count, seed=seed, device=device, threads=threads, seconds=seconds
+    )
+    source = f"{dataset.source}; {len(added)} synthetic peaks, seed {seed}"
+    return dataset.merge(added, source=source)
+
+
+def draw_like(
+    dataset: PeakDataset,
+    train: npt.NDArray[np.intp],
+    count: int,
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+    threads: int = 1,
+    seconds: float | None = None,
+) -> PeakDataset:
+    """Draw synthetic peaks like those of a part of a dataset, and give them alone.
+
+    Parameters
+    ----------
+    train
+        Indices of the peaks that they are like.
+    count, seed, device, threads, seconds
+        As of `with_synthetic_peaks`.
+
+    Raises
+    ------
+    ConfigurationError
+        If `count` is below 1, or next to no draw is usable.
+    """
     if count < 1:
         raise ConfigurationError(f"count is {count}; specify 1 synthetic peak or more")
     end = math.inf if seconds is None else time.monotonic() + seconds
     chunk = CHUNK if seconds is None else TIMED_CHUNK
-    train = dataset.split().train
     generator = _PeakGenerator(dataset, train, {"device": device, "threads": threads})
     rng = np.random.default_rng(seed)
     parts: list[tuple[npt.NDArray[np.float32], ...]] = []
@@ -107,7 +138,7 @@ def with_synthetic_peaks(
     )
     index = train[parent.astype(np.intp)]
     maxima = dataset.maxima[index]
-    added = replace(
+    return replace(
         dataset,
         counts=counts,
         offsets_px=offsets,
@@ -118,7 +149,6 @@ def with_synthetic_peaks(
         good=np.ones(count, np.bool_),
         truth_px=None if dataset.truth_px is None else placed.astype(np.float64) + maxima,
     )
-    return dataset.merge(added, source=f"{dataset.source}; {count} synthetic peaks, seed {seed}")
 
 
 def with_drawn_peaks(*arguments: Any, **options: Any) -> PeakDataset:

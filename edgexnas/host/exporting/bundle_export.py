@@ -28,7 +28,7 @@ from edgexnas.bundle import (
     load_signing_key,
     write_bundle,
 )
-from edgexnas.bundle.manifest import IDENTIFIER, OLDEST_READER, PROBE_READER
+from edgexnas.bundle.manifest import IDENTIFIER, NEWER_READER, OLDEST_READER
 from edgexnas.bundle.strict_json import explain
 from edgexnas.errors import ConfigurationError
 from edgexnas.host.exporting.bundling import make_bundling
@@ -150,6 +150,7 @@ def export_bundle(
     )
     outputs = exporter.test_outputs(models)
     loss = exporter.int8_loss(outputs, maximum_loss, quantised)
+    calibration, data = trust = exporter.trust(models)
     parameters = count_parameters(model)
     first = first_layers(onnx.load_from_string(models["float32"]))
     reference = {
@@ -160,10 +161,10 @@ def export_bundle(
     created = datetime.now(timezone.utc).replace(microsecond=0)
     inputs, output = bundling.tensors()
     probe, described = bundling.probe(dataset)
-    old = described is None or described.plain
+    old = (described is None or described.plain) and data is None
     try:
         manifest = Manifest(
-            requires_edgexnas=OLDEST_READER if old else PROBE_READER,
+            requires_edgexnas=OLDEST_READER if old else NEWER_READER,
             task=bundling.task,
             model_id=name,
             sequence=int(created.timestamp()) if sequence is None else sequence,
@@ -176,9 +177,11 @@ def export_bundle(
             outputs=(output,),
             preprocessing=bundling.preprocessing(dataset),
             detection=bundling.detection(dataset),
+            interval_calibration=calibration,
+            training_data=data,
             probe=described,
             accuracy=(
-                *exporter.rows(architecture, outputs, parameters),
+                *exporter.rows(architecture, outputs, parameters, trust),
                 *bundling.baselines(dataset, split),
                 *rows,
             ),

@@ -14,15 +14,21 @@ from edgexnas.bundle import (
     AccuracyRow,
     AmplitudeGate,
     BraggPreprocessing,
+    Coverage,
     Gate,
+    IntervalCalibration,
     PeakDetection,
     Precision,
     Probe,
     PtychoPreprocessing,
     Tensor,
+    TrainingData,
     describe_probe,
 )
 from edgexnas.errors import BundleError
+from edgexnas.host.exporting.coverage import coverage_rows
+from edgexnas.host.exporting.familiar_patterns import familiar_patterns
+from edgexnas.host.exporting.peak_trust import calibrate_peaks
 from edgexnas.host.exporting.ptycho_baselines import baseline_rows
 from edgexnas.host.exporting.scoring import classical_rows, distance_row, patch_row
 from edgexnas.host.networks.bragg_models import middle_of
@@ -30,6 +36,7 @@ from edgexnas.ptycho import PATTERN_SIZE, patch_errors
 
 if TYPE_CHECKING:
     from edgexnas.host.data.splitting import Split
+    from edgexnas.host.exporting.peak_trust import Run
 
 __all__ = ["Bundling", "make_bundling"]
 
@@ -92,6 +99,19 @@ class Bundling(ABC):
         """Give the probe that travels with the network, and its record; None for none."""
         return None, None
 
+    def trust(
+        self, dataset: Any, split: Split, run: Run
+    ) -> tuple[IntervalCalibration | None, TrainingData | None]:
+        """Calibrate intervals, and describe what data is familiar; the test part is left alone."""
+        return None, None
+
+    def coverage(
+        self, dataset: Any, split: Split, output: FloatArray, precision: Precision,
+        calibration: IntervalCalibration | None, data: TrainingData | None,
+    ) -> tuple[Coverage, ...]:  # fmt: skip
+        """Tell how often calibrated intervals hold on the test part."""
+        return ()
+
     @abstractmethod
     def error(self, output: FloatArray, target: FloatArray) -> float:
         """Mean error that INT8 may raise only so far."""
@@ -140,6 +160,22 @@ class _BraggBundling(Bundling):
             minimum_counts=finder.minimum_counts,
             threshold_sigma=finder.noise_sigmas,
         )
+
+    def trust(
+        self, dataset: Any, split: Split, run: Run
+    ) -> tuple[IntervalCalibration | None, TrainingData | None]:
+        return calibrate_peaks(dataset, split, self.levels, run)
+
+    def coverage(
+        self, dataset: Any, split: Split, output: FloatArray, precision: Precision,
+        calibration: IntervalCalibration | None, data: TrainingData | None,
+    ) -> tuple[Coverage, ...]:  # fmt: skip
+        if calibration is None:
+            return ()
+        return coverage_rows(
+            dataset.counts[split.test], output, dataset.targets_px[split.test],
+            calibration=calibration, data=data, levels=self.levels, precision=precision,
+        )  # fmt: skip
 
     def _offsets_px(self, output: FloatArray) -> FloatArray:
         return output[:, :, middle_of(self.levels)]
@@ -200,6 +236,11 @@ class _PtychoBundling(Bundling):
             except BundleError:
                 probe = probe[:-1] if len(probe) > 1 else None
         return None, None
+
+    def trust(
+        self, dataset: Any, split: Split, run: Run
+    ) -> tuple[IntervalCalibration | None, TrainingData | None]:
+        return None, familiar_patterns(dataset, split, run)
 
     def error(self, output: FloatArray, target: FloatArray) -> float:
         return patch_errors(output, target).phase_rad

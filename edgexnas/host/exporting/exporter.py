@@ -13,14 +13,21 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from edgexnas.bundle import AccuracyRow, Precision, Quantisation
+from edgexnas.bundle import (
+    AccuracyRow,
+    IntervalCalibration,
+    Precision,
+    Quantisation,
+    TrainingData,
+)
 from edgexnas.errors import QuantisationError
 from edgexnas.host.exporting.onnx_export import to_onnx
 from edgexnas.host.exporting.quantisation import QuantisedModel, quantise, recipes, run_onnx
 from edgexnas.host.exporting.quantisation_aware import fine_tune_for_int8
 from edgexnas.host.exporting.recipe_choice import RecipeChoice
 from edgexnas.host.exporting.rewrites import rewritten
-from edgexnas.host.training.settings import TrainingData, TrainingSettings
+from edgexnas.host.training.settings import TrainingData as TrainingTensors
+from edgexnas.host.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
     from edgexnas.host.data.dataset import Dataset
@@ -86,7 +93,7 @@ class Exporter:
         error, int8 = self.best_recipe(float32, limit)
         tuned = False
         if error > limit and fine_tune is not None:
-            data = TrainingData.from_dataset(self._dataset, self._split, fine_tune.device)
+            data = TrainingTensors.from_dataset(self._dataset, self._split, fine_tune.device)
             if fine_tune is FINE_TUNING:
                 most = max(1, MOST_SEEN // len(data.train_x))
                 fine_tune = replace(fine_tune, epochs=min(fine_tune.epochs, most))
@@ -137,8 +144,23 @@ class Exporter:
             )
         return loss
 
+    def trust(
+        self, models: Mapping[Precision, bytes]
+    ) -> tuple[IntervalCalibration | None, TrainingData | None]:
+        """Calibrate intervals and describe what is familiar; the test part is not looked at."""
+        _log.info("calibrating its intervals")
+
+        def run(precision: Precision, inputs: FloatArray) -> FloatArray:
+            return run_onnx(models[precision], inputs, self.bundling.batch)
+
+        return self.bundling.trust(self._dataset, self._split, run)
+
     def rows(
-        self, name: str, outputs: Mapping[Precision, FloatArray], parameters: int
+        self,
+        name: str,
+        outputs: Mapping[Precision, FloatArray],
+        parameters: int,
+        trust: tuple[IntervalCalibration | None, TrainingData | None] = (None, None),
     ) -> list[AccuracyRow]:
         """Score every model on the test part."""
         return [
@@ -149,6 +171,9 @@ class Exporter:
                 against=self._dataset.against,
                 precision=precision,
                 parameters=parameters,
+                coverage=self.bundling.coverage(
+                    self._dataset, self._split, output, precision, *trust
+                ),
             )
             for precision, output in outputs.items()
         ]

@@ -23,7 +23,13 @@ from edgexnas.host.training.criteria import CRITERIA
 from edgexnas.host.training.loop import TrainingResult, train
 from edgexnas.host.training.settings import TrainingData, TrainingSettings
 
-__all__ = ["fine_tune_for_int8", "rounded_error", "scored_for_int8"]
+__all__ = [
+    "activation_scales",
+    "fine_tune_for_int8",
+    "rounded_error",
+    "rounding",
+    "scored_for_int8",
+]
 
 LARGEST = 127
 """Symmetric INT8 leaves −128 out."""
@@ -77,8 +83,8 @@ def fine_tune_for_int8(
     behind = _layers_behind(sources)
     left = {layer for layer, before in sources.items() if float_first and not before}
     layers = [layer for layer, count in behind.items() if count > 0 and layer not in left]
-    scales = _activation_scales(model, layers, calibration.to(data.device))
-    with _rounding(layers, scales):
+    scales = activation_scales(model, layers, calibration.to(data.device))
+    with rounding(layers, scales):
         return train(model, data, settings)
 
 
@@ -110,7 +116,7 @@ def rounded_error(model: nn.Module, data: TrainingData, calibration: Tensor) -> 
         ]
         # A network of two layers has none left where both its ends are in float.
         if layers:
-            with _rounding(layers, _activation_scales(model, layers, calibration, share)):
+            with rounding(layers, activation_scales(model, layers, calibration, share)):
                 scores = criterion.evaluate(model, data.validation_x, data.validation_y)
             errors.append(float(scores["error"]))
     return min(errors, default=math.inf)
@@ -208,7 +214,7 @@ def _leaves(tensor: Tensor) -> set[int]:
     return leaves
 
 
-def _activation_scales(
+def activation_scales(
     model: nn.Module, layers: Sequence[nn.Module], calibration: Tensor, share: float = 1.0
 ) -> list[Tensor]:
     """Grid step of each layer's input: its largest value over the calibration data / 127.
@@ -236,7 +242,7 @@ def _activation_scales(
 
 
 @contextmanager
-def _rounding(layers: Sequence[nn.Module], scales: list[Tensor]) -> Iterator[None]:
+def rounding(layers: Sequence[nn.Module], scales: list[Tensor]) -> Iterator[None]:
     """Round the layers' inputs and weights while the block runs, then restore plain layers."""
 
     def rounded(scale: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgexnas.bragg import CENTRE, centroid
-from edgexnas.bundle import AccuracyRow, Precision
+from edgexnas.bundle import AccuracyRow, Coverage, Precision
 from edgexnas.ptycho import patch_errors
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def distance_row(
     against: Literal["fit", "iterative", "truth", "reference"],
     precision: Precision | None = None,
     parameters: int | None = None,
+    coverage: tuple[Coverage, ...] = (),
 ) -> AccuracyRow:
     """Summarise the distances between offsets (n, 2) and targets (n, 2), in pixels."""
     distance = np.linalg.norm(np.asarray(offsets_px) - target_px, axis=1)
@@ -46,6 +47,7 @@ def distance_row(
         p75_px=p75,
         p95_px=p95,
         parameters=parameters,
+        coverage=coverage,
     )
 
 

@@ -54,11 +54,18 @@ def session(request: pytest.FixtureRequest) -> Iterator[Any]:
 @pytest.fixture
 def kernels_on_cpu(monkeypatch: pytest.MonkeyPatch, libraries: Path, fake_gpu: Any) -> None:
     """Let modules of the GPU that is none hold kernels that run on the CPU."""
-    from edgexnas.device.kernels import kernel_set, object_kernels, pattern_kernels, peak_kernels
+    from edgexnas.device.kernels import (
+        check_kernels,
+        kernel_set,
+        object_kernels,
+        pattern_kernels,
+        peak_kernels,
+    )
 
     on_cpu = _load(HERE / "kernels_on_cpu.py")
     modules = {
         "peaks.cu": peak_kernels,
+        "checks.cu": check_kernels,
         "patterns.cu": pattern_kernels,
         "object.cu": object_kernels,
     }
@@ -78,6 +85,8 @@ def kernels_on_cpu(monkeypatch: pytest.MonkeyPatch, libraries: Path, fake_gpu: A
     monkeypatch.setattr(kernel_set, "compile_kernels", compile_for_cpu)
     monkeypatch.setattr(peak_kernels, "CUT_BLOCKS", 12)
     monkeypatch.setattr(peak_kernels, "DECODE_BLOCKS", 3)
+    monkeypatch.setattr(check_kernels, "JUDGE_BLOCKS", 2)
+    monkeypatch.setattr(check_kernels, "APPLY_BLOCKS", 2)
     for source, fewer in FEWER_THREADS.items():
         for name, threads in fewer.items():
             monkeypatch.setattr(modules[source], name, threads)

@@ -38,6 +38,7 @@ static inline int atomicAdd(int *place, int value) { int old = *place; *place +=
 template <class T> static inline T atomicOr(T *place, T value) { T old = *place; *place |= value; return old; }
 static inline int atomicMin(int *place, int value) { int old = *place; if (value < old) *place = value; return old; }
 static inline long long __double_as_longlong(double value) { long long bits; memcpy(&bits, &value, 8); return bits; }
+static inline int __float_as_int(float value) { int bits; memcpy(&bits, &value, 4); return bits; }
 static inline float __int_as_float(int bits) { float value; memcpy(&value, &bits, 4); return value; }
 
 struct Thread {
@@ -149,6 +150,8 @@ static inline unsigned __ballot_sync(unsigned, bool mine)
 }
 
 static inline bool __any_sync(unsigned lanes, bool mine) { return __ballot_sync(lanes, mine) != 0; }
+
+static inline void __syncwarp() { exchange(0); }
 
 static inline float half_as_float(uint16_t bits) { _Float16 half; memcpy(&half, &bits, 2); return half; }
 static inline unsigned float_as_half(float value) { _Float16 half = value; uint16_t bits; memcpy(&bits, &half, 2); return bits; }

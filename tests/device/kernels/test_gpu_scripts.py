@@ -128,3 +128,25 @@ def test_a_scan_through_a_predictor_on_the_gpu_agrees(session, monkeypatch, fake
     engine.close()
     for name in ("gpu_timings", "label_baseline", "made_frames"):
         sys.modules.pop(name, None)
+
+
+def test_peaks_are_judged_alike_and_timed_with_and_without(
+    session, timings, place_engine, capsys, monkeypatch
+):
+    checks = import_module("gpu_checks")
+    monkeypatch.setattr(checks, "SHAPE", (96, 120))
+    for spots in (0, 12):
+        assert checks.compare(session, spots, spots)
+    field = timings.Field.with_spots(4)
+    chosen = {
+        "repeated": timings.repeated,
+        "ROUNDS": 1,
+        "graph_times_us": lambda *_: {"checks": 1.0},
+    }
+    for name, value in chosen.items():
+        monkeypatch.setattr(checks, name, value)
+    row = checks.side_by_side(session, place_engine(session), field, (0.1, 0.5, 0.9))
+    assert row["frames/s with"] > 0
+    assert row["checks, us"] == 1.0
+    assert "FAIL" not in capsys.readouterr().out
+    sys.modules.pop("gpu_checks")

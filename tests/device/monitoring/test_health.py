@@ -16,6 +16,7 @@ from edgexnas.device.monitoring.health import (
     IDLE_S,
     STATES,
     STUCK_S,
+    DataObservation,
     FrameObservation,
     HealthObservation,
     HealthState,
@@ -48,6 +49,15 @@ def test_frames_that_are_stored_are_running() -> None:
     health = judge(SOUND)
     assert (health.state, health.healthy, health.watchdog) == ("running", True, True)
     assert health.sentence == "running for 90 s"
+
+
+def test_data_unlike_the_training_data_degrades_while_it_comes() -> None:
+    data = DataObservation("90% of the newest data is unlike the training data", NOW - 40, NOW - 1)
+    health = judge(replace(SOUND, data=data))
+    assert (health.state, health.healthy, health.watchdog) == ("degraded", True, True)
+    assert health.sentence.endswith("is unlike the training data for 40 s")
+    gone = replace(data, last_s=NOW - STUCK_S - 1)
+    assert judge(replace(SOUND, data=gone)).state == "running"
 
 
 def test_before_frames_are_taken_it_is_starting_and_not_healthy() -> None:

@@ -265,6 +265,17 @@ def test_check_validates_and_leaves_nothing(
     assert not (tmp_path / "results").exists()
 
 
+def test_the_bundle_of_the_package_needs_a_name_and_no_trust(
+    configure: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = configure()
+    lines = path.read_text().splitlines()
+    changed = ['bundle = "universal"' if x.startswith("bundle") else x for x in lines]
+    path.write_text("\n".join(x for x in changed if not x.startswith("trust")) + "\n")
+    assert main(["serve", str(path), "--check"]) == 0
+    assert "universal" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("change", "line", "message"),
     [

@@ -1,0 +1,297 @@
+"""Judges peaks by what a bundle's manifest says of calibration and training data."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgexnas.bragg import PATCH_SIZE
+from edgexnas.familiarity import reference_checks
+from edgexnas.familiarity.quantities import ALONE, COUNTED, FRAME_NOISE, PEAK_QUANTITIES
+
+if TYPE_CHECKING:
+    from edgexnas.bundle import Familiarity, IntervalCalibration, Manifest, Precision, TrainingData
+
+__all__ = ["CheckConstants", "JudgedPeaks", "PeakChecks", "measure_peaks"]
+
+FloatArray = npt.NDArray[np.float32]
+
+_log = logging.getLogger(__name__)
+_NUMBER = len(PEAK_QUANTITIES)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CheckConstants:
+    """What the loops take of a manifest; the attributes are parameters of `check_peaks`.
+
+    Attributes
+    ----------
+    factors
+        (snr, width) float32.
+    snr_edges, width_edges, widening, lowest, highest
+        float32.
+    centre, per_scale, linear, form, limit
+        Of the score, empty without one; the form is upper triangular, and the limit is less the
+        score's constant.
+    frame_share, frame_least
+        As of `TrainingData`; a share of 1 for none.
+    counted
+        How many quantities the score is of.
+    """
+
+    factors: FloatArray
+    snr_edges: FloatArray
+    width_edges: FloatArray
+    widening: FloatArray
+    lowest: FloatArray
+    highest: FloatArray
+    centre: FloatArray
+    per_scale: FloatArray
+    linear: FloatArray
+    form: FloatArray
+    limit: np.float32
+    frame_share: np.float32
+    frame_least: int
+    counted: int
+
+    @classmethod
+    def of(
+        cls,
+        calibration: IntervalCalibration | None,
+        data: TrainingData | None,
+        precision: Precision,
+        quantities: tuple[str, ...],
+    ) -> CheckConstants:
+        """Gather the constants of a precision, for these quantities."""
+        score = _score_of(data, quantities)
+        limits = {} if data is None else {quantity.name: quantity for quantity in data.quantities}
+        lowest, highest = np.full((2, _NUMBER), np.inf, np.float32) * np.array([[-1], [1]])
+        for index, name in enumerate(quantities):
+            if name in limits:
+                low, high = limits[name].low, limits[name].high
+                lowest[index] = -np.inf if low is None else low
+                highest[index] = np.inf if high is None else high
+        factors: Any = ((1.0,),)
+        snr: tuple[float, ...] = ()
+        width: tuple[float, ...] = ()
+        widening: tuple[float, ...] = (0.0,) * 6
+        if calibration is not None:
+            factors = calibration.factors_of(precision)
+            snr, width = calibration.snr_edges, calibration.width_edges_px
+            if (wide := calibration.widening) is not None:
+                widening = (
+                    wide.interval, wide.disagreement, wide.narrow_disagreement, wide.noise,
+                    wide.narrowness, wide.floor_px,
+                )  # fmt: skip
+        share = None if data is None else data.frame_share
+        return cls(
+            factors=_row(factors),
+            snr_edges=_row(snr),
+            width_edges=_row(width),
+            widening=_row(widening),
+            lowest=_row(lowest),
+            highest=_row(highest),
+            centre=_row(() if score is None else score.centre),
+            per_scale=_F(1) / _row(() if score is None else score.scale),
+            linear=_row(() if score is None else score.score[1 : 1 + len(quantities)]),
+            form=_form(score, len(quantities)),
+            limit=_F(0 if score is None else score.limit - score.score[0]),
+            frame_share=_F(1 if share is None else share),
+            frame_least=1 if data is None else data.frame_least,
+            counted=len(quantities),
+        )
+
+
+_F = np.float32
+
+
+def _row(values: Any) -> FloatArray:
+    return np.ascontiguousarray(values, np.float32)
+
+
+def _form(score: Familiarity | None, count: int) -> FloatArray:
+    """(count, count) upper triangular coefficients of the products of each two quantities."""
+    form = np.zeros((count, count), np.float32)
+    if score is not None:
+        form[np.triu_indices(count)] = score.score[1 + count :]
+    return form
+
+
+def _score_of(data: TrainingData | None, quantities: tuple[str, ...]) -> Familiarity | None:
+    """Find the score of just these quantities, in this order; None if there is none."""
+    scores = () if data is None else data.familiarity
+    return next((score for score in scores if score.quantities == quantities), None)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class JudgedPeaks:
+    """What became of the peaks of a frame.
+
+    Attributes
+    ----------
+    reasons
+        (n,) uint8, 0 for familiar peaks, else why not; see `reason_name`.
+    unfamiliar
+        How many are.
+    """
+
+    reasons: npt.NDArray[np.uint8]
+    unfamiliar: int
+
+
+class PeakChecks:
+    """Calibrates the intervals of peaks, and finds and widens those unlike the training data.
+
+    Each thread needs one of its own, because it keeps scratch memory: see `copy`.
+
+    Parameters
+    ----------
+    calibration
+        Factors and widening; None leaves intervals as the network gives them.
+    data
+        Limits of what is familiar; None takes everything for familiar.
+    levels
+        The network's quantile levels.
+    precision
+        Of the engine.
+
+    Attributes
+    ----------
+    counted, alone
+        Constants where heights are counts, and where they are not.
+    frame_noise
+        Background noise of the frames of the training data; None if unknown.
+    """
+
+    def __init__(
+        self,
+        calibration: IntervalCalibration | None,
+        data: TrainingData | None,
+        *,
+        levels: tuple[float, ...],
+        precision: Precision,
+    ) -> None:
+        self._given = calibration, data, levels, precision
+        self.middle = int(np.argmin(np.abs(np.asarray(levels) - 0.5)))
+        self.counted = CheckConstants.of(calibration, data, precision, COUNTED)
+        self.alone = CheckConstants.of(calibration, data, precision, ALONE)
+        self.calibrated = calibration is not None
+        self.judges = data is not None and any(
+            name in PEAK_QUANTITIES for name in (quantity.name for quantity in data.quantities)
+        )
+        quantities = () if data is None else data.quantities
+        self.frame_noise = next((q for q in quantities if q.name == FRAME_NOISE), None)
+        self._loop, self._scratch = _loop()
+
+    @classmethod
+    def of(cls, manifest: Manifest, precision: Precision) -> PeakChecks | None:
+        """Make the checks of a bundle; None if its manifest says nothing of them."""
+        calibration, data = manifest.interval_calibration, manifest.training_data
+        checks = cls(calibration, data, levels=manifest.quantile_levels, precision=precision)
+        return checks if checks.calibrated or checks.judges else None
+
+    def alone_each(self) -> PeakChecks:
+        """Make one that judges peaks by themselves, whatever their frame."""
+        calibration, data, levels, precision = self._given
+        if data is not None:
+            data = data.model_copy(update={"frame_share": None})
+        return PeakChecks(calibration, data, levels=levels, precision=precision)
+
+    def copy(self) -> PeakChecks:
+        """Make one with scratch memory of its own."""
+        calibration, data, levels, precision = self._given
+        return PeakChecks(calibration, data, levels=levels, precision=precision)
+
+    def judge(
+        self,
+        scaled: FloatArray,
+        heights: FloatArray,
+        offsets_px: FloatArray,
+        flags: npt.NDArray[np.uint8],
+        *,
+        counts: bool = True,
+    ) -> JudgedPeaks:
+        """Judge the peaks of one frame.
+
+        Parameters
+        ----------
+        scaled
+            (n, 11, 11) float32, scaled patches.
+        heights
+            (n,) float32, counts above background of the brightest pixel.
+        offsets_px
+            (n, 2, q) float32, the network's output; calibrated and widened in place.
+        flags
+            (n,) uint8; `PeakFlag.UNFAMILIAR` is added.
+        counts
+            Whether heights are counts: patches that were scaled before tell nothing of them.
+        """
+        constants = self.counted if counts else self.alone
+        reasons = np.empty(len(heights), np.uint8)
+        unfamiliar = _run(
+            self._loop, self._scratch, constants, self.middle, scaled, heights, offsets_px, flags,
+            reasons, np.empty((0, _NUMBER), np.float32),
+        )  # fmt: skip
+        return JudgedPeaks(reasons, unfamiliar)
+
+
+def measure_peaks(
+    scaled: FloatArray, heights: FloatArray, offsets_px: FloatArray, middle: int
+) -> tuple[FloatArray, FloatArray]:
+    """Measure the quantities of peaks.
+
+    Parameters
+    ----------
+    scaled, heights, offsets_px
+        As of `PeakChecks.judge`; offsets are left as they are.
+    middle
+        Which quantile is the position.
+
+    Returns
+    -------
+    Quantities (n, 11), in the order of `PEAK_QUANTITIES`; and (n, 2, 3), for row and column the
+    distance of the position from the windowed centroid, the noise of that, and the windowed
+    variance, in px and px².
+    """
+    found, _, own = reference_checks.measured(
+        np.ascontiguousarray(scaled, np.float32).reshape(len(heights), PATCH_SIZE**2),
+        np.ascontiguousarray(heights, np.float32),
+        offsets_px,
+        middle,
+    )
+    return found, own
+
+
+def _loop() -> tuple[Callable[..., int], tuple[Any, ...]]:
+    """Choose the compiled loop where numba is installed, with its scratch."""
+    try:
+        from edgexnas.familiarity import compiled_checks
+    except ImportError as error:
+        _log.info("peaks are judged by numpy, because numba does not load: %s", error)
+        return reference_checks.check_peaks, ()
+    return compiled_checks.check_peaks, compiled_checks.scratch_to_check()
+
+
+def _run(
+    loop: Callable[..., int], scratch: tuple[Any, ...], constants: CheckConstants, middle: int,
+    scaled: FloatArray, heights: FloatArray, offsets_px: FloatArray,
+    flags: npt.NDArray[np.uint8], reasons: npt.NDArray[np.uint8], values: FloatArray,
+) -> int:  # fmt: skip
+    number = len(heights)
+    if number == 0:
+        return 0
+    found = np.empty((_NUMBER, number), np.float32)
+    single = np.empty((3, number), np.float32)
+    return loop(
+        scaled.reshape(-1), heights, offsets_px, middle, constants.counted, constants.factors,
+        constants.snr_edges, constants.width_edges, constants.widening, constants.lowest,
+        constants.highest, constants.centre, constants.per_scale, constants.linear,
+        constants.form, constants.limit, constants.frame_share, constants.frame_least, flags,
+        reasons, values, np.empty((number, 2, 3), np.float32), found, found.view(np.int32),
+        *single, *scratch,
+    )  # fmt: skip

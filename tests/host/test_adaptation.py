@@ -1,0 +1,88 @@
+"""A bundle for a detector from its frames alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from edgexnas.bundle import generate_keys, open_bundle
+from edgexnas.cli import main
+from edgexnas.errors import ConfigurationError
+from edgexnas.frames import ArrayFrames
+from edgexnas.host import adapt
+from edgexnas.host.data.timed_labels import _spread_runs
+from edgexnas.host.exporting.bundled_network import bundled_network
+from edgexnas.simulate import HedmSettings, save_series, simulate_hedm
+
+
+def test_the_network_of_a_bundle_computes_what_the_bundle_does() -> None:
+    bundle = open_bundle("universal")
+    model = bundled_network(bundle)
+    with torch.inference_mode():
+        given = model(torch.from_numpy(np.array(bundle.reference["input"])))
+    assert np.abs(given.numpy() - bundle.reference["output"]).max() < 1e-3
+
+
+def test_runs_are_spread_over_a_long_series() -> None:
+    numbers, apart = _spread_runs(10_000, 240)
+    assert (len(numbers), numbers[0], numbers[-1]) == (240, 0, 9_999)
+    assert apart > 300
+
+
+def test_frames_without_peaks_are_named(tmp_path: Path) -> None:
+    empty = ArrayFrames(np.random.default_rng(0).poisson(3, (4, 256, 128)).astype(np.uint16))
+    with pytest.raises(ConfigurationError, match=r"has 0 good peaks in 6 strips.*specify more"):
+        adapt("universal", empty, output=tmp_path / "mine.edgex", budget=10)
+    assert not (tmp_path / "mine.edgex").exists()
+
+
+def test_frames_too_few_and_small_to_hold_some_back_are_named(tmp_path: Path) -> None:
+    frames = ArrayFrames(np.random.default_rng(0).poisson(3, (4, 128, 128)).astype(np.uint16))
+    with pytest.raises(ConfigurationError, match=r"4 frames of \(128, 128\), too few to hold"):
+        adapt("universal", frames, output=tmp_path / "mine.edgex", budget=10)
+
+
+def test_a_folder_that_is_not_there_is_named_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="does not exist; create it"):
+        adapt("universal", tmp_path / "frames.h5", output=tmp_path / "no" / "mine.edgex")
+
+
+def test_a_budget_too_short_is_rejected_on_the_shell(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["adapt", "universal", "frames.h5", "--output", str(tmp_path / "mine.edgex")]
+    assert main([*command, "--budget", "3s"]) == 2
+    assert "budget is '3s', 3 s; specify at least 10 s" in capsys.readouterr().err
+
+
+@pytest.mark.long
+def test_the_shell_adapts_and_the_bundle_opens_with_the_key_beside_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings: dict[str, Any] = {"shape": (512, 512), "frames": 72, "grains": 60}
+    series = simulate_hedm(HedmSettings(**settings), seed=5)
+    save_series(series, tmp_path / "frames.h5")
+    mine = tmp_path / "mine.edgex"
+    command = ["adapt", "universal", str(tmp_path / "frames.h5"), "--output", str(mine)]
+    assert main([*command, "--budget", "60s"]) == 0
+    assert "before" in capsys.readouterr().out
+    bundle = open_bundle(mine, trust=tmp_path / "mine.pub.pem")
+    assert bundle.manifest.model_id == "mine"
+    before, after = (
+        next(r for r in bundle.manifest.accuracy if r.precision == "int8" and r.name == name)
+        for name in ("universal before adapting", bundle.manifest.architecture)
+    )
+    assert after.mean_px is not None
+    assert before.mean_px is not None
+    assert after.mean_px <= 1.02 * before.mean_px
+
+
+def test_a_signing_key_that_is_given_is_read_before_any_work(tmp_path: Path) -> None:
+    _, public = generate_keys(tmp_path, name="beam")
+    frames = ArrayFrames(np.zeros((2, 128, 128), np.uint16))
+    with pytest.raises(ConfigurationError):
+        adapt("universal", frames, output=tmp_path / "mine.edgex", signing_key=public)
