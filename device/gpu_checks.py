@@ -143,13 +143,13 @@ def time_checks(session: CudaSession, bundles: Path) -> list[dict[str, Any]]:
             with TemporaryDirectory() as folder:
                 cache = EngineCache(Path(folder))
                 try:
-                    engine = opened(session, bundle, engine_name, precision, cache)
+                    about = {"engine": engine_name, "precision": precision}
+                    engine = opened(session, bundle, about, cache)
                 except (EdgexnasError, ImportError) as error:
                     print(f"{name}, {engine_name} {precision}: {error}", flush=True)
                     continue
                 for field in fields:
-                    about = {"network": name, "engine": engine_name, "precision": precision}
-                    row: dict[str, Any] = about | {"peaks": field.peaks}
+                    row: dict[str, Any] = {"network": name} | about | {"peaks": field.peaks}
                     row |= side_by_side(session, engine, field, bundle.manifest.quantile_levels)
                     rows.append(printed(row))
                 engine.close()
