@@ -109,8 +109,7 @@ template <int KIND> INLINE float activated(float value, float slope)
     if (KIND == RELU)
         return fmaxf(value, 0.0f);
     if (KIND == LEAKY)
-        // One instruction less, and the same for slopes of 1 or less.
-        return slope >= 0.0f && slope <= 1.0f ? fmaxf(value, slope * value) : value > 0.0f ? value : slope * value;
+        return value > 0.0f ? value : slope * value;
     if (KIND == SILU)
         return value / (1.0f + power_of_two(-value * LOG2_E));
     return value;
@@ -240,8 +239,7 @@ INLINE void store_tile(
         int row = row_tile * 16 + lane / 4 + 8 * half;
         if (row >= L::ROWS)
             continue;
-        // Written out, because sources are compiled without contraction.
-        float low = fmaf((float)sums[2 * half], scale.x, bias.x), high = fmaf((float)sums[2 * half + 1], scale.y, bias.y);
+        float low = (float)sums[2 * half] * scale.x + bias.x, high = (float)sums[2 * half + 1] * scale.y + bias.y;
         low = activated<L::ACTIVATION>(low, L::slope()), high = activated<L::ACTIVATION>(high, L::slope());
         int item = row / L::PIXELS, pixel = row % L::PIXELS, y = pixel / L::WIDTH, x = pixel % L::WIDTH;
         if (L::ADDED >= 0) {
@@ -251,7 +249,7 @@ INLINE void store_tile(
             float high_added = ((const signed char *)from)[1] * L::added_scale();
             if (L::ADDED_SIZE == 2)
                 from_halves(*(const unsigned *)from, low_added, high_added);
-            low = fmaf(L::gain(), low, low_added), high = fmaf(L::gain(), high, high_added);
+            low = low_added + L::gain() * low, high = high_added + L::gain() * high;
             low = activated<L::THEN>(low, L::slope()), high = activated<L::THEN>(high, L::slope());
         }
         int place = ((y + L::BORDER) * L::PITCH + x + L::BORDER);
@@ -422,7 +420,7 @@ template <class A, class L> INLINE void attend(char *memory)
         for (int tile = 0; tile < A::KEY_TILES; tile++)
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                scores[tile][i] = power_of_two(fmaf(scores[tile][i], LOG2_E, -most[i / 2]));
+                scores[tile][i] = power_of_two(scores[tile][i] * LOG2_E - most[i / 2]);
                 sum[i / 2] += scores[tile][i];
             }
         float share[2] = {1.0f / sum_of_four(sum[0]), 1.0f / sum_of_four(sum[1])};
