@@ -185,7 +185,7 @@ class Training:
         self.rounded = True
 
     def _take_shards(self) -> bool:
-        fresh = []
+        fresh: list[VariedPeaks] = []
         for path in sorted(self.options.shards.glob("*.npz")):
             # Fits take their time; what is left comes with the next round.
             if path.name not in self.taken and len(fresh) < MOST_SHARDS:
