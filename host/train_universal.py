@@ -24,16 +24,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 from universal_training import Clock, Training, joined, read_shard
 
-from edgexnas.errors import QuantisationError
 from edgexnas.host import PeakDataset, optimize
 from edgexnas.host.data.varied_peaks import draw_varied_peaks, varied_dataset
 from edgexnas.host.exporting.bundle_export import Origin, export_bundle
-from edgexnas.host.exporting.onnx_export import to_onnx
-from edgexnas.host.exporting.quantisation import Recipe, quantise, run_onnx
-from edgexnas.host.exporting.recipe_choice import RecipeChoice
+from edgexnas.host.exporting.closest_recipe import closest_recipe
 from edgexnas.host.networks.bragg_models import count_parameters
 from edgexnas.host.networks.hyperparameters import Choice, Integer, Real
 from edgexnas.host.networks.spaces import SPACES
@@ -220,6 +216,7 @@ def export_command(options: argparse.Namespace) -> None:
     # Every frame is of another detector, so that blocks need nothing between them.
     split = dataset.split(guard=0, fractions=(0.25, 0.125, 0.25))
     sharp = split.validation[bounds[split.validation] < SHARP_PX / 4]
+    x = dataset.inputs()
     found = options.output / "chosen.json"
     search = json.loads(found.read_text()) if found.exists() else {}
     report = export_bundle(
@@ -232,7 +229,9 @@ def export_command(options: argparse.Namespace) -> None:
         model_id="universal",
         origin=Origin(search=search.get("search"), trial=search.get("trial"), configuration=chosen),
         fine_tune=None,
-        choice=chosen_recipe(network, dataset, split.calibration, sharp),
+        choice=closest_recipe(
+            network, x[split.calibration[:2048]], x[sharp], dataset.targets_px[sharp], middle=1
+        ),
     )
     log.info("%s: INT8 loses %.1f %%", report.path, 100 * report.int8_loss)
 
@@ -245,38 +244,6 @@ def export_peaks(path: Path, frames: int) -> tuple[PeakDataset, npt.NDArray[np.f
         varied_dataset(peaks, frames).save(path)
         np.save(bounds_path, np.hypot(*peaks.bounds_px.T))
     return PeakDataset.load(path), np.load(bounds_path)
-
-
-def chosen_recipe(
-    network: nn.Module, dataset: PeakDataset, calibration: Any, sharp: Any
-) -> RecipeChoice:
-    """Choose the INT8 with the fewest layers in float that shows on no peak.
-
-    Rounding shows first on peaks whose place can be known well, and there in the median.
-    """
-    x, truth = dataset.inputs(), dataset.targets_px[sharp]
-    float32 = to_onnx(network.eval(), torch.from_numpy(x[:4]))
-
-    def error(model: bytes) -> float:
-        offsets = run_onnx(model, x[sharp])[:, :, 1]
-        return float(np.median(np.linalg.norm(offsets - truth, axis=1)))
-
-    before = error(float32)
-    tried: list[tuple[float, Recipe]] = []
-    for first, last in ((False, 1), (True, 1), (False, 2), (True, 2)):
-        for way in ("minmax", "percentile-99.99", "percentile-99.9"):
-            recipe = Recipe(calibration=way, float_first=first, float_layers=last)
-            try:
-                made = quantise(float32, x[calibration[:2048]], recipe)
-            except QuantisationError:
-                continue
-            tried.append((error(made.model), recipe))
-            log.info("%.5f px against %.5f: %s", tried[-1][0], before, recipe)
-        if min(tried, key=lambda one: one[0])[0] < 1.03 * before:
-            break
-    after, recipe = min(tried, key=lambda one: one[0])
-    reason = f"median {after:.4f} px on sharp peaks, float32 {before:.4f} px"
-    return RecipeChoice(precision="int8", rewrite=None, int8=recipe, reason=reason, trials=())
 
 
 if __name__ == "__main__":

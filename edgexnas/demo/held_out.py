@@ -13,7 +13,9 @@ import numpy.typing as npt
 from edgexnas.bragg import Peaks
 from edgexnas.bundle import AccuracyRow, Precision
 from edgexnas.device import PeakPredictor
+from edgexnas.device.bragg.predictor import interval_coverage
 from edgexnas.host import PeakDataset, distance_row, match_peaks
+from edgexnas.host.exporting.coverage import coverage_of
 from edgexnas.peak_finding import background_numbers
 
 if TYPE_CHECKING:
@@ -37,11 +39,12 @@ class SpotList(Protocol):
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Peaks of the held-out frames in one precision."""
+    """Peaks of the held-out frames in one precision, and what their intervals are to hold."""
 
     precision: Precision
     frames: tuple[int, ...]
     peaks: tuple[Peaks, ...]
+    level: float
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,8 @@ def predict_held_out(
                 step(done, len(frames))
 
         peaks = tuple(predictor.stream(pictures()))
-    return HeldOut(precision, tuple(frames), peaks)
+        level = interval_coverage(predictor.manifest)
+    return HeldOut(precision, tuple(frames), peaks, level)
 
 
 def score_positions(
@@ -106,21 +110,24 @@ def score_positions(
 
     A labelled peak that the device did not find is not scored; `AccuracyRow.n` tells how many are.
     """
-    predicted, targets = [], []
+    predicted, targets, quantiles = [], [], []
     label_px = dataset.maxima + dataset.targets_px
     for number, peaks in zip(held_out.frames, held_out.peaks, strict=True):
         here = test[dataset.frame[test] == number]
         # By brightest pixels: positions are what is scored, and must not choose their labels.
         pairs = match_peaks(peaks.maxima, dataset.maxima[here], MATCH_PX)
         predicted.append(peaks.positions_px[pairs[:, 0]])
+        quantiles.append(peaks.quantiles_px[pairs[:, 0]])
         targets.append(label_px[here[pairs[:, 1]]])
+    truth = np.concatenate(targets)
     return distance_row(
         name,
         np.concatenate(predicted),
-        np.concatenate(targets),
+        truth,
         against=dataset.against,
         precision=held_out.precision,
         parameters=parameters,
+        coverage=(coverage_of("all", np.concatenate(quantiles), truth, held_out.level),),
     )
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["COLUMNS", "cells", "detection_lines", "hardware", "write_markdown"]
 
-COLUMNS = ("", "precision", "parameters", "peaks", "mean", "p50", "p75", "p95")
+COLUMNS = ("", "precision", "parameters", "peaks", "mean", "p50", "p75", "p95", "intervals hold")
 AGAINST = {
     "fit": "pseudo-Voigt fit",
     "truth": "simulated truth",
@@ -60,6 +60,7 @@ def cells(row: AccuracyRow) -> tuple[str, ...]:
         f"{row.parameters:,}" if row.parameters else "",
         str(row.n),
         *(f"{value:.4f}" if value is not None else "" for value in distances),
+        ", ".join(f"{held.share:.3f} ({held.low:.3f} to {held.high:.3f})" for held in row.coverage),
     )
 
 

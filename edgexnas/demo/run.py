@@ -310,5 +310,8 @@ def _write_table(path: Path, rows: list[AccuracyRow]) -> Path:
     with whole_file(path) as draft, draft.open("w", newline="") as file:
         writer = csv.DictWriter(file, [*type(rows[0]).model_fields], extrasaction="ignore")
         writer.writeheader()
-        writer.writerows(row.model_dump() for row in rows)
+        for row in rows:
+            # Of all peaks; a cell holds one number.
+            shares = [held.share for held in row.coverage]
+            writer.writerow(row.model_dump() | {"coverage": shares[0] if shares else None})
     return path

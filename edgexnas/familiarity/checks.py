@@ -195,6 +195,12 @@ class PeakChecks:
         checks = cls(calibration, data, levels=manifest.quantile_levels, precision=precision)
         return checks if checks.calibrated or checks.judges else None
 
+    def prepare(self) -> None:
+        """Compile the loops, or load them, so that the first frame takes no longer."""
+        nothing = np.zeros((1, PATCH_SIZE, PATCH_SIZE), np.float32)
+        offsets = np.zeros((1, 2, len(self._given[2])), np.float32)
+        self.judge(nothing, np.zeros(1, np.float32), offsets, np.zeros(1, np.uint8))
+
     def alone_each(self) -> PeakChecks:
         """Make one that judges peaks by themselves, whatever their frame."""
         calibration, data, levels, precision = self._given

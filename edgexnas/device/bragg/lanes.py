@@ -183,6 +183,8 @@ class PeakLanes:
             return GpuPeakLane(self.engine, pipeline, detection, told)
         with build_progress(f"the peak finder is compiled for {dtype} frames"):
             finder.prepare(dtype)
+            if self.checks is not None:
+                self.checks.copy().prepare()
         if told is not None and len(frames) > 1:
             for frame in frames:
                 found = finder.find(frame, scaled=True)

@@ -148,6 +148,9 @@ def _flow(status: ServiceStatus) -> SummaryTable:
     # Ptychography has no peaks, and a row of zeros would look like a fault.
     if status.last_result is None or status.last_result.object_image is None:
         rows.append(("Peaks so far", _count(status.peaks_total)))
+    # Bundles from before calibration judge nothing.
+    if (data := status.familiarity).judged:
+        rows.append(("Unlike the training data", f"{data.unfamiliar / data.judged:.1%}"))
     return SummaryTable("flow", "Rates", ("", ""), tuple(rows))
 
 

@@ -13,7 +13,7 @@ from edgexnas.bundle import Coverage, IntervalCalibration, Precision, TrainingDa
 from edgexnas.familiarity import PeakChecks, measure_peaks
 from edgexnas.host.exporting.conformal import group_of, wilson
 
-__all__ = ["FEWEST_IN_GROUP", "coverage_rows", "judged"]
+__all__ = ["FEWEST_IN_GROUP", "coverage_of", "coverage_rows", "judged"]
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -76,25 +76,43 @@ def coverage_rows(
     """
     checks = PeakChecks(calibration, data, levels=levels, precision=precision)
     intervals, _ = judged(counts, outputs, checks)
-    held = (intervals[:, :, 0] <= targets) & (targets <= intervals[:, :, -1])
-    widths = intervals[:, :, -1] - intervals[:, :, 0]
-    rows = []
-    for name, group in _groups(counts, outputs, calibration, checks.middle):
-        number = int(group.sum())
-        share = float(held[group].mean())
-        low, high = wilson(share, number)
-        rows.append(
-            Coverage(
-                group=name,
-                n=number,
-                level=calibration.level,
-                share=share,
-                low=low,
-                high=high,
-                median_width_px=float(np.median(widths[group])),
-            )
-        )
-    return tuple(rows)
+    return tuple(
+        coverage_of(name, intervals[group], targets[group], calibration.level)
+        for name, group in _groups(counts, outputs, calibration, checks.middle)
+    )
+
+
+def coverage_of(
+    group: str,
+    quantiles: npt.NDArray[np.floating],
+    targets: npt.NDArray[np.floating],
+    level: float,
+) -> Coverage:
+    """Tell how often intervals hold.
+
+    Parameters
+    ----------
+    group
+        Which peaks these are.
+    quantiles
+        (n, 2, q), of which the outer ones are the interval.
+    targets
+        (n, 2) what they are to hold.
+    level
+        How often.
+    """
+    low_end, high_end = quantiles[:, :, 0], quantiles[:, :, -1]
+    share = float(((low_end <= targets) & (targets <= high_end)).mean())
+    low, high = wilson(share, len(targets))
+    return Coverage(
+        group=group,
+        n=len(targets),
+        level=level,
+        share=share,
+        low=low,
+        high=high,
+        median_width_px=float(np.median(high_end - low_end)),
+    )
 
 
 def _groups(

@@ -5,9 +5,9 @@ Three things are learned at export, none of them from the test part:
 * **Limits of single quantities**: what hardly any peak of the training and calibration parts
   exceeds.
 * **A score of all together**: the network is run on simulated peaks of many kinds, whose truth is
-  known; a quadratic logistic regression tells those that it places wrongly by more than twice its
-  calibrated half width from peaks of the training part. Its limit is what few of the calibration
-  and validation parts exceed.
+  known, and which are also fitted where the labels are fits; a quadratic logistic regression tells
+  those that it places wrongly by more than twice its calibrated half width from peaks of the
+  training part. Its limit is what few of the calibration and validation parts exceed.
 * **The widening**: the squared error on the same simulated peaks as a sum of terms with
   coefficients that are not negative, raised until it holds for `WIDENING_LEVEL` of them.
 """

@@ -19,7 +19,7 @@ from edgexnas.bundle import (
 from edgexnas.familiarity.quantities import FRAME_NOISE
 from edgexnas.host.exporting.conformal import group_factors, group_of, interval_scores
 from edgexnas.host.exporting.familiar_peaks import MeasuredPart, familiar_data, widening_of
-from edgexnas.host.exporting.peak_kinds import simulated_kinds
+from edgexnas.host.exporting.peak_kinds import fitted_kinds, simulated_kinds
 from edgexnas.host.networks.bragg_models import middle_of
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def calibrate_peaks(
         targets[part],
         levels,
     )
-    kinds, truth = simulated_kinds(KINDS_TRIED, seed=KINDS_SEED)
+    kinds, truth = _kinds(fits=dataset.against == "fit")
     placed = run("float32", scale_patches(kinds)[:, None])
     measured = MeasuredPart.of(kinds, placed, middle)
     errors = np.abs(placed[:, :, middle] - truth)
@@ -98,6 +98,20 @@ def calibrate_peaks(
     quantities = (*data.quantities, *_frame_noise(dataset))
     data = data.model_copy(update={"n": len(split.train), "quantities": quantities})
     return calibration.model_copy(update={"widening": widening_of(measured, errors)}), data
+
+
+def _kinds(*, fits: bool) -> tuple[FloatArray, FloatArray]:
+    """Simulate peaks of many kinds with what a network is to say of them.
+
+    Where it learned from fits, each is there twice, with its truth and with its fit: an interval
+    for the fit alone leaves out the noise, which both share, and one for the truth alone is too
+    wide by how fits of narrow peaks err.
+    """
+    made = [simulated_kinds(KINDS_TRIED, seed=KINDS_SEED)]
+    if fits:
+        made.append(fitted_kinds(KINDS_TRIED, seed=KINDS_SEED))
+    patches, offsets = zip(*made, strict=True)
+    return np.concatenate(patches), np.concatenate(offsets)
 
 
 def _frame_noise(dataset: PeakDataset) -> tuple[Distribution, ...]:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgexnas.device.monitoring.status import LatencySummary, ServiceStatus
+from edgexnas.device.monitoring.status import FamiliarityStatus, LatencySummary, ServiceStatus
 from edgexnas.device.monitoring.summary import LEDGER_STATES, summarise
 from edgexnas.device.monitoring.watch import ServiceWatch
 from edgexnas.device.serving.ledger import STATES
@@ -30,6 +30,14 @@ def test_a_service_that_has_just_started_has_tables_without_made_up_numbers(
     assert _rows(watch, "latency")["arrival → result"] == ("–", "–", "–", "–")
     assert _rows(watch, "flow")["Complete up to frame"] == ("–",)
     assert _rows(watch, "service")["Engine"] == ("–",)
+
+
+def test_the_share_unlike_the_training_data_is_shown_where_it_is_known(
+    source: Any, watch: ServiceWatch
+) -> None:
+    assert "Unlike the training data" not in _rows(watch, "flow")
+    source.change(familiarity=FamiliarityStatus(200, 31, {"width_px": 31}))
+    assert _rows(watch, "flow")["Unlike the training data"] == ("15.5%",)
 
 
 def test_a_growing_object_has_no_peaks(source: Any, watch: ServiceWatch) -> None:
