@@ -107,11 +107,13 @@ def _kinds(*, fits: bool) -> tuple[FloatArray, FloatArray]:
     for the fit alone leaves out the noise, which both share, and one for the truth alone is too
     wide by how fits of narrow peaks err.
     """
-    made = [simulated_kinds(KINDS_TRIED, seed=KINDS_SEED)]
-    if fits:
-        made.append(fitted_kinds(KINDS_TRIED, seed=KINDS_SEED))
-    patches, offsets = zip(*made, strict=True)
-    return np.concatenate(patches), np.concatenate(offsets)
+    patches, offsets = simulated_kinds(KINDS_TRIED, seed=KINDS_SEED)
+    if not fits:
+        return patches, offsets
+    same, fitted = fitted_kinds(KINDS_TRIED, seed=KINDS_SEED)
+    # About as many of both.
+    patches, offsets = patches[: len(same)], offsets[: len(same)]
+    return np.concatenate([patches, same]), np.concatenate([offsets, fitted])
 
 
 def _frame_noise(dataset: PeakDataset) -> tuple[Distribution, ...]:
