@@ -18,7 +18,7 @@ from edgexnas.host.exporting.onnx_export import to_onnx
 from edgexnas.host.exporting.quantisation import Recipe, quantise, weighted_layers
 from edgexnas.host.networks.bragg_models import BraggNN, CnnBragg, MlpBragg
 from edgexnas.host.networks.ptycho_models import CnnPtycho, MlpPtycho, PtychoNN
-from edgexnas.host.networks.symmetric_mlp import mlp_bragg_symmetric
+from edgexnas.host.networks.symmetric_mlp import mlp_bragg_mirrored, mlp_bragg_symmetric
 
 pytestmark = pytest.mark.skipif(
     platform.machine() != "x86_64", reason="TensorRT-RTX exists for x86-64 only"
@@ -29,6 +29,7 @@ PATCH, PATTERN = (1, 11, 11), (1, 64, 64)
 NETWORKS: dict[str, tuple[Callable[[], torch.nn.Module], tuple[int, ...]]] = {
     "mlpBragg": (lambda: MlpBragg(24, 3), PATCH),
     "mlpBraggSymmetric": (lambda: mlp_bragg_symmetric(24, 3), PATCH),
+    "mlpBraggMirrored": (lambda: mlp_bragg_mirrored(24, 3), PATCH),
     # From 9 layers on with skips.
     "cnnBragg": (lambda: CnnBragg(8, 9), PATCH),
     "BraggNN": (BraggNN, PATCH),

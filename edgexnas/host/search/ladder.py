@@ -41,6 +41,10 @@ GOING_ON_SHARE = 2 / 3
 """Of the finalists' trainings go on from the weights there are; the others train the first ones
 anew with another seed."""
 
+WORTH_GOING_ON = 3.0
+"""What goes on is at most so many times worse, by the first objective, than the best that had as
+long: a network of a hundred parameters is on a front whatever it errs."""
+
 WORTH_A_FINAL = 2.0
 """Finalists are at most so many times worse than the best by the first objective: what is smaller
 still will not do, however long it trains."""
@@ -133,12 +137,19 @@ class Ladder:
             if slots[rung + 1] > left:
                 continue
             done = [t for t in searched if t.status == "done" and self.rung(t.slot_s) == rung]
-            best = ranked([self.positions(t) for t in done], len(done) // SLOT_FACTOR)
+            good = self._worth(done, WORTH_GOING_ON)
+            best = ranked([self.positions(t) for t in good], len(done) // SLOT_FACTOR)
             for place in best:
-                if done[place].number not in went_on:
-                    return Job("search", slots[rung + 1], parent=done[place].number)
+                if good[place].number not in went_on:
+                    return Job("search", slots[rung + 1], parent=good[place].number)
         # One network at least, however slow a start was.
         return Job("search", slots[0]) if slots[0] <= left or not searched else None
+
+    def _worth(self, trials: Sequence[Trial], factor: float) -> list[Trial]:
+        """Keep the trials that are not much worse than the best of them."""
+        name = self._objectives[0].name
+        least = min((trial.metrics[name] for trial in trials), default=0.0)
+        return [trial for trial in trials if trial.metrics[name] <= factor * least]
 
     def positions(self, trial: Trial) -> Positions:
         """Place of a trial on the objectives' logarithmic scales; below 0 beyond their best."""
@@ -152,9 +163,7 @@ class Ladder:
         waves = max(1, round(FINALS / self._workers))
         count = waves * self._workers
         left = self.shares.end_s - elapsed_s
-        first = self._objectives[0]
-        least = min(t.metrics[first.name] for t in done)
-        good = [t for t in done if t.metrics[first.name] <= WORTH_A_FINAL * least]
+        good = self._worth(done, WORTH_A_FINAL)
         most = min(MOST_FINALISTS, max(1, int(count * GOING_ON_SHARE)))
         finalists = [
             good[place]

@@ -208,6 +208,9 @@ class _RayWorker:
 
         torch.set_num_threads(1)
         self._context: EvaluationContext = cloudpickle.loads(context)
+        # Takes seconds that no evaluation should pay for; it tells what goes wrong all the same.
+        with suppress(Exception):
+            _ = self._context.training_data
 
     def ready(self) -> bool:
         return True

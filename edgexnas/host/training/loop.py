@@ -237,7 +237,7 @@ class _TimedRounds:
         for x, y in batches:
             yield x, y, self._rate()
             # Steps are only queued on a GPU; without a look at it the clock would run ahead.
-            if self._on_gpu and self.steps % QUEUED_STEPS <= 1:
+            if self._on_gpu and (self.steps == 1 or self.steps % QUEUED_STEPS == 0):
                 torch.cuda.synchronize()
             if self._on_gpu and self.steps == 1:
                 # The first one loads kernels, which takes seconds that are not the network's.

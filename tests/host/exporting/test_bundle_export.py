@@ -13,8 +13,10 @@ from edgexnas.bundle import Bundle, generate_keys, open_bundle
 from edgexnas.errors import ConfigurationError, QuantisationError
 from edgexnas.host.data.peak_dataset import PeakDataset
 from edgexnas.host.exporting.bundle_export import ExportReport, Origin, export_bundle
-from edgexnas.host.exporting.quantisation import run_onnx
-from edgexnas.host.networks.bragg_models import MlpBragg
+from edgexnas.host.exporting.bundling import make_bundling
+from edgexnas.host.exporting.exporter import Exporter
+from edgexnas.host.exporting.quantisation import Recipe, quantise, run_onnx
+from edgexnas.host.networks.bragg_models import LEVELS, MlpBragg
 from edgexnas.host.training.loop import train
 from edgexnas.host.training.settings import TrainingData, TrainingSettings
 
@@ -205,6 +207,24 @@ def test_a_network_that_rounded_patches_would_spoil_keeps_its_first_layer_in_flo
     assert made is not None
     assert len(made.float_layers) >= 2
     assert "the first layer stays in float" in caplog.text
+
+
+def test_what_int8_adds_is_negligible_below_a_tenth_of_what_noise_leaves_of_the_fits(
+    simulated_peaks: PeakDataset, network: MlpBragg
+) -> None:
+    split = simulated_peaks.split()
+    exporter = Exporter(simulated_peaks, split, make_bundling("bragg", LEVELS))
+    made = quantise(exporter.to_onnx(network), exporter.calibration, Recipe())
+    truth = np.repeat(exporter.y[split.test][:, :, None], 3, axis=2)
+
+    def off_by(distance_px: float) -> np.ndarray:
+        return truth + np.float32([[distance_px], [0]])
+
+    outputs = {"float32": off_by(0.001), "int8": off_by(0.0035)}
+    assert exporter.int8_loss(outputs, 0.1, made) == pytest.approx(2.5, rel=0.01)
+    outputs["int8"] = off_by(0.0045)
+    with pytest.raises(QuantisationError, match=r"0\.0045 px against 0\.0010 px"):
+        exporter.int8_loss(outputs, 0.1, made)
 
 
 def test_the_manifest_says_that_every_layer_but_the_last_is_int8(bundle: Bundle) -> None:

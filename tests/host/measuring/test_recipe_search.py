@@ -14,10 +14,11 @@ from edgexnas.cli import main
 from edgexnas.errors import ConfigurationError, MeasurementError, SourceError
 from edgexnas.host.data.peak_dataset import PeakDataset
 from edgexnas.host.exporting.bundle_export import export_bundle
+from edgexnas.host.exporting.bundling import Bundling, make_bundling
 from edgexnas.host.exporting.recipe_choice import RecipeChoice
 from edgexnas.host.measuring.bench_transports import LocalBench
 from edgexnas.host.measuring.recipe_search import MOST_CANDIDATES, choose_recipe
-from edgexnas.host.networks.bragg_models import BraggNN, CnnBragg, MlpBragg
+from edgexnas.host.networks.bragg_models import LEVELS, BraggNN, CnnBragg, MlpBragg
 from edgexnas.host.networks.spaces import SPACES
 from edgexnas.host.search.optimization import optimize
 from edgexnas.host.training.loop import train
@@ -145,7 +146,12 @@ def test_a_search_that_was_stopped_goes_on_where_it_was(
     assert ["(measured before)" in line for line in lines] == [True, False, False, False]
 
 
-def test_int8_that_loses_too_much_is_not_measured(choose: Choose, latencies: list[float]) -> None:
+def test_int8_that_loses_too_much_is_not_measured(
+    choose: Choose, latencies: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As if nothing were negligible, not even a gain.
+    monkeypatch.setattr(Bundling, "negligible", -1.0)
+    monkeypatch.delattr(type(make_bundling("bragg", LEVELS)), "negligible")
     latencies.append(0.1)
     choice = choose(maximum_loss=-0.9)
     assert choice.precision == "float16"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from edgexnas.host.training.bragg_criterion import (
     score_offsets,
     symmetry,
 )
-from edgexnas.host.training.loop import ROUNDS, DivergedError, train
+from edgexnas.host.training.loop import ROUNDS, DivergedError, _TimedRounds, train
 from edgexnas.host.training.settings import TrainingData, TrainingSettings
 
 
@@ -165,6 +166,23 @@ def test_of_a_training_that_is_given_a_time_a_later_round_counts_if_it_errs_hard
     assert timed.metrics["error"] == 0.0108
     errors = itertools.chain([0.5, 0.010, 0.0108], itertools.repeat(0.02))
     assert train(MlpBragg(8, 1), gaussian_task, settings(epochs=5)).metrics["error"] == 0.010
+
+
+def test_on_a_gpu_the_first_step_which_loads_kernels_is_not_the_networks_time(
+    gaussian_task: TrainingData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    now = 0.0
+    on_gpu = SimpleNamespace(device=SimpleNamespace(type="cuda"))
+    batch = (gaussian_task.train_x[:32], gaussian_task.train_y[:32])
+    rounds = _TimedRounds([batch], 0.1, 1.0, now, lambda: now, on_gpu)  # type: ignore[arg-type]
+    rates = []
+    for steps in rounds:
+        for _, _, rate in steps:
+            rates.append(rate)
+            now += 5.0 if len(rates) == 1 else 0.01
+    assert len(rates) == pytest.approx(101, abs=3)
+    assert rates[-1] < 0.01 * max(rates)
 
 
 def test_training_on_never_loses_what_there_was(gaussian_task: TrainingData) -> None:
