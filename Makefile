@@ -4,8 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Tests of one file share costly fixtures, so a file stays in one process. A quarter of their time
-# they wait for services and deadlines, so that three processes keep two cores busy.
-PARALLEL ?= -n 3 --dist loadfile
+# they wait for services and deadlines, so that three processes keep two cores busy. Files keep
+# their order: sorted by their numbers of tests, the longest ones of few tests would come last.
+PARALLEL ?= -n 3 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-long lint docs bench clean
 
