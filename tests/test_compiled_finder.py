@@ -83,7 +83,7 @@ def test_random_detectors_give_identical_peaks(detector, scaled):
 @pytest.mark.parametrize("saturation", [120.0, 400.0, None])
 @pytest.mark.parametrize("masked", [False, True])
 def test_plateaus_and_ridges_are_judged_alike(saturation, masked, least):
-    frame, mask = ridges_and_plateaus(7, masked=masked)
+    frame, mask = ridges_and_plateaus(13, masked=masked)
     chosen = FinderSettings(saturation=saturation, minimum_counts=least)
     reference, compiled = both(chosen, frame, background=estimate_background([frame]), mask=mask)
     assert_identical(reference, compiled)
@@ -93,17 +93,17 @@ def test_plateaus_and_ridges_are_judged_alike(saturation, masked, least):
 def ridges_and_plateaus(seed: int, *, masked: bool) -> tuple[np.ndarray, np.ndarray | None]:
     """Rings, and blobs of many sizes and heights that touch, overlap and reach over edges."""
     random = np.random.default_rng(seed)
-    rows, cols = np.indices((150, 170))
-    expected = 4 + 300 * np.exp(-((np.hypot(rows - 60, cols - 70) - 45) ** 2) / 3)
-    for _ in range(90):
-        row, col = random.uniform(-3, 153), random.uniform(-3, 173)
+    rows, cols = np.indices((116, 130))
+    expected = 4 + 300 * np.exp(-((np.hypot(rows - 46, cols - 54) - 34) ** 2) / 3)
+    for _ in range(54):
+        row, col = random.uniform(-3, 119), random.uniform(-3, 133)
         width, height = random.uniform(0.8, 5), 10 ** random.uniform(1.5, 4)
         square = (rows - row) ** 2 + ((cols - col) * random.uniform(0.5, 1)) ** 2
         expected += height * np.exp(-square / (2 * width**2))
     frame = np.minimum(random.poisson(expected), 5000).astype(np.uint16)
     mask = random.random(frame.shape) < 0.01 if masked else None
     if mask is not None:
-        mask[80:85] = True
+        mask[62:67] = True
         frame[mask] = 65535
     return frame, mask
 
