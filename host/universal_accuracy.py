@@ -203,6 +203,10 @@ def spread(error: npt.NDArray[Any]) -> dict[str, float]:
             "p95": float(p95)}  # fmt: skip
 
 
+def both(row: dict[str, float]) -> str:
+    return f"{row['mean']:.4f} ({row['p50']:.4f})"
+
+
 def page(figures: dict[str, Any], precisions: list[str]) -> str:
     first, model = figures[precisions[0]], figures["model"]
     lines = [
@@ -213,25 +217,21 @@ def page(figures: dict[str, Any], precisions: list[str]) -> str:
         "trained on simulated frames alone. Distances in px. The bound is Cramér and Rao's, of "
         "lone peaks without suppression. The rotations come from another simulator.",
         "",
-        "## Simulated frames of any detector, against the truth (mean)",
+        "## Simulated frames of any detector, against the truth: mean (median)",
         "",
         "| signal-to-noise | peaks | " + " | ".join(precisions) + " | fit | bound | centroid |",
         "|---|---:|" + "---:|" * (len(precisions) + 3),
     ]
     for name, row in first["decades"].items():
-        ours = " | ".join(
-            f"{figures[p]['decades'][name]['network']['mean']:.4f}" for p in precisions
-        )
+        ours = " | ".join(both(figures[p]["decades"][name]["network"]) for p in precisions)
         lines.append(
-            f"| {name} | {row['peaks']:,} | {ours} | {row['fit']['mean']:.4f} | "
-            f"{row['bound']['mean']:.4f} | {row['centroid']['mean']:.3f} |"
+            f"| {name} | {row['peaks']:,} | {ours} | {both(row['fit'])} | "
+            f"{both(row['bound'])} | {row['centroid']['mean']:.3f} |"
         )
     for name, row in first["simulated"].items():
-        ours = " | ".join(
-            f"{figures[p]['simulated'][name]['network']['mean']:.4f}" for p in precisions
-        )
+        ours = " | ".join(both(figures[p]["simulated"][name]["network"]) for p in precisions)
         lines.append(
-            f"| {name} | {row['peaks']:,} | {ours} | {row['fit']['mean']:.4f} |  | "
+            f"| {name} | {row['peaks']:,} | {ours} | {both(row['fit'])} |  | "
             f"{row['centroid']['mean']:.3f} |"
         )
     if first["real"]:

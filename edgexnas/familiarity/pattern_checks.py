@@ -40,9 +40,9 @@ PATTERN_QUANTITIES = tuple(PATTERN_UNITS)
 RADII_PX = (4, 8, 16)
 
 NOT_LOOKED_AT = 255
-FIRST, EVERY = 8, 8
+FIRST, EVERY = 8, 256
 """Patterns that are judged: the first few of a scan, and then one in so many, because a scan is
-familiar or foreign as a whole."""
+familiar or foreign as a whole, and diffracting a patch takes a millisecond or more."""
 
 
 def pattern_reason_name(code: int) -> str:

@@ -169,7 +169,7 @@ def adapt(
             "Bragg peaks"
         )
     network = bundled_network(given)
-    key = _signing_key(output, signing_key, say)
+    key = _signing_key(output, signing_key)
     with torch_threads(threads):
         labels, guard = label_in_time(
             frames, dataset, LABEL_SHARE * seconds, threads, say, detection
@@ -210,6 +210,7 @@ def adapt(
             )  # fmt: skip
 
         say("calibrating, quantising and signing it")
+        _make_key(key, say)
         # Held against each other on two parts, of which training has seen one.
         adapted = all(
             _error(trained, labels, part, levels) < _error(network, labels, part, levels)
@@ -285,17 +286,20 @@ def _configuration(given: Bundle, adapted: bool, drawn: int) -> dict[str, Any]:
     }
 
 
-def _signing_key(output: Path, given: str | Path | None, say: Callable[[str], None]) -> Path:
-    """Give the key to sign with; make one beside the output if there is none."""
-    if given is not None:
-        load_signing_key(given)
-        return Path(given)
-    path = output.parent / f"{output.stem}.key.pem"
-    if not path.exists():
-        generate_keys(output.parent, name=output.stem)
-        say(f"made the key pair {path} (keep it secret) and {output.stem}.pub.pem (for devices)")
-    load_signing_key(path)
+def _signing_key(output: Path, given: str | Path | None) -> Path:
+    """Say which key signs; one that is there is read, before any work."""
+    path = output.parent / f"{output.stem}.key.pem" if given is None else Path(given)
+    if given is not None or path.exists():
+        load_signing_key(path)
     return path
+
+
+def _make_key(path: Path, say: Callable[[str], None]) -> None:
+    """Make the key pair beside the output, if it is not there yet."""
+    if not path.exists():
+        name = path.name.removesuffix(".key.pem")
+        generate_keys(path.parent, name=name)
+        say(f"made the key pair {path} (keep it secret) and {name}.pub.pem (for devices)")
 
 
 def _name(output: Path) -> str:

@@ -41,7 +41,7 @@ GOING_ON_SHARE = 2 / 3
 """Of the finalists' trainings go on from the weights there are; the others train the first ones
 anew with another seed."""
 
-WORTH_GOING_ON = 3.0
+WORTH_GOING_ON = 10.0
 """What goes on is at most so many times worse, by the first objective, than the best that had as
 long: a network of a hundred parameters is on a front whatever it errs."""
 

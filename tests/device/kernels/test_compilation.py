@@ -7,6 +7,7 @@ import pytest
 
 from edgexnas.device.cache import EngineCache
 from edgexnas.device.kernels import (
+    check_kernels,
     compilation,
     compile_kernels,
     object_kernels,
@@ -23,6 +24,7 @@ from edgexnas.errors import ConfigurationError, EngineError
 
 NAMES = {
     "peaks.cu": set(peak_kernels.SIGNATURES),
+    "checks.cu": set(check_kernels.SIGNATURES),
     "patterns.cu": set(pattern_kernels.SIGNATURES),
     "object.cu": set(object_kernels.SIGNATURES),
 }

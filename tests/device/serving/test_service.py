@@ -186,10 +186,10 @@ class TestFailures:
         lanes = lanes_of(peak_predictor)
         locate = lanes.locate
 
-        def faulty(found: Any, numbers: Any) -> Any:
+        def faulty(found: Any, numbers: Any, *checks: Any) -> Any:
             if 3 in numbers:
                 raise RuntimeError("the card is hot")
-            return locate(found, numbers)
+            return locate(found, numbers, *checks)
 
         monkeypatch.setattr(lanes, "locate", faulty)
         counts = serve(frame_of(n, pixels) for n, pixels in enumerate(small_frames))
@@ -341,11 +341,11 @@ class TestOverload:
         locate = lanes.locate
         sent, done, lags = [0], [0], list[int]()
 
-        def slow(found: Any, numbers: Any) -> Any:
+        def slow(found: Any, numbers: Any, *checks: Any) -> Any:
             done[0] += len(found)
             wait_until(lambda: sent[0] >= min(399, 2 * done[0]))
             lags.extend(sent[0] - number for number in numbers)
-            return locate(found, numbers)
+            return locate(found, numbers, *checks)
 
         def events() -> Iterator[Any]:
             yield SeriesStart("a")
