@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs/results"
 STUDIES = sorted(page for page in RESULTS.glob("*.md") if page.stem != "index")
-# Their figures came from machines that are gone, and were kept as the page alone.
+# These are kept as the page alone.
 PAGE_ONLY = {"energy", "gpu-scans", "int8-plans", "ptycho-star"}
 # The scripts of other studies write page and JSON, with keys of their own.
 TABLED = [
