@@ -181,19 +181,19 @@ class PeakChecks:
         self.counted = CheckConstants.of(calibration, data, precision, COUNTED)
         self.alone = CheckConstants.of(calibration, data, precision, ALONE)
         self.calibrated = calibration is not None
-        self.judges = data is not None and any(
-            name in PEAK_QUANTITIES for name in (quantity.name for quantity in data.quantities)
-        )
+        self.judges = _judges(data)
         quantities = () if data is None else data.quantities
         self.frame_noise = next((q for q in quantities if q.name == FRAME_NOISE), None)
-        self._loop, self._scratch = _loop()
+        self._loop: Callable[..., int] | None = None
+        self._scratch: tuple[Any, ...] = ()
 
     @classmethod
     def of(cls, manifest: Manifest, precision: Precision) -> PeakChecks | None:
         """Make the checks of a bundle; None if its manifest says nothing of them."""
         calibration, data = manifest.interval_calibration, manifest.training_data
-        checks = cls(calibration, data, levels=manifest.quantile_levels, precision=precision)
-        return checks if checks.calibrated or checks.judges else None
+        if calibration is None and not _judges(data):
+            return None
+        return cls(calibration, data, levels=manifest.quantile_levels, precision=precision)
 
     def prepare(self) -> None:
         """Compile the loops, or load them, so that the first frame takes no longer."""
@@ -237,6 +237,9 @@ class PeakChecks:
         counts
             Whether heights are counts: patches that were scaled before tell nothing of them.
         """
+        if self._loop is None:
+            # numba's 60 MB come after what a background takes for a moment, not on top of it.
+            self._loop, self._scratch = _loop()
         constants = self.counted if counts else self.alone
         reasons = np.empty(len(heights), np.uint8)
         unfamiliar = _run(
@@ -244,6 +247,10 @@ class PeakChecks:
             reasons, np.empty((0, _NUMBER), np.float32),
         )  # fmt: skip
         return JudgedPeaks(reasons, unfamiliar)
+
+
+def _judges(data: TrainingData | None) -> bool:
+    return data is not None and any(one.name in PEAK_QUANTITIES for one in data.quantities)
 
 
 def measure_peaks(
