@@ -204,7 +204,9 @@ def test_a_prediction_that_fails_leaves_no_table(
     ("change", "named"),
     [
         (["--space", "cubist"], "cubist"),
+        (["--space", "cubist", "--space", "mlpBragg"], "cubist"),
         (["--objectives", "beauty"], "beauty"),
+        (["--objectives", "beauty", "--objectives", "error"], "beauty"),
         (["--constraint", "beauty=3"], "beauty"),
         (["--constraint", "parameters"], "NAME=BOUND"),
         (["--constraint", "parameters=1"], "parameters"),

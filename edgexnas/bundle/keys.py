@@ -101,7 +101,11 @@ def generate_keys(
         public_path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         private_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         _write_new(private_path, pem, mode=0o600)
-        _write_new(public_path, public_pem(key.public_key()), mode=0o644)
+        try:
+            _write_new(public_path, public_pem(key.public_key()), mode=0o644)
+        except BaseException:
+            private_path.unlink()
+            raise
     except OSError as error:
         raise ConfigurationError(
             f"keys cannot be written to {error.filename or folder}: {error.strerror}"
@@ -113,10 +117,14 @@ def _write_new(path: Path, content: bytes, *, mode: int) -> None:
     """Write a file that must not exist; its mode is right from its first byte."""
     # O_EXCL follows no link, so nobody can direct a key to another place.
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        path.unlink()
+        raise
 
 
 def parse_public_key(raw: bytes, *, what: str) -> ec.EllipticCurvePublicKey:

@@ -51,7 +51,8 @@ def add_to(commands: Commands) -> None:
 def _adapt(options: argparse.Namespace) -> None:
     from edgexnas.host import adapt
 
-    check_output(options.output, inputs=(options.bundle, options.frames))
+    given = (options.bundle, options.frames, options.signing_key, options.trust)
+    check_output(options.output, inputs=[path for path in given if path is not None])
     report = adapt(
         options.bundle,
         options.frames,

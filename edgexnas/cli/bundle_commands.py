@@ -38,8 +38,9 @@ def add_to(commands: Commands) -> None:
     listing = add_command(actions, "trust-list", "sign the next list of trusted keys of a folder")
     _add_list(listing)
     listing.add_argument(
-        "--add", type=Path, nargs="+", default=[], metavar="KEY", help="NAME.pub.pem to trust"
-    )
+        "--add", type=Path, nargs="+", action="extend", default=[], metavar="KEY",
+        help="NAME.pub.pem to trust",
+    )  # fmt: skip
     listing.add_argument("--next-root", type=Path, metavar="KEY", help="root key after this one")
     listing.set_defaults(run=_trust_list)
 

@@ -13,7 +13,8 @@ import copy
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ import numpy.typing as npt
 import torch
 
 from edgexnas.bundle import Bundle, generate_keys, load_signing_key, open_bundle
+from edgexnas.bundle.keys import KEY_NAME
 from edgexnas.errors import ConfigurationError
 from edgexnas.host.data.synthetic_peaks import draw_like
 from edgexnas.host.data.timed_labels import label_in_time, split_labels
@@ -30,17 +32,18 @@ from edgexnas.host.exporting.bundle_export import (
     ExportReport,
     Origin,
     check_writable,
+    checked_name,
     export_bundle,
 )
 from edgexnas.host.exporting.bundled_network import bundled_network
 from edgexnas.host.exporting.closest_recipe import closest_recipe
-from edgexnas.host.exporting.quantisation import run_onnx
+from edgexnas.host.exporting.onnx_export import to_onnx
+from edgexnas.host.exporting.quantisation import quantise, run_onnx
 from edgexnas.host.exporting.scoring import distance_row
 from edgexnas.host.networks.bragg_models import middle_of
 from edgexnas.host.search.budget import parse_budget
 from edgexnas.host.search.synthetic_data import MEASURED_SHARE
 from edgexnas.host.threads import torch_threads
-from edgexnas.host.training.bragg_criterion import evaluate_model
 from edgexnas.host.training.loop import train
 from edgexnas.host.training.settings import TrainingData, TrainingSettings
 
@@ -51,6 +54,7 @@ if TYPE_CHECKING:
     from edgexnas.frames import FrameSeries
     from edgexnas.host.data.peak_dataset import PeakDataset
     from edgexnas.host.data.splitting import Split
+    from edgexnas.host.exporting.recipe_choice import RecipeChoice
 
 __all__ = ["AdaptReport", "adapt"]
 
@@ -162,6 +166,7 @@ def adapt(
     say = progress or _log.info
     output = Path(output)
     check_writable(output)
+    model_id = checked_name(model_id or _name(output), "")
     given = bundle if isinstance(bundle, Bundle) else open_bundle(bundle, trust=trust)
     if given.manifest.task != "bragg":
         raise ConfigurationError(
@@ -191,37 +196,37 @@ def adapt(
         # Layers this small gain nothing from a second thread.
         with torch_threads(1):
             trained = train(copy.deepcopy(network), data, settings).model
-        before = _int8_row(given, labels, split.test)
+        say("calibrating, quantising and signing it")
+        x, middle = labels.inputs(), middle_of(levels)
 
-        x = labels.inputs()
-        middle = middle_of(levels)
-
-        def export(model: nn.Module, adapted: bool) -> ExportReport:
+        def quantised(model: nn.Module) -> tuple[RecipeChoice, bytes]:
             choice = closest_recipe(
                 model, x[split.calibration], x[split.validation],
                 labels.targets_px[split.validation], middle=middle,
             )  # fmt: skip
-            return export_bundle(
-                output, model=model, dataset=labels, split=split,
+            assert choice.int8 is not None
+            float32 = to_onnx(model.eval(), torch.from_numpy(x[:4]))
+            return choice, quantise(float32, x[split.calibration], choice.int8).model
+
+        (kept, int8_as_it_was), (choice, int8) = quantised(network), quantised(trained)
+        # Held against each other on two parts, of which training has seen one; what is told of
+        # the test part would be too good, had it a say.
+        adapted = all(
+            _error(int8, labels, part, middle) < _error(int8_as_it_was, labels, part, middle)
+            for part in (split.validation, split.calibration)
+        )
+        if not adapted:
+            choice = kept
+            say("training on made it no better: the given network stays, with intervals for these")
+        before = _int8_row(given, labels, split.test)
+        with _key_pair(key, say):
+            report = export_bundle(
+                output, model=trained if adapted else network, dataset=labels, split=split,
                 architecture=given.manifest.architecture, signing_key=key, levels=levels,
                 origin=Origin(seed=seed, configuration=_configuration(given, adapted, len(drawn))),
-                rows=(before,), model_id=model_id or _name(output), fine_tune=None,
-                maximum_loss=MAXIMUM_LOSS, choice=choice,
+                rows=(before,), model_id=model_id, fine_tune=None, maximum_loss=MAXIMUM_LOSS,
+                choice=choice,
             )  # fmt: skip
-
-        say("calibrating, quantising and signing it")
-        _make_key(key, say)
-        # Held against each other on two parts, of which training has seen one.
-        adapted = all(
-            _error(trained, labels, part, levels) < _error(network, labels, part, levels)
-            for part in (split.validation, split.test)
-        )
-        report = export(trained if adapted else network, adapted)
-        if adapted and (_after(report).mean_px or 0) > (before.mean_px or 0):
-            adapted = False
-            report = export(network, adapted)
-        if not adapted:
-            say("training on made it no better: the given network stays, with intervals for these")
     return AdaptReport(
         export=report, before=before, after=_after(report), adapted=adapted, frames=labels.frames,
         peaks=int(labels.good.sum()), synthetic=len(drawn), seconds=_since(started),
@@ -241,12 +246,10 @@ def _training_data(labels: PeakDataset, split: Split, drawn: PeakDataset) -> Tra
     )
 
 
-def _error(
-    model: nn.Module, labels: PeakDataset, part: npt.NDArray[np.intp], levels: tuple[float, ...]
-) -> float:
-    """Mean distance of a network on a part, in pixels."""
-    x, y = (torch.from_numpy(a[part]) for a in (labels.inputs(), labels.network_targets()))
-    return evaluate_model(model.eval(), x, y, levels)["error"]
+def _error(model: bytes, labels: PeakDataset, part: npt.NDArray[np.intp], middle: int) -> float:
+    """Mean distance of an ONNX network on a part, in pixels."""
+    offsets = run_onnx(model, labels.inputs()[part])[:, :, middle]
+    return float(np.linalg.norm(offsets - labels.targets_px[part], axis=1).mean())
 
 
 def _int8_row(bundle: Bundle, labels: PeakDataset, part: npt.NDArray[np.intp]) -> AccuracyRow:
@@ -287,18 +290,43 @@ def _configuration(given: Bundle, adapted: bool, drawn: int) -> dict[str, Any]:
 
 
 def _signing_key(output: Path, given: str | Path | None) -> Path:
-    """Say which key signs; one that is there is read, before any work."""
+    """Say which key signs; before any work one that is there is read, and a new one's place seen.
+
+    Raises
+    ------
+    ConfigurationError
+        If the key cannot be used, or no pair can be made beside the output.
+    """
     path = output.parent / f"{output.stem}.key.pem" if given is None else Path(given)
     if given is not None or path.exists():
         load_signing_key(path)
+        return path
+    public = output.parent / f"{output.stem}.pub.pem"
+    if public.exists():
+        raise ConfigurationError(
+            f"{public} is there, and {path.name} is not; specify where its private key is as the "
+            "signing key, or another output"
+        )
+    if not re.fullmatch(KEY_NAME, output.stem):
+        raise ConfigurationError(
+            f"{output.name!r} is no plain name for a key pair; use letters and digits for the "
+            "output, or specify a signing key"
+        )
     return path
 
 
-def _make_key(path: Path, say: Callable[[str], None]) -> None:
-    """Make the key pair beside the output, if it is not there yet."""
-    if not path.exists():
-        name = path.name.removesuffix(".key.pem")
-        generate_keys(path.parent, name=name)
+@contextmanager
+def _key_pair(path: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Make the pair beside the output for the block, if it is not there; keep it if that ends."""
+    name = path.name.removesuffix(".key.pem")
+    made = () if path.exists() else generate_keys(path.parent, name=name)
+    try:
+        yield
+    except BaseException:
+        for file in made:
+            file.unlink(missing_ok=True)
+        raise
+    if made:
         say(f"made the key pair {path} (keep it secret) and {name}.pub.pem (for devices)")
 
 

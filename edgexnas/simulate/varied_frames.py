@@ -83,7 +83,7 @@ class FrameConditions:
     spread: float = 0.0
     correlated: bool = False
     threshold: float | None = None
-    saturation: float = 2.0**32
+    saturation: float = 2.0**31 - 1
     aperture: float = 1.0
 
     @property
@@ -130,7 +130,7 @@ class VariedFrame:
     Attributes
     ----------
     counts
-        (H, W) int32.
+        (H, W) uint16, or int32 where counts reach its end.
     spots
         What is on it.
     bounds_px
@@ -141,7 +141,7 @@ class VariedFrame:
         of what that pixel counts.
     """
 
-    counts: npt.NDArray[np.int32]
+    counts: npt.NDArray[np.uint16 | np.int32]
     conditions: FrameConditions
     spots: Spots
     bounds_px: FloatArray

@@ -43,6 +43,16 @@ def test_a_listed_signer_is_trusted(trusting: Run) -> None:
     assert "valid, by key" in trusting("verify good.edgex --trust trust")
 
 
+def test_keys_that_are_added_one_by_one_are_all_listed(trusting: Run) -> None:
+    run = trusting
+    for name in ("one", "two"):
+        run(f"keys generate --output new --name {name}")
+    added = "--add new/one.pub.pem --add new/two.pub.pem"
+    run(f"keys trust-list trust --root-key offline/root.key.pem {added}")
+    shown = run("keys show trust")
+    assert "signer, one, two" in shown, shown
+
+
 @pytest.mark.parametrize("what", ["signer.pub.pem", "good.edgex"])
 def test_what_is_revoked_is_rejected(trusting: Run, what: str) -> None:
     trusting(f"keys revoke trust --root-key offline/root.key.pem {what}")

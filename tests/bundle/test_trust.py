@@ -43,6 +43,18 @@ def test_an_existing_public_key_alone_prevents_new_keys(tmp_path: Path) -> None:
     assert not (tmp_path / "edgexnas.key.pem").exists()
 
 
+def test_an_interrupt_leaves_no_half_of_a_pair(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(key: object) -> bytes:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("edgexnas.bundle.keys.public_pem", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        generate_keys(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_keys_are_not_written_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "edgexnas.key.pem").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ConfigurationError, match="cannot be written"):

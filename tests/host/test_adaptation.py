@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,11 @@ from edgexnas.bundle import generate_keys, open_bundle
 from edgexnas.cli import main
 from edgexnas.errors import ConfigurationError
 from edgexnas.frames import ArrayFrames
-from edgexnas.host import adapt
+from edgexnas.host import adapt, adaptation
+from edgexnas.host.adaptation import _key_pair
+from edgexnas.host.data import timed_labels
+from edgexnas.host.data.peak_dataset import PeakDataset
+from edgexnas.host.data.splitting import Split
 from edgexnas.host.data.timed_labels import _spread_runs
 from edgexnas.host.exporting.bundled_network import bundled_network
 from edgexnas.simulate import HedmSettings, save_series, simulate_hedm
@@ -51,6 +56,48 @@ def test_a_folder_that_is_not_there_is_named_before_any_work(tmp_path: Path) -> 
         adapt("universal", tmp_path / "frames.h5", output=tmp_path / "no" / "mine.edgex")
 
 
+@pytest.mark.parametrize(
+    ("output", "options", "named"),
+    [
+        ("", {}, "is a folder; name a file in it"),
+        ("my detector.edgex", {}, "'my detector.edgex' is no plain name for a key pair"),
+        ("known.edgex", {}, "known.pub.pem is there, and known.key.pem is not"),
+        ("mine.edgex", {"model_id": "my detector"}, "model_id 'my detector' is not a valid name"),
+    ],
+)
+def test_what_would_fail_at_the_end_is_named_before_any_work(
+    tmp_path: Path, output: str, options: dict[str, Any], named: str
+) -> None:
+    (tmp_path / "known.pub.pem").touch()
+    with pytest.raises(ConfigurationError, match=re.escape(named)):
+        adapt("universal", tmp_path / "no.h5", output=tmp_path / output, **options)
+    assert [path.name for path in tmp_path.iterdir()] == ["known.pub.pem"]
+
+
+def test_a_key_pair_stays_if_what_it_was_made_for_does(tmp_path: Path) -> None:
+    said: list[str] = []
+    private = tmp_path / "mine.key.pem"
+    with pytest.raises(KeyboardInterrupt), _key_pair(private, said.append):
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
+    assert not said
+    with _key_pair(private, said.append):
+        assert private.exists()
+    with pytest.raises(KeyboardInterrupt), _key_pair(private, said.append):
+        raise KeyboardInterrupt
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.key.pem", "mine.pub.pem"]
+    assert len(said) == 1
+
+
+def test_the_signing_key_is_no_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    private, _ = generate_keys(tmp_path, name="beam")
+    before = private.read_bytes()
+    command = ["adapt", "universal", "frames.h5", "--output", str(private)]
+    assert main([*command, "--signing-key", str(private)]) == 2
+    assert "would be lost" in capsys.readouterr().err
+    assert private.read_bytes() == before
+
+
 def test_a_budget_too_short_is_rejected_on_the_shell(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -61,8 +108,22 @@ def test_a_budget_too_short_is_rejected_on_the_shell(
 
 @pytest.mark.long
 def test_the_shell_adapts_and_the_bundle_opens_with_the_key_beside_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    splits: list[Split] = []
+    judged: list[Any] = []
+
+    def split_labels(*given: Any) -> Split:
+        splits.append(timed_labels.split_labels(*given))
+        return splits[-1]
+
+    def error(model: bytes, labels: PeakDataset, part: Any, middle: int) -> float:
+        judged.append(part)
+        return original(model, labels, part, middle)
+
+    original = adaptation._error
+    monkeypatch.setattr(adaptation, "split_labels", split_labels)
+    monkeypatch.setattr(adaptation, "_error", error)
     settings: dict[str, Any] = {"shape": (512, 512), "frames": 72, "grains": 60}
     series = simulate_hedm(HedmSettings(**settings), seed=5)
     save_series(series, tmp_path / "frames.h5")
@@ -70,6 +131,9 @@ def test_the_shell_adapts_and_the_bundle_opens_with_the_key_beside_it(
     command = ["adapt", "universal", str(tmp_path / "frames.h5"), "--output", str(mine)]
     assert main([*command, "--budget", "60s"]) == 0
     assert "before" in capsys.readouterr().out
+    # The network is chosen without the part that its accuracy is told of.
+    assert judged
+    assert not np.isin(np.concatenate(judged), splits[0].test).any()
     bundle = open_bundle(mine, trust=tmp_path / "mine.pub.pem")
     assert bundle.manifest.model_id == "mine"
     before, after = (

@@ -74,6 +74,13 @@ def test_zero_suppression_and_saturation_bound_what_is_left() -> None:
     assert (counts == 0).mean() > 0.99
 
 
+def test_counts_beyond_32_bits_saturate() -> None:
+    bright = replace(QUIET, gain=1e7)
+    counts = simulate_frame(bright, spots(), np.random.default_rng(0), side=96).counts
+    assert counts.min() >= 0
+    assert counts.max() == 2**31 - 1
+
+
 def test_the_bound_is_what_the_best_estimate_reaches() -> None:
     """Of a Gaussian without background, whose best estimate of the place is the centroid."""
     rng = np.random.default_rng(1)

@@ -142,7 +142,7 @@ def export_bundle(
     # Wrong arguments are reported before minutes of quantisation.
     key = load_signing_key(signing_key)
     check_writable(path)
-    name, architecture = _checked_name(model_id, architecture), printable(architecture)
+    name, architecture = checked_name(model_id, architecture), printable(architecture)
     bundling = make_bundling(dataset.task, tuple(levels))
     exporter = Exporter(dataset, split, bundling)
     models, quantised, fine_tuned = exporter.models(
@@ -210,7 +210,7 @@ def export_bundle(
     return ExportReport(written, manifest, loss, fine_tuned, choice)
 
 
-def _checked_name(model_id: str | None, architecture: str) -> str:
+def checked_name(model_id: str | None, architecture: str) -> str:
     """Reject a model_id that a manifest cannot hold; make one of the architecture's name."""
     if model_id is None:
         return re.sub(r"[^A-Za-z0-9._-]+", "-", architecture).lstrip("._-")[:100] or "model"
@@ -249,7 +249,9 @@ def _provenance(origin: Origin, dataset: Dataset, choice: RecipeChoice | None) -
 
 
 def check_writable(path: str | Path) -> None:
-    """Reject a target whose folder does not exist, before the work starts."""
+    """Reject a target that is a folder or whose folder does not exist, before the work starts."""
+    if Path(path).is_dir():
+        raise ConfigurationError(f"{path} is a folder; name a file in it")
     folder = Path(path).absolute().parent
     if not folder.is_dir():
         raise ConfigurationError(f"folder {folder} does not exist; create it or choose another")

@@ -146,7 +146,8 @@ class EvaluationRequest:
     rate_share
         Share of the configuration's learning rate to train with.
     rounded_share
-        Share of `seconds`, at their end, in which it trains with INT8 rounding.
+        Share of `seconds`, at their end, in which it trains with INT8 rounding, where the context
+        scores with it.
     """
 
     trial: int
@@ -256,6 +257,8 @@ def _train(
     from edgexnas.host.training.settings import TrainingSettings
 
     configuration = request.configuration
+    # Where nothing is scored with rounding, all of the time is for training without it.
+    rounded_share = request.rounded_share if context.int8 else 0.0
     settings = TrainingSettings(
         epochs=int(configuration["epochs"]),
         batch_size=int(configuration["batch_size"]),
@@ -266,7 +269,7 @@ def _train(
         normalise=find_task(context.task).normalise and request.weights is None,
         device=context.device,
         time_limit_s=request.time_limit_s,
-        seconds=None if request.seconds is None else (1 - request.rounded_share) * request.seconds,
+        seconds=None if request.seconds is None else (1 - rounded_share) * request.seconds,
         continued=request.weights is not None,
     )
     # The caller's own random numbers are left as they were.
@@ -287,7 +290,7 @@ def _train(
                 data,
                 data.train_x[:CALIBRATION_ITEMS],
                 settings,
-                request.rounded_share * (request.seconds or 0.0),
+                rounded_share * (request.seconds or 0.0),
             )
     metrics = {name: float(value) for name, value in result.metrics.items()}
     metrics["epochs"] = float(result.epochs)

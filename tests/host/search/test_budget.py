@@ -45,7 +45,7 @@ from edgexnas.host.search.step_cost import StepCost
 from edgexnas.host.search.strategies import SearchProblem
 from edgexnas.host.search.synthetic_data import repeat_measured
 from edgexnas.host.training.bragg_criterion import evaluate_model
-from edgexnas.host.training.loop import LATER_MAY_ERR
+from edgexnas.host.training.loop import LATER_MAY_ERR, train
 
 TWO = (OBJECTIVES["error"], OBJECTIVES["parameters"])
 SMALL = SPACES["mlpBragg"].narrow(units=(2, 16), layers=(1, 2))
@@ -272,6 +272,26 @@ def test_finalists_of_a_search_by_int8_error_learn_to_live_with_rounding(
     assert error == pytest.approx(second.metrics["int8_error"])
     scores = evaluate_model(model, data.validation_x, data.validation_y)
     assert scores["error"] == pytest.approx(second.metrics["error"])
+
+
+@pytest.mark.parametrize(("int8", "expected"), [(True, 0.5), (False, 1.0)])
+def test_where_no_rounding_is_scored_all_of_the_time_is_for_training(
+    tiny_peaks: PeakDataset, monkeypatch: pytest.MonkeyPatch, int8: bool, expected: float
+) -> None:
+    context = replace(evaluation_context(tiny_peaks, tiny_peaks.split(), device="cpu"), int8=int8)
+    given: list[float | None] = []
+
+    def spy(*arguments: Any, **options: Any) -> Any:
+        given.append(arguments[2].seconds)
+        return train(*arguments, **options)
+
+    monkeypatch.setattr("edgexnas.host.training.loop.train", spy)
+    configuration = {"units": 4, "layers": 2, "batch_size": 16, "learning_rate": 1e-2, "epochs": 9}
+    request = EvaluationRequest(
+        0, SPACES["mlpBragg"], configuration, seed=0, seconds=1.0, rounded_share=0.5
+    )
+    assert evaluate(request, context).reason == ""
+    assert given == [expected]
 
 
 def budgeted(data: PeakDataset | Path, output: Path, **changes: Any) -> SearchResult:
