@@ -183,12 +183,14 @@ class PeakLanes:
             return GpuPeakLane(self.engine, pipeline, detection, told)
         with build_progress(f"the peak finder is compiled for {dtype} frames"):
             finder.prepare(dtype)
-            if self.checks is not None:
-                self.checks.copy().prepare()
+            # Lanes of other threads may be opened now, or patches predicted.
+            checks = None if self.checks is None else self.checks.copy()
+            if checks is not None:
+                checks.prepare()
         if told is not None and len(frames) > 1:
             for frame in frames:
                 found = finder.find(frame, scaled=True)
-                told.add(self.locate([found], [0], self.checks)[0])
+                told.add(self.locate([found], [0], checks)[0])
         return CpuPeakLane(self, finder, detection, told)
 
     def offsets(self, patches: FloatArray) -> FloatArray:

@@ -163,8 +163,8 @@ class PeakPredictor(BundlePredictor):
         -------
         Positions in pixels from the patch's first pixel: positions_px (n, 2), intervals_px (n, 2)
         and quantiles_px (n, 2, q), float32. `unfamiliar` tells which are unlike the training data;
-        patches given together are judged as those of one frame are, so that where more than a
-        fifth of them is unfamiliar, all are.
+        patches given together are judged as those of one frame are, so that where more of them are
+        unfamiliar than the bundle's `training_data.frame_share`, all are.
 
         Raises
         ------

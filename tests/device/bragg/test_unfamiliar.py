@@ -106,6 +106,15 @@ def test_foreign_frames_are_announced_before_the_first_result(
     assert caplog.text.count("are unlike the training data") == 1
 
 
+def test_announcing_leaves_the_scratch_of_other_threads_alone(
+    predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = predictor(calibration(), training(1e6, None))
+    # `predict` uses these, maybe at the same time: compiled loops run without the lock.
+    monkeypatch.setattr(one.checks, "judge", None)
+    assert len(list(one.stream(np.stack([spot_frame(seed=seed) for seed in range(3)])))) == 3
+
+
 def test_familiar_frames_are_not_announced(predictor, caplog: pytest.LogCaptureFixture) -> None:
     one = predictor(calibration(), training(1, None))
     with caplog.at_level(logging.WARNING):
