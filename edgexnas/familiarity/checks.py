@@ -164,6 +164,8 @@ class PeakChecks:
     ----------
     counted, alone
         Constants where heights are counts, and where they are not.
+    judges
+        Whether anything tells which peaks are unfamiliar; else no reason means anything.
     frame_noise
         Background noise of the frames of the training data; None if unknown.
     """
@@ -181,9 +183,9 @@ class PeakChecks:
         self.counted = CheckConstants.of(calibration, data, precision, COUNTED)
         self.alone = CheckConstants.of(calibration, data, precision, ALONE)
         self.calibrated = calibration is not None
-        self.judges = data is not None and any(
-            name in PEAK_QUANTITIES for name in (quantity.name for quantity in data.quantities)
-        )
+        used = self.counted
+        limited = np.isfinite(used.lowest) | np.isfinite(used.highest)
+        self.judges = bool(limited.any() or len(used.linear) or len(self.alone.linear))
         quantities = () if data is None else data.quantities
         self.frame_noise = next((q for q in quantities if q.name == FRAME_NOISE), None)
         self._loop, self._scratch = _loop()

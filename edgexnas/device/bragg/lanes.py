@@ -222,10 +222,13 @@ class PeakLanes:
         offsets_px = self.offsets(patches[0] if len(found) == 1 else np.concatenate(patches))
         ends = np.cumsum([len(peaks) for peaks in found])[:-1]
         parts = [offsets_px] if len(found) == 1 else np.split(offsets_px, ends)
-        judged = [None] * len(found) if checks is None else [
-            checks.judge(scaled, peaks.intensities, part, peaks.flags).reasons
-            for scaled, peaks, part in zip(patches, found, parts, strict=True)
-        ]  # fmt: skip
+        judged: list[npt.NDArray[np.uint8] | None] = [None] * len(found)
+        if checks is not None:
+            reasons = [
+                checks.judge(scaled, peaks.intensities, part, peaks.flags).reasons
+                for scaled, peaks, part in zip(patches, found, parts, strict=True)
+            ]
+            judged = list(reasons) if checks.judges else judged
         return list(map(self._placed, parts, found, numbers, judged))
 
     def _placed(

@@ -181,9 +181,11 @@ class PeakPredictor(BundlePredictor):
             heights = np.ascontiguousarray(checked[:, CENTRE, CENTRE])
             counts = bool(checked.max() > 1)
             with self._shared.in_turn():
-                reasons = self.checks.judge(
+                judged = self.checks.judge(
                     scaled, heights, offsets_px, np.zeros(len(checked), np.uint8), counts=counts
-                ).reasons
+                )
+            # Factors alone tell nothing of what is familiar.
+            reasons = judged.reasons if self.checks.judges else None
         placed = decode_offsets(offsets_px, self.manifest.quantile_levels)
         return replace(placed, reasons=reasons)
 

@@ -63,6 +63,11 @@ def test_intervals_of_familiar_peaks_are_calibrated(predictor) -> None:
     before, after = plain.process(frame), calibrated.process(frame)
     np.testing.assert_array_equal(after.positions_px, before.positions_px)
     np.testing.assert_allclose(after.intervals_px, 2 * before.intervals_px, rtol=1e-3)
+    # Factors alone do not tell what is familiar, nor does a distribution without limits.
+    assert after.reasons is None
+    assert (
+        predictor(calibration(), training(None, None)).predict(gaussian_patches(3)).reasons is None
+    )
     np.testing.assert_allclose(
         after.quantiles_px[:, :, -1] - after.quantiles_px[:, :, 0], after.intervals_px, atol=1e-4
     )
