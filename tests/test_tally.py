@@ -12,8 +12,6 @@ from edgexnas.bundle import generate_keys
 from edgexnas.cli import main
 from edgexnas.testing import spot_frame, write_centroid_bundle
 
-ENDING = {"predict": ".csv", "label": ".h5"}
-
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
@@ -82,7 +80,7 @@ def test_no_peak_in_a_whole_series_is_a_warning_and_no_failure(
     dark = frames_file(tmp_path / "dark.h5", np.full((3, 96, 128), 5, np.uint16))
     first = bundle[:1] if command == "predict" else []
     rest = bundle[1:] if command == "predict" else []
-    output = ["--output", str(tmp_path / f"peaks{ENDING[command]}")]
+    output = ["--output", str(tmp_path / "peaks.h5")]
     assert main([command, *first, str(dark), *rest, *output]) == 0
     assert "3 frames processed, 0 missing; 0 peaks, 0 flagged" in capsys.readouterr().err
     assert f"no peaks on any of 3 frames of {dark}" in caplog.text
@@ -102,7 +100,7 @@ def test_what_peaks_were_found_with_is_said(
     first, rest = (bundle[:1], bundle[1:]) if command == "predict" else ([], [])
     options = ["--mask", str(tmp_path / "mask.npy"), "--saturation", "1234", "--keep-hot"]
     options += ["--minimum-counts", "321", "--threshold", "3"]
-    output = ["--output", str(tmp_path / f"peaks{ENDING[command]}")]
+    output = ["--output", str(tmp_path / "peaks.h5")]
     assert main([command, *first, str(partly_written), *rest, *output, *options]) == 0
     *_, found_with, counts = capsys.readouterr().err.strip().splitlines()
     assert found_with.startswith("peaks found with threshold 321 counts above background (noise ")

@@ -245,7 +245,7 @@ class TrainingData(Record):
     """Scores of several quantities together; a device uses the first whose quantities it has."""
     frame_share: Share | None = None
     """All peaks of a frame are unfamiliar if more than this share of them is, by themselves."""
-    frame_least: PositiveInt = 3
+    frame_least: Annotated[int, Field(ge=1, lt=2**31)] = 3
     """Fewest peaks that are unfamiliar by themselves and may make all of their frame so."""
 
     @model_validator(mode="after")

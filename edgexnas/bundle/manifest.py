@@ -77,13 +77,14 @@ NEWER_READER = "0.3.0"
 unknown pixel size; and interval factors of one precision, widening, limits of quantities,
 familiarity and coverage."""
 
-NEWER_FIELDS: dict[str, tuple[str, ...]] = {
-    "accuracy": ("coverage",),
-    "interval_calibration": ("by_precision", "widening"),
-    "training_data": ("familiarity", "frame_share", "frame_least"),
-    "quantities": ("low", "high"),
+NEWER_FIELDS: dict[str, dict[str, object]] = {
+    "accuracy": {"coverage": []},
+    "interval_calibration": {"by_precision": [], "widening": None},
+    "training_data": {"familiarity": [], "frame_share": None, "frame_least": 3},
+    "quantities": {"low": None, "high": None},
 }
-"""Fields of parts that 0.2.0 does not know: not written where they say nothing."""
+"""Fields of parts that 0.2.0 does not know, and what they hold where they say nothing: they are not
+written then."""
 
 MODEL_MEMBERS: dict[Precision, str] = {
     "float32": "model.onnx",
@@ -390,8 +391,9 @@ def _drop_silent(fields: dict[str, Any]) -> None:
     }
     for name, parts in places.items():
         for part in parts:
-            if all(part.get(field) in (None, [], 3) for field in NEWER_FIELDS[name]):
-                for field in NEWER_FIELDS[name]:
+            silent = NEWER_FIELDS[name]
+            if all(part.get(field, nothing) == nothing for field, nothing in silent.items()):
+                for field in silent:
                     part.pop(field, None)
 
 

@@ -55,8 +55,8 @@ def release_trust(name: str, listed: TrustStore | None = None) -> TrustStore:
             f"the release key {path} cannot be read ({error.strerror}): install edgexnas again"
         ) from error
     key = parse_public_key(raw, what=f"release key {path}")
-    return TrustStore(
-        MappingProxyType({key_id(key): key}),
-        f"the release key of {name}",
-        None if listed is None else listed.trust_list,
-    )
+    keys = MappingProxyType({key_id(key): key})
+    if listed is None or listed.trust_list is None:
+        return TrustStore(keys, f"the release key of {name}")
+    # What a list revokes is said to stand where the list is.
+    return TrustStore(keys, listed.source, listed.trust_list)

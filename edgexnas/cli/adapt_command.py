@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from edgexnas.cli.arguments import (
     add_command,
     add_detection,
+    bundle_path,
     detection_options,
     positive_int,
     seed,
@@ -30,7 +31,7 @@ def add_to(commands: Commands) -> None:
     adapt = add_command(
         commands, "adapt", "make a bundle for a detector from its frames alone, without labels"
     )
-    adapt.add_argument("bundle", type=Path, help="universal, or a *.edgex for Bragg peaks")
+    adapt.add_argument("bundle", type=bundle_path, help="universal, or a *.edgex for Bragg peaks")
     adapt.add_argument("frames", type=Path, help="HDF5, NeXus, frame cache, image or folder")
     adapt.add_argument("--output", type=Path, required=True, help="*.edgex to write")
     adapt.add_argument("--budget", default="10min", help="time for everything, such as 10min")

@@ -23,6 +23,7 @@ __all__ = [
     "add_command",
     "add_detection",
     "add_merging",
+    "bundle_path",
     "detection_options",
     "merge_settings",
     "number",
@@ -85,6 +86,17 @@ def acceptance(options: argparse.Namespace) -> dict[str, Any]:
         maximum_gate_px=options.maximum_gate_px, maximum_gate_rad=options.maximum_gate_rad
     )
     return {"state": options.state, "gates": gates}
+
+
+def bundle_path(text: str) -> Path:
+    """Read the path of a bundle, or the name of one of the package.
+
+    A `Path` drops the dot of "./universal", which would become that name.
+    """
+    from edgexnas.bundle.shipped import is_shipped
+
+    path = Path(text)
+    return path.absolute() if is_shipped(path) and not is_shipped(text) else path
 
 
 PEAK_OPTIONS = ("minimum_counts", "threshold", "keep_hot")

@@ -151,7 +151,7 @@ def _open(path: str, trust: Path | None) -> Bundle:
 
     # What is measured is not put to use: it may be old, or a network that nobody has trained.
     if path != "-":
-        return open_bundle(Path(path), trust=trust, state=False, gates=ANY_GATE)
+        return open_bundle(path, trust=trust, state=False, gates=ANY_GATE)
     if trust is None:
         raise ConfigurationError(
             "trust is missing for standard input; give the folder of trusted public keys"

@@ -8,12 +8,18 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgexnas.cli.arguments import acceptance, add_acceptance, add_command, positive_int
+from edgexnas.cli.arguments import (
+    acceptance,
+    add_acceptance,
+    add_command,
+    bundle_path,
+    positive_int,
+)
 from edgexnas.cli.tally import say_at_end
 from edgexnas.cli.terminal import print_pairs
 
 if TYPE_CHECKING:
-    from edgexnas.bundle import TrustList
+    from edgexnas.bundle import Bundle, TrustList
     from edgexnas.cli.arguments import Commands
 
 __all__ = ["add_to"]
@@ -52,14 +58,14 @@ def add_to(commands: Commands) -> None:
     revoke.set_defaults(run=_revoke)
 
     inspect = add_command(commands, "inspect", "show what a bundle says, without verifying it")
-    inspect.add_argument("bundle", type=Path, help="*.edgex, or universal")
+    inspect.add_argument("bundle", type=bundle_path, help="*.edgex, or universal")
     inspect.add_argument(
         "--card", action="store_true", help="print the model card, in Markdown, instead"
     )
     inspect.set_defaults(run=_inspect)
 
     verify = add_command(commands, "verify", "verify a bundle's signature and contents")
-    verify.add_argument("bundle", type=Path, help="*.edgex, or universal")
+    verify.add_argument("bundle", type=bundle_path, help="*.edgex, or universal")
     add_acceptance(verify)
     verify.set_defaults(run=_verify)
 
@@ -149,18 +155,23 @@ def _verify(options: argparse.Namespace) -> None:
     from edgexnas.bundle import describe, open_bundle
 
     bundle = open_bundle(options.bundle, trust=options.trust, **acceptance(options))
-    state = bundle.state
     print_pairs(
         [
             *describe(bundle.manifest),
             ("digest", bundle.digest),
             ("content digest", bundle.content_digest),
             ("signature", f"valid, by key {bundle.key_id}"),
-            (
-                "older bundles",
-                f"rejected, as {state.folder} remembers"
-                if state
-                else "accepted: there is no state folder, specify --state",
-            ),
+            ("older bundles", _older(bundle, options.bundle)),
         ]
     )
+
+
+def _older(bundle: Bundle, path: Path) -> str:
+    """Say what becomes of older bundles of the model."""
+    from edgexnas.bundle.shipped import is_shipped
+
+    if is_shipped(path):
+        return "come with older packages alone"
+    if bundle.state is None:
+        return "accepted: there is no state folder, specify --state"
+    return f"rejected, as {bundle.state.folder} remembers"

@@ -17,6 +17,7 @@ from edgexnas.cli.arguments import (
     add_command,
     add_detection,
     add_merging,
+    bundle_path,
     detection_options,
     merge_settings,
     path_or_url,
@@ -46,7 +47,7 @@ def add_to(commands: Commands) -> None:
     predict = add_command(
         commands, "predict", "find the peaks of frames, or the object of a scan, with a bundle"
     )
-    predict.add_argument("bundle", type=Path, help="*.edgex, or universal")
+    predict.add_argument("bundle", type=bundle_path, help="*.edgex, or universal")
     predict.add_argument(
         "frames",
         type=path_or_url,

@@ -164,6 +164,8 @@ class PeakChecks:
     ----------
     counted, alone
         Constants where heights are counts, and where they are not.
+    judges
+        Whether anything tells which peaks are unfamiliar; else no reason means anything.
     frame_noise
         Background noise of the frames of the training data; None if unknown.
     """
@@ -181,7 +183,9 @@ class PeakChecks:
         self.counted = CheckConstants.of(calibration, data, precision, COUNTED)
         self.alone = CheckConstants.of(calibration, data, precision, ALONE)
         self.calibrated = calibration is not None
-        self.judges = _judges(data)
+        used = self.counted
+        limited = np.isfinite(used.lowest) | np.isfinite(used.highest)
+        self.judges = bool(limited.any() or len(used.linear) or len(self.alone.linear))
         quantities = () if data is None else data.quantities
         self.frame_noise = next((q for q in quantities if q.name == FRAME_NOISE), None)
         self._loop: Callable[..., int] | None = None
@@ -191,9 +195,8 @@ class PeakChecks:
     def of(cls, manifest: Manifest, precision: Precision) -> PeakChecks | None:
         """Make the checks of a bundle; None if its manifest says nothing of them."""
         calibration, data = manifest.interval_calibration, manifest.training_data
-        if calibration is None and not _judges(data):
-            return None
-        return cls(calibration, data, levels=manifest.quantile_levels, precision=precision)
+        checks = cls(calibration, data, levels=manifest.quantile_levels, precision=precision)
+        return checks if checks.calibrated or checks.judges else None
 
     def prepare(self) -> None:
         """Compile the loops, or load them, so that the first frame takes no longer."""
@@ -247,10 +250,6 @@ class PeakChecks:
             reasons, np.empty((0, _NUMBER), np.float32),
         )  # fmt: skip
         return JudgedPeaks(reasons, unfamiliar)
-
-
-def _judges(data: TrainingData | None) -> bool:
-    return data is not None and any(one.name in PEAK_QUANTITIES for one in data.quantities)
 
 
 def measure_peaks(

@@ -65,7 +65,8 @@ def scratch_to_check() -> tuple[Any, ...]:
 
 @compiled_part
 def _bounded(value: Any, limit: Any) -> Any:
-    return min(max(value, -limit), limit)
+    # In this order, NaN is bounded too: pixels are picked by what comes out.
+    return min(max(-limit, value), limit)
 
 
 @compiled_part
@@ -206,8 +207,8 @@ def _measure(
     core = base + np.uint64(_MIDDLE)
     beside_row = pixels[core - _U11] + pixels[core + _U11]
     beside_col = pixels[core - _U1] + pixels[core + _U1]
-    row_px = min(max(_WINDOW * (_ONE + beside_row), _NARROW), _WIDE)
-    col_px = min(max(_WINDOW * (_ONE + beside_col), _NARROW), _WIDE)
+    row_px = min(max(_NARROW, _WINDOW * (_ONE + beside_row)), _WIDE)
+    col_px = min(max(_NARROW, _WINDOW * (_ONE + beside_col)), _WIDE)
     x, y = _bounded(row, _FARTHEST_START), _bounded(col, _FARTHEST_START)
     _make_window(x, row_px, rows)
     _make_window(y, col_px, cols)

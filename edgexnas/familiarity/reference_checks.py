@@ -92,10 +92,8 @@ def measured(
         ],
         axis=1,
     )
-    width = np.clip(
-        _F(WINDOW_PX) * (_F(1) + beside), _F(WINDOW_LIMITS_PX[0]), _F(WINDOW_LIMITS_PX[1])
-    )
-    start = np.clip(centre, _F(-1.5), _F(1.5))
+    width = _within(_F(WINDOW_PX) * (_F(1) + beside), *map(_F, WINDOW_LIMITS_PX))
+    start = _within(centre, _F(-1.5), _F(1.5))
     ratio = (_ALONG - start[:, :, None]) * (_F(1) / width)[:, :, None]
     edge = np.maximum(_F(1) - ratio * ratio, _F(0))
     windows = edge * edge
@@ -106,7 +104,7 @@ def measured(
     share = variance / (width * width)
     linear, square, least = map(_F, RESPONSE)
     gain = _F(1) / np.maximum(_F(1) - share * (linear + square * share), least)
-    place = np.clip(start + mean * gain, _F(-2), _F(2))
+    place = _within(start + mean * gain, _F(-2), _F(2))
     noise = _pixel_noise(patches, place)
     spread = noise * per_total
     own = np.empty((len(patches), 2, 3), np.float32)
@@ -138,6 +136,12 @@ def measured(
     )
     assert found.shape[1] == len(PEAK_QUANTITIES)
     return found, score_terms(found), own
+
+
+def _within(values: FloatArray, low: np.float32, high: np.float32) -> FloatArray:
+    """Bound values, NaN too: pixels are picked by what comes out."""
+    bounded: FloatArray = np.fmin(np.fmax(values, low), high)
+    return bounded
 
 
 def _in_order(values: FloatArray) -> FloatArray:
@@ -181,7 +185,7 @@ def _moments(
 
 def _pixel_noise(patches: FloatArray, place: FloatArray) -> FloatArray:
     number = len(patches)
-    twice = 2 * CENTRE + np.floor(_F(2) * np.clip(place, _F(-1), _F(1)) + _F(0.5)).astype(np.int64)
+    twice = 2 * CENTRE + np.floor(_F(2) * _within(place, _F(-1), _F(1)) + _F(0.5)).astype(np.int64)
     first = (twice - 4) // 2
     sides = twice - 2 * first + 1
     rr, cc, rc, qr, qc, qq = np.zeros((6, number), np.float32)

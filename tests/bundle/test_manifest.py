@@ -75,6 +75,18 @@ def test_a_manifest_is_read_as_it_was_written(manifest: Manifest) -> None:
     assert parse_manifest(encode_manifest(manifest)) == manifest
 
 
+@pytest.mark.parametrize("limits", [(3.0, None), (None, 3.0), (3.0, 3.0), (0.0, None)])
+def test_limits_of_any_value_are_kept(
+    manifest: Manifest, limits: tuple[float | None, float | None]
+) -> None:
+    low, high = limits
+    data = {"n": 1, "quantities": [quantity(low=low, high=high)]}
+    given = parse_manifest(changed(manifest, training_data=data))
+    assert parse_manifest(encode_manifest(given)) == given
+    assert given.training_data is not None
+    assert (given.training_data.quantities[0].low, given.training_data.quantities[0].high) == limits
+
+
 def test_writing_is_canonical(manifest: Manifest) -> None:
     raw = encode_manifest(manifest)
     assert encode_manifest(parse_manifest(raw)) == raw
@@ -215,6 +227,10 @@ def test_a_field_of_any_json_value_is_accepted_or_refused_as_a_bundle_error(
         ({"quantisation_recipe": {"placement": "none"}}, "quantisation_recipe.placement"),
         ({"interval_calibration": calibration(level=1)}, "interval_calibration.level"),
         ({"interval_calibration": calibration(factors=[[0.0]])}, "interval_calibration.factors"),
+        (
+            {"training_data": {"n": 1, "quantities": [], "frame_least": 2**31}},
+            "training_data.frame_least",
+        ),
         ({"inputs": [tensor(shape=[2, 3, 4])]}, "inputs.0"),
         ({"inputs": [tensor(shape=["n", "n", 4])]}, "inputs.0"),
         ({"inputs": [tensor(shape=["n", 0, 4])]}, "inputs.0"),

@@ -55,7 +55,7 @@ def test_a_trust_list_can_revoke_it(
     write_trust_list(folder, root_key=root, trust={"beam": signing_key.public_key()})
     assert open_bundle("universal", trust=folder)
     write_trust_list(folder, root_key=root, revoke_bundles=[content_digest_of("universal")])
-    with pytest.raises(TrustError, match="revoked by version 2"):
+    with pytest.raises(TrustError, match=f"revoked by version 2 of the trust list in {folder}"):
         open_bundle("universal", trust=folder)
 
 
@@ -66,6 +66,26 @@ def test_no_state_remembers_it(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("command", ["inspect", "verify", "bench"])
+def test_a_file_that_is_called_so_is_named_by_its_path(
+    command: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "universal").write_bytes(b"nothing")
+    monkeypatch.chdir(tmp_path)
+    trusted = (
+        []
+        if command == "inspect"
+        else ["--trust", str(located("universal").with_suffix(".pub.pem"))]
+    )
+    assert main([command, "./universal", *trusted]) != 0
+    assert "universal does not start as a bundle" in capsys.readouterr().err
+
+
 def test_the_shell_inspects_and_verifies_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", "universal"]) == main(["verify", "universal"]) == 0
-    assert read_manifest("universal").model_id in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert read_manifest("universal").model_id in shown
+    assert "specify --state" not in shown

@@ -244,6 +244,24 @@ def test_patches_without_contrast_are_judged_too():
     assert len(reasons) == 3
 
 
+@pytest.mark.parametrize("loop", ["compiled", "numpy"])
+@pytest.mark.parametrize("lost", ["patch", "row", "both"])
+def test_a_peak_that_is_no_number_is_unfamiliar(loop, lost, monkeypatch):
+    counts, truth = spots(2)
+    offsets, flags = predicted(truth), np.zeros(2, np.uint8)
+    scaled = scale_patches(counts)
+    if lost != "row":
+        scaled[0] = np.nan
+    if lost != "patch":
+        offsets[0, 0] = np.nan
+    checks = PeakChecks(calibration(), training({"noise": (0, 1)}), levels=LEVELS, precision="int8")
+    if loop == "numpy":
+        monkeypatch.setattr(checks, "_loop", reference_checks.check_peaks)
+    found = checks.judge(scaled, np.full(2, 900, np.float32), offsets, flags)
+    assert (found.reasons > 0).tolist() == [True, False]
+    assert (flags & PeakFlag.UNFAMILIAR > 0).tolist() == [True, False]
+
+
 def test_no_peaks_are_no_work():
     nothing = np.empty((0, 11, 11), np.float32)
     quantiles, _, reasons = judged(nothing, np.empty((0, 2, 3), np.float32), training())

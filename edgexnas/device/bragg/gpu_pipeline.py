@@ -119,6 +119,7 @@ class FramePipeline:
             self._kernels = PeakKernels(session, finder, dtype, spare=engine.batch, cache=cache)
             self._opened.callback(self._kernels.close)
             self._checks: CheckKernels | None = None
+            self._judges = checks is not None and checks.judges
             if checks is not None:
                 self._checks = CheckKernels(session, checks, capacity, cache=cache)
                 self._opened.callback(self._checks.close)
@@ -246,7 +247,7 @@ class FramePipeline:
             flags=arrays["flags"],
             frame_number=number,
             overflow=found - kept,
-            reasons=None if self._checks is None else arrays["reasons"],
+            reasons=arrays["reasons"] if self._judges else None,
         )
 
     def process(self, frame: Frame, *, number: int = 0) -> Peaks:

@@ -183,12 +183,14 @@ class PeakLanes:
             return GpuPeakLane(self.engine, pipeline, detection, told)
         with build_progress(f"the peak finder is compiled for {dtype} frames"):
             finder.prepare(dtype)
-            if self.checks is not None:
-                self.checks.copy().prepare()
+            # Lanes of other threads may be opened now, or patches predicted.
+            checks = None if self.checks is None else self.checks.copy()
+            if checks is not None:
+                checks.prepare()
         if told is not None and len(frames) > 1:
             for frame in frames:
                 found = finder.find(frame, scaled=True)
-                told.add(self.locate([found], [0], self.checks)[0])
+                told.add(self.locate([found], [0], checks)[0])
         return CpuPeakLane(self, finder, detection, told)
 
     def offsets(self, patches: FloatArray) -> FloatArray:
@@ -220,10 +222,13 @@ class PeakLanes:
         offsets_px = self.offsets(patches[0] if len(found) == 1 else np.concatenate(patches))
         ends = np.cumsum([len(peaks) for peaks in found])[:-1]
         parts = [offsets_px] if len(found) == 1 else np.split(offsets_px, ends)
-        judged = [None] * len(found) if checks is None else [
-            checks.judge(scaled, peaks.intensities, part, peaks.flags).reasons
-            for scaled, peaks, part in zip(patches, found, parts, strict=True)
-        ]  # fmt: skip
+        judged: list[npt.NDArray[np.uint8] | None] = [None] * len(found)
+        if checks is not None:
+            reasons = [
+                checks.judge(scaled, peaks.intensities, part, peaks.flags).reasons
+                for scaled, peaks, part in zip(patches, found, parts, strict=True)
+            ]
+            judged = list(reasons) if checks.judges else judged
         return list(map(self._placed, parts, found, numbers, judged))
 
     def _placed(

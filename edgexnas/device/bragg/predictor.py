@@ -163,8 +163,8 @@ class PeakPredictor(BundlePredictor):
         -------
         Positions in pixels from the patch's first pixel: positions_px (n, 2), intervals_px (n, 2)
         and quantiles_px (n, 2, q), float32. `unfamiliar` tells which are unlike the training data;
-        patches given together are judged as those of one frame are, so that where more than a
-        fifth of them is unfamiliar, all are.
+        patches given together are judged as those of one frame are, so that where more of them are
+        unfamiliar than the bundle's `training_data.frame_share`, all are.
 
         Raises
         ------
@@ -181,9 +181,11 @@ class PeakPredictor(BundlePredictor):
             heights = np.ascontiguousarray(checked[:, CENTRE, CENTRE])
             counts = bool(checked.max() > 1)
             with self._shared.in_turn():
-                reasons = self.checks.judge(
+                judged = self.checks.judge(
                     scaled, heights, offsets_px, np.zeros(len(checked), np.uint8), counts=counts
-                ).reasons
+                )
+            # Factors alone tell nothing of what is familiar.
+            reasons = judged.reasons if self.checks.judges else None
         placed = decode_offsets(offsets_px, self.manifest.quantile_levels)
         return replace(placed, reasons=reasons)
 

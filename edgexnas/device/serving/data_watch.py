@@ -17,7 +17,7 @@ from edgexnas.familiarity import UnfamiliarTally, pattern_reason_name, reason_na
 __all__ = ["DataWatch"]
 
 WINDOW = 1000
-"""Peaks, or patterns, that the newest share is taken over."""
+"""Peaks, or patterns of one scan, that the newest share is taken over."""
 
 
 class _Frame(NamedTuple):
@@ -50,21 +50,33 @@ class DataWatch:
             reasons = np.array([result.reason], np.uint8)
             what, name = "patterns", pattern_reason_name
         else:
+            self._stay(result)
             return
-        if reasons is None:
+        # A frame without peaks tells nothing, and would keep what was said of those before it.
+        if reasons is None or not len(reasons):
             return
         with self._lock:
             if result.series != self._series:
                 self._series = result.series
                 self._tally = UnfamiliarTally(what, name)
+                if result.peaks is None:
+                    # A scan is familiar or foreign as a whole, and tells nothing of the next one.
+                    self._recent.clear()
+                    self._recent_total = self._recent_unfamiliar = 0
             before = self._tally.reasons.copy()
             unfamiliar = self._tally.unfamiliar
             self._tally.add(reasons)
             frame = _Frame(len(reasons), self._tally.unfamiliar - unfamiliar)
             self._reasons += self._tally.reasons - before
-            self._take(frame)
+            self._take(frame, scan=result.peaks is None)
 
-    def _take(self, frame: _Frame) -> None:
+    def _stay(self, result: FrameResult) -> None:
+        """Let what was said of a scan hold while its patterns come that are not looked at."""
+        if result.amplitude is not None and result.series == self._series:
+            with self._lock:
+                self._last_s = time.monotonic()
+
+    def _take(self, frame: _Frame, *, scan: bool) -> None:
         self._total += frame.total
         self._unfamiliar += frame.unfamiliar
         self._recent.append(frame)
@@ -77,7 +89,7 @@ class DataWatch:
         self._last_s = time.monotonic()
         recent = UnfamiliarTally()
         recent.total, recent.unfamiliar = self._recent_total, self._recent_unfamiliar
-        if not recent.foreign:
+        if not (recent.foreign_scan if scan else recent.foreign):
             self._foreign_since_s = None
         elif self._foreign_since_s is None:
             self._foreign_since_s = self._last_s
@@ -86,8 +98,9 @@ class DataWatch:
         """Say whether the newest data is foreign, and since when."""
         with self._lock:
             share = self._recent_unfamiliar / max(1, self._recent_total)
-            most = next(iter(self._tally.reasons.most_common(1)), ("", 0))[0]
-            what = f"{share:.0%} of the newest data is unlike the training data, most by {most}"
+            # Of a series that has only begun, nothing may be unfamiliar yet.
+            most = "".join(f", most by {name}" for name, _ in self._tally.reasons.most_common(1))
+            what = f"{share:.0%} of the newest data is unlike the training data{most}"
             return DataObservation(what, self._foreign_since_s, self._last_s)
 
     def status(self) -> FamiliarityStatus:

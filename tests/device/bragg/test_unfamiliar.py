@@ -63,6 +63,11 @@ def test_intervals_of_familiar_peaks_are_calibrated(predictor) -> None:
     before, after = plain.process(frame), calibrated.process(frame)
     np.testing.assert_array_equal(after.positions_px, before.positions_px)
     np.testing.assert_allclose(after.intervals_px, 2 * before.intervals_px, rtol=1e-3)
+    # Factors alone do not tell what is familiar, nor does a distribution without limits.
+    assert after.reasons is None
+    assert (
+        predictor(calibration(), training(None, None)).predict(gaussian_patches(3)).reasons is None
+    )
     np.testing.assert_allclose(
         after.quantiles_px[:, :, -1] - after.quantiles_px[:, :, 0], after.intervals_px, atol=1e-4
     )
@@ -104,6 +109,15 @@ def test_foreign_frames_are_announced_before_the_first_result(
     assert "are unlike the training data (by height_counts" in caplog.text
     list(stream)
     assert caplog.text.count("are unlike the training data") == 1
+
+
+def test_announcing_leaves_the_scratch_of_other_threads_alone(
+    predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = predictor(calibration(), training(1e6, None))
+    # `predict` uses these, maybe at the same time: compiled loops run without the lock.
+    monkeypatch.setattr(one.checks, "judge", None)
+    assert len(list(one.stream(np.stack([spot_frame(seed=seed) for seed in range(3)])))) == 3
 
 
 def test_familiar_frames_are_not_announced(predictor, caplog: pytest.LogCaptureFixture) -> None:

@@ -68,3 +68,43 @@ def test_patterns_are_counted_where_they_were_looked_at(watch):
 def test_bundles_that_do_not_tell_are_not_counted(watch):
     watch.add(FrameResult("a", 0, 0, peaks=replace(peaks(5, 5), reasons=None)))
     assert watch.status().judged == 0
+
+
+def test_frames_without_peaks_tell_nothing_and_are_not_kept(watch):
+    watch.add(result(0, 100))
+    before = watch.observe()
+    for _ in range(3):
+        watch.add(result(0, 0))
+    assert watch.observe() == before
+    assert len(watch._recent) == 1
+
+
+def test_a_series_that_has_only_begun_names_no_reason(watch):
+    watch.add(result(0, 100, series="foreign"))
+    watch.add(result(50, 0, series="ours"))
+    assert watch.observe().what == "67% of the newest data is unlike the training data"
+
+
+def pattern(reason: int | None, series: str) -> FrameResult:
+    return FrameResult(series, 0, 0, amplitude=np.ones((64, 64), np.float32), reason=reason)
+
+
+def test_a_foreign_scan_tells_nothing_of_the_next_one(watch):
+    for _ in range(4):
+        watch.add(pattern(1, "foreign"))
+    assert watch.observe().foreign_since_s is not None
+    watch.add(pattern(0, "ours"))
+    assert watch.observe().foreign_since_s is None
+    assert watch.status().unfamiliar == 4
+
+
+def test_patterns_that_are_not_looked_at_keep_what_was_said_of_their_scan(watch):
+    for _ in range(4):
+        watch.add(pattern(1, "scan"))
+    before = watch.observe()
+    watch.add(pattern(None, "another"))
+    assert watch.observe() == before
+    watch.add(pattern(None, "scan"))
+    after = watch.observe()
+    assert after.last_s > before.last_s
+    assert after.foreign_since_s == before.foreign_since_s
