@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, deque
-from typing import NamedTuple
 
 import numpy as np
 
@@ -20,11 +19,6 @@ WINDOW = 1000
 """Peaks, or patterns of one scan, that the newest share is taken over."""
 
 
-class _Frame(NamedTuple):
-    total: int
-    unfamiliar: int
-
-
 class DataWatch:
     """Counts unfamiliar peaks and patterns of all results, and of the last `WINDOW`.
 
@@ -33,7 +27,7 @@ class DataWatch:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._recent: deque[_Frame] = deque()
+        self._recent: deque[UnfamiliarTally] = deque()
         self._total = self._unfamiliar = 0
         self._recent_total = self._recent_unfamiliar = 0
         self._reasons: Counter[str] = Counter()
@@ -63,11 +57,10 @@ class DataWatch:
                     # A scan is familiar or foreign as a whole, and tells nothing of the next one.
                     self._recent.clear()
                     self._recent_total = self._recent_unfamiliar = 0
-            before = self._tally.reasons.copy()
-            unfamiliar = self._tally.unfamiliar
             self._tally.add(reasons)
-            frame = _Frame(len(reasons), self._tally.unfamiliar - unfamiliar)
-            self._reasons += self._tally.reasons - before
+            frame = UnfamiliarTally(what, name)
+            frame.add(reasons)
+            self._reasons += frame.reasons
             self._take(frame, scan=result.peaks is None)
 
     def _stay(self, result: FrameResult) -> None:
@@ -76,7 +69,7 @@ class DataWatch:
             with self._lock:
                 self._last_s = time.monotonic()
 
-    def _take(self, frame: _Frame, *, scan: bool) -> None:
+    def _take(self, frame: UnfamiliarTally, *, scan: bool) -> None:
         self._total += frame.total
         self._unfamiliar += frame.unfamiliar
         self._recent.append(frame)
