@@ -11,6 +11,7 @@ from edgexnas.errors import ConfigurationError, InputError
 
 __all__ = [
     "PATTERN_SIZE",
+    "SMALLEST_SPREAD_PX",
     "FloatArray",
     "as_patterns",
     "bin_patterns",
@@ -20,6 +21,10 @@ __all__ = [
 
 PATTERN_SIZE = 64
 """Side of a pattern and of a patch in pixels, as in PtychoNN (Cherukara et al., APL 2020)."""
+
+SMALLEST_SPREAD_PX = 0.5
+"""Positions that all differ by less, but do differ, are taken for metres or millimetres: a scan of
+micrometres spreads over 1e-6 to 1e-4 of the one, and 1e-3 to 0.1 of the other."""
 
 FloatArray = npt.NDArray[np.float32]
 

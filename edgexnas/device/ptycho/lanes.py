@@ -188,6 +188,8 @@ class PatternLanes:
         patches: ObjectPatches,
         numbers: Sequence[int],
         binned: Callable[[int], FloatArray],
+        *,
+        bad: Sequence[int] = (),
     ) -> ObjectPatches:
         """Judge some of the patterns that patches were predicted from.
 
@@ -197,10 +199,16 @@ class PatternLanes:
             (n,) of the patterns in their scan.
         binned
             Gives one of them, by its index here, as (64, 64) counts.
+        bad
+            Indices here of patterns that are none, which are left out.
         """
         if self._checks is None:
             return patches
-        chosen = [index for index, number in enumerate(numbers) if self._checks.looks_at(number)]
+        chosen = [
+            index
+            for index, number in enumerate(numbers)
+            if self._checks.looks_at(number) and index not in bad
+        ]
         reasons = np.full(len(numbers), NOT_LOOKED_AT, np.uint8)
         if chosen:
             counts = np.stack([binned(index) for index in chosen])
@@ -319,8 +327,7 @@ class GpuPatternLane:
         with self._engine.in_turn():
             patches, bad = self._pipeline.result()
         # Here, before the next check writes over the patterns.
-        if not bad:
-            patches = self._lanes.judged(patches, [frame.number for frame in frames], binned)
+        patches = self._lanes.judged(patches, [frame.number for frame in frames], binned, bad=bad)
         faults = {
             index: self._intake.fault(frames[index].counts, frames[index].number) for index in bad
         }
@@ -380,6 +387,7 @@ class ScanLane:
         return checked
 
     def close(self) -> None:
-        """Close the lane; closing again does nothing."""
+        """Close the lane and let go of what keeps patterns; closing again does nothing."""
+        self._store = None
         if self.lane is not None:
             self.lane.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import weakref
@@ -13,18 +12,16 @@ from pathlib import Path
 import numpy as np
 
 from edgexnas.device.lane import Outcome
+from edgexnas.device.ptycho.announcement import scan_announcement
 from edgexnas.device.ptycho.lanes import ScanLane
 from edgexnas.device.ptycho.refining import RefinedScan
 from edgexnas.device.ptycho.scan import ScanChunk
 from edgexnas.device.ptycho.stitching import ObjectStitcher, StitchCounts
 from edgexnas.errors import EngineError
-from edgexnas.familiarity import UnfamiliarTally, pattern_reason_name
 from edgexnas.familiarity.pattern_checks import NOT_LOOKED_AT
 from edgexnas.ptycho import PATTERN_SIZE, ObjectImage, ObjectPatches, PlacedPatches, Refinement
 
 __all__ = ["PatchStream"]
-
-_log = logging.getLogger(__name__)
 
 
 class PatchStream(Iterator[PlacedPatches]):
@@ -70,8 +67,8 @@ class PatchStream(Iterator[PlacedPatches]):
         self._stitcher = stitcher
         self._read_ahead = read_ahead
         self._pending: deque[ScanChunk] = deque()
-        self.familiarity = UnfamiliarTally("patterns", pattern_reason_name)
-        self._told = False
+        self._announcement = scan_announcement("scan")
+        self.familiarity = self._announcement.tally
         self._failure: Exception | None = None
         self._over = False
         # For the stitcher alone, so that `image` never waits for a source that is slow.
@@ -105,6 +102,7 @@ class PatchStream(Iterator[PlacedPatches]):
         self._scan.close()
         if self._failure is not None:
             failure, self._failure = self._failure, None
+            self._let_go()
             raise failure
         with self._lock:
             self._stitcher.finish()
@@ -178,9 +176,15 @@ class PatchStream(Iterator[PlacedPatches]):
 
     def _refine(self) -> None:
         # The end of a scan may be asked for again.
-        refined, self._refined = self._refined, None
+        refined = self._let_go()
         if refined is not None:
             self._refinement = refined.refine(self.image())
+
+    def _let_go(self) -> RefinedScan | None:
+        """Give away what keeps patterns: who keeps the stream for its image keeps none."""
+        refined, self._refined = self._refined, None
+        self._stitcher.on_stitched = None
+        return refined
 
     @property
     def _most_pending(self) -> int:
@@ -221,6 +225,7 @@ class PatchStream(Iterator[PlacedPatches]):
                 placed = self._stitch(chunk, patches)
         except Exception:
             self._end(None)
+            self._let_go()
             self._scan.close()
             raise
         if first is not None:
@@ -230,15 +235,9 @@ class PatchStream(Iterator[PlacedPatches]):
     def _tell(self, patches: ObjectPatches) -> None:
         """Log that the scan is unlike the training data, before anybody gets a patch of it."""
         reasons = patches.reasons
-        if reasons is None:
-            return
-        self.familiarity.add(reasons[reasons != NOT_LOOKED_AT])
-        if self.familiarity.foreign_scan and not self._told:
-            self._told = True
-            _log.warning(
-                "%s: do not trust the object; label a scan like this one, and search anew",
-                self.familiarity.sentence,
-            )
+        if reasons is not None:
+            self.familiarity.add(reasons[reasons != NOT_LOOKED_AT])
+            self._announcement.look()
 
     def _end(self, failure: Exception | None) -> None:
         """End the scan here, whatever comes behind."""

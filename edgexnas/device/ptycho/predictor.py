@@ -133,10 +133,10 @@ class PtychoPredictor(BundlePredictor):
             Most patches that wait for their position, 32 kB each, and most positions that wait for
             their pattern; beyond that the oldest is given up and counted.
         refine
-            Sweeps of phase retrieval over the patterns after the last one, on the CPU, from the
-            stitched object and with the probe of the bundle; `PatchStream.refinement` has the
-            outcome, and if there is none the stream ends with `RefinementError`. The patterns are
-            kept for it: 32 kB each of 128×128. 0 for none.
+            Sweeps of phase retrieval over the patterns after the last one, from the stitched
+            object and with the probe of the bundle, on the GPU too; `PatchStream.refinement` has
+            the outcome, and if there is none the stream ends with `RefinementError`. The patterns
+            are kept for it: 32 kB each of 128×128. 0 for none.
 
         Returns
         -------
@@ -177,8 +177,10 @@ class PtychoPredictor(BundlePredictor):
         ------
         ConfigurationError
             If `sweeps` is no whole number from 1 or the bundle holds no probe.
+        EngineError
+            If the predictor is closed or its GPU failed for good.
         """
-        return ScanRefiner(self.manifest, self._probe, sweeps)
+        return ScanRefiner(self.manifest, self._probe, sweeps, self._shared)
 
     def close(self) -> None:
         """Release the engine and the GPU's memory; images of streams stay there to be asked for.

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import logging
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edgexnas.errors import ConfigurationError, InputError, RefinementError
+from edgexnas.errors import ConfigurationError, EngineError, InputError, RefinementError
 from edgexnas.ptycho import ObjectImage, PatternStore, Refinement, Refiner
 from edgexnas.ptycho.refinement import check_sweeps
 
 if TYPE_CHECKING:
     from edgexnas.bundle import Manifest
+    from edgexnas.device.engines.device_engine import DeviceEngine
+    from edgexnas.device.ptycho.gpu_refining import GpuRefiner
     from edgexnas.device.ptycho.intake import PatternIntake
+    from edgexnas.device.shared_engine import SharedEngine
 
 __all__ = ["RefinedScan", "ScanRefiner"]
+
+_log = logging.getLogger(__name__)
 
 
 class ScanRefiner:
     """Refines the objects of scans with the probe of a bundle.
+
+    On the GPU where the engine runs on one, else on the CPU; if the GPU cannot, that is logged.
 
     Parameters
     ----------
@@ -28,15 +37,23 @@ class ScanRefiner:
         Of the bundle; `probe` is None where it has none.
     sweeps
         Of phase retrieval, from 1.
+    engine
+        Of the predictor.
 
     Raises
     ------
     ConfigurationError
         If `sweeps` is out of range or the bundle has no probe.
+    EngineError
+        If the engine is closed or the GPU failed for good.
     """
 
     def __init__(
-        self, manifest: Manifest, probe: npt.NDArray[np.complex64] | None, sweeps: int
+        self,
+        manifest: Manifest,
+        probe: npt.NDArray[np.complex64] | None,
+        sweeps: int,
+        engine: SharedEngine,
     ) -> None:
         check_sweeps(sweeps)
         if probe is None or manifest.probe is None:
@@ -48,6 +65,18 @@ class ScanRefiner:
         self.shape = manifest.probe.shape
         self.orientation = manifest.probe.orientation
         self._refiner = Refiner(probe)
+        shape, modes = self.shape, len(probe)
+
+        def create(on: DeviceEngine) -> GpuRefiner:
+            # Only predictors on a GPU load what it needs.
+            from edgexnas.device.ptycho.gpu_refining import GpuRefiner
+
+            return GpuRefiner(on.session, shape, modes, cache=engine.cache)
+
+        # Now, and not at the end of a scan: kernels take a second to compile.
+        self._gpu = engine.keep_on_gpu("objects are refined on the CPU", create)
+        if self._gpu is not None:
+            weakref.finalize(self, engine.release, self._gpu).atexit = False
 
     def scan(self) -> RefinedScan:
         """Begin to keep the patterns of a scan."""
@@ -60,6 +89,14 @@ class ScanRefiner:
         stop: Callable[[], bool] | None = None,
     ) -> Refinement | None:
         """Refine an object; see `Refiner.refine`."""
+        if self._gpu is not None:
+            try:
+                return self._refiner.refine(
+                    image, store, self.sweeps, stop=stop, begin=self._gpu.begin
+                )
+            except EngineError as error:
+                # Object and patterns are in host memory.
+                _log.warning("the object is refined on the CPU, because %s", error)
         return self._refiner.refine(image, store, self.sweeps, stop=stop)
 
 
@@ -100,8 +137,10 @@ class RefinedScan:
 
     def place(self, number: int, position: npt.NDArray[np.float64]) -> None:
         """Take in where the patch of a pattern was stitched."""
-        if self._store is not None:
-            self._store.place(number, position)
+        # Looked at once: a service keeps patterns in another thread, which may end it.
+        store = self._store
+        if store is not None:
+            store.place(number, position)
 
     def refine(
         self, image: ObjectImage, *, stop: Callable[[], bool] | None = None

@@ -19,15 +19,12 @@ from edgexnas.device.sources.opening import is_event_source
 from edgexnas.device.sources.series_frames import SeriesFrames
 from edgexnas.errors import ConfigurationError, InputError, SourceError
 from edgexnas.ptycho import PATTERN_SIZE
+from edgexnas.ptycho.patterns import SMALLEST_SPREAD_PX
 
 __all__ = ["PositionReading", "ScanChunk", "ScanLike", "ScanSource", "open_chunks"]
 
 Positions = npt.NDArray[np.float64]
 Reading = tuple[int, Positions]
-
-# A scan of micrometres in metres has 1e-6 to 1e-4; no scan steps by less than 0.001 px.
-SMALLEST_SPREAD_PX = 1e-3
-"""Positions that all differ by less, but do differ, are taken for metres."""
 
 MOST_READINGS = 1024
 """Readings after which a chunk ends even without a pattern."""
@@ -239,7 +236,7 @@ def _check_spread(source: str, positions: Positions, numbers: npt.NDArray[np.int
     if 0 < spread.max() < SMALLEST_SPREAD_PX:
         raise SourceError(
             f"{source} has positions that spread over {spread.max():.3g} px, which looks like "
-            "metres; specify positions in object pixels"
+            "metres or millimetres; specify positions in object pixels"
         )
 
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from edgexnas.device.ptycho.announcement import scan_announcement
 from edgexnas.device.serving.series_run import FrameTask, SeriesRun, TaskLane
 from edgexnas.device.serving.settings import PipelineSettings
 from edgexnas.device.serving.stage_times import StageTimes
-from edgexnas.device.sinks.results import FrameFlag, FrameResult, ObjectSnapshot
+from edgexnas.device.sinks.results import FrameFlag, ObjectSnapshot
 from edgexnas.errors import ConfigurationError, EdgexnasError
-from edgexnas.familiarity import UnfamiliarTally, pattern_reason_name
 from edgexnas.familiarity.pattern_checks import NOT_LOOKED_AT
 from edgexnas.ptycho import PATTERN_SIZE
 
@@ -119,8 +119,7 @@ class PatternSeries:
         self._lanes: dict[int, TaskLane[NumberedPattern, ObjectPatches]] = {}
         self._pattern: npt.NDArray[Any] | None = None
         self._newest = -1
-        self._familiarity = UnfamiliarTally("patterns", pattern_reason_name)
-        self._told = False
+        self._announcement = scan_announcement(run.series)
         self._changed = False
         self._next_s = 0.0
 
@@ -174,16 +173,8 @@ class PatternSeries:
             flags=result.flags,
             reason=result.reason,
         )
-        self._tell(result)
-
-    def _tell(self, result: FrameResult) -> None:
-        """Log once that the scan is unlike the training data, before a patch is stored."""
-        if result.reason is None or self._told:
-            return
-        self._familiarity.add(np.array([result.reason], np.uint8))
-        if self._familiarity.foreign_scan:
-            self._told = True
-            _log.warning("%s: %s", self._run.series, self._familiarity.sentence)
+        if result.reason is not None and not self._announcement.done:
+            self._announcement.add(np.array([result.reason], np.uint8))
 
     def snapshot(self, *, final: bool) -> ObjectSnapshot | None:
         """Show the object if it has changed, every `snapshot_s`."""
@@ -242,8 +233,8 @@ def sentence_of(series: str, refinement: Refinement) -> str:
     residuals, seconds = refinement.residuals, refinement.seconds
     return (
         f"refined {series} by {len(residuals) - 1} sweeps over {refinement.patterns} patterns in "
-        f"{seconds[-1]:.1f} s: residual {residuals[0]:.2%} of the light before, "
-        f"{residuals[-1]:.2%} after"
+        f"{seconds[-1]:.2f} s on {refinement.device}: residual {residuals[0]:.2%} of the light "
+        f"before, {residuals[-1]:.2%} after"
     )
 
 
