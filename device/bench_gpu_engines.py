@@ -414,7 +414,8 @@ def empty_kernel(session: CudaSession) -> Any:
 
 def energy_seconds(options: argparse.Namespace) -> float:
     loads = len(options.energy) * len(options.engines) * len(options.precisions)
-    return loads * options.energy_blocks * (2 * options.energy_window + 1) + 5 if loads else 0.0
+    window = options.energy_window + (options.energy_idle or options.energy_window)
+    return loads * options.energy_blocks * (window + 1) + 5 if loads else 0.0
 
 
 def measure_energies(
@@ -431,7 +432,7 @@ def measure_energies(
         return
     window = options.energy_window
     protocol = EnergyProtocol(
-        load_s=window, idle_s=window, blocks=options.energy_blocks,
+        load_s=window, idle_s=options.energy_idle or window, blocks=options.energy_blocks,
         warm_up_s=0.3, lead_s=0.4, settle_s=0.4, period_s=0.05,
     )  # fmt: skip
     # Baseline and optimised network of one engine stand side by side in one measurement.
@@ -634,6 +635,7 @@ def arguments() -> argparse.Namespace:
         help=f"measure their energy, the baseline first: {' '.join(ENERGY_NETWORKS)}",
     )  # fmt: skip
     parser.add_argument("--energy-window", type=float, default=2.0, help="seconds of each window")
+    parser.add_argument("--energy-idle", type=float, help="seconds of idle windows, if others")
     parser.add_argument("--energy-blocks", type=int, default=3, help="windows of each network")
     parser.add_argument("--torch-python", help="interpreter that has torch, for its rows")
     parser.add_argument("--torch-path", default="", help="PYTHONPATH of that interpreter")

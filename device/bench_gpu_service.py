@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -277,8 +278,8 @@ def page(
         f"`python device/bench_gpu_service.py --bundles bundles` on {session.name}, "
         f"{session.capability}, CUDA {session.driver}. A `Service` takes frames from memory as "
         "fast as it can and gives results to a callback; one thread drives the GPU, others decode. "
-        f"Rates in brackets are the range of {REPEATS} runs, of which the median is given; stages "
-        "are medians of a frame.",
+        f"It may use {len(os.sched_getaffinity(0))} cores. Rates in brackets are the range of "
+        f"{REPEATS} runs, of which the median is given; stages are medians of a frame.",
         "",
         f"Frames of 2048×2048 uint16, mlpBragg 50×5, {engine['engine']} {engine['precision']}. "
         f"Copying them from pinned memory allows {limit:,.0f} frames/s.",

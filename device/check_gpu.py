@@ -18,12 +18,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from compute_sanitizer import sanitize
 from gpu_comparisons import (
     cases,
     compare_fused,
@@ -58,20 +57,10 @@ def compare(session: CudaSession, options: argparse.Namespace) -> tuple[bool, st
     return all(outcomes), said
 
 
-def sanitize(tool: str, options: argparse.Namespace) -> tuple[bool, str]:
-    """Run the comparison on small frames under compute-sanitizer; give its verdict."""
-    path = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
-    command = [path, "--tool", tool, "--error-exitcode", "9", sys.executable, __file__, "--small"]
-    for name in ("frames", "bundles"):
-        value = getattr(options, name)
-        command += [] if value is None else [f"--{name}", str(value)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    verdicts = [line.strip("= ") for line in done.stdout.splitlines() if "SUMMARY" in line]
-    said = f"compute-sanitizer {tool}: {' '.join(verdicts) or 'no verdict'}"
-    print(f"{said} (exit status {done.returncode})", flush=True)
-    if done.returncode:
-        print(done.stdout[-3000:], done.stderr[-1500:])
-    return done.returncode == 0, said
+def small_run(options: argparse.Namespace) -> list[str]:
+    """Arguments of a comparison on small frames, for a sanitizer."""
+    given = {name: getattr(options, name) for name in ("frames", "bundles")}
+    return ["--small", *(f"--{name}={value}" for name, value in given.items() if value is not None)]
 
 
 def main() -> int:
@@ -97,7 +86,7 @@ def main() -> int:
             verdicts = [compare(session, options)]
             # Before the sanitizers, which take long: what is measured is kept first.
             found = timings(session, options) if options.time else None
-            verdicts += [sanitize(tool, options) for tool in options.sanitize]
+            verdicts += [sanitize(tool, __file__, small_run(options)) for tool in options.sanitize]
             if found is not None and options.output is not None:
                 from gpu_frames_page import frames_page
 
@@ -110,7 +99,10 @@ def main() -> int:
                         rows.append(time_scan(session, name, engine))
                 page = scans_page(session, rows, [said for _, said in verdicts])
                 if options.output is not None:
+                    options.output.mkdir(parents=True, exist_ok=True)
                     write_whole(options.output / "gpu-scans.md", page.encode())
+                    kept = json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
+                    write_whole(options.output / "gpu-scans.json", kept.encode())
     except EngineError as error:
         print(error, file=sys.stderr)
         return 1

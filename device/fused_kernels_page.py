@@ -24,7 +24,7 @@ from edgexnas.host.exporting.onnx_export import to_onnx
 from edgexnas.host.exporting.quantisation import Recipe, quantise
 from edgexnas.host.measuring.cost_model import CostModel, NetworkCost, count_cost
 from edgexnas.host.networks.bragg_models import BraggNN, CnnBragg, MlpBragg
-from edgexnas.host.networks.symmetric_mlp import mlp_bragg_symmetric
+from edgexnas.host.networks.symmetric_mlp import mlp_bragg_mirrored, mlp_bragg_symmetric
 from edgexnas.whole_files import write_whole
 
 PATCH = (1, 11, 11)
@@ -38,6 +38,7 @@ REGISTERS = 65536
 NETWORKS: dict[str, Callable[[], torch.nn.Module]] = {
     "mlpBragg 50×5": lambda: MlpBragg(50, 5),
     "mlpBraggSymmetric 30×3": lambda: mlp_bragg_symmetric(30, 3),
+    "mlpBraggMirrored 24×2": lambda: mlp_bragg_mirrored(24, 2),
     "cnnBragg 16×4": lambda: CnnBragg(16, 4),
     "BraggNN": BraggNN,
 }

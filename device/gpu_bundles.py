@@ -41,12 +41,13 @@ from edgexnas.host.networks.bragg_models import (
     count_parameters,
 )
 from edgexnas.host.networks.ptycho_models import CnnPtycho, MlpPtycho, PtychoNN
-from edgexnas.host.networks.symmetric_mlp import mlp_bragg_symmetric
+from edgexnas.host.networks.symmetric_mlp import mlp_bragg_mirrored, mlp_bragg_symmetric
 from edgexnas.testing import gaussian_patches
 
 NETWORKS: dict[str, tuple[str, Callable[[], nn.Module]]] = {
     "mlpBragg-50x5": ("bragg", lambda: MlpBragg(50, 5)),
     "mlpBraggSymmetric-23x3": ("bragg", lambda: mlp_bragg_symmetric(23, 3)),
+    "mlpBraggMirrored-24x2": ("bragg", lambda: mlp_bragg_mirrored(24, 2)),
     "cnnBragg-16x4": ("bragg", lambda: CnnBragg(16, 4)),
     "cnnBragg-16x12": ("bragg", lambda: CnnBragg(16, 12)),
     "BraggNN": ("bragg", BraggNN),

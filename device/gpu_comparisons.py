@@ -14,7 +14,7 @@ from edgexnas.bundle import Bundle, Precision, open_bundle
 from edgexnas.device.bragg.gpu_pipeline import FramePipeline
 from edgexnas.device.cuda import CudaSession
 from edgexnas.device.engines.fused.engine import open_fused
-from edgexnas.device.engines.fused.graph import UnsuitableNetworkError
+from edgexnas.device.engines.fused.network import UnsuitableNetworkError
 from edgexnas.device.engines.gate import run_in_batches
 from edgexnas.device.engines.onnx_engine import OnnxEngine
 from edgexnas.device.kernels import PatternKernels, PeakKernels

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from math import hypot
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ def page(found: dict[str, Any]) -> str:
         cells = [cell(row_of(rows, name, column)) for column in columns]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines += gains(rows, networks)
+    lines += starts(found["rows"])
     lines += many(found["rows"])
     lines += energies(found.get("energy", []))
     lines += failures(found["rows"])
@@ -56,18 +58,28 @@ def page(found: dict[str, Any]) -> str:
 
 
 def gains(rows: dict[tuple[str, str, str], Row], networks: list[str]) -> list[str]:
-    """Say how much faster the fused engine is than TensorRT, in one sentence for each network."""
+    """Say how many times faster the fused engine is than TensorRT."""
     lines = []
     for name in networks:
-        said = []
+        cells = []
         for precision in ("float16", "int8"):
             pair = [row_of(rows, name, (engine, precision)) for engine in ("tensorrt", "fused")]
             times = [row["device µs"]["p50"] for row in pair if row and "failed" not in row]
-            if len(times) == 2:
-                said.append(f"{times[0] / times[1]:.1f} times in {precision}")
-        if said:
-            lines.append(f"- {name}: fused is faster than TensorRT {' and '.join(said)}.")
-    return ["", *lines] if lines else []
+            cells.append(f"{times[0] / times[1]:.1f}×" if len(times) == 2 else "–")
+        if set(cells) != {"–"}:
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    head = ["", "| fused against TensorRT | float16 | int8 |", "|---|---|---|"]
+    return [*head, *lines] if lines else []
+
+
+def starts(rows: list[Row]) -> list[str]:
+    """Say how long engines took to open whose plan or kernel was in the cache."""
+    taken: dict[str, list[float]] = {}
+    for row in rows:
+        if "failed" not in row and "is from the cache" in row.get("reason", ""):
+            taken.setdefault(row["engine"], []).append(row["open s"])
+    said = [f"{name} {min(times):.2f} to {max(times):.2f} s" for name, times in taken.items()]
+    return ["", f"Opened from the cache: {', '.join(said)}."] if said else []
 
 
 def many(rows: list[Row]) -> list[str]:
@@ -122,8 +134,32 @@ def energies(rows: list[Row]) -> list[str]:
             f"| {row['network']} | {row['engine']} {row['precision']} | {total} | {above} "
             f"| {row['power W']:.0f} |"
         )
+    lines += energy_ratios(rows)
     faults = dict.fromkeys(fault for row in rows for fault in row["faults"])
     return lines + [f"\n**Fault: {fault}**" for fault in faults]
+
+
+def energy_ratios(rows: list[Row]) -> list[str]:
+    """Compare networks with the first on each engine, and the fused engine with TensorRT."""
+    found = {(row["network"], row["engine"], row["precision"]): row for row in rows}
+    lines = []
+    for (name, engine, precision), row in found.items():
+        baseline = found.get((rows[0]["network"], engine, precision))
+        if baseline is not None and baseline is not row:
+            share = energy_ratio(row, baseline)
+            lines.append(f"| {name}, {engine} {precision} | {baseline['network']} | {share} |")
+        other = found.get((name, "tensorrt", precision))
+        if engine == "fused" and other is not None:
+            share = energy_ratio(row, other)
+            lines.append(f"| {name}, {engine} {precision} | tensorrt | {share} |")
+    return ["", "| energy of | against | ratio |", "|---|---|---|", *lines] if lines else []
+
+
+def energy_ratio(row: Row, other: Row) -> str:
+    """Give the ratio of two total energies, its interval from both."""
+    ratio = row["total mJ"] / other["total mJ"]
+    width = ratio * hypot(*(r["total half width mJ"] / r["total mJ"] for r in (row, other)))
+    return f"{ratio:.2f} ± {width:.2f}"
 
 
 def failures(rows: list[Row]) -> list[str]:

@@ -43,11 +43,31 @@ def frames_page(found: dict[str, Any], checks: list[str]) -> str:
         "|---|---|---|---|---|---|---|---|",
         *(_stage_row(row) for row in _in_order(found["frames"]) if "stages us" in row),
         "",
+        *_quiet_lines(found.get("quiet", [])),
         *_copy_lines(found["host copies"]),
         *(["## Checks", "", *(f"* {said}" for said in checks)] if checks else []),
         *_resource_lines(),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _quiet_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """Lay out rows of the same kernels where less else ran; each has the limit of its run."""
+    if not rows:
+        return []
+    return [
+        "Other work ran on the host and on its second GPU meanwhile. The same kernels with less "
+        "beside them, the better place of the frame:",
+        "",
+        "| peaks | pipeline | frames/s | of the limit |",
+        "|---|---|---|---|",
+        *(
+            f"| {row['peaks']:,} | {row['network']}, {row['engine']} {row['precision']} "
+            f"| {row['frames/s']:,.0f} | {row['frames/s'] / row['limit frames/s']:.0%} |"
+            for row in rows
+        ),
+        "",
+    ]
 
 
 def _copy_lines(rows: list[dict[str, Any]]) -> list[str]:

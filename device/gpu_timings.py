@@ -44,7 +44,11 @@ DECODERS = (4, 14)
 DECODED = 50
 """Frames that each of them decodes in one round."""
 
-NETWORKS = {"mlpBragg 50×5": "mlpBragg-50x5.edgex", "BraggNN": "BraggNN.edgex"}
+NETWORKS = {
+    "mlpBragg 50×5": "mlpBragg-50x5.edgex",
+    "mlpBraggMirrored 24×2": "mlpBraggMirrored-24x2.edgex",
+    "BraggNN": "BraggNN.edgex",
+}
 """Names on the page, and of the bundles that `gpu_bundles.py` writes."""
 
 ENGINES = (

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from edgexnas.bragg import CENTRE, Peaks, decode_offsets, scale_patches
 from edgexnas.detector_mask import Mask, merged_masks
-from edgexnas.device.bragg.announcement import Announcement
+from edgexnas.device.bragg.announcement import compare_noise, peak_announcement
 from edgexnas.device.bragg.detection import PeakDetection, naming_frame
 from edgexnas.device.engines.build_progress import build_progress
 from edgexnas.device.lane import Lane, Outcome, drive
@@ -30,6 +30,7 @@ from edgexnas.peak_finding import (
 )
 
 if TYPE_CHECKING:
+    from edgexnas.device.announcement import Announcement
     from edgexnas.device.bragg.gpu_pipeline import FramePipeline
     from edgexnas.device.engines.device_engine import DeviceEngine
     from edgexnas.device.sources.compression import FrameMemory
@@ -177,8 +178,8 @@ class PeakLanes:
         pipeline = self.engine.keep_on_gpu("peaks are found on the CPU", create)
         told = None
         if announce is not None and self.checks is not None:
-            told = Announcement(announce)
-            told.compare_noise(detection.used, self.checks.frame_noise)
+            told = peak_announcement(announce)
+            compare_noise(announce, detection.used, self.checks.frame_noise)
         if pipeline is not None:
             return GpuPeakLane(self.engine, pipeline, detection, told)
         with build_progress(f"the peak finder is compiled for {dtype} frames"):
@@ -190,7 +191,7 @@ class PeakLanes:
         if told is not None and len(frames) > 1:
             for frame in frames:
                 found = finder.find(frame, scaled=True)
-                told.add(self.locate([found], [0], checks)[0])
+                told.add(self.locate([found], [0], checks)[0].reasons)
         return CpuPeakLane(self, finder, detection, told)
 
     def offsets(self, patches: FloatArray) -> FloatArray:
@@ -281,7 +282,7 @@ class PeakLane(Lane[NumberedFrame, dict[int, Peaks]]):
         """Log that the peaks are unlike the training data, before anybody gets them."""
         if self._told is not None:
             for peaks in located:
-                self._told.add(peaks)
+                self._told.add(peaks.reasons)
 
 
 class CpuPeakLane(PeakLane):

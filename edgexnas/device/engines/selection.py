@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import platform
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ import numpy as np
 
 from edgexnas.device.cache import EngineCache, open_cache
 from edgexnas.device.engines.engine import Engine
-from edgexnas.device.engines.fused.graph import UnsuitableNetworkError
+from edgexnas.device.engines.fused.network import UnsuitableNetworkError
 from edgexnas.device.engines.gate import EngineProof, ObjectProof, prove_engine
 from edgexnas.device.engines.opening import (
     checked_counts,
@@ -25,6 +24,7 @@ from edgexnas.device.engines.opening import (
     open_engine,
     resolve_engine,
 )
+from edgexnas.device.power.device_state import device_name
 from edgexnas.errors import EngineAccuracyError, EngineError, MissingDependencyError
 
 if TYPE_CHECKING:
@@ -404,7 +404,7 @@ def _measurement_key(
         "requested": options.engine,
         "library": _library_version(name),
         # The cache folder may be on a network disk, or a card that moves to another device.
-        "processor": _processor(),
+        "processor": f"{device_name(Path('/'))}, {os.cpu_count()} cores",
         "GPU": _gpu() if candidates[0][0] == "fused" or name != "onnxruntime" else None,
     }
 
@@ -428,16 +428,6 @@ def _library_version(name: str) -> str:
     except ImportError:
         # Opening the engine says so in full.
         return "none"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-    except OSError:
-        lines = []
-    # ARM kernels give no "model name"; there the architecture must do.
-    model = next((line.split(":", 1)[1].strip() for line in lines if line[:10] == "model name"), "")
-    return f"{model or platform.machine()}, {os.cpu_count()} cores"
 
 
 def _gpu() -> str:

@@ -58,12 +58,9 @@ class CheckKernels:
         self._middle, self._capacity = checks.middle, capacity
         self._used = used = checks.counted
         self._kernels = KernelSet(session, "checks.cu", None, SIGNATURES, cache=cache)
-        single = [np.zeros(used.counted, np.float32) for _ in range(3)]
-        given = (used.centre, used.per_scale, used.linear)
-        for whole, part in zip(single, given, strict=True):
-            whole[: len(part)] = part
+        standard = used.standard if used.standard.size else np.zeros((3, used.counted), np.float32)
         parts = (
-            used.widening, used.lowest, used.highest, *single, used.form.reshape(-1),
+            used.widening, used.limits.reshape(-1), standard.reshape(-1), used.form.reshape(-1),
             used.snr_edges, used.width_edges, used.factors.reshape(-1),
         )  # fmt: skip
         try:
@@ -101,7 +98,7 @@ class CheckKernels:
         blocks = min(JUDGE_BLOCKS, max(1, self._capacity // (JUDGE_THREADS // 32)))
         self._kernels.launch(
             "judge_peaks", blocks, JUDGE_THREADS, stream, scaled, heights, offsets, levels,
-            self._middle, self._constants.pointer, used.counted, int(len(used.linear) > 0),
+            self._middle, self._constants.pointer, used.counted, int(used.standard.size > 0),
             len(used.snr_edges), len(used.width_edges), float(used.limit), header,
             self._own.pointer, self._reasons.pointer, alone,
         )  # fmt: skip

@@ -119,7 +119,7 @@ def compile_kernels(
     Parameters
     ----------
     source
-        "peaks.cu", "checks.cu", "patterns.cu", "object.cu" or "fused.cu".
+        "peaks.cu", "checks.cu", "patterns.cu", "object.cu", "refine.cu" or "fused.cu".
     capability
         Compute capability of the GPU, as "SM87".
     definitions

@@ -17,11 +17,12 @@
 #define SHARED_MEMORY(name) extern __shared__ __align__(128) char name[]
 #define INLINE __device__ __forceinline__
 
-INLINE void load_matrices(unsigned (&to)[4], const char *row)
+// OFFSET is part of the instruction: added to the address before, it would cost one of its own.
+template <int OFFSET> INLINE void load_matrices(unsigned (&to)[4], const char *row)
 {
     unsigned address = (unsigned)__cvta_generic_to_shared(row);
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(address));
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4 + %5];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(address), "n"(OFFSET));
 }
 
 INLINE void load_transposed(unsigned (&to)[4], const char *row)
@@ -59,12 +60,21 @@ INLINE void from_halves(unsigned pair, float &low, float &high)
         : "=f"(low), "=f"(high) : "r"(pair));
 }
 
-// To nearest even, as QuantizeLinear of ONNX, and held within -128 to 127.
-INLINE int as_int8(float value)
+// To nearest even, as QuantizeLinear of ONNX, and held within -128 to 127: two int8 in the lower bytes, and behind them
+// the lower half of `rest`.
+INLINE unsigned as_bytes(float first, float second, unsigned rest = 0)
 {
-    int rounded;
-    asm("cvt.rni.sat.s8.f32 %0, %1;" : "=r"(rounded) : "f"(value));
-    return rounded;
+    unsigned word;
+    asm("{.reg .s32 f, s; cvt.rni.s32.f32 f, %1; cvt.rni.s32.f32 s, %2; cvt.pack.sat.s8.s32.b32 %0, s, f, %3;}"
+        : "=r"(word) : "f"(first), "f"(second), "r"(rest));
+    return word;
+}
+
+INLINE float reciprocal(float value)
+{
+    float inverse;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(value));
+    return inverse;
 }
 
 INLINE float power_of_two(float value)
@@ -72,6 +82,28 @@ INLINE float power_of_two(float value)
     float power;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(value));
     return power;
+}
+
+// Stores if `there`: by a predicate, because a branch for each would keep sums from being worked on side by side.
+template <int OFFSET> INLINE void store_if(bool there, char *to, unsigned short word)
+{
+    unsigned address = (unsigned)__cvta_generic_to_shared(to);
+    asm volatile("{.reg .pred p; setp.ne.s32 p, %0, 0; @p st.shared.u16 [%1 + %3], %2;}"
+                 ::"r"((int)there), "r"(address), "h"(word), "n"(OFFSET));
+}
+
+template <int OFFSET> INLINE void store_if(bool there, char *to, unsigned word)
+{
+    unsigned address = (unsigned)__cvta_generic_to_shared(to);
+    asm volatile("{.reg .pred p; setp.ne.s32 p, %0, 0; @p st.shared.u32 [%1 + %3], %2;}"
+                 ::"r"((int)there), "r"(address), "r"(word), "n"(OFFSET));
+}
+
+template <int OFFSET> INLINE void store_if(bool there, char *to, float2 pair)
+{
+    unsigned address = (unsigned)__cvta_generic_to_shared(to);
+    asm volatile("{.reg .pred p; setp.ne.s32 p, %0, 0; @p st.shared.v2.f32 [%1 + %4], {%2, %3};}"
+                 ::"r"((int)there), "r"(address), "f"(pair.x), "f"(pair.y), "n"(OFFSET));
 }
 
 INLINE void copy_chunk(char *to, const char *from)
@@ -109,9 +141,10 @@ template <int KIND> INLINE float activated(float value, float slope)
     if (KIND == RELU)
         return fmaxf(value, 0.0f);
     if (KIND == LEAKY)
-        return value > 0.0f ? value : slope * value;
+        // One instruction less, and the same for slopes of 1 or less.
+        return slope >= 0.0f && slope <= 1.0f ? fmaxf(value, slope * value) : value > 0.0f ? value : slope * value;
     if (KIND == SILU)
-        return value / (1.0f + power_of_two(-value * LOG2_E));
+        return value * reciprocal(1.0f + power_of_two(-value * LOG2_E));
     return value;
 }
 
@@ -139,11 +172,15 @@ template <class I> INLINE float pixel_of(const float *patches, int group, int co
         if (at_row < 0 || at_row >= PATCH || at_column < 0 || at_column >= PATCH)
             return 0.0f;
         pixel = at_row * PATCH + at_column;
-    } else if (I::SYMMETRIC) {
-        // Each patch twice, the second time with rows and columns exchanged.
-        item += row / 2;
-        if (row % 2)
-            pixel = column % PATCH * PATCH + column / PATCH;
+    } else if (I::IMAGES > 1) {
+        // Each patch several times: every second time with rows and columns exchanged, and these mirrored.
+        int image = row % I::IMAGES, down = column / PATCH, across = column % PATCH;
+        item += row / I::IMAGES;
+        if (image & 2)
+            across = PATCH - 1 - across;
+        if (image & 4)
+            down = PATCH - 1 - down;
+        pixel = image & 1 ? across * PATCH + down : down * PATCH + across;
     } else {
         item += row;
     }
@@ -173,8 +210,7 @@ template <class I> INLINE void store_input(char *memory, const float (&pixels)[I
             continue;
         char *to = memory + I::AT + row * I::STRIDE;
         if (I::IN_INT8) {
-            int low = as_int8(pixels[i][0] * I::inverse_scale()), high = as_int8(pixels[i][1] * I::inverse_scale());
-            *(unsigned short *)(to + column) = (low & 255) | (high & 255) << 8;
+            *(unsigned short *)(to + column) = as_bytes(pixels[i][0] * I::inverse_scale(), pixels[i][1] * I::inverse_scale());
         } else {
             *(unsigned *)(to + 2 * column) = as_halves(pixels[i][0], pixels[i][1]);
         }
@@ -206,13 +242,20 @@ template <class C> INLINE void find_centroids(char *memory, const float *patches
 
 // ---- products ----
 
-// Where the window of output row `row` begins.
-template <class L> INLINE const char *window_of(const char *memory, int row)
+// Item, row and column of a row of the product.
+template <class L> INLINE void place_of(unsigned row, unsigned &item, unsigned &y, unsigned &x)
 {
-    row = row < L::ROWS ? row : 0;
-    int item = row / L::PIXELS, pixel = row % L::PIXELS;
-    return memory + L::IN + item * L::IN_ITEM
-         + ((pixel / L::WIDTH) * L::IN_PITCH + pixel % L::WIDTH) * L::IN_STRIDE;
+    item = L::ROWS > L::PIXELS ? row / L::PIXELS : 0;
+    unsigned pixel = row - item * L::PIXELS;
+    y = pixel / L::WIDTH, x = pixel % L::WIDTH;
+}
+
+// Where the window of output row `row` begins.
+template <class L> INLINE const char *window_of(const char *memory, unsigned row)
+{
+    unsigned item, y, x;
+    place_of<L>(row < L::ROWS ? row : 0, item, y, x);
+    return memory + L::IN + item * L::IN_ITEM + (y * L::IN_PITCH + x) * L::IN_STRIDE;
 }
 
 // Distance of a chunk from the window's beginning. The one that makes their number even has weights of 0.
@@ -225,132 +268,185 @@ template <class L> __host__ __device__ constexpr int chunk_at(int chunk)
          + chunk % L::CHUNKS_A_PIXEL * 16;
 }
 
-// What becomes of a sum: scale, bias, activation, what is added, and where it goes.
-template <class L>
-INLINE void store_tile(
-    char *memory, int lane, int row_tile, int column_tile, const typename L::Type::Sum (&sums)[4], int slot = 0)
+// Store one row's pairs of values in the forms in which they are read.
+template <class L, int TILE, int ACROSS>
+INLINE void store_values(bool there, char *floats, char *halves, char *bytes, const float2 (&values)[ACROSS])
 {
-    int column = column_tile * 8 + lane % 4 * 2;
-    float2 bias = *(const float2 *)(memory + L::BIAS + 4 * column), scale = {1.0f, 1.0f};
-    if (L::SCALES >= 0)
-        scale = *(const float2 *)(memory + L::SCALES + 4 * column);
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-        int row = row_tile * 16 + lane / 4 + 8 * half;
-        if (row >= L::ROWS)
-            continue;
-        float low = (float)sums[2 * half] * scale.x + bias.x, high = (float)sums[2 * half + 1] * scale.y + bias.y;
-        low = activated<L::ACTIVATION>(low, L::slope()), high = activated<L::ACTIVATION>(high, L::slope());
-        int item = row / L::PIXELS, pixel = row % L::PIXELS, y = pixel / L::WIDTH, x = pixel % L::WIDTH;
-        if (L::ADDED >= 0) {
-            const char *from = memory + L::ADDED + L::ADDED_SIZE * column
-                             + (item + (y + L::ADDED_BORDER) * L::ADDED_PITCH + x + L::ADDED_BORDER) * L::ADDED_STRIDE;
-            float low_added = ((const signed char *)from)[0] * L::added_scale();
-            float high_added = ((const signed char *)from)[1] * L::added_scale();
-            if (L::ADDED_SIZE == 2)
-                from_halves(*(const unsigned *)from, low_added, high_added);
-            low = low_added + L::gain() * low, high = high_added + L::gain() * high;
-            low = activated<L::THEN>(low, L::slope()), high = activated<L::THEN>(high, L::slope());
-        }
-        int place = ((y + L::BORDER) * L::PITCH + x + L::BORDER);
+    if constexpr (TILE < ACROSS) {
+        float low = values[TILE].x, high = values[TILE].y;
         if (L::FLOATS >= 0)
-            *(float2 *)(memory + L::FLOATS + row * L::FLOATS_STRIDE + 4 * column) = {low, high};
+            store_if<32 * TILE>(there, floats, values[TILE]);
         if (L::HALVES >= 0)
-            *(unsigned *)(memory + L::HALVES + slot * L::HALVES_SLOT + item * L::HALVES_ITEM + place * L::HALVES_STRIDE + 2 * column) = as_halves(low, high);
+            store_if<16 * TILE>(there, halves, as_halves(low, high));
         if (L::BYTES >= 0)
-            *(unsigned short *)(memory + L::BYTES + slot * L::BYTES_SLOT + item * L::BYTES_ITEM + place * L::BYTES_STRIDE + column)
-                = (as_int8(low * L::inverse_scale()) & 255) | (as_int8(high * L::inverse_scale()) & 255) << 8;
+            store_if<8 * TILE>(there, bytes, (unsigned short)as_bytes(low * L::inverse_scale(), high * L::inverse_scale()));
+        store_values<L, TILE + 1>(there, floats, halves, bytes, values);
     }
 }
 
-template <class L, int PART> INLINE void add_products(
-    typename L::Type::Sum (&sums)[L::CHAINS][L::TILES][4], const char *window, const uint2 *weights, bool second)
+// What becomes of sums: scale, bias, activation, what is added, and where they go. DOWN times ACROSS tiles are worked
+// on side by side, and stored once all of them are done.
+template <class L, int DOWN, int ACROSS>
+INLINE void store_tiles(
+    char *memory, unsigned lane, unsigned row_tile, unsigned column_tile,
+    const typename L::Type::Sum (&sums)[DOWN][ACROSS][4], int slot = 0)
 {
+    const unsigned first = column_tile * 8 + lane % 4 * 2;
+    float2 bias[ACROSS], scale[ACROSS];
 #pragma unroll
-    for (int step = PART * L::STEPS / L::PARTS; step < (PART + 1) * L::STEPS / L::PARTS; step++) {
-        unsigned a[4];
-        load_matrices(a, window + (second ? chunk_at<L>(2 * step + 1) : chunk_at<L>(2 * step)));
+    for (int tile = 0; tile < ACROSS; tile++) {
+        bias[tile] = *(const float2 *)(memory + L::BIAS + 4 * (first + 8 * tile));
+        scale[tile] = {1.0f, 1.0f};
+        if (L::SCALES >= 0)
+            scale[tile] = *(const float2 *)(memory + L::SCALES + 4 * (first + 8 * tile));
+    }
+    float2 values[DOWN][2][ACROSS];
+#pragma unroll
+    for (int down = 0; down < DOWN; down++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            unsigned row = (row_tile + down) * 16 + lane / 4 + 8 * half, item, y, x;
+            place_of<L>(row < L::ROWS ? row : 0, item, y, x);
+            const char *from = memory + L::ADDED + L::ADDED_SIZE * first
+                             + (item + (y + L::ADDED_BORDER) * L::ADDED_PITCH + x + L::ADDED_BORDER) * L::ADDED_STRIDE;
+#pragma unroll
+            for (int tile = 0; tile < ACROSS; tile++) {
+                // Written out, because sources are compiled without contraction.
+                float low = fmaf((float)sums[down][tile][2 * half], scale[tile].x, bias[tile].x);
+                float high = fmaf((float)sums[down][tile][2 * half + 1], scale[tile].y, bias[tile].y);
+                low = activated<L::ACTIVATION>(low, L::slope()), high = activated<L::ACTIVATION>(high, L::slope());
+                if (L::ADDED >= 0) {
+                    float low_added, high_added;
+                    if (L::ADDED_SIZE == 2) {
+                        from_halves(*(const unsigned *)(from + 16 * tile), low_added, high_added);
+                    } else {
+                        low_added = ((const signed char *)from)[8 * tile] * L::added_scale();
+                        high_added = ((const signed char *)from)[8 * tile + 1] * L::added_scale();
+                    }
+                    low = fmaf(L::gain(), low, low_added), high = fmaf(L::gain(), high, high_added);
+                    low = activated<L::THEN>(low, L::slope()), high = activated<L::THEN>(high, L::slope());
+                }
+                values[down][half][tile] = {low, high};
+            }
+        }
+#pragma unroll
+    for (int down = 0; down < DOWN; down++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            unsigned row = (row_tile + down) * 16 + lane / 4 + 8 * half, item, y, x;
+            place_of<L>(row, item, y, x);
+            unsigned place = (y + L::BORDER) * L::PITCH + x + L::BORDER;
+            store_values<L, 0>(
+                row < L::ROWS, memory + L::FLOATS + row * L::FLOATS_STRIDE + 4 * first,
+                memory + L::HALVES + slot * L::HALVES_SLOT + item * L::HALVES_ITEM + place * L::HALVES_STRIDE + 2 * first,
+                memory + L::BYTES + slot * L::BYTES_SLOT + item * L::BYTES_ITEM + place * L::BYTES_STRIDE + first,
+                values[down][half]);
+        }
+}
+
+// Steps from STEP to END of a product.
+template <class L, int STEP, int END> INLINE void add_products(
+    typename L::Type::Sum (&sums)[L::CHAINS][L::DOWN][L::TILES][4], const char *const (&windows)[L::DOWN], const uint2 *weights,
+    bool second)
+{
+    if constexpr (STEP < END) {
+        unsigned a[L::DOWN][4];
+#pragma unroll
+        for (int down = 0; down < L::DOWN; down++) {
+            if constexpr (L::CHUNKS_A_PIXEL % 2 == 0)
+                load_matrices<chunk_at<L>(2 * STEP)>(a[down], windows[down]);
+            else
+                load_matrices<0>(a[down], windows[down] + (second ? chunk_at<L>(2 * STEP + 1) : chunk_at<L>(2 * STEP)));
+        }
 #pragma unroll
         for (int tile = 0; tile < L::TILES; tile++) {
-            uint2 b = weights[(tile * L::STEPS + step) * 32];
-            multiply_add(sums[step % L::CHAINS][tile], a, b.x, b.y);
+            uint2 b = weights[(tile * L::STEPS + STEP) * 32];
+#pragma unroll
+            for (int down = 0; down < L::DOWN; down++)
+                multiply_add(sums[STEP % L::CHAINS][down][tile], a[down], b.x, b.y);
         }
+        add_products<L, STEP + 1, END>(sums, windows, weights, second);
     }
 }
 
 template <class L, int PART> struct Parts {
-    static INLINE void add(int part, typename L::Type::Sum (&sums)[L::CHAINS][L::TILES][4], const char *window,
-                           const uint2 *weights, bool second)
+    static INLINE void add(int part, typename L::Type::Sum (&sums)[L::CHAINS][L::DOWN][L::TILES][4],
+                           const char *const (&windows)[L::DOWN], const uint2 *weights, bool second)
     {
         // Each part has code of its own, in which the places of all chunks are constants.
         if (part == PART)
-            add_products<L, PART>(sums, window, weights, second);
+            add_products<L, PART * L::STEPS / L::PARTS, (PART + 1) * L::STEPS / L::PARTS>(sums, windows, weights, second);
         else
-            Parts<L, PART - 1>::add(part, sums, window, weights, second);
+            Parts<L, PART - 1>::add(part, sums, windows, weights, second);
     }
 };
 template <class L> struct Parts<L, -1> {
-    static INLINE void add(int, typename L::Type::Sum (&)[L::CHAINS][L::TILES][4], const char *, const uint2 *, bool) {}
+    static INLINE void add(int, typename L::Type::Sum (&)[L::CHAINS][L::DOWN][L::TILES][4], const char *const (&)[L::DOWN],
+                           const uint2 *, bool) {}
 };
 
-// One layer. A job is 16 rows and TILES times 8 columns; where jobs are few, PARTS of them share the products of each.
-// What it writes is of patch `slot` of those whose dense layers are computed together.
+// One layer. A job is DOWN times 16 rows and TILES times 8 columns; where jobs are few, PARTS of them share the products
+// of each. What it writes is of patch `slot` of those whose dense layers are computed together.
 template <class L> INLINE void multiply(char *memory, int slot = 0)
 {
     typedef typename L::Type::Sum Sum;
-    const int thread = threadIdx.x + hidden_zero(), warp = thread / 32, lane = thread % 32;
-    for (int job = warp; job < L::ROW_TILES * (L::COLUMN_TILES / L::TILES) * L::PARTS; job += WARPS) {
-        int part = job % L::PARTS, tiles = job / L::PARTS % (L::COLUMN_TILES / L::TILES) * L::TILES;
-        int row_tile = job / L::PARTS / (L::COLUMN_TILES / L::TILES);
+    const unsigned thread = threadIdx.x + hidden_zero(), warp = thread / 32, lane = thread % 32;
+    for (unsigned job = warp; job < (L::ROW_TILES / L::DOWN) * (L::COLUMN_TILES / L::TILES) * L::PARTS; job += WARPS) {
+        unsigned part = job % L::PARTS, tiles = job / L::PARTS % (L::COLUMN_TILES / L::TILES) * L::TILES;
+        unsigned row_tile = job / L::PARTS / (L::COLUMN_TILES / L::TILES) * L::DOWN;
         // Two sums in turn where there is one tile: a product would wait for the one before it.
-        Sum sums[L::CHAINS][L::TILES][4] = {};
-        const char *window = window_of<L>(memory, row_tile * 16 + lane % 16);
+        Sum sums[L::CHAINS][L::DOWN][L::TILES][4] = {};
+        const char *windows[L::DOWN];
+#pragma unroll
+        for (int down = 0; down < L::DOWN; down++)
+            windows[down] = window_of<L>(memory, (row_tile + down) * 16 + lane % 16)
+                          + (L::CHUNKS_A_PIXEL % 2 == 0 ? lane / 16 * 16 : 0);
         const uint2 *weights = (const uint2 *)(memory + L::WEIGHTS) + tiles * L::STEPS * 32 + lane;
-        Parts<L, L::PARTS - 1>::add(part, sums, window, weights, lane >= 16);
+        Parts<L, L::PARTS - 1>::add(part, sums, windows, weights, lane >= 16);
 #pragma unroll
-        for (int tile = 0; tile < L::TILES; tile++) {
+        for (int down = 0; down < L::DOWN; down++)
 #pragma unroll
-            for (int i = 0; L::CHAINS == 2 && i < 4; i++)
-                sums[0][tile][i] += sums[L::CHAINS - 1][tile][i];
-            if (L::PARTS == 1) {
-                store_tile<L>(memory, lane, row_tile, tiles + tile, sums[0][tile], slot);
-            } else {
+            for (int tile = 0; tile < L::TILES; tile++)
+#pragma unroll
+                for (int i = 0; L::CHAINS == 2 && i < 4; i++)
+                    sums[0][down][tile][i] += sums[L::CHAINS - 1][down][tile][i];
+        if (L::PARTS == 1) {
+            store_tiles<L, L::DOWN, L::TILES>(memory, lane, row_tile, tiles, sums[0], slot);
+            continue;
+        }
+#pragma unroll
+        for (int down = 0; down < L::DOWN; down++)
+#pragma unroll
+            for (int tile = 0; tile < L::TILES; tile++) {
                 Sum *to = (Sum *)(memory + L::SCRATCH)
-                        + (((row_tile * L::COLUMN_TILES + tiles + tile) * L::PARTS + part) * 32 + lane) * 4;
+                        + ((((row_tile + down) * L::COLUMN_TILES + tiles + tile) * L::PARTS + part) * 32 + lane) * 4;
 #pragma unroll
                 for (int i = 0; i < 4; i++)
-                    to[i] = sums[0][tile][i];
+                    to[i] = sums[0][down][tile][i];
             }
-        }
     }
     if (L::PARTS == 1)
         return;
     __syncthreads();
-    for (int tile = warp; tile < L::ROW_TILES * L::COLUMN_TILES; tile += WARPS) {
-        Sum sums[4] = {};
+    for (unsigned tile = warp; tile < L::ROW_TILES * L::COLUMN_TILES; tile += WARPS) {
+        Sum sums[1][1][4] = {};
         const Sum *from = (const Sum *)(memory + L::SCRATCH) + (tile * L::PARTS * 32 + lane) * 4;
 #pragma unroll
         for (int part = 0; part < L::PARTS; part++)
 #pragma unroll
             for (int i = 0; i < 4; i++)
-                sums[i] += from[part * 128 + i];
-        store_tile<L>(memory, lane, tile / L::COLUMN_TILES, tile % L::COLUMN_TILES, sums, slot);
+                sums[0][0][i] += from[part * 128 + i];
+        store_tiles<L, 1, 1>(memory, lane, tile / L::COLUMN_TILES, tile % L::COLUMN_TILES, sums, slot);
     }
 }
 
 // ---- attention over the pixels of one map, and the product behind it ----
 
-// A row's maximum or sum lies with four neighbouring lanes.
+// A row's maximum lies with four neighbouring lanes.
 INLINE float most_of_four(float value)
 {
     value = fmaxf(value, __shfl_xor_sync(EVERY_LANE, value, 1));
     return fmaxf(value, __shfl_xor_sync(EVERY_LANE, value, 2));
-}
-
-INLINE float sum_of_four(float value)
-{
-    value += __shfl_xor_sync(EVERY_LANE, value, 1);
-    return value + __shfl_xor_sync(EVERY_LANE, value, 2);
 }
 
 // The operand of the product behind attention. In float16 the sums lie where that product wants them; in int8 its
@@ -370,12 +466,9 @@ template <class A> INLINE void as_operand(unsigned (&operand)[A::STEPS][4], cons
     for (int step = 0; step < A::STEPS; step++)
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            unsigned word = 0;
-#pragma unroll
-            for (int byte = 0; byte < 4; byte++)
-                word |= (as_int8(mixed[4 * step + i / 2 * 2 + byte / 2][i % 2 * 2 + byte % 2] * A::inverse_scale()) & 255)
-                     << 8 * byte;
-            operand[step][i] = word;
+            const float (&first)[4] = mixed[4 * step + i / 2 * 2], (&second)[4] = mixed[4 * step + i / 2 * 2 + 1];
+            int at = i % 2 * 2;
+            operand[step][i] = as_bytes(first[at], first[at + 1], as_bytes(second[at], second[at + 1]));
         }
 }
 
@@ -383,30 +476,30 @@ template <class A> INLINE void as_operand(unsigned (&operand)[A::STEPS][4], cons
 // takes 16 pixels and keeps their scores in registers.
 template <class A, class L> INLINE void attend(char *memory)
 {
-    const int thread = threadIdx.x + hidden_zero(), lane = thread % 32;
-    for (int row_tile = thread / 32; row_tile < L::ROW_TILES; row_tile += WARPS) {
+    const unsigned thread = threadIdx.x + hidden_zero(), lane = thread % 32;
+    for (unsigned row_tile = thread / 32; row_tile < L::ROW_TILES; row_tile += WARPS) {
         // The rows that this lane loads: of theta by 16, of phi by 8, of g by 16.
         const char *map = memory + A::IN;
-        int row = row_tile * 16 + lane % 16;
+        unsigned row = row_tile * 16 + lane % 16;
         const char *theta = map + (row < A::PIXELS ? row : 0) * A::STRIDE + lane / 16 * 16;
         unsigned queries[A::INNER / 16][4];
 #pragma unroll
         for (int step = 0; step < A::INNER / 16; step++)
-            load_matrices(queries[step], theta + 32 * step);
+            load_matrices<0>(queries[step], theta + 32 * step);
         float scores[A::KEY_TILES][4] = {};
 #pragma unroll
         for (int tile = 0; tile < A::KEY_TILES; tile++) {
-            int key = tile * 8 + lane % 8;
+            unsigned key = tile * 8 + lane % 8;
             const char *phi = map + (key < A::PIXELS ? key : 0) * A::STRIDE + 2 * A::INNER + lane / 8 * 16;
 #pragma unroll
             for (int two = 0; two < A::INNER / 32; two++) {
                 unsigned keys[4];
-                load_matrices(keys, phi + 64 * two);
+                load_matrices<0>(keys, phi + 64 * two);
                 multiply_add(scores[tile], queries[2 * two], keys[0], keys[1]);
                 multiply_add(scores[tile], queries[2 * two + 1], keys[2], keys[3]);
             }
         }
-        float most[2] = {-3.0e38f, -3.0e38f}, sum[2] = {0.0f, 0.0f};
+        float most[2] = {-3.0e38f, -3.0e38f};
 #pragma unroll
         for (int tile = 0; tile < A::KEY_TILES; tile++)
 #pragma unroll
@@ -419,11 +512,11 @@ template <class A, class L> INLINE void attend(char *memory)
 #pragma unroll
         for (int tile = 0; tile < A::KEY_TILES; tile++)
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                scores[tile][i] = power_of_two(scores[tile][i] * LOG2_E - most[i / 2]);
-                sum[i / 2] += scores[tile][i];
-            }
-        float share[2] = {1.0f / sum_of_four(sum[0]), 1.0f / sum_of_four(sum[1])};
+            for (int i = 0; i < 4; i++)
+                scores[tile][i] = power_of_two(fmaf(scores[tile][i], LOG2_E, -most[i / 2]));
+        // The sums of weights are a product too, with a column of ones.
+        float weight_sums[4] = {};
+        const unsigned ones = as_halves(1.0f, 1.0f);
         float mixed[A::INNER / 8][4] = {};
 #pragma unroll
         for (int step = 0; step < (A::KEY_TILES + 1) / 2; step++) {
@@ -434,7 +527,8 @@ template <class A, class L> INLINE void attend(char *memory)
                 int tile = 2 * step + i / 2;
                 weights[i] = tile < A::KEY_TILES ? as_halves(scores[tile % A::KEY_TILES][i % 2 * 2], scores[tile % A::KEY_TILES][i % 2 * 2 + 1]) : 0;
             }
-            int key = step * 16 + lane % 16;
+            multiply_add(weight_sums, weights, ones, ones);
+            unsigned key = step * 16 + lane % 16;
             const char *values_at = map + (key < A::PIXELS ? key : 0) * A::STRIDE + 4 * A::INNER + lane / 16 * 16;
 #pragma unroll
             for (int two = 0; two < A::INNER / 16; two++) {
@@ -444,6 +538,7 @@ template <class A, class L> INLINE void attend(char *memory)
                 multiply_add(mixed[2 * two + 1], weights, values[2], values[3]);
             }
         }
+        const float share[2] = {reciprocal(weight_sums[0]) * A::inverse_scale(), reciprocal(weight_sums[2]) * A::inverse_scale()};
 #pragma unroll
         for (int tile = 0; tile < A::INNER / 8; tile++)
 #pragma unroll
@@ -453,14 +548,16 @@ template <class A, class L> INLINE void attend(char *memory)
         as_operand<A>(operand, mixed, typename L::Type());
         const uint2 *weights = (const uint2 *)(memory + L::WEIGHTS) + lane;
 #pragma unroll
-        for (int tile = 0; tile < L::COLUMN_TILES; tile++) {
-            typename L::Type::Sum sums[4] = {};
+        for (int tile = 0; tile < L::COLUMN_TILES; tile += L::TILES) {
+            typename L::Type::Sum sums[1][L::TILES][4] = {};
 #pragma unroll
-            for (int step = 0; step < A::STEPS; step++) {
-                uint2 b = weights[(tile * A::STEPS + step) * 32];
-                multiply_add(sums, operand[step], b.x, b.y);
-            }
-            store_tile<L>(memory, lane, row_tile, tile, sums);
+            for (int step = 0; step < A::STEPS; step++)
+#pragma unroll
+                for (int each = 0; each < L::TILES; each++) {
+                    uint2 b = weights[((tile + each) * A::STEPS + step) * 32];
+                    multiply_add(sums[0][each], operand[step], b.x, b.y);
+                }
+            store_tiles<L, 1, L::TILES>(memory, lane, row_tile, tile, sums);
         }
     }
 }
@@ -525,8 +622,8 @@ template <class Q> INLINE void write_quantiles(const char *memory, float *offset
         int patch = (begin + item / ITEMS * gridDim.x) * ITEMS + item % ITEMS;
         if (patch >= count)
             continue;
-        const float *raw = (const float *)(memory + Q::RAW + (Q::SYMMETRIC ? i : item) * Q::STRIDE)
-                         + (Q::SYMMETRIC ? 0 : coordinate * Q::LEVELS);
+        const float *raw = (const float *)(memory + Q::RAW + (Q::IMAGES > 1 ? i : item) * Q::STRIDE)
+                         + (Q::IMAGES > 1 ? 0 : coordinate * Q::LEVELS);
         float *to = offsets + ((long long)patch * 2 + coordinate) * Q::LEVELS;
         float start = Q::CENTROIDS >= 0 ? ((const float *)(memory + Q::CENTROIDS))[i] : 0.0f;
         float value = raw[Q::MIDDLE];
@@ -536,5 +633,36 @@ template <class Q> INLINE void write_quantiles(const char *memory, float *offset
         value = raw[Q::MIDDLE];
         for (int level = Q::MIDDLE - 1; level >= 0; level--)
             to[level] = (value -= softplus(raw[level])) + start;
+    }
+}
+
+// As `write_quantiles`, averaged over the mirror images of a patch, which eight neighbouring lanes have. What those say
+// that are mirrored along the coordinate has the other sign, and its quantiles in the other order.
+template <class Q> INLINE void write_averages(const char *memory, float *offsets, int begin, int count)
+{
+    const int each = Q::IMAGES, lane = threadIdx.x % each, coordinate = lane % 2;
+    const bool turned = lane & 4;
+    for (int first = threadIdx.x / 32 * 32; first < ITEMS * each; first += THREADS) {
+        int row = first + threadIdx.x % 32, item = row / each, patch = begin * ITEMS + item;
+        bool there = item < ITEMS && patch < count;
+        const float *raw = (const float *)(memory + Q::RAW + (there ? row : 0) * Q::STRIDE);
+        float values[Q::LEVELS];
+        float value = values[Q::MIDDLE] = raw[Q::MIDDLE];
+#pragma unroll
+        for (int level = Q::MIDDLE + 1; level < Q::LEVELS; level++)
+            values[level] = value += softplus(raw[level]);
+        value = raw[Q::MIDDLE];
+#pragma unroll
+        for (int level = Q::MIDDLE - 1; level >= 0; level--)
+            values[level] = value -= softplus(raw[level]);
+        float start = Q::CENTROIDS >= 0 && there ? ((const float *)(memory + Q::CENTROIDS))[2 * item + coordinate] : 0.0f;
+#pragma unroll
+        for (int level = 0; level < Q::LEVELS; level++) {
+            float sum = turned ? -values[Q::LEVELS - 1 - level] : values[level];
+            sum += __shfl_xor_sync(EVERY_LANE, sum, 2);
+            sum += __shfl_xor_sync(EVERY_LANE, sum, 4);
+            if (there && lane < 2)
+                offsets[((long long)patch * 2 + coordinate) * Q::LEVELS + level] = 0.25f * sum + start;
+        }
     }
 }

@@ -29,6 +29,8 @@ class KernelSet:
         Of the pixels; None for kernels that see none.
     signatures
         Name of each kernel → types of its arguments, as `pycuda.driver.Function.prepare` takes.
+    definitions
+        Further macros for the source.
     cache
         Where compiled kernels are kept; None for nowhere.
 
@@ -47,11 +49,13 @@ class KernelSet:
         dtype: npt.DTypeLike | None,
         signatures: Mapping[str, str],
         *,
+        definitions: Mapping[str, str] | None = None,
         cache: EngineCache | None = None,
     ) -> None:
         self._session = session
         self._buffers: list[DeviceBuffer] = []
         macros = {} if dtype is None else pixel_definitions(dtype)
+        macros |= definitions or {}
         image = compile_kernels(source, session.capability, macros, cache=cache)
         module = session.module(image)
         with session.current():

@@ -25,6 +25,7 @@ CUT_THREADS = 128
 KEEP_THREADS = 1024
 # Must equal CHUNK of peaks.cu, as must the numbers of threads.
 CHUNK = THREADS * 8
+JUDGE_THREADS = CHUNK // 32
 # Blocks that fill the largest GPUs several times; each takes one peak after the other.
 CUT_BLOCKS = 4096
 DECODE_BLOCKS = 128
@@ -36,7 +37,8 @@ NO_BAD_PIXEL = np.iinfo(np.int32).max
 
 SIGNATURES = {
     "threshold_map": "PPPddiP",
-    "mark_peaks": "PPPPPiiidddddddPPP",
+    "mark_peaks": "PPPiiddPPP",
+    "judge_maxima": "PPPPPiiidddddddPP",
     "gather_peaks": "PPPP",
     "keep_brightest": "PPPiPP",
     "cut_patches": "PPPiidPPPPPP",
@@ -104,7 +106,8 @@ class PeakKernels:
             if finder.mask is not None:
                 self._mask = uploaded(finder.mask.astype(np.uint8)).pointer
             self._chunk_counts = buffer((self._chunks,), np.int32)
-            # Peaks lie three pixels apart at least, so that half of the pixels is more than enough.
+            # Peaks lie three pixels apart at least, so that half of the pixels is more than enough;
+            # what may be peaks is first listed here in half of the bytes.
             self._chunk_peaks = buffer((self._chunks, CHUNK // 2), np.int32)
             self._found = buffer((self._chunks * CHUNK // 2,), np.int32)
             self.kept = buffer((capacity,), np.int32)
@@ -138,12 +141,18 @@ class PeakKernels:
         settings = self._settings
         maps = (self._mask, self._level)
         call = self._kernels.launch
+        rim = PLATEAU_RIM * self._saturation
         call(
-            "mark_peaks", self._chunks, THREADS, stream, frame, self._threshold.pointer, *maps,
-            self._noise, self._height, self._width, settings.minimum_pixels,
+            "mark_peaks", self._chunks, THREADS, stream, frame, self._threshold.pointer, self._mask,
+            self._height, self._width, self._saturation, rim, self._chunk_counts.pointer,
+            self._chunk_peaks.pointer, self.header.pointer,
+        )  # fmt: skip
+        call(
+            "judge_maxima", self._chunks, JUDGE_THREADS, stream, frame, self._threshold.pointer,
+            *maps, self._noise, self._height, self._width, settings.minimum_pixels,
             settings.noise_sigmas, settings.least_counts, settings.snr, settings.prominence_sigmas,
-            settings.ridge_fraction, self._saturation, PLATEAU_RIM * self._saturation,
-            self._chunk_counts.pointer, self._chunk_peaks.pointer, self.header.pointer,
+            settings.ridge_fraction, self._saturation, rim, self._chunk_counts.pointer,
+            self._chunk_peaks.pointer,
         )  # fmt: skip
         call(
             "gather_peaks", self._chunks, THREADS, stream, self._chunk_counts.pointer,

@@ -8,7 +8,8 @@
 //   PIXEL_MIN, PIXEL_MAX  the bounds of an integer PIXEL, as double
 //
 // Peaks are kept in the order of their flat index without atomics: each block of mark_peaks owns CHUNK
-// consecutive pixels and lists its own peaks in order; gather_peaks puts the lists behind each other.
+// consecutive pixels and lists what may be peaks; judge_maxima lists the peaks among them in order, and
+// gather_peaks puts the lists behind each other.
 
 typedef unsigned char u8;
 typedef unsigned long long u64;
@@ -28,6 +29,12 @@ typedef unsigned long long u64;
 #define ASCENT_STEPS 32
 #define CUT_THREADS 128
 #define KEEP_THREADS 1024
+// One for each 32 pixels of a chunk.
+#define JUDGE_THREADS (CHUNK / 32)
+
+// What mark_peaks says of a pixel, beside its place in the chunk.
+#define MAY_BE_PLATEAU 0x8000u
+#define IS_MAXIMUM 0x4000u
 
 #define SATURATED 1
 #define EDGE 2
@@ -345,30 +352,21 @@ static __device__ int sum_before(int *sums, int mine)
 template <int BYTES> struct Load { typedef uint4 type; };
 template <> struct Load<1> { typedef uint2 type; };
 
-// List the peaks of each CHUNK of pixels, in order. One block a chunk.
-extern "C" __global__ void __launch_bounds__(THREADS, 4) mark_peaks(
-    const PIXEL *frame, const PIXEL *threshold, const u8 *mask, const float *level,
-    const float *noise, int height, int width, int minimum_pixels, double sigmas,
-    double minimum_counts, double snr, double prominence, double ridge_fraction, double saturation,
-    double rim, int *chunk_counts, int *chunk_peaks, int *header)
+// List what may be peaks of each CHUNK of pixels, in any order: maxima, and pixels of plateaus. One
+// block a chunk; what the list holds is judged by judge_maxima, of which a block needs more registers.
+extern "C" __global__ void __launch_bounds__(THREADS, 6) mark_peaks(
+    const PIXEL *frame, const PIXEL *threshold, const u8 *mask, int height, int width,
+    double saturation, double rim, int *chunk_counts, unsigned short *chunk_marks, int *header)
 {
-    Rules rules = { threshold, mask, level, noise, height, width, minimum_pixels, sigmas,
-                    minimum_counts, snr,
-                    prominence, ridge_fraction, saturation, rim };
     typedef Load<sizeof(PIXEL)>::type load;
     const int loads = sizeof(PIXEL) * PER_THREAD / sizeof(load);
-    __shared__ int sums[THREADS];
     __shared__ unsigned short candidates[CHUNK];
-    __shared__ unsigned short maxima[CHUNK_PEAKS];
-    __shared__ unsigned accepted[CHUNK / 32];
-    __shared__ int candidate_count, maximum_count, anything;
+    __shared__ int candidate_count, listed;
     int pixels = height * width;
     int first = blockIdx.x * CHUNK + threadIdx.x * PER_THREAD;
     unsigned lit = 0;
-    if (threadIdx.x < CHUNK / 32)
-        accepted[threadIdx.x] = 0;
     if (threadIdx.x == 0)
-        candidate_count = maximum_count = anything = 0;
+        candidate_count = listed = 0;
     __syncthreads();
     if (first + PER_THREAD <= pixels) {
         // Most lit pixels lie beside a brighter one. Where that could be masked, or rows end more
@@ -421,38 +419,61 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4) mark_peaks(
     __syncthreads();
     for (int one = threadIdx.x; one < candidate_count; one += THREADS) {
         int pixel = blockIdx.x * CHUNK + candidates[one];
-        int row = pixel / width, col = pixel % width;
         double value = (double)frame[pixel];
-        if (value >= rim && is_plateau_centre(frame, rules, row, col)
-            && is_large_enough(frame, rules, row, col)) {
-            atomicOr(&accepted[candidates[one] / 32], 1u << candidates[one] % 32);
-            anything = 1;
-        } else if (value < saturation && is_maximum(frame, mask, height, width, row, col)) {
-            maxima[atomicAdd(&maximum_count, 1)] = candidates[one];
-        }
+        unsigned mark = value >= rim ? MAY_BE_PLATEAU : 0;
+        if (value < saturation && is_maximum(frame, mask, height, width, pixel / width, pixel % width))
+            mark |= IS_MAXIMUM;
+        if (mark)
+            chunk_marks[blockIdx.x * CHUNK + atomicAdd(&listed, 1)]
+                = (unsigned short)(mark | candidates[one]);
     }
     __syncthreads();
-    // Few are left, and their tests are long: a warp takes one.
-    for (int one = threadIdx.x / WARP; one < maximum_count; one += THREADS / WARP) {
-        int pixel = blockIdx.x * CHUNK + maxima[one];
-        if (is_significant(frame, rules, pixel / width, pixel % width) && threadIdx.x % WARP == 0) {
-            atomicOr(&accepted[maxima[one] / 32], 1u << maxima[one] % 32);
-            anything = 1;
-        }
-    }
-    __syncthreads();
-    if (!anything) {
-        if (threadIdx.x == 0)
-            chunk_counts[blockIdx.x] = 0;
-        return;
-    }
-    unsigned mine = accepted[threadIdx.x * PER_THREAD / 32] >> threadIdx.x * PER_THREAD % 32;
-    mine &= (1u << PER_THREAD) - 1;
-    int place = sum_before(sums, __popc(mine));
-    for (; mine; mine &= mine - 1)
-        chunk_peaks[blockIdx.x * CHUNK_PEAKS + place++] = first + __ffs(mine) - 1;
     if (threadIdx.x == 0)
-        chunk_counts[blockIdx.x] = sums[THREADS - 1];
+        chunk_counts[blockIdx.x] = listed;
+}
+
+// Judge what mark_peaks listed; the peaks among it are listed in order in its place. One block a
+// chunk, a warp one maximum.
+extern "C" __global__ void __launch_bounds__(JUDGE_THREADS, 16) judge_maxima(
+    const PIXEL *frame, const PIXEL *threshold, const u8 *mask, const float *level,
+    const float *noise, int height, int width, int minimum_pixels, double sigmas,
+    double minimum_counts, double snr, double prominence, double ridge_fraction, double saturation,
+    double rim, int *chunk_counts, int *chunk_peaks)
+{
+    Rules rules = { threshold, mask, level, noise, height, width, minimum_pixels, sigmas,
+                    minimum_counts, snr,
+                    prominence, ridge_fraction, saturation, rim };
+    __shared__ int sums[JUDGE_THREADS];
+    __shared__ unsigned accepted[JUDGE_THREADS];
+    int number = chunk_counts[blockIdx.x], me = threadIdx.x;
+    if (number == 0)
+        return;
+    const unsigned short *marks = (const unsigned short *)(chunk_peaks + blockIdx.x * CHUNK_PEAKS);
+    accepted[me] = 0;
+    __syncthreads();
+    // Plateaus are few or side by side: a thread takes one.
+    for (int one = me; one < number; one += JUDGE_THREADS) {
+        unsigned mark = marks[one], place = mark & CHUNK - 1;
+        int pixel = blockIdx.x * CHUNK + place, row = pixel / width, col = pixel % width;
+        if (mark & MAY_BE_PLATEAU && is_plateau_centre(frame, rules, row, col)
+            && is_large_enough(frame, rules, row, col))
+            atomicOr(&accepted[place / 32], 1u << place % 32);
+    }
+    for (int one = me / WARP; one < number; one += JUDGE_THREADS / WARP) {
+        unsigned mark = marks[one], place = mark & CHUNK - 1;
+        int pixel = blockIdx.x * CHUNK + place;
+        if (mark & IS_MAXIMUM && is_significant(frame, rules, pixel / width, pixel % width)
+            && me % WARP == 0)
+            atomicOr(&accepted[place / 32], 1u << place % 32);
+    }
+    // From here on the list holds peaks.
+    __syncthreads();
+    unsigned mine = accepted[me];
+    int to = blockIdx.x * CHUNK_PEAKS + sum_before(sums, __popc(mine));
+    for (; mine; mine &= mine - 1)
+        chunk_peaks[to++] = blockIdx.x * CHUNK + me * 32 + __ffs(mine) - 1;
+    if (me == 0)
+        chunk_counts[blockIdx.x] = sums[JUDGE_THREADS - 1];
 }
 
 // Put the chunks' lists behind each other. One block a chunk; the last one tells the total.

@@ -4,8 +4,9 @@ INT8 alone promises nothing: around every layer that it makes faster stand round
 this small waits for launches. So at most eight candidates are built and timed where the network
 will run, by `edgexnas bench`: first float16 of each rewrite that applies, then INT8 on the fastest
 of them, from all layers to the convolutions alone. How activations are calibrated changes no time
-and is chosen by accuracy. What was measured is kept by content, so a search that is stopped goes
-on where it was.
+and is chosen by accuracy. Where that loses too much, the network is fine-tuned for INT8, once for
+all placements. What was measured is kept by content, so a search that is stopped goes on where it
+was.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from edgexnas.bundle import MeasuredLatency
 from edgexnas.errors import ConfigurationError, MeasurementError, QuantisationError
 from edgexnas.host.exporting.bundle_export import MAXIMUM_LOSS
 from edgexnas.host.exporting.bundling import make_bundling
-from edgexnas.host.exporting.exporter import Exporter
+from edgexnas.host.exporting.exporter import FINE_TUNING, Exporter
 from edgexnas.host.exporting.quantisation import run_onnx
 from edgexnas.host.exporting.recipe_choice import RecipeChoice, RecipeTrial
 from edgexnas.host.exporting.rewrites import rewrite, rewritten
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     from edgexnas.bundle import Precision
     from edgexnas.host.data.dataset import Dataset
     from edgexnas.host.data.splitting import Split
+    from edgexnas.host.exporting.exporter import Kind
+    from edgexnas.host.exporting.quantisation import QuantisedModel
+    from edgexnas.host.training.settings import TrainingSettings
 
 __all__ = ["MOST_CANDIDATES", "choose_recipe"]
 
@@ -64,6 +68,7 @@ def choose_recipe(
     *,
     levels: Sequence[float] = LEVELS,
     maximum_loss: float = MAXIMUM_LOSS,
+    fine_tune: TrainingSettings | None = FINE_TUNING,
     signing_key: str | Path | None = None,
     cache: Path | None = None,
     progress: Progress | None = None,
@@ -72,7 +77,7 @@ def choose_recipe(
 
     Parameters
     ----------
-    model, dataset, split, levels, maximum_loss
+    model, dataset, split, levels, maximum_loss, fine_tune
         As of `edgexnas.host.exporting.bundle_export.export_bundle`.
     source
         Where to measure: "local" or "ssh://HOST", with options, as `open_measure` takes it.
@@ -101,7 +106,7 @@ def choose_recipe(
             "'ssh://HOST'"
         )
     exporter = Exporter(dataset, split, make_bundling(dataset.task, tuple(levels)))
-    search = _Search(model.cpu().eval(), exporter, measure, maximum_loss, progress)
+    search = _Search(model.cpu().eval(), exporter, measure, maximum_loss, fine_tune, progress)
     return search.run()
 
 
@@ -114,10 +119,12 @@ class _Search:
         exporter: Exporter,
         measure: BenchMeasure,
         maximum_loss: float,
+        fine_tune: TrainingSettings | None,
         progress: Progress | None,
     ) -> None:
         self._model, self._exporter, self._measure = model, exporter, measure
         self._maximum_loss, self._say = maximum_loss, progress or (lambda _: None)
+        self._fine_tune, self._tuned = fine_tune, b""
         self._trials: list[RecipeTrial] = []
         self._graphs: dict[str | None, bytes] = {}
 
@@ -156,9 +163,8 @@ class _Search:
             if room == 0:
                 return
             try:
-                error, made = exporter.best_recipe(
-                    float32, limit, [placement, {**placement, "equalised": True}]
-                )
+                kinds = [placement, {**placement, "equalised": True}]
+                error, made, tuned = self._best_recipe(float32, limit, kinds, name)
             # Nothing is left for INT8, such as of an MLP with its dense layers in float.
             except QuantisationError:
                 continue
@@ -168,14 +174,30 @@ class _Search:
                 continue
             seen.add((made.quantised, resizes))
             room -= 1
-            full = ", ".join(part for part in ("int8", words, name) if part)
-            trial = RecipeTrial(name=full, precision="int8", rewrite=name, recipe=made.recipe)
+            parts = ("int8", words, name, "fine-tuned" if tuned else None)
+            full = ", ".join(part for part in parts if part)
+            trial = RecipeTrial(
+                name=full, precision="int8", rewrite=name, recipe=made.recipe, tuned=tuned
+            )
             if error > limit:
                 unit = exporter.bundling.unit
                 lost = f"loses too much: {error:.4f} {unit}, and {limit:.4f} {unit} is allowed"
                 yield replace(trial, refusal=lost), None
             else:
                 yield trial, made.model
+
+    def _best_recipe(
+        self, float32: bytes, limit: float, kinds: Sequence[Kind], name: str | None
+    ) -> tuple[float, QuantisedModel, bool]:
+        """Quantise the network, or what it is after fine-tuning where that is better."""
+        error, made = self._exporter.best_recipe(float32, limit, kinds)
+        if error <= limit or self._fine_tune is None:
+            return error, made, False
+        if not self._tuned:
+            self._say("INT8 loses too much: fine-tuning the network for it")
+            self._tuned = self._exporter.tuned(self._model, self._fine_tune, name)
+        after, tuned = self._exporter.best_recipe(self._tuned, limit, kinds)
+        return (after, tuned, True) if after < error else (error, made, False)
 
     def _timed(self, trial: RecipeTrial, content: bytes, float32: bytes) -> None:
         """Measure a candidate, on real inputs and within the gate that its bundle would have."""
@@ -235,6 +257,7 @@ class _Search:
             precision="int8" if int8 is not None and _ms(int8) <= half_ms else "float16",
             rewrite=float16.rewrite,
             int8=None if int8 is None else int8.recipe,
+            tuned=self._tuned if int8 is not None and int8.tuned else None,
             reason=reason,
             trials=tuple(self._trials),
         )
@@ -260,5 +283,6 @@ def _latency(report: Mapping[str, Any], precision: Precision) -> MeasuredLatency
         batch=engine["batch"],
         median_ms=bench["latency"]["p50_ms"],
         engine=f"{engine['engine']} {engine['version']}",
-        device=", ".join(filter(None, (device["name"], device["power_mode"]))),
+        # An engine on a GPU names it; a machine with one is named by its CPU.
+        device=", ".join(filter(None, (engine.get("gpu", device["name"]), device["power_mode"]))),
     )

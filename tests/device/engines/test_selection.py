@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,17 @@ Opens = Callable[..., Any]
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time by which runs are measured: each look at it takes 0.1 ms."""
+    moment = [0.0]
+
+    def look() -> float:
+        moment[0] += 1e-4
+        return moment[0]
+
+    monkeypatch.setattr(selection, "time", SimpleNamespace(perf_counter=look))
     monkeypatch.setattr(selection, "ROUND_SECONDS", 0.002)
+    return moment
 
 
 @pytest.fixture
@@ -35,7 +44,7 @@ def opened(bundle_path: Path, keys: Path, tmp_path: Path) -> Opens:
 
 
 @pytest.fixture
-def slow(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+def slow(monkeypatch: pytest.MonkeyPatch, now: list[float]) -> Callable[[str], None]:
     """Make runs of one precision slow."""
 
     def hold(precision: str) -> None:
@@ -43,7 +52,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
         def slowly(self: OnnxEngine, inputs: Any) -> Any:
             if self.precision == precision:
-                time.sleep(0.003)
+                now[0] += 0.003
             return run(self, inputs)
 
         monkeypatch.setattr(OnnxEngine, "run", slowly)
@@ -77,6 +86,15 @@ def test_the_next_start_remembers_and_opens_one_model_alone(
         assert second.engine.precision == "float16"
         assert second.precision_trials == trials
         assert second.engine.reason.endswith("measured earlier")
+
+
+def test_a_cache_that_moves_to_another_board_is_measured_again_there(
+    opened: Opens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for board, known in (("board A", False), ("board B", False), ("board A", True)):
+        monkeypatch.setattr(selection, "device_name", lambda _, board=board: board)
+        with opened() as predictor:
+            assert predictor.engine.reason.endswith("measured earlier") == known
 
 
 def test_another_batch_is_measured_on_its_own(opened: Opens, slow: Callable[[str], None]) -> None:

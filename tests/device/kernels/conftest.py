@@ -12,7 +12,11 @@ import pytest
 
 HERE = Path(__file__).parent
 
-FEWER_THREADS = {"object.cu": {"FIT_THREADS": 128}, "patterns.cu": {"THREADS": 64}}
+FEWER_THREADS = {
+    "object.cu": {"FIT_THREADS": 128},
+    "patterns.cu": {"THREADS": 64},
+    "refine.cu": {"THREADS": 32},
+}
 """Blocks that fill a multiprocessor cost time on the CPU and do nothing more."""
 
 
@@ -60,6 +64,7 @@ def kernels_on_cpu(monkeypatch: pytest.MonkeyPatch, libraries: Path, fake_gpu: A
         object_kernels,
         pattern_kernels,
         peak_kernels,
+        refine_kernels,
     )
 
     on_cpu = _load(HERE / "kernels_on_cpu.py")
@@ -68,6 +73,7 @@ def kernels_on_cpu(monkeypatch: pytest.MonkeyPatch, libraries: Path, fake_gpu: A
         "checks.cu": check_kernels,
         "patterns.cu": pattern_kernels,
         "object.cu": object_kernels,
+        "refine.cu": refine_kernels,
     }
 
     def compile_for_cpu(

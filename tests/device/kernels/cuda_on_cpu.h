@@ -23,9 +23,8 @@ struct uint2 { unsigned x, y; };
 struct uint4 { unsigned x, y, z, w; };
 
 #define CUDA_ON_CPU
-#ifndef LAST_FIRST
-#define LAST_FIRST 0
-#endif
+// Whether a block's last thread takes the first turn.
+extern "C" { int last_first = 0; }
 #define __global__
 #define __device__
 #define __host__
@@ -102,7 +101,7 @@ static void run_block()
         bool all_wait = true;
         for (int turn = 0; turn < blockDim.x; turn++) {
             // The last first shows what must not run ahead of the first threads.
-            int t = LAST_FIRST ? blockDim.x - 1 - turn : turn;
+            int t = last_first ? blockDim.x - 1 - turn : turn;
             if (threads[t].done || threads[t].waits)
                 continue;
             running = t;
@@ -158,7 +157,10 @@ static inline unsigned float_as_half(float value) { _Float16 half = value; uint1
 static inline unsigned as_halves(float low, float high) { return float_as_half(low) | float_as_half(high) << 16; }
 static inline void from_halves(unsigned pair, float &low, float &high) { low = half_as_float(pair); high = half_as_float(pair >> 16); }
 static inline int as_int8(float value) { value = nearbyintf(value); return value > 127 ? 127 : value < -128 ? -128 : (int)value; }
+static inline unsigned as_bytes(float first, float second, unsigned rest = 0) { return (as_int8(first) & 255) | (as_int8(second) & 255) << 8 | rest << 16; }
+static inline float reciprocal(float value) { return 1.0f / value; }
 static inline float power_of_two(float value) { return exp2f(value); }
+template <int OFFSET, class T> static inline void store_if(bool there, char *to, T value) { if (there) memcpy(to + OFFSET, &value, sizeof(T)); }
 static inline void copy_chunk(char *to, const char *from) { memcpy(to, from, 16); }
 static inline int hidden_zero() { return 0; }
 static inline void end_of_copies() {}
@@ -167,8 +169,9 @@ template <int> static inline void wait_for_copies() {}
 struct Row { const char *at; };
 
 // ldmatrix: lanes 8 i to 8 i + 7 have the rows of matrix i; a lane gets two elements of each.
-static inline void load_matrices(unsigned (&to)[4], const char *row)
+template <int OFFSET> static inline void load_matrices(unsigned (&to)[4], const char *row)
 {
+    row += OFFSET;
     if ((size_t)row % 16) abort();
     const Row *rows = exchange(Row{row});
     int lane = running % 32;

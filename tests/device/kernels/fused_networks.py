@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgexnas.device.engines.fused.graph import Attention, Layer, Network, Pool
+from edgexnas.device.engines.fused.network import Attention, Layer, Network, Pool
 from edgexnas.host.exporting.onnx_export import to_onnx
 from edgexnas.host.exporting.quantisation import Recipe, quantise
 
@@ -45,7 +45,7 @@ def exported(network: torch.nn.Module, precision: str, float32: bytes | None = N
     example = torch.rand(4, 1, 11, 11)
     if precision != "int8":
         return to_onnx(network, example, half=precision == "float16")
-    return quantise(float32 or to_onnx(network, example), patches(128, seed=9), Recipe()).model
+    return quantise(float32 or exported(network, "float32"), patches(128, seed=9), Recipe()).model
 
 
 def run_integers(network: Network, given: np.ndarray) -> dict[str, np.ndarray]:
@@ -54,9 +54,11 @@ def run_integers(network: Network, given: np.ndarray) -> dict[str, np.ndarray]:
     Layers in float read float16, as the kernel keeps them.
     """
     values: dict[str, np.ndarray] = {"patches": given}
-    if network.symmetric:
+    if network.images > 1:
         both = np.concatenate([given, given.transpose(0, 1, 3, 2)], axis=1)
-        values["patches"] = both.reshape(-1, 1, 11, 11)
+        mirrored = [both, both[..., ::-1], both[:, :, ::-1], both[:, :, ::-1, ::-1]]
+        images = np.stack(mirrored[: network.images // 2], axis=1)
+        values["patches"] = images.reshape(-1, 1, 11, 11)
     for step in network.steps:
         assert not isinstance(step, Attention)
         source = values[step.source]

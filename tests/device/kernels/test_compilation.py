@@ -13,6 +13,7 @@ from edgexnas.device.kernels import (
     object_kernels,
     pattern_kernels,
     peak_kernels,
+    refine_kernels,
 )
 from edgexnas.device.kernels.compilation import (
     PIXEL_TYPES,
@@ -51,6 +52,19 @@ def test_every_kernel_compiles_without_spills(source, capability, dtype, record_
         # Four blocks of 256 threads on each multiprocessor, or one of 1,024.
         assert 0 < kernel.registers <= 64, kernel
         assert kernel.shared_bytes <= (8192 if kernel.name != "fit_patches" else 32768), kernel
+
+
+@needs_nvcc
+@pytest.mark.parametrize("capability", ["87", "90"])
+@pytest.mark.parametrize(("side", "modes"), [(64, 1), (128, 3), (192, 2), (320, 5)])
+def test_refinement_compiles_without_spills_for_every_side(side, modes, capability):
+    macros = refine_kernels.refine_definitions(side, modes)
+    resources = kernel_resources("refine.cu", capability, macros)
+    assert {kernel.name for kernel in resources} == set(refine_kernels.SIGNATURES)
+    for kernel in resources:
+        assert kernel.spilled_bytes == 0, kernel
+        assert 0 < kernel.registers <= 64, kernel
+        assert kernel.shared_bytes <= refine_kernels.MOST_BYTES, kernel
 
 
 @needs_nvcc

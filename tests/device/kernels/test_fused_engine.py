@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -20,7 +22,8 @@ from edgexnas.bundle import Gate, write_bundle
 from edgexnas.device import Predictor
 from edgexnas.device.engines import selection
 from edgexnas.device.engines.fused import engine as fused
-from edgexnas.device.engines.fused.graph import UnsuitableNetworkError, read_network
+from edgexnas.device.engines.fused.graph import read_network
+from edgexnas.device.engines.fused.network import UnsuitableNetworkError
 from edgexnas.device.engines.fused.program import write_program
 from edgexnas.device.kernels.compilation import kernel_resources, nvcc_path
 from edgexnas.errors import EngineError
@@ -31,7 +34,12 @@ from edgexnas.host.networks.bragg_models import (
     MlpBragg,
     QuantileHead,
 )
-from edgexnas.host.networks.symmetric_mlp import mlp_bragg_smooth, mlp_bragg_symmetric
+from edgexnas.host.networks.symmetric_mlp import (
+    MirroredMlp,
+    mlp_bragg_mirrored,
+    mlp_bragg_smooth,
+    mlp_bragg_symmetric,
+)
 
 HERE = Path(__file__).parent
 BLOCK_BYTES = {"87": 163 << 10, "90": 227 << 10}
@@ -52,19 +60,25 @@ NETWORKS: dict[str, Callable[[], torch.nn.Module]] = {
     "mlpBragg 50x5": lambda: MlpBragg(50, 5),
     "mlpBraggSymmetric 23x3": lambda: mlp_bragg_symmetric(23, 3),
     "mlpBraggSmooth 20x2": lambda: mlp_bragg_smooth(20, 2),
+    "mlpBraggMirrored 24x2": lambda: mlp_bragg_mirrored(24, 2),
     "cnnBragg 16x4": lambda: CnnBragg(16, 4),
     "cnnBragg 8x10, residual": lambda: CnnBragg(8, 10),
     "BraggNN 33k": BraggNN,
     "BraggNN 45k": lambda: BraggNN(BRAGGNN_DENSE["large"]),
 }
 PRECISIONS = ("float16", "int8")
-EVERY = [(name, precision) for name in NETWORKS for precision in PRECISIONS]
+EVERY = [
+    pytest.param(name, precision, marks=[pytest.mark.long] if "45k" in name else [])
+    for name in NETWORKS
+    for precision in PRECISIONS
+]
 _MODELS: dict[tuple[str, str], bytes] = {}
 
 
 def model_of(name: str, precision: str) -> bytes:
     """ONNX of a network, exported once."""
     if (name, precision) not in _MODELS:
+        torch.manual_seed(1)
         made = networks.lively(NETWORKS[name]())
         float32 = model_of(name, "float32") if precision == "int8" else None
         _MODELS[name, precision] = networks.exported(made, precision, float32)
@@ -108,37 +122,39 @@ def session(compiled: list[str]) -> Iterator[Any]:
         yield opened
 
 
-def opened(session: Any, model: bytes, *, batch: int = 32) -> fused.FusedEngine:
+def opened(session: Any, model: bytes, *, batch: int = 4) -> fused.FusedEngine:
+    """Open an engine, which runs every size of batch once."""
     kernel = fused.build_fused_kernel(model, session.capability, BLOCK_BYTES["87"])
     return fused.FusedEngine(kernel, session=session, precision="int8", batch=batch)
 
 
-@pytest.mark.parametrize(
-    ("name", "precision"),
-    [
-        pytest.param(name, precision, marks=[pytest.mark.long] if "45k" in name else [])
-        for name, precision in EVERY
-    ],
-)
+def answers(session: Any, model: bytes, given: np.ndarray) -> np.ndarray:
+    return np.asarray(opened(session, model, batch=len(given)).run(given))
+
+
+@pytest.mark.parametrize(("name", "precision"), EVERY)
 def test_it_is_as_close_to_float32_as_onnxruntime(session: Any, name: str, precision: str) -> None:
     # A few: a lane of a tensor core is a coroutine here.
     given = networks.patches(4 if "BraggNN" in name else 16)
     truth = reference(model_of(name, "float32"), given)
     usual = np.abs(reference(model_of(name, precision), given) - truth).mean()
-    got = opened(session, model_of(name, precision)).run(given)
+    got = answers(session, model_of(name, precision), given)
     assert got.shape == truth.shape
     assert np.abs(got - truth).mean() < 1.5 * usual + 1e-4
 
 
 # SiLU is no sum: the GPU's exponential and numpy's round otherwise.
-@pytest.mark.parametrize("name", [n for n in NETWORKS if "BraggNN" not in n and "Smooth" not in n])
+@pytest.mark.parametrize(
+    "name",
+    [n for n in NETWORKS if not any(silu in n for silu in ("BraggNN", "Smooth", "Mirrored"))],
+)
 def test_int8_sums_are_those_of_whole_numbers(session: Any, name: str) -> None:
     model, given = model_of(name, "int8"), networks.patches(16, seed=4)
     network = read_network(model)
     raw = networks.run_integers(network, given)[network.head.source][:, :, 0, 0]
     raw = raw.reshape(len(given), 2, network.head.levels)
     expected = raw[:, :, network.head.middle]
-    got = opened(session, model).run(given)[:, :, network.head.middle]
+    got = answers(session, model, given)[:, :, network.head.middle]
     if network.head.centroid is not None:
         centroid = reference(model, given)[:, :, network.head.middle]
         # The centroid is added in float; what is left is the network.
@@ -147,6 +163,37 @@ def test_int8_sums_are_those_of_whole_numbers(session: Any, name: str) -> None:
         return
     # The last layer is in float; a single step of int8 before it would show a hundred times more.
     np.testing.assert_allclose(got, expected, atol=2e-5)
+
+
+def test_a_patchs_images_are_averaged_over_int8_sums_of_whole_numbers(session: Any) -> None:
+    torch.manual_seed(3)
+    network = MirroredMlp(21, 2)
+    # ReLU, because SiLU is no sum.
+    network.hidden[1], network.hidden[3] = torch.nn.ReLU(), torch.nn.ReLU()
+    model, given = networks.exported(networks.lively(network), "int8"), networks.patches(9, seed=4)
+    read = read_network(model)
+    raw = networks.run_integers(read, given)[read.head.source][:, read.head.middle, 0, 0]
+    mirrors = raw.reshape(len(given), 4, 2)
+    expected = (mirrors[:, :2].sum(axis=1) - mirrors[:, 2:].sum(axis=1)) / 4
+    got = answers(session, model, given)
+    np.testing.assert_allclose(got[:, :, read.head.middle], expected, atol=2e-5)
+    np.testing.assert_allclose(got, reference(model, given), atol=2e-3)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_mirrored_patches_have_mirrored_quantiles(session: Any, precision: str) -> None:
+    engine = opened(session, model_of("mlpBraggMirrored 24x2", precision), batch=5)
+    given = networks.patches(5)
+    plain = engine.run(given)
+    row, column = plain[:, 0], plain[:, 1]
+    for images, expected in (
+        (given[:, :, ::-1], (-row[:, ::-1], column)),
+        (given[..., ::-1], (row, -column[:, ::-1])),
+        (given.transpose(0, 1, 3, 2), (column, row)),
+    ):
+        got = engine.run(np.ascontiguousarray(images))
+        # Sums of the same numbers in another order.
+        np.testing.assert_allclose(got, np.stack(expected, axis=1), atol=2e-6)
 
 
 def test_every_count_is_computed_and_nothing_behind_it(session: Any) -> None:
@@ -216,19 +263,23 @@ def test_networks_of_any_size_are_computed(
 
 
 @pytest.mark.parametrize(
-    "name", ["mlpBraggSymmetric 23x3", "mlpBragg 50x5", "cnnBragg 8x10, residual"]
+    ("name", "precision"),
+    [
+        ("mlpBraggSymmetric 23x3", "int8"),
+        ("mlpBraggMirrored 24x2", "int8"),
+        ("mlpBragg 50x5", "int8"),
+        ("cnnBragg 8x10, residual", "int8"),
+        ("BraggNN 33k", "float16"),
+    ],
 )
-def test_no_warp_runs_ahead_of_another(tmp_path: Path, name: str) -> None:
+def test_no_warp_runs_ahead_of_another(libraries: Path, name: str, precision: str) -> None:
     """A block that goes on to further items gives the same, whichever warp runs first."""
-    program = write_program(read_network(model_of(name, "int8")), BLOCK_BYTES["87"])
+    program = write_program(read_network(model_of(name, precision)), BLOCK_BYTES["87"])
     given = networks.patches(3 * program.items)
-    answers = []
-    for last_first in ("0", "1"):
-        library = on_cpu.build(
-            tmp_path, fused.SOURCE, program.definitions | {"LAST_FIRST": last_first},
-            [fused.KERNEL], appended=program.source,
-        )  # fmt: skip
-        answers.append(run_alone(library, program, given, blocks=1))
+    library = on_cpu.build(
+        libraries, fused.SOURCE, program.definitions, [fused.KERNEL], appended=program.source
+    )
+    answers = [run_alone(library, program, given, blocks=1, last_first=last) for last in (0, 1)]
     np.testing.assert_array_equal(*answers)
 
 
@@ -242,13 +293,13 @@ def test_no_warp_runs_ahead_of_another(tmp_path: Path, name: str) -> None:
     ],
 )
 def test_a_patch_gives_the_same_alone_and_among_those_that_a_block_takes_together(
-    tmp_path: Path, name: str, precision: str
+    libraries: Path, name: str, precision: str
 ) -> None:
     program = write_program(read_network(model_of(name, precision)), BLOCK_BYTES["90"])
     together = int(program.definitions["TOGETHER"])
     assert together > 1
     library = on_cpu.build(
-        tmp_path, fused.SOURCE, program.definitions, [fused.KERNEL], appended=program.source
+        libraries, fused.SOURCE, program.definitions, [fused.KERNEL], appended=program.source
     )
     given = networks.patches(together + 2)
     one_by_one = run_alone(library, program, given, blocks=len(given))
@@ -269,7 +320,9 @@ def test_patches_that_are_taken_together_cost_no_block(
     assert blocks[0] == blocks[1] > 0
 
 
-def run_alone(library: Path, program: Any, given: np.ndarray, *, blocks: int = 2) -> np.ndarray:
+def run_alone(
+    library: Path, program: Any, given: np.ndarray, *, blocks: int = 2, last_first: int = 0
+) -> np.ndarray:
     import ctypes
 
     answer = np.full((len(given), 2, program.levels), np.nan, np.float32)
@@ -277,7 +330,12 @@ def run_alone(library: Path, program: Any, given: np.ndarray, *, blocks: int = 2
     values: list[Any] = [ctypes.c_void_p(array.ctypes.data) for array in (given, weights, answer)]
     values += [ctypes.c_int(len(given)), ctypes.c_void_p(0)]
     pointers = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
-    getattr(ctypes.CDLL(str(library)), f"launch_{fused.KERNEL}")(blocks, program.threads, pointers)
+    loaded = ctypes.CDLL(str(library))
+    turns = ctypes.c_int.in_dll(loaded, "last_first")
+    turns.value = last_first
+    getattr(loaded, f"launch_{fused.KERNEL}")(blocks, program.threads, pointers)
+    # Others may have loaded it too.
+    turns.value = 0
     return answer
 
 
@@ -285,7 +343,10 @@ def run_alone(library: Path, program: Any, given: np.ndarray, *, blocks: int = 2
 @pytest.mark.parametrize("capability", ["87", "90"])
 @pytest.mark.parametrize(
     ("name", "precision"),
-    [(name, p) for name, p in EVERY if name in ("mlpBragg 50x5", "cnnBragg 16x4", "BraggNN 33k")],
+    [
+        *itertools.product(("mlpBraggMirrored 24x2", "cnnBragg 16x4", "BraggNN 33k"), PRECISIONS),
+        ("mlpBragg 50x5", "float16"),
+    ],
 )
 def test_it_compiles_for_the_orin_without_spills(
     name: str, precision: str, capability: str
@@ -303,21 +364,33 @@ def test_it_compiles_for_the_orin_without_spills(
 # What is rejected.
 
 
-def refusal(network: torch.nn.Module, precision: str = "float16") -> str:
+def refusal(
+    network: torch.nn.Module | bytes, precision: str = "float16", room: int = BLOCK_BYTES["87"]
+) -> str:
+    model = network if isinstance(network, bytes) else networks.exported(network, precision)
     with pytest.raises(UnsuitableNetworkError) as caught:
-        write_program(read_network(networks.exported(network, precision)), BLOCK_BYTES["87"])
+        write_program(read_network(model), room)
     return str(caught.value)
 
 
-class Strange(torch.nn.Module):
-    def __init__(self, part: torch.nn.Module) -> None:
-        super().__init__()
-        self.part = part
-        self.network = MlpBragg(20, 1)
+def with_first(node: Any) -> bytes:
+    """mlpBragg behind one more node, which makes "before" of "patches"."""
+    model = onnx.load_from_string(model_of("mlpBragg 50x5", "float16"))
+    (given,) = model.graph.input
+    for old in model.graph.node:
+        old.input[:] = ["before" if name == given.name else name for name in old.input]
+    node.input[:], node.output[:] = [given.name], ["before"]
+    model.graph.node.insert(0, node)
+    return bytes(model.SerializeToString())
 
-    def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        offsets: torch.Tensor = self.network(self.part(patches))
-        return offsets
+
+def with_constant(name: str, shape: tuple[int, ...], change: Callable[[Any], Any]) -> bytes:
+    """A network of which the one stored array of this shape is another."""
+    model = onnx.load_from_string(model_of(name, "float16"))
+    (stored,) = (t for t in model.graph.initializer if tuple(t.dims) == shape)
+    array = change(onnx.numpy_helper.to_array(stored).copy())
+    stored.CopyFrom(onnx.numpy_helper.from_array(array, stored.name))
+    return bytes(model.SerializeToString())
 
 
 class Odd(torch.nn.Module):
@@ -342,12 +415,22 @@ class Odd(torch.nn.Module):
         return offsets
 
 
+class Unmirrored(MirroredMlp):
+    """One whose images are not averaged."""
+
+    def __init__(self) -> None:
+        super().__init__(8, 1)
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        images = torch.index_select(patches.flatten(1), 1, self.images).reshape(-1, 121)
+        offsets: torch.Tensor = self.head(self.hidden(images))
+        return offsets
+
+
 def test_a_residual_between_dense_layers_is_each_items_own(session: Any) -> None:
     model = networks.exported(networks.lively(Odd("residual")), "float16")
     given = networks.patches(12)
-    np.testing.assert_allclose(
-        opened(session, model).run(given), reference(model, given), atol=4e-3
-    )
+    np.testing.assert_allclose(answers(session, model, given), reference(model, given), atol=4e-3)
 
 
 def test_a_fault_of_reading_is_another_network(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -360,21 +443,36 @@ def test_a_fault_of_reading_is_another_network(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_weights_that_are_nan_are_rejected() -> None:
-    network = networks.lively(MlpBragg(8, 1))
-    with torch.no_grad():
-        network.hidden[1].weight[0, 0] = torch.nan
-    assert "are NaN" in refusal(network)
+    model = with_constant("mlpBragg 50x5", (50, 121), lambda weights: weights * np.nan)
+    assert "are NaN" in refusal(model)
+
+
+def test_a_network_that_does_not_fit_is_rejected() -> None:
+    message = refusal(model_of("mlpBragg 50x5", "float16"), room=20 << 10)
+    assert "bytes of shared memory, this GPU has 20480" in message
 
 
 @pytest.mark.parametrize(
     ("network", "said"),
     [
+        (lambda: Unmirrored(), "averages nothing, or the other way round"),
+        (
+            lambda: with_constant(
+                "mlpBraggMirrored 24x2", (968,), lambda places: np.roll(places, 121)
+            ),
+            "gathers other things than the eight images of patches",
+        ),
         (lambda: Odd("gain alone"), "is multiplied by is added to nothing"),
         (lambda: Odd("gain before"), "is a second activation"),
         (lambda: CnnBragg(1, 9), "adds what does not fit"),
-        (lambda: Strange(torch.nn.Sigmoid()), "it has no Sigmoid as in sigmoid"),
-        (lambda: Strange(torch.nn.AvgPool2d(3, 1, 1)), "it has no AveragePool"),
-        (lambda: MlpBragg(400, 3), "bytes of shared memory, this GPU has 166912"),
+        (
+            lambda: with_first(onnx.helper.make_node("Sigmoid", [], [])),
+            "it has no Sigmoid as in before",
+        ),
+        (
+            lambda: with_first(onnx.helper.make_node("AveragePool", [], [], kernel_shape=[3, 3])),
+            "it has no AveragePool",
+        ),
         (
             lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(121, 6)),
             "no row of quan",
@@ -382,7 +480,8 @@ def test_weights_that_are_nan_are_rejected() -> None:
     ],
 )
 def test_another_network_is_rejected_by_name(network: Any, said: str) -> None:
-    message = refusal(networks.lively(network()))
+    made = network()
+    message = refusal(made if isinstance(made, bytes) else networks.lively(made))
     assert said in message
     assert "specify engine='tensorrt' or 'auto'" in message
 
@@ -404,17 +503,10 @@ def test_float32_is_rejected(session: Any, bragg: Path, keys: Path) -> None:
 @pytest.fixture(scope="session")
 def bragg(tmp_path_factory: pytest.TempPathFactory, keys: Path) -> Path:
     """A bundle of mlpBragg with random weights."""
-    from edgexnas.host.exporting.onnx_export import to_onnx
-
-    network = networks.lively(MlpBragg(24, 2))
-    example = torch.rand(4, 1, 11, 11)
+    name = "mlpBragg 50x5"
     given = networks.patches(64, seed=2)
-    float32 = to_onnx(network, example)
-    models = {
-        "float32": float32,
-        "float16": networks.exported(network, "float16"),
-        "int8": networks.exported(network, "int8"),
-    }
+    float32 = model_of(name, "float32")
+    models = {"float32": float32} | {p: model_of(name, p) for p in PRECISIONS}
     reference_arrays = {"input": given, "output": reference(float32, given)}
     path: Path = tmp_path_factory.mktemp("fused") / "mlp.edgex"
     gate = Gate(unit="px", float32=1e-3, float16=0.02, int8=0.2)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+import threading
 from importlib import import_module
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 
 from edgexnas.bragg import scale_patches
+from edgexnas.device.serving import peak_work
 
 SCRIPTS = Path(__file__).resolve().parents[3] / "device"
 
@@ -66,7 +69,7 @@ def test_a_service_is_timed_on_frames_wherever_they_lie(
     predictor, timings, host_copies, monkeypatch
 ):
     bench = import_module("bench_gpu_service")
-    chosen = {"SHAPE": (64, 80), "SPOTS": (4, 8), "DECODERS": (2,), "FRAMES": 5}
+    chosen = {"SHAPE": (64, 80), "SPOTS": (4, 8), "DECODERS": (2,), "FRAMES": 5, "REPEATS": 2}
     for name, value in chosen.items():
         monkeypatch.setattr(bench, name, value)
     monkeypatch.setattr("edgexnas.device.serving.peak_work.USUAL_DTYPES", ())
@@ -77,13 +80,32 @@ def test_a_service_is_timed_on_frames_wherever_they_lie(
         copied[where] = len(host_copies)
         host_copies.clear()
 
+    # The others are decoded when it is known what they are decoded for.
+    known = threading.Event()
+    calibrated, in_order = peak_work.PeakSeries._calibrated, bench.Frames._in_order
+
+    def tell(series):
+        held = calibrated(series)
+        known.set()
+        return held
+
+    def in_two_parts(source):
+        known.clear()
+        for event in in_order(source):
+            if getattr(event, "number", None) == 1:
+                assert known.wait(200)
+            yield event
+
+    monkeypatch.setattr(peak_work.PeakSeries, "_calibrated", tell)
+    monkeypatch.setattr(bench.Frames, "_in_order", in_two_parts)
     bench.measure(predictor, keep)
     assert [where for where, _ in rows] == ["ring", "there", "elsewhere", "plain", "ring"]
     assert all(row["frames/s"] > 0 for _, row in rows)
     assert len({row["peaks"] for _, row in rows[:-1]}) == 1
     # What was decoded before the background was known lies elsewhere.
     assert copied["ring"] == 0
-    assert copied["there"] < copied["elsewhere"] == 10
+    assert copied["there"] == 1
+    assert copied["elsewhere"] == 10
     assert copied["plain"] == 20
 
 
@@ -150,3 +172,19 @@ def test_peaks_are_judged_alike_and_timed_with_and_without(
     assert row["checks, us"] == 1.0
     assert "FAIL" not in capsys.readouterr().out
     sys.modules.pop("gpu_checks")
+
+
+@pytest.mark.usefixtures("kernels_on_cpu")
+def test_refinement_is_compared_and_timed(monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    bench = import_module("bench_refine")
+    monkeypatch.setattr(bench, "ROUNDS", 1)
+    given = ["bench_refine.py", "--simulated", "9", "--sweeps", "3", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", given)
+    assert bench.main() == 0
+    assert "everything agrees" in capsys.readouterr().out
+    found = json.loads((tmp_path / "gpu-refine.json").read_text())
+    (case,) = found["cases"]
+    assert [row["sweeps"] for row in case["rows"]] == [0, 1, 3]
+    sys.modules.pop("bench_refine")
+    assert (tmp_path / "gpu-refine.md").read_text() == bench.page(found)

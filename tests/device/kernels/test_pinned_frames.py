@@ -326,7 +326,7 @@ def test_a_service_decodes_where_the_gpu_reads_once_the_background_is_known(
     def in_two_parts():
         for event in EncodedSource.encoded_events(source):
             if isinstance(event, EncodedFrame) and event.number == 2:
-                assert first_done.wait(20)
+                assert first_done.wait(120)
                 host_copies.clear()
             yield event
 

@@ -20,14 +20,18 @@ import numpy as np
 import pytest
 
 from edgexnas.device import PtychoPredictor
+from edgexnas.device.ptycho.lanes import ScanLane
 from edgexnas.device.ptycho.phase_components import HostComponents
+from edgexnas.device.ptycho.predictor import lanes_of
 from edgexnas.device.serving.service import Service, ServiceError
 from edgexnas.device.serving.settings import PipelineSettings
 from edgexnas.device.sinks.callback_sink import CallbackSink
 from edgexnas.device.sinks.results import FrameResult, ObjectSnapshot
 from edgexnas.device.sources.events import SeriesStart, SourceFrame
 from edgexnas.errors import EngineError, InputError
-from edgexnas.ptycho import align_phase
+from edgexnas.familiarity.pattern_checks import NOT_LOOKED_AT
+from edgexnas.ptycho import ObjectImage, PatternStore, align_phase
+from edgexnas.testing.visible_bundle import write_visible_bundle
 
 HERE = Path(__file__).parent
 
@@ -44,6 +48,8 @@ def _load(path: Path) -> Any:
 
 on_cpu = _load(HERE.parent / "ptycho" / "test_predictor.py")
 make_ptycho, bundle, scan = on_cpu.make_ptycho, on_cpu.bundle, on_cpu.scan
+unfamiliar = _load(HERE.parent / "ptycho" / "test_unfamiliar_scans.py")
+with_probe, diffracted = on_cpu.with_probe, on_cpu.diffracted
 pairs, stitched, equal = on_cpu.pairs, on_cpu.stitched, on_cpu.equal
 
 
@@ -233,6 +239,96 @@ def test_a_gpu_that_disappears_ends_the_scan_with_one_sentence(predictor, fake_g
     predictor.close()
     with pytest.raises(EngineError, match="was on Fake GPU, which failed"):
         stream.image()
+
+
+def test_good_patterns_beside_a_bad_one_are_judged(session, fake_gpu, keys, tmp_path, scan):
+    path = write_visible_bundle(
+        tmp_path / "a.edgex",
+        signing_key=keys / "edgexnas.key.pem",
+        training_data=unfamiliar.training(scan.patterns * 87),
+    )
+    patterns = scan.patterns.copy()
+    patterns[3, 7, 9] = -1
+    with PtychoPredictor(path, trust=keys, precision="float32", batch=8, cache=False) as opened:
+        lane = ScanLane(lanes_of(moved_to_gpu(opened, session, fake_gpu)))
+        checked = [lane.check(pattern, number) for number, pattern in enumerate(patterns[:8])]
+        lane.lane.submit(checked)
+        outcome = lane.lane.result()
+        lane.close()
+    assert list(outcome.faults) == [3]
+    judged = outcome.results.reasons != NOT_LOOKED_AT
+    assert judged.tolist() == [number != 3 for number in range(8)]
+    assert outcome.results.reasons[judged].all()
+
+
+class TestRefinement:
+    """The object is refined on the GPU, or on the CPU with a word why."""
+
+    @pytest.fixture
+    def on_gpu(self, with_probe, session, fake_gpu) -> Iterator[PtychoPredictor]:
+        with PtychoPredictor(with_probe, precision="float32", batch=8, cache=False) as opened:
+            yield moved_to_gpu(opened, session, fake_gpu)
+        assert session.device_bytes == session.host_bytes == 0
+
+    def test_it_is_that_of_the_cpu(self, on_gpu, with_probe, session, diffracted):
+        found = []
+        with PtychoPredictor(with_probe, precision="float32", batch=8) as on_the_cpu:
+            for predictor in (on_gpu, on_the_cpu):
+                stream = predictor.stream(diffracted, refine=1)
+                assert list(stream)
+                found.append(stream.refinement)
+        assert [refinement.device for refinement in found] == [session.name, "CPU"]
+        np.testing.assert_allclose(found[0].residuals, found[1].residuals, rtol=1e-3)
+        size = np.abs(found[1].image.values).mean()
+        np.testing.assert_allclose(
+            found[0].image.values, found[1].image.values, atol=1e-3 * size, rtol=0
+        )
+
+    def test_a_service_refines_there_after_the_scan(self, on_gpu, session, diffracted):
+        pixel_m = (5e-9, 10e-9)
+
+        def events() -> Iterator[Any]:
+            yield SeriesStart("scan")
+            places = diffracted.positions_px * pixel_m
+            for number, (pattern, place) in enumerate(
+                zip(diffracted.patterns, places, strict=True)
+            ):
+                now = time.monotonic_ns()
+                yield SourceFrame("scan", number, pattern, now, position_m=tuple(place))
+
+        items: list[Any] = []
+        sinks = [CallbackSink(items.append, policy="block")]
+        settings = PipelineSettings(object_pixel_m=pixel_m, refine=1)
+        Service(on_gpu, Told(events), sinks, settings=settings).run()
+        last = [item for item in items if isinstance(item, ObjectSnapshot)][-1]
+        assert last.refinement.device == session.name
+        assert last.refinement.residuals[1] < last.refinement.residuals[0]
+
+    def test_patterns_without_kernels_are_refined_on_the_cpu_and_it_is_said_at_once(
+        self, on_gpu, diffracted, caplog, monkeypatch
+    ):
+        monkeypatch.setattr("edgexnas.device.kernels.refine_kernels.MOST_BYTES", 2**12)
+        stream = on_gpu.stream(diffracted, refine=1)
+        assert "objects are refined on the CPU, because rows of 64 pixels" in caplog.text
+        assert list(stream)
+        assert stream.refinement.device == "CPU"
+
+    @pytest.mark.parametrize("obstacle", ["not enough memory left", "the predictor is closed"])
+    def test_an_object_that_the_gpu_cannot_refine_is_left_to_the_cpu_and_it_is_said(
+        self, on_gpu, fake_gpu, diffracted, caplog, obstacle
+    ):
+        refiner = on_gpu.refiner(1)
+        if "closed" in obstacle:
+            on_gpu.close()
+        else:
+            fake_gpu.memory_bytes = fake_gpu.used_bytes()
+        store = PatternStore((64, 64))
+        store.add(0, diffracted.patterns[0])
+        store.place(0, np.zeros(2))
+        flat = ObjectImage(np.ones((64, 64), np.complex64), np.ones((64, 64), np.float32), 0)
+        assert refiner.refine(flat, store).device == "CPU"
+        assert "the object is refined on the CPU, because" in caplog.text
+        assert obstacle in caplog.text
 
 
 class TestService:

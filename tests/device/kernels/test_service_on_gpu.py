@@ -26,8 +26,6 @@ class Told:
     def events(self):
         for number, pixels in enumerate(self._frames):
             yield SourceFrame(self._series, number, pixels, time.monotonic_ns())
-        # A series that has ended does not wait for more frames to show its background.
-        time.sleep(0.3)
 
     def close(self) -> None:
         pass
@@ -46,7 +44,8 @@ def serve(predictor, monkeypatch):
             predictor,
             Told(frames),
             [CallbackSink(items.append, policy="block")],
-            settings=PipelineSettings(**settings),
+            # Whatever holds the machine up, all of its frames show the background.
+            settings=PipelineSettings(background_wait_ms=1e6, **settings),
         )
         # A GPU that goes may take every frame with it.
         with suppress(ServiceError):

@@ -1,14 +1,11 @@
-"""A device to measure on: a real sshd on a loopback port."""
+"""A device to measure on: a real sshd, which ssh starts behind a pipe for each connection."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +19,10 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 class Device:
-    """A real sshd on a loopback port, and an `edgexnas` that stands where a device has it."""
+    """A real sshd behind a pipe, and an `edgexnas` that stands where a device has it.
+
+    A port could be taken by another program, and would have to be waited for.
+    """
 
     def __init__(self, folder: Path, server: str) -> None:
         self.folder = folder
@@ -30,31 +30,23 @@ class Device:
         for key in ("host", "user"):
             command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / key)]
             subprocess.run(command, check=True)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
         (folder / "authorized").write_text((folder / "user.pub").read_text())
         (folder / "sshd_config").write_text(
-            f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\n"
-            f"AuthorizedKeysFile {folder}/authorized\nStrictModes no\nUsePAM no\n"
-            f"PasswordAuthentication no\nPermitRootLogin prohibit-password\nPidFile none\n"
+            f"HostKey {folder}/host\nAuthorizedKeysFile {folder}/authorized\nStrictModes no\n"
+            "UsePAM no\nPasswordAuthentication no\nPermitRootLogin prohibit-password\n"
+            "PidFile none\n"
         )
         public = (folder / "host.pub").read_text().split()
         self.known_hosts = folder / "known_hosts"
-        self.known_hosts.write_text(f"[127.0.0.1]:{self.port} {public[0]} {public[1]}\n")
+        self.known_hosts.write_text(f"device {public[0]} {public[1]}\n")
         (folder / "ssh_config").write_text(
-            f"Host orin\n HostName 127.0.0.1\n Port {self.port}\n IdentitiesOnly yes\n"
+            f"Host orin\n HostName device\n IdentitiesOnly yes\n"
+            f" ProxyCommand {server} -i -f {folder}/sshd_config -E {folder}/sshd.log\n"
             f" IdentityFile {folder}/user\n UserKnownHostsFile {self.known_hosts}\n"
             " GlobalKnownHostsFile none\n StrictHostKeyChecking yes\n"
         )
         self.edgexnas = folder / "edgexnas"
         self.install(f'exec env PYTHONPATH={ROOT} {sys.executable} -m edgexnas.cli "$@"')
-        log = (folder / "sshd.log").open("w")
-        self.server = subprocess.Popen(
-            [server, "-D", "-e", "-f", str(folder / "sshd_config")], stderr=log
-        )
-        log.close()
-        self._await()
 
     def install(self, script: str) -> None:
         self.edgexnas.write_text(f"#!/bin/sh\n{script}\n")
@@ -71,29 +63,16 @@ class Device:
         assert isinstance(measure, BenchMeasure)
         return measure
 
-    def _await(self) -> None:
-        for _ in range(200):
-            try:
-                socket.create_connection(("127.0.0.1", self.port), 1).close()
-            except OSError:
-                time.sleep(0.02)
-            else:
-                return
-        pytest.fail((self.folder / "sshd.log").read_text())
-
 
 @pytest.fixture(scope="module")
-def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Device]:
+def sshd(tmp_path_factory: pytest.TempPathFactory) -> Device:
     server = shutil.which("sshd") or shutil.which("sshd", path="/usr/sbin")
     if server is None or shutil.which("ssh") is None:
         pytest.skip("no sshd or no ssh here: install Debian's openssh-server and openssh-client")
     if os.geteuid() == 0:
         # Where sshd, run by root, locks its unprivileged half in.
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
-    device = Device(tmp_path_factory.mktemp("device"), server)
-    yield device
-    device.server.terminate()
-    device.server.wait(10)
+    return Device(tmp_path_factory.mktemp("device"), server)
 
 
 @pytest.fixture

@@ -123,6 +123,22 @@ def test_float16_is_chosen_where_int8_is_slower_and_the_bundle_says_so(
     assert recipe.float_first_layer
 
 
+def test_what_ran_on_a_gpu_names_it(
+    choose: Choose, latencies: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    latencies += [0.1, 0.2, 0.1]
+    bench = LocalBench.bench
+
+    def on_gpu(self: LocalBench, *arguments: Any) -> dict[str, Any]:
+        report = bench(self, *arguments)
+        report["bundles"][0]["engine"]["gpu"] = "a GPU, SM87"
+        return report
+
+    monkeypatch.setattr(LocalBench, "bench", on_gpu)
+    devices = {t.latency.device for t in choose().trials if t.latency is not None}
+    assert devices == {"a GPU, SM87"}
+
+
 def test_a_search_that_was_stopped_goes_on_where_it_was(
     choose: Choose, latencies: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,10 +169,40 @@ def test_int8_that_loses_too_much_is_not_measured(
     monkeypatch.setattr(Bundling, "negligible", -1.0)
     monkeypatch.delattr(type(make_bundling("bragg", LEVELS)), "negligible")
     latencies.append(0.1)
-    choice = choose(maximum_loss=-0.9)
+    choice = choose(maximum_loss=-0.9, fine_tune=None)
     assert choice.precision == "float16"
     assert choice.int8 is None
     assert "loses too much" in choice.reason
+
+
+def test_int8_that_fine_tuning_rescues_is_measured_and_exported(
+    choose: Choose,
+    latencies: list[float],
+    network: MlpBragg,
+    tiny_peaks: PeakDataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # More is wanted than rounding alone can give; training on gives it.
+    monkeypatch.setattr(Bundling, "negligible", -1.0)
+    monkeypatch.delattr(type(make_bundling("bragg", LEVELS)), "negligible")
+    latencies += [0.2, 0.1, 0.1]
+    lines: list[str] = []
+    more = TrainingSettings(epochs=120, batch_size=16, learning_rate=3e-3, device="cpu")
+    choice = choose(maximum_loss=-0.1, fine_tune=more, progress=lines.append)
+    assert choice.precision == "int8"
+    assert choice.tuned is not None
+    # Once for all placements.
+    assert sum("fine-tuning the network" in line for line in lines) == 1
+    assert choice.trials[1].name == "int8, all layers, fine-tuned"
+    report = export_bundle(
+        tmp_path / "bragg.edgex", model=network, dataset=tiny_peaks, split=tiny_peaks.split(),
+        architecture="mlpBragg", signing_key=generate_keys(tmp_path, name="beam")[0],
+        choice=choice, maximum_loss=9.0, fine_tune=None,
+    )  # fmt: skip
+    assert report.fine_tuned
+    assert report.manifest.quantisation is not None
+    assert report.manifest.quantisation.method == "qat"
 
 
 def test_an_engine_that_fails_is_one_candidate_less(

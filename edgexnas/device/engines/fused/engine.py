@@ -14,7 +14,8 @@ import numpy as np
 from edgexnas.bragg import PATCH_SIZE
 from edgexnas.device.cuda import CudaSession
 from edgexnas.device.engines.device_engine import HostRuns, OnSession, ladder
-from edgexnas.device.engines.fused.graph import UnsuitableNetworkError, read_network
+from edgexnas.device.engines.fused.graph import read_network
+from edgexnas.device.engines.fused.network import UnsuitableNetworkError
 from edgexnas.device.engines.fused.program import RESERVED_BYTES, write_program
 from edgexnas.device.kernels.compilation import compile_kernels
 from edgexnas.errors import EngineError
@@ -201,11 +202,11 @@ def parts_digest() -> str:
     """Tell one version of the kernel's parts, and of what composes them, from another."""
     from pathlib import Path
 
-    from edgexnas.device.engines.fused import graph, program
+    from edgexnas.device.engines.fused import graph, images, network, program
     from edgexnas.device.kernels import compilation
 
     files = [Path(compilation.__file__).parent / SOURCE]
-    files += [Path(str(module.__file__)) for module in (graph, program)]
+    files += [Path(str(module.__file__)) for module in (graph, images, network, program)]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 

@@ -5,163 +5,32 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from edgexnas.bragg import CENTRE, PATCH_SIZE
-from edgexnas.errors import EngineError
+from edgexnas.device.engines.fused.images import IMAGES, averaged, image_places
+from edgexnas.device.engines.fused.network import (
+    PATCHES,
+    Activation,
+    Array,
+    Attention,
+    Head,
+    Layer,
+    Network,
+    Pool,
+    UnsuitableNetworkError,
+)
 
 if TYPE_CHECKING:
     from onnx import NodeProto
 
-__all__ = [
-    "Activation",
-    "Attention",
-    "Head",
-    "Layer",
-    "Network",
-    "Pool",
-    "UnsuitableNetworkError",
-    "read_network",
-]
-
-Array = npt.NDArray[Any]
-Activation = Literal["none", "relu", "leaky", "silu"]
-
-PATCHES = "patches"
-"""Name of the input among the values that steps read."""
-
-
-class UnsuitableNetworkError(EngineError):
-    """A network that the fused engine does not know, or that does not fit this GPU."""
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A convolution or a dense layer with what follows each of its sums.
-
-    A sum becomes ``then(added + gain * activation(sum))``, or ``activation(sum)`` where nothing is
-    added.
-
-    Attributes
-    ----------
-    name
-        Of its output, as in the graph.
-    source
-        Name of the value that it reads.
-    weights
-        (outputs, inputs, kernel rows, kernel columns): float32, or int8 where it is quantised. A
-        dense layer behind a map has a kernel as large as the map.
-    bias
-        (outputs,) float32.
-    scales
-        (outputs,) float32: what an int8 weight of 1 stands for; None where it is not quantised.
-    input_scale
-        What an int8 input of 1 stands for; None where it is not quantised.
-    padding
-        Rows and columns of zeros around its input: 0 or 1.
-    added_scale
-        What an int8 value of 1 in what is added stands for; None where that is not quantised.
-    """
-
-    name: str
-    source: str
-    weights: Array
-    bias: Array
-    scales: Array | None = None
-    input_scale: float | None = None
-    padding: int = 0
-    activation: Activation = "none"
-    slope: float = 0.0
-    added: str | None = None
-    added_scale: float | None = None
-    gain: float = 1.0
-    then: Activation = "none"
-
-    @property
-    def outputs(self) -> int:
-        """Number of output channels."""
-        return int(self.weights.shape[0])
-
-    @property
-    def quantised(self) -> bool:
-        """Whether its products are of int8."""
-        return self.scales is not None
-
-
-@dataclass(frozen=True)
-class Attention:
-    """softmax(θ φᵀ) g over the pixels of a map; θ, φ and g lie side by side in `source`.
-
-    Attributes
-    ----------
-    inner
-        Channels of each of the three.
-    """
-
-    name: str
-    source: str
-    inner: int
-
-
-@dataclass(frozen=True)
-class Pool:
-    """The largest of 2×2 pixels."""
-
-    name: str
-    source: str
-
-
-@dataclass(frozen=True)
-class Head:
-    """How the last layer's outputs become quantiles of (row, col).
-
-    Attributes
-    ----------
-    source
-        The last layer's output.
-    levels
-        Number of quantile levels.
-    middle
-        Which of them the network predicts itself; the others follow by spacings.
-    centroid
-        The least sum of squares of the centroid that is added; None where none is.
-    """
-
-    source: str
-    levels: int
-    middle: int
-    centroid: float | None = None
-
-
-@dataclass(frozen=True)
-class Network:
-    """The steps of a network, in order.
-
-    Attributes
-    ----------
-    steps
-        What is computed; each reads values that come before it.
-    head
-        The end.
-    symmetric
-        Whether it runs for each patch and for the transposed patch, one coordinate each.
-    """
-
-    steps: tuple[Layer | Attention | Pool, ...]
-    head: Head
-    symmetric: bool = False
-
-    @property
-    def layers(self) -> tuple[Layer, ...]:
-        """The steps that have weights."""
-        return tuple(step for step in self.steps if isinstance(step, Layer))
+__all__ = ["read_network"]
 
 
 def read_network(model: bytes) -> Network:
-    """Read mlpBragg, a symmetric mlpBragg, cnnBragg or BraggNN.
+    """Read mlpBragg, a symmetric or mirrored mlpBragg, cnnBragg or BraggNN.
 
     Parameters
     ----------
@@ -184,7 +53,7 @@ class _Value:
 
     `kind` is "value" for an output of a step or the patches, "rows" for it with all but the first
     axis made one, "transposed" for a map's pixels first, "scores" and "shares" for attention's
-    products, "both" for patches beside their transposes.
+    products, "both" for patches beside their transposes, "images" for their eight images.
     """
 
     kind: str
@@ -220,7 +89,7 @@ class _Reader:
         self._steps: dict[str, Layer | Attention | Pool] = {}
         self._widths: dict[str, int] = {}
         self._uses = Counter(name for node in graph.node for name in node.input)
-        self._symmetric = False
+        self._images, self._averages = 1, False
         # The head, read from the end, is not looked at again.
         self._done: set[int] = set()
 
@@ -244,6 +113,7 @@ class _Reader:
             "Flatten": self._reshape,
             "Transpose": self._transpose,
             "Concat": self._concat,
+            "Gather": self._gather,
             "Gemm": self._gemm,
             "MatMul": self._matmul,
             "Conv": self._conv,
@@ -265,15 +135,19 @@ class _Reader:
         source = self._values[raw]
         self._check(source.kind == "value", "its last layer is none")
         layer = self._steps.get(source.name)
-        outputs = levels if self._symmetric else 2 * levels
+        outputs = 2 * levels if self._images == 1 else levels
         self._check(
             isinstance(layer, Layer) and layer.outputs == outputs,
             f"its last layer has not {outputs} outputs",
         )
+        self._check(
+            self._averages == (self._images == IMAGES),
+            "it reads mirror images of patches and averages nothing, or the other way round",
+        )
         lost = [s.name for s in self._steps.values() if isinstance(s, Layer) and _gain_alone(s)]
         self._check(not lost, f"what {', '.join(lost)} is multiplied by is added to nothing")
         head = Head(source.name, levels, middle, centroid)
-        return Network(tuple(self._steps.values()), head, self._symmetric)
+        return Network(tuple(self._steps.values()), head, self._images)
 
     # The end of the graph: quantiles from the last layer, and the centroid.
 
@@ -304,6 +178,9 @@ class _Reader:
                 cut.append(end)
                 rest = next(name for name in end.input if unsqueezed[0].output[0] != name)
                 end = producer(rest)
+        within = None if end is None else averaged(end, producer, self._constants, cut)
+        if within is not None:
+            self._averages, end = True, within
         choices = (
             [end] if end is None or end.op_type != "Concat" else [producer(n) for n in end.input]
         )
@@ -474,8 +351,20 @@ class _Reader:
             and _attributes(node).get("axis") == 1,
             f"{node.output[0]} joins other things than patches and their transposes",
         )
-        self._symmetric = True
+        self._images = 2
         self._values[node.output[0]] = replace(kinds[0], kind="both")
+
+    def _gather(self, node: NodeProto) -> None:
+        value = self._value(node, node.input[0])
+        places = self._constants.get(node.input[1], np.zeros(0))
+        self._check(
+            (value.name, value.kind) == (PATCHES, "rows")
+            and _attributes(node).get("axis", 0) == 1
+            and np.array_equal(places, image_places()),
+            f"{node.output[0]} gathers other things than the eight images of patches",
+        )
+        self._images = IMAGES
+        self._values[node.output[0]] = replace(value, kind="images")
 
     # Steps.
 
@@ -540,11 +429,14 @@ class _Reader:
 
     def _dense(self, node: NodeProto, weights: _Weights, bias: Array) -> None:
         value = self._value(node, node.input[0])
-        self._check(value.kind in ("rows", "both", "value"), f"{node.output[0]} reads no rows")
+        self._check(
+            value.kind in ("rows", "both", "images", "value"), f"{node.output[0]} reads no rows"
+        )
         values, width = weights.values, self._widths[value.name]
         if value.name == PATCHES:
             self._check(values.shape[1] == PATCH_SIZE**2, f"{node.output[0]} reads no patches")
-            self._symmetric = self._symmetric or value.kind == "both"
+            if value.kind == "both":
+                self._images = 2
             shaped = values.reshape(*values.shape, 1, 1)
         else:
             # Flattened maps have their channels first; a kernel as large as the map reads them.

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgexnas.bragg import PATCH_SIZE
-from edgexnas.device.engines.fused.graph import (
+from edgexnas.device.engines.fused.images import IMAGES
+from edgexnas.device.engines.fused.network import (
     PATCHES,
     Attention,
     Layer,
@@ -36,16 +37,18 @@ MOST_TOGETHER = ROWS
 RESERVED_BYTES = 1024
 """Shared memory that CUDA takes of each block beside what the kernel asks for."""
 
-MOST_TILES, MOST_PARTS = 6, 8
-"""Sums of a warp, which are registers, and warps that share a product."""
+MOST_TILES, MOST_MIXED, MOST_PARTS = 9, 4, 8
+"""Tiles whose sums a warp has at once, which are registers; of these behind attention, whose scores
+are registers too; and warps that share a product."""
 
 WARPS = 8
 """Of a block. On an H200 four took 10 to 20 % longer for 32 patches; sixteen were 5 % quicker with
 BraggNN, and for thousands of patches up to 70 % slower with all networks of convolutions."""
 
 # Estimates in cycles, which decide how a layer is dealt to warps: one step of a product with its
-# loads, one more product in it, what follows a sum, and one barrier.
-STEP, PRODUCT, TILE_END, BARRIER = 30, 16, 40, 40
+# first loads, one more load and one more product in it, what follows the sums, more of that for
+# each tile, and one barrier.
+STEP, LOAD, PRODUCT, END, TILE_END, BARRIER = 30, 8, 16, 80, 20, 40
 
 Array = npt.NDArray[Any]
 
@@ -125,8 +128,9 @@ class _Block:
 
 @dataclass(frozen=True)
 class _Deal:
-    """How a layer's products are dealt to warps: column tiles of each, warps that share them."""
+    """How a layer's products are dealt to warps: tiles of each, warps that share them."""
 
+    down: int = 1
     tiles: int = 1
     parts: int = 1
 
@@ -176,7 +180,7 @@ class _Writer:
         self._network = network
         self._steps = [self._windowed(step) for step in network.steps]
         self._rows_are_items = all(self._is_dense(step) for step in self._steps)
-        self._items = ROWS // (2 if network.symmetric else 1) if self._rows_are_items else 1
+        self._items = ROWS // network.images if self._rows_are_items else 1
         self._maps = self._planned_maps()
         self._tail = self._dense_tail()
         self._together = together if self._tail else 1
@@ -213,7 +217,7 @@ class _Writer:
 
     def _dense_tail(self) -> list[str]:
         """Name the dense layers behind the convolutions, each of which reads the one before it."""
-        if self._rows_are_items or self._network.symmetric:
+        if self._rows_are_items or self._network.images > 1:
             return []
         names: list[str] = []
         wanted = self._network.head.source
@@ -332,24 +336,28 @@ class _Writer:
     def _deal(self, layer: Layer) -> _Deal:
         """Choose how many sums a warp has and how many warps share them."""
         row_tiles, column_tiles, steps = self._sizes(layer)
+        across = [n for n in range(1, min(MOST_TILES, column_tiles) + 1) if column_tiles % n == 0]
         if self._is_mixed(layer):
-            return _Deal()
+            return _Deal(tiles=max(n for n in across if n <= MOST_MIXED))
         choices = [
-            _Deal(tiles, parts)
-            for tiles in range(1, min(MOST_TILES, column_tiles) + 1)
-            if column_tiles % tiles == 0
+            _Deal(down, tiles, parts)
+            for down in range(1, row_tiles + 1)
+            for tiles in across
             for parts in range(1, min(MOST_PARTS, steps) + 1)
+            if row_tiles % down == 0 and down * tiles <= MOST_TILES
         ]
 
         def cycles(deal: _Deal) -> int:
-            jobs = row_tiles * column_tiles // deal.tiles * deal.parts
+            each_tiles = deal.down * deal.tiles
+            jobs = row_tiles * column_tiles // each_tiles * deal.parts
             # A tensor core serves the products of every fourth warp in turn.
             waits = max(1, min(jobs, WARPS) // 4)
-            each = -(-steps // deal.parts) * (STEP + deal.tiles * PRODUCT * waits // 2)
-            total = -(-jobs // WARPS) * (each + deal.tiles * TILE_END)
+            loads = STEP + LOAD * (deal.down + deal.tiles - 2)
+            each = -(-steps // deal.parts) * (loads + each_tiles * PRODUCT * waits // 2)
+            total = -(-jobs // WARPS) * (each + END + each_tiles * TILE_END)
             if deal.parts > 1:
                 ends = -(-row_tiles * column_tiles // WARPS)
-                total += BARRIER + ends * (TILE_END + 8 * deal.parts)
+                total += BARRIER + ends * (END + TILE_END + 8 * deal.parts)
             return total
 
         return min(choices, key=cycles)
@@ -417,6 +425,7 @@ class _Writer:
         structs.append(self._head_struct(blocks))
         copies = [f"copy_weights<{a}, {size}>(memory, weights);" for a, size, *_ in places.values()]
         centroid = self._network.head.centroid
+        write = "write_averages" if self._network.images == IMAGES else "write_quantiles"
         find = "find_centroids<Centroids>(memory, patches, group, count, slot);"
         source = _KERNEL.format(
             structs="\n".join(structs),
@@ -426,6 +435,7 @@ class _Writer:
             end="" if centroid is None else "__syncthreads();",
             stages="\n            ".join(stages[:ends]),
             tail="\n        ".join(stages[ends:]),
+            write=write,
         )
         definitions = {
             "THREADS": str(32 * WARPS), "WARPS": str(WARPS), "ITEMS": str(self._items),
@@ -540,7 +550,7 @@ class _Writer:
             "PAIRS": pairs,
             "KERNEL": 0 if self._rows_are_items else first.weights.shape[-1],
             "PADDING": first.padding,
-            "SYMMETRIC": int(self._network.symmetric),
+            "IMAGES": self._network.images,
             "IN_INT8": int(value.scale is not None),
         }
         text = _struct("Input", numbers, {"inverse_scale": _inverse(value.scale)})
@@ -579,9 +589,10 @@ class _Writer:
             "STEPS": steps,
             "ROW_TILES": row_tiles,
             "COLUMN_TILES": column_tiles,
+            "DOWN": deal.down,
             "TILES": deal.tiles,
             "PARTS": deal.parts,
-            "CHAINS": 2 if deal.tiles == 1 and not mixed else 1,
+            "CHAINS": 2 if deal.down * deal.tiles == 1 and not mixed else 1,
             "SCRATCH": blocks[f"{layer.name} scratch"].at if deal.parts > 1 else 0,
             "WEIGHTS": place[2],
             "BIAS": place[3],
@@ -667,7 +678,7 @@ class _Writer:
             "STRIDE": self._maps[head.source].channels * 4,
             "LEVELS": head.levels,
             "MIDDLE": head.middle,
-            "SYMMETRIC": int(self._network.symmetric),
+            "IMAGES": self._network.images,
             "CENTROIDS": -1 if head.centroid is None else blocks["centroids"].at,
         }
         return _struct("Quantiles", numbers, {})
@@ -699,7 +710,7 @@ run_network(const float *patches, const char *weights, float *offsets, int most,
         }}
         {tail}
         __syncthreads();
-        write_quantiles<Quantiles>(memory, offsets, group - slot * gridDim.x, count);
+        {write}<Quantiles>(memory, offsets, group - slot * gridDim.x, count);
         {end}
     }}
 }}
