@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,28 +47,38 @@ def add_to(commands: Commands) -> None:
     add_detection(adapt)
     adapt.add_argument("--threads", type=positive_int, default=2, help="CPU threads")
     adapt.add_argument("--seed", type=seed, default=0, help="random seed")
+    adapt.add_argument("--resume", action="store_true", help="go on with one that was stopped")
     adapt.set_defaults(run=_adapt)
 
 
 def _adapt(options: argparse.Namespace) -> None:
     from edgexnas.host import adapt
+    from edgexnas.host.adapting.stages import stages_folder
 
     given = (options.bundle, options.frames, options.signing_key, options.trust)
     check_output(options.output, inputs=[path for path in given if path is not None])
-    report = adapt(
-        options.bundle,
-        options.frames,
-        output=options.output,
-        signing_key=options.signing_key,
-        trust=options.trust,
-        budget=options.budget,
-        dataset=options.dataset,
-        model_id=options.model_id,
-        seed=options.seed,
-        threads=options.threads,
-        progress=say,
-        **detection_options(options),
-    )
+    try:
+        report = adapt(
+            options.bundle,
+            options.frames,
+            output=options.output,
+            signing_key=options.signing_key,
+            trust=options.trust,
+            budget=options.budget,
+            dataset=options.dataset,
+            model_id=options.model_id,
+            seed=options.seed,
+            threads=options.threads,
+            resume=options.resume,
+            progress=say,
+            **detection_options(options),
+        )
+    except KeyboardInterrupt:
+        kept = stages_folder(options.output)
+        if kept.exists():
+            again = shlex.join(word for word in options.typed if word != "--resume")
+            say(f"{kept} keeps what has ended; continue with: edgexnas {again} --resume")
+        raise
     against = "truth" if report.before.against == "truth" else "fits"
     print_table(
         ("held-out frames", f"distance to the {against}: mean px", "p50", "p75", "p95"),

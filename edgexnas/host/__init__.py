@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from edgexnas.lazy_names import lazy_names
 
 if TYPE_CHECKING:
-    from edgexnas.host.adaptation import AdaptReport as AdaptReport
-    from edgexnas.host.adaptation import adapt as adapt
+    from edgexnas.host.adapting.adaptation import AdaptReport as AdaptReport
+    from edgexnas.host.adapting.adaptation import adapt as adapt
     from edgexnas.host.data.matching import DetectionScores as DetectionScores
     from edgexnas.host.data.matching import detection_scores as detection_scores
     from edgexnas.host.data.matching import match_peaks as match_peaks

@@ -1,0 +1,1 @@
+"""A bundle for a detector from its frames alone."""
