@@ -32,6 +32,7 @@ from edgexnas.host.data.peak_labels import label_frames
 from edgexnas.host.data.synthetic_peaks import with_synthetic_peaks
 from edgexnas.host.exporting.bundle_export import export_bundle
 from edgexnas.host.exporting.conformal import conformal_factor, interval_scores, wilson
+from edgexnas.host.exporting.peak_trust import has_position
 from edgexnas.host.networks.symmetric_mlp import mlp_bragg_smooth
 from edgexnas.host.training.loop import train
 from edgexnas.host.training.settings import TrainingData, TrainingSettings
@@ -138,10 +139,13 @@ class Row:
     trained_on: str
     set: str
     peaks: int
+    """That carry no flag and have a position to score against."""
     against: str
     before: float
     """Coverage of the network's own intervals, neither calibrated nor widened."""
     coverage: float
+    labelled: float
+    """The same of peaks whose fit is good enough to learn from."""
     low: float
     high: float
     width_px: float
@@ -149,6 +153,9 @@ class Row:
     width_here_px: float
     """The same of intervals that are calibrated on this set."""
     unfamiliar: float
+    """Share of peaks without a flag."""
+    unfamiliar_of_all: float
+    """The same of all peaks on these frames."""
     wrong: int
     """Peaks whose error exceeds twice the half width of the calibrated, unwidened interval."""
     wrong_unfamiliar: float | None
@@ -157,63 +164,67 @@ class Row:
 
 
 def scored(predictor: PeakPredictor, trained_on: str, name: str, dataset: PeakDataset) -> Row:
-    if trained_on == name:
-        chosen = dataset.split().test
-    else:
-        good = np.flatnonzero(dataset.good)
-        chosen = good[:MOST]
-    counts, targets = dataset.counts[chosen], dataset.targets_px[chosen]
+    found = found_on(dataset, own=trained_on == name)
+    counts, targets, frame = dataset.counts[found], dataset.targets_px[found], dataset.frame[found]
+    inputs, flags = dataset.inputs()[found][:, 0], dataset.flags[found]
     checks = predictor.checks
     assert checks is not None
-    quantiles: list[np.ndarray[Any, Any]] = []
-    reasons: list[np.ndarray[Any, Any]] = []
-    plain = predictor._lanes.offsets(dataset.inputs()[chosen][:, 0])
+    plain = predictor._lanes.offsets(inputs)
+    heights = np.ascontiguousarray(counts[:, counts.shape[1] // 2, counts.shape[2] // 2])
+    ends, why = plain.copy(), np.zeros(len(found), np.uint8)
     # Judged frame by frame, as a device does.
-    for frame in np.unique(dataset.frame[chosen]):
-        peaks = predictor.predict(counts[dataset.frame[chosen] == frame])
-        quantiles.append(peaks.quantiles_px - counts.shape[1] // 2)
-        assert peaks.reasons is not None
-        reasons.append(peaks.reasons)
-    ends = np.concatenate(quantiles)
-    why = np.concatenate(reasons)
-    familiar = type(checks)(
+    for number in np.unique(frame):
+        here = np.flatnonzero(frame == number)
+        offsets = plain[here]
+        why[here] = checks.judge(inputs[here], heights[here], offsets, flags[here]).reasons
+        ends[here] = offsets
+    unwidened = type(checks)(
         predictor.manifest.interval_calibration, None,
         levels=predictor.manifest.quantile_levels, precision=predictor.engine.precision,
     )  # fmt: skip
     calibrated = plain.copy()
-    heights = np.ascontiguousarray(counts[:, counts.shape[1] // 2, counts.shape[2] // 2])
-    familiar.judge(
-        dataset.inputs()[chosen][:, 0], heights, calibrated, np.zeros(len(chosen), np.uint8)
-    )
+    unwidened.judge(inputs, heights, calibrated, flags.copy())
     middle = checks.middle
-    error = np.abs(plain[:, :, middle] - targets)
     half = (calibrated[:, :, -1] - calibrated[:, :, 0]) / 2
-    wrong = (error > 2 * half).any(axis=1)
     held = (ends[:, :, 0] <= targets) & (targets <= ends[:, :, -1])
-    factor = conformal_factor(interval_scores(plain, targets, middle), LEVEL)
-    low, high = wilson(float(held.mean()), len(chosen))
+    before = (plain[:, :, 0] <= targets) & (targets <= plain[:, :, -1])
+    good = dataset.good[found]
+    used = has_position(dataset)[found] & (flags == 0)
+    wrong = used & (np.abs(plain[:, :, middle] - targets) > 2 * half).any(axis=1)
+    factor = conformal_factor(interval_scores(plain[used], targets[used], middle), LEVEL)
+    low, high = wilson(float(held[used].mean()), int(used.sum()))
+    width, own = (ends[:, :, -1] - ends[:, :, 0]), (plain[:, :, -1] - plain[:, :, 0]) * factor
     codes, numbers = np.unique(why[why > 0], return_counts=True)
     return Row(
         trained_on=trained_on,
         set=name,
-        peaks=len(chosen),
+        peaks=int(used.sum()),
         against=dataset.against,
-        before=float(
-            ((plain[:, :, 0] <= targets) & (targets <= plain[:, :, -1])).mean()
-        ),
-        coverage=float(held.mean()),
+        before=float(before[used].mean()),
+        coverage=float(held[used].mean()),
+        labelled=float(held[good].mean()),
         low=low,
         high=high,
-        width_px=float(np.median(ends[:, :, -1] - ends[:, :, 0])),
-        width_here_px=float(np.median(plain[:, :, -1] - plain[:, :, 0]) * factor),
-        unfamiliar=float((why > 0).mean()),
+        width_px=float(np.median(width[used])),
+        width_here_px=float(np.median(own[used])),
+        unfamiliar=float((why > 0)[flags == 0].mean()),
+        unfamiliar_of_all=float((why > 0).mean()),
         wrong=int(wrong.sum()),
         wrong_unfamiliar=float((why > 0)[wrong].mean()) if wrong.any() else None,
         quantities={
             reason_name(int(code)): float(number / len(why))
             for code, number in zip(codes, numbers, strict=True)
         },
-    )  # fmt: skip
+    )
+
+
+def found_on(dataset: PeakDataset, *, own: bool) -> np.ndarray[Any, Any]:
+    """Give what a device finds: on the frames of the test part, or on the first ones."""
+    if not own:
+        return np.arange(len(dataset.counts))[:MOST]
+    split = dataset.split()
+    assert split.rest is not None
+    return np.sort(np.concatenate([split.test, split.rest.test]))
 
 
 def page(record: dict[str, Any]) -> str:
@@ -226,11 +237,12 @@ def page(record: dict[str, Any]) -> str:
         "*own width* is that of intervals calibrated on the set itself. *Wrong*: peaks whose error "
         "exceeds twice the half width of the unwidened interval. Real sets are scored against the "
         "pseudo-Voigt fit, simulated ones against the truth; a bundle's own set by its test part, "
-        "of which nothing was learned. Sets of fewer than 200 peaks are left out.",
+        "of which nothing was learned. Peaks without a flag count; *labelled* are those with a fit "
+        "good enough to learn from, of real sets all that are scored.",
         "",
-        "| trained on | set | peaks | coverage before | coverage (95 % interval) | width / own "
-        "width | unfamiliar | wrong | of these unfamiliar | most by |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| trained on | set | peaks | coverage before | coverage (95 % interval) | labelled | "
+        "width / own width | unfamiliar | wrong | of these unfamiliar | most by |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         most = max(row.quantities.items(), key=lambda item: item[1], default=("", 0.0))[0]
@@ -239,8 +251,8 @@ def page(record: dict[str, Any]) -> str:
         lines.append(
             f"| {row.trained_on} | {own}{row.set}{own} | {row.peaks:,} | {row.before:.3f} | "
             f"{own}{row.coverage:.3f}{own} ({row.low:.3f}–{row.high:.3f}) | "
-            f"{row.width_px / row.width_here_px:.2f} | {row.unfamiliar:.3f} | {row.wrong:,} | "
-            f"{found} | {most} |"
+            f"{row.labelled:.3f} | {row.width_px / row.width_here_px:.2f} | "
+            f"{row.unfamiliar:.3f} | {row.wrong:,} | {found} | {most} |"
         )
     return "\n".join([*lines, ""])
 

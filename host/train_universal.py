@@ -29,6 +29,7 @@ from universal_training import Clock, Training, joined, read_shard
 from edgexnas.host import PeakDataset, optimize
 from edgexnas.host.data.varied_peaks import draw_varied_peaks, varied_dataset
 from edgexnas.host.exporting.bundle_export import Origin, export_bundle
+from edgexnas.host.exporting.bundling import make_bundling
 from edgexnas.host.exporting.closest_recipe import closest_recipe
 from edgexnas.host.networks.bragg_models import count_parameters
 from edgexnas.host.networks.hyperparameters import Choice, Integer, Real
@@ -217,6 +218,7 @@ def export_command(options: argparse.Namespace) -> None:
     split = dataset.split(guard=0, fractions=(0.25, 0.125, 0.25))
     sharp = split.validation[bounds[split.validation] < SHARP_PX / 4]
     x = dataset.inputs()
+    to_calibrate = make_bundling("bragg", (0.05, 0.5, 0.95)).to_calibrate(split.calibration)
     found = options.output / "chosen.json"
     search = json.loads(found.read_text()) if found.exists() else {}
     report = export_bundle(
@@ -230,7 +232,7 @@ def export_command(options: argparse.Namespace) -> None:
         origin=Origin(search=search.get("search"), trial=search.get("trial"), configuration=chosen),
         fine_tune=None,
         choice=closest_recipe(
-            network, x[split.calibration[:2048]], x[sharp], dataset.targets_px[sharp], middle=1
+            network, x[to_calibrate], x[sharp], dataset.targets_px[sharp], middle=1
         ),
     )
     log.info("%s: INT8 loses %.1f %%", report.path, 100 * report.int8_loss)

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgexnas.bragg import CENTRE, centroid
-from edgexnas.bundle import read_manifest
 from edgexnas.device import PeakPredictor
+from edgexnas.device.power.device_state import device_name
 from edgexnas.frames import LazyFrames, open_frames
 from edgexnas.host import PeakDataset, label_frames
 from edgexnas.host.data.varied_peaks import draw_varied_peaks, varied_dataset
@@ -41,15 +41,17 @@ def main() -> None:
     parser.add_argument("--precision", nargs="+", default=["int8", "float32"])
     parser.add_argument("--frames", type=int, default=800, help="simulated ones")
     parser.add_argument("--output", type=Path, default=Path("docs/results/universal.md"))
-    parser.add_argument("--adapted", type=Path, help="bundle that adapt made of the ruby frames")
+    parser.add_argument(
+        "--adapted", type=Path, nargs="+", default=[], help="JSON that host/adapt_real.py wrote"
+    )
     parser.add_argument("--page", action="store_true", help="write the page of the JSON anew")
     options = parser.parse_args()
     figures: dict[str, Any]
     if options.page:
         figures = json.loads(options.output.with_suffix(".json").read_text())
-        options.output.write_text(page(figures, options.precision))
+        write(options, figures)
         return
-    figures = {"cpu": cpu()}
+    figures = {"cpu": device_name(Path("/"))}
     sets = dict(simulated_sets())
     varied, decades = varied_set(options.frames)
     for precision in options.precision:
@@ -66,32 +68,21 @@ def main() -> None:
                 for name, dataset in real_sets(options.data).items():
                     one["real"][name] = against_fits(predictor, dataset)
             figures[precision] = one
-    if options.adapted is not None:
-        figures["adapted"] = adapted(options.adapted)
+    write(options, figures)
+
+
+def write(options: argparse.Namespace, figures: dict[str, Any]) -> None:
+    """Write the page and its JSON, with the adaptations that are given."""
+    if options.adapted:
+        figures["adapted"] = [json.loads(path.read_text()) for path in options.adapted]
     options.output.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n")
     options.output.write_text(page(figures, options.precision))
-
-
-def cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(": ")[1] for line in lines if "model name" in line), "unknown")
 
 
 def describe(predictor: PeakPredictor) -> dict[str, Any]:
     manifest = predictor.manifest
     return {"architecture": manifest.architecture, "parameters": manifest.parameters,
             "sequence": manifest.sequence}  # fmt: skip
-
-
-def adapted(bundle: Path) -> dict[str, dict[str, float | None]]:
-    """Read what adapt said of the frames that it held back, before and after."""
-    manifest = read_manifest(bundle)
-    rows = {row.name: row for row in manifest.accuracy if row.precision == "int8"}
-    named = {"before": "universal before adapting", "after": manifest.architecture}
-    return {
-        when: {p: getattr(rows[name], f"{p}_px") for p in ("mean", "p50", "p75", "p95")}
-        for when, name in named.items()
-    }
 
 
 def good(dataset: PeakDataset) -> npt.NDArray[np.intp]:
@@ -251,16 +242,26 @@ def page(figures: dict[str, Any], precisions: list[str]) -> str:
                 for who in ("network", "centroid")
             ]
             lines.append(f"| {name} | {row['peaks']:,} | {three[0]} | {three[1]} |")
-    if "adapted" in figures:
+    if figures.get("adapted"):
+        first = figures["adapted"][0]
         lines += [
             "",
-            "## `edgexnas adapt universal ruby_ff1_framecache.npz --budget 7min`, busy cores",
+            "## Adapted to frames without labels (INT8, against their fits)",
             "",
-            "| held-out frames, against their fits | mean | p50 | p75 | p95 |",
-            "|---|---:|---:|---:|---:|",
+            f"`python host/adapt_real.py DATA SET --budget {first['budget']}`, {first['cores']} "
+            f"cores of {first['cpu']}. Scored on frames that had no say in what was kept.",
+            "",
+            "| frames | fits | took, s | network | mean | p50 | p75 | p95 |",
+            "|---|---:|---:|---|---:|---:|---:|---:|",
         ]
-        for when, row in figures["adapted"].items():
-            lines.append(f"| {when} | " + " | ".join(f"{v:.4f}" for v in row.values()) + " |")
+        for adapted in figures["adapted"]:
+            kept = "trained on" if adapted["trained_on"] else "as it was, new intervals"
+            for network, when in (("universal", "before"), (kept, "after")):
+                cells = " | ".join(f"{value:.4f}" for value in adapted[when].values())
+                lines.append(
+                    f"| {adapted['frames']} | {adapted['peaks']:,} | {adapted['seconds']:.0f} | "
+                    f"{network} | {cells} |"
+                )
     return "\n".join(lines) + "\n"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,39 +25,37 @@ _log = logging.getLogger(__name__)
 _NUMBER = len(PEAK_QUANTITIES)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class CheckConstants:
-    """What the loops take of a manifest; the attributes are parameters of `check_peaks`.
+class CheckConstants(NamedTuple):
+    """What the loops take of a manifest: parameters of `check_peaks`, in their order.
 
     Attributes
     ----------
-    factors
-        (snr, width) float32.
-    snr_edges, width_edges, widening, lowest, highest
-        float32.
-    centre, per_scale, linear, form, limit
-        Of the score, empty without one; the form is upper triangular, and the limit is less the
-        score's constant.
-    frame_share, frame_least
-        As of `TrainingData`; a share of 1 for none.
     counted
         How many quantities the score is of.
+    factors
+        (snr, width) float32.
+    snr_edges, width_edges, widening
+        float32.
+    limits
+        (2, 11) float32, lowest and highest of each quantity.
+    standard, form, limit
+        Of the score: (3, counted) centres, 1 / scales and linear coefficients, without columns if
+        there is none; the form is upper triangular, and the limit is less the score's constant.
+    frame_share, frame_least
+        As of `TrainingData`; a share of 1 for none.
     """
 
+    counted: int
     factors: FloatArray
     snr_edges: FloatArray
     width_edges: FloatArray
     widening: FloatArray
-    lowest: FloatArray
-    highest: FloatArray
-    centre: FloatArray
-    per_scale: FloatArray
-    linear: FloatArray
+    limits: FloatArray
+    standard: FloatArray
     form: FloatArray
     limit: np.float32
     frame_share: np.float32
     frame_least: int
-    counted: int
 
     @classmethod
     def of(
@@ -70,12 +68,12 @@ class CheckConstants:
         """Gather the constants of a precision, for these quantities."""
         score = _score_of(data, quantities)
         limits = {} if data is None else {quantity.name: quantity for quantity in data.quantities}
-        lowest, highest = np.full((2, _NUMBER), np.inf, np.float32) * np.array([[-1], [1]])
+        single = np.full((2, _NUMBER), np.inf, np.float32) * np.array([[-1], [1]])
         for index, name in enumerate(quantities):
             if name in limits:
                 low, high = limits[name].low, limits[name].high
-                lowest[index] = -np.inf if low is None else low
-                highest[index] = np.inf if high is None else high
+                single[0, index] = -np.inf if low is None else low
+                single[1, index] = np.inf if high is None else high
         factors: Any = ((1.0,),)
         snr: tuple[float, ...] = ()
         width: tuple[float, ...] = ()
@@ -90,20 +88,17 @@ class CheckConstants:
                 )  # fmt: skip
         share = None if data is None else data.frame_share
         return cls(
+            counted=len(quantities),
             factors=_row(factors),
             snr_edges=_row(snr),
             width_edges=_row(width),
             widening=_row(widening),
-            lowest=_row(lowest),
-            highest=_row(highest),
-            centre=_row(() if score is None else score.centre),
-            per_scale=_F(1) / _row(() if score is None else score.scale),
-            linear=_row(() if score is None else score.score[1 : 1 + len(quantities)]),
+            limits=_row(single),
+            standard=_standard(score, len(quantities)),
             form=_form(score, len(quantities)),
             limit=_F(0 if score is None else score.limit - score.score[0]),
             frame_share=_F(1 if share is None else share),
             frame_least=1 if data is None else data.frame_least,
-            counted=len(quantities),
         )
 
 
@@ -112,6 +107,14 @@ _F = np.float32
 
 def _row(values: Any) -> FloatArray:
     return np.ascontiguousarray(values, np.float32)
+
+
+def _standard(score: Familiarity | None, count: int) -> FloatArray:
+    """(3, count) centres, 1 / scales and linear coefficients; (3, 0) without a score."""
+    if score is None:
+        return np.empty((3, 0), np.float32)
+    centre, scale, linear = _row(score.centre), _row(score.scale), _row(score.score[1 : 1 + count])
+    return np.stack([centre, _F(1) / scale, linear])
 
 
 def _form(score: Familiarity | None, count: int) -> FloatArray:
@@ -184,12 +187,14 @@ class PeakChecks:
         self.alone = CheckConstants.of(calibration, data, precision, ALONE)
         self.calibrated = calibration is not None
         used = self.counted
-        limited = np.isfinite(used.lowest) | np.isfinite(used.highest)
-        self.judges = bool(limited.any() or len(used.linear) or len(self.alone.linear))
+        scored = used.standard.size or self.alone.standard.size
+        self.judges = bool(np.isfinite(used.limits).any() or scored)
         quantities = () if data is None else data.quantities
         self.frame_noise = next((q for q in quantities if q.name == FRAME_NOISE), None)
         self._loop: Callable[..., int] | None = None
         self._scratch: tuple[Any, ...] = ()
+        # Kept: memory that the system has just lent costs more than what is done with it.
+        self._kept = np.empty((0, 3), np.float32)
 
     @classmethod
     def of(cls, manifest: Manifest, precision: Precision) -> PeakChecks | None:
@@ -244,10 +249,15 @@ class PeakChecks:
             # numba's 60 MB come after what a background takes for a moment, not on top of it.
             self._loop, self._scratch = _loop()
         constants = self.counted if counts else self.alone
-        reasons = np.empty(len(heights), np.uint8)
-        unfamiliar = _run(
-            self._loop, self._scratch, constants, self.middle, scaled, heights, offsets_px, flags,
-            reasons, np.empty((0, _NUMBER), np.float32),
+        number = len(heights)
+        reasons = np.empty(number, np.uint8)
+        if number == 0:
+            return JudgedPeaks(reasons, 0)
+        if len(self._kept) < number:
+            self._kept = np.empty((2 * number, 3), np.float32)
+        unfamiliar = self._loop(
+            scaled.reshape(-1), heights, offsets_px, self.middle, *constants, flags, reasons,
+            self._kept, *self._scratch,
         )  # fmt: skip
         return JudgedPeaks(reasons, unfamiliar)
 
@@ -287,23 +297,3 @@ def _loop() -> tuple[Callable[..., int], tuple[Any, ...]]:
         _log.info("peaks are judged by numpy, because numba does not load: %s", error)
         return reference_checks.check_peaks, ()
     return compiled_checks.check_peaks, compiled_checks.scratch_to_check()
-
-
-def _run(
-    loop: Callable[..., int], scratch: tuple[Any, ...], constants: CheckConstants, middle: int,
-    scaled: FloatArray, heights: FloatArray, offsets_px: FloatArray,
-    flags: npt.NDArray[np.uint8], reasons: npt.NDArray[np.uint8], values: FloatArray,
-) -> int:  # fmt: skip
-    number = len(heights)
-    if number == 0:
-        return 0
-    found = np.empty((_NUMBER, number), np.float32)
-    single = np.empty((3, number), np.float32)
-    return loop(
-        scaled.reshape(-1), heights, offsets_px, middle, constants.counted, constants.factors,
-        constants.snr_edges, constants.width_edges, constants.widening, constants.lowest,
-        constants.highest, constants.centre, constants.per_scale, constants.linear,
-        constants.form, constants.limit, constants.frame_share, constants.frame_least, flags,
-        reasons, values, np.empty((number, 2, 3), np.float32), found, found.view(np.int32),
-        *single, *scratch,
-    )  # fmt: skip

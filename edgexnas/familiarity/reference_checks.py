@@ -36,23 +36,21 @@ _ALONG = np.arange(PATCH_SIZE, dtype=np.float32) - _F(CENTRE)
 def check_peaks(
     pixels: FloatArray, heights: FloatArray, offsets: FloatArray, middle: int, counted: int,
     factors: FloatArray, snr_edges: FloatArray, width_edges: FloatArray, widening: FloatArray,
-    lowest: FloatArray, highest: FloatArray, centre: FloatArray, per_scale: FloatArray,
-    linear: FloatArray, form: FloatArray, limit: np.float32, frame_share: np.float32,
-    frame_least: int, flags: npt.NDArray[np.uint8], reasons: npt.NDArray[np.uint8],
-    values: FloatArray, *_: Any,
+    limits: FloatArray, standard: FloatArray, form: FloatArray, limit: np.float32,
+    frame_share: np.float32, frame_least: int, flags: npt.NDArray[np.uint8],
+    reasons: npt.NDArray[np.uint8], *_: Any,
 ) -> int:  # fmt: skip
     """Judge the peaks of one frame; parameters as of `compiled_checks.check_peaks`."""
     number = len(heights)
     patches = pixels.reshape(number, _AREA)
     found, terms, own = measured(patches, heights, offsets, middle)
-    if len(values):
-        values[:] = found
-    familiar = (lowest[:counted] <= found[:, :counted]) & (found[:, :counted] <= highest[:counted])
+    lowest, highest = limits[:, :counted]
+    familiar = (lowest <= found[:, :counted]) & (found[:, :counted] <= highest)
     outside = ~familiar
     first = np.argmax(outside, axis=1) + 1
     reasons[:] = np.where(outside.any(axis=1), first, 0)
-    if len(linear):
-        score = _scores(terms[:, :counted], centre, per_scale, linear, form)
+    if standard.size:
+        score = _scores(terms[:, :counted], standard, form)
         reasons[(reasons == 0) & ~(score <= limit)] = TOGETHER
     alone = int(np.count_nonzero(reasons))
     whole = alone >= frame_least and _F(alone) > frame_share * _F(number)
@@ -222,13 +220,8 @@ def _pixel_noise(patches: FloatArray, place: FloatArray) -> FloatArray:
     return noise
 
 
-def _scores(
-    terms: FloatArray,
-    centre: FloatArray,
-    per_scale: FloatArray,
-    linear: FloatArray,
-    form: FloatArray,
-) -> FloatArray:
+def _scores(terms: FloatArray, standard: FloatArray, form: FloatArray) -> FloatArray:
+    centre, per_scale, linear = standard
     z = np.clip((terms - centre) * per_scale, _F(-LARGEST_Z), _F(LARGEST_Z))
     slopes = np.broadcast_to(linear, z.shape).copy()
     for quantity, row in enumerate(form):

@@ -14,7 +14,7 @@ __all__ = ["FEWEST_TOLD", "FOREIGN_SHARE", "UnfamiliarTally"]
 
 FOREIGN_SHARE = 0.2
 """Data of which more than this is unfamiliar is not what the network was trained on; of familiar
-data it is 0.03 at most."""
+data it is 0.03 at most, and somewhat more where many peaks are saturated or overlap."""
 
 FEWEST_TOLD = 10
 """Of fewer peaks or patterns nothing is said: three in ten are chance."""

@@ -83,6 +83,13 @@ class Bundling(ABC):
     def __init__(self, levels: tuple[float, ...]) -> None:
         self.levels = levels
 
+    def to_calibrate(self, part: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+        """Choose the items of a calibration part that activation ranges are taken from."""
+        # Spread over the part: neighbours on a series or scan are nearly alike.
+        spread = np.linspace(0, len(part) - 1, self.calibration_items)
+        # Each once, where there are fewer items than are wanted.
+        return part[np.unique(spread.astype(np.intp))]
+
     @abstractmethod
     def tensors(self) -> tuple[Tensor, Tensor]:
         """Describe the network's input and output."""

@@ -41,7 +41,8 @@ def closest_recipe(
     network
         Trained, on the CPU.
     calibration
-        (m, 1, 11, 11) scaled patches that ranges of activations are taken from.
+        (m, 1, 11, 11) scaled patches that ranges of activations are taken from: those that the
+        export takes, see `Bundling.to_calibrate`.
     x, target
         (n, 1, 11, 11) patches to judge by and their (n, 2) offsets in pixels.
     middle

@@ -66,10 +66,7 @@ class Exporter:
     def __init__(self, dataset: Dataset, split: Split, bundling: Bundling) -> None:
         self.x = dataset.inputs()
         self.y = dataset.network_targets()
-        # Spread over the part: neighbours on a series or scan are nearly alike.
-        spread = np.linspace(0, len(split.calibration) - 1, bundling.calibration_items)
-        # Each once, where there are fewer items than are wanted.
-        self.calibration = self.x[split.calibration[np.unique(spread.astype(int))]]
+        self.calibration = self.x[bundling.to_calibrate(split.calibration)]
         self._dataset, self._split, self.bundling = dataset, split, bundling
 
     def models(
@@ -86,26 +83,15 @@ class Exporter:
         float16 = self.to_onnx(rewritten(model, how), half=True)
         if choice is not None and choice.int8 is not None:
             # Quantised anew, which gives the same bytes.
-            int8 = quantise(float32, self.calibration, choice.int8)
-            return {"float32": float32, "float16": float16, "int8": int8.model}, int8, False
+            int8 = quantise(choice.tuned or float32, self.calibration, choice.int8)
+            models: dict[Precision, bytes] = {"float32": float32, "float16": float16}
+            return {**models, "int8": int8.model}, int8, choice.tuned is not None
         _log.info("quantising it to INT8 by several recipes")
         limit = self.limit(float32, maximum_loss)
         error, int8 = self.best_recipe(float32, limit)
         tuned = False
         if error > limit and fine_tune is not None:
-            data = TrainingTensors.from_dataset(self._dataset, self._split, fine_tune.device)
-            if fine_tune is FINE_TUNING:
-                most = max(1, MOST_SEEN // len(data.train_x))
-                fine_tune = replace(fine_tune, epochs=min(fine_tune.epochs, most))
-            _log.info(
-                "fine-tuning it for INT8: %d steps",
-                fine_tune.epochs * max(1, len(data.train_x) // fine_tune.batch_size),
-            )
-            calibration = torch.from_numpy(self.calibration)
-            result = fine_tune_for_int8(
-                model, data, calibration, fine_tune, float_first=int8.recipe.float_first
-            )
-            tuned_float32 = self.to_onnx(rewritten(result.model, how))
+            tuned_float32 = self.tuned(model, fine_tune, how, float_first=int8.recipe.float_first)
             tuned_error, tuned_int8 = self.best_recipe(tuned_float32, limit)
             if tuned_error < error:
                 int8, tuned = tuned_int8, True
@@ -114,6 +100,27 @@ class Exporter:
                 "the first layer stays in float: in INT8 it costs more accuracy than is allowed"
             )
         return {"float32": float32, "float16": float16, "int8": int8.model}, int8, tuned
+
+    def tuned(
+        self,
+        model: nn.Module,
+        fine_tune: TrainingSettings,
+        rewrite: str | None,
+        *,
+        float_first: bool = False,
+    ) -> bytes:
+        """Fine-tune a network for INT8 and export it in float32, rewritten or not."""
+        data = TrainingTensors.from_dataset(self._dataset, self._split, fine_tune.device)
+        if fine_tune is FINE_TUNING:
+            most = max(1, MOST_SEEN // len(data.train_x))
+            fine_tune = replace(fine_tune, epochs=min(fine_tune.epochs, most))
+        _log.info(
+            "fine-tuning it for INT8: %d steps",
+            fine_tune.epochs * max(1, len(data.train_x) // fine_tune.batch_size),
+        )
+        calibration = torch.from_numpy(self.calibration)
+        result = fine_tune_for_int8(model, data, calibration, fine_tune, float_first=float_first)
+        return self.to_onnx(rewritten(result.model, rewrite))
 
     def limit(self, float32: bytes, maximum_loss: float) -> float:
         """Largest error of INT8 on the validation part, in the unit of the task."""

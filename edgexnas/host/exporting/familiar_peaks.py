@@ -2,8 +2,8 @@
 
 Three things are learned at export, none of them from the test part:
 
-* **Limits of single quantities**: what hardly any peak of the training and calibration parts
-  exceeds.
+* **Limits of single quantities**: what hardly any peak of the training, calibration and validation
+  parts exceeds.
 * **A score of all together**: the network is run on simulated peaks of many kinds, whose truth is
   known, and which are also fitted where the labels are fits; a quadratic logistic regression tells
   those that it places wrongly by more than twice its calibrated half width from peaks of the
@@ -38,7 +38,7 @@ from edgexnas.familiarity.quantities import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["MeasuredPart", "familiar_data", "widening_of"]
+__all__ = ["MeasuredPart", "familiar_data", "frame_share_of", "widening_of"]
 
 FloatArray = npt.NDArray[np.float32]
 Wide = npt.NDArray[np.float64]
@@ -52,6 +52,10 @@ well."""
 LEVELS = (0.01, 0.1, 0.5, 0.9, 0.99)
 FRAME_SHARE, FRAME_LEAST = 0.15, 3
 """Seven times the share of false alarms, and more than chance makes of a frame of few peaks."""
+FRAME_TIMES = 3.0
+"""... or so many times the share of all peaks that are found on held-out frames, where many are
+saturated or overlap: these are unfamiliar more often."""
+MOST_FRAME_SHARE = 0.6
 FEWEST_PEAKS = 50
 """With fewer peaks of either kind there is no score."""
 RIDGE = 1e-4
@@ -85,6 +89,10 @@ class MeasuredPart:
         half = np.maximum((outputs[:, :, -1] - outputs[:, :, 0]) / 2, LEAST_INTERVAL_PX / 2)
         return cls(values, own, half)
 
+    def select(self, chosen: npt.NDArray[np.bool_]) -> MeasuredPart:
+        """Keep some of the peaks."""
+        return MeasuredPart(self.values[chosen], self.own[chosen], self.half_px[chosen])
+
 
 def familiar_data(
     train: MeasuredPart,
@@ -102,8 +110,8 @@ def familiar_data(
     wrong
         Simulated peaks that the network places wrongly.
     """
-    known = np.concatenate([train.values, *(part.values for part in held_out)])
     tail = FALSE_ALONE / len(PEAK_QUANTITIES) / 2
+    known = np.concatenate([train.values, *(part.values for part in held_out)])
     lowest, highest = np.quantile(known, [tail, 1 - tail], axis=0)
     middle = np.median(known, axis=0)
     lowest, highest = lowest - PADDING * (middle - lowest), highest + PADDING * (highest - middle)
@@ -125,9 +133,19 @@ def familiar_data(
         n=len(train.values),
         quantities=quantities,
         familiarity=tuple(score for score in scores if score is not None),
-        frame_share=FRAME_SHARE,
         frame_least=FRAME_LEAST,
     )
+
+
+def frame_share_of(unfamiliar: float) -> float:
+    """Say of how many unfamiliar peaks a frame is foreign.
+
+    Parameters
+    ----------
+    unfamiliar
+        Share of all peaks on held-out frames that are unfamiliar by themselves, flagged ones too.
+    """
+    return min(max(FRAME_SHARE, FRAME_TIMES * unfamiliar), MOST_FRAME_SHARE)
 
 
 def _score(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from edgexnas.bundle import MeasuredLatency, Precision
 from edgexnas.host.exporting.quantisation import Recipe
@@ -26,6 +26,8 @@ class RecipeTrial:
         What was measured; None if it was not.
     refusal
         Why it was not measured, or cannot be used; None if it can.
+    tuned
+        Whether its weights are fine-tuned for INT8.
     """
 
     name: str
@@ -34,6 +36,7 @@ class RecipeTrial:
     recipe: Recipe | None
     latency: MeasuredLatency | None = None
     refusal: str | None = None
+    tuned: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +56,8 @@ class RecipeChoice:
         Why, in a sentence with the figures.
     trials
         All candidates in the order in which they were tried.
+    tuned
+        Float32 graph with the fine-tuned weights that `int8` quantises; None for the network's own.
     """
 
     precision: Precision
@@ -60,6 +65,7 @@ class RecipeChoice:
     int8: Recipe | None
     reason: str
     trials: tuple[RecipeTrial, ...]
+    tuned: bytes | None = field(default=None, repr=False)
 
     @property
     def name(self) -> str:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -12,10 +13,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from edgexnas.errors import QuantisationError
+from edgexnas.host.exporting import quantisation_aware
 from edgexnas.host.exporting.equalisation import equalise
 from edgexnas.host.exporting.onnx_export import to_onnx
 from edgexnas.host.exporting.quantisation import Recipe, quantise, run_onnx, weighted_layers
-from edgexnas.host.exporting.quantisation_aware import fine_tune_for_int8
+from edgexnas.host.exporting.quantisation_aware import activation_scales, fine_tune_for_int8
 from edgexnas.host.networks.bragg_models import BraggNN, CnnBragg, MlpBragg
 from edgexnas.host.networks.ptycho_models import CnnPtycho, MlpPtycho
 from edgexnas.host.networks.symmetric_mlp import mlp_bragg_symmetric
@@ -143,6 +145,72 @@ def test_fine_tuning_leaves_the_float_network_as_it_was(
     )
     assert all(torch.equal(before[name], value) for name, value in trained.state_dict().items())
     assert tuned.model.state_dict().keys() == before.keys()
+
+
+def test_weights_tuned_on_a_grid_that_is_too_narrow_do_as_well_without_it(
+    trained: nn.Module, gaussian_task: TrainingData
+) -> None:
+    float32 = error_px(exported(trained, gaussian_task), gaussian_task)
+    # Activations of training data reach three times as far as those of the calibration data.
+    tuned = fine_tune_for_int8(
+        trained,
+        gaussian_task,
+        gaussian_task.train_x / 3,
+        TrainingSettings(epochs=25, batch_size=32, learning_rate=1e-3),
+    )
+    assert error_px(exported(tuned.model, gaussian_task), gaussian_task) < 1.3 * float32
+
+
+def test_fine_tuning_draws_in_activations_that_reach_far(
+    trained: nn.Module, gaussian_task: TrainingData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # One patch in 128 is eight times as bright as all others, and so are its activations.
+    items = gaussian_task.train_x.clone()
+    items[::128] *= 8
+    task = replace(gaussian_task, train_x=items)
+    settings = TrainingSettings(epochs=60, batch_size=32, learning_rate=1e-3)
+
+    def ranges(model: nn.Module) -> np.ndarray:
+        layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+        # The input is what it is, and the last layer, in float, may read what it likes.
+        return np.array(activation_scales(model.eval(), layers, items))[1:-1]
+
+    drawn_in = fine_tune_for_int8(trained, task, items, settings).model
+    monkeypatch.setattr(quantisation_aware, "PULL", 0.0)
+    left = fine_tune_for_int8(trained, task, items, settings).model
+    assert (ranges(drawn_in) < 0.8 * ranges(left)).all()
+
+
+def test_weights_come_out_of_fine_tuning_on_their_grid(
+    trained: nn.Module, gaussian_task: TrainingData
+) -> None:
+    settings = TrainingSettings(epochs=1, batch_size=32, learning_rate=1e-3)
+    tuned = fine_tune_for_int8(trained, gaussian_task, gaussian_task.train_x, settings).model
+    layers = [m for m in tuned.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    for number, layer in enumerate(layers):
+        steps = (
+            127
+            * layer.weight
+            / layer.weight.flatten(1).abs().amax(1).reshape(-1, *[1] * (layer.weight.ndim - 1))
+        )
+        on_grid = torch.allclose(steps, steps.round(), atol=1e-3)
+        # The last one stays float.
+        assert on_grid == (number < len(layers) - 1)
+
+
+def test_the_gradient_of_a_rounding_that_draws_in_is_that_of_its_penalty() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = (3 * torch.randn(5, 4, generator=generator)).requires_grad_()
+    weights, scale, pull = torch.randn(5, 4, generator=generator), 0.01, 0.7
+    rounded = quantisation_aware._DrawnIn.apply(x, scale, pull)
+    assert torch.allclose(rounded, x, atol=scale / 2 + 1e-6)
+    assert torch.allclose(rounded / scale, (rounded / scale).round(), atol=1e-3)
+    (found,) = torch.autograd.grad((rounded * weights).sum(), x)
+    reach = 127 * scale
+    beyond = (x.abs() - reach).clamp(min=0) / reach
+    penalty = 0.5 * pull * (beyond**2).sum() / len(x)
+    (expected,) = torch.autograd.grad((x * weights).sum() + penalty, x)
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.fixture(scope="module")
