@@ -27,6 +27,7 @@ from ruby_detector import Correction, RubyDetector
 from edgexnas.bragg import CENTRE, centroid
 from edgexnas.bundle import generate_keys
 from edgexnas.device import PeakPredictor
+from edgexnas.device.power.device_state import device_name
 from edgexnas.forms.columnfile import write_columnfile
 from edgexnas.frames import FrameSeries, open_frames
 from edgexnas.host import (
@@ -68,16 +69,10 @@ def main() -> None:
     torch.set_num_threads(1)
     options.folder.mkdir(parents=True, exist_ok=True)
     run = simulated if options.sample == "simulated" else ruby
-    figures = {"cpu": cpu(), **run(options)}
+    figures = {"cpu": device_name(Path("/")), **run(options)}
     path = options.folder / f"{options.sample}.json"
     path.write_text(json.dumps(figures, indent=1))
     print(path)
-
-
-def cpu() -> str:
-    """Name the processor."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(": ")[1] for line in lines if "model name" in line), "unknown")
 
 
 def simulated(options: argparse.Namespace) -> dict[str, Any]:

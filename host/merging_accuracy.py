@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from edgexnas.bragg import Peaks
 from edgexnas.device import PeakPredictor
+from edgexnas.device.power.device_state import device_name
 from edgexnas.frames import Truth
 from edgexnas.host import match_peaks
 from edgexnas.merging import MergeSettings, Rotation, SpotMerger
@@ -48,7 +49,7 @@ def main() -> None:
     parser.add_argument("--shoeboxes", type=Path, required=True, help="folder of the DIALS data")
     parser.add_argument("--output", type=Path, default=Path("docs/results/merging.md"))
     options = parser.parse_args()
-    figures: dict[str, Any] = {"cpu": cpu(), "simulated": {}}
+    figures: dict[str, Any] = {"cpu": device_name(Path("/")), "simulated": {}}
     for name, settings in SIMULATED.items():
         series = simulate_hedm(settings, seed=21)
         with PeakPredictor(options.bundle, trust=options.trust, mask=series.mask) as predictor:
@@ -61,11 +62,6 @@ def main() -> None:
     figures["speed"] = [speed(frames=1440, peaks=700), speed(frames=100_000, peaks=10)]
     options.output.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n")
     options.output.write_text(page(figures))
-
-
-def cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(": ")[1] for line in lines if "model name" in line), "unknown")
 
 
 def merged(frames: list[Peaks], rotation: Rotation, **options: float) -> Spots:

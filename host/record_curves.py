@@ -2,11 +2,12 @@
 
     python host/record_curves.py PEAKS --output docs/results/curves-ruby.json
 
-Networks are drawn from their spaces, half of them by the spaces' own priors and half from where
-networks of a few thousand parameters lie. Each is trained for 0.4, then 1.2, 3.6 and 10.8 s of CPU
-time on one thread, each time on from the weights it has and with its learning rate falling to 0 at
-the end, as `optimize(..., budget=...)` trains them. CPU time, so that other work on the machine
-changes little.
+Networks are drawn from their spaces, half of them as a search draws them, from what earlier runs
+found good where there is any, and half from where networks of a few thousand parameters lie; of a
+space with earlier runs, their best networks come first. Each is trained for 0.4, then 1.2, 3.6 and
+10.8 s of CPU time on one thread, each time on from the weights it has and with its learning rate
+falling to 0 at the end, as `optimize(..., budget=...)` trains them. CPU time, so that other work on
+the machine changes little; with ``--workers`` several are trained at once.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import argparse
 import json
 import random
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +25,17 @@ import torch
 
 from edgexnas.demo.markdown import hardware
 from edgexnas.host import SPACES, Configuration, PeakDataset, SearchSpace, with_synthetic_peaks
+from edgexnas.host.search.priors import find_prior
 from edgexnas.host.training.bragg_criterion import evaluate_model
 from edgexnas.host.training.loop import DivergedError, train
 from edgexnas.host.training.settings import TrainingData, TrainingSettings
 
-COUNTS = {"mlpBraggSmooth": 12, "mlpBraggSymmetric": 12, "mlpBragg": 12, "cnnBragg": 8,
-          "mlpBraggMirrored": 12}  # fmt: skip
+COUNTS = {"mlpBraggSymmetric": 12, "mlpBragg": 12, "cnnBragg": 8,
+          "mlpBraggMirrored": 40}  # fmt: skip
 
 SLOTS = (0.4, 1.2, 3.6, 10.8)
 
 LIKELY: dict[str, dict[str, Any]] = {
-    "mlpBraggSmooth": {"units": (10, 160), "layers": (1, 4), "learning_rate": (2e-3, 2e-2),
-                       "batch_size": (64, 128, 256)},
     "mlpBraggMirrored": {"units": (10, 80), "layers": (1, 4), "learning_rate": (3e-3, 3e-2)},
     "mlpBraggSymmetric": {"units": (10, 160), "layers": (1, 4), "learning_rate": (1e-3, 2e-2)},
     "mlpBragg": {"units": (10, 160), "layers": (1, 4), "learning_rate": (1e-3, 2e-2)},
@@ -46,17 +48,45 @@ def draws(seed: int) -> list[tuple[SearchSpace, Configuration]]:
     rng = random.Random(seed)
     rows: list[tuple[float, SearchSpace, Configuration]] = []
     for name, count in COUNTS.items():
+        space = SPACES[name]
+        prior = find_prior(space)
+        best = [] if prior is None else prior.best(space, count // 4, rng)
         for number in range(count):
-            space = SPACES[name]
-            drawn = (space.narrow(**LIKELY[name]) if number % 2 else space).sample(rng)
+            if number < len(best):
+                drawn = best[number]
+            elif number % 2:
+                drawn = space.narrow(**LIKELY[name]).sample(rng)
+            else:
+                drawn = space.sample(rng) if prior is None else prior.sample(space, rng)
             rows.append(((number + 0.5) / count, space, drawn))
     return [(space, drawn) for _, space, drawn in sorted(rows, key=lambda row: row[0])]
 
 
-def recorded(
-    space: SearchSpace, configuration: Configuration, data: TrainingData, seed: int, test: Any
-) -> dict[str, Any]:
+Given = tuple[TrainingData, tuple[torch.Tensor, torch.Tensor]]
+"""What trains and validates, and the test part."""
+
+given: Given | None = None
+
+
+def load(path: Path, synthetic: int) -> int:
+    """Load what trainings of this process are given; return how many measured peaks train."""
+    global given
+    torch.set_num_threads(1)
+    dataset = PeakDataset.load(path)
+    measured = len(dataset.split().train)
+    if synthetic:
+        dataset = with_synthetic_peaks(dataset, synthetic)
+    split = dataset.split()
+    data = TrainingData.from_dataset(dataset, split, "cpu")
+    x, y = torch.from_numpy(dataset.inputs()), torch.from_numpy(dataset.targets_px)
+    given = data, (x[split.test], y[split.test])
+    return measured
+
+
+def recorded(name: str, configuration: Configuration, seed: int) -> dict[str, Any]:
     """Train one network slot by slot."""
+    assert given is not None
+    space, (data, test) = SPACES[name], given
     size = space.size(configuration)
     torch.manual_seed(seed)
     model = space.build(configuration)
@@ -93,33 +123,32 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--spaces", nargs="+", default=list(COUNTS), help="of those to record")
     parser.add_argument("--output", type=Path, required=True, help="JSON; appended to if there")
+    parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    dataset = PeakDataset.load(options.peaks)
-    measured = len(dataset.split().train)
-    if options.synthetic:
-        dataset = with_synthetic_peaks(dataset, options.synthetic)
-    split = dataset.split()
-    data = TrainingData.from_dataset(dataset, split, "cpu")
-    x, y = torch.from_numpy(dataset.inputs()), torch.from_numpy(dataset.targets_px)
+    measured = load(options.peaks, options.synthetic)
+    assert given is not None
+    head = {
+        "command": f"python host/record_curves.py {options.peaks.name} --synthetic "
+        f"{options.synthetic} --seed {options.seed}",
+        "hardware": hardware(), "measured": measured, "patches": len(given[0].train_x),
+        "slots_s": SLOTS,
+    }  # fmt: skip
     rows = json.loads(options.output.read_text())["rows"] if options.output.exists() else []
-    for number, (space, configuration) in enumerate(draws(options.seed)):
-        known = any(r["configuration"] == configuration and r["space"] == space.name for r in rows)
-        if known or space.name not in options.spaces:
-            continue
-        row = recorded(space, configuration, data, options.seed + 1000 * number,
-                       (x[split.test], y[split.test]))  # fmt: skip
-        rows.append(row)
-        print(number, space.name, row["parameters"], [s["validation_px"] for s in row["slots"]],
-              flush=True)  # fmt: skip
-        head = {
-            "command": f"python host/record_curves.py {options.peaks.name} --synthetic "
-            f"{options.synthetic} --seed {options.seed}",
-            "hardware": hardware(), "measured": measured, "patches": len(split.train),
-            "slots_s": SLOTS,
-        }  # fmt: skip
-        lines = ",\n".join(json.dumps(row) for row in rows)
-        options.output.write_text(f'{json.dumps(head)[:-1]}, "rows": [\n{lines}\n]}}\n')
+    known = [(row["space"], row["configuration"]) for row in rows]
+    # Forked, so that they share what is loaded.
+    with ProcessPoolExecutor(options.workers, mp_context=get_context("fork")) as pool:
+        waiting = [
+            pool.submit(recorded, space.name, configuration, options.seed + 1000 * number)
+            for number, (space, configuration) in enumerate(draws(options.seed))
+            if (space.name, configuration) not in known and space.name in options.spaces
+        ]
+        for done in as_completed(waiting):
+            row = done.result()
+            rows.append(row)
+            print(row["space"], row["parameters"], [s["validation_px"] for s in row["slots"]],
+                  flush=True)  # fmt: skip
+            lines = ",\n".join(json.dumps(row) for row in rows)
+            options.output.write_text(f'{json.dumps(head)[:-1]}, "rows": [\n{lines}\n]}}\n')
 
 
 if __name__ == "__main__":

@@ -7,6 +7,10 @@ slot of a ladder of times. A search asks its strategy as in earnest; a proposal 
 nearest network of its space in the table, and its training costs the recorded CPU time and nothing
 else. Searches are sequential here: one worker.
 
+With ``--runs`` the page ends with real searches beside, run folders named by their strategy:
+
+    edgexnas optimize bragg --data PEAKS --budget 2min --seed 0 --search NAME --output RUNS/NAME
+
 *Before* trains every network once for the epochs that are proposed, between 1 and 1000 on the
 measured patches; its error is interpolated between the recorded times, and what would take longer
 than the record counts, and costs, as long as the record. *Ladder* is `optimize(..., budget=...)`
@@ -30,7 +34,7 @@ import numpy as np
 from scipy.stats import wilcoxon
 
 from edgexnas.demo.markdown import hardware
-from edgexnas.host import SPACES, Configuration, SearchSpace
+from edgexnas.host import SPACES, Configuration, SearchResult, SearchSpace
 from edgexnas.host.measuring.objectives import OBJECTIVES, hypervolume
 from edgexnas.host.search.budget import TimeShares
 from edgexnas.host.search.journal import Trial
@@ -55,6 +59,9 @@ LADDERS: dict[str, tuple[str, tuple[str, ...], bool]] = {
     "ladder, Optuna GP": ("optuna-gp", NOW, True),
     "ladder, random": ("random", NOW, True),
 }
+
+RANDOM = "ladder, random"
+SIGNIFICANT = 0.05
 
 Row = dict[str, Any]
 
@@ -200,9 +207,15 @@ def main() -> None:
     parser.add_argument("--evaluations", type=int, default=100, help="of the search of before")
     parser.add_argument("--only", action="append", help="a ladder by name; repeatable")
     parser.add_argument("--append", action="store_true", help="add ladders to what there is")
+    parser.add_argument("--runs", type=Path, help="real searches, for the page alone")
+    parser.add_argument("--where", default=hardware(), help="where these ran")
     parser.add_argument("--output", type=Path, default=Path("docs/results"))
     options = parser.parse_args()
-    table = Table(json.loads(options.curves.read_text()))
+    if options.runs is not None:
+        add_runs(options.output, options.runs, options.where)
+        return
+    recorded = json.loads(options.curves.read_text())
+    table = Table(recorded)
     rows: list[dict[str, Any]] = []
     place = options.output / "search-replay.json"
     known = json.loads(place.read_text())["seeds"] if options.append else []
@@ -237,10 +250,31 @@ def main() -> None:
         f"{options.seeds} --evaluations {options.evaluations}",
         "networks": sum(len(rows) for rows in table.rows.values()),
         "evaluations": options.evaluations,
-        "hardware": hardware(), "summary": summary, "seeds": rows,
+        "hardware": hardware(), "recorded_on": recorded["hardware"], "summary": summary,
+        "seeds": rows,
     }  # fmt: skip
     place.write_text(json.dumps(content, indent=1) + "\n")
     (options.output / "search-replay.md").write_text(page(content))
+
+
+def add_runs(output: Path, runs: Path, where: str) -> None:
+    """Add real searches to the page that there is."""
+    place = output / "search-replay.json"
+    content = json.loads(place.read_text())
+    rows = []
+    for folder in sorted(path.parent for path in runs.glob("*/journal.jsonl")):
+        result = SearchResult.load(folder)
+        metrics = [t.metrics for t in result.trials if t.status == "done"]
+        best = result.best("int8_error")
+        rows.append({
+            "search": folder.name, "budget_s": result.description["budget"],
+            "trainings": len(result.trials), "int8_error": best.metrics["int8_error"],
+            "parameters": int(best.metrics["parameters"]),
+            "hypervolume": round(hypervolume(metrics, result.objectives), 4),
+        })  # fmt: skip
+    content["runs"] = {"where": where, "rows": rows}
+    place.write_text(json.dumps(content, indent=1) + "\n")
+    (output / "search-replay.md").write_text(page(content))
 
 
 def summed(rows: list[dict[str, Any]], name: str) -> dict[str, Any]:
@@ -259,13 +293,44 @@ def summed(rows: list[dict[str, Any]], name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def samplers_compared(rows: list[dict[str, Any]]) -> str:
+    """Say whether any sampler needs another time than random proposals on the same ladder."""
+    differ, alike = [], []
+    for name, kind in LADDERS.items():
+        same_but_sampler = kind[1:] == LADDERS[RANDOM][1:] and name != RANDOM
+        if not same_but_sampler or not all(row["ladders"].keys() >= {name, RANDOM} for row in rows):
+            continue
+        # As in `summed`: one that never gets there has taken all of its time.
+        shares = np.minimum(
+            [[r["ladders"][n]["to_90_s"] / r["before_s"] for n in (name, RANDOM)] for r in rows], 1
+        )
+        change = shares[:, 0] - shares[:, 1]
+        p = float(wilcoxon(change).pvalue) if change.any() else 1.0
+        sampler = name.removeprefix("ladder, ").removesuffix(" (the default)")
+        if p >= SIGNIFICANT:
+            alike.append(f"{sampler} (p = {p:.2g})")
+            continue
+        kind_of = "shorter" if change.sum() < 0 else "longer"
+        differ.append(f"{kind_of} for {sampler} (p = {p:.2g})")
+    if not differ and not alike:
+        return "Random proposals are not among these searches."
+    parts = [f"the time is {', '.join(differ)}"] if differ else []
+    parts += [f"no difference was found for {', '.join(alike)}"] if alike else []
+    return (
+        f"Against random proposals {'; '.join(parts)}: two-sided Wilcoxon signed-rank "
+        f"tests over {len(rows)} seeds."
+    )
+
+
 def page(content: dict[str, Any]) -> str:
     rows, seeds = content["seeds"], len(content["seeds"])
     lines = [
         "# Searches replayed on recorded learning curves", "",
         f"`{content['command']}`, on {content['hardware']}; curves by `host/record_curves.py` in "
-        "`curves-ruby.json`.", "",
-        f"{content['networks']} recorded networks. Before: {content['evaluations']} networks, each "
+        f"`curves-ruby.json`, on {content['recorded_on']}.", "",
+        f"{content['networks']} recorded networks, the best ones of earlier runs, which a search "
+        "with priors asks for first, among them. Before: "
+        f"{content['evaluations']} networks, each "
         "trained once as in 0.2.0, in "
         f"{min(r['before_s'] for r in rows):.0f} to {max(r['before_s'] for r in rows):.0f} s of "
         "training. Hypervolume in the logarithms of error (1 to 0.001 px) and "
@@ -283,10 +348,24 @@ def page(content: dict[str, Any]) -> str:
             for name, s in content["summary"].items()
         ),
         "",
-        "In a table this small the samplers make no difference, random proposals included: the "
-        "ladder of times does. Optuna's AutoSampler comes from a hub that could not be reached.",
+        f"{samplers_compared(rows)} Optuna's AutoSampler comes from a hub that could not be "
+        "reached.",
         "",
     ]  # fmt: skip
+    if "runs" in content:
+        runs = content["runs"]["rows"]
+        lines += [
+            f"One real run each, `optimize bragg --budget {runs[0]['budget_s']:.0f}s --seed 0 "
+            f"--search ...`, {content['runs']['where']}; INT8 error on the validation part:", "",
+            "| search | trainings | INT8 error, px | parameters | hypervolume |",
+            "|---|---:|---:|---:|---:|",
+            *(
+                f"| {r['search']} | {r['trainings']} | {r['int8_error']:.4f} | "
+                f"{r['parameters']:,} | {r['hypervolume']:.3f} |"
+                for r in runs
+            ),
+            "",
+        ]  # fmt: skip
     return "\n".join(lines)
 
 

@@ -3,11 +3,14 @@
     python host/search_ruby.py PEAKS --runs runs/ruby --seeds 0 1 2
     python host/search_ruby.py PEAKS --runs runs/ruby --page docs/results
 
-For each seed the command line's own `optimize` and `export` run as processes, then BraggNN 16-8-4-2
-trains for the same time on each core: on the measured patches and on these with synthetic ones, the
-better by validation counts. With ``--steps before`` a search of 0.2.0's kind, networks trained once
-for the epochs that are proposed, has the same time too. What exists is not repeated, so seeds and
-steps can be run one by one, or side by side on cores of their own.
+For each seed the command line's own `optimize` and, in the step "search", `export` run as
+processes, then BraggNN 16-8-4-2 trains for the same time on each core: on the measured patches and
+on these with synthetic ones as a search has them, the better by validation counts. With ``--steps
+before`` a search of 0.2.0's kind, networks trained once for the epochs that are proposed, has the
+same time too. What exists is not repeated, so seeds and steps can be run one by one, or side by
+side on cores of their own. A step that was stopped begins anew, but for the searches, which go on
+with what is left of their time; their record says how many sessions they took, and times are of all
+of them.
 """
 
 from __future__ import annotations
@@ -19,48 +22,83 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import t
 
 from edgexnas.bundle import open_bundle
 from edgexnas.demo.markdown import hardware
 from edgexnas.host import PeakDataset, SearchResult, optimize, with_synthetic_peaks
 from edgexnas.host.networks.bragg_models import BraggNN, count_parameters
 from edgexnas.host.search.budget import parse_budget
+from edgexnas.host.search.evaluation import evaluation_context
+from edgexnas.host.search.journal import read_journal
+from edgexnas.host.search.synthetic_data import repeat_measured
 from edgexnas.host.training.bragg_criterion import evaluate_model
 from edgexnas.host.training.loop import train
-from edgexnas.host.training.settings import TrainingData, TrainingSettings
+from edgexnas.host.training.settings import TrainingSettings
 
 SMALL = 4_200
+LOWER_ERROR, SMALLER = 0.3103, 0.8757
+"""Of the paper, against BraggNN."""
+STEPS = ("optimize", "search", "measured", "synthetic", "before")
 BRAGGNN_RATE, BRAGGNN_BATCH = 3e-3, 32
+SYNTHETIC = 50_000
+"""About as many as a search of ten minutes draws."""
+BOTH = frozenset({"measured", "synthetic"})
+"""Trainings of BraggNN: on measured patches, and with synthetic ones too."""
 
 
-def run(command: list[str], log: Path) -> dict[str, float]:
-    """Run a command of edgexnas; return its wall time and the CPU time of its processes."""
+def run(command: list[str], log: Path, spent: Path | None = None) -> dict[str, float]:
+    """Run a command of edgexnas; return its wall time and the CPU time of its processes.
+
+    With a file of what was `spent` it is added, also by a command that is stopped: the time of all
+    sessions, and their number.
+    """
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    with log.open("a") as file:
-        subprocess.run(
-            [sys.executable, "-m", "edgexnas.cli", *command], stdout=file, stderr=file, check=True
-        )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {"wall_s": round(time.monotonic() - began, 1), "cpu_s": round(cpu, 1)}
+    took: dict[str, float] = {}
+    if spent is not None:
+        took = json.loads(spent.read_text()) if spent.exists() else {"sessions": 0}
+    try:
+        with log.open("a") as file:
+            subprocess.run(
+                [sys.executable, "-m", "edgexnas.cli", *command],
+                stdout=file, stderr=file, check=True,
+            )  # fmt: skip
+    finally:
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        seconds = {"wall_s": time.monotonic() - began, "cpu_s": cpu}
+        took |= {name: round(took.get(name, 0.0) + s, 1) for name, s in seconds.items()}
+        if spent is not None:
+            took["sessions"] += 1
+            spent.write_text(json.dumps(took))
+    return took
 
 
-def searched(peaks: Path, folder: Path, seed: int, budget: str) -> dict[str, Any]:
-    """Search by the command line, and export the best network and the best small one."""
-    place, log = folder / f"seed-{seed}", folder / f"seed-{seed}.log"
-    took = run(
-        ["optimize", "bragg", "--data", str(peaks), "--output", str(place), "--budget", budget,
-         "--seed", str(seed)], log,
+def optimized(peaks: Path, folder: Path, seed: int, budget: str) -> dict[str, float]:
+    """Search by the command line; go on with a search that was stopped."""
+    place = folder / f"seed-{seed}"
+    going_on = ["--resume"] if (place / "journal.jsonl").exists() else []
+    return run(
+        ["optimize", "bragg", "--data", str(peaks), "--output", str(place),
+         "--budget", budget, "--seed", str(seed), *going_on],
+        folder / f"seed-{seed}.log", folder / f"seed-{seed}-spent.json",
     )  # fmt: skip
+
+
+def exported(folder: Path, seed: int) -> dict[str, Any]:
+    """Export the best network and the best small one of a search, by the command line."""
+    place, log = folder / f"seed-{seed}", folder / f"seed-{seed}.log"
+    searched = folder / f"seed-{seed}-optimize.json"
+    if not searched.exists():
+        raise SystemExit(f"{searched} does not exist: take the step optimize before search")
+    took: dict[str, Any] = json.loads(searched.read_text())
     result = SearchResult.load(place)
     small = [c for c in result.candidates if c.metrics["parameters"] <= SMALL]
     first = result.objectives[0].name
@@ -100,21 +138,25 @@ def searched(peaks: Path, folder: Path, seed: int, budget: str) -> dict[str, Any
     }  # fmt: skip
 
 
-def trained(job: tuple[Path, int, float]) -> dict[str, Any]:
-    """Train BraggNN for a time on one core."""
-    path, seed, seconds = job
+def braggnn(peaks: Path, seed: int, seconds: float, *, synthetic: bool) -> dict[str, Any]:
+    """Train BraggNN for a CPU time on one core, of which drawing synthetic peaks is a part."""
     torch.set_num_threads(1)
-    dataset = PeakDataset.load(path)
+    began = time.process_time()
+    dataset = PeakDataset.load(peaks)
     split = dataset.split()
-    data = TrainingData.from_dataset(dataset, split, "cpu")
+    context = evaluation_context(dataset, split, device="cpu")
+    x, y = torch.from_numpy(dataset.inputs()), torch.from_numpy(dataset.targets_px)
+    if synthetic:
+        filled = with_synthetic_peaks(dataset, SYNTHETIC, seed=seed)
+        both = evaluation_context(filled, filled.split(), device="cpu")
+        context = repeat_measured(both, context)
+    data = context.training_data
     torch.manual_seed(seed)
     settings = TrainingSettings(
-        batch_size=BRAGGNN_BATCH, learning_rate=BRAGGNN_RATE, seconds=seconds, seed=seed,
-        device="cpu",
+        batch_size=BRAGGNN_BATCH, learning_rate=BRAGGNN_RATE, seed=seed, device="cpu",
+        seconds=seconds - (time.process_time() - began),
     )  # fmt: skip
-    began = time.process_time()
-    result = train(BraggNN(), data, settings)
-    x, y = torch.from_numpy(dataset.inputs()), torch.from_numpy(dataset.targets_px)
+    result = train(BraggNN(), data, settings, clock=time.process_time)
     return {
         "patches": len(data.train_x), "steps": result.steps,
         "cpu_s": round(time.process_time() - began, 1),
@@ -123,21 +165,17 @@ def trained(job: tuple[Path, int, float]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def braggnn(peaks: Path, folder: Path, seed: int, seconds: float) -> list[dict[str, Any]]:
-    """Train BraggNN on measured and on measured and synthetic patches, side by side."""
-    filled = folder / f"synthetic-{seed}.h5"
-    if not filled.exists():
-        with_synthetic_peaks(PeakDataset.load(peaks), 100_000, seed=seed).save(filled)
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        return list(pool.map(trained, [(peaks, seed, seconds), (filled, seed, seconds)]))
-
-
 def before(peaks: Path, folder: Path, seed: int, seconds: float) -> dict[str, Any]:
-    """Search as 0.2.0 did by default, for the same time."""
+    """Search as 0.2.0 did by default, for the same time; go on with one that was stopped."""
+    place = folder / f"before-{seed}"
+    # A time-out is of one session.
+    spent = 0.0
+    if (place / "journal.jsonl").exists():
+        spent = max((trial.finished for trial in read_journal(place)[1]), default=0.0)
     result = optimize(
-        "bragg", data=peaks, output=folder / f"before-{seed}", resume=True, seed=seed,
+        "bragg", data=peaks, output=place, resume=True, seed=seed,
         space=("mlpBraggSymmetric", "mlpBragg", "cnnBragg"), max_evals=100, workers=2,
-        timeout=seconds,
+        timeout=max(seconds - spent, 0.1),
     )  # fmt: skip
     dataset = PeakDataset.load(peaks)
     split, best = dataset.split(), result.best("error")
@@ -166,7 +204,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=[])
     parser.add_argument("--budget", default="10min")
     parser.add_argument(
-        "--steps", nargs="*", choices=("search", "braggnn", "before"), default=["search", "braggnn"]
+        "--steps",
+        nargs="*",
+        choices=STEPS,
+        default=STEPS[:4],
     )
     parser.add_argument("--hardware", help="where the runs were made, if not here; for the page")
     parser.add_argument(
@@ -176,14 +217,16 @@ def main() -> None:
     options = parser.parse_args()
     options.runs.mkdir(parents=True, exist_ok=True)
     keys = options.runs / "keys"
-    if not keys.exists():
+    if "search" in options.steps and not keys.exists():
         run(["keys", "generate", "--output", str(keys), "--name", "search"],
             options.runs / "keys.log")  # fmt: skip
     seconds = parse_budget(options.budget)
     for seed in options.seeds:
         made: dict[str, Callable[[], Any]] = {
-            "search": partial(searched, options.peaks, options.runs, seed, options.budget),
-            "braggnn": partial(braggnn, options.peaks, options.runs, seed, seconds),
+            "optimize": partial(optimized, options.peaks, options.runs, seed, options.budget),
+            "search": partial(exported, options.runs, seed),
+            "measured": partial(braggnn, options.peaks, seed, seconds, synthetic=False),
+            "synthetic": partial(braggnn, options.peaks, seed, seconds, synthetic=True),
             "before": partial(before, options.peaks, options.runs, seed, seconds),
         }
         for name in options.steps:
@@ -208,7 +251,7 @@ def recorded(runs: Path) -> list[dict[str, Any]]:
         {"seed": seed}
         | {
             name: json.loads(path.read_text())
-            for name in ("search", "braggnn", "before")
+            for name in STEPS[1:]
             if (path := runs / f"seed-{seed}-{name}.json").exists()
         }
         for seed in sorted(int(p.name.split("-")[1]) for p in runs.glob("seed-*-search.json"))
@@ -248,17 +291,15 @@ def table(seeds: list[dict[str, Any]]) -> list[str]:
                 f"{network['parameters']:,} | {network['test_px']['float32']:.4f} | "
                 f"**{network['test_px']['int8']:.4f}** | {len(network['float_layers'])} |"
             )
-    if any("braggnn" in record for record in seeds):
+    if any(record.keys() >= BOTH for record in seeds):
         lines += ["", "| seed | BraggNN 16-8-4-2, "
               f"{braggnn_size:,} parameters, trained for as long | measured patches | with "
               "synthetic ones |", "|---|---|---|---|"]  # fmt: skip
     for record in seeds:
-        if "braggnn" in record:
-            rows = record["braggnn"]
-            best = min(rows, key=lambda row: row["validation_px"])
+        if record.keys() >= BOTH:
             lines.append(
-                f"| {record['seed']} | **{best['test_px']:.4f}** by validation | "
-                f"{rows[0]['test_px']:.4f} | {rows[1]['test_px']:.4f} |"
+                f"| {record['seed']} | **{best_braggnn(record):.4f}** by validation | "
+                f"{record['measured']['test_px']:.4f} | {record['synthetic']['test_px']:.4f} |"
             )
     others = [record for record in seeds if "before" in record]
     if others:
@@ -284,13 +325,48 @@ def table(seeds: list[dict[str, Any]]) -> list[str]:
                 f"{np.max(errors):.4f})."
             )
     pairs = [
-        (r["search"]["networks"]["best"]["test_px"]["int8"],
-         min(r["braggnn"], key=lambda row: row["validation_px"])["test_px"])
-        for r in seeds if "braggnn" in r
-    ]  # fmt: skip
+        (record["search"]["networks"], best_braggnn(record))
+        for record in seeds
+        if record.keys() >= BOTH
+    ]
     if pairs:
-        won = sum(ours < theirs for ours, theirs in pairs)
+        won = sum(ours["best"]["test_px"]["int8"] < theirs for ours, theirs in pairs)
         lines.append(f"* Better than BraggNN: {won} of {len(pairs)} seeds.")
+        lines += claims(pairs, braggnn_size)
+    return lines
+
+
+def best_braggnn(record: dict[str, Any]) -> float:
+    """Test error of the BraggNN that validation chooses."""
+    rows = [record[name] for name in BOTH]
+    return float(min(rows, key=lambda row: row["validation_px"])["test_px"])
+
+
+def claims(pairs: list[tuple[dict[str, Any], float]], size: int) -> list[str]:
+    """Answer the paper's two claims, INT8 networks of the search against BraggNN in float."""
+    lines = []
+    for name, largest, wanted, text in (
+        ("best", size, -LOWER_ERROR, f"{LOWER_ERROR:.2%} lower error at no more parameters"),
+        ("small", round((1 - SMALLER) * size), 0.0,
+         f"{SMALLER:.2%} fewer parameters at no higher error"),
+    ):  # fmt: skip
+        changes = [
+            ours[name]["test_px"]["int8"] / theirs - 1
+            for ours, theirs in pairs
+            if name in ours and ours[name]["parameters"] <= largest
+        ]
+        if len(changes) < len(pairs) or len(changes) < 2:
+            lines.append(f"* {text}: not in every seed so small.")
+            continue
+        half = t.ppf(0.975, len(changes) - 1) * np.std(changes, ddof=1) / len(changes) ** 0.5
+        if np.mean(changes) + half <= wanted:
+            answer = "yes"
+        else:
+            answer = "by the mean" if np.mean(changes) <= wanted else "no"
+        lines.append(
+            f"* {text}: **{answer}**, error {np.mean(changes):+.0%} "
+            f"± {half:.0%} over {len(changes)} seeds."
+        )
     return lines
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgexnas.errors import EdgexnasError, SourceError
+from edgexnas.hdf5_library import new_hdf5
 from edgexnas.whole_files import whole_file
 
 __all__ = ["DatasetFile", "content_digest"]
@@ -63,11 +64,9 @@ class DatasetFile:
         SourceError
             If the file cannot be written.
         """
-        import h5py
-
         place = Path(path)
         try:
-            with whole_file(place) as draft, h5py.File(draft, "w") as file:
+            with whole_file(place) as draft, new_hdf5(draft, "a file of labels") as file:
                 for key, array in arrays.items():
                     file.create_dataset(key, data=array, **_compression(array))
                 file.attrs["format"], file.attrs["version"] = self.format, self.version

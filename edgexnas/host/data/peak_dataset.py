@@ -13,7 +13,7 @@ from edgexnas.bragg import PATCH_SIZE, FloatArray, IntArray, scale_patches
 from edgexnas.errors import ConfigurationError, InputError
 from edgexnas.host.data.dataset import require_finite
 from edgexnas.host.data.dataset_file import DatasetFile
-from edgexnas.host.data.splitting import DROPPED, Split, split_frames, split_of
+from edgexnas.host.data.splitting import Split, split_frames, split_of
 from edgexnas.host.data.stored_dataset import Columns, StoredDataset
 from edgexnas.peak_finding import FinderReport, FinderSettings
 
@@ -162,7 +162,8 @@ class PeakDataset(StoredDataset):
         )[self.frame]
         return split_of(
             # Blocks follow from the frames alone, so which peaks are good moves no border.
-            np.where(self.good, part, DROPPED),
+            part,
+            good=self.good,
             what=f"{self.source} has {int(self.good.sum())} good peaks on {self.frames} frames",
             remedy="label more frames",
         )

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.spatial import cKDTree
 from torch import Tensor
 
 from edgexnas.errors import ConfigurationError, InputError
@@ -66,6 +67,14 @@ Twelve iterations on simulated scans leave 0.05 to 0.09 with right positions, an
 axes are swapped or mirrored, positions are shuffled or the beam lies in a corner. A measured
 Siemens star leaves 0.26 after 10 iterations, and 0.84 to 0.90 with positions that are not its own.
 """
+
+LEAST_SPREAD = 0.5
+"""Share of what photon noise makes by which patterns differ at least, if they are counts of
+photons; what is normalised or averaged may differ by less."""
+
+FARTHEST = 0.5
+"""Share of a window's side; patterns farther from all others share no light with them, because a
+beam that is sampled well enough fills half of the window at most."""
 
 LIT_FRACTION = 0.05
 """Share of the median illumination from which the object counts as measured."""
@@ -109,8 +118,16 @@ class Reconstruction:
         return float(self.error_history[-1])
 
     @property
+    def counted(self) -> bool:
+        """Whether patterns differ by as much as counts of photons do at least."""
+        return self.mean_pattern_error >= LEAST_SPREAD * self.photon_noise
+
+    @property
     def explains(self) -> bool:
         """Whether object and beam explain why patterns differ, so that they may serve as labels."""
+        if not self.counted:
+            # Their noise is not known, and is taken for something to explain.
+            return self.residual <= LARGEST_SHARE * self.mean_pattern_error
         structure = self.mean_pattern_error - self.photon_noise
         # Where noise hides every difference of the patterns there is nothing to judge by.
         return structure <= 0 or self.residual - self.photon_noise <= LARGEST_SHARE * structure
@@ -152,8 +169,8 @@ def reconstruct(
     ConfigurationError
         If `iterations`, `modes` or `threads` is below 1.
     InputError
-        If no position is known or they span an impossible area, or a usable pixel holds a
-        negative count, NaN or a saturated one.
+        If no position is known, they span an impossible area or patterns do not overlap, or a
+        usable pixel holds a negative count, NaN or a saturated one.
     """
     if min(iterations, modes) < 1:
         raise ConfigurationError(
@@ -175,6 +192,7 @@ class _Solver:
 
     def __init__(self, scan: Scan, modes: int, seed: int, device: str) -> None:
         known, first = origin_of(scan)
+        check_overlap(scan)
         corners = scan.window_corners_px[known] - first
         self.positions_px = scan.positions_px - first
         # Windows are cut at whole pixels; the probe takes the fraction, by a Fourier shift.
@@ -281,6 +299,25 @@ def origin_of(scan: Scan) -> tuple[BoolArray, Float64Array]:
         )
     # A whole number, so that the object keeps its place between pixels.
     return known, np.floor(corners.min(axis=0)) - MARGIN_PX
+
+
+def check_overlap(scan: Scan) -> None:
+    """Refuse a scan most of whose patterns share no light with another.
+
+    Any object explains such patterns, each for itself.
+    """
+    known = scan.positions_px[np.isfinite(scan.positions_px).all(axis=1)]
+    if len(known) < 2:
+        return
+    side = min(scan.patterns.shape[1:])
+    distances, _ = cKDTree(known).query(known, k=2, p=np.inf)
+    apart = float(np.median(np.asarray(distances)[:, 1]))
+    if apart > FARTHEST * side:
+        raise InputError(
+            f"patterns of {scan.source} lie {apart:.4g} px from the nearest other one (median), "
+            f"too far to overlap in windows of {side} px; specify positions in object pixels, or "
+            "record a scan in smaller steps"
+        )
 
 
 def _amplitudes(scan: Scan, known: BoolArray, device: str) -> tuple[Tensor, Tensor]:

@@ -98,22 +98,34 @@ def check_scan(scan: Scan) -> None:
     ------
     InputError
         If the patterns are not square multiples of 64, a count is negative, not finite or
-        saturated, no position is known, or they span an impossible area.
+        saturated, no position is known, or they span an impossible area; or if the object is not
+        known and patterns do not overlap.
     """
-    from edgexnas.host.data.phase_retrieval import origin_of
+    from edgexnas.host.data.phase_retrieval import check_overlap, origin_of
 
     _binned(scan)
     origin_of(scan)
+    if scan.truth is None:
+        check_overlap(scan)
 
 
 def doubt(scan: Scan, found: Reconstruction) -> str:
     """Say that a reconstruction does not explain a scan, and what may be wrong."""
-    return (
+    said = (
         f"the object found does not explain the patterns of {scan.source}: the residual of phase "
         f"retrieval is {100 * found.residual:.2g} % of the light, and "
-        f"{100 * found.mean_pattern_error:.2g} % with no object at all; check the order, axes, "
-        "signs and unit of the positions and the place of the direct beam, or give a probe, more "
-        f"iterations or modes ({len(found.error_history)} and {len(found.probe)} were done)"
+        f"{100 * found.mean_pattern_error:.2g} % with no object at all"
+    )
+    if not found.counted:
+        return (
+            f"{said}, less than counting photons makes ({100 * found.photon_noise:.2g} %), so that "
+            "they are normalised, averaged, or one and the same; give the counts of the detector, "
+            f"or more iterations ({len(found.error_history)} were done)"
+        )
+    return (
+        f"{said}; check the order, axes, signs and unit of the positions and the place of the "
+        "direct beam, or give a probe, more iterations or modes "
+        f"({len(found.error_history)} and {len(found.probe)} were done)"
     )
 
 

@@ -5,18 +5,19 @@ A reflection shows on neighbouring frames, so a random split would test on what 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from edgexnas.errors import ConfigurationError
 
-__all__ = ["DROPPED", "Split", "split_frames", "split_of"]
+__all__ = ["DROPPED", "PARTS", "Split", "split_frames", "split_of"]
 
 IndexArray = npt.NDArray[np.intp]
 
 TRAIN, CALIBRATION, VALIDATION, TEST, DROPPED = range(5)
+PARTS = ("train", "calibration", "validation", "test")
 
 MINIMUM_ITEMS = 16
 """Fewest items that each part of a split must hold."""
@@ -24,19 +25,36 @@ MINIMUM_ITEMS = 16
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Split:
-    """Indices of the peaks of each part, (n,) intp, increasing; no frame is in two parts."""
+    """Indices of the peaks of each part, (n,) intp, increasing; no frame is in two parts.
+
+    Attributes
+    ----------
+    train, calibration, validation, test
+        Peaks with a label.
+    rest
+        The same of peaks without one, which a device finds and predicts too; None of patterns.
+    """
 
     train: IndexArray
     calibration: IndexArray
     validation: IndexArray
     test: IndexArray
+    rest: Split | None = None
 
 
-def split_of(part: npt.NDArray[np.integer], *, what: str, remedy: str) -> Split:
+def split_of(
+    part: npt.NDArray[np.integer],
+    *,
+    what: str,
+    remedy: str,
+    good: npt.NDArray[np.bool_] | None = None,
+) -> Split:
     """Gather the items of each part from the part (n,) of each item.
 
     Parameters
     ----------
+    good
+        (n,) which items have a label; None for all.
     what, remedy
         What was split and what helps if a part is too small, for the message.
 
@@ -46,14 +64,25 @@ def split_of(part: npt.NDArray[np.integer], *, what: str, remedy: str) -> Split:
         If a part has fewer than 16 items.
     """
     # DROPPED is the number after the last part, so it is left out here.
-    split = Split(*(np.flatnonzero(part == number) for number in range(DROPPED)))
-    sizes = {item.name: len(getattr(split, item.name)) for item in fields(split)}
+    split = _gathered(part) if good is None else _gathered(part, good, _gathered(part, ~good))
+    sizes = {name: len(getattr(split, name)) for name in PARTS}
     if min(sizes.values()) < MINIMUM_ITEMS:
         found = ", ".join(f"{count} for {name}" for name, count in sizes.items())
         raise ConfigurationError(
             f"{what}, which split into {found}; {remedy}, for each part needs {MINIMUM_ITEMS}"
         )
     return split
+
+
+def _gathered(
+    part: npt.NDArray[np.integer],
+    chosen: npt.NDArray[np.bool_] | bool = True,
+    rest: Split | None = None,
+) -> Split:
+    train, calibration, validation, test = (
+        np.flatnonzero((part == number) & chosen) for number in range(DROPPED)
+    )
+    return Split(train, calibration, validation, test, rest)
 
 
 def split_frames(

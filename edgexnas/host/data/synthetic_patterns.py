@@ -220,6 +220,12 @@ class PatternSource:
         patch = windows[:, first : first + PATTERN_SIZE, first : first + PATTERN_SIZE]
         return scaled[:, None], torch.stack([patch.abs(), patch.angle()], dim=1)
 
+    def draw_many(self, count: int) -> tuple[Tensor, Tensor]:
+        """Draw as `draw` does, some at a time: waves of all modes take a hundred times the room."""
+        parts = [self.draw(min(CHUNK, count - at)) for at in range(0, count, CHUNK)]
+        patterns, patches = (torch.cat(column) for column in zip(*parts, strict=True))
+        return patterns, patches
+
 
 def with_synthetic_patterns(
     dataset: PtychoDataset,
@@ -337,7 +343,7 @@ def with_probe(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Drawing:
-    """What patterns of a scan are drawn from; small, so that workers make their own objects.
+    """What patterns of a scan are drawn from; small beside the objects that are made of it.
 
     Attributes
     ----------
@@ -383,16 +389,22 @@ class Drawing:
             seen_illumination=dataset.seen_illumination,
         )
 
-    def source(
-        self, *, objects: int = OBJECTS, seed: int = 0, device: str = "cpu"
-    ) -> PatternSource:
-        """Draw the objects, which takes seconds, and make a source of patterns that show them."""
+    def objects(self, count: int = OBJECTS, *, seed: int = 0) -> ComplexArray:
+        """Draw (count, H, W) complex64 objects larger than the probe, which takes seconds."""
         seen = None
         if self.seen_object is not None and self.seen_illumination is not None:
             seen = SeenObject(self.seen_object, self.seen_illumination)
         side_px = max(CANVAS_PX, self.probe.shape[-1] + ROOM_PX)
+        return draw_objects(count, side_px=side_px, seed=seed, variety=self.variety, seen=seen)
+
+    def source(
+        self, *, objects: int | ComplexArray = OBJECTS, seed: int = 0, device: str = "cpu"
+    ) -> PatternSource:
+        """Make a source of patterns that show these objects, or so many drawn by the seed."""
+        if isinstance(objects, int):
+            objects = self.objects(objects, seed=seed)
         return PatternSource(
-            draw_objects(objects, side_px=side_px, seed=seed, variety=self.variety, seen=seen),
+            objects,
             self.probe,
             self.intensity_scale,
             mask=self.mask,
@@ -406,8 +418,7 @@ def drawn_dataset(
     dataset: PtychoDataset, source: PatternSource, count: int, *, source_name: str
 ) -> PtychoDataset:
     """Draw patterns as a dataset of one scan, all of which a split gives to training."""
-    drawn = [source.draw(min(CHUNK, count - at)) for at in range(0, count, CHUNK)]
-    x, y = (torch.cat(parts).cpu().numpy() for parts in zip(*drawn, strict=True))
+    x, y = (column.cpu().numpy() for column in source.draw_many(count))
     return replace(
         dataset,
         # Back to whole counts, which the dataset scales as it does measured ones.

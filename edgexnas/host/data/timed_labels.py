@@ -24,6 +24,9 @@ __all__ = ["label_in_time", "split_labels"]
 ENOUGH_PEAKS = 20_000
 """Fits beyond these tell nothing new of one detector."""
 
+FEWEST_PEAKS = 400
+"""Fewer are seldom enough for each part of the split, whatever time they take."""
+
 RUNS, TIMED_FRAMES, REFLECTION_FRAMES = 24, 12, 2
 """Runs of frames of a long series, frames that are timed, and how long a reflection may last."""
 
@@ -107,17 +110,23 @@ def _affordable(
     series: FrameSeries, seconds: float, threads: int, detection: dict[str, Any]
 ) -> int:
     """Say how many frames can be labelled in a time, or are enough, from what a few take."""
-    few = _Runs(series, np.linspace(0, len(series) - 1, TIMED_FRAMES).astype(np.intp))
+    numbers = np.linspace(0, len(series) - 1, TIMED_FRAMES).astype(np.intp)
+    # What is compiled, or loaded, takes seconds once and says nothing of a frame.
+    label_frames(_Runs(series, numbers[:1]), threads=threads, **detection)
+    began = time.monotonic()
     found: list[float] = []
     labels = label_frames(
-        few, threads=threads, progress=lambda done, total: found.append(time.monotonic()),
-        **detection,
+        _Runs(series, numbers), threads=threads,
+        progress=lambda done, total: found.append(time.monotonic()), **detection,
     )  # fmt: skip
     # Background and set-up come before the first frame, and fits after the last.
     finding = (found[-1] - found[0]) / max(len(found) - 1, 1)
     each = finding + (time.monotonic() - found[-1]) / TIMED_FRAMES
-    enough = ENOUGH_PEAKS * TIMED_FRAMES / max(len(labels), 1)
-    return int(min(seconds / max(each, 1e-6), max(enough, FEWEST_FRAMES)))
+    left = seconds - (time.monotonic() - began)
+    frames_a_peak = TIMED_FRAMES / max(len(labels), 1)
+    least = max(FEWEST_PEAKS * frames_a_peak, FEWEST_FRAMES)
+    most = max(ENOUGH_PEAKS * frames_a_peak, FEWEST_FRAMES)
+    return int(min(max(left / max(each, 1e-6), least), most))
 
 
 def _spread_runs(total: int, count: int) -> tuple[npt.NDArray[np.intp], int]:
@@ -157,7 +166,8 @@ def split_labels(labels: PeakDataset, guard: int) -> Split:
         there = part[np.clip(place + shift, 0, length - 1) * strips // length]
         here = np.where(there == here, here, DROPPED)
     return split_of(
-        np.where(labels.good, here, DROPPED),
+        here,
+        good=labels.good,
         what=f"{labels.source} has {int(labels.good.sum())} good peaks in {strips} strips",
         remedy="specify more frames",
     )

@@ -8,7 +8,7 @@ Two things leave it less to learn than a plain MLP of as many parameters has; wh
 * **The centroid is added to what the network predicts**, see `FromCentroid`.
 
 A position is a smooth function of a patch, and a smooth activation, SiLU, approximates it with
-fewer units than ReLU: see ``docs/results/search-ruby.md``.
+fewer units than ReLU.
 
 A mirrored network is given all of the symmetry: the position of a mirrored peak is the mirrored
 position. What it says of a patch's eight images is turned back and averaged, so that nothing of it

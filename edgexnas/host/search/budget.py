@@ -33,17 +33,24 @@ SEARCH_SHARE = 0.5
 RESERVE_SHARE, RESERVE_AT_MOST_S = 0.02, 10.0
 """What is left for the last scores and for writing."""
 
-PREPARATION_SHARE = 0.1
+PREPARATION_SHARE = 0.05
 """Share of the budget that drawing synthetic data may take."""
 
 
-def parse_budget(budget: object) -> float:
+def parse_budget(
+    budget: object, *, least_s: float = LEAST_S, because: str = "starting workers alone takes some"
+) -> float:
     """Seconds of a budget: a number of them, or text such as "90s", "30min", "2h", "1h30min".
+
+    Parameters
+    ----------
+    least_s, because
+        Fewest seconds that it may be, and why, for the message.
 
     Raises
     ------
     ConfigurationError
-        If it is neither, or below 10 seconds.
+        If it is neither, or below the fewest seconds.
     """
     seconds = _seconds(budget)
     if seconds is None or not math.isfinite(seconds):
@@ -51,10 +58,10 @@ def parse_budget(budget: object) -> float:
             f"budget is {budget!r}; specify seconds, or text such as '90s', '30min', '2h' or "
             "'1h30min'"
         )
-    if seconds < LEAST_S:
+    if seconds < least_s:
         raise ConfigurationError(
-            f"budget is {budget!r}, {seconds:g} s; specify at least {LEAST_S:g} s, because "
-            "starting workers alone takes some"
+            f"budget is {budget!r}, {seconds:g} s; specify at least {least_s:g} s, because "
+            f"{because}"
         )
     return seconds
 

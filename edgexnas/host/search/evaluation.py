@@ -101,10 +101,16 @@ class EvaluationContext:
     int8: bool = False
 
     @functools.cached_property
+    def objects(self) -> npt.NDArray[np.complex64] | None:
+        """Objects to draw patterns of, made when first used: a hundred times what is pickled."""
+        return None if self.drawing is None else self.drawing.objects()
+
+    @functools.cached_property
     def training_data(self) -> TrainingData:
-        """The arrays on the training device, put there when first used."""
+        """The arrays on the training device, and what is drawn once, made when first used."""
         import torch
 
+        from edgexnas.host.training.epochs import fitting_items
         from edgexnas.host.training.settings import TrainingData, training_device
 
         where = training_device(self.device)
@@ -113,13 +119,15 @@ class EvaluationContext:
             torch.from_numpy(array).to(where) for array in arrays
         )
         source = None
-        if self.drawing is not None:
-            # Each worker makes its own objects: they are a hundred times what they are made of.
-            source = self.drawing.source(device=str(where))
-        return TrainingData(train_x, train_y, validation_x, validation_y, self.task, source)
+        if self.drawing is not None and self.objects is not None:
+            source = self.drawing.source(objects=self.objects, device=str(where))
+        data = TrainingData(train_x, train_y, validation_x, validation_y, self.task, source)
+        fitting_items(data)
+        return data
 
     def __getstate__(self) -> dict[str, Any]:
-        # Fields alone: `training_data`, once used, holds tensors on a device of this process.
+        # Fields alone: `training_data`, once used, holds tensors on a device of this process, and
+        # `objects` are made anew elsewhere.
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -237,7 +245,8 @@ def evaluate(request: EvaluationRequest, context: EvaluationContext) -> Evaluati
         # The journal holds no NaN and no strategy can learn from one: such a result is a failure.
         broken = [name for name, value in metrics.items() if not math.isfinite(value)]
         if broken:
-            reason, message = "diverged", f"{broken[0]} is {metrics[broken[0]]}"
+            after = "" if request.seconds is None else f" after {metrics['steps']:.0f} steps"
+            reason, message = "diverged", f"{broken[0]} is {metrics[broken[0]]}{after}"
     except Exception as error:
         reason, message = classify(error)
     seconds = time.monotonic() - started

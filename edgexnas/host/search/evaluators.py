@@ -39,6 +39,13 @@ EVALUATORS = ("process", "serial", "ray")
 START_LIMIT_S = 300.0
 """A worker that has not imported torch by then never will."""
 
+ENDING_LIMIT_S = 60.0
+"""What a fork server that has closed its connections is given to end by itself."""
+
+FIRST_ON_GPU_S = 60.0
+"""What a worker's first evaluation on a GPU may take longer: it loads kernels and torch's compiler,
+and a worker that is killed meanwhile is replaced by one that has to load them, too."""
+
 EVALUATIONS_PER_WORKER = 200
 """A worker is replaced after as many, before fragmented memory counts against its limit."""
 
@@ -208,6 +215,8 @@ class ProcessEvaluator:
             worker = self._replace(idle[0])
         now = time.monotonic()
         limit = request.kill_limit(self._kill_after_s)
+        if limit is not None and self._gpus and not worker.evaluations:
+            limit += FIRST_ON_GPU_S
         deadline = None if limit is None else now + limit
         worker.start(_Task(request, now, deadline))
 
@@ -269,7 +278,9 @@ class ProcessEvaluator:
         assert worker.task is not None
         task = worker.task
         if not worker.ready:
-            status = self._server.close() if worker.process is None else worker.status()
+            # A fork server that fails has closed its sockets before it says why and ends.
+            known = worker.process is not None
+            status = worker.status() if known else self._server.close(ENDING_LIMIT_S)
             self.close()
             raise SearchError(
                 f"a worker ended with status {status} before it was ready; see {self._log}"
@@ -286,7 +297,8 @@ class ProcessEvaluator:
         """Kill evaluations past their deadline."""
         results, now = [], time.monotonic()
         for slot, worker in enumerate(self._workers):
-            if worker is None or worker.task is None:
+            # What has come is taken first: it may be this process that was held up, and no worker.
+            if worker is None or worker.task is None or worker.connection.poll():
                 continue
             # Starting is not the evaluation's time; it has a limit of its own.
             if not worker.ready:

@@ -112,12 +112,12 @@ class ForkServer:
             return 1
         return status
 
-    def close(self) -> int:
+    def close(self, patience_s: float = 0.2) -> int:
         """End the process and return its exit status; workers without an owner end with it."""
         self._control.close()
         with suppress(subprocess.TimeoutExpired):
             # It notices by itself, unless it still imports torch.
-            return self._process.wait(timeout=0.2)
+            return self._process.wait(patience_s)
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, SIGKILL)
         return self._process.wait()

@@ -173,7 +173,7 @@ class Journal:
             self._file.truncate(end)
             raise SearchError(
                 f"{self.path} cannot be written ({error.strerror}); free some space and continue "
-                "with resume=True"
+                "with resume=True (--resume)"
             ) from error
 
 
@@ -235,10 +235,20 @@ def _replay(
                 trials[number] = Trial(number, **line)
             else:
                 _finish(trials, number, line)
+            _check_numbers(trials[number])
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise _damaged(path, place) from error
         events.append((event, number))
     return trials, events
+
+
+def _check_numbers(trial: Trial) -> None:
+    times = (trial.seconds, trial.finished, trial.slot_s)
+    numbers: tuple[Any, ...] = (*trial.metrics.values(), *trial.rungs.values(), *times)
+    if not all(isinstance(n, int | float) and abs(n) < float("inf") for n in numbers):
+        raise ValueError(f"trial {trial.number} has {numbers}; specify finite numbers")
+    if not isinstance(trial.configuration, dict):
+        raise TypeError(f"trial {trial.number} has no configuration")
 
 
 def _damaged(path: Path, line: int) -> SearchError:

@@ -13,8 +13,10 @@ kept two of the final front's six. They also stop trainings for good, where here
 checkpoint from which it goes on; its learning-curve model takes seconds a decision.
 
 When the search has had its share of the budget, finalists have the rest: a few networks along the
-front, each trained on from its weights and the first of them anew with other seeds as well. The
-best by validation stays.
+front, each trained on from its weights. The best by the first objective has a worker to itself all
+that time, since it is the one that is asked for; workers that are left over train finalists anew
+with other seeds. Where one fails, the next best has what is left of its time. The best by
+validation stays.
 
 Everything follows from the journal's trials, so that a resumed run decides as if it had gone on.
 """
@@ -32,22 +34,16 @@ from edgexnas.host.search.journal import Trial
 
 __all__ = ["Job", "Ladder", "choose_space", "ranked"]
 
-FINALS = 6
-"""Trainings of finalists, or as many as there are workers."""
+FINALISTS = 3
 
-MOST_FINALISTS = 3
-
-GOING_ON_SHARE = 2 / 3
-"""Of the finalists' trainings go on from the weights there are; the others train the first ones
-anew with another seed."""
-
-WORTH_GOING_ON = 10.0
+WORTH_GOING_ON = 4.0
 """What goes on is at most so many times worse, by the first objective, than the best that had as
 long: a network of a hundred parameters is on a front whatever it errs."""
 
 WORTH_A_FINAL = 2.0
 """Finalists are at most so many times worse than the best by the first objective: what is smaller
-still will not do, however long it trains."""
+still will not do, however long it trains. Hypervolume counts from there, so that one that is
+hardly worth it does not win by being tiny."""
 
 Positions = tuple[float, ...]
 
@@ -112,7 +108,7 @@ class Ladder:
                 if job is not None or running:
                     return job
                 self._finals = self._planned(trials, elapsed_s)
-        return self._finals.pop(0) if self._finals else None
+        return self._finals.pop(0) if self._finals else self._follower(trials, elapsed_s)
 
     @property
     def finals_began(self) -> bool:
@@ -137,19 +133,28 @@ class Ladder:
             if slots[rung + 1] > left:
                 continue
             done = [t for t in searched if t.status == "done" and self.rung(t.slot_s) == rung]
-            good = self._worth(done, WORTH_GOING_ON)
-            best = ranked([self.positions(t) for t in good], len(done) // SLOT_FACTOR)
-            for place in best:
-                if good[place].number not in went_on:
-                    return Job("search", slots[rung + 1], parent=good[place].number)
-        # One network at least, however slow a start was.
-        return Job("search", slots[0]) if slots[0] <= left or not searched else None
+            for trial in self._best_of(done, len(done) // SLOT_FACTOR, WORTH_GOING_ON):
+                if trial.number not in went_on:
+                    return Job("search", slots[rung + 1], parent=trial.number)
+        if slots[0] <= left or not searched:
+            # One network at least, however slow a start was.
+            return Job("search", slots[0])
+        failed = all(trial.status == "failed" for trial in searched)
+        # Without any network there are no finalists either, whose time this then takes.
+        return Job("search", slots[0]) if failed and self._has_time(elapsed_s) else None
 
-    def _worth(self, trials: Sequence[Trial], factor: float) -> list[Trial]:
-        """Keep the trials that are not much worse than the best of them."""
-        name = self._objectives[0].name
-        least = min((trial.metrics[name] for trial in trials), default=0.0)
-        return [trial for trial in trials if trial.metrics[name] <= factor * least]
+    def _best_of(
+        self, trials: Sequence[Trial], count: int, worth: float, *, front_only: bool = False
+    ) -> list[Trial]:
+        """Choose of the trials that are not `worth` times worse than the best; see `ranked`."""
+        first = self._objectives[0]
+        limit = worth * min((trial.metrics[first.name] for trial in trials), default=0.0)
+        good = [trial for trial in trials if trial.metrics[first.name] <= limit]
+        reference = (first.position(limit), *[1.0] * (len(self._objectives) - 1))
+        places = ranked(
+            [self.positions(t) for t in good], count, reference=reference, front_only=front_only
+        )
+        return [good[place] for place in places]
 
     def positions(self, trial: Trial) -> Positions:
         """Place of a trial on the objectives' logarithmic scales; below 0 beyond their best."""
@@ -160,30 +165,56 @@ class Ladder:
         done = [t for t in trials.values() if t.stage == "search" and t.status == "done"]
         if not done:
             return []
-        waves = max(1, round(FINALS / self._workers))
-        count = waves * self._workers
-        left = self.shares.end_s - elapsed_s
-        good = self._worth(done, WORTH_A_FINAL)
-        most = min(MOST_FINALISTS, max(1, int(count * GOING_ON_SHARE)))
-        finalists = [
-            good[place]
-            for place in ranked([self.positions(t) for t in good], most, front_only=True)
-        ]
-        # What a resumed run has trained or begun already.
-        begun = [t for t in trials.values() if t.stage == "final"]
-        chosen: list[tuple[Trial, bool]] = [
-            (finalists[number % len(finalists)], number < len(finalists)) for number in range(count)
-        ][len(begun) :]
-        waves_left = -(-len(chosen) // self._workers)
-        if left <= self.shares.slots_s[0] or not chosen:
+        if not self._has_time(elapsed_s):
             return []
-        seconds = left / waves_left
-        return [
-            Job("final", seconds, parent=trial.number)
-            if on
-            else Job("final", seconds, repeats=trial.number)
-            for trial, on in chosen
+        left = self.shares.end_s - elapsed_s
+        finalists = self._best_of(done, FINALISTS, WORTH_A_FINAL, front_only=True)
+        shares = final_shares(len(finalists), self._workers)
+        begun = sorted(
+            (t for t in trials.values() if t.stage == "final"), key=lambda trial: trial.number
+        )
+        if begun:
+            # A resumed run shares what there was, of which the first one tells.
+            left = begun[0].slot_s / shares[0]
+        jobs = [
+            Job("final", share * left, parent=finalists[place].number)
+            if place < len(finalists)
+            else Job("final", share * left, repeats=finalists[place % len(finalists)].number)
+            for place, share in enumerate(shares)
         ]
+        return jobs[len(begun) :]
+
+    def _follower(self, trials: Mapping[int, Trial], elapsed_s: float) -> Job | None:
+        """Give what is left of a finalist that failed to the best network that is none yet."""
+        finals = [trial for trial in trials.values() if trial.stage == "final"]
+        chosen = {trial.parent for trial in finals} | {trial.repeats for trial in finals}
+        done = [t for t in trials.values() if t.stage == "search" and t.status == "done"]
+        finalists = self._best_of(done, FINALISTS, WORTH_A_FINAL, front_only=True)
+        followers = max(0, len(finals) - len(final_shares(len(finalists), self._workers)))
+        failed = sum(trial.status == "failed" for trial in finals)
+        if followers >= failed or not self._has_time(elapsed_s):
+            return None
+        for trial in self._best_of(done, len(done), WORTH_A_FINAL):
+            if trial.number not in chosen:
+                return Job("final", self.shares.end_s - elapsed_s, parent=trial.number)
+        return None
+
+    def _has_time(self, elapsed_s: float) -> bool:
+        """Whether more is left of the budget than a network's first training takes."""
+        return self.shares.slots_s[0] < self.shares.end_s - elapsed_s
+
+
+def final_shares(finalists: int, workers: int) -> list[float]:
+    """Share of the time that is left for each final, in the order in which they start.
+
+    The first has a worker to itself, or half of the time of the only one. The others share what
+    remains; where there are more workers than finalists, there are more finals.
+    """
+    if workers == 1:
+        others = finalists - 1
+        return [0.5] + [0.5 / others] * others if others else [1.0]
+    waves = max(1, -(-(finalists - 1) // (workers - 1)))
+    return [1.0] + [1 / waves] * (waves * (workers - 1))
 
 
 def choose_space(trials: Sequence[Trial], spaces: Sequence[str], rng: random.Random) -> str:
@@ -203,7 +234,13 @@ def choose_space(trials: Sequence[Trial], spaces: Sequence[str], rng: random.Ran
     return max(drawn, key=lambda name: drawn[name])
 
 
-def ranked(positions: Sequence[Positions], count: int, *, front_only: bool = False) -> list[int]:
+def ranked(
+    positions: Sequence[Positions],
+    count: int,
+    *,
+    reference: Positions | None = None,
+    front_only: bool = False,
+) -> list[int]:
     """Choose the best `count` of a set, best first.
 
     The first is the best by the first objective; each further one is of the first front and adds
@@ -212,7 +249,9 @@ def ranked(positions: Sequence[Positions], count: int, *, front_only: bool = Fal
     Parameters
     ----------
     positions
-        On scales where 1 is the worst that counts; smaller is better.
+        On scales where smaller is better.
+    reference
+        The worst that counts; None takes 1 on every scale.
     front_only
         Choose from the first front alone.
 
@@ -226,6 +265,7 @@ def ranked(positions: Sequence[Positions], count: int, *, front_only: bool = Fal
     if not positions:
         return []
     values = np.asarray(positions, np.float64)
+    worst = np.ones(values.shape[1]) if reference is None else np.asarray(reference, np.float64)
     chosen: list[int] = []
     rest = list(range(len(values)))
     while rest and len(chosen) < count:
@@ -237,8 +277,7 @@ def ranked(positions: Sequence[Positions], count: int, *, front_only: bool = Fal
                 best = min(front, key=lambda place: positions[place])
             else:
                 gains = [
-                    moocore.hypervolume(values[[*picked, place]], ref=np.ones(values.shape[1]))
-                    for place in front
+                    moocore.hypervolume(values[[*picked, place]], ref=worst) for place in front
                 ]
                 best = front[int(np.argmax(gains))]
             front.remove(best)

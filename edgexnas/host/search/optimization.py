@@ -8,7 +8,7 @@ import math
 import os
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ from edgexnas.host.search.ladder import Ladder, choose_space
 from edgexnas.host.search.plan import SearchPlan, SpaceArgument, make_plan
 from edgexnas.host.search.progress import SearchProgress
 from edgexnas.host.search.result import Candidate, SearchResult, front_of
-from edgexnas.host.search.run_folder import checkpoint_path, write_run
+from edgexnas.host.search.run_folder import check_journalled, checkpoint_path, logged_to, write_run
 from edgexnas.host.search.strategies import Outcome, Proposal, Strategy
 from edgexnas.host.search.synthetic_data import fill_up, repeat_measured
 from edgexnas.host.search.tasks import find_task
@@ -46,11 +46,15 @@ logger = logging.getLogger(__name__)
 KILL_AFTER_S = 10.0
 """How much longer than its slot a short training may run before it is killed."""
 
-LONGER_RATE = 0.5
+OVERTIME_S = 10.0
+"""How long a search waits for finalists that score and save after the end of its budget: on a busy
+machine that takes longer than was left for it, and half of the budget is in their weights."""
+
+LONGER_RATE = 0.75
 """A training of three times the first slot has this share of its learning rate, one of nine times
 this share of that, and so on: what is best for a short one is too high for a long one."""
 
-ROUNDED_SHARE = 0.3
+ROUNDED_SHARE = 0.5
 """Of a finalist's time, in which it trains with INT8 rounding where that is what counts."""
 
 HOPELESS_FAILURES = 30
@@ -90,8 +94,8 @@ def optimize(
     With a budget in time, the default, short trainings of many networks tell which ones go on, a
     network that would take too few steps is not proposed, and no training of the search takes more
     than a fifteenth of the budget at once; when half of it is spent, a few finalists along the
-    front train on, with other seeds beside. With `max_evals` every network is trained once, for
-    the epochs that its configuration says.
+    front train on, the best of them on a worker of its own. With `max_evals` every network is
+    trained once, for the epochs that its configuration says.
 
     A run is a folder. Killing the search at any moment, with ``kill -9`` too, loses at most the
     evaluations under way; they are evaluated again when the run is resumed. An evaluation that
@@ -119,7 +123,9 @@ def optimize(
         `PTYCHO_OBJECTIVES` for "ptycho", where ``error`` is the mean absolute phase error. All
         errors are on the validation part of the data; neither the calibration nor the test part
         is touched. None takes error and parameters; for "bragg" with a budget int8_error, the
-        error with INT8 rounding as a device has it, and parameters.
+        error with INT8 rounding as a device has it, and parameters. With a budget the first one
+        says what is best: only networks that are at most four times worse by it go on, and at most
+        twice worse are finalists, so an error comes first.
     constraints
         Upper bounds on parameters, macs, latency or energy. They reject a configuration before it
         trains.
@@ -131,13 +137,14 @@ def optimize(
     budget
         Time for everything up to the result, all sessions of the run together: seconds, or text
         such as "90s", "30min", "2h". The call returns within it, plus a few seconds that starting
-        and ending take. None takes "10min" for "bragg" and "30min" for "ptycho", unless
-        `max_evals`, `timeout`, `epochs`, `patience` or `time_limit_s` is given or `search` is
-        "hyperband", none of which goes with a budget.
+        and ending take, at most ten for finalists that are late, or when a first network is
+        trained, however long the start took. None takes "10min" for "bragg" and
+        "30min" for "ptycho", unless `max_evals`, `timeout`, `epochs`, `patience` or `time_limit_s`
+        is given or `search` is "hyperband", none of which goes with a budget.
     synthetic
         Add synthetic peaks to the training part until it has so many; None takes 100,000 with a
-        budget, as far as a tenth of it suffices to draw them, and none without. 0 adds none. They
-        are resampled from the training part, see
+        budget, as far as a twentieth of it suffices to draw them, and none without. 0 adds none.
+        They are resampled from the training part, see
         `edgexnas.host.data.synthetic_peaks.with_synthetic_peaks`, and trainings see measured ones
         every fifth time. No part but the training part changes.
     max_evals
@@ -202,11 +209,12 @@ def optimize(
         keep_checkpoints=keep_checkpoints, ray_address=ray_address,
     )  # fmt: skip
     description = plan.description()
+    check_journalled(plan.output)
     with ExitStack() as stack:
         journal = stack.enter_context(Journal(plan.output, description))
         # Under the journal's lock: another search must not replace the file of this run.
         write_run(plan)
-        _log_to(plan.output / "search.log", stack)
+        stack.enter_context(logged_to(plan.output / "search.log"))
         display = stack.enter_context(SearchProgress(plan, enabled=progress))
         plan = _filled_up(plan, display)
         run = (_Run if plan.budget is None else _BudgetedRun)(plan, journal, display, began)
@@ -446,8 +454,8 @@ class _Run:
         outcome = Outcome(proposal.configuration, values, trial.rungs, self._fidelity(trial))
         self._strategies[trial.space].tell(proposal.number, outcome)
 
-    def _drop_dominated(self, space: str) -> None:
-        """Delete checkpoints of candidates that are dominated within their space."""
+    def _drop_dominated(self, space: str, kept: Container[int | None] = ()) -> None:
+        """Delete checkpoints of candidates that are dominated within their space, but `kept`."""
         names = [objective.name for objective in self._plan.objectives]
         done = [
             Candidate(t.number, t.space, {}, {n: t.metrics[n] for n in names}, {}, None)
@@ -456,7 +464,7 @@ class _Run:
         ]
         front = {candidate.trial for candidate in front_of(done, self._plan.objectives)}
         for candidate in done:
-            if candidate.trial not in front:
+            if candidate.trial not in front and candidate.trial not in kept:
                 checkpoint_path(self._plan.output, candidate.trial).unlink(missing_ok=True)
 
 
@@ -479,20 +487,33 @@ class _BudgetedRun(_Run):
     @property
     def unfinished(self) -> bool:
         """Whether time is left."""
-        return self._left() > self._shares.budget_s - self._shares.end_s
+        return self._nothing_done or self._until_end() > 0
 
     def close(self) -> None:
         """Delete the weights that only a training that might have gone on needed."""
         if self._plan.keep_checkpoints == "pareto":
+            # One that had no time to end goes on if the run is resumed.
+            kept = {t.parent for t in self._journal.trials.values() if t.order < 0}
             for space in self._spaces:
-                super()._drop_dominated(space)
+                super()._drop_dominated(space, kept)
 
-    def _drop_dominated(self, space: str) -> None:
+    def _drop_dominated(self, space: str, kept: Container[int | None] = ()) -> None:
         # A training may yet go on from them.
         pass
 
+    @property
+    def _nothing_done(self) -> bool:
+        """Whether a first network is still to be trained, however long the start has taken."""
+        return not any(trial.status == "done" for trial in self._journal.trials.values())
+
+    def _until_end(self) -> float:
+        """Seconds until the last training ends."""
+        return self._shares.end_s - self._before - self._elapsed()
+
     def _left(self) -> float:
-        return self._shares.budget_s - self._before - self._elapsed()
+        if self._nothing_done:
+            return math.inf
+        return self._until_end() + self._shares.budget_s - self._shares.end_s + OVERTIME_S
 
     def _next(self) -> int | None:
         trials = self._journal.trials
@@ -505,11 +526,11 @@ class _BudgetedRun(_Run):
             self._display.say(f"search ended after {len(trials)} trainings, finalists train on")
         if job is None:
             return None
-        # Rounded down, so that the journal never promises more than there is.
-        seconds = math.floor(1000 * min(job.seconds, self._shares.end_s - elapsed)) / 1000
+        seconds = job.seconds if self._nothing_done else min(job.seconds, self._until_end())
         if seconds < min(job.seconds, self._shares.slots_s[0]):
             return None
-        more = {"slot_s": seconds, "stage": job.stage}
+        # Rounded down, so that the journal never promises more than there is.
+        more = {"slot_s": math.floor(1000 * seconds) / 1000, "stage": job.stage}
         origin = job.parent if job.parent is not None else job.repeats
         if origin is None:
             rng = random.Random(f"{self._plan.seed}/space/{len(trials)}")
@@ -525,12 +546,17 @@ class _BudgetedRun(_Run):
 
     def _request(self, number: int) -> EvaluationRequest:
         trial = self._journal.trials[number]
-        elapsed = self._before + self._elapsed()
-        # An interrupted one of a resumed run may have less left than it was to have.
-        seconds = max(min(trial.slot_s, self._shares.end_s - elapsed), 0.1)
+        seconds = trial.slot_s
+        if not self._nothing_done:
+            # An interrupted one of a resumed run may have less left than it was to have.
+            seconds = max(min(seconds, self._until_end()), 0.1)
         weights = None
         if trial.parent is not None:
-            weights = checkpoint_path(self._plan.output, trial.parent).read_bytes()
+            path = checkpoint_path(self._plan.output, trial.parent)
+            # `close` keeps them; where they are lost after all, it has no more than its own time.
+            weights = path.read_bytes() if path.exists() else None
+            if weights is None:
+                logger.warning("trial %d trains anew, as %s is gone", number, path)
         longer = max(1.0, trial.slot_s / self._shares.slots_s[0])
         return dataclasses.replace(
             super()._request(number),
@@ -572,20 +598,3 @@ def _memory_limit(plan: SearchPlan) -> int:
     # The last tenth is for the search itself and the page cache.
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return int(0.9 * total / plan.workers)
-
-
-def _log_to(path: Path, stack: ExitStack) -> None:
-    """Append this package's log to a file while the stack lives."""
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    package = logging.getLogger("edgexnas.host")
-    level = package.level
-    package.addHandler(handler)
-    package.setLevel(logging.INFO)
-
-    def detach() -> None:
-        package.removeHandler(handler)
-        package.setLevel(level)
-        handler.close()
-
-    stack.callback(detach)

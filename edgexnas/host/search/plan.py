@@ -91,9 +91,11 @@ class SearchPlan:
     ray_address: str | None
 
     def step_cost(self) -> StepCost:
-        """Start from what earlier runs tell of a step's time."""
+        """Start from what earlier runs tell of a step's time, where they had such networks."""
         from edgexnas.host.training.settings import training_device
 
+        if all(find_prior(space) is None for space in self.spaces):
+            return StepCost()
         return StepCost(known_step_cost(training_device(self.context.device).type))
 
     def strategies(self, cost: StepCost | None = None, first_slot_s: float = 0.0) -> list[Strategy]:
@@ -102,7 +104,8 @@ class SearchPlan:
         Parameters
         ----------
         cost, first_slot_s
-            Networks that could not take `LEAST_STEPS` in their first slot are not proposed.
+            Networks that could not take `LEAST_STEPS` in their first slot are not proposed, but for
+            the smallest.
         """
         return [
             make_strategy(
@@ -165,7 +168,8 @@ class _Feasible:
             return False
         if violation(self.constraints, size) is not None:
             return False
-        if self.cost is None:
+        # However slow a machine turns out to be, one network is left to propose.
+        if self.cost is None or configuration == self.space.smallest:
             return True
         step = self.cost.predict(size, int(configuration["batch_size"]))
         return step is None or step * LEAST_STEPS <= self.first_slot_s
@@ -454,8 +458,8 @@ def _check_folder(folder: Path, *, resume: bool) -> None:
     if (folder / NAME).exists() and not resume:
         _, trials = read_journal(folder)
         raise SearchError(
-            f"{folder} already holds a run with {len(trials)} evaluations; specify resume=True or "
-            "another output"
+            f"{folder} already holds a run with {len(trials)} evaluations; specify resume=True "
+            "(--resume) or another output"
         )
     # The folder may not exist yet; its disk is then that of the nearest parent.
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents)

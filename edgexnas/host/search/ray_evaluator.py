@@ -192,6 +192,9 @@ class RayEvaluator:
             spent = now - slot.since
             limit = slot.request.kill_limit(self._kill_after_s) if slot.request else None
             if slot.request and limit is not None and spent > limit:
+                # What has come is taken: it may be this process that was held up.
+                if self._ray.wait([slot.reference], timeout=0)[0]:
+                    continue
                 self._replace(slot)
                 message = f"killed after {spent:.1f} s"
                 results.append(

@@ -296,7 +296,7 @@ class SearchResult:
             from edgexnas.host.measuring.recipe_search import choose_recipe
 
             check_writable(path)
-            given = {n: options[n] for n in ("levels", "maximum_loss") if n in options}
+            given = {n: options[n] for n in ("levels", "maximum_loss", "fine_tune") if n in options}
             options["choice"] = choose_recipe(
                 model, dataset, split, quantise_for, signing_key=key,
                 cache=self.folder / "measurements", progress=progress, **given,

@@ -7,7 +7,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+import logging
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ from edgexnas.host.networks.hyperparameters import Choice
 from edgexnas.host.networks.search_space import SearchSpace
 from edgexnas.host.networks.spaces import SPACES, import_space, resolve_space
 from edgexnas.host.run_files import write_run_file
+from edgexnas.host.search.journal import NAME as JOURNAL_FILE
 from edgexnas.host.search.tasks import expand_spaces, find_task
 from edgexnas.toml_files import read_toml
 
@@ -24,9 +27,11 @@ if TYPE_CHECKING:
     from edgexnas.host.search.plan import SearchPlan
 
 __all__ = [
+    "check_journalled",
     "checkpoint_path",
     "load_run_dataset",
     "load_run_spaces",
+    "logged_to",
     "read_arguments",
     "write_run",
 ]
@@ -34,6 +39,10 @@ __all__ = [
 RUN_FILE = "run.toml"
 DATASET_FILE = "dataset.h5"
 SYNTHETIC_FILE = "synthetic.h5"
+CHECKPOINTS = "checkpoints"
+
+OWN_FILES = (SYNTHETIC_FILE, DATASET_FILE, CHECKPOINTS)
+"""What a run takes for its own where it finds it, beside its journal."""
 
 AS_GIVEN = (
     "search", "budget", "synthetic", "max_evals", "timeout", "workers", "evaluator", "seed",
@@ -44,7 +53,41 @@ AS_GIVEN = (
 
 def checkpoint_path(folder: Path, trial: int) -> Path:
     """Where the weights of a trial are."""
-    return folder / "checkpoints" / f"{trial:06d}.pt"
+    return folder / CHECKPOINTS / f"{trial:06d}.pt"
+
+
+def check_journalled(folder: Path) -> None:
+    """Reject a folder that has data or weights of a run, and no journal of it.
+
+    Raises
+    ------
+    SearchError
+        If it does: a new run would take them for its own.
+    """
+    left = [name for name in OWN_FILES if (folder / name).exists()]
+    journal = folder / JOURNAL_FILE
+    if left and not (journal.exists() and journal.stat().st_size):
+        raise SearchError(
+            f"{folder} holds {left[0]} of a run whose {JOURNAL_FILE} is gone; delete the folder, "
+            f"restore {JOURNAL_FILE}, or specify another output"
+        )
+
+
+@contextmanager
+def logged_to(path: Path) -> Iterator[None]:
+    """Append this package's log to a file for the block's time."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    package = logging.getLogger("edgexnas.host")
+    level = package.level
+    package.addHandler(handler)
+    package.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
+        package.setLevel(level)
+        handler.close()
 
 
 def read_arguments(path: str | Path, known: Collection[str] | None = None) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """The processes behind `edgexnas.host.search.evaluators.ProcessEvaluator`.
 
 Started as ``python -m edgexnas.host.search.worker FD`` with one end of a socket pair. This process,
-the fork server, reads the shared context, imports torch once, and then forks a worker for each
-socket that it is sent: in milliseconds, with most memory shared. It never touches a GPU or starts a
-thread, because neither survives a fork.
+the fork server, reads the shared context, imports torch and draws simulated objects once, and then
+forks a worker for each socket that it is sent: in milliseconds, with most memory shared. It never
+touches a GPU or starts a thread, because neither survives a fork.
 
 A worker says who it is and, when its limits are set, that it is ready; then it answers each request
 with a result until the other end closes. With each result it says whether it can go on: a kernel
@@ -52,6 +52,9 @@ def main(descriptor: int) -> None:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         context = cloudpickle.loads(pickled)
         del pickled
+        # Drawn once for all workers, replaced ones too. What goes wrong is an evaluation's to tell.
+        with suppress(Exception):
+            _ = context.objects
         gc.freeze()
         gc.enable()
         while True:
@@ -116,7 +119,7 @@ def _evaluate_requests(
             resource.setrlimit(resource.RLIMIT_DATA, (spec.memory_limit, spec.memory_limit))
         if spec.gpu_share is not None:
             torch.cuda.set_per_process_memory_fraction(spec.gpu_share)
-        # Objects to draw patterns from take seconds, more than a short training has. What goes
+        # Opening a GPU and drawing patterns take seconds, more than a short training has. What goes
         # wrong is the first evaluation's to tell.
         with suppress(Exception):
             _ = context.training_data

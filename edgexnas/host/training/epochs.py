@@ -20,7 +20,7 @@ __all__ = ["DrawnEpochs", "Epochs", "fitting_items", "make_epochs"]
 DRAWN_PATTERNS = 2048
 """Drawn patterns that count as an epoch: as many as a scan of some size has."""
 
-FITTING_PATTERNS = 1024
+FITTING_PATTERNS, FITTING_SEED = 1024, 0
 """Drawn to fit what a network takes from its inputs without learning it."""
 
 AUGMENTED_BYTES = 1 << 30
@@ -105,8 +105,14 @@ def make_epochs(
     return Epochs(data, settings, criterion)
 
 
-def fitting_items(data: TrainingData, seed: int) -> tuple[Tensor, Tensor]:
-    """Give inputs and targets of which a network takes constants, such as the mean pattern."""
-    if data.source is not None:
-        return data.source.seeded(seed).draw(FITTING_PATTERNS)
-    return data.train_x, data.train_y
+def fitting_items(data: TrainingData) -> tuple[Tensor, Tensor]:
+    """Give inputs and targets of which a network takes constants, such as the mean pattern.
+
+    Patterns are drawn once, for all trainings on the same data.
+    """
+    if data.source is None:
+        return data.train_x, data.train_y
+    if not data.fitting:
+        # Seconds where the probe is large, which a short training does not have each time.
+        data.fitting.append(data.source.seeded(FITTING_SEED).draw_many(FITTING_PATTERNS))
+    return data.fitting[0]

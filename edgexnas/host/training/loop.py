@@ -83,7 +83,8 @@ def train(
     Raises
     ------
     DivergedError
-        If the loss becomes NaN or infinite before a first finite validation error.
+        If the loss becomes NaN or infinite before a first finite validation error; the message
+        says after how many steps, and whether the weights or the answers alone are broken.
     """
     started = time.monotonic()
     # For layers that draw, such as dropout; batches have a generator of their own.
@@ -92,7 +93,7 @@ def train(
     model.to(device).train()
     criterion = CRITERIA[data.task](settings.levels, device)
     # Constants that a network holds, such as the mean pattern: from the training part alone.
-    criterion.prepare(model, *fitting_items(data, settings.seed))
+    criterion.prepare(model, *fitting_items(data))
     with normalised(model) if settings.normalise else nullcontext():
         metrics, history, steps = _best_of_rounds(model, data, settings, criterion, on_epoch, clock)
     model.cpu()
@@ -115,9 +116,10 @@ def _best_of_rounds(
     clock: Clock,
 ) -> tuple[dict[str, float], list[dict[str, float]], int]:
     """Train; leave the weights of the best round, return its metrics, those of all, and steps."""
-    started = clock()
     epochs = make_epochs(data, settings, criterion)
     step = make_step(model, criterion)
+    # Torch's first optimiser of a process imports its compiler, seconds that are not the network's.
+    started = clock()
     rounds: _Rounds | _TimedRounds = (
         _Rounds(epochs, settings, clock, drawn=data.source is not None)
         if settings.seconds is None
@@ -137,9 +139,11 @@ def _best_of_rounds(
         model.eval()
         metrics = criterion.evaluate(model, data.validation_x, data.validation_y)
         model.train()
-        rounds.scoring_s = clock() - began
-        # Diverged: what came before is kept, because the best epoch is a network all the same.
+        rounds.scored(clock() - began)
         if not math.isfinite(metrics["error"]):
+            if not best.epoch:
+                raise DivergedError(_told(model, metrics["error"], rounds.steps, settings))
+            # What came before is kept, because the best epoch is a network all the same.
             break
         history.append(metrics)
         # Offered before the hook may stop the training, so that a stopped one has this epoch.
@@ -153,13 +157,19 @@ def _best_of_rounds(
         limit = settings.time_limit_s
         if limit is not None and clock() - started > limit:
             break
-    if not best.epoch:
-        raise DivergedError(
-            f"training diverged in its first epoch at learning rate {settings.learning_rate:g}; "
-            "lower the learning rate"
-        )
     best.restore()
     return best.metrics, history, rounds.steps
+
+
+def _told(model: nn.Module, error: float, steps: int, settings: TrainingSettings) -> str:
+    """Say of a training that diverged when, and which of its numbers did."""
+    state = model.state_dict()
+    broken = [name for name, values in state.items() if not bool(values.isfinite().all())]
+    what = f"{len(broken)} of {len(state)} tensors, {broken[0]} first," if broken else "no weights"
+    return (
+        f"training diverged: its validation error is {error:g} after step {steps} and {what} hold "
+        f"NaN or infinity, at learning rate {settings.learning_rate:g}; lower the learning rate"
+    )
 
 
 class _Rounds:
@@ -169,11 +179,7 @@ class _Rounds:
     ----------
     steps
         How many steps have been taken.
-    scoring_s
-        Seconds that scoring took after the last round.
     """
-
-    scoring_s = 0.0
 
     def __init__(
         self,
@@ -197,6 +203,9 @@ class _Rounds:
         for _ in range(self._count):
             yield ((x, y, self._rate()) for x, y in self._epochs)
 
+    def scored(self, seconds: float) -> None:
+        """Take note of what scoring after a round took: steps are counted here, not seconds."""
+
     def _rate(self) -> float:
         self.steps += 1
         at = float(self.steps)
@@ -206,9 +215,10 @@ class _Rounds:
 
 
 class _TimedRounds:
-    """Rounds that each take a share of a time; the learning rate follows the clock."""
+    """Rounds that each take a share of a time, one at least; the learning rate follows the clock.
 
-    scoring_s = 0.0
+    What a GPU process loads in its first step and its first scoring is not counted.
+    """
 
     def __init__(
         self,
@@ -222,13 +232,15 @@ class _TimedRounds:
         self._epochs, self._peak, self._seconds = epochs, peak, seconds
         self._started, self._clock = started, clock
         self._on_gpu = data.device.type == "cuda"
+        self._scoring_s: float | None = None
         self.steps = 0
 
     def __iter__(self) -> Iterator[Iterator[Batch]]:
         batches = self._endless()
-        while (now := self._clock() - self._started + self.scoring_s) < self._seconds:
+        # A training without a step would be a failure that the network is not to blame for.
+        while (now := self._elapsed()) < self._seconds or not self.steps:
             # Scoring may take a tenth of the time, where it takes long.
-            share = max(self._seconds / ROUNDS, 9 * self.scoring_s)
+            share = max(self._seconds / ROUNDS, 9 * (self._scoring_s or 0.0))
             end = now + share
             # What would be left is too short for a round of its own.
             yield self._until(batches, self._seconds if end + share / 2 > self._seconds else end)
@@ -245,13 +257,21 @@ class _TimedRounds:
             if self._elapsed() >= end:
                 return
 
+    def scored(self, seconds: float) -> None:
+        """Take note of what scoring after a round took."""
+        if self._on_gpu and self._scoring_s is None:
+            # The first one loads kernels as well and says nothing about the next.
+            self._started += seconds
+            seconds = 0.0
+        self._scoring_s = seconds
+
     def _endless(self) -> Iterator[tuple[Tensor, Tensor]]:
         while True:
             yield from self._epochs
 
     def _elapsed(self) -> float:
         # Scoring of the last round belongs to the time as well.
-        return self._clock() - self._started + self.scoring_s
+        return self._clock() - self._started + (self._scoring_s or 0.0)
 
     def _rate(self) -> float:
         self.steps += 1

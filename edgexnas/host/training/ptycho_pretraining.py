@@ -18,14 +18,12 @@ from torch import nn
 
 from edgexnas.errors import ConfigurationError
 from edgexnas.host.data.synthetic_patterns import PatternSource
+from edgexnas.host.training.epochs import FITTING_PATTERNS
 from edgexnas.host.training.loop import DivergedError
 from edgexnas.host.training.normalisation import normalised
 from edgexnas.host.training.ptycho_criterion import PatchCriterion
 
 __all__ = ["PretrainingSettings", "pretrain"]
-
-FITTING_PATTERNS = 1024
-"""Drawn to fit what a network takes from its inputs without learning it."""
 
 WARM = 0.02
 """Share of a training in which the rate rises."""
@@ -102,7 +100,7 @@ def pretrain(
     settings = settings or PretrainingSettings()
     device = source.device
     model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    PatchCriterion().prepare(model, *source.draw(FITTING_PATTERNS))
+    PatchCriterion().prepare(model, *source.draw_many(FITTING_PATTERNS))
     with normalised(model) as settle:
         _descend(model, source, settings, on_steps)
         settle(lambda: model(source.draw(settings.batch_size)[0]))

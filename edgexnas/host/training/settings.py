@@ -99,6 +99,8 @@ class TrainingData:
     turned
         Number of symmetries → the training part in all of them, kept by `Epochs` for the next
         training on the same data.
+    fitting
+        What `fitting_items` has drawn, kept for the next training too.
     """
 
     train_x: Tensor
@@ -109,6 +111,9 @@ class TrainingData:
     source: PatternSource | None = None
     turned: dict[int, tuple[Tensor, Tensor]] = field(
         default_factory=dict, init=False, repr=False, compare=False
+    )
+    fitting: list[tuple[Tensor, Tensor]] = field(
+        default_factory=list, init=False, repr=False, compare=False
     )
 
     @classmethod

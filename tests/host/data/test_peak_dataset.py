@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from edgexnas.errors import ConfigurationError, InputError, SourceError
 from edgexnas.host.data.peak_dataset import PeakDataset
-from edgexnas.host.data.splitting import split_frames
+from edgexnas.host.data.splitting import PARTS, split_frames
 from edgexnas.peak_finding import FinderSettings
 
 
@@ -39,7 +39,7 @@ def peaks(frames: int = 240, each: int = 10, *, turn_deg: float = 180) -> PeakDa
 
 def parts(dataset: PeakDataset, **options) -> dict[str, np.ndarray]:
     split = dataset.split(**options)
-    return {item.name: getattr(split, item.name) for item in fields(split)}
+    return {name: getattr(split, name) for name in PARTS}
 
 
 @given(
@@ -73,11 +73,18 @@ def test_more_than_half_of_a_long_series_trains():
     assert shares[3] > 0.12
 
 
-def test_only_good_peaks_are_in_a_split():
-    dataset = peaks()
-    good = np.arange(len(dataset)) % 3 == 0
-    chosen = np.concatenate(list(parts(replace(dataset, good=good)).values()))
-    assert good[chosen].all()
+def test_only_good_peaks_are_in_a_split_and_all_others_in_its_rest():
+    good = np.arange(len(peaks())) % 3 == 0
+    dataset = replace(peaks(), good=good)
+    split = dataset.split()
+    assert split.rest is not None
+    for name in PARTS:
+        labelled, others = getattr(split, name), getattr(split.rest, name)
+        assert good[labelled].all()
+        assert not good[others].any()
+        # Of the same frames: every peak of a frame is in one part.
+        on_frames = np.isin(dataset.frame, dataset.frame[labelled])
+        assert len(labelled) + len(others) == on_frames.sum()
 
 
 def test_a_split_is_the_same_each_time():

@@ -10,6 +10,7 @@ import torch
 
 from edgexnas.errors import ConfigurationError, InputError
 from edgexnas.host.data.phase_retrieval import Reconstruction, reconstruct
+from edgexnas.host.data.ptycho_labels import check_scan, doubt
 from edgexnas.ptycho import align_phase
 from edgexnas.scans import Scan
 from edgexnas.simulate import PtychographySettings, diffract, simulate_scan
@@ -78,6 +79,29 @@ def test_patterns_that_differ_by_noise_alone_are_not_judged(scan: Scan) -> None:
     found = reconstruct(replace(scan, patterns=few), iterations=3)
     assert found.photon_noise == pytest.approx(found.mean_pattern_error, rel=0.05)
     assert found.explains
+
+
+def test_normalised_patterns_are_judged_without_the_noise_of_photons(scan: Scan) -> None:
+    normalised = replace(scan, patterns=scan.patterns / scan.patterns.max())
+    right = reconstruct(normalised, iterations=12)
+    assert not right.counted
+    assert right.explains
+    shuffled = np.random.default_rng(0).permutation(scan.positions_px)
+    wrong = reconstruct(replace(normalised, positions_px=shuffled), iterations=6)
+    assert not wrong.explains
+    assert "normalised" in doubt(normalised, wrong)
+
+
+def test_patterns_that_are_all_the_same_explain_no_object(scan: Scan) -> None:
+    same = np.broadcast_to(scan.patterns.mean(axis=0), scan.patterns.shape)
+    assert not reconstruct(replace(scan, patterns=same), iterations=3).explains
+
+
+def test_patterns_that_share_no_light_are_rejected_before_any_work(scan: Scan) -> None:
+    apart = replace(scan, positions_px=scan.positions_px * 20, truth=None)
+    for refuse in (check_scan, reconstruct):
+        with pytest.raises(InputError, match=r"too far to overlap in windows of 64 px; specify"):
+            refuse(apart)
 
 
 def test_modes_are_orthogonal_and_carry_the_photons(scan: Scan, found: Reconstruction) -> None:

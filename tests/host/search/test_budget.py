@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +41,11 @@ from edgexnas.host.search.evaluation import (
 )
 from edgexnas.host.search.journal import Trial
 from edgexnas.host.search.ladder import Ladder, ranked
-from edgexnas.host.search.optimization import SearchResult, optimize
+from edgexnas.host.search.optimization import OVERTIME_S, SearchResult, optimize
 from edgexnas.host.search.plan import LEAST_STEPS, make_plan
 from edgexnas.host.search.priors import Prior, find_prior
-from edgexnas.host.search.run_folder import load_run_dataset
+from edgexnas.host.search.result import front_of
+from edgexnas.host.search.run_folder import checkpoint_path, load_run_dataset
 from edgexnas.host.search.step_cost import StepCost
 from edgexnas.host.search.strategies import SearchProblem
 from edgexnas.host.search.synthetic_data import repeat_measured
@@ -92,8 +97,8 @@ def ladder(budget: float = 600, workers: int = 2) -> Ladder:
 def test_the_best_third_goes_on_and_small_networks_are_among_it() -> None:
     rungs = ladder()
     first = rungs.shares.slots_s[0]
-    # Number 4 errs nine times as much as number 0 and is a hundred times smaller.
-    errors = [(0.01, 50_000), (0.02, 60_000), (0.03, 70_000), (0.04, 80_000), (0.09, 500),
+    # Number 4 errs three times as much as number 0 and is a hundred times smaller.
+    errors = [(0.01, 50_000), (0.02, 60_000), (0.03, 70_000), (0.04, 80_000), (0.03, 500),
               (0.2, 90_000)]  # fmt: skip
     trials = {n: done(n, e, p, first) for n, (e, p) in enumerate(errors)}
     chosen = []
@@ -116,7 +121,7 @@ def test_what_errs_much_more_does_not_go_on_however_small_it_is() -> None:
     first = rungs.shares.slots_s[0]
     trials = {n: done(n, 0.01, 5000, first) for n in range(5)}
     # On the front, because nothing is smaller.
-    trials[5] = done(5, 0.11, 10, first)
+    trials[5] = done(5, 0.05, 10, first)
     going_on = []
     while (job := rungs.next(trials, 1, 10.0)) is not None and job.parent is not None:
         going_on.append(job.parent)
@@ -138,27 +143,101 @@ def test_nothing_starts_that_would_end_after_the_search() -> None:
     assert not rungs.finals_began
 
 
-@pytest.mark.parametrize(("workers", "count"), [(1, 6), (2, 6), (4, 8), (16, 16)])
-def test_finalists_share_the_rest_on_from_their_weights_and_anew(workers: int, count: int) -> None:
+@pytest.mark.parametrize(
+    ("workers", "shares"),
+    [(1, [0.5, 0.25, 0.25]), (2, [1, 0.5, 0.5]), (3, [1] * 3), (4, [1] * 4), (16, [1] * 16)],
+)
+def test_the_best_finalist_has_a_worker_to_itself_and_spare_ones_train_anew(
+    workers: int, shares: list[float]
+) -> None:
     rungs = ladder(workers=workers)
     slots = rungs.shares.slots_s
-    trials = {n: done(n, 0.005 * 1.3**n, 60_000 / 3**n, slots[-1]) for n in range(6)}
+    trials = {n: done(n, 0.005 * 1.2**n, 60_000 / 3**n, slots[-1]) for n in range(3)}
     # The smallest of all errs four times as much as the best.
-    trials[6] = done(6, 0.0201, 50, slots[-1])
+    trials[3] = done(3, 0.0201, 50, slots[-1])
     jobs = []
     while (job := rungs.next(trials, 0, 300.0)) is not None:
         jobs.append(job)
-    assert len(jobs) == count
+    left = rungs.shares.end_s - 300.0
+    assert [job.seconds / left for job in jobs] == pytest.approx(shares)
     assert {job.stage for job in jobs} == {"final"}
-    going_on = [job.parent for job in jobs if job.parent is not None]
-    assert going_on[0] == 0
-    assert len(set(going_on)) == len(going_on) > 1
-    assert 6 not in going_on
-    anew = [job.repeats for job in jobs if job.parent is None]
-    assert set(anew) <= set(going_on)
-    assert anew[0] == 0
-    waves = -(-count // workers)
-    assert waves * jobs[0].seconds == pytest.approx(rungs.shares.end_s - 300.0)
+    assert [job.parent for job in jobs[:3]] == [0, 2, 1]
+    assert [job.repeats for job in jobs[3:]] == [[0, 2, 1][n % 3] for n in range(len(jobs) - 3)]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+@pytest.mark.parametrize("begun", [1, 2])
+def test_finalists_of_a_resumed_run_have_the_time_they_would_have_had(
+    workers: int, begun: int
+) -> None:
+    first = ladder(workers=workers)
+    trials = {n: done(n, 0.005 * 1.2**n, 60_000 / 3**n, first.shares.slots_s[-1]) for n in range(3)}
+    jobs = []
+    while (job := first.next(trials, 0, 300.0)) is not None:
+        jobs.append(job)
+    for number, job in enumerate(jobs[:begun], start=3):
+        trials[number] = done(number, 0.004, 60_000, job.seconds, stage="final", parent=job.parent)
+    resumed, rest = ladder(workers=workers), []
+    while (job := resumed.next(trials, 0, 450.0)) is not None:
+        rest.append(job)
+    assert [(j.parent, j.repeats) for j in rest] == [(j.parent, j.repeats) for j in jobs[begun:]]
+    assert [j.seconds for j in rest] == pytest.approx([j.seconds for j in jobs[begun:]])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_next_best_has_the_time_of_a_finalist_that_failed(workers: int) -> None:
+    rungs = ladder(workers=workers)
+    trials = {n: done(n, 0.005 * 1.1**n, 60_000 / 2**n, rungs.shares.slots_s[-1]) for n in range(5)}
+    first = [rungs.next(trials, 0, 300.0) for _ in range(3)]
+    for number, job in enumerate(first, start=5):
+        assert job is not None
+        trials[number] = done(number, 0.004, 60_000, job.seconds, stage="final", parent=job.parent)
+    finalists = {job.parent for job in first if job}
+    # All have begun and none has failed.
+    assert rungs.next(trials, 0, 400.0) is None
+    for failed, number in enumerate((6, 8)):
+        trials[number] = Trial(number, "mlpBragg", {}, "failed", reason="diverged", stage="final",
+                               parent=trials[number].parent)  # fmt: skip
+        for resumed in (rungs, ladder(workers=workers)):
+            job = resumed.next(trials, 0, 400.0)
+            assert job is not None
+            assert (job.stage, job.seconds) == ("final", rungs.shares.end_s - 400.0)
+        parent = job.parent
+        assert parent == min(set(range(5)) - finalists)
+        finalists.add(parent)
+        assert rungs.next(trials, 0, rungs.shares.end_s - 0.1) is None
+        trials[8 + failed] = done(8 + failed, 0.004, 60_000, 1.0, stage="final", parent=parent)
+        # One for each that failed.
+        assert rungs.next(trials, 0, 401.0) is None
+
+
+def test_a_network_that_fails_after_a_late_start_is_followed_by_another() -> None:
+    rungs = ladder()
+    first, late = rungs.shares.slots_s[0], rungs.shares.search_end_s + 1.0
+    trials: dict[int, Trial] = {}
+    for number in range(2):
+        job = rungs.next(trials, 0, late)
+        assert job is not None
+        assert (job.stage, job.seconds, job.parent) == ("search", first, None)
+        trials[number] = Trial(number, "mlpBragg", {}, slot_s=first)
+        # While it runs nothing is begun beside it.
+        assert rungs.next(trials, 1, late) is None
+        trials[number] = replace(trials[number], status="failed", reason="diverged", order=number)
+    trials[2] = done(2, 0.01, 5_000, first)
+    job = rungs.next(trials, 0, late)
+    assert job is not None
+    assert (job.stage, job.parent) == ("final", 2)
+    del trials[2]
+    assert ladder().next(trials, 0, rungs.shares.end_s - 0.5 * first) is None
+
+
+def test_a_finalist_beside_the_best_is_much_smaller_and_errs_little_more() -> None:
+    rungs = ladder()
+    last = rungs.shares.slots_s[-1]
+    sizes = [(0.0045, 12_500), (0.005, 5_100), (0.0058, 2_400), (0.0088, 300), (0.0046, 12_000)]
+    trials = {n: done(n, e, p, last) for n, (e, p) in enumerate(sizes)}
+    jobs = [rungs.next(trials, 0, 300.0) for _ in range(3)]
+    assert [job and job.parent for job in jobs] == [0, 2, 1]
 
 
 def test_the_order_is_best_error_first_then_what_adds_most_hypervolume() -> None:
@@ -204,6 +283,9 @@ def test_networks_that_could_not_take_enough_steps_are_not_proposed(
             step = cost.predict(space.size(drawn), int(drawn["batch_size"]))
             assert step is not None
             assert step * LEAST_STEPS <= 0.5
+    # A machine on which no network can: the smallest is left.
+    for strategy in plan.strategies(StepCost(known=(1.0, 0, 0)), first_slot_s=0.5):
+        assert strategy.ask().configuration == strategy.problem.space.smallest
 
 
 def test_a_prior_draws_near_good_networks_and_leaves_nothing_out() -> None:
@@ -244,7 +326,7 @@ def test_a_search_with_a_prior_begins_with_its_best_networks() -> None:
 def test_what_is_shipped_is_what_its_script_makes_of_the_recorded_runs(tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[3]
     script, made = root / "host" / "learn_priors.py", tmp_path / "learned.json"
-    subprocess.run([sys.executable, script, "learn", "--output", made], check=True, timeout=120)
+    subprocess.run([sys.executable, script, "learn", "--output", made], check=True)
     assert made.read_text() == (root / "edgexnas/host/search/learned.json").read_text()
 
 
@@ -294,26 +376,69 @@ def test_where_no_rounding_is_scored_all_of_the_time_is_for_training(
     assert given == [expected]
 
 
-def budgeted(data: PeakDataset | Path, output: Path, **changes: Any) -> SearchResult:
+class Ticks:
+    """A clock that goes on a little each time that it is read.
+
+    By it a search takes as long on every machine, whatever else that does.
+    """
+
+    def __init__(self, tick_s: float = 0.001) -> None:
+        self.now, self._tick_s = 0.0, tick_s
+
+    def __call__(self) -> float:
+        self.now += self._tick_s
+        return self.now
+
+
+@contextmanager
+def ticking(clock: Ticks) -> Iterator[None]:
+    """Let searches and trainings read a clock."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "monotonic", clock)
+        patch.setitem(train.__kwdefaults__, "clock", clock)
+        yield
+
+
+def budgeted(
+    data: PeakDataset | Path, output: Path, clock: Ticks | None = None, **changes: Any
+) -> SearchResult:
     options: dict[str, Any] = {
         "space": SMALL, "search": "random", "evaluator": "serial", "budget": 10, "device": "cpu",
         "synthetic": 0,
     }  # fmt: skip
-    return optimize("bragg", **{"data": data, "output": output} | options | changes)
+    with ticking(clock or Ticks()):
+        return optimize("bragg", **{"data": data, "output": output} | options | changes)
 
 
-def test_a_search_ends_within_its_budget_and_trains_finalists_with_seeds(
-    tiny_peaks: PeakDataset, tmp_path: Path
+@pytest.fixture(scope="module")
+def searched(
+    tiny_peaks: PeakDataset, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[SearchResult, float]:
+    """A search with a budget of 10 s, and how many seconds it took."""
+    clock = Ticks()
+
+    def evaluated(wanted: EvaluationRequest, context: Any) -> Any:
+        result = evaluate(wanted, context)
+        # Scoring and saving take time, too.
+        clock.now += 0.2
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("edgexnas.host.search.evaluators.evaluate", evaluated)
+        result = budgeted(tiny_peaks, tmp_path_factory.mktemp("searched") / "run", clock)
+    return result, clock.now
+
+
+def test_a_search_ends_about_when_its_budget_does_and_trains_finalists_on(
+    searched: tuple[SearchResult, float],
 ) -> None:
-    began = time.monotonic()
-    result = budgeted(tiny_peaks, tmp_path / "run")
-    # The rest is for a machine that does other things too.
-    assert time.monotonic() - began < 10 + 5
+    result, took_s = searched
+    assert took_s < 10 + OVERTIME_S
     table = result.table()
     finals = table[table["stage"] == "final"]
     assert len(finals) >= 2
-    assert finals["parent"].notna().any()
-    assert finals["repeats"].notna().any()
+    assert finals["parent"].notna().all()
+    assert set(finals["parent"]) <= set(table[table["stage"] == "search"]["trial"])
     searched = table[table["stage"] == "search"]
     assert searched["slot_s"].max() <= 10 / 15 + 0.01
     assert (searched["seconds"] < searched["slot_s"] + 2).all()
@@ -322,27 +447,89 @@ def test_a_search_ends_within_its_budget_and_trains_finalists_with_seeds(
     errors = dict(zip(table["trial"], table["error"], strict=True))
     # Training on keeps the best weights, or later ones that err hardly more.
     assert all(row.error <= LATER_MAY_ERR * errors[int(row.parent)] for row in went_on.itertuples())
-    again = SearchResult.load(tmp_path / "run")
+    again = SearchResult.load(result.folder)
     assert again.best("int8_error").trial == result.best("int8_error").trial
+
+
+def test_one_network_is_trained_however_long_the_start_took(
+    tiny_peaks: PeakDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgexnas.host.search.optimization._BudgetedRun._elapsed", lambda _: 1000.0)
+    result = budgeted(tiny_peaks, tmp_path / "run")
+    assert [(t.stage, t.status) for t in result.trials] == [("search", "done")]
+    assert result.best("int8_error").checkpoint is not None
+
+
+def test_a_slot_that_is_rounded_for_the_journal_begins(
+    tiny_peaks: PeakDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 1000 times the first slot of 151 s, 1.007, is less than 1007 in floating point.
+    first = TimeShares.of(151).slots_s[0]
+    assert math.floor(1000 * first) / 1000 < first
+    shares = TimeShares(10.0, (first,), 3.0, 5.0, 0.5)
+    monkeypatch.setattr(TimeShares, "of", lambda _: shares)
+    assert budgeted(tiny_peaks, tmp_path / "run").trials[0].status == "done"
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_training_that_had_no_time_to_end_goes_on_from_its_weights_in_an_ended_run(
+    tiny_peaks: PeakDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: bool
+) -> None:
+    place = tmp_path / "run"
+    run = "edgexnas.host.search.optimization._BudgetedRun"
+    with monkeypatch.context() as patched:
+        patched.setattr(f"{run}.close", lambda _: None)
+        first = budgeted(tiny_peaks, place)
+    front = {candidate.trial for candidate in front_of(first.candidates, first.objectives)}
+    parent = next(t for t in first.trials if t.status == "done" and t.number not in front)
+    number = len(first.trials)
+    begun = {
+        "event": "start", "trial": number, "space": parent.space, "slot_s": 0.2,
+        "configuration": parent.configuration, "stage": "final", "parent": parent.number,
+    }  # fmt: skip
+    with (place / "journal.jsonl").open("a") as file:
+        file.write(json.dumps(begun) + "\n")
+    # No time is left: the run ends, and keeps the weights of its front and these.
+    monkeypatch.setattr(f"{run}._until_end", lambda _: 0.0)
+    budgeted(tiny_peaks, place, resume=True)
+    kept = {int(path.stem) for path in (place / "checkpoints").glob("*.pt")}
+    assert kept == front | {parent.number}
+    if lost:
+        checkpoint_path(place, parent.number).unlink()
+    seen: list[bool] = []
+
+    def spy(wanted: EvaluationRequest, context: Any) -> Any:
+        seen.append(wanted.weights is not None)
+        return evaluate(wanted, context)
+
+    monkeypatch.setattr("edgexnas.host.search.evaluators.evaluate", spy)
+    # More time on the clock of a session that begins again.
+    left = iter([1.0] * 6)
+    monkeypatch.setattr(f"{run}._until_end", lambda _: next(left, 0.0))
+    again = budgeted(tiny_peaks, place, resume=True)
+    assert again.trials[-1].number == number
+    assert again.trials[-1].status == "done"
+    assert seen == [not lost]
+    assert (f"trial {number} trains anew" in (place / "search.log").read_text()) == lost
 
 
 def test_patterns_are_searched_within_a_budget_too(
     tiny_patterns: PtychoDataset, tmp_path: Path
 ) -> None:
-    result = optimize(
-        "ptycho", data=tiny_patterns, output=tmp_path / "run", budget=12, search="random",
-        space=SPACES["mlpPtycho"].narrow(units=(2, 8), layers=(1, 2)), evaluator="serial",
-        device="cpu",
-    )  # fmt: skip
-    assert max(t.finished for t in result.trials) < 12
+    with ticking(Ticks(0.005)):
+        result = optimize(
+            "ptycho", data=tiny_patterns, output=tmp_path / "run", budget=12, search="random",
+            space=SPACES["mlpPtycho"].narrow(units=(2, 8), layers=(1, 2)), evaluator="serial",
+            device="cpu",
+        )  # fmt: skip
+    assert max(t.finished for t in result.trials) < 12 + OVERTIME_S
     assert [objective.name for objective in result.objectives] == ["error", "parameters"]
 
 
 def test_an_export_of_it_says_what_it_does(
-    tiny_peaks: PeakDataset, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    searched: tuple[SearchResult, float], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    run = tmp_path / "run"
-    budgeted(tiny_peaks, run)
+    run = searched[0].folder
     assert main(["keys", "generate", "--output", str(tmp_path / "keys"), "--name", "beam"]) == 0
     capfd.readouterr()
     arguments = ["export", str(run), "--output", str(tmp_path / "a.edgex"), "--signing-key",
@@ -358,24 +545,28 @@ def test_a_killed_run_goes_on_with_what_is_left_of_its_budget(
 ) -> None:
     data, run = tiny_peaks.save(tmp_path / "peaks.h5"), tmp_path / "run"
     script = (
+        "import itertools, os, signal, time\n"
+        "from edgexnas.host.search import evaluators\n"
         "from edgexnas.host.search.optimization import optimize\n"
         "from edgexnas.host.networks.spaces import SPACES\n"
+        "from edgexnas.host.training.loop import train\n"
+        "reads, evaluations, evaluate = itertools.count(), itertools.count(), evaluators.evaluate\n"
+        "time.monotonic = train.__kwdefaults__['clock'] = lambda: 0.001 * next(reads)\n"
+        "def killed(*given):\n"
+        "    if next(evaluations) == 2: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return evaluate(*given)\n"
+        "evaluators.evaluate = killed\n"
         "space = SPACES['mlpBragg'].narrow(units=(2, 16), layers=(1, 2))\n"
         f"optimize('bragg', data={str(data)!r}, output={str(run)!r}, space=space, search='random',"
         " evaluator='serial', budget=20, device='cpu', synthetic=0)\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", script])
-    journal = run / "journal.jsonl"
-    while not journal.exists() or journal.read_bytes().count(b'"finish"') < 4:
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    done = subprocess.run([sys.executable, "-c", script])
+    assert done.returncode == -signal.SIGKILL
     spent = max(t.finished for t in SearchResult.load(run).trials)
-    began = time.monotonic()
-    result = budgeted(data, run, budget=20, resume=True)
-    assert time.monotonic() - began < 20 - spent + 5
-    assert result.kept >= 4
+    clock = Ticks()
+    result = budgeted(data, run, clock, budget=20, resume=True)
+    assert clock.now < 20 - spent + OVERTIME_S
+    assert result.kept == 2
     assert {t.stage for t in result.trials} == {"search", "final"}
     with pytest.raises(Exception, match=r"budget 20\.0, not 30"):
         budgeted(data, run, budget=30, resume=True)
@@ -447,14 +638,24 @@ def test_an_interrupt_names_resume_and_lines_tell_what_happens(
     command = [sys.executable, "-m", "edgexnas.cli", "optimize", "bragg", "--data", str(data),
                "--output", str(tmp_path / "run"), "--budget", "10min", "--search", "random",
                "--evaluator", "serial"]  # fmt: skip
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+    # Where a script runs the tests in the background, it lets them ignore this signal.
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=dict(os.environ),
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     journal = tmp_path / "run" / "journal.jsonl"
     while not journal.exists() or journal.read_bytes().count(b'"start"') < 1:
         assert process.poll() is None
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, told = process.communicate()
-    assert process.returncode == 130
+    told: str | None = None
+    while told is None:
+        # Again, as a user would: Python loses an interrupt that comes while a weak reference ends.
+        process.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            _, told = process.communicate(timeout=60)
+    # A shell says 130 of both: `python -m` ends by the signal itself where that came while source
+    # text ran, such as that of a dataclass that is being made.
+    assert process.returncode in {130, -signal.SIGINT}, told
     assert f"continue with: edgexnas {' '.join(command[3:])} --resume" in " ".join(told.split())
     first = json.loads(journal.read_text().splitlines()[0])
     assert first["budget"] == 600

@@ -98,6 +98,17 @@ def test_lines_that_are_no_events_are_damage(tmp_path: Path, line: dict[str, obj
             read(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("number", "damaged"),
+    [("0.5", '"x"'), ("0.5", "NaN"), ("0.5", "null"), ('{"error":0.5}', "7"), ("0.7", "[]")],
+)
+def test_what_is_no_number_is_damage(tmp_path: Path, number: str, damaged: str) -> None:
+    path = write_run(tmp_path)
+    path.write_text(path.read_text().replace(number, damaged, 1))
+    with pytest.raises(SearchError, match="damaged in line 3"):
+        read_journal(tmp_path)
+
+
 @pytest.mark.parametrize("head", ["{}", '{"schema":1}', '{"schema":1,"event":"run"}', "[]"])
 def test_what_does_not_begin_as_a_run_is_refused(tmp_path: Path, head: str) -> None:
     (tmp_path / NAME).write_text(f"{head}\n{{}}\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -155,15 +157,24 @@ def test_worker_processes_give_the_same_candidates_as_a_serial_search(
 
 
 def run_and_kill(script: str, journal: Path, finished: int) -> None:
-    """Start a search as a process of its own and kill it after some evaluations."""
-    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE)
-    end = time.monotonic() + 120
-    while not journal.exists() or journal.read_bytes().count(b'"finish"') < finished:
-        assert process.poll() is None, process.communicate()[1].decode()
-        assert time.monotonic() < end
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    """Start a search as a process of its own and kill it in the evaluation after some."""
+    held = (
+        "import itertools, time\n"
+        "from edgexnas.host.search import evaluators\n"
+        "evaluations, evaluate = itertools.count(), evaluators.evaluate\n"
+        "def held(*given):\n"
+        f"    if next(evaluations) == {finished}: time.sleep(3600)\n"
+        "    return evaluate(*given)\n"
+        "evaluators.evaluate = held\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", held + script], stderr=subprocess.PIPE)
+    try:
+        while not journal.exists() or journal.read_bytes().count(b'"finish"') < finished:
+            assert process.poll() is None, process.communicate()[1].decode()
+            time.sleep(0.01)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
 
 
 @pytest.mark.parametrize("strategy", ["evolution", "optuna-tpe"])
@@ -182,7 +193,7 @@ def test_a_search_killed_with_signal_9_goes_on_and_ends_as_if_it_had_not_been(
     )
     run_and_kill(script, tmp_path / "run" / "journal.jsonl", 4)
     resumed = search(resume=True, **changes)
-    assert 4 <= resumed.kept < 16
+    assert resumed.kept == 4
     assert same_table(resumed, search(output=tmp_path / "undisturbed", **changes))
 
 
@@ -202,6 +213,16 @@ def test_a_run_is_not_overwritten(search: Callable[..., SearchResult]) -> None:
         search()
 
 
+@pytest.mark.parametrize("name", ["synthetic.h5", "dataset.h5", "checkpoints"])
+def test_what_a_run_without_a_journal_left_is_taken_by_no_other(
+    search: Callable[..., SearchResult], tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "left" / name).mkdir(parents=True)
+    for again in (False, True):
+        with pytest.raises(SearchError, match=rf"left holds {name} of a run whose journal.jsonl"):
+            search(output=tmp_path / "left", resume=again)
+
+
 def test_a_run_is_resumed_only_with_the_same_search(search: Callable[..., SearchResult]) -> None:
     search(max_evals=2)
     with pytest.raises(SearchError, match="holds a run with seed 0, not 1"):
@@ -209,8 +230,11 @@ def test_a_run_is_resumed_only_with_the_same_search(search: Callable[..., Search
 
 
 def test_a_time_out_ends_a_session_and_the_rest_follows(
-    search: Callable[..., SearchResult],
+    search: Callable[..., SearchResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    reads = itertools.count()
+    ticking = SimpleNamespace(monotonic=lambda: 0.1 * next(reads))
+    monkeypatch.setattr("edgexnas.host.search.optimization.time", ticking)
     first = search(max_evals=500, timeout=1.5)
     assert 0 < len(first.trials) < 500
     assert search(max_evals=len(first.trials) + 2, resume=True).kept == len(first.trials)

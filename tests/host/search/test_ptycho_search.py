@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +235,13 @@ def drawn_patterns(tiny_patterns: PtychoDataset) -> PtychoDataset:
     return replace(tiny_patterns, probe=(np.sqrt(1000) * probe[None]).astype(np.complex64))
 
 
+@pytest.fixture
+def few_objects(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw 4 objects: 64 take seconds."""
+    monkeypatch.setattr(Drawing, "objects", partialmethod(Drawing.objects, 4))
+
+
+@pytest.mark.usefixtures("few_objects")
 def test_a_search_draws_its_patterns_anew_where_labels_hold_a_probe(
     drawn_patterns: PtychoDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -251,10 +259,14 @@ def test_a_search_draws_its_patterns_anew_where_labels_hold_a_probe(
     request = EvaluationRequest(0, SPACE, {"units": 8, "layers": 1} | training, seed=1)
     result = evaluate(request, context)
     assert not result.reason
-    # 32 steps of an epoch of 2,048, and what the network's constants are fitted to.
-    assert drawn == [1024] + 32 * [64]
+    # What the networks' constants are fitted to, 1,024 patterns, and 32 steps of an epoch of 2,048.
+    assert drawn == 16 * [64] + 32 * [64]
+    # Drawn once: with a large probe that takes longer than a short training has.
+    assert not evaluate(replace(request, trial=1, seed=2), context).reason
+    assert drawn == 16 * [64] + 2 * 32 * [64]
 
 
+@pytest.mark.usefixtures("few_objects")
 def test_equal_seeds_draw_alike_whatever_was_drawn_before(drawn_patterns: PtychoDataset) -> None:
     training = {"epochs": 1, "batch_size": 64, "learning_rate": 1e-3}
     requests = [
@@ -300,6 +312,7 @@ def test_a_limit_of_time_ends_the_schedule_of_drawn_patterns_and_not_of_others()
     assert max(rates[False]) < 0.01
 
 
+@pytest.mark.usefixtures("few_objects")
 def test_a_training_on_drawn_patterns_ends_with_its_time_within_an_epoch(
     drawn_patterns: PtychoDataset,
 ) -> None:

@@ -84,8 +84,16 @@ def test_a_diverged_training_says_so(gaussian_task: TrainingData) -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.weight * torch.full((len(x), 2, 3), torch.inf)
 
-    with pytest.raises(DivergedError, match="learning rate"):
+    class Mute(Exploding):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            answer = self.weight.expand(len(x), 2, 3)
+            return answer if self.training else answer * torch.nan
+
+    told = "is nan after step 16 and 1 of 1 tensors, weight first, hold NaN"
+    with pytest.raises(DivergedError, match=told):
         train(Exploding(), gaussian_task, settings())
+    with pytest.raises(DivergedError, match="is nan after step 1 and no weights hold NaN"):
+        train(Mute(), gaussian_task, settings(seconds=1.0), clock=ticking(0.9))
 
 
 def test_more_patches_a_batch_than_there_are_still_trains(gaussian_task: TrainingData) -> None:
@@ -168,8 +176,20 @@ def test_of_a_training_that_is_given_a_time_a_later_round_counts_if_it_errs_hard
     assert train(MlpBragg(8, 1), gaussian_task, settings(epochs=5)).metrics["error"] == 0.010
 
 
-def test_on_a_gpu_the_first_step_which_loads_kernels_is_not_the_networks_time(
-    gaussian_task: TrainingData, monkeypatch: pytest.MonkeyPatch
+def test_a_start_that_takes_the_whole_time_still_leaves_a_step(
+    gaussian_task: TrainingData,
+) -> None:
+    torch.manual_seed(0)
+    continued = settings(seconds=1.0, continued=True)
+    # The weights that it comes with are scored first, which here takes longer than it has.
+    result = train(MlpBragg(8, 1), gaussian_task, continued, clock=ticking(1.5))
+    assert result.steps == 1
+    assert len(result.history) == 2
+
+
+@pytest.mark.parametrize(("step_s", "scoring_s"), [(5.0, 0.0), (0.01, 3.0), (5.0, 3.0)])
+def test_on_a_gpu_what_a_first_step_and_scoring_load_is_not_the_networks_time(
+    gaussian_task: TrainingData, monkeypatch: pytest.MonkeyPatch, step_s: float, scoring_s: float
 ) -> None:
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     now = 0.0
@@ -177,10 +197,12 @@ def test_on_a_gpu_the_first_step_which_loads_kernels_is_not_the_networks_time(
     batch = (gaussian_task.train_x[:32], gaussian_task.train_y[:32])
     rounds = _TimedRounds([batch], 0.1, 1.0, now, lambda: now, on_gpu)  # type: ignore[arg-type]
     rates = []
-    for steps in rounds:
+    for number, steps in enumerate(rounds):
         for _, _, rate in steps:
             rates.append(rate)
-            now += 5.0 if len(rates) == 1 else 0.01
+            now += step_s if len(rates) == 1 else 0.01
+        now += 0.0 if number else scoring_s
+        rounds.scored(0.0 if number else scoring_s)
     assert len(rates) == pytest.approx(101, abs=3)
     assert rates[-1] < 0.01 * max(rates)
 
