@@ -30,6 +30,7 @@ from edgexnas.frames.reading import number_ranges, reading
 from edgexnas.frames.series import existing_frames
 from edgexnas.frames.units import units_scale
 from edgexnas.ptycho import PATTERN_SIZE
+from edgexnas.ptycho.patterns import SMALLEST_SPREAD_PX
 
 __all__ = ["Scan", "holds_scan", "open_probe", "open_scan"]
 
@@ -68,9 +69,6 @@ _PLAUSIBLE = {
 }
 """Least and most of what an X-ray instrument has, and the unit: 10 eV to 1 MeV, and so on."""
 
-SMALLEST_SPREAD_PX = 1e-3
-"""Positions that all differ by less, but do differ, are taken for metres."""
-
 _log = logging.getLogger(__name__)
 
 AnyArray = npt.NDArray[Any]
@@ -93,7 +91,8 @@ class Scan:
     source
         Where the scan came from, for messages and provenance.
     probe
-        (modes, H, W) complex64, the illumination or a first guess of it; None if not known.
+        (modes, H, W) complex64, the illumination or a first guess of it; None if not known, or if
+        it is dark or holds NaN.
     mask
         (H, W) bool, True where a pixel is unusable; None if all are usable.
     truth
@@ -142,13 +141,17 @@ class Scan:
                     f"{wanted}"
                 )
 
+        probe = self.probe
+        if probe is not None and not (np.isfinite(probe).all() and probe.any()):
+            _log.warning("the probe of %s is dark or holds NaN and is left out", self.source)
+            object.__setattr__(self, "probe", None)
         self._leave_out_dark()
         known = self.positions_px[np.isfinite(self.positions_px).all(axis=1)]
         spread = float(np.ptp(known, axis=0).max()) if len(known) else 0.0
         if 0 < spread < SMALLEST_SPREAD_PX:
             raise InputError(
                 f"{self.source} has positions that spread over {spread:.3g} px, which looks like "
-                "metres; give positions in object pixels"
+                "metres or millimetres; give positions in object pixels"
             )
 
     def _leave_out_dark(self) -> None:

@@ -12,12 +12,17 @@ from typing import Annotated, Literal
 from pydantic import FailFast, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from edgexnas.bundle.record import (
+    LARGEST_SINGLE,
     Digest,
+    Divisor,
     Identifier,
     Level,
     NonNegative,
+    NonNegativeSingle,
+    PositiveSingle,
     Precision,
     Record,
+    Single,
     Text,
 )
 from edgexnas.ptycho import Orientation
@@ -37,9 +42,9 @@ __all__ = [
     "Widening",
 ]
 
-Edges = Annotated[tuple[PositiveFloat, ...], Field(max_length=32), FailFast()]
+Edges = Annotated[tuple[PositiveSingle, ...], Field(max_length=32), FailFast()]
 Share = Annotated[float, Field(ge=0, le=1)]
-Factors = Annotated[tuple[tuple[PositiveFloat, ...], ...], Field(max_length=33), FailFast()]
+Factors = Annotated[tuple[tuple[PositiveSingle, ...], ...], Field(max_length=33), FailFast()]
 Pixels = Annotated[int, Field(ge=1, le=4096)]
 # A millimetre or more is a size in another unit.
 LengthM = Annotated[float, Field(gt=0, lt=1e-3)]
@@ -87,18 +92,18 @@ class Widening(Record):
     coefficients were fitted on simulated peaks of many kinds.
     """
 
-    interval: NonNegative
+    interval: NonNegativeSingle
     """Coefficient of the network's own half width, squared."""
-    disagreement: NonNegative
+    disagreement: NonNegativeSingle
     """Coefficient of the distance between network and windowed centroid, squared, for wide peaks.
     """
-    narrow_disagreement: NonNegative
+    narrow_disagreement: NonNegativeSingle
     """The same for narrow ones, of which a centroid errs with the place in the pixel."""
-    noise: NonNegative
+    noise: NonNegativeSingle
     """Coefficient of the noise of the windowed centroid, squared."""
-    narrowness: NonNegative
+    narrowness: NonNegativeSingle
     """Coefficient of (0.01 / variance)², which counts for peaks narrower than a pixel or two."""
-    floor_px: NonNegative
+    floor_px: NonNegativeSingle
     """Least half width, in pixels."""
 
 
@@ -185,9 +190,9 @@ class Distribution(Record):
     """Value of the quantity at each level."""
     n: PositiveInt
     """Number of items that they were taken from."""
-    low: float | None = None
+    low: Single | None = None
     """Items below this are unfamiliar; None for no limit."""
-    high: float | None = None
+    high: Single | None = None
     """Items above this are unfamiliar; None for no limit."""
 
     @model_validator(mode="after")
@@ -215,13 +220,13 @@ class Familiarity(Record):
 
     quantities: Annotated[tuple[Identifier, ...], Field(min_length=1, max_length=32), FailFast()]
     """Names of the quantities, in the order of the coefficients."""
-    centre: Annotated[tuple[float, ...], Field(max_length=32), FailFast()]
+    centre: Annotated[tuple[Single, ...], Field(max_length=32), FailFast()]
     """What is subtracted from each quantity."""
-    scale: Annotated[tuple[PositiveFloat, ...], Field(max_length=32), FailFast()]
+    scale: Annotated[tuple[Divisor, ...], Field(max_length=32), FailFast()]
     """What each difference is divided by."""
-    score: Annotated[tuple[float, ...], Field(max_length=600), FailFast()]
+    score: Annotated[tuple[Single, ...], Field(max_length=600), FailFast()]
     """Coefficients: constant, linear, and upper triangle of the quadratic ones."""
-    limit: float
+    limit: Single
     """Largest score of a familiar item."""
 
     @model_validator(mode="after")
@@ -231,6 +236,11 @@ class Familiarity(Record):
         lengths = (len(self.centre), len(self.scale), len(self.score))
         if lengths != wanted:
             raise ValueError(f"centre, scale and score have {lengths} numbers, not {wanted}")
+        if abs(self.limit - self.score[0]) > LARGEST_SINGLE:
+            raise ValueError(
+                f"limit {self.limit:g} less the constant {self.score[0]:g} would be infinite on a "
+                "device, which computes in float32"
+            )
         return self
 
 

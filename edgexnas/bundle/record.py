@@ -4,18 +4,31 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    FailFast,
+    Field,
+    PositiveFloat,
+    StringConstraints,
+)
 
 __all__ = [
     "IDENTIFIER",
+    "LARGEST_SINGLE",
     "Digest",
+    "Divisor",
     "Identifier",
     "Level",
     "Names",
     "NonNegative",
+    "NonNegativeSingle",
+    "PositiveSingle",
     "Precision",
     "Record",
     "Release",
+    "Single",
     "Text",
 ]
 
@@ -33,6 +46,35 @@ Identifier = Annotated[str, StringConstraints(pattern=IDENTIFIER)]
 Release = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,4}(\.[0-9]{1,4}){1,3}$")]
 Level = Annotated[float, Field(gt=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0)]
+
+LARGEST_SINGLE, _SMALLEST = (2 - 2.0**-23) * 2.0**127, 2.0**-149
+# Below it float32 rounds so coarsely that a reciprocal may become infinite.
+_SMALLEST_DIVISOR = 2.0**-126
+
+
+def _of_float32(value: float) -> float:
+    if abs(value) > LARGEST_SINGLE:
+        raise ValueError(f"{value:g} would be infinite on a device, which computes in float32")
+    if 0 < abs(value) < _SMALLEST:
+        raise ValueError(f"{value:g} would be 0 on a device, which computes in float32")
+    return value
+
+
+def _divides_float32(value: float) -> float:
+    if not _SMALLEST_DIVISOR <= value <= LARGEST_SINGLE:
+        raise ValueError(
+            f"{value:g} cannot divide on a device, which computes in float32; it takes "
+            f"{_SMALLEST_DIVISOR:.2g} to {LARGEST_SINGLE:.2g}"
+        )
+    return value
+
+
+Single = Annotated[float, AfterValidator(_of_float32)]
+"""What devices compute with, in float32."""
+NonNegativeSingle = Annotated[NonNegative, AfterValidator(_of_float32)]
+PositiveSingle = Annotated[PositiveFloat, AfterValidator(_of_float32)]
+Divisor = Annotated[PositiveFloat, AfterValidator(_divides_float32)]
+"""What devices divide by, in float32."""
 # Failing fast, or a stranger's file could make pydantic collect a million faults.
 Names = Annotated[tuple[Text, ...], Field(max_length=1000), FailFast()]
 

@@ -14,7 +14,7 @@ from edgexnas.bundle.keys import key_id, parse_public_key
 from edgexnas.bundle.trust import TrustStore
 from edgexnas.errors import BundleError
 
-__all__ = ["SHIPPED", "is_shipped", "located", "release_trust"]
+__all__ = ["SHIPPED", "is_shipped", "located", "release_trust", "within"]
 
 SHIPPED = ("universal",)
 """Names of the bundles, which are also their `model_id`."""
@@ -23,13 +23,18 @@ _FOLDER = Path(__file__).parent
 
 
 def is_shipped(bundle: Path | str) -> bool:
-    """Tell whether a bundle is meant that comes with the package; a path has more than a name."""
-    return str(bundle) in SHIPPED
+    """Tell whether a bundle is meant that comes with the package: by a name alone, never a path."""
+    return isinstance(bundle, str) and bundle in SHIPPED
 
 
 def located(bundle: Path | str) -> Path:
     """Give the file of a bundle: that of the package if its name is meant, else the path itself."""
     return _FOLDER / f"{bundle}.edgex" if is_shipped(bundle) else Path(bundle)
+
+
+def within(folder: Path, bundle: str) -> Path | str:
+    """Give a bundle as `open_bundle` takes it: a name of the package, or a path from a folder."""
+    return bundle if is_shipped(bundle) else folder / bundle
 
 
 def release_trust(name: str, listed: TrustStore | None = None) -> TrustStore:

@@ -88,15 +88,11 @@ def acceptance(options: argparse.Namespace) -> dict[str, Any]:
     return {"state": options.state, "gates": gates}
 
 
-def bundle_path(text: str) -> Path:
-    """Read the path of a bundle, or the name of one of the package.
-
-    A `Path` drops the dot of "./universal", which would become that name.
-    """
+def bundle_path(text: str) -> Path | str:
+    """Read the path of a bundle, or the name of one of the package, which is no path."""
     from edgexnas.bundle.shipped import is_shipped
 
-    path = Path(text)
-    return path.absolute() if is_shipped(path) and not is_shipped(text) else path
+    return text if is_shipped(text) else Path(text)
 
 
 PEAK_OPTIONS = ("minimum_counts", "threshold", "keep_hot")

@@ -166,7 +166,7 @@ def _verify(options: argparse.Namespace) -> None:
     )
 
 
-def _older(bundle: Bundle, path: Path) -> str:
+def _older(bundle: Bundle, path: Path | str) -> str:
     """Say what becomes of older bundles of the model."""
     from edgexnas.bundle.shipped import is_shipped
 

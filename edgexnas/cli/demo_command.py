@@ -23,7 +23,9 @@ def add_to(commands: Commands) -> None:
     demo.add_argument("--output", type=Path, default=Path("runs/demo"), help="folder for results")
     demo.add_argument("--data", type=Path, help="frames, a file or folder (default: simulated)")
     demo.add_argument("--spots", help="hexrd spot list of these frames, FILE.h5::PANEL")
-    demo.add_argument("--space", nargs="+", default=["mlpBragg"], help="search spaces to search")
+    demo.add_argument(
+        "--space", nargs="+", action="extend", help="search spaces to search (default: mlpBragg)"
+    )
     demo.add_argument(
         "--evaluations", dest="max_evals", metavar="N", type=positive_int, default=12,
         help="number of networks to train",
@@ -32,9 +34,9 @@ def add_to(commands: Commands) -> None:
     demo.add_argument(
         "--baselines",
         nargs="*",
-        default=["small"],
+        action="extend",
         choices=("small", "large"),
-        help="BraggNN sizes to compare with",
+        help="BraggNN sizes to compare with (default: small)",
     )
     demo.add_argument(
         "--maximum-parameters", type=positive_int, default=20_000, help="skip larger networks"
@@ -49,7 +51,8 @@ def _demo(options: argparse.Namespace) -> None:
     from edgexnas.demo.markdown import AGAINST, COLUMNS, cells, detection_lines, write_markdown
 
     given: dict[str, Any] = {f.name: getattr(options, f.name) for f in fields(DemoSettings)}
-    given |= {name: tuple(given[name]) for name in ("space", "baselines")}
+    for name, usual in (("space", ("mlpBragg",)), ("baselines", ("small",))):
+        given[name] = usual if given[name] is None else tuple(given[name])
     settings = DemoSettings(**given)
     result = run_demo(settings, progress)
     command = shlex.join(["edgexnas", *options.typed])

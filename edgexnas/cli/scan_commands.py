@@ -177,7 +177,7 @@ def predict_object(bundle: Bundle, options: argparse.Namespace) -> None:
 def _print_refinement(refinement: Refinement) -> None:
     """Print residual and time of each sweep."""
     rows = [
-        (str(sweep), f"{residual:.3%}", f"{seconds:.2f}")
+        (str(sweep), f"{residual:.3%}", f"{seconds:.3f}")
         for sweep, (residual, seconds) in enumerate(
             zip(refinement.residuals, refinement.seconds, strict=True)
         )
@@ -185,7 +185,7 @@ def _print_refinement(refinement: Refinement) -> None:
     print_table(
         ("sweep", "residual of the light", "s"),
         rows,
-        title=f"refinement of {refinement.patterns} patterns",
+        title=f"refinement of {refinement.patterns} patterns on {refinement.device}",
     )
     if refinement.doubt is not None:
         _log.warning("%s", refinement.doubt)

@@ -91,8 +91,9 @@ class PeakTally:
             say_at_end(self._familiarity.sentence)
         if self.frames and not self._peaks:
             _log.warning(
-                "no peaks on any of %d frames of %s: check that it holds diffraction, what its "
-                "mask and saturation leave of it, and from how many counts a peak counts",
+                "no peaks on any of %d frames of %s: check that it holds diffraction, as counts "
+                "and not normalised to 1, what its mask and saturation leave of it, and from how "
+                "many counts a peak counts",
                 self.frames,
                 printable(str(source)),
             )

@@ -6,16 +6,23 @@ every PV twice and clients would warn. Whoever serves PVs therefore shares the o
 
 from __future__ import annotations
 
+import errno
+import os
+import socket
 import tempfile
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from edgexnas.device.optional_libraries import pvaccess_module
 from edgexnas.errors import ConfigurationError
 
-__all__ = ["PvaRecords"]
+__all__ = ["PvaRecords", "require_search_port"]
+
+_SEARCH_PORT = 5076
+"""What EPICS takes where no variable sets it."""
 
 _READ_ONLY = "ASG(DEFAULT) { RULE(1, READ) }\n"
 
@@ -39,7 +46,8 @@ class PvaRecords:
     MissingDependencyError
         When pvapy is not installed.
     ConfigurationError
-        When EPICS fails to open a server, such as on an address that this machine lacks.
+        When EPICS fails to open a server, such as on an address that this machine lacks, or
+        clients could not find it; see `require_search_port`.
     """
 
     def __init__(self, purpose: str) -> None:
@@ -49,11 +57,14 @@ class PvaRecords:
         global _users
         with _lock:
             if not _servers:
+                require_search_port(purpose)
                 try:
                     _servers.append(_open_server(pvaccess))
-                except pvaccess.PvaException as error:
+                # pvapy's own errors, and those of EPICS, which hold a list of calls as well.
+                except (pvaccess.PvaException, RuntimeError) as error:
+                    reason = str(error).partition("\n")[0]
                     raise ConfigurationError(
-                        f"{purpose} cannot be served over PV Access ({error}): "
+                        f"{purpose} cannot be served over PV Access ({reason}): "
                         "see EPICS_PVAS_INTF_ADDR_LIST and EPICS_PVAS_SERVER_PORT"
                     ) from error
             _users += 1
@@ -90,6 +101,60 @@ class PvaRecords:
             _users -= 1
             if not _users:
                 _servers.pop().stop()
+
+
+def require_search_port(purpose: str) -> None:
+    """Find out whether a server of this process hears clients that search for its PVs.
+
+    EPICS' servers go on without a word where another program holds the UDP port for itself, and no
+    client finds them.
+
+    Parameters
+    ----------
+    purpose
+        What the server is for, for the error message.
+
+    Raises
+    ------
+    ConfigurationError
+        If the port cannot be shared, or EPICS' variables give none or no address of this machine.
+    """
+    port = _search_port(purpose)
+    # EPICS calls it a list, and takes one address.
+    address = os.environ.get("EPICS_PVAS_INTF_ADDR_LIST", "").strip() or "0.0.0.0"
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        # As EPICS does, whose programs on one machine share the port.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address.partition(":")[0] or address, port))
+        except OSError as error:
+            reason = error.strerror or error
+            if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+                raise ConfigurationError(
+                    f"{purpose} cannot be served over PV Access, as EPICS_PVAS_INTF_ADDR_LIST is "
+                    f"{address!r} ({reason}): set it to one IPv4 address of this machine"
+                ) from error
+            raise ConfigurationError(
+                f"{purpose} cannot be found over PV Access, as UDP port {port} of {address} "
+                f"cannot be shared ({reason}): end the program that holds it, or see "
+                "EPICS_PVAS_INTF_ADDR_LIST and EPICS_PVAS_BROADCAST_PORT"
+            ) from error
+
+
+def _search_port(purpose: str) -> int:
+    for name in ("EPICS_PVAS_BROADCAST_PORT", "EPICS_PVA_BROADCAST_PORT"):
+        if not (given := os.environ.get(name, "").strip()):
+            continue
+        with suppress(ValueError):
+            # EPICS takes 0x13d4, too.
+            if 0 < (port := int(given, 0)) < 1 << 16:
+                return port
+        # EPICS would take another port without a word.
+        raise ConfigurationError(
+            f"{purpose} cannot be found over PV Access, as {name} is {given!r}: set it to a number "
+            "from 1 to 65535"
+        )
+    return _SEARCH_PORT
 
 
 def _open_server(pvaccess: Any) -> Any:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgexnas.errors import InputError
-from edgexnas.hdf5_library import h5py_for
+from edgexnas.hdf5_library import new_hdf5
 from edgexnas.spots import SpotFlag, Spots
 
 __all__ = ["write_columnfile", "write_hdf5_columnfile"]
@@ -57,8 +57,7 @@ def write_hdf5_columnfile(path: Path, spots: Spots, *, name: str = "peaks") -> N
     OSError
         If the file cannot be written.
     """
-    h5py = h5py_for("an HDF5 columnfile, other than .flt,")
-    with h5py.File(path, "w") as file:
+    with new_hdf5(path, "an HDF5 columnfile, other than .flt,") as file:
         group = file.create_group(name)
         group.attrs["ImageD11_type"] = "peaks"
         for column, values in _columns(spots).items():

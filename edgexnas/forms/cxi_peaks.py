@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgexnas.errors import InputError
-from edgexnas.hdf5_library import h5py_for
+from edgexnas.hdf5_library import new_hdf5
 
 __all__ = ["write_cxi_peaks"]
 
@@ -39,7 +39,6 @@ def write_cxi_peaks(path: Path, peaks: npt.NDArray[np.void], *, frames: int | No
     OSError
         If the file cannot be written.
     """
-    h5py = h5py_for("CXI")
     peaks = peaks[np.argsort(peaks["frame"], kind="stable")]
     count = int(peaks["frame"].max(initial=-1)) + 1 if frames is None else frames
     most = int(np.unique(peaks["frame"], return_counts=True)[1].max(initial=0))
@@ -52,7 +51,7 @@ def write_cxi_peaks(path: Path, peaks: npt.NDArray[np.void], *, frames: int | No
     number = np.bincount(peaks["frame"], minlength=count)
     first = np.cumsum(number) - number
     slot = np.arange(len(peaks)) - first[peaks["frame"]]
-    with h5py.File(path, "w") as file:
+    with new_hdf5(path, "CXI") as file:
         file["cxi_version"] = 160
         entry = file.create_group("entry_1")
         entry.attrs["NX_class"] = "NXentry"

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from edgexnas.forms.object_nexus import turned_object
-from edgexnas.hdf5_library import h5py_for
+from edgexnas.hdf5_library import h5py_for, new_hdf5
 from edgexnas.ptycho import ObjectImage
 
 __all__ = ["write_cxi_object"]
@@ -37,7 +37,7 @@ def write_cxi_object(path: Path, image: ObjectImage, *, title: str) -> None:
     """
     h5py = h5py_for("CXI")
     values = turned_object(image)
-    with h5py.File(path, "w") as file:
+    with new_hdf5(path, "CXI") as file:
         file.attrs.update({"NX_class": "NXroot", "default": "entry_1"})
         file["cxi_version"] = 160
         entry = file.create_group("entry_1")

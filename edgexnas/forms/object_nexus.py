@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgexnas.errors import SourceError
-from edgexnas.hdf5_library import h5py_for
+from edgexnas.hdf5_library import h5py_for, new_hdf5
 from edgexnas.ptycho import ObjectImage, Refinement
 
 __all__ = ["read_object", "turned_object", "write_nexus_object"]
@@ -54,8 +54,7 @@ def write_nexus_object(
     OSError
         If the file cannot be written.
     """
-    h5py = h5py_for("writing an object as HDF5, other than as .npz,")
-    with h5py.File(path, "w") as file:
+    with new_hdf5(path, "writing an object as HDF5, other than as .npz,") as file:
         file.attrs.update({"NX_class": "NXroot", "default": "entry", "creator": "edgexnas"})
         entry = file.create_group("entry")
         entry.attrs.update({"NX_class": "NXentry", "default": "object"})

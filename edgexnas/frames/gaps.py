@@ -19,13 +19,19 @@ _MOST_NEGATIVES = 3
 _FEW = 1e-3
 """Share of pixels that may be masked without asking whether they hang together."""
 
+_MOST_DARK = 0.3
+"""Share of pixels that zeros in gaps take at most; where there are more, they are measured."""
+
+_LIKE_ELSEWHERE = 0.75
+"""Share of the counts of all pixels that those beside a gap have at least."""
+
 _SPECIAL = (65534, 65535, 2**31 - 1, 2**32 - 2, 2**32 - 1)
 """Highest values of narrower dtypes, which stay where frames were widened, and the last but one of
 DECTRIS, which means a defective pixel."""
 
 
 def constant_gaps(frames: Sequence[Frame]) -> Mask | None:
-    """Find the pixels that hold the same impossible value in all frames.
+    """Find the pixels that hold the same impossible value in all frames, and dark areas.
 
     Impossible are NaN and infinities; the highest values of an integer dtype, also of a narrower
     one and also as float; and negative values where there are few different ones, such as -1, -2
@@ -51,6 +57,9 @@ def constant_gaps(frames: Sequence[Frame]) -> Mask | None:
             highest &= frame == first
         if highest.any():
             gaps |= _without_peaks(highest, first)
+    dark = _dark_areas(frames)
+    if dark is not None:
+        gaps |= dark
     if first.dtype.kind == "f":
         unknown = ~np.isfinite(first)
         for frame in frames[1:]:
@@ -113,6 +122,31 @@ def _negative_gaps(frames: Sequence[Frame]) -> Mask:
     if np.count_nonzero(gaps) > _FEW * gaps.size and not _hangs_together(gaps):
         return np.zeros_like(gaps)
     return gaps
+
+
+def _dark_areas(frames: Sequence[Frame]) -> Mask | None:
+    """Find areas of 0 among pixels that measure."""
+    first = frames[0]
+    dark: Mask = first == 0
+    if not 0 < np.count_nonzero(dark) <= _MOST_DARK * dark.size:
+        return None
+    for frame in frames[1:]:
+        dark &= frame == 0
+    total = np.count_nonzero(dark)
+    if not total or not _hangs_together(dark):
+        return None
+    lit = np.count_nonzero(dark[:, :-2] & ~dark[:, 1:-1] & dark[:, 2:])
+    lit += np.count_nonzero(dark[:-2] & ~dark[1:-1] & dark[2:])
+    around = np.zeros_like(dark)
+    for near, far in ((np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:-1], np.s_[1:])):
+        around[near] |= dark[far]
+        around[far] |= dark[near]
+    measured = ~dark if first.dtype.kind != "f" else ~dark & np.isfinite(first)
+    if lit > _FEW * total or not (around & measured).any():
+        return None
+    counts = np.abs(first.astype(np.float64))
+    edge, elsewhere = (np.median(counts[part]) for part in (around & measured, measured))
+    return dark if edge >= _LIKE_ELSEWHERE * elsewhere else None
 
 
 def _hangs_together(mask: Mask) -> bool:

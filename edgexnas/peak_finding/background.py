@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +28,8 @@ __all__ = [
 BoolArray = npt.NDArray[np.bool_]
 Frame = npt.NDArray[Any]
 
+_log = logging.getLogger(__name__)
+
 TILE = 32
 """Side in pixels of the tiles whose statistics make the background."""
 
@@ -46,6 +49,12 @@ ALONE_FRACTION = 2 / 3
 FEWEST_SUPPRESSED = 20
 CHANCE = 1e-4
 _AROUND = np.array([(row, col) for row in (-1, 0, 1) for col in (-1, 0, 1) if row or col])
+
+SHIFT_SIGMAS = 3.0
+"""Standard deviations of a pixel's noise by which frames differ in level at most, unannounced."""
+
+SHIFT_PIXELS = 65_536
+"""About how many pixels of a frame tell its level."""
 
 CLIP_SIGMAS = 3.0
 MAD_TO_SIGMA = 1.4826
@@ -170,6 +179,9 @@ def estimate_background(
     The detector saturates at the largest value of all if more pixels than can be chance share just
     this value, and fewer lie within its counting noise below.
 
+    Frames whose levels differ by more than `SHIFT_SIGMAS` of the noise are logged as a warning:
+    their shifts count as noise, in which weak peaks are lost.
+
     Parameters
     ----------
     frames
@@ -201,6 +213,7 @@ def estimate_background(
         )
     for frame in stack:
         refuse_nan(frame, mask)
+    _warn_of_shifts(stack, usable)
     rows, cols = _tile_slices(shape[0]), _tile_slices(shape[1])
     moments = np.array([[_clipped_moments(_part(stack, usable, r, c)) for c in cols] for r in rows])
     silent = moments[:, :, 1] == 0
@@ -212,6 +225,34 @@ def estimate_background(
     if hot is not None:
         usable = ~hot if usable is None else usable & ~hot
     return replace(background, saturation=_plateau(stack, usable), hot=hot)
+
+
+def _warn_of_shifts(stack: list[Frame], usable: BoolArray | None) -> None:
+    """Warn if all pixels of a frame lie higher or lower than in another one."""
+    if len(stack) == 1:
+        return
+    step = math.ceil(math.sqrt(stack[0].size / SHIFT_PIXELS))
+    few = np.s_[::step, ::step]
+    kept = np.ones(stack[0].shape, bool)[few] if usable is None else usable[few]
+    if not kept.any():
+        return
+    first = stack[0][few][kept].astype(np.float64)
+    levels, noise = [0.0], 0.0
+    for frame in stack[1:]:
+        difference = frame[few][kept] - first
+        levels.append(float(np.median(difference)))
+        spread = float(np.median(np.abs(difference - levels[-1])))
+        # A difference has the noise of two frames.
+        noise = max(noise, MAD_TO_SIGMA * spread / math.sqrt(2))
+    shift = max(levels) - min(levels)
+    if shift > SHIFT_SIGMAS * max(noise, 1.0 if stack[0].dtype.kind in "ui" else 0.0):
+        _log.warning(
+            "the background of frames differs by %.3g counts, which counts as noise, and their own "
+            "noise is %.3g counts: weak peaks are lost; correct frames for dark current and beam "
+            "current, or process frames of one level together",
+            shift,
+            noise,
+        )
 
 
 def _passed_noise(stack: list[Frame], usable: BoolArray | None) -> float:

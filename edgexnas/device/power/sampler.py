@@ -16,8 +16,8 @@ __all__ = ["Clock", "PowerSampler"]
 GOLDEN = (5**0.5 - 1) / 2
 """Its multiples modulo 1 fill the slots more evenly than any other number's or random ones."""
 
-JOIN_LIMIT_S = 10.0
-"""A readout that takes longer than this hangs in the kernel."""
+JOIN_LIMIT_S = 60.0
+"""A readout that takes longer than this hangs in the kernel; shorter, the machine may be busy."""
 
 
 class Clock(Protocol):

@@ -10,6 +10,7 @@ import numpy as np
 from edgexnas.device.optional_libraries import pvaccess_module
 from edgexnas.device.publishing.frames import PreparedFrames, send_all
 from edgexnas.device.publishing.sending_order import every_nth
+from edgexnas.device.pva_records import require_search_port
 
 if TYPE_CHECKING:
     import argparse
@@ -43,10 +44,14 @@ def send_pva(options: argparse.Namespace, prepared: PreparedFrames) -> None:
 
     Raises
     ------
+    ConfigurationError
+        If no client could find the channel.
     MissingDependencyError
         If pvapy is not installed.
     """
-    pva = pvaccess_module("sending frames over EPICS PV Access")
+    purpose = "sending frames over EPICS PV Access"
+    pva = pvaccess_module(purpose)
+    require_search_port(purpose)
     server = pva.PvaServer()
     server.addRecord(options.channel, pva.NtNdArray(), None)
     if options.positions is not None:

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from edgexnas.bundle.shipped import is_shipped, located
+from edgexnas.bundle.shipped import located, within
 from edgexnas.detector_mask import read_mask
 from edgexnas.device.serving.bundle_watch import BundleWatch
 from edgexnas.device.serving.configuration import (
@@ -168,7 +168,7 @@ def open_service(path: Path) -> OpenedService:
                 terminal=monitoring.terminal,
             )
         watch = BundleWatch(
-            _bundle_file(configuration, folder),
+            located(within(folder, configuration.predictor.bundle)),
             service,
             partial(_predictor, configuration, folder),
             period_s=configuration.predictor.reload_s,
@@ -196,18 +196,13 @@ def _from(folder: Path, source: str) -> str:
     return source if "://" in source else str(folder / source)
 
 
-def _bundle_file(configuration: ServeConfiguration, folder: Path) -> Path:
-    bundle = configuration.predictor.bundle
-    return located(bundle) if is_shipped(bundle) else folder / bundle
-
-
 def _predictor(configuration: ServeConfiguration, folder: Path) -> PeakPredictor | PtychoPredictor:
     from edgexnas.bundle import GatePolicy, open_bundle
     from edgexnas.device import Predictor
 
     given = configuration.predictor
     bundle = open_bundle(
-        given.bundle if is_shipped(given.bundle) else folder / given.bundle,
+        within(folder, given.bundle),
         trust=None if given.trust is None else folder / given.trust,
         state=folder / given.state if given.state else given.state,
         gates=GatePolicy.of(

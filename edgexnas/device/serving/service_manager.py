@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Watchdog", "notify"]
 
+SEND_S = 5.0
+"""How long a service manager that reads nothing may hold up who tells it something."""
+
 _log = logging.getLogger("edgexnas.device.serving")
 
 
@@ -33,6 +36,7 @@ def notify(**fields: str | int) -> bool:
     message = "\n".join(f"{name}={value}" for name, value in fields.items())
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+            sender.settimeout(SEND_S)
             sender.connect(address)
             sender.sendall(message.encode())
     except OSError as error:

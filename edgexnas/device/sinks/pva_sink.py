@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from edgexnas.device.optional_libraries import pvaccess_module
-from edgexnas.device.pva_records import PvaRecords
+from edgexnas.device.pva_records import PvaRecords, require_search_port
 from edgexnas.device.sinks.protocol import Sink, SinkPolicy
 from edgexnas.device.sinks.results import (
     FrameResult,
@@ -71,10 +71,13 @@ class PvaSink(Sink):
 
         Raises
         ------
+        ConfigurationError
+            If no client could find them.
         MissingDependencyError
             If pvapy is not installed.
         """
         pvaccess_module(self.name)
+        require_search_port(self.name)
 
     def open(self, identity: ServiceIdentity) -> None:
         """Serve the PVs.

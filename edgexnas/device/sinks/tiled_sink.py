@@ -142,7 +142,9 @@ class TiledSink(Sink):
         Raises
         ------
         ConfigurationError
-            If the server cannot be reached, or does not accept the key.
+            If the URL is wrong, or the server does not accept the key.
+        OSError
+            If the server does not answer now.
         MissingDependencyError
             If tiled is not installed.
         """
@@ -164,7 +166,9 @@ class TiledSink(Sink):
         Raises
         ------
         ConfigurationError
-            If the server cannot be reached, or does not accept the key.
+            If the URL is wrong, or the server does not accept the key.
+        OSError
+            If the server does not answer now.
         MissingDependencyError
             If tiled is not installed.
         """
@@ -272,6 +276,14 @@ class TiledSink(Sink):
         # tiled raises plain ones where a server answers what it does not expect.
         except (httpx.HTTPError, httpx.InvalidURL, RuntimeError, ValueError, KeyError) as error:
             why = (str(error).splitlines() or [""])[0]
+            away = (httpx.NetworkError, httpx.TimeoutException, httpx.RemoteProtocolError)
+            status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else 0
+            if isinstance(error, away) or status >= 500:
+                # No ConfigurationError: after one a service manager does not start us again.
+                raise ConnectionError(
+                    f"{self.name} does not answer ({type(error).__name__}: {why}); start the "
+                    "server, or check its URL"
+                ) from error
             raise ConfigurationError(
                 f"{self.name} cannot be used ({type(error).__name__}: {why}); check that the "
                 "server runs, its URL, and the key"

@@ -39,6 +39,10 @@ __all__ = ["ZmqSink"]
 
 Arrays = Mapping[str, tuple[npt.NDArray[Any], str]]
 
+PEER_S = 1.0
+"""How long "push" waits for a peer: one that is away must not hold up the thread that would see the
+service end."""
+
 VERSION = 2
 """Version of headers; those of version 1 lack the fields that docs/forms.md marks as of 2."""
 
@@ -195,8 +199,7 @@ class ZmqSink(Sink):
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.PUB if self._mode == "pub" else zmq.PUSH)
         self._socket.sndhwm = self._high_water
-        # A peer that is away must not hold up the thread that would see the service end.
-        self._socket.sndtimeo = 1000
+        self._socket.sndtimeo = round(PEER_S * 1000)
         try:
             if self.connects:
                 self._socket.connect(self.address)
@@ -240,7 +243,7 @@ class ZmqSink(Sink):
             self._socket.send_multipart(parts)
         # Only "push" comes here: a PUB socket drops what a subscriber does not take.
         except zmq.Again as error:
-            raise OSError(f"no peer took a message at {self.address} for a second") from error
+            raise OSError(f"no peer took a message at {self.address} for {PEER_S:g} s") from error
         self._sent += 1
 
 

@@ -17,11 +17,16 @@ class Pacer:
         Frames a second; None for as fast as they are taken.
     backlog
         How many due frames may wait; None lets any number wait, so that none is lost.
+    ticks
+        How many frames there are, after which none is due; None for no end.
     """
 
-    def __init__(self, rate: float | None, *, backlog: int | None = None) -> None:
+    def __init__(
+        self, rate: float | None, *, backlog: int | None = None, ticks: int | None = None
+    ) -> None:
         self._period_ns = None if rate is None else 1e9 / rate
         self._backlog = backlog
+        self._ticks = ticks
         # An event and not a flag, so that `close` also ends a wait of hours.
         self._closed = threading.Event()
         self._start_ns: int | None = None
@@ -57,7 +62,10 @@ class Pacer:
         if self._backlog is None:
             self._closed.wait(max(0, due - now) / 1e9)
             return time.monotonic_ns()
-        if now - due > self._backlog * self._period_ns:
+        waiting = (now - due) / self._period_ns
+        if self._ticks is not None:
+            waiting = min(waiting, self._ticks - 1 - tick)
+        if waiting > self._backlog:
             return None
         self._closed.wait(max(0, due - now) / 1e9)
         return due

@@ -104,7 +104,8 @@ class SimulatedSource:
         self.live = options.rate is not None
         self._experiment = experiment
         self._options = options
-        self._pacer = Pacer(options.rate, backlog=options.queue)
+        ticks = None if options.frames is None else options.frames * options.series
+        self._pacer = Pacer(options.rate, backlog=options.queue, ticks=ticks)
         self._counts: Counter[str] = Counter()
 
     @classmethod
