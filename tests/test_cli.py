@@ -147,6 +147,13 @@ def test_labelled_peaks_are_not_labelled_again(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_demo_searches_all_spaces_that_are_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    demo = ["demo", "--output", tmp_path / "out"]
+    assert "cubist" in fails([*demo, "--space", "cubist", "--space", "mlpBragg"], capsys)
+
+
 def test_a_demo_of_missing_frames_leaves_no_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,7 +15,9 @@ from edgexnas.bundle import open_bundle
 from edgexnas.demo import DemoResult, DemoSettings, run_demo
 from edgexnas.demo.markdown import write_markdown
 from edgexnas.demo.spots import HexrdSpots
+from edgexnas.device import Predictor
 from edgexnas.errors import ConfigurationError, SourceError
+from edgexnas.familiarity.tally import UnfamiliarTally
 from edgexnas.simulate import HedmSettings, save_series, simulate_hedm
 
 
@@ -66,6 +68,17 @@ def test_most_visible_spots_are_found_and_hardly_anything_else(result: DemoResul
     assert result.detection is not None
     assert result.detection.recall > 0.85
     assert result.detection.precision > 0.95
+
+
+def test_the_frames_it_learned_from_are_not_foreign(result: DemoResult) -> None:
+    tally = UnfamiliarTally()
+    with Predictor(result.bundle, trust=result.settings.output / "keys") as predictor:
+        for peaks in predictor.stream(result.settings.data):
+            tally.add(peaks.reasons)
+    assert tally.total > 1000
+    # Faint, overlapping and saturated peaks among them.
+    assert tally.share < 0.08
+    assert tally.reasons["the whole frame"] == 0
 
 
 def test_the_page_names_its_command_and_every_row(result: DemoResult, tmp_path: Path) -> None:

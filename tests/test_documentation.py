@@ -26,6 +26,8 @@ else:
 
 from edgexnas.bundle import generate_keys
 from edgexnas.cli import build_parser, main
+from edgexnas.host.networks.spaces import resolve_space
+from edgexnas.host.search.plan import check_exportable
 from edgexnas.simulate import PtychographySettings, save_scan, simulate_scan
 from edgexnas.testing import write_centroid_bundle, write_visible_bundle
 
@@ -34,6 +36,7 @@ DOCS = ROOT / "docs"
 # Grains need ImageD11: `test_tutorials.py`.
 TUTORIALS = sorted(p for p in (DOCS / "tutorials").glob("*.md") if p.stem != "grains")
 HOW_TO = sorted((DOCS / "how-to").glob("*.md"))
+OWN_SPACE = DOCS / "how-to/own-space.md"
 STUDIES = sorted(page for page in (DOCS / "results").glob("*.md") if page.stem != "index")
 PAGES = sorted(DOCS.rglob("*.md")) + [ROOT / name for name in ("README.md", "CONTRIBUTING.md")]
 GENERATED = {
@@ -65,9 +68,7 @@ def run_page(page: Path, folder: Path) -> None:
         command = [sys.executable, "-c", code] if language == "python" else ["bash", "-ec", code]
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         environment = {**os.environ, "PATH": path, "EDGEXNAS_CACHE": str(folder / "cache")}
-        done = subprocess.run(
-            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900
-        )
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
 
 
@@ -93,12 +94,34 @@ def test_a_tutorial_runs_as_printed_in_an_empty_folder(page: Path, tmp_path: Pat
     run_page(page, tmp_path)
 
 
-@pytest.mark.parametrize("page", HOW_TO, ids=name_of)
+# A search and an export in processes of their own: `test_the_space_of_the_how_to_can_be_searched`
+# says the same of its space, and `test_samples.py` searches one.
+RUN = [pytest.param(p, marks=pytest.mark.long) if p == OWN_SPACE else p for p in HOW_TO]
+
+
+@pytest.mark.parametrize("page", RUN, ids=name_of)
 def test_a_how_to_runs_as_printed(page: Path, start: Path, tmp_path: Path) -> None:
     for path in start.iterdir():
         copy = shutil.copytree if path.is_dir() else shutil.copyfile
         copy(path, tmp_path / path.name)
     run_page(page, tmp_path)
+
+
+def test_the_space_of_the_how_to_can_be_searched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (code,) = (code for _, code in blocks_of(OWN_SPACE) if code.startswith("# my_spaces.py\n"))
+    (tmp_path / "my_spaces.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    (commands,) = (code for language, code in blocks_of(OWN_SPACE) if language == "bash")
+    lines = [shlex.split(line) for line in commands.splitlines()]
+    asked = [build_parser().parse_args(line[line.index("edgexnas") + 1 :]) for line in lines]
+    assert [options.command for options in asked] == [
+        "simulate", "label", "optimize", "keys", "export"
+    ]  # fmt: skip
+    spaces = [resolve_space(name, task="bragg") for name in asked[2].space]
+    check_exportable(spaces)
+    assert [space.name for space in spaces] == ["pooled"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -168,7 +191,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("sphinx", reason="the extra docs is not installed")
     folder = tmp_path_factory.mktemp("site") / "site"
     command = [sys.executable, ROOT / "tools/build_site.py", "--output", folder]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return folder / "html"
 

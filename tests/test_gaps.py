@@ -53,6 +53,27 @@ def test_a_constant_in_a_gap_is_masked_in_any_dtype(dtype: Any, value: float, nu
     np.testing.assert_array_equal(gaps, expected)
 
 
+@pytest.mark.parametrize("number", [1, 4])
+@pytest.mark.parametrize("subtracted", [False, True])
+def test_gaps_between_modules_that_hold_0_are_masked(number: int, *, subtracted: bool) -> None:
+    frames = counts(number, np.float32) - (10.5 if subtracted else 0)
+    expected = np.zeros((64, 80), bool)
+    expected[20:24] = expected[:, 50:52] = True
+    frames[:, expected] = 0
+    np.testing.assert_array_equal(constant_gaps(frames), expected)
+
+
+@pytest.mark.parametrize("number", [1, 2, 16])
+@pytest.mark.parametrize("level", [0.02, 0.5, 2.0, 10.0])
+@pytest.mark.parametrize("fading", [False, True])
+def test_zeros_that_are_counted_are_no_gaps(number: int, level: float, *, fading: bool) -> None:
+    rows, cols = np.mgrid[:64, :80]
+    beam = np.exp(-np.hypot(rows - 32, cols - 40) / 6) if fading else np.ones((64, 80))
+    spots = sum(spot(50, row, col) for row in (12, 40) for col in (15, 45, 70))
+    frames = RNG.poisson(10 * level * beam + spots, (number, 64, 80)).astype(np.uint16)
+    assert constant_gaps(frames) is None
+
+
 @pytest.mark.parametrize("spread", [0.6, 1.0, 5.0, 100.0])
 @pytest.mark.parametrize("number", [1, 4])
 def test_negative_counts_that_spread_are_measured(spread: float, number: int) -> None:

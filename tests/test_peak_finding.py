@@ -429,6 +429,14 @@ def test_no_pixel_is_masked_where_a_peak_stays_through_a_static_series(kind):
     assert estimate_background(made.frames, mask=made.mask).hot is None
 
 
+@pytest.mark.parametrize(("later", "warned"), [(600, True), (110, False)])
+def test_frames_whose_level_moves_by_more_than_their_noise_are_warned_of(later, warned, caplog):
+    rng = np.random.default_rng(0)
+    frames = [rng.poisson(level, (64, 64)).astype(np.uint16) for level in (100, 100, later, later)]
+    estimate_background(frames)
+    assert ("background of frames differs by" in caplog.text) is warned
+
+
 def test_masked_pixels_do_not_enter_the_background():
     frame, mask = np.full((96, 96), 7, np.uint16), np.zeros((96, 96), np.bool_)
     frame[:40], mask[:40] = 65535, True

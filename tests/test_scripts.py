@@ -44,9 +44,7 @@ print(json.dumps(said))
 @cache
 def started(folder: Path) -> dict[str, str]:
     """What each script of a folder says to --help, or that it was imported."""
-    done = subprocess.run(
-        [sys.executable, "-c", START, folder], capture_output=True, text=True, timeout=250
-    )
+    done = subprocess.run([sys.executable, "-c", START, folder], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     said: dict[str, str] = json.loads(done.stdout)
     return said

@@ -65,15 +65,16 @@ def test_the_tables_of_a_page_are_those_of_its_json(page: Path, study_tables: Mo
 @pytest.mark.parametrize(
     ("script", "study"),
     [
-        ("emulate_aarch64", "aarch64"),
-        ("bench_scaling", "scaling"),
-        ("fused_kernels_page", "fused-kernels"),
+        ("device/emulate_aarch64", "aarch64"),
+        ("device/bench_scaling", "scaling"),
+        ("device/fused_kernels_page", "fused-kernels"),
+        ("device/bench_refine", "gpu-refine"),
+        ("host/replay_searches", "search-replay"),
     ],
 )
 def test_a_page_is_what_its_script_writes_from_the_json(script: str, study: str) -> None:
-    code = (
-        f"import json, sys; sys.path.insert(0, {str(ROOT / 'device')!r}); import {script} as made; "
-    )
+    folder, module = (ROOT / script).parent, Path(script).name
+    code = f"import json, sys; sys.path.insert(0, {str(folder)!r}); import {module} as made; "
     code += "print(made.page(json.load(sys.stdin)), end='')"
     kept = (RESULTS / f"{study}.json").read_text()
     done = subprocess.run([sys.executable, "-c", code], input=kept, capture_output=True, text=True)
@@ -115,6 +116,13 @@ def refined(start: str, sweeps: int) -> float:
     return float(next(r["phase_rad"] for r in rows if r["sweeps"] == sweeps))
 
 
+def refined_on_gpu() -> tuple[float, float]:
+    """How many times faster 10 sweeps over the star are, and how far objects are apart."""
+    case = figures("gpu-refine")["cases"][0]
+    last = case["rows"][-1]
+    return last["CPU s"] / last["GPU s"], last["apart, largest"]
+
+
 def grains(what: str) -> float:
     lists = figures("grains")["simulated"]["lists"]
     return float(lists["network"][what]["mean"] / lists["centroids"][what]["mean"])
@@ -139,13 +147,44 @@ def frames_on_gpu(peaks: int) -> float:
     )
 
 
-def times_tensorrt(network: str, precision: str) -> float:
-    taken = {
+def batch_us(network: str, precision: str) -> dict[str, float]:
+    """Median time of a batch in each engine."""
+    return {
         r["engine"]: r["device µs"]["p50"]
         for r in figures("gpu-engines")["rows"]
         if r["network"] == network and r["precision"] == precision and "device µs" in r
     }
+
+
+def times_tensorrt(network: str, precision: str) -> float:
+    taken = batch_us(network, precision)
     return float(taken["tensorrt"] / taken["fused"])
+
+
+def share_of_tensorrt(network: str) -> float:
+    """Energy of a batch in the fused engine over that in TensorRT, float16."""
+    taken = {
+        r["engine"]: r["total mJ"]
+        for r in figures("gpu-engines")["energy"]
+        if r["network"] == network and r["precision"] == "float16"
+    }
+    return float(taken["fused"] / taken["tensorrt"])
+
+
+def time_of_checks(peaks: int, least: float = 0.0) -> float:
+    """Largest share that checking the peaks adds to the time of a frame on a GPU."""
+    rows = figures("gpu-checks")["rows"]
+    return max(float(r["time, with / without"]) - 1 for r in rows if least < r["peaks"] <= peaks)
+
+
+def more(ratio: float) -> str:
+    """A ratio as a printed percentage more or less."""
+    return percent(f"{100 * (ratio - 1)}")
+
+
+def recipe_ms(name: str) -> float:
+    (network,) = figures("recipes")
+    return next(float(t["ms"]) for t in network["trials"] if t["name"] == name)
 
 
 def batch_energy(network: str) -> float:
@@ -158,6 +197,21 @@ def of_universal(frames: str) -> dict[str, float]:
     """Distances of the universal bundle's positions from the fits, in px."""
     found: dict[str, float] = figures("universal")["int8"]["real"][frames]["network"]
     return found
+
+
+def of_ruby(which: str) -> list[float]:
+    """INT8 test errors of the best or the best small network, one for each seed."""
+    seeds = figures("search-ruby")["groups"][0]["seeds"]
+    return [seed["search"]["networks"][which]["test_px"]["int8"] for seed in seeds]
+
+
+def of_braggnn() -> list[float]:
+    """Test error of the BraggNN that validation chooses, one for each seed."""
+    trainings = [
+        [seed["measured"], seed["synthetic"]]
+        for seed in figures("search-ruby")["groups"][0]["seeds"]
+    ]
+    return [float(min(pair, key=lambda t: t["validation_px"])["test_px"]) for pair in trainings]
 
 
 def of_two_gpus(start: bool) -> float:
@@ -189,7 +243,7 @@ HEADLINES: list[tuple[str, str, Callable[[], list[str]]]] = [
         "frames-cpu",
         "a frame of",
         lambda: [
-            f"{row('frames-cpu', '200')[6]} ms",
+            f"{row('frames-cpu', '200')[7]} ms",
             row("pipelines", "connected components + BraggNN in torch", table=1)[3],
         ],
     ),
@@ -209,6 +263,11 @@ HEADLINES: list[tuple[str, str, Callable[[], list[str]]]] = [
         ],
     ),
     (
+        "gpu-refine",
+        "10 sweeps of refinement",
+        lambda: [f"**{refined_on_gpu()[0]:.0f}×**", f"{refined_on_gpu()[1]:.0e}"],
+    ),
+    (
         "training",
         "evaluations an hour",
         lambda: [
@@ -220,7 +279,7 @@ HEADLINES: list[tuple[str, str, Callable[[], list[str]]]] = [
         "search-replay",
         "training time",
         lambda: [
-            "{:.0%}".format(
+            "{:.1%}".format(
                 figures("search-replay")["summary"]["ladder, DeepHyper CBO (the default)"][
                     "median_share"
                 ]
@@ -243,6 +302,38 @@ HEADLINES: list[tuple[str, str, Callable[[], list[str]]]] = [
         lambda: [
             f"**{times_tensorrt('BraggNN', 'float16'):.1f}×** float16",
             f"**{times_tensorrt('BraggNN', 'int8'):.1f}×** INT8",
+            f"{times_tensorrt('mlpBragg-50x5', 'float16'):.1f}× and "
+            f"{times_tensorrt('mlpBragg-50x5', 'int8'):.1f}×",
+        ],
+    ),
+    (
+        "gpu-engines",
+        "energy of a batch of 32",
+        lambda: [
+            f"**{more(share_of_tensorrt('BraggNN'))}** BraggNN",
+            f"{more(share_of_tensorrt('mlpBragg-50x5'))} mlpBragg",
+        ],
+    ),
+    (
+        "gpu-checks",
+        "frames/s with the peaks checked",
+        lambda: [f"less than {max(0.001, time_of_checks(498)):.1%}".replace("%", " %"),
+            f"{more(1 + time_of_checks(2000, 499))[1:]}",
+        ],
+    ),
+    (
+        "recipes",
+        "latency of INT8",
+        lambda: [more(recipe_ms("int8, all layers") / recipe_ms("float16"))],
+    ),
+    (
+        "search-ruby",
+        "INT8 error of a ten-minute",
+        lambda: [
+            f"for as long, {min(of_braggnn()):.4f} to {max(of_braggnn()):.4f} px",
+            f"**{min(of_ruby('best')):.4f} to {max(of_ruby('best')):.4f} px**",
+            f"0.004 px in {sum(error <= 0.004 for error in of_ruby('best'))} of 5",
+            f"parameters in {sum(error <= 0.006 for error in of_ruby('small'))} of 5",
         ],
     ),
     (
@@ -300,7 +391,9 @@ def test_the_readme_says_what_the_studies_found() -> None:
     for figure in (
         f"**{percent(less[0])[1:]} less error**",
         f"{percent(less[1])[1:]} after equal steps",
-        f"**{row('frames-cpu', '200')[6]} ms**",
+        f"**{row('frames-cpu', '200')[7]} ms**",
+        f"**{batch_us('BraggNN', 'int8')['fused']:.1f} µs**",
+        f"{times_tensorrt('BraggNN', 'int8'):.1f} times as fast as TensorRT",
         f"**{len(soak['outcomes'])} faults in an hour**, {soak['kills']} of them `kill -9`",
     ):
         assert figure in text, figure

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 import os
+import resource
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 
+from edgexnas.hdf5_library import new_hdf5
 from edgexnas.whole_files import whole_file, write_whole
 
 
@@ -72,3 +76,21 @@ def test_a_folder_is_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError):
         write_whole(tmp_path, b"")
     assert os.listdir(tmp_path) == []
+
+
+def test_an_hdf5_file_that_finds_no_space_is_not_there(tmp_path: Path) -> None:
+    def write(path: Path) -> None:
+        with whole_file(path) as draft, new_hdf5(draft, "a test") as file:
+            file["data"] = np.arange(100_000)
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="large"):
+            write(tmp_path / "a.h5")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
+    write(tmp_path / "a.h5")
+    with h5py.File(tmp_path / "a.h5") as file:
+        assert file["data"][-1] == 99_999

@@ -28,7 +28,7 @@ def unpacked(members: Mapping[str, bytes], tmp_path: Path) -> Path:
 
 def model_signing(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "model_signing", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def verify_by_command(folder: Path, public: Path, *options: str) -> bool:

@@ -56,6 +56,12 @@ def quantity(**fields: Any) -> dict[str, Any]:
     return whole | fields
 
 
+def familiarity(**fields: Any) -> dict[str, Any]:
+    """A score of one quantity."""
+    whole = {"quantities": ["q"], "centre": [0], "scale": [1], "score": [0, 1, 1], "limit": 2}
+    return {"n": 1, "quantities": [quantity()], "familiarity": [{**whole, **fields}]}
+
+
 def ptychography(manifest: Manifest) -> Manifest:
     axes = ("pattern", "channel", "row", "col")
     fields = manifest.model_dump() | {
@@ -227,6 +233,23 @@ def test_a_field_of_any_json_value_is_accepted_or_refused_as_a_bundle_error(
         ({"quantisation_recipe": {"placement": "none"}}, "quantisation_recipe.placement"),
         ({"interval_calibration": calibration(level=1)}, "interval_calibration.level"),
         ({"interval_calibration": calibration(factors=[[0.0]])}, "interval_calibration.factors"),
+        # What float32 cannot hold, in which devices compute.
+        (
+            {"interval_calibration": calibration(factors=[[1e39]])},
+            r"interval_calibration.factors.0.0: .*1e\+39 would be infinite",
+        ),
+        (
+            {"interval_calibration": calibration(snr_edges=[1e-50], factors=[[1], [1]])},
+            "interval_calibration.snr_edges.0: .*1e-50 would be 0",
+        ),
+        (
+            {"training_data": {"n": 1, "quantities": [quantity(high=-1e40)]}},
+            "training_data.quantities.0.high: .*would be infinite",
+        ),
+        ({"training_data": familiarity(scale=[1e-39])}, "scale.0: .*1e-39 cannot divide"),
+        # Its reciprocal is finite, and that of what float32 makes of it is not.
+        ({"training_data": familiarity(scale=[2.9387361e-39])}, "scale.0: .*cannot divide"),
+        ({"training_data": familiarity(score=[-3e38, 1, 1], limit=3e38)}, "limit 3e.38 less"),
         (
             {"training_data": {"n": 1, "quantities": [], "frame_least": 2**31}},
             "training_data.frame_least",

@@ -10,15 +10,25 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from edgexnas.bundle import TrustStore, open_bundle, read_manifest, shipped, write_trust_list
 from edgexnas.bundle.bundle_file import content_digest_of
-from edgexnas.bundle.shipped import located
+from edgexnas.bundle.shipped import located, within
 from edgexnas.cli import main
-from edgexnas.errors import ConfigurationError, TrustError
+from edgexnas.errors import BundleError, ConfigurationError, TrustError
 
 
 def test_the_universal_bundle_opens_by_its_name_without_trust() -> None:
     bundle = open_bundle("universal")
     assert (bundle.manifest.model_id, bundle.manifest.task) == ("universal", "bragg")
     assert bundle.manifest.expires is None
+
+
+def test_a_path_of_that_name_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigurationError, match="trust is missing for universal"):
+        open_bundle(Path("universal"))
+    with pytest.raises(BundleError, match="universal cannot be read"):
+        read_manifest(Path("universal"))
+    assert within(tmp_path, "universal") == "universal"
+    assert within(tmp_path, "./universal") == tmp_path / "universal"
 
 
 def test_it_is_small_enough_to_come_with_every_installation() -> None:

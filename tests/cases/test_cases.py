@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -24,6 +25,7 @@ from edgexnas.cli import main
 from edgexnas.device import PeakPredictor
 from edgexnas.device.power import open_power_meter
 from edgexnas.device.power.rapl import RaplMeter
+from edgexnas.device.sources import open_event_source
 from edgexnas.errors import ConfigurationError, EdgexnasError, InputError, SourceError
 from edgexnas.frames import open_frames
 from edgexnas.ptycho import patch_errors
@@ -57,6 +59,19 @@ def writer(program: str, *arguments: object) -> subprocess.Popen[str]:
 def ended(process: subprocess.Popen[str]) -> None:
     process.kill()
     process.communicate()
+
+
+def followed(path: Path, frames: int) -> Any:
+    """Follow a file, however slowly it is written, until so many frames were read."""
+    source = open_event_source(f"file://{path}?follow=1&idle_s=9999")
+
+    def close() -> None:
+        while source.status()["frames"] < frames:
+            time.sleep(0.01)
+        source.close()
+
+    threading.Thread(target=close, daemon=True).start()
+    return source
 
 
 def virtual(path: Path, place: str, parts: list[tuple[str, str]], frames: int) -> None:
@@ -108,7 +123,7 @@ def test_a_frame_of_a_dataset_of_final_size_is_taken_when_it_is_written(
         """,
         path,
     )
-    assert peaks_of(f"file://{path}?follow=1&idle_s=2") == dict.fromkeys(range(6), 4)
+    assert peaks_of(followed(path, 6)) == dict.fromkeys(range(6), 4)
     ended(process)
 
 
@@ -154,7 +169,7 @@ def stream_v2(frames: np.ndarray, **said: Any) -> str:
     from edgexnas.device.sources.simplon.cbor import SELF_DESCRIBED, Tagged, dump_cbor
 
     socket = zmq.Context.instance().socket(zmq.PUSH)
-    socket.setsockopt(zmq.LINGER, 1000)
+    socket.setsockopt(zmq.LINGER, 120_000)
     port = socket.bind_to_random_port("tcp://127.0.0.1")
     series = {"series_id": 1, "series_unique_id": "01A"}
 
@@ -318,8 +333,7 @@ def test_the_files_of_an_eiger_are_followed_as_they_come(
         tmp_path,
         early,
     )
-    url = f"file://{tmp_path}/m_master.h5?follow=1&idle_s=2"
-    assert peaks_of(url) == dict.fromkeys(range(8), 4)
+    assert peaks_of(followed(tmp_path / "m_master.h5", 8)) == dict.fromkeys(range(8), 4)
     ended(process)
 
 
@@ -345,7 +359,7 @@ def test_a_file_that_is_being_written_is_not_called_damaged(
             file.swmr_mode = True
         file.flush()
         print("up", flush=True)
-        time.sleep(30)
+        time.sleep(9999)
         """,
         tmp_path / "a.h5",
         mode,
@@ -568,14 +582,14 @@ def test_a_predictor_in_a_forked_or_spawned_process_says_that_it_is_elsewhere(
             gc.collect()
         for target, wanted in ((work, (0, 7)), (close, (0,))):
             child = multiprocessing.get_context("fork").Process(target=target)
-            child.start(); child.join(10)
+            child.start(); child.join(100)
             if child.is_alive():
                 child.kill(); child.join(); sys.exit("it hangs")
             if child.exitcode not in wanted:
                 sys.exit(f"it ends with {{child.exitcode}}")
     """
     command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(program)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 
 

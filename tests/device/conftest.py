@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import importlib.machinery
+import json
 import socket
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -137,6 +141,9 @@ def fake_tensorrt(
     return install
 
 
+ReadPvs = Callable[..., dict[str, Any]]
+
+
 @pytest.fixture(scope="session")
 def epics_network() -> Iterator[dict[str, str]]:
     """An EPICS network that ends at this machine and meets that of no other process.
@@ -144,18 +151,67 @@ def epics_network() -> Iterator[dict[str, str]]:
     It belongs to the session: pvapy reads it when a process's first channel is opened, and again
     only when all channels are gone.
     """
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    settings = {
-        "EPICS_PVAS_INTF_ADDR_LIST": "127.0.0.1",
-        "EPICS_PVA_ADDR_LIST": "127.0.0.1",
-        "EPICS_PVA_AUTO_ADDR_LIST": "NO",
-        "EPICS_PVA_BROADCAST_PORT": port,
-        "EPICS_PVAS_BROADCAST_PORT": port,
-        "EPICS_PVA_SERVER_PORT": "0",
-    }
-    with pytest.MonkeyPatch.context() as patch:
+    with _search_port() as port, pytest.MonkeyPatch.context() as patch:
+        settings = {
+            "EPICS_PVAS_INTF_ADDR_LIST": "127.0.0.1",
+            "EPICS_PVA_ADDR_LIST": "127.0.0.1",
+            "EPICS_PVA_AUTO_ADDR_LIST": "NO",
+            "EPICS_PVA_BROADCAST_PORT": str(port),
+            "EPICS_PVAS_BROADCAST_PORT": str(port),
+            "EPICS_PVA_SERVER_PORT": "0",
+        }
         for name, value in settings.items():
             patch.setenv(name, value)
         yield settings
+
+
+@contextmanager
+def _search_port() -> Iterator[int]:
+    """A UDP port that no other program gets meanwhile: whoever did would take searches away.
+
+    It lies below those that the system hands out to sockets that ask for any, and is held at an
+    address that EPICS is not told of, so that the port is taken for whoever wants it at all
+    addresses or looks for one here.
+    """
+    for port in range(20_000, 32_000):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as everywhere:
+            with suppress(OSError):
+                everywhere.bind(("", port))
+            free = everywhere.getsockname()[1] == port
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as held:
+            with suppress(OSError):
+                held.bind(("127.0.0.2", port))
+            if free and held.getsockname()[1] == port:
+                yield port
+                return
+    pytest.fail("no UDP port from 20000 to 31999 is free")
+
+
+@pytest.fixture(scope="session")
+def read_pvs(epics_network: dict[str, str]) -> ReadPvs:
+    """`read_pvs("NAME", ..., put=7)` is what a client in a process of its own gets.
+
+    It maps each name to "text" and "fields", and "put" to what the server said of a value written
+    to the last one; what the client printed is under "printed".
+
+    Clients may try for minutes. Linux gives EPICS' sockets, as they share ports, now and then a
+    port that another EPICS program searches from, which then gets half of the answers; and a
+    handshake that took longer than 5 s is repeated after half a minute. A PV that is not served no
+    client finds.
+    """
+
+    def read(*names: str, put: int | None = None) -> dict[str, Any]:
+        command = [sys.executable, str(HERE / "pva_client.py"), *names]
+        if put is not None:
+            command.append(f"--put={put}")
+        end_s = time.monotonic() + 180
+        while True:
+            run = subprocess.run(command, capture_output=True, text=True)
+            if run.returncode == 0 or time.monotonic() > end_s:
+                break
+        printed = run.stdout + run.stderr
+        assert run.returncode == 0, printed
+        answers: dict[str, Any] = json.loads(run.stdout.partition("ANSWERS")[2])
+        return {**answers, "printed": printed}
+
+    return read

@@ -163,7 +163,6 @@ def test_a_file_that_others_reach_is_not_taken(
     assert "is not used" in caplog.text
 
 
-@pytest.mark.timeout(20)
 def test_a_pipe_in_the_cache_is_left_out_at_once(cache: EngineCache) -> None:
     path = stored(cache)
     path.unlink()

@@ -18,7 +18,7 @@ import pytest
 from edgexnas.bundle import generate_keys
 from edgexnas.cli import main
 from edgexnas.device.benchmark import bench as bench_module
-from edgexnas.device.benchmark import bench_page, energy
+from edgexnas.device.benchmark import bench_page
 from edgexnas.device.benchmark.bench_files import SCHEMA, as_plain
 from edgexnas.device.benchmark.svg_plots import bar_chart, line_chart
 from edgexnas.errors import ConfigurationError
@@ -48,6 +48,7 @@ def written(
     rival: Path,
     keys: Path,
     tmp_path_factory: pytest.TempPathFactory,
+    on_stepped_time: Callable[..., Any],
 ) -> Path:
     """A folder with the three files of one whole run, cold start and energy included."""
     folder = tmp_path_factory.mktemp("bench")
@@ -57,8 +58,8 @@ def written(
     options = ["--trust", str(keys), "--root", str(device.root), *RUNS]
     bundles = [str(baseline), str(rival)]
     with pytest.MonkeyPatch.context() as patch:
-        # Neighbours on a busy machine cost readings; what that does to a run is tested elsewhere.
-        patch.setattr(energy, "MOST_LOST", 1.0)
+        measure = on_stepped_time(bench_module.measure_energy, device.root)
+        patch.setattr(bench_module, "measure_energy", measure)
         assert main(["bench", *bundles, *options, "--sweep", "1", "4", *SHORT, *outputs]) == 0
     return folder
 
@@ -174,9 +175,10 @@ def test_a_rail_that_vanishes_voids_the_energy_and_keeps_the_latency(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
+    on_stepped_time: Callable[..., Any],
 ) -> None:
     device = tree()
-    measure = bench_module.measure_energy
+    measure = on_stepped_time(bench_module.measure_energy, device.root)
 
     def vanish(*arguments: Any, **options: Any) -> Any:
         options["progress"] = lambda text: device.files("VDD_GPU_SOC")[0].unlink(missing_ok=True)

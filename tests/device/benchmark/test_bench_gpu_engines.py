@@ -8,7 +8,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -124,15 +124,20 @@ def test_a_build_that_takes_too_long_is_stopped(
 
     monkeypatch.setattr(
         script, "start_build",
-        lambda *_: subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]),
+        lambda *_: subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"]),
     )  # fmt: skip
     for precision in ("int8", "float16"):
         script.log_of("centroid", precision, options).write_text("")
     content = script.Content(options.output)
     options.jobs = 1
-    import time
+    now_s = [0.0]
 
-    script.build_plans(["centroid"], options, content, deadline=time.monotonic() + 13)
+    def sleep(seconds: float) -> None:
+        now_s[0] += seconds
+
+    clock = SimpleNamespace(monotonic=lambda: now_s[0], sleep=sleep)
+    monkeypatch.setattr(script, "time", clock)
+    script.build_plans(["centroid"], options, content, deadline=13.0)
     assert {row["failed"] for row in content.found["builds"]} == {
         "it was stopped at the time limit",
         "no time was left",
@@ -145,12 +150,16 @@ def test_energy_is_that_of_one_batch(
     fake_tensorrt: Callable[..., Any],
     tree: Callable[..., Any],
     monkeypatch: pytest.MonkeyPatch,
+    on_stepped_time: Callable[..., Any],
 ) -> None:
-    from edgexnas.device import power
+    from edgexnas.device import benchmark, power
 
     fake_tensorrt("8.6.0")
-    meter = power.open_power_meter("jetson", root=tree().root)
+    root = tree().root
+    meter = power.open_power_meter("jetson", root=root)
     monkeypatch.setattr(power, "open_power_meter", lambda source: meter)
+    measure = on_stepped_time(benchmark.measure_energy, root)
+    monkeypatch.setattr(benchmark, "measure_energy", measure)
     monkeypatch.setattr(script, "ENERGY_LAUNCHES", 5)
     options.engines, options.precisions = ["tensorrt"], ["int8"]
     options.energy = ["centroid"]
@@ -180,11 +189,17 @@ def test_the_page_shows_times_multiples_and_reasons(
         "total half width mJ": 0.1, "above idle mJ": 1.0, "above idle half width mJ": 0.1,
         "power W": 200.0, "faults": ["it throttled"],
     }  # fmt: skip
-    found["energy"] = [energy]
+    other = {"engine": "fused", "total mJ": 1.0, "total half width mJ": 0.0}
+    optimised = {"network": "optimised", "total mJ": 0.5, "total half width mJ": 0.0}
+    found["energy"] = [energy, energy | other, energy | optimised]
+    found["rows"][0] |= {"reason": "its plan is from the cache", "open s": 0.124}
     text = load_module(ROOT / "device" / "gpu_engines_page.py").page(found)
     assert "| 10.0 / 11.0 (5.0×) |" in text
     assert "| 20 | 100 | **3 differ**" in text
     assert "2.000 ± 0.100" in text
+    assert "| centroid, fused int8 | tensorrt | 0.50 ± 0.03 |" in text
+    assert "| optimised, tensorrt int8 | centroid | 0.25 ± 0.01 |" in text
+    assert " to 0.12 s." in text.split("Opened from the cache: tensorrt ")[1]
     assert "Fault: it throttled" in text
     assert "unknown engine 'no such engine'" in text
     prose = text.split("\n| ")[0]

@@ -135,7 +135,7 @@ def test_mean_power_of_5_seconds_lies_within_its_interval(
     clock = clocks.RushingClock(33.0, show)
     sampler = PowerSampler(JetsonRailMeter(device.root, now=clock.now), clock=clock)
     with sampler:
-        assert clock.finished.wait(60)
+        clock.finished.wait()
     held = []
     for start in np.arange(1.0, 27.0, 5.03):
         moments = np.linspace(start, start + 5, 100_000, endpoint=False)

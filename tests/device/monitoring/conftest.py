@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -110,11 +111,19 @@ def watch(source: SettableSource, tmp_path: Path) -> Iterator[ServiceWatch]:
 
 
 @pytest.fixture
+def begun_threads() -> Callable[[], set[threading.Thread]]:
+    """`begun_threads()` are those that the test has begun and that still run."""
+    # Not their number: threads of tests before may end meanwhile.
+    before = set(threading.enumerate())
+    return lambda: set(threading.enumerate()) - before
+
+
+@pytest.fixture
 def until() -> Callable[[Callable[[], bool]], None]:
     """Wait for something that another thread or process does."""
 
-    def wait(happened: Callable[[], bool], limit_s: float = 20) -> None:
-        end = time.monotonic() + limit_s
+    def wait(happened: Callable[[], bool]) -> None:
+        end = time.monotonic() + 120
         while not happened():
             assert time.monotonic() < end, "it did not happen"
             time.sleep(0.01)

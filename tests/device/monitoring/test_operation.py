@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import threading
 import urllib.request
+from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -39,12 +39,13 @@ EXPRESSIONS += [rule["expr"] for rule in RULES]
 
 @pytest.fixture(scope="module")
 def exported(
-    bundle_path: Path, keys: Path, tmp_path_factory: pytest.TempPathFactory
+    bundle_path: Path,
+    keys: Path,
+    free_port: Callable[[], int],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, set[tuple[str, str]]]:
     """Names of all metrics that a running service exports, with their labels and values."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with Predictor(bundle_path, trust=keys, precision="float32") as predictor:
         sink = Hdf5Sink(tmp_path_factory.mktemp("results"))
         source = open_event_source("sim://hedm?shape=96x128&peaks=8&rate=60&frames=60")
@@ -53,7 +54,7 @@ def exported(
         service.start()
         waiting = threading.Thread(target=service.wait)
         waiting.start()
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=120) as answer:
             text = answer.read().decode()
         waiting.join()
         status = service.status()

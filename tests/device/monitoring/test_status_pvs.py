@@ -1,12 +1,7 @@
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -99,46 +94,25 @@ def test_a_prefix_that_no_pv_can_have_is_refused(watch: ServiceWatch, prefix: st
         StatusPvs(watch, prefix=prefix)
 
 
-CLIENT = """
-import json, sys
-import pvaccess
-answers = {}
-for name in sys.argv[1:]:
-    channel = pvaccess.Channel(name)
-    channel.setTimeout(10)
-    answers[name] = channel.get("field()").toDict()
-try:
-    channel.put(7)
-    answers["put"] = "accepted"
-except pvaccess.PvaException as error:
-    answers["put"] = str(error)
-print("ANSWERS" + json.dumps(answers))
-"""
-
-
 def test_a_client_elsewhere_reads_the_pvs_with_alarm_time_and_units_and_cannot_write(
-    source: Any, watch: ServiceWatch, epics_network: dict[str, str], tmp_path: Path
+    source: Any,
+    watch: ServiceWatch,
+    read_pvs: Any,
+    begun_threads: Callable[[], set[threading.Thread]],
 ) -> None:
-    before = threading.active_count()
     view = StatusPvs(watch, prefix="EDGEX:", period_s=0.05)
     view.start()
     try:
         names = ["EDGEX:State_RBV", "EDGEX:LatencyP99_RBV", "EDGEX:DroppedArrays_RBV"]
-        command = [sys.executable, "-c", CLIENT, *names]
-        environment = {**os.environ, **epics_network}
-        run = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=60, check=True
-        )
+        answers = read_pvs(*names, put=7)
     finally:
         view.close()
         view.close()
-    answers = json.loads(run.stdout.partition("ANSWERS")[2])
-    assert answers["EDGEX:State_RBV"]["value"] == "running"
-    latency = answers["EDGEX:LatencyP99_RBV"]
+    state, latency, dropped = (answers[name]["fields"] for name in names)
+    assert state["value"] == "running"
     assert (latency["value"], latency["display"]["units"]) == (21.0, "ms")
     assert latency["timeStamp"]["secondsPastEpoch"] > 1.6e9
-    dropped = answers["EDGEX:DroppedArrays_RBV"]
     assert (dropped["value"], dropped["alarm"]["severity"]) == (20, 1)
     assert "not allowed" in answers["put"]
-    assert "More than one channel" not in run.stderr + run.stdout
-    assert threading.active_count() == before
+    assert "More than one channel" not in answers["printed"]
+    assert not begun_threads()

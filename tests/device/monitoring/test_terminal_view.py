@@ -49,10 +49,10 @@ def test_a_terminal_sees_the_view_change_and_the_last_one_stays(
     watch: ServiceWatch,
     until: Callable[[Callable[[], bool]], None],
     health_of: Callable[..., Any],
+    begun_threads: Callable[[], set[threading.Thread]],
 ) -> None:
     screen = io.StringIO()
     console = Console(file=screen, width=100, force_terminal=True)
-    before = threading.active_count()
     view = TerminalView(watch, console=console, period_s=0.02)
     view.start()
     until(lambda: "running" in screen.getvalue())
@@ -62,15 +62,16 @@ def test_a_terminal_sees_the_view_change_and_the_last_one_stays(
     view.close()
     view.close()
     assert "stopped for 90 s" in screen.getvalue()
-    assert threading.active_count() == before
+    assert not begun_threads()
 
 
-def test_where_there_is_no_terminal_nothing_is_shown(watch: ServiceWatch) -> None:
+def test_where_there_is_no_terminal_nothing_is_shown(
+    watch: ServiceWatch, begun_threads: Callable[[], set[threading.Thread]]
+) -> None:
     screen = io.StringIO()
-    before = threading.active_count()
     view = TerminalView(watch, console=Console(file=screen, force_terminal=False))
     view.start()
-    assert threading.active_count() == before
+    assert not begun_threads()
     view.close()
     assert screen.getvalue() == ""
 

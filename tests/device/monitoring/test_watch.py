@@ -23,14 +23,15 @@ def test_a_status_that_cannot_be_read_is_a_failure_and_no_exception() -> None:
 
 
 def test_history_is_kept_while_the_watch_runs_and_its_thread_ends_with_it(
-    watch: ServiceWatch, until: Callable[[Callable[[], bool]], None]
+    watch: ServiceWatch,
+    until: Callable[[Callable[[], bool]], None],
+    begun_threads: Callable[[], set[threading.Thread]],
 ) -> None:
-    before = threading.active_count()
     watch.start()
     until(lambda: len(watch.observe().history) >= 3)
     watch.close()
     watch.close()
-    assert threading.active_count() == before
+    assert not begun_threads()
     history = watch.observe().history
     assert [point.time_s for point in history] == sorted(point.time_s for point in history)
     assert (history[0].done_per_s, history[0].latency_p99_ms) == (199.25, 21.0)

@@ -26,6 +26,8 @@ from edgexnas.device.monitoring.web_view import WebView
 from edgexnas.errors import ConfigurationError
 from edgexnas.ptycho import ObjectImage, Refinement
 
+LIMIT_S = 120
+
 
 @pytest.fixture
 def view(watch: ServiceWatch) -> Iterator[WebView]:
@@ -39,7 +41,7 @@ def _ask(
     view: WebView, path: str, method: str = "GET", **headers: str
 ) -> tuple[http.client.HTTPResponse, bytes]:
     port = int(view.url.rstrip("/").rpartition(":")[2])
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=LIMIT_S)
     try:
         connection.request(method, path, headers=headers)
         answer = connection.getresponse()
@@ -175,10 +177,12 @@ def test_the_frame_is_a_picture(view: WebView) -> None:
 
 
 def test_a_frame_has_its_age_and_the_meaning_of_its_colours(source: Any, view: WebView) -> None:
-    source.change(last_result=replace(source.now.last_result, arrival_s=time.monotonic() - 90))
+    source.change(last_result=replace(source.now.last_result, arrival_s=time.monotonic() - 1000))
     _ask(view, "/frame.png")
     page = _ask(view, "/")[1].decode()
-    assert re.search(r"<figcaption>Frame 41 of .*; 9\d s old; counts \d.* logarithmic scale", page)
+    assert re.search(
+        r"<figcaption>Frame 41 of .*; 1[01]\d\d s old; counts \d.* logarithmic scale", page
+    )
     assert '<span class="bar inferno"' in page
 
 
@@ -273,7 +277,7 @@ def test_a_path_that_is_not_listed_does_not_exist(view: WebView, path: str) -> N
 
 def test_what_is_no_http_is_answered_under_the_same_headers(view: WebView) -> None:
     port = int(view.url.rstrip("/").rpartition(":")[2])
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S) as connection:
         connection.sendall(b"BREW /pot HTCPCP/1.0\r\n\r\n")
         answer = connection.makefile("rb").read()
     assert answer.startswith(b"HTTP/1.0 400 ")
@@ -299,28 +303,45 @@ def test_an_address_that_others_can_reach_is_refused(watch: ServiceWatch, host: 
         WebView(watch, port=0, host=host)
 
 
-def test_closing_ends_the_threads_and_frees_the_port(watch: ServiceWatch) -> None:
-    before = threading.active_count()
-    view = WebView(watch, port=0)
+def test_closing_ends_the_threads_and_frees_the_port(
+    watch: ServiceWatch,
+    free_port: Callable[[], int],
+    until: Callable[[Callable[[], bool]], None],
+    begun_threads: Callable[[], set[threading.Thread]],
+) -> None:
+    port = free_port()
+    view = WebView(watch, port=port)
     view.start()
-    port = int(view.url.rstrip("/").rpartition(":")[2])
     _ask(view, "/")
     view.close()
     view.close()
-    while threading.active_count() > before:  # a thread outlives its connection for an instant
-        time.sleep(0.001)
+    # A thread outlives its connection for an instant.
+    until(lambda: not begun_threads())
     again = WebView(watch, port=port)
     again.start()
     again.close()
 
 
-def test_a_crowd_of_silent_clients_does_not_grow_the_number_of_threads(view: WebView) -> None:
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give clients hours for their requests, so that who waits for one is seen to hang."""
+    monkeypatch.setattr("edgexnas.device.monitoring.web_view._REQUEST_S", 9999.0)
+    monkeypatch.setattr("edgexnas.device.monitoring.web_view._Handler.timeout", 9999.0)
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_crowd_of_silent_clients_does_not_grow_the_number_of_threads(
+    view: WebView,
+    until: Callable[[Callable[[], bool]], None],
+    begun_threads: Callable[[], set[threading.Thread]],
+) -> None:
     port = int(view.url.rstrip("/").rpartition(":")[2])
-    crowd = [socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(40)]
+    crowd = [socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S) for _ in range(40)]
     try:
         # The oldest are closed for the newest.
         assert crowd[0].recv(1) == b""
-        assert threading.active_count() < 30
+        # A thread outlives its connection for an instant.
+        until(lambda: len(begun_threads()) <= 16)
     finally:
         for client in crowd:
             client.close()
@@ -350,22 +371,22 @@ def _slow_clients(view: WebView, count: int) -> Iterator[list[socket.socket]]:
             client.close()
 
 
+@pytest.mark.usefixtures("patient")
 def test_slow_clients_do_not_keep_others_from_the_page(view: WebView) -> None:
     with _slow_clients(view, 16):
         for path in ("/", "/healthz", "/metrics"):
-            began = time.monotonic()
             assert _ask(view, path)[0].status == 200
-            # An order of magnitude above what an answer takes, and below any client's deadline.
-            assert time.monotonic() - began < 1
 
 
+@pytest.mark.usefixtures("patient")
 def test_slow_clients_do_not_hold_up_the_end(watch: ServiceWatch) -> None:
     view = WebView(watch, port=0)
     view.start()
     with _slow_clients(view, 16):
-        began = time.monotonic()
-        view.close()
-        assert time.monotonic() - began < 5
+        closing = threading.Thread(target=view.close, daemon=True)
+        closing.start()
+        closing.join(LIMIT_S)
+        assert not closing.is_alive()
 
 
 def test_a_request_has_a_deadline_however_slowly_it_comes(
@@ -373,6 +394,8 @@ def test_a_request_has_a_deadline_however_slowly_it_comes(
 ) -> None:
     monkeypatch.setattr("edgexnas.device.monitoring.web_view._REQUEST_S", 0.3)
     with _slow_clients(view, 1) as (client,):
-        client.settimeout(5)
-        # The connection ends, though its bytes never stop for longer than a read may take.
-        assert client.recv(1) == b""
+        client.settimeout(LIMIT_S)
+        # The connection ends, though its bytes never stop for longer than a read may take; it is
+        # reset if some were on their way.
+        with suppress(ConnectionResetError):
+            assert client.recv(1) == b""

@@ -49,10 +49,13 @@ chroot . "$PYTHON" -c 'from edgexnas.device.power.jetson_stats import read_jetso
 try: r()
 except OSError as error: print(error)'
 JTOP_TESTING=1 JTOP_SERVICE=1 chroot . "$PYTHON" -m jtop --force > log.txt 2>&1 &
-for attempt in $(seq 300); do [ -S run/jtop.sock ] && break; sleep 0.1; done
-[ -S run/jtop.sock ] || { cat log.txt >&2; exit 1; }
-chroot . "$PYTHON" -c 'from edgexnas.device.power.jetson_stats import read_jetson_stats as r
-print(*(f"{name}: {value}" for name, value in r().pairs()), sep="\\n")'
+until [ -S run/jtop.sock ]; do kill -0 $! || { cat log.txt >&2; exit 1; }; sleep 0.1; done
+# The library gives up after 1.5 s without news, which a busy machine may take.
+for attempt in $(seq 20); do
+  chroot . "$PYTHON" -c 'from edgexnas.device.power.jetson_stats import read_jetson_stats as r
+print(*(f"{name}: {value}" for name, value in r().pairs()), sep="\\n")' && exit
+done
+exit 1
 """
 
 
@@ -71,9 +74,8 @@ def test_clocks_and_temperatures_come_from_the_real_service(tmp_path: Path) -> N
         "SITE": sysconfig.get_path("purelib"), "REPOSITORY": str(ROOT), "PYTHONPATH": str(ROOT),
     }  # fmt: skip
     done = subprocess.run(
-        [*unshare, "bash", "-c", NAMESPACE], env=environment, capture_output=True, text=True,
-        timeout=120,
-    )  # fmt: skip
+        [*unshare, "bash", "-c", NAMESPACE], env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].startswith("jetson-stats gives no state (The jtop.service is not active);")

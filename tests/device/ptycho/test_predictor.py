@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -393,6 +395,7 @@ class TestStream:
             ({"positions_px": one_at(np.inf)}, "pattern 0 at an infinite position"),
             ({"positions_px": one_at(1e6)}, r"pattern 0 at \(1e\+06, 0\)"),
             ({"positions_px": one_at(1e-6)}, "looks like metres"),
+            ({"positions_px": one_at(0.1)}, "looks like metres or millimetres"),
         ],
     )
     def test_a_scan_that_cannot_be_placed_is_refused_before_it_starts(
@@ -444,7 +447,7 @@ class TestStream:
             predictor.stream("sim://ptycho")
 
     def test_an_axis_may_run_the_other_way(self, predictor: PtychoPredictor) -> None:
-        url = "sim://ptycho?frames=4&rate=30&queue=99"
+        url = "sim://ptycho?frames=4"
         ways = []
         for size in ((1e-8, 1e-8), (1e-8, -1e-8)):
             found = list(predictor.stream(url, object_pixel_m=size))
@@ -510,6 +513,37 @@ def test_a_refined_stream_has_the_networks_object_the_refined_one_and_every_resi
     assert len(refinement.residuals) == len(refinement.seconds) == 13
     assert refinement.residuals[-1] < 0.05 * refinement.residuals[0]
     assert refinement.patterns == len(diffracted)
+
+
+def test_patterns_are_let_go_once_the_object_is_refined(
+    with_probe: Bundle, diffracted: Scan
+) -> None:
+    with PtychoPredictor(with_probe, precision="float32", batch=8) as predictor:
+        stream = predictor.stream(diffracted, refine=1)
+        kept = weakref.ref(stream._refined)
+        assert list(stream)
+        gc.collect()
+        assert kept() is None
+    assert stream.refinement is not None
+
+
+def test_a_scan_that_fails_lets_its_patterns_go_and_is_not_refined(
+    with_probe: Bundle, diffracted: Scan
+) -> None:
+    def broken() -> Iterator[tuple[Any, Any]]:
+        yield from zip(diffracted.patterns, diffracted.positions_px, strict=True)
+        raise SourceError("the detector stopped")
+
+    with PtychoPredictor(with_probe, precision="float32", batch=8) as predictor:
+        stream = predictor.stream(broken(), refine=1)
+        kept = weakref.ref(stream._refined)
+        with pytest.raises(SourceError, match="the detector stopped"):
+            list(stream)
+        gc.collect()
+        assert kept() is None
+        assert next(stream, None) is None
+    assert stream.counts.stitched == len(diffracted)
+    assert stream.refinement is None
 
 
 def test_late_positions_refine_as_those_that_come_with_their_patterns(

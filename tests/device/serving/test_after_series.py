@@ -23,14 +23,14 @@ def test_an_abort_says_which_objects_are_not_refined() -> None:
 
     def work(stop: threading.Event) -> None:
         begun.set()
-        stop.wait(30)
+        stop.wait(120)
 
     after = AfterSeries(lambda snapshot: None, said)
     after.add("first", work)
-    assert begun.wait(30)
+    assert begun.wait(120)
     after.add("second", work)
     after.abort()
-    assert after.join(30)
+    assert after.join(120)
     assert [s.split(":")[0] for s in said.sentences] == [
         f"the object of {name} is not refined" for name in ("first", "second")
     ]

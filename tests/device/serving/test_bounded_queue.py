@@ -55,18 +55,18 @@ def test_who_waits_for_room_goes_on_when_there_is_some() -> None:
     queue: BoundedQueue[int] = BoundedQueue(1)
     queue.put(1)
     threading.Timer(0.02, queue.take, (1,)).start()
-    assert queue.put(2, timeout_s=10)
+    assert queue.put(2, timeout_s=120)
 
 
 def test_closing_ends_every_wait_and_leaves_what_is_there() -> None:
     queue: BoundedQueue[int] = BoundedQueue(1)
     queue.put(1)
     threading.Timer(0.02, queue.close).start()
-    assert not queue.put(2, timeout_s=10)
+    assert not queue.put(2, timeout_s=120)
     assert not queue.finished
-    assert queue.take(10) == 1
+    assert queue.take(120) == 1
     assert queue.finished
-    assert queue.take(10) is None
+    assert queue.take(120) is None
     assert queue.push(3) == [3]
 
 
@@ -81,7 +81,7 @@ def test_items_of_many_threads_come_out_once_each() -> None:
     producers = [threading.Thread(target=produce, args=(start,)) for start in (0, 200, 400)]
     for producer in producers:
         producer.start()
-    end = time.monotonic() + 20
+    end = time.monotonic() + 120
     while len(taken) < 600 and time.monotonic() < end:
         taken += queue.take_all(0.1)
     assert sorted(taken) == list(range(600))

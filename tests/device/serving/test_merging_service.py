@@ -17,7 +17,7 @@ from edgexnas.device.serving.service import Service, StoredAlreadyError
 from edgexnas.device.serving.settings import PipelineSettings
 from edgexnas.device.sinks.hdf5_sink import Hdf5Sink
 from edgexnas.device.sinks.merging_sink import MergingSink
-from edgexnas.device.sinks.results import SeriesSpots
+from edgexnas.device.sinks.results import SeriesSpots, ServiceIdentity
 from edgexnas.device.sinks.results_file import read_spots
 from edgexnas.device.sources.events import SeriesEnd, SeriesStart, SourceEvent
 from edgexnas.merging import MergeSettings
@@ -55,9 +55,14 @@ def stored(folder: Path) -> npt.NDArray[np.void]:
 
 
 class NoRoomAtEnd(Hdf5Sink):
-    """A disk that is full when the series ends, once."""
+    """A disk that is full when the series ends, once; `opened` is how often it was opened."""
 
     full = True
+    opened = 0
+
+    def open(self, identity: ServiceIdentity) -> None:
+        super().open(identity)
+        self.opened += 1
 
     def write_spots(self, spots: SeriesSpots) -> None:
         if self.full and spots.mark is not None and spots.mark.state == "ended":
@@ -97,9 +102,17 @@ def test_a_sink_that_is_open_again_is_told_of_the_end_that_it_could_not_store(
             for number in range(7):
                 yield frame_of(number, pixels[number], series=name)
             yield SeriesEnd(name, 7, 0)
-            time.sleep(1)
+            until_s = time.monotonic() + 120
+            while sinks[0].opened < 2 and time.monotonic() < until_s:
+                time.sleep(0.01)
 
-    serve(tmp_path, bundle, told_source(events()), NoRoomAtEnd)
+    sinks = list[NoRoomAtEnd]()
+
+    def sink(*given: Any, **options: Any) -> NoRoomAtEnd:
+        sinks.append(NoRoomAtEnd(*given, **options))
+        return sinks[0]
+
+    serve(tmp_path, bundle, told_source(events()), sink)
     assert len(stored(tmp_path)) == 4
 
 

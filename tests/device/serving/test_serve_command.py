@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,12 @@ from edgexnas.device.sinks.results_file import read_results
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is the extra «device»")
 
-UNIT = Path(__file__).resolve().parents[3] / "device" / "edgexnas.service"
+LIMIT_S = 200
+"""A start of the service takes seconds, on a busy machine many."""
+
+DEVICE = Path(__file__).resolve().parents[3] / "device"
+UNIT = DEVICE / "edgexnas.service"
+CONTAINER = DEVICE / "operation" / "edgexnas.container"
 FRAMES = 240
 
 
@@ -64,9 +69,11 @@ def serve() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Start `edgexnas serve`; what still runs at the end is killed."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(path: Path, **environment: str) -> subprocess.Popen[str]:
+    def start(
+        path: Path, program: Sequence[str] = ("-m", "edgexnas.cli", "serve"), **environment: str
+    ) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, "-m", "edgexnas.cli", "serve", str(path)],
+            [sys.executable, *program, str(path)],
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, **environment},
@@ -102,7 +109,7 @@ def wait_for_frames(folder: Path, count: int, process: subprocess.Popen[str]) ->
 
 def test_a_file_is_served_to_its_end(configure: Any, serve: Any, tmp_path: Path) -> None:
     process = serve(configure())
-    _, log = process.communicate(timeout=60)
+    _, log = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 0, log
     assert stored(tmp_path / "results") == list(range(FRAMES))
     assert f"{FRAMES} of {FRAMES} frames done, none lost" in log
@@ -117,7 +124,7 @@ def test_a_run_whose_frames_all_fail_ends_with_an_error(
     with h5py.File(tmp_path / "nan.h5", "w") as file:
         file["entry/data/data"] = frames
     process = serve(configure(source=f"file://{tmp_path / 'nan.h5'}"))
-    _, log = process.communicate(timeout=60)
+    _, log = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 1, log
     assert "none of 4 frames was stored" in log
 
@@ -127,7 +134,7 @@ def test_a_second_run_of_what_is_stored_ends_with_an_error(configure: Any, serve
     codes = []
     for _ in range(2):
         process = serve(path)
-        _, log = process.communicate(timeout=60)
+        _, log = process.communicate(timeout=LIMIT_S)
         codes.append(process.returncode)
     assert codes == [0, 2], log
     assert "scan.h5" in log
@@ -136,12 +143,13 @@ def test_a_second_run_of_what_is_stored_ends_with_an_error(configure: Any, serve
 def test_kill_9_loses_and_repeats_no_committed_frame(
     configure: Any, serve: Any, tmp_path: Path
 ) -> None:
-    configuration, folder = configure("?rate=60"), tmp_path / "results"
+    # So slow that a run is killed long before its last frame.
+    configuration, folder = configure("?rate=2"), tmp_path / "results"
     committed: list[int] = []
     for run in (1, 2):
         process = serve(configuration)
         wait_for_segment(folder, run, process)
-        wait_for_frames(folder, len(committed) + 20, process)
+        wait_for_frames(folder, len(committed) + 4, process)
         process.send_signal(signal.SIGKILL)
         process.wait()
         now = stored(folder)
@@ -149,7 +157,7 @@ def test_kill_9_loses_and_repeats_no_committed_frame(
         committed = now
     assert 0 < len(committed) < FRAMES
     process = serve(configure())
-    _, log = process.communicate(timeout=60)
+    _, log = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 0, log
     assert "frames of earlier runs are stored and will not be repeated" in log
     repeats = [number for number, count in Counter(stored(folder)).items() if count > 1]
@@ -174,11 +182,11 @@ def test_what_peaks_are_found_with_is_set_and_said(
 
 
 def test_sigterm_finishes_what_is_here(configure: Any, serve: Any, tmp_path: Path) -> None:
-    process = serve(configure("?rate=50"))
+    process = serve(configure("?rate=2"))
     wait_for_segment(tmp_path / "results", 1, process)
     wait_for_frames(tmp_path / "results", 1, process)
     process.send_signal(signal.SIGTERM)
-    _, log = process.communicate(timeout=30)
+    _, log = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 0, log
     assert "stopping: no more frames are taken" in log
     numbers = stored(tmp_path / "results")
@@ -196,25 +204,37 @@ def test_a_second_sigterm_stops_at_once_and_says_that_not_all_is_done(
     wait_for_segment(tmp_path / "results", 1, process)
     wait_for_frames(tmp_path / "results", 1, process)
     process.send_signal(signal.SIGTERM)
-    time.sleep(0.3)
+    # Two signals that come before the first is seen are one.
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "stopping: no more frames are taken" in line:
+            break
     assert process.poll() is None
     process.send_signal(signal.SIGTERM)
-    _, log = process.communicate(timeout=30)
+    _, log = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 4, log
     assert "stopping at once" in log
 
 
+PATIENT = """
+import sys
+from edgexnas.cli import main
+from edgexnas.device.monitoring import web_view
+web_view._REQUEST_S = web_view._Handler.timeout = 9999.0
+main(["serve", sys.argv[1]])
+"""
+
+
 def test_sigterm_waits_for_none_of_16_slow_http_clients(
-    configure: Any, serve: Any, tmp_path: Path
+    configure: Any, serve: Any, tmp_path: Path, free_port: Callable[[], int]
 ) -> None:
     pytest.importorskip("prometheus_client", reason="the page is the extra «monitor»")
     with ExitStack() as stack:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        path = configure("?rate=50")
+        port = free_port()
+        path = configure("?rate=2")
         path.write_text(path.read_text().replace("port = 0", f"port = {port}"))
-        process = serve(path)
+        # Clients have hours for their requests: who waited for one would not end.
+        process = serve(path, program=("-c", PATIENT))
         wait_for_segment(tmp_path / "results", 1, process)
         wait_for_frames(tmp_path / "results", 1, process)
         clients = [
@@ -233,28 +253,32 @@ def test_sigterm_waits_for_none_of_16_slow_http_clients(
         dripping.start()
         try:
             process.send_signal(signal.SIGTERM)
-            # A client has five seconds for its request; who waits for it ends after that.
-            assert process.wait(5) == 0
+            assert process.wait(LIMIT_S) == 0
         finally:
             ended.set()
             dripping.join()
 
 
 def test_the_service_manager_is_told_of_readiness_health_and_the_end(
-    configure: Any, serve: Any, tmp_path: Path
+    configure: Any, serve: Any
 ) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        manager.bind(str(tmp_path / "notify"))
-        manager.settimeout(20)
-        environment = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "300000"}
-        process = serve(configure("?rate=100"), **environment)
+        # By no path: one of a file may be longer than a socket's name can be.
+        manager.bind(f"\0edgexnas-test-serve-{os.getpid()}")
+        manager.settimeout(LIMIT_S)
+        environment = {
+            "NOTIFY_SOCKET": f"@edgexnas-test-serve-{os.getpid()}",
+            "WATCHDOG_USEC": "300000",
+        }
+        process = serve(configure("?rate=2"), **environment)
         assert manager.recv(1000).startswith(b"READY=1\nSTATUS=serving file://")
-        assert manager.recv(1000).startswith(b"WATCHDOG=1\nSTATUS=")
+        # A machine that stands still for seconds is told without the watchdog.
+        while not (message := manager.recv(1000)).startswith(b"WATCHDOG=1\nSTATUS="):
+            assert message.startswith(b"STATUS=")
         process.send_signal(signal.SIGTERM)
-        while (message := manager.recv(1000)).startswith(b"WATCHDOG=1\n"):
-            pass
-        assert message == b"STOPPING=1"
-        assert process.wait(20) == 0
+        while (message := manager.recv(1000)) != b"STOPPING=1":
+            assert message.startswith((b"WATCHDOG=1\nSTATUS=", b"STATUS="))
+        assert process.wait(LIMIT_S) == 0
 
 
 def test_check_validates_and_leaves_nothing(
@@ -317,7 +341,6 @@ def test_frames_that_are_not_there_yet_are_told_with_their_line_and_may_come(
     assert f"{path}:1: there is no file /nowhere/scan.h5" in capsys.readouterr().err
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("what", ["configuration", "bundle", "mask", "source"])
 def test_a_pipe_instead_of_a_file_is_refused_at_once(
     configure: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str
@@ -352,11 +375,13 @@ def test_check_says_that_a_host_has_no_address_now(
 
 @pytest.mark.parametrize(("host", "public"), [("0.0.0.0", True), ("127.0.0.1", False)])
 def test_check_warns_of_a_sink_that_other_machines_can_reach(
-    configure: Any, capsys: pytest.CaptureFixture[str], host: str, public: bool
+    configure: Any,
+    capsys: pytest.CaptureFixture[str],
+    host: str,
+    public: bool,
+    free_port: Callable[[], int],
 ) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     path = configure("", f'[[sinks]]\nkind = "zmq"\naddress = "tcp://{host}:{port}"\n')
     assert main(["serve", str(path), "--check"]) == 0
     assert ("is open to other machines" in capsys.readouterr().err) == public
@@ -400,6 +425,16 @@ def test_a_sink_that_is_needed_ends_the_service_when_it_fails(
     path.write_text(path.read_text().replace('folder = "results"\n', more))
     assert main(["serve", str(path)]) == 1
     assert "must stay free; free some space" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", [UNIT, CONTAINER], ids=lambda path: path.suffix)
+def test_a_unit_is_started_again_for_ever_unless_its_configuration_is_wrong(path: Path) -> None:
+    unit = dict(line.split("=", 1) for line in path.read_text().splitlines() if "=" in line)
+    assert unit["Restart"] == "on-failure"
+    assert unit["StartLimitIntervalSec"] == "0"
+    assert unit["RestartPreventExitStatus"] == "2"
+    # systemd looks at the status of the main process alone.
+    assert "ExecStartPre" not in unit
 
 
 def test_the_unit_is_what_systemd_understands(tmp_path: Path) -> None:

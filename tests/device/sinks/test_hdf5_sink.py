@@ -310,7 +310,7 @@ module.AHEAD_BYTES, module.CHUNKS_BYTES = 2**15, 100_000
 resource.setrlimit(resource.RLIMIT_FSIZE, (250_000, 250_000))
 """
         writer = run_writer(tmp_path, before=limit)
-        out, errors = writer.communicate(timeout=60)
+        out, errors = writer.communicate(timeout=240)
         assert writer.returncode == 0, errors
         lines = out.splitlines()
         assert lines[-1].startswith("refused")
@@ -340,7 +340,7 @@ result = lambda number: small(number, peaks=peaks_of(number, 5000))
         saved.mkdir()
         run = f"{sys.executable} {script} {tmp_path} {Path(__file__).parent}"
         command = [*space, f"{mount} && {run}; code=$?; cp {tmp_path}/*.h5 {saved}; exit $code"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, done.stderr
         lines = done.stdout.splitlines()
         assert lines[-1].startswith("refused")

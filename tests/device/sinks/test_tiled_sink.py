@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,14 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import httpx
 import numpy as np
 import pytest
 
 from edgexnas import testing
 from edgexnas.bragg import Peaks
 from edgexnas.bundle import Bundle, open_bundle
+from edgexnas.cli import main
 from edgexnas.device import PeakPredictor
 from edgexnas.device.serving.service import Service, StoredAlreadyError
+from edgexnas.device.sinks import tiled_sink
 from edgexnas.device.sinks.results import (
     FrameResult,
     ObjectSnapshot,
@@ -42,19 +44,38 @@ from edgexnas.ptycho import ObjectImage
 pytest.importorskip("tiled.server", reason="tiled[server] is installed for tests")
 pytest.importorskip("onnxruntime", reason="onnxruntime is the extra «device»")
 
+from tiled.client import context as tiled_context
 from tiled.client import from_uri
 
 KEY = "keyofthistest"
+TIMEOUTS = ("connect", "read", "write", "pool")
+
+PATIENT = f"""
+import sys
+from edgexnas.cli import main
+from edgexnas.device.sinks import tiled_sink
+from tiled.client import context
+tiled_sink.ANSWER_S = 120.0
+context.DEFAULT_TIMEOUT_PARAMS = dict.fromkeys({TIMEOUTS}, 120.0)
+sys.exit(main(["serve", sys.argv[1]]))
+"""
 IDENTITY = ServiceIdentity("bragg", "m", 1, "onnxruntime", "int8", "told://", "0", "a" * 64)
 _paths = count()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _patient() -> Iterator[None]:
+    """Wait for a server that a busy machine holds up."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiled_sink, "ANSWER_S", 120.0)
+        patch.setattr(tiled_context, "DEFAULT_TIMEOUT_PARAMS", dict.fromkeys(TIMEOUTS, 120.0))
+        yield
+
+
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def server(tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int]) -> Iterator[str]:
     """URL of a Tiled server with an empty catalogue."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     folder = tmp_path_factory.mktemp("tiled")
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
@@ -65,7 +86,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             cwd=folder,
         )
         url = f"http://127.0.0.1:{port}"
-        until_s = time.monotonic() + 120
+        until_s = time.monotonic() + 240
         while True:
             try:
                 urllib.request.urlopen(f"{url}/api/v1/", timeout=5).close()
@@ -77,7 +98,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                 time.sleep(0.2)
         yield url
         process.terminate()
-        process.wait(30)
+        process.wait(200)
 
 
 @pytest.fixture(scope="module")
@@ -331,7 +352,7 @@ def test_a_service_that_was_killed_leaves_whole_frames_and_goes_on(
             f'api_key_file = "{key_file}"\ngather_ms = 0\n'
             "[monitoring]\nport = 0\n"
         )
-        return subprocess.Popen([sys.executable, "-m", "edgexnas.cli", "serve", str(settings)])
+        return subprocess.Popen([sys.executable, "-c", PATIENT, str(settings)])
 
     def stored() -> list[int]:
         try:
@@ -343,7 +364,7 @@ def test_a_service_that_was_killed_leaves_whole_frames_and_goes_on(
     # So slow that a server under load is far from the end when frames are seen.
     process = start("?rate=1")
     try:
-        until_s = time.monotonic() + 90
+        until_s = time.monotonic() + 200
         while len(stored()) < 4:
             assert time.monotonic() < until_s
             time.sleep(0.1)
@@ -353,7 +374,7 @@ def test_a_service_that_was_killed_leaves_whole_frames_and_goes_on(
     before = stored()
     assert 4 <= len(before) < 40
     process = start("")
-    assert process.wait(120) == 0
+    assert process.wait(200) == 0
     assert sorted(stored()) == list(range(40))
     for part in catalogue().values():
         frames, peaks = part["frames"].read(), part["peaks"].read()
@@ -392,14 +413,35 @@ class TestRefusals:
         with pytest.raises(ConfigurationError, match="check that the server runs, its URL"):
             TiledSink(server, api_key_file=wrong).check()
 
-    def test_a_server_that_is_away_is_told_at_once(self) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        began_s = time.monotonic()
-        with pytest.raises(ConfigurationError, match="cannot be used"):
-            TiledSink(f"http://127.0.0.1:{port}").check()
-        assert time.monotonic() - began_s < 10
+    def test_a_server_that_is_away_is_told_at_once(
+        self, free_port: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Tiled's own client would try for 45 s.
+        monkeypatch.setattr(tiled_context.Context, "from_any_uri", None)
+        with pytest.raises(ConnectionError, match=r"does not answer \(ConnectError.*; start the"):
+            TiledSink(f"http://127.0.0.1:{free_port()}").check()
+
+    @pytest.mark.parametrize("status", [500, 503])
+    def test_a_server_that_is_not_ready_is_told_as_one_that_is_away(
+        self, monkeypatch: pytest.MonkeyPatch, status: int
+    ) -> None:
+        request = httpx.Request("GET", "http://127.0.0.1:8000")
+        monkeypatch.setattr(httpx, "get", lambda *_, **__: httpx.Response(status, request=request))
+        with pytest.raises(ConnectionError, match=f"does not answer .*{status}"):
+            TiledSink("http://127.0.0.1:8000").check()
+
+    def test_a_service_whose_server_is_away_ends_so_that_it_is_started_again(
+        self, free_port: Callable[[], int], bundle_path: Path, keys: Path, tmp_path: Path
+    ) -> None:
+        configuration = tmp_path / "service.toml"
+        configuration.write_text(
+            'source = "sim://hedm?shape=64x64&frames=1"\n'
+            f'[predictor]\nbundle = "{bundle_path}"\ntrust = "{keys}"\nprecision = "float32"\n'
+            f'[[sinks]]\nkind = "tiled"\nurl = "http://127.0.0.1:{free_port()}"\n'
+            "[monitoring]\nport = 0\n"
+        )
+        # 2 would be a wrong configuration, after which systemd leaves it ended.
+        assert main(["serve", str(configuration)]) == 1
 
     def test_a_key_file_that_is_missing_is_named(self, tmp_path: Path) -> None:
         sink = TiledSink("http://127.0.0.1:8000", api_key_file=tmp_path / "none")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -17,7 +16,8 @@ import pytest
 
 from edgexnas.device.sources import EventSource, SourceEvent
 
-LIMIT_S = 30
+LIMIT_S = 180
+"""EPICS searches again half a minute after a handshake that took longer than 5 s."""
 
 
 class Process:
@@ -74,13 +74,13 @@ def start_process() -> Publish:
 def publish() -> Publish:
     """`with publish("pva", "CHANNEL", "--frames", 5) as process` starts a publisher that is ready.
 
-    It sends after `process.go()`.
+    It sends after `process.go()`, and stays until it is ended, however late its frames are taken.
     """
 
     @contextmanager
     def start(*arguments: object) -> Iterator[Process]:
         module = "edgexnas.device.publishing"
-        command = [sys.executable, "-m", module, *map(str, arguments), "--hold"]
+        command = [sys.executable, "-m", module, *map(str, arguments), "--hold", "--linger", "9999"]
         with _process(command, {"OMP_NUM_THREADS": "1"}) as process:
             process.wait_until_ready()
             yield process
@@ -89,19 +89,23 @@ def publish() -> Publish:
 
 
 class Receiver:
-    """Takes a source's events in a thread; a test waits for what it expects, never longer."""
+    """Takes a source's events in a thread; a test waits for what it expects, never longer.
 
-    def __init__(self, source: EventSource, pause_s: float = 0.0) -> None:
+    After the first of them it waits until it may `go_on`.
+    """
+
+    def __init__(self, source: EventSource, go_on: threading.Event | None = None) -> None:
         self.source = source
         self.events: list[SourceEvent] = []
-        self._pause_s = pause_s
+        self._go_on = go_on
         self._thread = threading.Thread(target=self._take, daemon=True)
         self._thread.start()
 
     def _take(self) -> None:
         for event in self.source.events():
             self.events.append(event)
-            time.sleep(self._pause_s)
+            if self._go_on is not None:
+                self._go_on.wait(LIMIT_S)
 
     def wait(self, what: Callable[[], bool]) -> None:
         deadline = time.monotonic() + LIMIT_S
@@ -134,14 +138,3 @@ def receive() -> Iterator[Callable[..., Receiver]]:
     yield start
     for receiver in receivers:
         receiver.close()
-
-
-@pytest.fixture(scope="session")
-def free_port() -> Callable[[], int]:
-    def find() -> int:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port: int = free.getsockname()[1]
-            return port
-
-    return find

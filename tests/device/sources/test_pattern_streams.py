@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -87,11 +88,13 @@ def test_a_scan_over_pva_is_stitched_by_the_positions_that_come_with_it_or_besid
     positions: str, publish: Any, predictor: PtychoPredictor, expected: ObjectImage
 ) -> None:
     pytest.importorskip("pvaccess", reason="pvapy is the extra «pva»")
-    second = ("--positions", "T:stage") if "stage" in positions else ()
+    apart = "stage" in positions
+    second = ("--positions", "T:stage") if apart else ()
     options = ("--experiment", "ptycho", "--rate", 100, "--frames", FRAMES)
-    with publish("pva", "T:scan", *options, *second, "--linger", 3) as server:
-        source = open_event_source(f"pva://T:scan?idle_s=1&{positions}")
-        go = threading.Thread(target=send_when_connected, args=(source, server))
+    with publish("pva", "T:scan", *options, *second) as server:
+        source = open_event_source(f"pva://T:scan?{positions}")
+        end_with_scan(source, apart)
+        go = threading.Thread(target=send_when_connected, args=(source, server, apart))
         go.start()
         stream = predictor.stream(source, object_pixel_m=PIXEL_M)
         for _ in stream:
@@ -101,9 +104,22 @@ def test_a_scan_over_pva_is_stitched_by_the_positions_that_come_with_it_or_besid
     assert_same(stream.image(), expected)
 
 
-def send_when_connected(source: Any, server: Any) -> None:
-    while source.status()["connection"] != "connected":
+def send_when_connected(source: Any, server: Any, apart: bool) -> None:
+    # The second channel is connected once it has told its first value, which is of no frame.
+    while source.status()["connection"] != "connected" or (apart and not source._waiting_positions):
         time.sleep(0.01)
-    # The second channel too.
-    time.sleep(0.3)
     server.go()
+
+
+def end_with_scan(source: Any, apart: bool) -> None:
+    """Let a source end once all frames of the scan came, and their positions if they are apart."""
+    encoded_events, kinds = source.encoded_events, Counter[type]()
+
+    def events() -> Iterator[Any]:
+        for event in encoded_events():
+            kinds[type(event)] += 1
+            if kinds[SourceFrame] == FRAMES and kinds[SourcePosition] == FRAMES * apart:
+                source.close()
+            yield event
+
+    source.encoded_events = events
