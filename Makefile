@@ -4,9 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Tests of one file share costly fixtures, so a file stays in one process. A quarter of their time
-# they wait for services and deadlines, so that three processes keep two cores busy. Files keep
+# they wait for services and deadlines, so that four processes keep two cores busy. Files keep
 # their order: sorted by their numbers of tests, the longest ones of few tests would come last.
-PARALLEL ?= -n 3 --dist loadfile --no-loadscope-reorder
+PARALLEL ?= -n 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-long lint docs bench clean
 
@@ -18,9 +18,11 @@ demo: $(STAMP)
 test: $(STAMP) lint
 	$(BIN)/python -m pytest $(PARALLEL)
 
-# What takes minutes: every interpreter, clusters on one machine, long searches, grains.
+# What takes minutes: every interpreter, clusters on one machine, long searches, grains; and
+# examples that no run has seen.
 test-long: $(STAMP) .readers/.installed lint
-	EDGEXNAS_READERS=$(CURDIR)/.readers/bin/python $(BIN)/python -m pytest $(PARALLEL) -m "long or not long" --timeout=1800
+	EDGEXNAS_READERS=$(CURDIR)/.readers/bin/python $(BIN)/python -m pytest $(PARALLEL) -m "long or not long" --timeout=1800 \
+		--hypothesis-profile=new-examples
 
 # Programs that read our forms, whose licences and dependencies stay apart.
 .readers/.installed: tests/forms/readers.txt
