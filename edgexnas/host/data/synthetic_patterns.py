@@ -67,6 +67,9 @@ ROOM_PX = 128
 
 CHUNK = 64
 
+MEASURED_SHARE = 0.1
+"""Of the patterns that a source mixed with measured ones gives."""
+
 
 def reconstruct_part(
     scan: Scan,
@@ -168,6 +171,7 @@ class PatternSource:
         self._scale = float(intensity_scale)
         self._orientation = ORIENTATIONS.index(orientation)
         self._random = torch.Generator(device=device).manual_seed(seed)
+        self._measured: tuple[Tensor, Tensor] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -178,6 +182,21 @@ class PatternSource:
         """Draw from the same objects by another seed, at no cost of memory."""
         other = copy.copy(self)
         other._random = torch.Generator(device=self.device).manual_seed(seed)
+        return other
+
+    def mixed(self, x: Tensor, y: Tensor) -> PatternSource:
+        """Draw a tenth of the patterns from measured ones, at no cost of memory.
+
+        No simulation is quite what a detector gives.
+
+        Parameters
+        ----------
+        x, y
+            (n, 1, 64, 64) scaled patterns and (n, 2, 64, 64) patches of the training part, on the
+            device of this source.
+        """
+        other = copy.copy(self)
+        other._measured = (x, y)
         return other
 
     def _on_detector(self, images: Tensor) -> Tensor:
@@ -196,15 +215,19 @@ class PatternSource:
         (count, 1, 64, 64) float32, scaled as `edgexnas.ptycho.scale_patterns` does, with Poisson
         noise; and (count, 2, 64, 64) float32, amplitude and phase in radians.
         """
-        side, where = self._probe.shape[-1], self.device
-        k, height, width = self._objects.shape
-        number, top, left = (
-            torch.randint(0, limit, (count,), generator=self._random, device=where)
-            for limit in (k, height - side, width - side)
+        if self._measured is None:
+            return self._diffract(count)
+        own = round(MEASURED_SHARE * count)
+        taken = torch.randint(
+            len(self._measured[0]), (own,), generator=self._random, device=self.device
         )
-        axis = torch.arange(side, device=where)
-        rows, cols = top[:, None, None] + axis[:, None], left[:, None, None] + axis
-        windows = self._objects[number[:, None, None], rows, cols]
+        patterns, patches = self._diffract(count - own)
+        x, y = self._measured
+        return torch.cat([patterns, x[taken]]), torch.cat([patches, y[taken]])
+
+    def _diffract(self, count: int) -> tuple[Tensor, Tensor]:
+        side = self._probe.shape[-1]
+        windows = self._windows(count)
         # Unitary, so photons in the probe are photons on the detector.
         far = torch.fft.fft2(windows[:, None] * self._probe, norm="ortho")
         # Incoherent modes add in intensity.
@@ -219,6 +242,28 @@ class PatternSource:
         first = (side - PATTERN_SIZE) // 2
         patch = windows[:, first : first + PATTERN_SIZE, first : first + PATTERN_SIZE]
         return scaled[:, None], torch.stack([patch.abs(), patch.angle()], dim=1)
+
+    def _windows(self, count: int) -> Tensor:
+        """See objects (count, h, h) anywhere, turned by right angles and mirrored at random.
+
+        Drawing objects takes long, and turned ones are others: only the probe stays as it is.
+        """
+        side, where = self._probe.shape[-1], self.device
+        k, height, width = self._objects.shape
+        number, top, left = (
+            torch.randint(0, limit, (count, 1, 1), generator=self._random, device=where)
+            for limit in (k, height - side, width - side)
+        )
+        reversed_rows, reversed_cols, transposed = torch.randint(
+            0, 2, (3, count, 1, 1), generator=self._random, device=where
+        ).bool()
+        axis = torch.arange(side, device=where)
+        down, across = axis[:, None], axis
+        down = torch.where(reversed_rows, side - 1 - down, down)
+        across = torch.where(reversed_cols, side - 1 - across, across)
+        rows = top + torch.where(transposed, across, down)
+        cols = left + torch.where(transposed, down, across)
+        return self._objects[number, rows, cols]
 
     def draw_many(self, count: int) -> tuple[Tensor, Tensor]:
         """Draw as `draw` does, some at a time: waves of all modes take a hundred times the room."""

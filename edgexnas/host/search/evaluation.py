@@ -69,6 +69,10 @@ LEAST_TRAINING, LEAST_VALIDATION = 64, 16
 
 FloatArray = npt.NDArray[np.float32]
 
+GPU_OBJECTS = 4
+"""Times as many objects to draw patterns of as on a CPU: a GPU takes so many steps that networks
+would learn the fewer ones by heart."""
+
 
 @dataclass(frozen=True)
 class EvaluationContext:
@@ -86,6 +90,8 @@ class EvaluationContext:
         "bragg" or "ptycho".
     drawing
         What every training draws its patterns from; None trains on `train_x` and `train_y`.
+    object_count
+        How many objects it draws them of.
     int8
         Score networks with INT8 rounding too.
     """
@@ -98,12 +104,13 @@ class EvaluationContext:
     patience: int | None = None
     task: str = "bragg"
     drawing: Drawing | None = None
+    object_count: int = 0
     int8: bool = False
 
     @functools.cached_property
     def objects(self) -> npt.NDArray[np.complex64] | None:
         """Objects to draw patterns of, made when first used: a hundred times what is pickled."""
-        return None if self.drawing is None else self.drawing.objects()
+        return None if self.drawing is None else self.drawing.objects(self.object_count)
 
     @functools.cached_property
     def training_data(self) -> TrainingData:
@@ -121,6 +128,7 @@ class EvaluationContext:
         source = None
         if self.drawing is not None and self.objects is not None:
             source = self.drawing.source(objects=self.objects, device=str(where))
+            source = source.mixed(train_x, train_y)
         data = TrainingData(train_x, train_y, validation_x, validation_y, self.task, source)
         fitting_items(data)
         return data
@@ -213,7 +221,8 @@ def evaluation_context(
     InputError
         If there is too little to train or to validate, or it holds NaN or infinity.
     """
-    from edgexnas.host.training.settings import training_arrays
+    from edgexnas.host.data.synthetic_patterns import OBJECTS
+    from edgexnas.host.training.settings import training_arrays, training_device
 
     task = find_task(dataset.task)
     for part, least in (("train", LEAST_TRAINING), ("validation", LEAST_VALIDATION)):
@@ -225,7 +234,9 @@ def evaluation_context(
             )
     arrays = training_arrays(dataset, split)
     drawing = task.drawing(dataset, split)
-    return EvaluationContext(*arrays, device, patience, task.name, drawing)
+    on_gpu = training_device(device).type == "cuda"
+    objects = OBJECTS * (GPU_OBJECTS if on_gpu else 1)
+    return EvaluationContext(*arrays, device, patience, task.name, drawing, objects)
 
 
 def trial_seed(seed: int, trial: int) -> int:
@@ -274,8 +285,7 @@ def _train(
         learning_rate=request.rate_share * float(configuration["learning_rate"]),
         patience=context.patience,
         seed=request.seed,
-        # Put behind trained weights it would change what they say.
-        normalise=find_task(context.task).normalise and request.weights is None,
+        normalise=find_task(context.task).normalise,
         device=context.device,
         time_limit_s=request.time_limit_s,
         seconds=None if request.seconds is None else (1 - rounded_share) * request.seconds,

@@ -59,6 +59,10 @@ class TrainingResult:
     steps: int = 0
 
 
+NORMALISING_ITEMS = 256
+"""By which the normalisation of weights that go on begins as what they give."""
+
+
 def train(
     model: nn.Module,
     data: TrainingData,
@@ -93,8 +97,10 @@ def train(
     model.to(device).train()
     criterion = CRITERIA[data.task](settings.levels, device)
     # Constants that a network holds, such as the mean pattern: from the training part alone.
-    criterion.prepare(model, *fitting_items(data))
-    with normalised(model) if settings.normalise else nullcontext():
+    fitting = fitting_items(data)
+    criterion.prepare(model, *fitting)
+    seen = fitting[0][:NORMALISING_ITEMS] if settings.continued else None
+    with normalised(model, seen) if settings.normalise else nullcontext():
         metrics, history, steps = _best_of_rounds(model, data, settings, criterion, on_epoch, clock)
     model.cpu()
     for parameter in model.parameters():

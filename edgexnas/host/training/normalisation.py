@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 __all__ = ["normalised"]
@@ -22,8 +22,16 @@ SETTLING_BATCHES = 32
 
 
 @contextmanager
-def normalised(model: nn.Module) -> Iterator[Callable[[Callable[[], object]], None]]:
+def normalised(
+    model: nn.Module, seen: Tensor | None = None
+) -> Iterator[Callable[[Callable[[], object]], None]]:
     """Put batch normalisation behind each convolution that a ReLU follows, for the block's time.
+
+    Parameters
+    ----------
+    seen
+        Inputs by which the normalisation of trained weights begins as what they give already;
+        None for fresh weights.
 
     Yields
     ------
@@ -32,6 +40,7 @@ def normalised(model: nn.Module) -> Iterator[Callable[[Callable[[], object]], No
     settled so is folded with its running statistics.
     """
     pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
+    biases: list[Tensor | None] = []
     before: dict[str, nn.Sequential] = {}
     stacks = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Sequential)]
     for name, stack in stacks:
@@ -41,6 +50,7 @@ def normalised(model: nn.Module) -> Iterator[Callable[[Callable[[], object]], No
             followed = index + 1 < len(stack) and isinstance(stack[index + 1], nn.ReLU)
             if isinstance(layer, nn.Conv2d) and followed:
                 norm = nn.BatchNorm2d(layer.out_channels).to(layer.weight.device)
+                biases.append(layer.bias)
                 # Taken away again by the normalisation, so that rounding errors alone move it.
                 layer.bias = None
                 pairs.append((layer, norm))
@@ -48,6 +58,9 @@ def normalised(model: nn.Module) -> Iterator[Callable[[Callable[[], object]], No
         if len(layers) > len(stack) and name:
             before[name] = stack
             model.set_submodule(name, nn.Sequential(*layers).train(stack.training))
+
+    if seen is not None:
+        _begin_as_identity(model, [norm for _, norm in pairs], biases, seen)
 
     def settle(run: Callable[[], object]) -> None:
         for _, norm in pairs:
@@ -73,3 +86,30 @@ def normalised(model: nn.Module) -> Iterator[Callable[[Callable[[], object]], No
             conv.bias = bias.requires_grad_()
         for name, stack in before.items():
             model.set_submodule(name, stack)
+
+
+def _begin_as_identity(
+    model: nn.Module, norms: list[nn.BatchNorm2d], biases: list[Tensor | None], seen: Tensor
+) -> None:
+    """Give each normalisation the statistics of what it sees, and scale and offset that undo it."""
+
+    def fit(norm: nn.BatchNorm2d, bias: Tensor | None, features: Tensor) -> None:
+        variance, mean = torch.var_mean(features, dim=(0, 2, 3), correction=0)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(variance)
+        norm.weight.copy_((variance + norm.eps).sqrt())
+        norm.bias.copy_(mean if bias is None else mean + bias)
+
+    hooks = [
+        norm.register_forward_pre_hook(lambda norm, given, bias=bias: fit(norm, bias, given[0]))
+        for norm, bias in zip(norms, biases, strict=True)
+    ]
+    training = model.training
+    with torch.no_grad():
+        # In evaluation each one gives what the layers behind it have seen so far.
+        model.eval()(seen)
+    model.train(training)
+    for hook in hooks:
+        hook.remove()

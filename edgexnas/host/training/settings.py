@@ -42,8 +42,7 @@ class TrainingSettings:
     augment
         Draw one of the task's symmetries of the square for each item and epoch.
     normalise
-        Batch-normalise convolutions meanwhile; see `edgexnas.host.training.normalisation`. For
-        fresh weights only: put behind trained ones it changes what they say.
+        Batch-normalise convolutions meanwhile; see `edgexnas.host.training.normalisation`.
     device
         "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", ...
     time_limit_s

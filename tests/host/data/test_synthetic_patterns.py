@@ -85,20 +85,48 @@ def test_patterns_as_large_as_a_canvas_are_drawn_from_larger_objects() -> None:
     assert (y[0] != y[1]).any()
 
 
+def images_of(canvas: np.ndarray) -> list[np.ndarray]:
+    """An object turned by right angles and mirrored."""
+    turned = [np.rot90(canvas, quarters) for quarters in range(4)]
+    return [*turned, *(image.T for image in turned)]
+
+
 def test_patterns_are_those_that_the_simulator_diffracts(objects: np.ndarray) -> None:
     # So many photons that Poisson noise is nothing.
     bright = PROBE * np.float32(1e3)
     source = PatternSource(objects[:1], bright, intensity_scale=1e6, seed=1)
     x, y = source.draw(1)
     patch = y[0, 0].numpy() * np.exp(1j * y[0, 1].numpy())
-    there = np.abs(
-        np.lib.stride_tricks.sliding_window_view(objects[0], (64, 64))[:, :, 0, 0] - patch[0, 0]
-    )
-    row, col = np.unravel_index(there.argmin(), there.shape)
-    counts = diffract(objects[0], bright, [(row - 32, col - 32)])
+    # By two pixels of the patch, which an image of the object that is turned otherwise lacks.
+    off = np.array([
+        np.abs(image[:-63, :-63] - patch[0, 0]) + np.abs(image[:-63, 1:-62] - patch[0, 1])
+        for image in images_of(objects[0])
+    ])  # fmt: skip
+    image, row, col = np.unravel_index(off.argmin(), off.shape)
+    seen = images_of(objects[0])[image]
+    counts = diffract(seen, bright, [(row - 32, col - 32)])
     np.testing.assert_allclose(
         x[0].numpy(), scale_patterns(bin_patterns(counts, 2), 1e6), rtol=0.01, atol=0.01
     )
+
+
+def test_objects_are_seen_turned_and_mirrored() -> None:
+    rows, cols = np.indices((384, 384)) / 384
+    source = PatternSource((rows + 0.1 * cols + 1j)[None].astype(np.complex64), PROBE, 100.0)
+    _, y = source.draw(64)
+    amplitude = y[:, 0].numpy()
+    steps = amplitude[:, 1, 0] - amplitude[:, 0, 0], amplitude[:, 0, 1] - amplitude[:, 0, 0]
+    # The steeper axis, and where each axis rises.
+    seen = {(abs(d) > abs(a), d > 0, a > 0) for d, a in zip(*steps, strict=True)}
+    assert len(seen) == 8
+
+
+def test_a_tenth_is_measured_patterns_where_there_are_some(objects: np.ndarray) -> None:
+    x, y = torch.full((3, 1, 64, 64), -1.0), torch.full((3, 2, 64, 64), -2.0)
+    drawn_x, drawn_y = PatternSource(objects, PROBE, 100.0).mixed(x, y).draw(40)
+    measured = (drawn_x == -1).all(dim=(1, 2, 3))
+    assert measured.sum() == 4
+    torch.testing.assert_close(measured, (drawn_y == -2).all(dim=(1, 2, 3)))
 
 
 def test_a_masked_pixel_counts_nothing(objects: np.ndarray) -> None:
@@ -109,8 +137,9 @@ def test_a_masked_pixel_counts_nothing(objects: np.ndarray) -> None:
     assert (x > 0).any()
 
 
-def test_noise_is_that_of_photons(objects: np.ndarray) -> None:
-    source = PatternSource(objects[:1, :129, :129], PROBE, 1.0)
+def test_noise_is_that_of_photons() -> None:
+    # One window, and the same however it is turned.
+    source = PatternSource(np.ones((1, 129, 129), np.complex64), PROBE, 1.0)
     x, _ = source.draw(200)
     counts = (x**2)[:, 0]
     mean, spread = counts.mean(0), counts.var(0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -235,13 +234,12 @@ def drawn_patterns(tiny_patterns: PtychoDataset) -> PtychoDataset:
     return replace(tiny_patterns, probe=(np.sqrt(1000) * probe[None]).astype(np.complex64))
 
 
-@pytest.fixture
-def few_objects(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draw 4 objects: 64 take seconds."""
-    monkeypatch.setattr(Drawing, "objects", partialmethod(Drawing.objects, 4))
+def drawing_context(dataset: PtychoDataset) -> EvaluationContext:
+    """Draw patterns of 4 objects: 64 take seconds."""
+    context = evaluation_context(dataset, dataset.split(), device="cpu")
+    return replace(context, object_count=4)
 
 
-@pytest.mark.usefixtures("few_objects")
 def test_a_search_draws_its_patterns_anew_where_labels_hold_a_probe(
     drawn_patterns: PtychoDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,7 +251,7 @@ def test_a_search_draws_its_patterns_anew_where_labels_hold_a_probe(
         return draw(source, count)
 
     monkeypatch.setattr(PatternSource, "draw", counted)
-    context = evaluation_context(drawn_patterns, drawn_patterns.split(), device="cpu")
+    context = drawing_context(drawn_patterns)
     assert context.drawing is not None
     training = {"epochs": 1, "batch_size": 64, "learning_rate": 1e-3}
     request = EvaluationRequest(0, SPACE, {"units": 8, "layers": 1} | training, seed=1)
@@ -266,14 +264,13 @@ def test_a_search_draws_its_patterns_anew_where_labels_hold_a_probe(
     assert drawn == 16 * [64] + 2 * 32 * [64]
 
 
-@pytest.mark.usefixtures("few_objects")
 def test_equal_seeds_draw_alike_whatever_was_drawn_before(drawn_patterns: PtychoDataset) -> None:
     training = {"epochs": 1, "batch_size": 64, "learning_rate": 1e-3}
     requests = [
         EvaluationRequest(0, SPACE, {"units": 8, "layers": 1} | training, seed=seed)
         for seed in (1, 2, 1)
     ]
-    context = evaluation_context(drawn_patterns, drawn_patterns.split(), device="cpu")
+    context = drawing_context(drawn_patterns)
     first, other, again = (evaluate(request, context).metrics["error"] for request in requests)
     assert first == again != other
 
@@ -312,7 +309,6 @@ def test_a_limit_of_time_ends_the_schedule_of_drawn_patterns_and_not_of_others()
     assert max(rates[False]) < 0.01
 
 
-@pytest.mark.usefixtures("few_objects")
 def test_a_training_on_drawn_patterns_ends_with_its_time_within_an_epoch(
     drawn_patterns: PtychoDataset,
 ) -> None:

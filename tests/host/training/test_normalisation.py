@@ -36,6 +36,20 @@ def test_what_is_left_computes_what_the_normalised_network_did(model: torch.nn.M
     assert count_parameters(model) == count
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_trained_weights_go_on_from_what_they_gave(training: bool) -> None:
+    model = CnnPtycho(3, 4, 3, 2)
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.rand_like(parameter)
+    with torch.no_grad():
+        expected = model.train(training)(PATTERNS)
+        with normalised(model, PATTERNS):
+            assert any(isinstance(layer, torch.nn.BatchNorm2d) for layer in model.modules())
+            assert model.training == training
+            torch.testing.assert_close(model(PATTERNS), expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(model.eval()(PATTERNS), expected, atol=1e-4, rtol=1e-3)
+
+
 def test_a_stack_is_normalised_before_each_relu_and_only_there() -> None:
     model = PtychoNN(2)
     before = copy.deepcopy(model)
