@@ -46,10 +46,10 @@ from edgexnas.host import (
 from edgexnas.host.data.ptycho_labels import cut_patches
 from edgexnas.host.data.scan_parts import part_of_scan
 from edgexnas.host.data.synthetic_patterns import (
+    Drawing,
     ObjectVariety,
     PatternSource,
-    draw_objects,
-    reconstruct_part,
+    with_probe,
 )
 from edgexnas.host.exporting.ptycho_baselines import ridge_prediction
 from edgexnas.host.exporting.scoring import patch_row
@@ -60,7 +60,9 @@ from edgexnas.host.training.ptycho_pretraining import PretrainingSettings, pretr
 from edgexnas.scans import Scan, open_scan
 from edgexnas.simulate import PtychographySettings, simulate_scan
 
-OBJECTS = 96
+OBJECTS = 256
+OBJECTS_SEED = 1000
+"""None of a simulated scan's."""
 RIDGE_PATTERNS = 4000
 """Drawn for a ridge regression: it solves for all of them at once."""
 BASELINE = "PtychoNN"
@@ -99,10 +101,14 @@ class Case:
     scans: tuple[Scan, ...]
     dataset: PtychoDataset
     split: Split
-    probe: np.ndarray
+    drawing: Drawing
     objects: np.ndarray
     iterative: dict[str, np.ndarray]
     """Patches (len(split.test), 2, 64, 64) of further reconstructions, for their rows."""
+
+    def source(self, seed: int, device: str = "cpu") -> PatternSource:
+        """Draw patterns as a search does, by a seed."""
+        return self.drawing.source(objects=self.objects, seed=seed, device=device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +170,6 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, help="pre-training takes no longer")
     parser.add_argument("--seed", type=int, default=0, help="of weights and batches")
     parser.add_argument("--fine-tune", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--seen-share", type=float, default=0.5, help="of objects, measured ones")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runs", type=Path, default=Path("runs/ptycho"))
@@ -175,17 +180,15 @@ def parsed() -> argparse.Namespace:
 def star_case(options: argparse.Namespace) -> Case:
     """Label the real star, and find beam and object of its training part alone."""
     scan = open_scan(options.scan)
-    files = [options.runs / name for name in ("labels.h5", "beam.npz", "again.npz")]
-    if not files[0].exists():
-        label_scan(scan, device=options.device).save(files[0])
-    dataset = PtychoDataset.load(files[0])
+    labels, again = (options.runs / name for name in ("labels.h5", "again.npz"))
+    if not labels.exists():
+        dataset = label_scan(scan, device=options.device)
+        with_probe(dataset, scan, device=options.device).save(labels)
+    dataset = PtychoDataset.load(labels)
     split = dataset.split()
-    if not files[1].exists():
-        targets = dataset.targets[split.train]
-        beam = reconstruct_part(scan, split.train, targets, device=options.device)
-        np.savez(files[1], probe=beam.probe, objects=draw_objects(
-            OBJECTS, seen=beam, seen_share=options.seen_share))  # fmt: skip
-    if "report" in options.stages and not files[2].exists():
+    drawing = Drawing.of(dataset, split.train)
+    assert drawing is not None
+    if "report" in options.stages and not again.exists():
         half = np.arange(0, len(scan), 2)
         found = {
             "rPIE, another seed": reconstruct(scan, seed=1, device=options.device),
@@ -196,10 +199,18 @@ def star_case(options: argparse.Namespace) -> Case:
         kept: dict[str, Any] = {
             name: test_patches(again, scan, split.test, dataset) for name, again in found.items()
         }
-        np.savez(files[2], **kept)
-    with np.load(files[1]) as beam:
-        probe, objects = beam["probe"], beam["objects"]
-    return Case((scan,), dataset, split, probe, objects, kept_patches(files[2]))
+        np.savez(again, **kept)
+    objects = kept_objects(options.runs, drawing)
+    return Case((scan,), dataset, split, drawing, objects, kept_patches(again))
+
+
+def kept_objects(runs: Path, drawing: Drawing) -> np.ndarray:
+    """Draw objects, or read those that were drawn."""
+    place = runs / "objects.npy"
+    if not place.exists():
+        np.save(place, drawing.objects(OBJECTS, seed=OBJECTS_SEED))
+    objects: np.ndarray = np.load(place)
+    return objects
 
 
 def kept_patches(path: Path) -> dict[str, np.ndarray]:
@@ -243,9 +254,12 @@ def simulated_case(options: argparse.Namespace) -> Case:
         amplitude=(1.0, 1.0), zoom=(1.0, 1.0), drift_rad=0.0, roughness=0.0,
         kinds=("siemens-star", "circuit", "cells"),
     )  # fmt: skip
-    objects = draw_objects(OBJECTS, variety=variety, seed=1000)
     assert scans[0].probe is not None
-    return Case(scans, dataset, split, scans[0].probe, objects, kept_patches(file))
+    drawing = Drawing(
+        probe=scans[0].probe, intensity_scale=dataset.intensity_scale, variety=variety
+    )
+    objects = kept_objects(options.runs, drawing)
+    return Case(scans, dataset, split, drawing, objects, kept_patches(file))
 
 
 def in_gauge_of(patches: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -312,10 +326,8 @@ def train_network(name: str, case: Case, options: argparse.Namespace) -> Trained
     started = time.monotonic()
     torch.manual_seed(options.seed)
     model = build(name)
-    source = PatternSource(
-        case.objects, case.probe, case.dataset.intensity_scale, device=options.device,
-        seed=options.seed,
-    )  # fmt: skip
+    data = TrainingData.from_dataset(case.dataset, case.split, options.device)
+    source = case.source(options.seed, options.device).mixed(data.train_x, data.train_y)
     settings = PretrainingSettings(
         steps=options.steps,
         batch_size=options.batch,
@@ -334,7 +346,6 @@ def train_network(name: str, case: Case, options: argparse.Namespace) -> Trained
     if not name.endswith(MEASURED):
         pretrain(model, source, settings, on_steps=show)
         tuning = FINE_TUNING
-    data = TrainingData.from_dataset(case.dataset, case.split, options.device)
     model.to(data.device)
     before = PatchCriterion().evaluate(model, data.validation_x, data.validation_y)["error"]
     weights = {key: value.cpu().clone() for key, value in model.state_dict().items()}
@@ -343,13 +354,13 @@ def train_network(name: str, case: Case, options: argparse.Namespace) -> Trained
         after = train(model, data, replace(tuning, device=options.device)).metrics["error"]
     if after > before:
         model.load_state_dict(weights)
-    model.cpu()
     test = case.split.test
     scores = PatchCriterion().evaluate(
         model,
-        torch.from_numpy(case.dataset.inputs()[test]),
-        torch.from_numpy(case.dataset.targets[test]),
+        torch.from_numpy(case.dataset.inputs()[test]).to(data.device),
+        torch.from_numpy(case.dataset.targets[test]).to(data.device),
     )
+    model.cpu()
     result = Trained(
         name=name,
         parameters=count_parameters(model),
@@ -412,7 +423,7 @@ def drawn_ridge(case: Case, runs: Path) -> AccuracyRow:
     if kept.exists():
         return ROWS.validate_json(kept.read_bytes())[0]
     dataset, count = case.dataset, RIDGE_PATTERNS
-    source = PatternSource(case.objects, case.probe, dataset.intensity_scale, seed=1)
+    source = case.source(seed=1)
     parts = [source.draw(min(250, count - at)) for at in range(0, count, 250)]
     x, y = (torch.cat(tensors).numpy() for tensors in zip(*parts, strict=True))
     drawn = replace(
