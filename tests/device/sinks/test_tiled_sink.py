@@ -47,6 +47,9 @@ pytest.importorskip("onnxruntime", reason="onnxruntime is the extra «device»")
 
 from tiled.client import context as tiled_context
 from tiled.client import from_uri
+from tiled.client.utils import ClientError
+from tiled.structures.data_source import DataSource
+from tiled.structures.table import TableStructure
 
 KEY = "keyofthistest"
 TIMEOUTS = ("connect", "read", "write", "pool")
@@ -402,6 +405,44 @@ def test_a_service_that_was_killed_leaves_whole_frames_and_goes_on(
         frames, peaks = part["frames"].read(), part["peaks"].read()
         whole = peaks[peaks["write"] <= frames["write"].max()]
         assert len(whole) == frames["count"].sum()
+
+
+def test_a_table_that_the_server_has_half_made_does_not_keep_the_sink_from_opening(
+    make: Callable[..., TiledSink], catalogue: Callable[[], Any]
+) -> None:
+    first = make()
+    first.open(IDENTITY)
+    first.write([result(0)])
+    first.close()
+    about = next(iter(catalogue().values())).metadata
+    broken = catalogue().create_container("000002_scan_1", metadata=dict(about))
+    # The server enters a table first, and makes it then.
+    with pytest.raises(ClientError, match="415"):
+        broken.new(
+            "table",
+            [DataSource("table", TableStructure("", 1, []), mimetype="none/such")],
+            key="frames",
+        )
+    assert list(broken) == ["frames"]
+    again = make()
+    again.open(IDENTITY)
+    assert [list(ranges) for ranges in again.committed().values()] == [[(0, 1)]]
+    again.write([result(1)])
+    assert stored_numbers(catalogue()["000003_scan_1"]) == [1]
+
+
+def test_a_server_whose_tables_are_in_duckdb_is_warned_of_once(
+    free_port: Callable[[], int], key_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with tiled_server(tmp_path, free_port(), "duckdb") as url:
+        sink = TiledSink(url, api_key_file=key_file)
+        sink.open(IDENTITY)
+        for series in ("a", "b"):
+            sink.write([replace(result(0), series=series)])
+        sink.close()
+    warnings = [r.getMessage() for r in caplog.records if r.name == "edgexnas.device.serving"]
+    assert len(warnings) == 1
+    assert "ends or hangs when one is read while it is written" in warnings[0]
 
 
 def test_frames_that_a_server_does_not_take_fail_and_are_counted(
