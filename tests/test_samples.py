@@ -120,9 +120,10 @@ def test_06_a_subscriber_prints_what_the_configured_service_sends(
     with subprocess.Popen(serve, stderr=subprocess.DEVNULL) as service:
         try:
             lines = run("06_receive_results.py", address, 20).splitlines()
-        finally:
             service.terminate()
-            assert service.wait() == 0
+            assert service.wait(120) == 0
+        finally:
+            service.kill()
     assert len([line for line in lines if "peaks, brightest at" in line]) >= 19
 
 

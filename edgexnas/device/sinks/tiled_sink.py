@@ -15,6 +15,7 @@ whose `write` is beyond the newest of `frames` remain of a write that was cut of
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -68,6 +69,8 @@ ANSWER_S = 5.0
 """How long a server has to answer at all."""
 
 _ARROW_FILE = "application/vnd.apache.arrow.file"
+
+_log = logging.getLogger("edgexnas.device.serving")
 
 
 class TiledSink(Sink):
@@ -135,6 +138,7 @@ class TiledSink(Sink):
         self._tables: dict[str, Any] = {}
         self._number = self._write = 0
         self._object_key: str | None = None
+        self._warned = False
 
     def check(self) -> None:
         """Connect, and leave nothing behind.
@@ -341,7 +345,22 @@ class TiledSink(Sink):
             [(column, pyarrow.from_numpy_dtype(type_)) for column, (type_, _) in columns.items()]
         )
         units = {column: unit for column, (_, unit) in columns.items() if unit}
-        return self._container.create_appendable_table(schema, key=name, metadata={"units": units})
+        table = self._container.create_appendable_table(schema, key=name, metadata={"units": units})
+        self._warn_of_duckdb(table)
+        return table
+
+    def _warn_of_duckdb(self, table: Any) -> None:
+        """Say that the server will not bear who reads a table that is written."""
+        # Tiled gives all requests the same connection, whose driver bears one thread at a time.
+        sources = table.item["attributes"].get("data_sources") or ()
+        places = [asset["data_uri"] for source in sources for asset in source["assets"]]
+        if not self._warned and any(place.startswith("duckdb:") for place in places):
+            self._warned = True
+            _log.warning(
+                "the server of %s keeps its tables in DuckDB, and ends or hangs when one is read "
+                "while it is written; serve the catalogue with PostgreSQL storage",
+                self.name,
+            )
 
     def _append(self, name: str, columns: Mapping[str, npt.NDArray[Any]]) -> None:
         import pyarrow
@@ -400,9 +419,12 @@ def _committed(root: Any) -> dict[SeriesKey, NumberRanges]:
             or "made_by" not in about
         ):
             continue
-        if "frames" not in container:
+        try:
+            frames = container["frames"]
+        # A table is missing, or has no structure, if the server failed while it made it.
+        except (KeyError, AttributeError):
             continue
-        rows = container["frames"].read(["number", "status"])
+        rows = frames.read(["number", "status"])
         # What was not processed may come again, and is processed then.
         ended = rows["status"].to_numpy() <= FRAME_STATES.index("failed")
         numbers = np.unique(rows["number"].to_numpy()[ended])

@@ -639,20 +639,24 @@ def test_an_interrupt_names_resume_and_lines_tell_what_happens(
                "--output", str(tmp_path / "run"), "--budget", "10min", "--search", "random",
                "--evaluator", "serial"]  # fmt: skip
     # Where a script runs the tests in the background, it lets them ignore this signal.
-    process = subprocess.Popen(
+    with subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, env=dict(os.environ),
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
-    journal = tmp_path / "run" / "journal.jsonl"
-    while not journal.exists() or journal.read_bytes().count(b'"start"') < 1:
-        assert process.poll() is None
-        time.sleep(0.05)
-    told: str | None = None
-    while told is None:
-        # Again, as a user would: Python loses an interrupt that comes while a weak reference ends.
-        process.send_signal(signal.SIGINT)
-        with suppress(subprocess.TimeoutExpired):
-            _, told = process.communicate(timeout=60)
+    ) as process:  # fmt: skip
+        try:
+            journal = tmp_path / "run" / "journal.jsonl"
+            while not journal.exists() or journal.read_bytes().count(b'"start"') < 1:
+                assert process.poll() is None
+                time.sleep(0.05)
+            told: str | None = None
+            while told is None:
+                # Again, as a user would: Python loses an interrupt that comes while a weak
+                # reference ends.
+                process.send_signal(signal.SIGINT)
+                with suppress(subprocess.TimeoutExpired):
+                    _, told = process.communicate(timeout=60)
+        finally:
+            process.kill()
     # A shell says 130 of both: `python -m` ends by the signal itself where that came while source
     # text ran, such as that of a dataclass that is being made.
     assert process.returncode in {130, -signal.SIGINT}, told
