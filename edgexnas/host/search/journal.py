@@ -17,6 +17,7 @@ import errno
 import fcntl
 import json
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -245,7 +246,7 @@ def _replay(
 def _check_numbers(trial: Trial) -> None:
     times = (trial.seconds, trial.finished, trial.slot_s)
     numbers: tuple[Any, ...] = (*trial.metrics.values(), *trial.rungs.values(), *times)
-    if not all(isinstance(n, int | float) and abs(n) < float("inf") for n in numbers):
+    if not all(isinstance(n, int | float) and abs(n) <= sys.float_info.max for n in numbers):
         raise ValueError(f"trial {trial.number} has {numbers}; specify finite numbers")
     if not isinstance(trial.configuration, dict):
         raise TypeError(f"trial {trial.number} has no configuration")

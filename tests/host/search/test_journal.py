@@ -100,7 +100,14 @@ def test_lines_that_are_no_events_are_damage(tmp_path: Path, line: dict[str, obj
 
 @pytest.mark.parametrize(
     ("number", "damaged"),
-    [("0.5", '"x"'), ("0.5", "NaN"), ("0.5", "null"), ('{"error":0.5}', "7"), ("0.7", "[]")],
+    [
+        ("0.5", '"x"'),
+        ("0.5", "NaN"),
+        ("0.5", "null"),
+        ("0.5", "1" + 400 * "0"),
+        ('{"error":0.5}', "7"),
+        ("0.7", "[]"),
+    ],
 )
 def test_what_is_no_number_is_damage(tmp_path: Path, number: str, damaged: str) -> None:
     path = write_run(tmp_path)
