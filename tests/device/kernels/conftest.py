@@ -32,8 +32,12 @@ def _load(path: Path) -> ModuleType:
 
 @pytest.fixture(scope="session")
 def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the kernels that g++ compiled are kept for all tests."""
-    return tmp_path_factory.mktemp("kernels")
+    """Where the kernels that g++ compiled are kept for all tests, of all processes of a run."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return tmp_path_factory.mktemp("kernels")
+    folder = tmp_path_factory.getbasetemp().parent / "kernels"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import hashlib
 import shutil
 import subprocess
@@ -85,9 +86,23 @@ def build(
     if appended or not pixel:
         tag = hashlib.sha256(f"{definitions}{appended}".encode()).hexdigest()[:16]
     library = folder / f"{Path(source).stem}-{tag}.so"
-    if library.exists():
-        return library
-    program = folder / f"{library.stem}.cpp"
+    with library.with_suffix(".lock").open("w") as lock:
+        # Another process of the same run may be compiling it.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not library.exists():
+            _compile(compiler, library, source, definitions, names, appended)
+    return library
+
+
+def _compile(
+    compiler: str,
+    library: Path,
+    source: str,
+    definitions: Mapping[str, str],
+    names: list[str],
+    appended: str,
+) -> None:
+    program, draft = library.with_suffix(".cpp"), library.with_suffix(".draft")
     exports = "\n".join(f"EXPORT({name})" for name in names)
     program.write_text(f'#include "cuda_on_cpu.h"\n#include "{source}"\n{appended}\n{exports}\n')
     # No contraction here either; aliasing is what CUDA allows. A composed kernel runs once or
@@ -102,7 +117,7 @@ def build(
         "-w",
     ]
     macros = [f"-D{name}={value}" for name, value in definitions.items()]
-    command = [compiler, *flags, *macros, f"-I{HERE}", f"-I{SOURCES}", program, "-o", library]
+    command = [compiler, *flags, *macros, f"-I{HERE}", f"-I{SOURCES}", program, "-o", draft]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return library
+    draft.rename(library)
