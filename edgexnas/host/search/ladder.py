@@ -4,7 +4,8 @@ A ladder of times. A new network trains for the first slot; the best third of th
 go on from their weights for three times as long, and so on (asynchronous successive halving, Li et
 al., MLSys 2020). Each slot ends with its learning rate at 0, so that every rung of a learning curve
 is a finished network. Because slots are times and not epochs, what a network costs is part of how
-it does: one that takes long for a step takes fewer of them.
+it does: one that takes long for a step takes fewer of them. Where most take too few in the first
+slot to tell them apart, as with ptychography on a CPU, new networks begin with a longer one.
 
 The best third is that of a set, not of the error alone: first the network that is best by the first
 objective, then whichever adds most hypervolume. DeepHyper's own stoppers compare one number, which
@@ -26,6 +27,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Literal
 
 from edgexnas.host.measuring.objectives import Objective, pareto_front
@@ -44,6 +46,9 @@ WORTH_A_FINAL = 2.0
 """Finalists are at most so many times worse than the best by the first objective: what is smaller
 still will not do, however long it trains. Hypervolume counts from there, so that one that is
 hardly worth it does not win by being tiny."""
+
+TELLING_STEPS, TOLD_BY = 200, 3
+"""Steps below which trainings are little but noise, and how many of a slot show that it is one."""
 
 Positions = tuple[float, ...]
 
@@ -128,20 +133,35 @@ class Ladder:
         slots, left = self.shares.slots_s, self.shares.search_end_s - elapsed_s
         searched = [trial for trial in trials.values() if trial.stage == "search"]
         went_on = {trial.parent for trial in searched}
+        first = self._first_rung(searched)
         # From the top, so that what is almost done is done first.
-        for rung in range(len(slots) - 2, -1, -1):
+        for rung in range(len(slots) - 2, first - 1, -1):
             if slots[rung + 1] > left:
                 continue
             done = [t for t in searched if t.status == "done" and self.rung(t.slot_s) == rung]
             for trial in self._best_of(done, len(done) // SLOT_FACTOR, WORTH_GOING_ON):
                 if trial.number not in went_on:
                     return Job("search", slots[rung + 1], parent=trial.number)
-        if slots[0] <= left or not searched:
+        if slots[first] <= left or not searched:
             # One network at least, however slow a start was.
-            return Job("search", slots[0])
+            return Job("search", slots[first])
         failed = all(trial.status == "failed" for trial in searched)
         # Without any network there are no finalists either, whose time this then takes.
         return Job("search", slots[0]) if failed and self._has_time(elapsed_s) else None
+
+    def _first_rung(self, searched: Sequence[Trial]) -> int:
+        """Find the lowest rung on which half of the new networks take steps enough to tell."""
+        highest = len(self.shares.slots_s) - 1
+        for rung in range(highest):
+            steps = [
+                trial.metrics["steps"]
+                for trial in searched
+                if trial.parent is None and "steps" in trial.metrics
+                and self.rung(trial.slot_s) == rung
+            ]  # fmt: skip
+            if len(steps) < TOLD_BY or median(steps) >= TELLING_STEPS:
+                return rung
+        return highest
 
     def _best_of(
         self, trials: Sequence[Trial], count: int, worth: float, *, front_only: bool = False

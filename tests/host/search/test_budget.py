@@ -40,7 +40,7 @@ from edgexnas.host.search.evaluation import (
     evaluation_context,
 )
 from edgexnas.host.search.journal import Trial
-from edgexnas.host.search.ladder import Ladder, ranked
+from edgexnas.host.search.ladder import Job, Ladder, ranked
 from edgexnas.host.search.optimization import OVERTIME_S, SearchResult, optimize
 from edgexnas.host.search.plan import LEAST_STEPS, make_plan
 from edgexnas.host.search.priors import Prior, find_prior
@@ -92,6 +92,36 @@ def done(number: int, error: float, parameters: float, slot: float, **more: Any)
 
 def ladder(budget: float = 600, workers: int = 2) -> Ladder:
     return Ladder(TimeShares.of(budget), TWO, workers)
+
+
+def of_steps(number: int, steps: int, slot: float) -> Trial:
+    trial = done(number, 0.1, 1000, slot)
+    trial.metrics["steps"] = steps
+    return trial
+
+
+@pytest.mark.parametrize(("steps", "rung"), [((40, 190, 900), 1), ((40, 210, 900), 0)])
+def test_new_networks_begin_with_a_longer_slot_where_few_steps_tell_nothing(
+    steps: tuple[int, ...], rung: int
+) -> None:
+    rungs = ladder()
+    slots = rungs.shares.slots_s
+    trials = {n: of_steps(n, each, slots[0]) for n, each in enumerate(steps)}
+    # Two of them are too few to say so.
+    job = rungs.next({n: trials[n] for n in (0, 1)}, 1, 60.0)
+    assert job == Job("search", slots[0])
+    job = rungs.next(trials, 1, 60.0)
+    assert job is not None
+    assert job.seconds == slots[1]
+    # What was trained too briefly does not go on.
+    assert (job.parent is None) == (rung == 1)
+
+
+def test_the_longest_slot_is_the_last_one_to_begin_with() -> None:
+    rungs = ladder()
+    slots = rungs.shares.slots_s
+    trials = {n: of_steps(n, 20, slots[n // 3]) for n in range(3 * len(slots))}
+    assert rungs.next(trials, 1, 60.0) == Job("search", slots[-1])
 
 
 def test_the_best_third_goes_on_and_small_networks_are_among_it() -> None:
@@ -396,6 +426,8 @@ def ticking(clock: Ticks) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(time, "monotonic", clock)
         patch.setitem(train.__kwdefaults__, "clock", clock)
+        # By this clock a first slot has a hundred steps.
+        patch.setattr("edgexnas.host.search.ladder.TELLING_STEPS", 50)
         yield
 
 
