@@ -135,15 +135,17 @@ def test_what_a_worker_prepares_is_not_the_time_of_its_first_evaluation(
     drawn, go_on = tmp_path / "drawn", tmp_path / "go_on"
 
     class HeldDrawing:
-        def objects(self) -> str:
+        def objects(self, count: int) -> str:
+            assert count == context.object_count
             while not go_on.exists():
                 time.sleep(0.01)
             with drawn.open("a") as file:
                 file.write("once ")
             return "objects"
 
-        def source(self, objects: str, device: str) -> None:
+        def source(self, objects: str, device: str) -> SimpleNamespace:
             assert (objects, device) == ("objects", "cpu")
+            return SimpleNamespace(mixed=lambda x, y: None)
 
     held = dataclasses.replace(context, drawing=HeldDrawing())  # type: ignore[arg-type]
     evaluator = ProcessEvaluator(
