@@ -271,8 +271,9 @@ HEADLINES: list[tuple[str, str, Callable[[], list[str]]]] = [
         "training",
         "evaluations an hour",
         lambda: [
-            f"{float(row('training', 'cnnBragg')[3].split('×')[0]):.0f} to "
-            f"{float(row('training', 'cnnBragg', '32, 24', table=2)[4].strip('×')):.0f}×"
+            f"{float(row('training', 'cnnBragg', '64')[4].split('×')[0]):.0f} to "
+            f"{float(row('training', 'cnnBragg', '32, 24', table=2)[4].strip('×')):.0f}×",
+            f"16 cnnBragg alone {float(row('training', 'cnnBragg', '16')[4].split('×')[0]):.0f}×",
         ],
     ),
     (
