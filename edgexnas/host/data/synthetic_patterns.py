@@ -185,7 +185,7 @@ class PatternSource:
         return other
 
     def mixed(self, x: Tensor, y: Tensor) -> PatternSource:
-        """Draw a tenth of the patterns from measured ones, at no cost of memory.
+        """Take about a tenth of the patterns from measured ones, at no cost of memory.
 
         No simulation is quite what a detector gives.
 

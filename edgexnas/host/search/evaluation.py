@@ -67,11 +67,11 @@ CALIBRATION_ITEMS = 512
 LEAST_TRAINING, LEAST_VALIDATION = 64, 16
 """Fewest labelled items for which a search says anything."""
 
-FloatArray = npt.NDArray[np.float32]
-
 GPU_OBJECTS = 4
 """Times as many objects to draw patterns of as on a CPU: a GPU takes so many steps that networks
 would learn the fewer ones by heart."""
+
+FloatArray = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class EvaluationContext:
     drawing
         What every training draws its patterns from; None trains on `train_x` and `train_y`.
     object_count
-        How many objects it draws them of.
+        How many objects it draws them of: more for the GPU of the process that starts the search.
     int8
         Score networks with INT8 rounding too.
     """

@@ -47,8 +47,11 @@ WORTH_A_FINAL = 2.0
 still will not do, however long it trains. Hypervolume counts from there, so that one that is
 hardly worth it does not win by being tiny."""
 
-TELLING_STEPS, TOLD_BY = 200, 3
-"""Steps below which trainings are little but noise, and how many of a slot show that it is one."""
+TELLING_STEPS = 200
+"""Trainings of fewer steps hardly differ from each other."""
+
+TOLD_BY = 3
+"""Networks of which half take fewer, to say that of a slot."""
 
 Positions = tuple[float, ...]
 

@@ -42,6 +42,9 @@ the best so far: its learning rate is lower, and a few hundred items say no more
 QUEUED_STEPS = 16
 """Steps that a GPU may have waiting before the clock is looked at."""
 
+NORMALISING_ITEMS = 256
+"""By which the normalisation of weights that go on begins as what they give."""
+
 
 class DivergedError(SearchError):
     """The training loss became NaN or infinite."""
@@ -57,10 +60,6 @@ class TrainingResult:
     seconds: float
     history: list[dict[str, float]] = field(default_factory=list)
     steps: int = 0
-
-
-NORMALISING_ITEMS = 256
-"""By which the normalisation of weights that go on begins as what they give."""
 
 
 def train(

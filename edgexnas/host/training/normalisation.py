@@ -40,9 +40,9 @@ def normalised(
     settled so is folded with its running statistics.
     """
     pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
-    biases: list[Tensor | None] = []
     before: dict[str, nn.Sequential] = {}
-    stacks = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Sequential)]
+    # A model that is a stack itself cannot be replaced, and stays as it is.
+    stacks = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Sequential) and n]
     for name, stack in stacks:
         layers: list[nn.Module] = []
         for index, layer in enumerate(stack):
@@ -50,17 +50,15 @@ def normalised(
             followed = index + 1 < len(stack) and isinstance(stack[index + 1], nn.ReLU)
             if isinstance(layer, nn.Conv2d) and followed:
                 norm = nn.BatchNorm2d(layer.out_channels).to(layer.weight.device)
-                biases.append(layer.bias)
+                if seen is not None and layer.bias is not None:
+                    norm.bias.data.copy_(layer.bias.data)
                 # Taken away again by the normalisation, so that rounding errors alone move it.
                 layer.bias = None
                 pairs.append((layer, norm))
                 layers.append(norm)
-        if len(layers) > len(stack) and name:
+        if len(layers) > len(stack):
             before[name] = stack
             model.set_submodule(name, nn.Sequential(*layers).train(stack.training))
-
-    if seen is not None:
-        _begin_as_identity(model, [norm for _, norm in pairs], biases, seen)
 
     def settle(run: Callable[[], object]) -> None:
         for _, norm in pairs:
@@ -72,6 +70,8 @@ def normalised(
                 run()
 
     try:
+        if seen is not None:
+            _begin_as_identity(model, [norm for _, norm in pairs], seen)
         yield settle
     finally:
         # Also after an exception, so that the caller gets its own layers back.
@@ -88,28 +88,26 @@ def normalised(
             model.set_submodule(name, stack)
 
 
-def _begin_as_identity(
-    model: nn.Module, norms: list[nn.BatchNorm2d], biases: list[Tensor | None], seen: Tensor
-) -> None:
+def _begin_as_identity(model: nn.Module, norms: list[nn.BatchNorm2d], seen: Tensor) -> None:
     """Give each normalisation the statistics of what it sees, and scale and offset that undo it."""
 
-    def fit(norm: nn.BatchNorm2d, bias: Tensor | None, features: Tensor) -> None:
-        variance, mean = torch.var_mean(features, dim=(0, 2, 3), correction=0)
+    def fit(norm: nn.BatchNorm2d, given: tuple[Tensor]) -> None:
+        variance, mean = torch.var_mean(given[0], dim=(0, 2, 3), correction=0)
         assert norm.running_mean is not None
         assert norm.running_var is not None
         norm.running_mean.copy_(mean)
         norm.running_var.copy_(variance)
         norm.weight.copy_((variance + norm.eps).sqrt())
-        norm.bias.copy_(mean if bias is None else mean + bias)
+        # It holds the bias of the layer before it.
+        norm.bias.add_(mean)
 
-    hooks = [
-        norm.register_forward_pre_hook(lambda norm, given, bias=bias: fit(norm, bias, given[0]))
-        for norm, bias in zip(norms, biases, strict=True)
-    ]
+    hooks = [norm.register_forward_pre_hook(fit) for norm in norms]
     training = model.training
-    with torch.no_grad():
-        # In evaluation each one gives what the layers behind it have seen so far.
-        model.eval()(seen)
-    model.train(training)
-    for hook in hooks:
-        hook.remove()
+    try:
+        with torch.no_grad():
+            # In evaluation each one gives what the layers behind it have seen so far.
+            model.eval()(seen)
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()

@@ -50,6 +50,26 @@ def test_trained_weights_go_on_from_what_they_gave(training: bool) -> None:
         torch.testing.assert_close(model.eval()(PATTERNS), expected, atol=1e-4, rtol=1e-3)
 
 
+def test_a_model_that_is_a_stack_itself_stays_as_it_is() -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.ReLU())
+    with torch.no_grad():
+        expected = model(PATTERNS)
+        with normalised(model, PATTERNS):
+            pass
+        torch.testing.assert_close(model(PATTERNS), expected)
+
+
+def test_inputs_that_do_not_fit_leave_the_weights_that_came() -> None:
+    model = CnnPtycho(3, 4, 3, 2)
+    with torch.no_grad():
+        expected = model(PATTERNS)
+    with pytest.raises(RuntimeError), normalised(model, PATTERNS[:, :, :9, :9]):
+        raise AssertionError("the block has begun")
+    with torch.no_grad():
+        torch.testing.assert_close(model(PATTERNS), expected, atol=1e-4, rtol=1e-3)
+    assert model.training
+
+
 def test_a_stack_is_normalised_before_each_relu_and_only_there() -> None:
     model = PtychoNN(2)
     before = copy.deepcopy(model)
