@@ -181,6 +181,8 @@ def ladder(
         known = slots[: rung + 1] if rung < len(slots) else []
         error = min((s["validation_px"] for s in known), default=1.0)
         metrics = {"error": min(error, 1.0), "parameters": float(row["parameters"])}
+        if known:
+            metrics["steps"] = float(known[-1]["steps"])
         trials[number] = Trial(
             number, name, proposals[number].configuration, "done", metrics=metrics, order=number,
             slot_s=job.seconds, parent=job.parent,

@@ -50,7 +50,7 @@ hardly worth it does not win by being tiny."""
 TELLING_STEPS = 200
 """Trainings of fewer steps hardly differ from each other."""
 
-TOLD_BY = 3
+TOLD_BY = 6
 """Networks of which half take fewer, to say that of a slot."""
 
 Positions = tuple[float, ...]
