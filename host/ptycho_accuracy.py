@@ -49,6 +49,7 @@ from edgexnas.host.data.synthetic_patterns import (
     Drawing,
     ObjectVariety,
     PatternSource,
+    drawn_dataset,
     with_probe,
 )
 from edgexnas.host.exporting.ptycho_baselines import ridge_prediction
@@ -422,22 +423,13 @@ def drawn_ridge(case: Case, runs: Path) -> AccuracyRow:
     kept = runs / "accuracy" / "ridge regression.json"
     if kept.exists():
         return ROWS.validate_json(kept.read_bytes())[0]
-    dataset, count = case.dataset, RIDGE_PATTERNS
-    source = case.source(seed=1)
-    parts = [source.draw(min(250, count - at)) for at in range(0, count, 250)]
-    x, y = (torch.cat(tensors).numpy() for tensors in zip(*parts, strict=True))
-    drawn = replace(
-        dataset,
-        patterns=np.rint(x[:, 0] ** 2 * np.float32(dataset.intensity_scale)),
-        targets=y,
-        positions_px=np.zeros((count, 2)),
-        region=np.zeros(count, np.int32),
-    )
-    train = np.concatenate([case.split.train, len(dataset) + np.arange(count)])
+    dataset = case.dataset
+    drawn = drawn_dataset(dataset, case.source(seed=1), RIDGE_PATTERNS, source_name="seed 1")
+    train = np.concatenate([case.split.train, len(dataset) + np.arange(RIDGE_PATTERNS)])
     joined = PtychoDataset.concatenate([dataset, drawn])
     patches = ridge_prediction(joined, replace(case.split, train=train))
     row = patch_row(
-        f"ridge regression, {count:,} drawn patterns too",
+        f"ridge regression, {RIDGE_PATTERNS:,} drawn patterns too",
         patches,
         dataset.targets[case.split.test],
         against=dataset.against,

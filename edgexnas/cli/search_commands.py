@@ -6,8 +6,6 @@ import argparse
 import logging
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -188,6 +186,7 @@ def _export(options: argparse.Namespace) -> None:
     from edgexnas.bundle import describe, load_signing_key
     from edgexnas.host import SearchResult
     from edgexnas.host.exporting.bundle_export import FINE_TUNING
+    from edgexnas.host.search.run_folder import handled
 
     check_output(options.output, inputs=(options.signing_key,))
     # Before the network is quantised, which takes minutes.
@@ -202,7 +201,7 @@ def _export(options: argparse.Namespace) -> None:
                 f"specify one of {', '.join(map(str, sorted(known)))}"
             )
         candidate = known[options.trial]
-    with _told("edgexnas.host.exporting"):
+    with handled("edgexnas.host.exporting", _lines_told()):
         report = result.export(
             options.output,
             candidate=candidate,
@@ -218,17 +217,9 @@ def _export(options: argparse.Namespace) -> None:
     print_pairs([*describe(report.manifest), *chosen, ("file", str(report.path))])
 
 
-@contextmanager
-def _told(part: str) -> Iterator[None]:
-    """Print what a part of the package logs, a line each on standard error, for the block."""
-    logger, handler = logging.getLogger(part), logging.StreamHandler()
+def _lines_told() -> logging.Handler:
+    """Print what is logged, a line each on standard error."""
+    handler = logging.StreamHandler()
     # Warnings are printed for every command already.
     handler.addFilter(lambda record: record.levelno < logging.WARNING)
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
+    return handler

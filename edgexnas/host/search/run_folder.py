@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "check_journalled",
     "checkpoint_path",
+    "handled",
     "load_run_dataset",
     "load_run_spaces",
     "logged_to",
@@ -78,7 +79,14 @@ def logged_to(path: Path) -> Iterator[None]:
     """Append this package's log to a file for the block's time."""
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    package = logging.getLogger("edgexnas.host")
+    with handled("edgexnas.host", handler):
+        yield
+
+
+@contextmanager
+def handled(part: str, handler: logging.Handler) -> Iterator[None]:
+    """Give what a part of the package logs to a handler for the block's time, and close that."""
+    package = logging.getLogger(part)
     level = package.level
     package.addHandler(handler)
     package.setLevel(logging.INFO)
